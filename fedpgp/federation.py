@@ -1,0 +1,431 @@
+"""The facade between the science and whatever moves messages: a data set dealt to clients, a frozen model and a method.
+
+Server and clients build the same federation from the same configuration. Nothing heavy happens before it is needed: a server that only
+averages never opens an image. No Flower here: prompts come and go as numpy arrays and plain dictionaries.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from fedpgp.clip import load_clip, resolve_device
+from fedpgp.data import Dataset, load_dataset
+from fedpgp.data.features import encode_split
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.evaluation import accuracy, calibration_error
+from fedpgp.methods import METHODS, Method, Params
+from fedpgp.optimizers import fresh_state, make_optimizer
+from fedpgp.protocols import ClientShare, Deal, deal
+from fedpgp.seeding import generator
+from fedpgp.task import Candidates, Task
+from fedpgp.training import TrainingSettings, train_cohort
+
+State = dict[str, Tensor]
+LoadState = Callable[[int], State | None]
+OPTIMIZER = "optimizer/"  # prefix of the optimizer's tensors in a client's private state
+
+MEMORY_SHARE = 0.25
+"""Part of the free memory that one cohort's activations may take (several workers share a machine)."""
+
+
+class FeatureSource(Protocol):
+    """Where image features come from: unit-norm (N, embed) of the train or the test split."""
+
+    def __call__(self, split: str) -> np.ndarray: ...
+
+
+@dataclass
+class TrainResult:
+    """One client's round. ``update`` is None and ``error`` says why when the client must be left out of the average."""
+
+    client: int
+    update: dict[str, np.ndarray] | None
+    state: State
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass
+class EvalResult:
+    """One client's figures in percent, flat: ``"<model>.<figure>"``; what the protocol lacks is absent."""
+
+    client: int
+    num_examples: int
+    metrics: dict[str, float]
+
+
+class Federation:
+    """Clients that own images, one frozen model, one method.
+
+    Args:
+        method: with its task (model, classes, precision).
+        dataset: what was dealt.
+        dealt: who owns what.
+        features: image features of the train and the test split.
+        training: how a client trains in a round.
+        seed: of everything random.
+        cohort_size: clients trained in one tensor program; None takes what memory allows.
+        local_labels: candidates of local accuracy: ``all`` trained classes, or the client's ``own``.
+        keep_optimizer: a client goes on with its own optimizer state from round to round.
+    """
+
+    def __init__(
+        self,
+        method: Method | Callable[[], Method],
+        dataset: Dataset,
+        dealt: Deal,
+        features: FeatureSource,
+        training: TrainingSettings,
+        *,
+        seed: int = 0,
+        cohort_size: int | None = None,
+        local_labels: str = "all",
+        keep_optimizer: bool = False,
+    ):
+        if local_labels not in ("all", "own"):
+            raise FedPGPError(unknown("protocol.local_labels", local_labels, ["all", "own"]))
+        self._method, self.dataset, self.deal, self._source = method, dataset, dealt, features
+        self.training, self.seed, self.cohort_size = training, seed, cohort_size
+        self.local_labels, self.keep_optimizer = local_labels, keep_optimizer
+        self._features: dict[str, Tensor] = {}
+        self._labels: dict[tuple, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "Federation":
+        """Builds a federation from the resolved configuration (a plain nested mapping; the keys are conf/'s).
+
+        Raises:
+            FedPGPError: anything in the configuration that cannot work, by name.
+        """
+        return _Builder(config).federation()
+
+    @cached_property
+    def method(self) -> Method:
+        return self._method if isinstance(self._method, Method) else self._method()
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.deal.shares)
+
+    @cached_property
+    def base(self) -> Candidates:
+        """Candidates of training, local and base accuracy."""
+        return self.method.task.candidates(self.deal.base_classes)
+
+    @cached_property
+    def novel(self) -> Candidates:
+        return self.method.task.candidates(self.deal.novel_classes)
+
+    # The tensors. ---------------------------------------------------------------------------------------------------------
+
+    def initial_shared(self) -> dict[str, np.ndarray]:
+        """The global tensors before round 1."""
+        shared = self.method.init_shared(generator(self.seed, "shared"))
+        return {name: tensor.to(self.method.task.dtype).cpu().numpy() for name, tensor in shared.items()}
+
+    def initial_state(self, client: int) -> State:
+        """A client's private tensors before its first round."""
+        return self.method.init_personal(generator(self.seed, "personal", client))
+
+    def features(self, split: str) -> Tensor:
+        """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""
+        if split not in self._features:
+            task = self.method.task
+            # A copy: torch must not write into, nor hold open, the memory-mapped cache.
+            self._features[split] = torch.from_numpy(np.array(self._source(split))).to(task.device, task.dtype)
+        return self._features[split]
+
+    def labels(self, split: str, classes: Sequence[int]) -> Tensor:
+        """Columns of ``classes`` for every image of a split, -1 for images of other classes."""
+        key = (split, tuple(classes))
+        if key not in self._labels:
+            column = np.full(len(self.dataset.class_names), -1, dtype=np.int64)
+            column[list(classes)] = np.arange(len(classes))
+            labels = column[getattr(self.dataset, split).labels]
+            self._labels[key] = torch.from_numpy(labels).to(self.method.task.device)
+        return self._labels[key]
+
+    def _params(self, shared: Mapping[str, np.ndarray], states: Sequence[State]) -> Params:
+        task = self.method.task
+        params = {
+            name: torch.as_tensor(array).to(task.device, task.dtype).expand(len(states), *np.shape(array))
+            for name, array in shared.items()
+        }
+        for name in self._personal_names:
+            params[name] = torch.stack([state[name].to(task.device, task.dtype) for state in states])
+        return params
+
+    @cached_property
+    def _personal_names(self) -> tuple[str, ...]:
+        return tuple(self.method.init_personal(generator(self.seed, "personal", 0)))
+
+    def _cohorts(self, clients: Sequence[int], classes: Candidates, gradients: bool) -> Iterator[list[int]]:
+        size = self.cohort_size or self._affordable(classes, gradients)
+        ordered = sorted(clients, key=lambda c: (-len(self.deal.shares[c].train), c))  # equal lengths finish together
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+    def _affordable(self, classes: Candidates, gradients: bool) -> int:
+        """Clients whose activations fit into memory, at least 1."""
+        task = self.method.task
+        encoder = classes.encoder(task.n_ctx)
+        blocks = len(encoder.tower.blocks)
+        width = encoder.tower.width
+        kept = 12 * blocks if gradients else 24  # widths a token: what autograd keeps of a block, or one block's peak
+        client = (
+            2 * encoder.tokens * width * kept * torch.finfo(task.dtype).bits // 8
+        )  # two passes: global and personal
+        if task.device.type == "cuda":
+            free = torch.cuda.mem_get_info(task.device)[0]
+        else:
+            free = psutil.virtual_memory().available
+        return max(1, int(free * MEMORY_SHARE / client))
+
+    # Training. ------------------------------------------------------------------------------------------------------------
+
+    def train(
+        self, shared: Mapping[str, np.ndarray], clients: Sequence[int], round: int, load_state: LoadState
+    ) -> Iterator[TrainResult]:
+        """Trains clients for one round (from 1) and yields each as soon as its cohort is done.
+
+        Args:
+            shared: the global tensors.
+            clients: logical ids.
+            round: of the run.
+            load_state: a client's newest private tensors; None for a client that never trained.
+        """
+        task = self.method.task
+        features, labels = self.features("train"), self.labels("train", self.deal.base_classes)
+        for cohort in self._cohorts(clients, self.base, gradients=True):
+            stored = [load_state(client) for client in cohort]
+            states = [s if s is not None else self.initial_state(c) for s, c in zip(stored, cohort, strict=True)]
+            params = self._params(shared, states)
+            result = train_cohort(
+                self.method,
+                params,
+                features,
+                labels,
+                [self.deal.shares[client].train for client in cohort],
+                self.base,
+                self.training,
+                seed=self.seed,
+                clients=cohort,
+                round=round,
+                optimizer_state=self._stored_optimizer(params, states) if self.keep_optimizer else None,
+            )
+            for k, client in enumerate(cohort):
+                state = {name: result.params[name][k].cpu() for name in self._personal_names}
+                if self.keep_optimizer:
+                    state |= {OPTIMIZER + name: tensor[k].cpu() for name, tensor in result.optimizer_state.items()}
+                error = result.failure[k]
+                update = (
+                    None if error else {name: result.params[name][k].cpu().to(task.dtype).numpy() for name in shared}
+                )
+                metrics = {"loss": float(result.loss[k]), "steps": float(result.steps[k])}
+                yield TrainResult(client, update, state, len(self.deal.shares[client].train), metrics, error)
+
+    def _stored_optimizer(self, params: Params, states: Sequence[State]) -> dict[str, Tensor]:
+        """The cohort's optimizer state; zeros for a client that has none yet."""
+        settings = self.training
+        state = fresh_state(make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay), params)
+        for k, stored in enumerate(states):
+            for name, tensor in state.items():
+                if OPTIMIZER + name in stored:
+                    tensor[k] = stored[OPTIMIZER + name].to(tensor)
+        return state
+
+    # Evaluation. ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        shared: Mapping[str, np.ndarray],
+        clients: Sequence[int],
+        load_state: LoadState,
+        *,
+        zero_shot: bool = False,
+    ) -> Iterator[EvalResult]:
+        """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on that client's test images."""
+        method, task = self.method, self.method.task
+        parts = {"base": self.base, **({"novel": self.novel} if self.deal.novel_classes else {})}
+        common: dict[str, dict[str, Tensor]] = {}
+        if zero_shot:
+            common["zero_shot"] = {part: classes.photo for part, classes in parts.items()}
+        global_params = {n: torch.as_tensor(a).to(task.device, task.dtype) for n, a in shared.items()}
+        global_features = {part: method.global_features(global_params, classes) for part, classes in parts.items()}
+        if all(features is not None for features in global_features.values()):
+            common["global"] = global_features
+        for cohort in self._cohorts(clients, self.base, gradients=False):
+            personal: dict[str, Tensor] = {}
+            if self._personal_names:
+                states = [load_state(client) or self.initial_state(client) for client in cohort]
+                params = self._params(shared, states)
+                personal = {part: method.personal_features(params, classes) for part, classes in parts.items()}
+            for k, client in enumerate(cohort):
+                mine = {part: features[k] for part, features in personal.items()} or common["global"]
+                figures: dict[str, float] = {}
+                for model, features in {**common, "personal": mine}.items():
+                    for figure, value in self._score(self.deal.shares[client], features).items():
+                        figures[f"{model}.{figure}"] = value
+                yield EvalResult(client, len(self.deal.shares[client].test), figures)
+
+    def _score(self, share: ClientShare, features: Mapping[str, Tensor]) -> dict[str, float]:
+        """local, ece, base, novel of one model on one client's test images; what has no image is absent."""
+        figures: dict[str, float] = {}
+        labels = self.labels("test", self.deal.base_classes)
+        if len(share.test):
+            logits = self.method.logits(features["base"], self.features("test")[share.test])
+            if self.local_labels == "own":
+                others = np.setdiff1d(np.arange(logits.shape[-1]), share.own_classes)
+                logits[:, others] = float("-inf")
+            figures["local"] = accuracy(logits, labels[share.test])
+            figures["ece"] = calibration_error(logits, labels[share.test])
+        if share.base is not None and len(share.base):
+            logits = self.method.logits(features["base"], self.features("test")[share.base])
+            figures["base"] = accuracy(logits, labels[share.base])
+        if share.novel is not None and len(share.novel):
+            logits = self.method.logits(features["novel"], self.features("test")[share.novel])
+            figures["novel"] = accuracy(logits, self.labels("test", self.deal.novel_classes)[share.novel])
+        return figures
+
+    @torch.no_grad()
+    def samples(
+        self, shared: Mapping[str, np.ndarray], clients: Sequence[int], load_state: LoadState, per_client: int
+    ) -> list[dict]:
+        """A few of each client's own test pictures with its personal model's answers, right and wrong ones in turn.
+
+        Returns:
+            dicts of ``client, domain, label, predicted, correct, confidence`` (0..1) and ``png`` (bytes).
+        """
+        pictures = []
+        for client in clients:
+            share = self.deal.shares[client]
+            if not len(share.test):
+                continue
+            states = [load_state(client) or self.initial_state(client)]
+            features = self.method.personal_features(self._params(shared, states), self.base)
+            features = features[0] if features.dim() == 3 else features
+            probability = self.method.logits(features, self.features("test")[share.test]).softmax(-1)
+            confidence, predicted = (t.cpu().numpy() for t in probability.max(-1))
+            truth = self.labels("test", self.deal.base_classes)[share.test].cpu().numpy()
+            order = generator(self.seed, "samples", client).permutation(len(share.test))
+            right, wrong = ([i for i in order if (predicted[i] == truth[i]) == hit] for hit in (True, False))
+            chosen = [i for pair in zip(right, wrong, strict=False) for i in pair]
+            chosen += [i for i in order if i not in chosen]
+            for i in chosen[:per_client]:
+                buffer = io.BytesIO()
+                self.dataset.test.image(int(share.test[i])).save(buffer, format="PNG")
+                pictures.append(
+                    {
+                        "client": int(client),
+                        "domain": share.domain,
+                        "label": self.base.names[truth[i]],
+                        "predicted": self.base.names[predicted[i]],
+                        "correct": bool(predicted[i] == truth[i]),
+                        "confidence": float(confidence[i]),
+                        "png": buffer.getvalue(),
+                    }
+                )
+        return pictures
+
+    def client_table(self) -> list[dict]:
+        """A row a client: id, domain, numbers of train and test images, and how many of which class."""
+        names = self.dataset.class_names
+
+        def counts(labels: np.ndarray) -> dict[str, int]:
+            ids, how_many = np.unique(labels, return_counts=True)
+            return {names[i]: int(n) for i, n in zip(ids, how_many, strict=True)}
+
+        return [
+            {
+                "id": client,
+                "domain": share.domain,
+                "train_images": len(share.train),
+                "test_images": len(share.test),
+                "train_counts": counts(self.dataset.train.labels[share.train]),
+                "test_counts": counts(self.dataset.test.labels[share.test]),
+            }
+            for client, share in enumerate(self.deal.shares)
+        ]
+
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class _Builder:
+    """Configuration -> federation, checking names and ranges on the way."""
+
+    def __init__(self, config: Mapping):
+        self.config = config
+        if config["dtype"] not in DTYPES:
+            raise FedPGPError(unknown("dtype", config["dtype"], list(DTYPES)))
+        if config["method"]["name"] not in METHODS:
+            raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
+
+    def federation(self) -> Federation:
+        config = self.config
+        options = {k: v for k, v in config["dataset"].items() if k not in ("name", "root", "views")}
+        dataset = load_dataset(config["dataset"]["name"], config["dataset"].get("root"), **options)
+        dealt = deal(
+            dataset, config["clients"], config["seed"], config["shots"], config["protocol"], config["partition"]
+        )
+        settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state", "personal")}
+        method_class = METHODS[config["method"]["name"]]
+        try:
+            method_settings = method_class.Settings(**settings)
+        except TypeError:
+            valid = list(method_class.Settings.__dataclass_fields__)
+            wrong = next(k for k in settings if k not in valid)
+            raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong, valid)) from None
+        clip = cache(
+            lambda: load_clip(
+                config["model"]["name"], config["model"].get("pretrained"), resolve_device(config["device"])
+            )
+        )
+
+        def method() -> Method:
+            task = Task(
+                clip(),
+                dataset.class_names,
+                template=dataset.template,
+                n_ctx=config["n_ctx"],
+                context_init=config["context_init"],
+                dtype=DTYPES[config["dtype"]],
+            )
+            return method_class(method_settings, task)
+
+        def features(split: str) -> np.ndarray:
+            return encode_split(
+                clip(),
+                getattr(dataset, split),
+                cache_dir=config["runtime"].get("cache_dir"),
+                dataset_name=dataset.name,
+                split_name=split,
+            )
+
+        size = config["runtime"].get("cohort_size", "auto")
+        return Federation(
+            method,
+            dataset,
+            dealt,
+            features,
+            TrainingSettings(
+                epochs=config["local_epochs"],
+                batch_size=config["batch_size"],
+                lr=config["lr"],
+                rounds=config["rounds"],
+                **config["training"],
+            ),
+            seed=config["seed"],
+            cohort_size=None if size == "auto" else int(size),
+            local_labels=config["protocol"].get("local_labels", "all"),
+            keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
+        )

@@ -1,0 +1,28 @@
+"""Local CoOp: every client learns its own context and sends nothing (Zhou et al., IJCV 2022, arXiv 2109.01134).
+
+It goes on from round to round with its own context, so it trains as many epochs as the federated methods (public "local" baselines
+restart from the initial weights every round).
+"""
+
+import numpy as np
+from torch import Tensor
+
+from fedpgp.methods.base import Method, Params
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates
+
+
+class CoOp(Method):
+    """One personal context (m, d), nothing shared and so no global model."""
+
+    name = "coop"
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+
+    def global_features(self, shared: Params, classes: Candidates) -> None:
+        return None
+
+    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+        context = params["p"]
+        return classes.encoder(context.shape[-2])(context)

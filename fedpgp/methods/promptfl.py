@@ -1,0 +1,25 @@
+"""PromptFL: federated averaging of one CoOp context (Guo et al., IEEE TMC 2023, arXiv 2208.11625).
+
+Everybody learns the context ``p_G`` by cross-entropy; the server averages the copies, weighted by the number of images (the original
+code averages unweighted, all later ones weighted).
+"""
+
+import numpy as np
+from torch import Tensor
+
+from fedpgp.methods.base import Method, Params
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates
+
+
+class PromptFL(Method):
+    """One shared context (m, d), no personal tensor."""
+
+    name = "promptfl"
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+
+    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+        context = shared["p_G"]
+        return classes.encoder(context.shape[-2])(context)

@@ -1,0 +1,16 @@
+"""Zero-shot CLIP: a hand-written template for each class, nothing is learned (Radford et al., ICML 2021, arXiv 2103.00020)."""
+
+from torch import Tensor
+
+from fedpgp.methods.base import Method, Params
+from fedpgp.task import Candidates
+
+
+class ZeroShot(Method):
+    """``z_C = g("a photo of a {class}.")`` for everybody."""
+
+    name = "zero_shot"
+    learns = False
+
+    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+        return classes.photo

@@ -1,0 +1,70 @@
+"""SGD, Adam and AdamW as torch defines them, on tensors with a leading client axis.
+
+torch's own optimizers hold one step count a parameter; a cohort's clients finish at different steps, so the state carries the client axis
+too and is a plain dictionary of tensors that can be kept with a client's private state.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, unknown
+
+
+class SGD:
+    """``d = g + wd p;  buf = momentum buf + d;  p -= lr buf`` (no dampening, no Nesterov)."""
+
+    slots = ("momentum",)
+
+    def __init__(self, momentum: float = 0.9, weight_decay: float = 5e-4):
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: float, step: Tensor) -> None:
+        """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
+        buffer = state["momentum"]
+        buffer.mul_(self.momentum).add_(grad).add_(p, alpha=self.weight_decay)
+        p.sub_(buffer, alpha=lr)
+
+
+class Adam:
+    """Adam with torch's defaults; weight decay is added to the gradient (Adam) or taken from the parameter (AdamW)."""
+
+    slots = ("mean", "square")
+
+    def __init__(self, weight_decay: float = 0.0, decoupled: bool = False, betas=(0.9, 0.999), eps: float = 1e-8):
+        self.weight_decay, self.decoupled, self.betas, self.eps = weight_decay, decoupled, betas, eps
+
+    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: float, step: Tensor) -> None:
+        """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
+        if self.decoupled:
+            p.mul_(1 - lr * self.weight_decay)
+        else:
+            grad = grad + self.weight_decay * p
+        mean, square = state["mean"], state["square"]
+        mean.lerp_(grad, 1 - self.betas[0])
+        square.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
+        step = step.to(p.dtype).view(-1, *[1] * (p.dim() - 1))
+        denominator = (square / (1 - self.betas[1] ** step)).sqrt_().add_(self.eps)
+        p.sub_(lr / (1 - self.betas[0] ** step) * mean / denominator)
+
+
+def make_optimizer(name: str, momentum: float, weight_decay: float) -> SGD | Adam:
+    """``sgd | adam | adamw`` by name.
+
+    Raises:
+        FedPGPError: unknown name.
+    """
+    if name == "sgd":
+        return SGD(momentum, weight_decay)
+    if name in ("adam", "adamw"):
+        return Adam(weight_decay, decoupled=name == "adamw")
+    raise FedPGPError(unknown("training.optimizer", name, ["sgd", "adam", "adamw"]))
+
+
+def fresh_state(optimizer: SGD | Adam, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zero state for these parameters: ``slot/name`` -> like the parameter, and ``step`` -> (K,)."""
+    state = {f"{slot}/{name}": torch.zeros_like(p) for slot in optimizer.slots for name, p in params.items()}
+    clients = next(iter(params.values()))
+    state["step"] = torch.zeros(len(clients), dtype=torch.int64, device=clients.device)
+    return state

@@ -1,0 +1,81 @@
+"""Contexts and low-rank terms: how they start and how they are put together."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.clip import FrozenCLIP
+from fedpgp.errors import FedPGPError
+
+INIT_STD = 0.02
+"""Standard deviation of every random start (CoOp and FedPGP)."""
+
+
+def personal_context(shared: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The personal context ``p_i = p_G + U_i V_i`` (FedPGP, section 3).
+
+    Args:
+        shared: p_G, (..., m, d).
+        u: (..., m, b).
+        v: (..., b, d).
+
+    Returns:
+        (..., m, d); leading axes broadcast.
+    """
+    return shared + u @ v
+
+
+def normal(shape: tuple[int, ...], rng: np.random.Generator, std: float = INIT_STD) -> Tensor:
+    """N(0, std²), float64. Drawn in float64 whatever the run's dtype, so that a run starts alike in every precision."""
+    return torch.from_numpy(rng.normal(0.0, std, shape))
+
+
+def context_length(clip: FrozenCLIP, n_ctx: int | None, init: str) -> int:
+    """m, the number of context vectors: ``n_ctx`` for a random start, the phrase's token count for a phrase.
+
+    Args:
+        clip: its tokenizer counts.
+        n_ctx: with a phrase None, or the phrase's own count.
+        init: ``"normal"`` or a phrase.
+
+    Raises:
+        FedPGPError: no length, or a length that is not the phrase's.
+    """
+    if init == "normal":
+        if n_ctx is None or n_ctx < 1:
+            raise FedPGPError(f"n_ctx={n_ctx}: a random context needs at least one token, for example n_ctx=16")
+        return n_ctx
+    tokens = len(clip.embed_phrase(init))
+    if n_ctx not in (None, tokens):
+        raise FedPGPError(
+            f"n_ctx={n_ctx}, but context_init={init!r} has {tokens} tokens: set n_ctx=null or n_ctx={tokens}"
+        )
+    return tokens
+
+
+def starting_context(clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Generator) -> Tensor:
+    """The context every client starts from, (n_ctx, d) in float64: N(0, 0.02²) for ``"normal"``, else the phrase's embeddings."""
+    if init == "normal":
+        return normal((n_ctx, clip.width), rng)
+    return clip.embed_phrase(init).double().cpu()
+
+
+def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A personal term at its start: U (m, rank) and V (rank, d), float64.
+
+    Args:
+        init: ``"normal"``: both N(0, 0.02²), as the public code does; ``"zero"``: U = 0 and V ~ N(0, 0.02²), so that U V is zero at
+            the start and still learns (both zero never would).
+
+    Raises:
+        FedPGPError: a rank outside 1..min(m, d), or an unknown init.
+    """
+    if not 1 <= rank <= min(m, d):
+        raise FedPGPError(
+            f"method.rank={rank}: a term of {m} context tokens and width {d} has a rank between 1 and {min(m, d)}; "
+            "lower method.rank or raise n_ctx"
+        )
+    if init not in ("zero", "normal"):
+        raise FedPGPError(f"method.personal_init={init!r} is unknown; choose 'zero' or 'normal'")
+    u = normal((m, rank), rng)
+    return (torch.zeros_like(u) if init == "zero" else u), normal((rank, d), rng)

@@ -1,0 +1,84 @@
+"""What a method learns for: a model, the classes, how prompts start, in which precision."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedpgp.clip import FrozenCLIP
+from fedpgp.prompts import context_length
+from fedpgp.text import PromptedTextEncoder
+
+
+class Candidates:
+    """A list of candidate classes, and the frozen text features that belong to it, each computed once.
+
+    Attributes:
+        ids: the classes' labels in the data set; column c of every feature and logit is class ``ids[c]``.
+        names: their names.
+    """
+
+    def __init__(self, task: "Task", ids: tuple[int, ...]):
+        self.task, self.ids = task, ids
+        self.names = [task.class_names[i] for i in ids]
+        self._encoders: dict[int, PromptedTextEncoder] = {}
+
+    def encoder(self, n_ctx: int) -> PromptedTextEncoder:
+        """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens."""
+        if n_ctx not in self._encoders:
+            self._encoders[n_ctx] = PromptedTextEncoder(self.task.clip, self.names, n_ctx, dtype=self.task.dtype)
+        return self._encoders[n_ctx]
+
+    @cached_property
+    def photo(self) -> Tensor:
+        """z_C of the hand-written template ("a photo of a {}."), unit norm, (classes, embed)."""
+        texts = [self.task.template.format(name.replace("_", " ")) for name in self.names]
+        return self.task.clip.encode_texts(texts).to(self.task.dtype)
+
+    @cached_property
+    @torch.no_grad()
+    def placeholder(self) -> Tensor:
+        """z_C of "X X … X {class}." with as many placeholder words as the context is long (the public code's guidance)."""
+        words = self.task.clip.embed_phrase(" ".join("X" * self.task.n_ctx))
+        return self.encoder(self.task.n_ctx)(words.to(self.task.dtype))
+
+
+class Task:
+    """Everything about the world that a method may use.
+
+    Args:
+        clip: the frozen model.
+        class_names: of the whole data set, in label order.
+        template: the hand-written template of the data set, with one ``{}``.
+        n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
+        context_init: ``"normal"`` or a phrase.
+        dtype: of prompts, optimizer state and the text tower.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        *,
+        template: str = "a photo of a {}.",
+        n_ctx: int | None = 16,
+        context_init: str = "normal",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.clip, self.class_names, self.template = clip, list(class_names), template
+        self.n_ctx = context_length(clip, n_ctx, context_init)
+        self.context_init, self.dtype = context_init, dtype
+        self.logit_scale = clip.logit_scale
+        self._candidates: dict[tuple[int, ...], Candidates] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    def candidates(self, ids: Sequence[int]) -> Candidates:
+        """The candidate list of these labels; the same object for the same labels, so that nothing frozen is computed twice."""
+        key = tuple(int(i) for i in ids)
+        if key not in self._candidates:
+            self._candidates[key] = Candidates(self, key)
+        return self._candidates[key]

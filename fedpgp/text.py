@@ -1,0 +1,291 @@
+"""The prompted text encoder: exact, prefix-shared, packed, batched over clients.
+
+The sequence of class c is ``[SOS] ctx_1 … ctx_m  name tokens . [EOT]``, padded to 77, and its feature is read at EOT. Attention is
+causal, so
+
+* ``[SOS] ctx_1 … ctx_m`` (the prefix) never sees the class name: it is computed once for each context, not once for each class;
+* nothing after EOT can reach EOT: padding is dropped;
+* a class then costs its own few tokens (the suffix), which attend to the shared prefix and to themselves;
+* in the first block the suffix does not yet depend on the context: its queries, keys and values are constants;
+* in the last block only EOT is read: only its row goes through attention and the MLP.
+
+The suffixes of all classes lie behind the prefix in one packed sequence without padding, ``[prefix | class | class | …]``, sorted by
+length so that classes of equal length attend in one batched product. This is algebra, not approximation: features and
+gradients equal the full 77-token computation to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpgp.clip import FrozenCLIP
+from fedpgp.errors import FedPGPError
+
+QUICK_GELU = 1.702
+"""QuickGELU(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One transformer block with the constants folded into its linear layers.
+
+    LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors go into the neighbouring weights:
+    exact, and it leaves less to compute and to remember for the backward pass.
+    """
+
+    in_weight: Tensor  # (3d, d)
+    in_bias: Tensor
+    out_weight: Tensor  # (d, d)
+    out_bias: Tensor
+    fc_weight: Tensor  # (4d, d)
+    fc_bias: Tensor
+    proj_weight: Tensor  # (d, 4d)
+    proj_bias: Tensor
+
+
+class TextTower:
+    """The folded weights of a causal CLIP text tower, in one dtype; shared by all encoders of a model."""
+
+    def __init__(self, clip: FrozenCLIP, dtype: torch.dtype):
+        text = clip.text_model
+        _require_causal(text)
+        block = text.transformer.resblocks[0]
+        self.dtype, self.device = dtype, clip.device
+        self.heads = block.attn.num_heads
+        self.eps = block.ln_1.eps
+        quick = not isinstance(block.mlp.gelu, nn.GELU)
+        self.activation = F.silu if quick else F.gelu
+        self.blocks = [self._fold(block, QUICK_GELU if quick else 1.0) for block in text.transformer.resblocks]
+        scale, shift = text.ln_final.weight.double(), text.ln_final.bias.double()
+        if isinstance(text.text_projection, nn.Linear):
+            projection = text.text_projection.weight.double()
+            bias = projection @ shift + (0 if text.text_projection.bias is None else text.text_projection.bias.double())
+        else:
+            projection = text.text_projection.double().T
+            bias = projection @ shift
+        self.projection, self.projection_bias = (projection * scale).to(dtype), bias.to(dtype)
+        self.embedding = text.token_embedding.weight  # rows are cast when looked up
+        self.positions = text.positional_embedding.to(dtype)
+        self.width = clip.width
+        self.context_length = clip.context_length
+
+    @classmethod
+    def of(cls, clip: FrozenCLIP, dtype: torch.dtype | None) -> "TextTower":
+        """The tower of this model in this dtype (None: the model's), folded once."""
+        towers = clip.__dict__.setdefault("text_towers", {})
+        dtype = dtype or clip.dtype
+        if dtype not in towers:
+            towers[dtype] = cls(clip, dtype)
+        return towers[dtype]
+
+    def _fold(self, block: nn.Module, activation_factor: float) -> _Block:
+        d = block.attn.embed_dim
+        in_weight, in_bias = _fold_norm(block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias)
+        head_scale = (d // self.heads) ** -0.5
+        in_weight[:d] *= head_scale
+        in_bias[:d] *= head_scale
+        fc_weight, fc_bias = _fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
+        tensors = (
+            in_weight,
+            in_bias,
+            block.attn.out_proj.weight,
+            block.attn.out_proj.bias,
+            fc_weight * activation_factor,
+            fc_bias * activation_factor,
+            block.mlp.c_proj.weight.double() / activation_factor,
+            block.mlp.c_proj.bias,
+        )
+        return _Block(*(tensor.detach().to(self.dtype) for tensor in tensors))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """LayerNorm without scale and shift (they are folded into what follows)."""
+        return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
+
+
+def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    weight = weight.double()
+    return weight * norm.weight.double(), bias.double() + weight @ norm.bias.double()
+
+
+def _require_causal(text: nn.Module) -> None:
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+    blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
+    problem = None
+    if blocks is None or not isinstance(getattr(blocks[0], "attn", None), nn.MultiheadAttention):
+        problem = "its blocks are not CLIP's"
+    elif getattr(text, "attn_mask", None) is None:
+        problem = "it is not causal"
+    elif pool != "argmax":
+        problem = f"its feature is read at {pool!r}, not at the end-of-text token"
+    elif not isinstance(blocks[0].ls_1, nn.Identity) or getattr(text, "cls_emb", None) is not None:
+        problem = "it has layer scales or a class embedding"
+    elif text.text_projection is None:
+        problem = "it has no text projection"
+    if problem:
+        raise FedPGPError(
+            f"this model's text tower cannot be prompted by the prefix-shared encoder: {problem}; use a CLIP model"
+        )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Classes whose suffixes have the same number of tokens; consecutive in the packed sequence."""
+
+    length: int
+    count: int
+    start: int  # of its first token among the suffix tokens
+
+
+class PromptedTextEncoder:
+    """Context vectors -> one unit-norm text feature a class.
+
+    Calling it maps a context (..., n_ctx, width), with any leading axes (clients, prompts, global/personal), to features
+    (..., classes, embed). Differentiable in the context; everything else is frozen.
+
+    Args:
+        clip: the frozen model; its text tower must be causal and read at the end-of-text token (OpenAI's and LAION's CLIP are).
+        class_names: in label order; underscores become spaces.
+        n_ctx: number of context vectors, at least 1.
+        dtype: of the computation; None is the model's own.
+
+    Raises:
+        FedPGPError: a class name that does not fit (names it and the limit, where the tokenizer would cut it silently), or a text tower
+            that is not causal.
+    """
+
+    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], n_ctx: int, *, dtype: torch.dtype | None = None):
+        self.tower = TextTower.of(clip, dtype)
+        self.class_names = list(class_names)
+        self.n_ctx = n_ctx
+        tokenizer, tower = clip.tokenizer, self.tower
+        limit = tower.context_length - n_ctx - 3  # start, full stop, end
+        suffixes = []
+        for name in self.class_names:
+            ids = tokenizer.encode(name.replace("_", " ") + ".")
+            if any(token >= tokenizer.sot_token_id for token in ids):
+                raise FedPGPError(f"class name {name!r} holds a start- or end-of-text token; rename the class")
+            if len(ids) - 1 > limit:
+                raise FedPGPError(
+                    f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit into the model's "
+                    f"{tower.context_length}: shorten the name or n_ctx"
+                )
+            suffixes.append([*ids, tokenizer.eot_token_id])
+        self._pack(suffixes)
+        sos = torch.tensor([tokenizer.sot_token_id], device=tower.device)
+        self._sos = (tower.embedding[sos].to(tower.dtype) + tower.positions[:1]).detach()
+
+    def _pack(self, suffixes: list[list[int]]) -> None:
+        """Sorts classes by suffix length and precomputes all that does not depend on the context."""
+        tower, device = self.tower, self.tower.device
+        self._order = sorted(range(len(suffixes)), key=lambda c: len(suffixes[c]))
+        inverse = torch.empty(len(suffixes), dtype=torch.int64)
+        inverse[self._order] = torch.arange(len(suffixes))
+        self._inverse = inverse.to(device)
+        self._groups: list[_Group] = []
+        tokens, places, ends = [], [], []
+        for c in self._order:
+            length = len(suffixes[c])
+            if self._groups and self._groups[-1].length == length:
+                last = self._groups[-1]
+                self._groups[-1] = _Group(length, last.count + 1, last.start)
+            else:
+                self._groups.append(_Group(length, 1, len(tokens)))
+            tokens += suffixes[c]
+            places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
+            ends.append(1 + self.n_ctx + len(tokens) - 1)
+        rows = tower.embedding[torch.tensor(tokens, device=device)].to(tower.dtype)
+        self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
+        self._ends = torch.tensor(ends, device=device)
+        first = tower.blocks[0]
+        self._suffix_qkv = F.linear(tower.normalize(self._suffix), first.in_weight, first.in_bias).detach()
+        self._masks = {
+            group.length: torch.full(
+                (group.length, group.length), float("-inf"), dtype=tower.dtype, device=device
+            ).triu(1)
+            for group in self._groups
+        }
+
+    @property
+    def tokens(self) -> int:
+        """Packed length of one context's sequence: prefix and all suffixes."""
+        return 1 + self.n_ctx + len(self._suffix)
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """(..., n_ctx, width) -> (..., classes, embed), unit norm."""
+        leading, tower = context.shape[:-2], self.tower
+        context = context.reshape(-1, self.n_ctx, tower.width).to(tower.dtype)
+        n = len(context)
+        prefix = torch.cat(
+            [self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]],
+            dim=1,
+        )
+        x = torch.cat([prefix, self._suffix.expand(n, -1, -1)], dim=1)
+        first = tower.blocks[0]
+        prefix_qkv = F.linear(tower.normalize(prefix), first.in_weight, first.in_bias)
+        qkv = torch.cat([prefix_qkv, self._suffix_qkv.expand(n, -1, -1)], dim=1)
+        for block in tower.blocks[:-1]:
+            if qkv is None:
+                qkv = F.linear(tower.normalize(x), block.in_weight, block.in_bias)
+            x = self._mlp(block, x + F.linear(self._attend(qkv), block.out_weight, block.out_bias))
+            qkv = None
+        last = tower.blocks[-1]
+        if qkv is None:
+            qkv = F.linear(tower.normalize(x), last.in_weight, last.in_bias)
+        attended = self._attend_at_ends(qkv)
+        x = self._mlp(last, x[:, self._ends] + F.linear(attended, last.out_weight, last.out_bias))
+        features = F.normalize(F.linear(tower.normalize(x), tower.projection, tower.projection_bias), dim=-1)
+        return features[:, self._inverse].reshape(*leading, len(self.class_names), -1)
+
+    def _mlp(self, block: _Block, x: Tensor) -> Tensor:
+        hidden = self.tower.activation(F.linear(self.tower.normalize(x), block.fc_weight, block.fc_bias))
+        return x + F.linear(hidden, block.proj_weight, block.proj_bias)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, tokens, width = qkv.shape
+        q, k, v = qkv.view(n, tokens, 3, self.tower.heads, width // (3 * self.tower.heads)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """Attention of every token: (n, tokens, 3d) -> (n, tokens, d)."""
+        q, k, v = self._heads(qkv)
+        p = 1 + self.n_ctx
+        prefix = F.scaled_dot_product_attention(q[:, :, :p], k[:, :, :p], v[:, :, :p], is_causal=True, scale=1.0)
+        suffix = [prefix]
+        for group in self._groups:
+            rows = slice(p + group.start, p + group.start + group.count * group.length)
+            own = (group.count, group.length)
+            suffix.append(self._attend_group(q[:, :, rows], k, v, rows, own, self._masks[group.length]))
+        return torch.cat(suffix, dim=2).transpose(1, 2).flatten(2)
+
+    def _attend_at_ends(self, qkv: Tensor) -> Tensor:
+        """Attention of the EOT tokens alone: (n, tokens, 3d) -> (n, classes, d), classes in packed order."""
+        q, k, v = self._heads(qkv)
+        p, done, parts = 1 + self.n_ctx, 0, []
+        for group in self._groups:
+            rows = slice(p + group.start, p + group.start + group.count * group.length)
+            ends = self._ends[done : done + group.count]
+            parts.append(self._attend_group(q[:, :, ends], k, v, rows, (group.count, group.length), None))
+            done += group.count
+        return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+
+    def _attend_group(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: slice, own: tuple[int, int], mask: Tensor | None
+    ) -> Tensor:
+        """Queries of one group against the shared prefix and against their own class: one softmax over both.
+
+        ``q`` is (n, heads, count * queries a class, head), ``own`` = (count, length) of the group, ``rows`` its keys.
+        """
+        n, heads, queries, size = q.shape
+        p = 1 + self.n_ctx
+        own_k, own_v = (t[:, :, rows].reshape(n, heads, *own, size) for t in (k, v))
+        per_class = q.reshape(n, heads, own[0], queries // own[0], size)
+        to_own = per_class @ own_k.transpose(-1, -2)
+        if mask is not None:
+            to_own = to_own + mask
+        to_prefix = (q @ k[:, :, :p].transpose(-1, -2)).view(n, heads, own[0], queries // own[0], p)
+        shares = torch.cat([to_prefix, to_own], dim=-1).softmax(-1)
+        from_prefix = shares[..., :p].reshape(n, heads, queries, p) @ v[:, :, :p]
+        return from_prefix + (shares[..., p:] @ own_v).view(n, heads, queries, size)

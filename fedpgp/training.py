@@ -1,0 +1,191 @@
+"""Local training of a cohort: K clients with different amounts of data in one batched tensor program.
+
+Every client has its own parameters, optimizer state and batch order. Clients stand in order of their number of steps, longest first, so
+the clients still training are always a prefix of every tensor; one that has finished costs nothing any more. What a client computes
+depends on its own data and on (seed, client, round) alone, not on the company it trains in.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.methods.base import Batch, Method, Params
+from fedpgp.optimizers import fresh_state, make_optimizer
+from fedpgp.seeding import generator
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a client trains in one round.
+
+    Attributes:
+        epochs: passes over the client's images (E).
+        batch_size: images a step.
+        lr: learning rate at its highest.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        momentum: of SGD.
+        weight_decay: on every learned tensor.
+        schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma`` every ``step_rounds`` rounds).
+        warmup_rounds: rounds over which the rate rises linearly to ``lr``.
+        step_rounds, gamma: of the ``step`` schedule.
+        rounds: of the whole run, for ``cosine``.
+        shuffle: a new order every epoch; False walks the images in stored order.
+        drop_last: leave out an epoch's last partial batch (when there is a full one).
+    """
+
+    epochs: int = 2
+    batch_size: int = 32
+    lr: float = 0.001
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "constant"
+    warmup_rounds: int = 0
+    step_rounds: int = 10
+    gamma: float = 0.1
+    rounds: int = 1
+    shuffle: bool = True
+    drop_last: bool = False
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine", "step"):
+            raise FedPGPError(unknown("training.schedule", self.schedule, ["constant", "cosine", "step"]))
+        make_optimizer(self.optimizer, self.momentum, self.weight_decay)
+
+    def learning_rate(self, round: int) -> float:
+        """The rate of a round (from 1); the same for every client, whenever it was last sampled."""
+        if round <= self.warmup_rounds:
+            return self.lr * round / (self.warmup_rounds + 1)
+        done = round - 1 - self.warmup_rounds
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done / max(1, self.rounds - self.warmup_rounds)))
+        if self.schedule == "step":
+            return self.lr * self.gamma ** (done // self.step_rounds)
+        return self.lr
+
+
+@dataclass
+class CohortResult:
+    """What training left, in the order the clients were given.
+
+    Attributes:
+        params: name -> (K, …).
+        optimizer_state: as :func:`fedpgp.optimizers.fresh_state`.
+        loss: mean loss over a client's steps, (K,) float64.
+        steps: steps a client made, (K,).
+        failure: for each client None, or why its update must not be used ("loss is NaN at round 3, step 17").
+    """
+
+    params: Params
+    optimizer_state: dict[str, Tensor]
+    loss: np.ndarray
+    steps: np.ndarray
+    failure: list[str | None]
+
+
+def batches(images: int, settings: TrainingSettings, seed: int, client: int, round: int) -> list[np.ndarray]:
+    """A client's batches in one round: positions among its images, each (<= batch_size,).
+
+    The order of epoch e comes from (seed, client, round, e) alone.
+    """
+    chunks = []
+    for epoch in range(settings.epochs):
+        order = np.arange(images)
+        if settings.shuffle:
+            order = generator(seed, "batches", client, round, epoch).permutation(images)
+        parts = [order[i : i + settings.batch_size] for i in range(0, images, settings.batch_size)]
+        if settings.drop_last and len(parts) > 1 and len(parts[-1]) < settings.batch_size:
+            parts.pop()
+        chunks += parts
+    return chunks
+
+
+def train_cohort(
+    method: Method,
+    params: Params,
+    features: Tensor,
+    labels: Tensor,
+    indices: Sequence[np.ndarray],
+    classes: Candidates,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    clients: Sequence[int],
+    round: int,
+    optimizer_state: dict[str, Tensor] | None = None,
+) -> CohortResult:
+    """Trains K clients for one round.
+
+    Args:
+        method: gives losses and gradients.
+        params: name -> (K, …), every learned tensor at the start of the round; not changed.
+        features: unit-norm image features of the whole training split, (N, embed).
+        labels: columns of ``classes``, (N,) int64.
+        indices: the rows that belong to each client.
+        classes: the candidate classes.
+        settings: epochs, batches, optimizer, schedule.
+        seed, clients, round: what a client's batch order is derived from; ``clients`` are the logical ids.
+        optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start anew.
+    """
+    device = features.device
+    plans = [batches(len(rows), settings, seed, c, round) for rows, c in zip(indices, clients, strict=True)]
+    order = sorted(range(len(plans)), key=lambda k: -len(plans[k]))  # longest first; stable, so ties keep their order
+    place = torch.tensor(order, device=device)
+    params = {name: tensor[place].clone() for name, tensor in params.items()}
+    optimizer = make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay)
+    if optimizer_state is None:
+        state = fresh_state(optimizer, params)
+    else:
+        state = {name: tensor[place].clone() for name, tensor in optimizer_state.items()}
+    plans = [plans[k] for k in order]
+    rows = [torch.as_tensor(indices[k], device=device) for k in order]
+    lengths = np.array([len(plan) for plan in plans])
+    lr = settings.learning_rate(round)
+    total = torch.zeros(len(plans), dtype=torch.float64, device=device)
+    failed = torch.zeros(len(plans), dtype=torch.int64, device=device)  # the first bad step, from 1
+
+    for step in range(int(lengths.max(initial=0))):
+        active = int((lengths > step).sum())
+        batch = _gather(features, labels, rows[:active], [plan[step] for plan in plans[:active]])
+        now = {name: tensor[:active] for name, tensor in params.items()}
+        loss, grads = method.gradients(now, batch, classes)
+        state["step"][:active] += 1
+        for name, p in now.items():
+            slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
+            optimizer.update(p, grads[name], slots, lr, state["step"][:active])
+        total[:active] += loss.double()
+        bad = ~loss.isfinite()
+        for p in now.values():
+            bad |= ~p.flatten(1).isfinite().all(1)
+        failed[:active] = torch.where((failed[:active] == 0) & bad, step + 1, failed[:active])
+
+    back = torch.empty_like(place)
+    back[place] = torch.arange(len(place), device=device)
+    steps = lengths[back.cpu().numpy()]
+    failure = [
+        f"loss or update is NaN or Inf at round {round}, step {bad}" if bad else None for bad in failed[back].tolist()
+    ]
+    return CohortResult(
+        {name: tensor[back] for name, tensor in params.items()},
+        {name: tensor[back] for name, tensor in state.items()},
+        total[back].cpu().numpy() / np.maximum(steps, 1),
+        steps,
+        failure,
+    )
+
+
+def _gather(features: Tensor, labels: Tensor, rows: list[Tensor], chosen: list[np.ndarray]) -> Batch:
+    """The images of one step. A shorter batch is padded with its own images again, at weight zero."""
+    size = max(len(positions) for positions in chosen)
+    index = torch.stack(
+        [row[torch.as_tensor(np.resize(c, size), device=row.device)] for row, c in zip(rows, chosen, strict=True)]
+    )
+    counts = torch.tensor([len(c) for c in chosen], device=features.device).unsqueeze(1)
+    inside = torch.arange(size, device=features.device) < counts
+    return Batch(features[index], labels[index], inside.to(features.dtype) / counts)
