@@ -1,5 +1,61 @@
+"""Where the package's weights and pictures are.
+
+Not always beside the code: Flower sends an application's code (and only its code) to each node and puts that copy first
+on ``sys.path``, where it hides the installed package that has the files.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from fedpgp.errors import FedPGPError
+
+VARIABLE = "FEDPGP_ASSETS"
 
 
-def asset(*parts):
-    return Path(__file__).parent.joinpath("assets", *parts)
+def asset(*parts: str) -> Path:
+    """Path of a file or folder that is shipped with the package: ``asset("emoji", "noto.zip")``.
+
+    Looked for in the folder that the environment variable ``FEDPGP_ASSETS`` names, then beside this file, then in the
+    installed distribution (editable or not).
+
+    Raises:
+        FedPGPError: it is in none of them.
+    """
+    tried = []
+    for folder in _folders():
+        path = folder.joinpath(*parts)
+        if path.exists():
+            return path
+        tried.append(str(folder))
+    raise FedPGPError(
+        f"the shipped file {'/'.join(parts)} is missing (looked in {', '.join(tried)}); install the package again, "
+        f"or set {VARIABLE} to the folder fedpgp/assets of a complete copy"
+    )
+
+
+def _folders() -> Iterator[Path]:
+    if os.environ.get(VARIABLE):
+        yield Path(os.environ[VARIABLE]).expanduser()
+    here = Path(__file__).resolve().parent / "assets"
+    yield here
+    installed = _installed()
+    if installed is not None and installed != here:
+        yield installed
+
+
+@cache
+def _installed() -> Path | None:
+    """``fedpgp/assets`` of the installed distribution, or None where none is installed."""
+    try:
+        found = distribution("fedpgp")
+    except PackageNotFoundError:
+        return None
+    direct = json.loads(found.read_text("direct_url.json") or "{}")
+    if direct.get("dir_info", {}).get("editable"):
+        return Path(unquote(urlparse(direct["url"]).path)) / "fedpgp" / "assets"
+    return Path(str(found.locate_file("fedpgp"))) / "assets"

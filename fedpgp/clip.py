@@ -199,7 +199,18 @@ def _resolve(name: str, pretrained: str | None) -> tuple[str, str | None]:
     if name in MODELS:
         architecture, tag = MODELS[name]
         return architecture, pretrained or tag
-    if name.startswith(("local-dir:", "hf-hub:")):
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        for pattern in (
+            "open_clip_config.json",
+            "*.safetensors",
+        ):  # without weights open_clip would go on with random ones
+            if not list(folder.glob(pattern)) and pretrained != "random":
+                raise FedPGPError(
+                    f"model {name}: there is no {pattern} in {folder}; save a model there in open_clip's format"
+                )
+        return f"local-dir:{folder}", None
+    if name.startswith("hf-hub:"):
         return name, None
     if name not in open_clip.list_models():
         raise FedPGPError(unknown("model", name, [*SHIPPED, *MODELS, *open_clip.list_models()]))

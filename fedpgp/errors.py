@@ -9,9 +9,12 @@ class FedPGPError(Exception):
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
-    """The message for a name that does not exist: what it is, and the nearest names that do."""
-    valid = list(valid)
-    near = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.4)
-    return f"unknown {kind} {name!r}; " + (
-        f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"
+    """The message for a name that does not exist: what it is, and the nearest names that do (all when none is near)."""
+    valid = [str(v) for v in valid]
+    lower = {v.lower(): v for v in valid}
+    near = [lower[v] for v in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
+    if near:
+        return f"unknown {kind} {str(name)!r}; did you mean {' or '.join(near)}?"
+    return (
+        f"unknown {kind} {str(name)!r}; choose one of {', '.join(valid)}" if valid else f"unknown {kind} {str(name)!r}"
     )

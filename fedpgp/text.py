@@ -165,8 +165,6 @@ class PromptedTextEncoder:
         suffixes = []
         for name in self.class_names:
             ids = tokenizer.encode(name.replace("_", " ") + ".")
-            if any(token >= tokenizer.sot_token_id for token in ids):
-                raise FedPGPError(f"class name {name!r} holds a start- or end-of-text token; rename the class")
             if len(ids) - 1 > limit:
                 raise FedPGPError(
                     f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit into the model's "

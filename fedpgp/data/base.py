@@ -1,0 +1,269 @@
+"""What a data set is: splits of labelled pictures, class names in label order, a template; and the list of all."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import logging
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fedpgp.data.store import cache_folder, write_atomically
+from fedpgp.errors import FedPGPError, unknown
+
+log = logging.getLogger(__name__)
+
+DATA_VARIABLE = "FEDPGP_DATA"
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, RuntimeError, Image.DecompressionBombError)
+"""What PIL and zipfile raise for a broken picture, each decoder in its own way."""
+
+
+class Split(ABC):
+    """Labelled pictures.
+
+    Attributes:
+        labels: (N,) int64.
+        domains: N names, or None for data without domains.
+    """
+
+    def __init__(self, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None = None):
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.domains = None if domains is None else list(domains)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, i: int) -> Image.Image:
+        """Picture ``i`` as RGB.
+
+        Raises:
+            FedPGPError: it cannot be read; the message names it.
+        """
+        try:
+            return self._open(i).convert("RGB")
+        except BROKEN as error:
+            raise FedPGPError(
+                f"image {self.describe(i)} cannot be read ({_first_line(error)}); restore it, or leave broken "
+                "images out with dataset.on_bad_image=skip"
+            ) from error
+
+    @abstractmethod
+    def describe(self, i: int) -> str:
+        """What a person calls picture ``i``: its file."""
+
+    @cached_property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the pictures and their order, or of what changes whenever they do: the key of caches."""
+
+    @abstractmethod
+    def _open(self, i: int) -> Image.Image: ...
+
+
+class FileSplit(Split):
+    """Pictures in files.
+
+    Args:
+        root: the folder that the paths start from.
+        paths: N paths relative to ``root``.
+        labels: N labels.
+        domains: N domain names or None.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int], domains: Sequence[str] | None = None):
+        super().__init__(labels, domains)
+        self.root, self.paths = Path(root), [str(path) for path in paths]
+
+    def describe(self, i: int) -> str:
+        return str(self.root / self.paths[i])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                status = os.stat(self.root / path)
+            except OSError as error:
+                raise FedPGPError(f"image {self.root / path} cannot be read ({error.strerror}); restore it") from error
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def _open(self, i: int) -> Image.Image:
+        with Image.open(self.root / self.paths[i]) as image:
+            image.load()
+            return image
+
+
+class ArraySplit(Split):
+    """Pictures in memory: (N, height, width, 3) uint8."""
+
+    def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None = None):
+        super().__init__(labels, domains)
+        self.pixels = pixels
+
+    def describe(self, i: int) -> str:
+        return f"number {i}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.hexdigest()
+
+    def _open(self, i: int) -> Image.Image:
+        return Image.fromarray(self.pixels[i])
+
+
+class Subset(Split):
+    """Some rows of another split, in the order given."""
+
+    def __init__(self, split: Split, rows: Sequence[int] | np.ndarray):
+        self.split, self.rows = split, np.asarray(rows, dtype=np.int64)
+        domains = None if split.domains is None else [split.domains[row] for row in self.rows]
+        super().__init__(split.labels[self.rows], domains)
+
+    def describe(self, i: int) -> str:
+        return self.split.describe(int(self.rows[i]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.split.fingerprint.encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+
+    def _open(self, i: int) -> Image.Image:
+        return self.split._open(int(self.rows[i]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set.
+
+    Attributes:
+        name: as in :data:`DATASETS`.
+        class_names: in label order; underscores are left for the prompt to replace.
+        template: of a class's sentence, with one ``{}``.
+        train, val, test: splits, or None where the data set has none.
+        superclasses: (classes,) int64, which superclass a class belongs to, or None (what the pachinko partition
+            needs).
+        notes: what a run should say of it: which of several splits was used, what was left out.
+    """
+
+    name: str
+    class_names: list[str]
+    template: str
+    train: Split | None
+    val: Split | None
+    test: Split | None
+    superclasses: np.ndarray | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+Loader = Callable[..., Dataset]
+DATASETS: dict[str, Loader] = {}
+"""Name -> loader ``(root, *, download, **its own options) -> Dataset``. Filled by :func:`register`."""
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Makes a loader known under a name. A file of ``fedpgp/data`` that uses it needs no mention anywhere else."""
+
+    def add(loader: Loader) -> Loader:
+        DATASETS[name] = loader
+        return loader
+
+    return add
+
+
+def import_all() -> None:
+    """Imports every module of ``fedpgp.data``, so that each data set registers itself."""
+    package = importlib.import_module("fedpgp.data")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"fedpgp.data.{module.name}")
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that holds the data sets' folders: ``root``, else $FEDPGP_DATA, else ~/.cache/fedpgp/data."""
+    return Path(root or os.environ.get(DATA_VARIABLE) or "~/.cache/fedpgp/data").expanduser()
+
+
+def load_dataset(
+    name: str, root: str | Path | None = None, *, download: bool = False, on_bad_image: str = "error", **options
+) -> Dataset:
+    """Loads a data set; pictures are opened when they are asked for.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        root: folder that holds the data sets' folders; None is $FEDPGP_DATA, else ~/.cache/fedpgp/data.
+        download: fetch what is missing, where the data set's terms allow it.
+        on_bad_image: ``error`` when a broken image is met, or ``skip``: all images are decoded once, broken ones are
+            left out and counted in ``notes``.
+        options: the data set's own (``domains`` of ``emoji``, for example).
+
+    Raises:
+        FedPGPError: unknown name or option; missing, truncated or unreadable data.
+    """
+    if name not in DATASETS:
+        raise FedPGPError(unknown("data set", name, sorted(DATASETS)))
+    if on_bad_image not in ("error", "skip"):
+        raise FedPGPError(unknown("dataset.on_bad_image", on_bad_image, ["error", "skip"]))
+    loader = DATASETS[name]
+    valid = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in valid:
+            raise FedPGPError(unknown(f"option of data set {name}", option, [*valid, "on_bad_image"]))
+    dataset = loader(data_root(root), download=download, **options)
+    return without_broken(dataset) if on_bad_image == "skip" else dataset
+
+
+def without_broken(dataset: Dataset) -> Dataset:
+    """The data set without images that cannot be read; how many and which is noted and logged."""
+    kept, broken = {}, []
+    for part in ("train", "val", "test"):
+        split = getattr(dataset, part)
+        rows = [] if split is None else _broken_rows(split)
+        broken += [split.describe(row) for row in rows]
+        kept[part] = Subset(split, np.setdiff1d(np.arange(len(split)), rows)) if rows else split
+    if not broken:
+        return dataset
+    listed = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
+    note = f"{len(broken)} broken image{'s' * (len(broken) > 1)} left out: {listed}"
+    log.warning("data set %s: %s", dataset.name, note)
+    return replace(dataset, **kept, notes=(*dataset.notes, note))
+
+
+def _broken_rows(split: Split) -> list[int]:
+    """Rows that cannot be decoded. Remembered on disk, because every process of a run asks."""
+    try:
+        key = split.fingerprint
+    except FedPGPError:  # a file is not even there
+        key = None
+    memory = cache_folder() / f"broken-{key[:32]}.json" if key else None
+    if memory is not None and memory.is_file():
+        try:
+            return json.loads(memory.read_text())
+        except ValueError:
+            log.warning("%s is damaged and made anew", memory)
+
+    def broken(row: int) -> bool:
+        try:
+            split.image(row)
+        except FedPGPError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
+        rows = [row for row, bad in enumerate(pool.map(broken, range(len(split)))) if bad]
+    if memory is not None:
+        write_atomically(memory, json.dumps(rows).encode())
+    return rows
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

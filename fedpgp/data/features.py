@@ -1,0 +1,173 @@
+"""Image features, computed once and kept on disk.
+
+The image tower is frozen, so a picture's feature never changes. A cache file is a safetensors file with one tensor,
+mapped into memory by every process that asks. Its name holds the key (pictures, weights, preprocessing) and its header
+a checksum, so a stale, truncated or foreign file is never used: it is made anew.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.clip import FrozenCLIP
+from fedpgp.data.base import Split
+from fedpgp.data.store import cache_folder, cannot_write, locked, remove_leftovers, write_atomically
+from fedpgp.errors import FedPGPError
+
+log = logging.getLogger(__name__)
+
+FORMAT = "1"
+"""Part of every key: raise it when the meaning of a cache file changes."""
+
+
+def encode_split(
+    clip: FrozenCLIP,
+    split: Split,
+    *,
+    cache_dir: str | Path | None = None,
+    dataset_name: str,
+    split_name: str,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Unit-norm image features of a split, from the cache or, the first time, from the model.
+
+    Several processes may ask at once: one computes, the others wait for its file.
+
+    Args:
+        clip: the frozen model; pictures go through its own preprocessing.
+        split: N pictures.
+        cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
+        dataset_name, split_name: only make the file's name readable.
+        batch_size: pictures in one pass through the image tower.
+        progress: called with (pictures done, N) after each batch.
+
+    Returns:
+        (N, embed) float32, read-only, mapped from the file.
+
+    Raises:
+        FedPGPError: a picture that cannot be read; no space left (says where, and how to move the cache).
+    """
+    key = feature_key(clip, split)
+    folder = cache_folder(cache_dir)
+    path = folder / f"{dataset_name}-{split_name}-{key[:24]}.safetensors"
+    found = _open_cached(path, key, len(split))
+    if found is not None:
+        return found
+    with locked(path):
+        remove_leftovers(path)
+        found = _open_cached(path, key, len(split))  # made by another process while this one waited
+        if found is None:
+            _write(path, key, _encode(clip, split, folder, batch_size, progress))
+            found = _open_cached(path, key, len(split))
+    if found is None:
+        raise FedPGPError(f"the feature cache {path} cannot be read back after it was written; is the disk sound?")
+    return found
+
+
+def feature_key(clip: FrozenCLIP, split: Split) -> str:
+    """SHA-256 (hex) of all that features depend on: the pictures, the model's weights, its preprocessing."""
+    # Functions among the transforms show their address, which differs from process to process.
+    preprocessing = re.sub(r" at 0x[0-9a-f]+", "", repr(clip.preprocess))
+    return hashlib.sha256("\n".join([FORMAT, clip.fingerprint, preprocessing, split.fingerprint]).encode()).hexdigest()
+
+
+def _encode(
+    clip: FrozenCLIP, split: Split, folder: Path, batch_size: int, progress: Callable[[int, int], None] | None
+) -> np.ndarray:
+    features: np.ndarray | None = None
+    done = 0
+    for pixels in _batches(clip, split, batch_size):
+        encoded = clip.encode_images(pixels).float().cpu().numpy()
+        if features is None:
+            features = np.empty((len(split), encoded.shape[1]), dtype=np.float32)
+            _check_space(folder, features.nbytes)  # now, rather than after an hour of encoding
+        features[done : done + len(encoded)] = encoded
+        done += len(encoded)
+        if progress is not None:
+            progress(done, len(split))
+    if features is None:
+        raise FedPGPError("a split without pictures has no features")
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise FedPGPError(
+            f"the model gives NaN or Inf for {len(bad)} of {len(split)} pictures, first for "
+            f"{split.describe(int(bad[0]))}; check its weights"
+        )
+    return features
+
+
+def _batches(clip: FrozenCLIP, split: Split, batch_size: int) -> Iterator[Tensor]:
+    """Preprocessed batches (B, 3, R, R) in order, decoded by threads a few batches ahead."""
+    preprocess = clip.preprocess
+
+    def load(start: int) -> Tensor:
+        return torch.stack([preprocess(split.image(i)) for i in range(start, min(start + batch_size, len(split)))])
+
+    workers = min(8, os.cpu_count() or 1)
+    starts = iter(range(0, len(split), batch_size))
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(load, start) for start, _ in zip(starts, range(workers + 1), strict=False))
+        try:
+            while ahead:
+                yield ahead.popleft().result()
+                start = next(starts, None)
+                if start is not None:
+                    ahead.append(pool.submit(load, start))
+        finally:  # an error or Ctrl-C: do not decode what nobody waits for
+            for future in ahead:
+                future.cancel()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if shutil.disk_usage(folder).free < needed:
+            raise cannot_write(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed)
+
+
+def _write(path: Path, key: str, features: np.ndarray) -> None:
+    payload = np.ascontiguousarray(features, dtype="<f4").data.cast("B")
+    header = {
+        "__metadata__": {"key": key, "sha256": hashlib.sha256(payload).hexdigest()},
+        "features": {"dtype": "F32", "shape": list(features.shape), "data_offsets": [0, len(payload)]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the tensor aligned
+    write_atomically(path, len(text).to_bytes(8, "little"), text, payload)
+
+
+def _open_cached(path: Path, key: str, rows: int) -> np.ndarray | None:
+    """The features of a cache file; None when there is none, or none that can be trusted."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError("truncated header")
+            header = json.loads(file.read(length))
+        entry, metadata = header["features"], header["__metadata__"]
+        shape = tuple(entry["shape"])
+        if metadata["key"] != key or shape[0] != rows or size != 8 + length + 4 * int(np.prod(shape)):
+            raise ValueError("wrong key or size")
+        features = np.memmap(path, dtype="<f4", mode="r", offset=8 + length, shape=shape)
+        if hashlib.sha256(features.data).hexdigest() != metadata["sha256"]:
+            raise ValueError("wrong checksum")
+        return features
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        log.warning("the feature cache %s is damaged (%s) and made anew", path, error)
+        return None

@@ -1,0 +1,79 @@
+"""Files that several processes share: where caches live, all-or-nothing writing, locks that die with their owner."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedpgp.errors import FedPGPError
+
+CACHE_VARIABLE = "FEDPGP_CACHE"
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """The folder of what can be computed again: ``folder``, else $FEDPGP_CACHE, else ~/.cache/fedpgp/features."""
+    return Path(folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/fedpgp/features").expanduser()
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file that is there whole or not at all, also after a crash or a power cut.
+
+    Raises:
+        FedPGPError: no space left, or the folder cannot be written; says where, and how to move the cache.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise cannot_write(path.parent, error) from error
+
+
+def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> FedPGPError:
+    """The error of a cache that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        amount = f" ({needed / 1e6:.0f} MB are needed)" if needed else ""
+        what = f"no space left for the cache in {folder}{amount}: free some"
+    else:
+        what = f"the cache in {folder} cannot be written ({error.strerror or error})"
+    return FedPGPError(
+        f"{what}, or move the cache with runtime.cache_dir=FOLDER or the environment variable {CACHE_VARIABLE}"
+    )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of ``path``, once no other process has it. The kernel frees the lock of a process that dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never removed: a process that waits for a removed file would hold a lock that nobody else sees.
+        file = open(path.with_name(f".{path.name}.lock"), "ab")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    with file:
+        # A file system without locks: writing is atomic anyway, the work is only done twice.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes temporary files that killed writers of ``path`` left behind. Hold its lock."""
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()

@@ -1,0 +1,11 @@
+import pytest
+import torch
+from golden import golden_class_names, golden_clip
+
+from fedpgp.task import Task
+
+
+@pytest.fixture
+def task() -> Task:
+    """The golden model's task: five classes, three context tokens, float64."""
+    return Task(golden_clip(), golden_class_names(), n_ctx=3, dtype=torch.float64)

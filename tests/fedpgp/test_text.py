@@ -1,0 +1,119 @@
+"""The packed, prefix-shared encoder against open_clip's own transformer on full 77-token sequences, one class at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import golden_clip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from fedpgp.clip import FrozenCLIP
+from fedpgp.errors import FedPGPError
+from fedpgp.text import PromptedTextEncoder
+
+
+def slow_features(clip: FrozenCLIP, names: list[str], context: torch.Tensor) -> torch.Tensor:
+    """(n, d) -> (classes, e): every class alone, all 77 positions, the whole model's own forward."""
+    model, rows = clip.model, []
+    for name in names:
+        tokens = clip.tokenizer(["X " * len(context) + name.replace("_", " ") + "."])
+        x = model.token_embedding(tokens)
+        x = torch.cat([x[:, :1], context[None], x[:, 1 + len(context) :]], dim=1) + model.positional_embedding
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        rows.append(x[0, tokens[0].argmax()] @ model.text_projection)
+    return F.normalize(torch.stack(rows), dim=-1)
+
+
+def random_clip(quick_gelu: bool, layers: int = 2) -> FrozenCLIP:
+    from open_clip.model import CLIP
+
+    torch.manual_seed(3)
+    model = CLIP(
+        embed_dim=24,
+        vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": layers},
+        quick_gelu=quick_gelu,
+    )
+    for parameter in model.parameters():  # biases and norms too, so that folding them is tested
+        torch.nn.init.normal_(parameter, std=0.3)
+    return FrozenCLIP(model.double())
+
+
+NAMES = ["cat", "golden retriever", "a_very long_class name with many words", "x", "four-leaf clover", "cat"]
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_equals_the_full_computation(quick_gelu, layers):
+    clip = random_clip(quick_gelu, layers)
+    contexts = torch.randn(2, 3, 5, 32, dtype=torch.float64, requires_grad=True)
+    fast = PromptedTextEncoder(clip, NAMES, 5)(contexts)
+    assert fast.shape == (2, 3, len(NAMES), 24)
+    slow = torch.stack([torch.stack([slow_features(clip, NAMES, c) for c in row]) for row in contexts])
+    assert_close(fast, slow, rtol=0, atol=1e-11)
+    weights = torch.randn_like(fast)
+    (fast_grad,) = torch.autograd.grad((fast * weights).sum(), contexts)
+    (slow_grad,) = torch.autograd.grad((slow * weights).sum(), contexts)
+    assert_close(fast_grad, slow_grad, rtol=1e-9, atol=1e-11)
+
+
+words = st.text(alphabet=st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=24)
+
+
+@settings(max_examples=40, deadline=None)
+@given(names=st.lists(words, min_size=1, max_size=6), n_ctx=st.integers(1, 20), leading=st.sampled_from([(), (1,), (2, 1)]))
+def test_any_names_lengths_and_axes(names, n_ctx, leading):
+    clip = golden_clip()
+    context = torch.randn(*leading, n_ctx, 32, dtype=torch.float64)
+    fast = PromptedTextEncoder(clip, names, n_ctx)(context)
+    assert fast.shape == (*leading, len(names), 16)
+    slow = slow_features(clip, names, context.reshape(-1, n_ctx, 32)[0])
+    assert_close(fast.reshape(-1, len(names), 16)[0], slow, rtol=0, atol=1e-10)
+
+
+def test_classes_do_not_influence_each_other():
+    clip = golden_clip()
+    context = torch.randn(4, 32, dtype=torch.float64)
+    together = PromptedTextEncoder(clip, NAMES, 4)(context)
+    for i, name in enumerate(NAMES):
+        assert_close(together[i], PromptedTextEncoder(clip, [name], 4)(context)[0], rtol=0, atol=1e-12)
+
+
+def test_tokens_after_the_end_cannot_matter():
+    """Zero their embeddings' row (padding is token 0): the model's own forward does not change, so dropping them is exact."""
+    clip = random_clip(True)
+    context = torch.randn(4, 32, dtype=torch.float64)
+    before = slow_features(clip, NAMES, context)
+    clip.model.token_embedding.weight[0] += 5.0
+    assert_close(slow_features(clip, NAMES, context), before, rtol=0, atol=0)
+
+
+def test_longest_name_fits_and_one_more_token_is_refused():
+    clip = golden_clip()
+    context = torch.randn(16, 32, dtype=torch.float64)
+    longest = " ".join(["cat"] * (77 - 16 - 3))
+    fast = PromptedTextEncoder(clip, [longest], 16)(context)
+    assert_close(fast, slow_features(clip, [longest], context), rtol=0, atol=1e-10)
+    with pytest.raises(FedPGPError, match="59 tokens.*at most 58"):
+        PromptedTextEncoder(clip, [longest + " cat"], 16)
+
+
+def test_float32_is_close_to_float64():
+    clip = golden_clip()
+    context = torch.randn(16, 32, dtype=torch.float64)
+    single = PromptedTextEncoder(clip, NAMES, 16, dtype=torch.float32)(context)
+    assert single.dtype == torch.float32
+    assert_close(single.double(), PromptedTextEncoder(clip, NAMES, 16)(context), rtol=0, atol=5e-6)
+
+
+def test_a_tower_that_is_not_causal_is_refused():
+    from open_clip.model import CustomTextCLIP
+
+    model = CustomTextCLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+        text_cfg={"context_length": 77, "width": 32, "heads": 2, "layers": 1, "no_causal_mask": True},
+    )
+    with pytest.raises(FedPGPError, match="not causal"):
+        PromptedTextEncoder(FrozenCLIP(model), ["cat"], 4)
