@@ -76,23 +76,21 @@ def save_folder(folder, model, quick_gelu=True):
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file({k: v.float().contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
 
 
 def test_a_folder_of_ones_own(tmp_path):
     from golden import golden_clip
 
-    save_folder(tmp_path, golden_clip().model.float())
+    save_folder(tmp_path, golden_clip().model)
     clip = load_clip(f"local-dir:{tmp_path}")
-    golden_clip().model.double()
     assert isinstance(clip, FrozenCLIP) and clip.width == 32
 
 
 def test_truncated_weights_are_named(tmp_path):
     from golden import golden_clip
 
-    save_folder(tmp_path, golden_clip().model.float())
-    golden_clip().model.double()
+    save_folder(tmp_path, golden_clip().model)
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(FedPGPError, match=f"{tmp_path}.*cannot be read"):

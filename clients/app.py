@@ -1,0 +1,206 @@
+"""The Flower ClientApp: trains, evaluates and answers questions for the logical clients named in a message.
+
+The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one cohort) and in a
+deployment (one client a node). What a client keeps for itself goes through :class:`clients.state.PrivateStore` and never into a reply.
+"""
+
+import base64
+import json
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.guard import guarded
+from clients.state import PrivateStore, finite
+from clients.wire import Job, Record, pack_reply, unpack
+from fedpgp.errors import FedPGPError
+
+Shared = dict[str, np.ndarray]
+_federation: tuple[str, object] | None = None  # of this process: (configuration, Federation)
+
+
+def federation_of(config: str):
+    """The :class:`fedpgp.federation.Federation` of a configuration (JSON text); the last one is kept in the process."""
+    global _federation
+    if _federation is None or _federation[0] != config:
+        from fedpgp.federation import Federation  # torch and the model are imported when there is work, not before
+
+        _federation = (config, Federation.from_config(json.loads(config)))
+    return _federation[1]
+
+
+class Node:
+    """One message at work: the job, the federation, the private store, and the replies as they come."""
+
+    def __init__(self, message: Message, context: Context, federation_of: Callable):
+        self.message, self.content = message, message.content
+        self.job = Job.of(message.content)
+        self.inline = bool(context.node_config.get("inline"))
+        folder = self.job.private or str(Path(str(context.node_config["state-dir"])) / self.job.run)
+        self.store = PrivateStore(folder, self.job.run, self.job.attempt)
+        self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))
+        self.replies: dict[int, RecordDict] = {}
+        self.errors: dict[int, str] = {}
+        self.kept: list[int] = []
+        self.seconds = 0.0
+        self._federation_of = federation_of
+
+    def run(self, work: Callable[[object, Shared, list[int]], Iterable[tuple[int, RecordDict | str]]]) -> Message:
+        """Runs ``work`` on every group of clients that were sent the same tensors, and packs what it yields.
+
+        ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still missing are
+        tried one by one, so that one client's broken data does not cost the others their round. (A client's numbers do not depend on
+        its company.)
+        """
+        with nullcontext() if self.inline else guarded(self.store, self.job, self.message.metadata.created_at):
+            self.store.claim()
+            if self.job.threads and not self.inline:
+                import torch
+
+                torch.set_num_threads(self.job.threads)
+            federation = self._federation_of(self.job.config)
+            start = time.perf_counter()
+            for shared, clients in self._groups():
+                self._collect(work, federation, shared, clients)
+            if self.kept:
+                self.store.flush()
+            self.seconds = time.perf_counter() - start
+        return Message(pack_reply(self.replies, self.errors, self._account()), reply_to=self.message)
+
+    def load_state(self, client: int):
+        """The client's private tensors as of its committed round, None when it never took part."""
+        return self.store.load(client, self.committed[client])
+
+    def save_state(self, client: int, state: dict) -> None:
+        """Keeps a client's private tensors of this round."""
+        if state:
+            self.store.save(client, self.job.round, state, self.committed[client])
+            self.kept.append(client)
+
+    def _collect(self, work: Callable, federation: object, shared: Shared, clients: list[int]) -> None:
+        try:
+            for client, answer in work(federation, shared, clients):
+                if isinstance(answer, str):
+                    self.errors[client] = answer
+                else:
+                    self.replies[client] = answer
+        except Exception as error:
+            missing = [c for c in clients if c not in self.replies and c not in self.errors]
+            if len(missing) > 1:
+                for client in missing:
+                    self._collect(work, federation, shared, [client])
+            else:
+                self.errors.update({client: _reason(error) for client in missing})
+
+    def _groups(self) -> Iterator[tuple[Shared, list[int]]]:
+        """Clients that share the same tensors, together: usually all."""
+        groups: list[tuple[ArrayRecord, list[int]]] = []
+        for client, records in unpack(self.content, self.job.clients).items():
+            arrays = next((r for r in records.values() if isinstance(r, ArrayRecord)), ArrayRecord())
+            for known, members in groups:
+                if known is arrays or known == arrays:
+                    members.append(client)
+                    break
+            else:
+                groups.append((arrays, [client]))
+        for arrays, members in groups:
+            yield {name: array.numpy() for name, array in arrays.items()}, members
+
+    def config(self) -> dict[str, Record]:
+        """The strategy's own configuration record of this message."""
+        return dict(self.content.get("config", {}))
+
+    def _account(self) -> dict:
+        account = {"seconds": self.seconds, "process": f"{socket.gethostname()}/{os.getpid()}", "rss_mb": peak_rss_mb()}
+        account["kept"] = self.kept
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            account["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        return account
+
+
+def client_app(federation_of: Callable = federation_of) -> ClientApp:
+    """The ClientApp.
+
+    Args:
+        federation_of: configuration (JSON text) -> federation; tests put a small one here.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """Trains the clients from the shared tensors and their own; replies with "arrays" and "metrics" for each."""
+        node = Node(message, context, federation_of)
+
+        def work(federation, shared: Shared, clients: list[int]):
+            for result in federation.train(shared, clients, node.job.round, node.load_state):
+                if result.error is None and not finite(result.state):
+                    result.error = f"a private tensor is NaN or Inf after round {node.job.round}"
+                if result.error is not None:
+                    yield result.client, result.error
+                    continue
+                node.save_state(result.client, result.state)
+                metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
+                arrays = ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in result.update.items()})
+                yield result.client, RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+
+        return node.run(work)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """Evaluates the clients on their own test images; replies with "metrics" for each."""
+        node = Node(message, context, federation_of)
+
+        def work(federation, shared: Shared, clients: list[int]):
+            zero_shot = node.job.ask == "zero_shot"
+            for result in federation.evaluate(shared, clients, node.load_state, zero_shot=zero_shot):
+                metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
+                yield result.client, RecordDict({"metrics": MetricRecord(metrics)})
+
+        return node.run(work)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        """Answers a question about the clients: "clients" (their row of the table) or "samples" (pictures with answers), as JSON."""
+        node = Node(message, context, federation_of)
+
+        def work(federation, shared: Shared, clients: list[int]):
+            if node.job.ask == "samples":
+                rows = federation.samples(shared, clients, node.load_state, int(node.config()["per-client"]))
+                for client in clients:
+                    own = [{**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client]
+                    yield client, _answer(own)
+            else:
+                table = {row["id"]: row for row in federation.client_table()}
+                for client in clients:
+                    yield client, _answer(table[client])
+
+        return node.run(work)
+
+    return app
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process ever held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _answer(value: object) -> RecordDict:
+    return RecordDict({"answer": ConfigRecord({"json": json.dumps(value)})})
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
+
+
+app = client_app()

@@ -1,0 +1,71 @@
+"""Files that are either there whole or not there: what checkpoints and private states are written with."""
+
+import ctypes
+import errno
+import os
+import uuid
+from pathlib import Path
+
+from fedpgp.errors import FedPGPError
+
+
+def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
+    """Writes ``data`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed; then the folder is flushed.
+
+    Args:
+        path: the file; missing folders are made.
+        data: its whole content.
+        flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a power cut before it may lose them).
+
+    Raises:
+        FedPGPError: no space left, read-only or missing folder; the message names the path, and what was there before still is.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if flush:
+            flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush_filesystem(folder: Path) -> None:
+    """Makes everything written to a folder's file system survive a power cut: one flush for many files."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+            if syncfs is None:
+                os.sync()
+            elif syncfs(handle):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes renames and removals in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError) -> FedPGPError:
+    """The message for a failed write: what it was, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FedPGPError(f"no space left on the disk while writing {path}; free some and go on with resume=")
+    return FedPGPError(f"cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,60 @@
+"""Keeps a worker process from outliving its use: past the round's deadline, after its parent's death, after a newer attempt.
+
+A server that is killed cannot tell its workers to stop, and a client that hangs does not look at the clock. So every process that
+works for somebody else watches these three itself, and ends.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clients.state import PrivateStore
+from clients.wire import Job
+from fedpgp.errors import FedPGPError
+
+INTERVAL = 0.5
+"""Seconds between two looks."""
+
+_watched: PrivateStore | None = None
+
+
+@contextmanager
+def guarded(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
+    """Watches over one message.
+
+    Args:
+        store: the process ends when a newer attempt claims it.
+        job: its deadline ends the process, even when it hangs inside a library that never returns to Python.
+        sent_at: when the server sent the message, in seconds since the epoch.
+
+    Raises:
+        FedPGPError: the deadline has passed already (the message is a second try after the process was ended).
+    """
+    global _watched
+    if job.deadline:
+        left = job.deadline - (time.time() - sent_at)
+        if left <= 0:
+            raise FedPGPError(f"took longer than runtime.round_timeout={job.deadline:g} seconds")
+        faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or open(os.devnull, "w"))  # noqa: SIM115
+    if _watched is None:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="guard").start()
+    _watched = store
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _watch(parent: int) -> None:
+    while True:
+        time.sleep(INTERVAL)
+        try:
+            superseded = not _watched.owned()
+        except FedPGPError:
+            superseded = False  # unreadable for the moment; whoever writes will find out
+        if superseded or os.getppid() != parent:
+            os._exit(1)

@@ -1,0 +1,143 @@
+"""The private state of clients: tensors that never leave the machine they were learned on.
+
+A file for each (client, round), written atomically. The server keeps count of the round a client's update last entered the
+average (its *committed* round) and tells the client; the client loads exactly that one. So an update that was lost on the way, came
+too late, or belongs to a round that a killed server never finished is never built upon.
+
+Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is started or resumed; the highest one
+that was claimed owns the folder, and workers left over from an earlier attempt can no longer write. A file lock closes the gap between
+looking and writing; the system drops it when its holder dies, so it is never stale.
+"""
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from clients.files import cannot_write, flush_filesystem, write_atomically
+from fedpgp.errors import FedPGPError
+
+_STATE = re.compile(r"round_(\d+)\.safetensors")
+
+
+class Superseded(FedPGPError):
+    """A newer attempt at the run owns the folder."""
+
+
+class PrivateStore:
+    """A folder of private states.
+
+    Args:
+        folder: ``RUN_DIR/private`` in a simulation (every worker sees it), the node's own disk in a deployment.
+        run: the run's id; a folder belongs to one run.
+        attempt: the number of this attempt.
+    """
+
+    def __init__(self, folder: Path | str, run: str, attempt: int):
+        self.folder, self.run, self.attempt = Path(folder), run, attempt
+
+    def claim(self) -> None:
+        """Takes the folder for this attempt, unless a newer one owns it.
+
+        Raises:
+            Superseded: a newer attempt owns it.
+            FedPGPError: the folder belongs to another run, or cannot be written.
+        """
+        with self._locked(exclusive=True):
+            if self.attempt > self._owner():
+                record = {"run": self.run, "attempt": self.attempt}
+                write_atomically(self.folder / "attempt.json", json.dumps(record).encode())
+
+    def owned(self) -> bool:
+        """True as long as no newer attempt has claimed the folder."""
+        return owner(self.folder)[1] <= self.attempt
+
+    def save(self, client: int, round: int, state: dict[str, Tensor], committed: int) -> None:
+        """Writes a client's state after a round, and removes what no checkpoint can ask for any more.
+
+        It is safe from a crash of the process at once, and from a power cut after :meth:`flush`: call it before telling the server.
+
+        Args:
+            client: logical client.
+            round: the round just trained, from 1.
+            state: name -> tensor.
+            committed: the client's committed round before this one (0: none). It is kept, as is the newest before it: the last two
+                checkpoints of the server need them.
+        """
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        with self._locked(exclusive=False):
+            self._owner()
+            write_atomically(self._path(client, round), data, flush=False)
+            older = sorted(r for r in self._rounds(client) if r < round)
+            before = [r for r in older if r < committed]
+            for old in set(older) - {committed, *before[-1:]}:
+                self._path(client, old).unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Makes all that was saved survive a power cut."""
+        flush_filesystem(self.folder)
+
+    def load(self, client: int, round: int) -> dict[str, Tensor] | None:
+        """A client's state as it was after ``round``; None for round 0, when there is none yet.
+
+        Raises:
+            FedPGPError: the state is not there or cannot be read.
+        """
+        if round == 0:
+            return None
+        path = self._path(client, round)
+        try:
+            return load(path.read_bytes())
+        except FileNotFoundError:
+            raise FedPGPError(f"the private state of client {client} after round {round} is not there: {path}") from None
+        except (OSError, SafetensorError) as error:
+            raise FedPGPError(f"the private state of client {client} cannot be read: {path} ({error})") from error
+
+    def _path(self, client: int, round: int) -> Path:
+        return self.folder / f"client_{client:05d}" / f"round_{round:05d}.safetensors"
+
+    def _rounds(self, client: int) -> list[int]:
+        folder = self.folder / f"client_{client:05d}"
+        return [int(match[1]) for path in folder.iterdir() if (match := _STATE.fullmatch(path.name))]
+
+    def _owner(self) -> int:
+        run, attempt = owner(self.folder)
+        if run is not None and run != self.run:
+            raise FedPGPError(f"{self.folder} holds the private states of another run; choose another folder")
+        if attempt > self.attempt:
+            raise Superseded(f"{self.folder} is owned by a newer attempt at this run; this one has to stop")
+        return attempt
+
+    @contextmanager
+    def _locked(self, *, exclusive: bool) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / ".lock", "a")  # noqa: SIM115  (closed below; opening errors are told apart from the body's)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+
+
+def owner(folder: Path) -> tuple[str | None, int]:
+    """Who owns a folder of private states: (run id, attempt), (None, 0) when nobody does yet."""
+    try:
+        record = json.loads((folder / "attempt.json").read_bytes())
+        return record["run"], int(record["attempt"])
+    except FileNotFoundError:
+        return None, 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FedPGPError(f"{folder / 'attempt.json'} cannot be read: {error}") from error
+
+
+def finite(state: dict[str, Tensor]) -> bool:
+    """True when every floating-point tensor of a state is finite."""
+    return all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point())

@@ -1,0 +1,123 @@
+"""The wire format between server and nodes: many logical clients in one Flower message.
+
+A Flower strategy writes one message for each logical client, with its own records ("arrays", "config", …). Those for clients on the
+same node travel together in one ``RecordDict``:
+
+* a record that is equal for all of them stands there once, under its own name;
+* one that differs stands there for each client as ``"<client>/<name>"``;
+* ``"job"`` says which clients, which round, what each has committed, and carries the run's configuration.
+
+A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which clients it keeps a private state).
+Private tensors have no place in either.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+Record = ArrayRecord | ConfigRecord | MetricRecord
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a node is told beside the strategy's records.
+
+    Attributes:
+        run: the run's id.
+        attempt: the number of this attempt at the run (see :mod:`clients.state`).
+        config: the whole configuration, as JSON text.
+        private: folder of the private states; empty where the node knows its own.
+        round: the round, from 1; 0 before training.
+        clients: logical clients of this message, ascending.
+        committed: for each of them the round its update last entered the average, 0 for never.
+        deadline: seconds after which the server no longer waits; 0 for never.
+        threads: torch threads a worker may use; 0 leaves them alone.
+        ask: what a query or an evaluation wants beside the usual ("clients", "samples", "zero_shot").
+    """
+
+    run: str
+    attempt: int
+    config: str
+    private: str
+    round: int
+    clients: tuple[int, ...] = ()
+    committed: tuple[int, ...] = ()
+    deadline: float = 0.0
+    threads: int = 0
+    ask: str = ""
+
+    def record(self) -> ConfigRecord:
+        """As a Flower record; lists of no clients are left out, which Flower's empty lists could not be told apart from."""
+        return ConfigRecord({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
+
+    @staticmethod
+    def of(content: RecordDict) -> "Job":
+        """The job in a packed message."""
+        fields = dict(content["job"])
+        return Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
+    """The strategy's records for each client (client -> content) as one content."""
+    packed = RecordDict({"job": job.record()})
+    clients = sorted(contents)
+    for name in contents[clients[0]]:
+        records = [contents[client].get(name) for client in clients]
+        if all(record is records[0] or record == records[0] for record in records):
+            packed[name] = records[0]
+        else:
+            for client, record in zip(clients, records, strict=True):
+                if record is not None:
+                    packed[f"{client}/{name}"] = record
+    return packed
+
+
+def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, Record]]:
+    """The inverse of :func:`pack`: client -> its records by name."""
+    common = {name: record for name, record in content.items() if "/" not in name and name != "job"}
+    own: dict[int, dict[str, Record]] = {client: dict(common) for client in clients}
+    for name, record in content.items():
+        client, slash, rest = name.partition("/")
+        if slash and client.isdigit() and int(client) in own:
+            own[int(client)][rest] = record
+    return own
+
+
+def pack_reply(
+    contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]
+) -> RecordDict:
+    """A node's answers (client -> content), its clients' failures (client -> reason) and its own account."""
+    packed = RecordDict({"errors": ConfigRecord({str(c): reason or "unknown" for c, reason in errors.items()})})
+    packed["node"] = ConfigRecord({"account": json.dumps(node)})
+    for client, content in contents.items():
+        for name, record in content.items():
+            packed[f"{client}/{name}"] = record
+    return packed
+
+
+def unpack_reply(content: RecordDict) -> tuple[dict[int, RecordDict], dict[int, str], dict]:
+    """The inverse of :func:`pack_reply`."""
+    errors = {int(client): str(reason) for client, reason in content["errors"].items()}
+    replies: dict[int, RecordDict] = {}
+    for name, record in content.items():
+        client, slash, rest = name.partition("/")
+        if slash:
+            replies.setdefault(int(client), RecordDict())[rest] = record
+    return replies, errors, json.loads(content["node"]["account"])
+
+
+def count_bytes(contents: Iterable[RecordDict]) -> int:
+    """Bytes of the records in these contents: tensors, numbers, texts and their names."""
+    return sum(len(name) + _record_bytes(record) for content in contents for name, record in content.items())
+
+
+def _record_bytes(record: Record) -> int:
+    if not isinstance(record, ConfigRecord):
+        return record.count_bytes()
+    total = 0
+    for key, value in record.items():  # Flower's own count refuses empty texts and lists
+        values = value if isinstance(value, list) else [value]
+        total += len(key) + sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in values)
+    return total

@@ -1,0 +1,203 @@
+"""What a person sees in the terminal while a run goes on, and the table at its end."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from experiments.reporting.runs import MODELS, block_figure, number
+from experiments.reporting.words import human_bytes, human_seconds, percent
+
+_COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM"}
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
+_ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds: the first ones pay for starting up
+
+
+class Console:
+    """The lines of one run.
+
+    In a terminal the line of what is going on is live (a bar, the time left) and stays as a plain line when it is done;
+    anywhere else (a file, a pipe, a continuous-integration log) there are only plain lines, one a round. Use it as a
+    context manager, or call `close()`: the live line holds the cursor.
+    """
+
+    def __init__(self, total_rounds: int, stream: TextIO | None = None):
+        """`stream`: where to write, standard output by default."""
+        self.total_rounds = total_rounds
+        self._out = RichConsole(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+        self._live: Live | None = None
+        self._spinner: Spinner | None = None
+        self._stage: tuple[str, float] | None = None
+        self._last_progress = -math.inf
+        self._rounds: deque[float] = deque(maxlen=_ROUNDS_REMEMBERED)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stage(self, text: str) -> None:
+        """Something has begun that takes a while: `loading the model`."""
+        self._end_stage()
+        self._stage = (text, time.monotonic())
+        self._last_progress = -math.inf
+        if self._out.is_terminal:
+            self._show(text)
+        else:
+            self._line(text)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """How far it is: `encoding images 1,200/4,800`. Without a terminal, a line every ten seconds and at the end."""
+        text = f"{what} {done:,}/{total:,}"
+        if self._out.is_terminal:
+            if self._stage is None:
+                self._stage = (what, time.monotonic())
+            self._show(text, done, total)
+            return
+        now = time.monotonic()
+        if now - self._last_progress >= _SECONDS_BETWEEN_PLAIN_LINES or done >= total:
+            self._last_progress = now
+            self._line(text)
+
+    def round(self, train: dict | None, evaluation: dict | None) -> None:
+        """A round is done. Takes the objects of metrics.jsonl; no `train` for the evaluation before the first round."""
+        self._end_stage()
+        row = train or evaluation or {}
+        index = int(row.get("round", 0))
+        words = Text(f"round {index:>{len(str(self.total_rounds))}}/{self.total_rounds}", style="bold")
+        if train:
+            self._rounds.append(number(train.get("seconds")))
+            words.append(f"  loss {number(train.get('loss')):.3f}", style="not bold")
+        if evaluation:
+            words.append(self._accuracy(evaluation))
+        if train:
+            words.append(f"  {human_seconds(number(train.get('seconds')))}", style="not bold dim")
+        left = self._time_left(index)
+        if left is not None and train:
+            words.append(f"  {human_seconds(left)} left", style="not bold dim")
+        self._line(words)
+        for entry in (train or {}).get("dropped") or []:
+            self.warn(f"client {entry.get('client')} is left out of round {index}: {entry.get('reason')}")
+        if index >= self.total_rounds:
+            self._stop()
+        elif self._out.is_terminal:
+            self._show(f"round {index + 1}/{self.total_rounds}", index, self.total_rounds, left)
+
+    def note(self, text: str) -> None:
+        self._line(Text(text, style="dim"))
+
+    def warn(self, text: str) -> None:
+        self._line(Text.assemble(("warning: ", "yellow"), text))
+
+    def error(self, text: str) -> None:
+        """One line, red in a terminal; the live line ends, and the stage without its tick."""
+        self.close()
+        self._line(Text.assemble(("error: ", "bold red"), text))
+
+    def summary(self, summary: dict, run_dir: Path, seconds: float) -> None:
+        """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command."""
+        self._end_stage()
+        self._stop()
+        self._line("")
+        if summary.get("accuracy"):
+            self._out.print(accuracy_table(summary["accuracy"]))
+            self._line(Text("percent, mean over clients", style="dim"))
+            self._line("")
+        sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
+        cost = (
+            "" if math.isnan(sent) else f", {human_bytes(sent)} sent by the clients, {human_bytes(received)} received"
+        )
+        if summary.get("status") == "interrupted":
+            self._line(Text(f"interrupted after {human_seconds(seconds)}{cost}", style="yellow"))
+        else:
+            self._line(f"done in {human_seconds(seconds)}{cost}")
+        self._line(f"run folder: {run_dir}")
+        if (run_dir / "report.html").exists():
+            self._line(f"report:     {run_dir / 'report.html'}")
+        if summary.get("status") == "interrupted":
+            self._line(f"go on with: python -m experiments.run resume={run_dir}")
+
+    def close(self) -> None:
+        """Ends the live line; a stage that is going on was broken off and gets no tick. Safe to call twice."""
+        self._stage = None
+        self._stop()
+
+    def _accuracy(self, evaluation: dict) -> Text:
+        """Local accuracy: the personal prompt's, and beside it the global one's where they differ."""
+        zero, shared, personal = (block_figure(evaluation.get(model), "local") for model in MODELS)
+        text = Text("  local ", style="not bold")
+        text.append(percent(personal), style="bold")
+        if not math.isnan(shared) and shared != personal:
+            text.append(f" (global {percent(shared)})")
+        elif not math.isnan(zero) and zero != personal:
+            text.append(f" (zero-shot {percent(zero)})")
+        return text
+
+    def _time_left(self, index: int) -> float | None:
+        known = [seconds for seconds in self._rounds if not math.isnan(seconds)]
+        if not known or index >= self.total_rounds:
+            return None
+        return sum(known) / len(known) * (self.total_rounds - index)
+
+    def _line(self, text: str | Text) -> None:
+        # soft_wrap: a log line is one line, however narrow the stream claims to be
+        self._out.print(text, soft_wrap=True)
+
+    def _show(self, text: str, done: int | None = None, total: int | None = None, left: float | None = None) -> None:
+        """The live line: a spinner, the text, a bar if the end is known."""
+        if self._spinner is None:
+            self._spinner = Spinner("dots", style="cyan")
+        parts: list[Any] = [self._spinner, Text(text)]
+        if done is not None and total:
+            parts.append(ProgressBar(total=total, completed=min(done, total), width=24))
+        if left is not None:
+            parts.append(Text(f"{human_seconds(left)} left", style="dim"))
+        line = Table.grid(padding=(0, 1))
+        line.add_row(*parts)
+        if self._live is None:
+            self._live = Live(line, console=self._out, transient=True, refresh_per_second=8)
+            self._live.start()
+        else:
+            self._live.update(line)
+
+    def _end_stage(self) -> None:
+        """In a terminal, a finished stage leaves a line with its time."""
+        if self._stage is None:
+            return
+        (text, began), self._stage = self._stage, None
+        if self._out.is_terminal:
+            self._line(Text.assemble(("✓ ", "green"), text, (f"  {human_seconds(time.monotonic() - began)}", "dim")))
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def accuracy_table(accuracy: dict[str, dict | None]) -> Table:
+    """Rows zero-shot, global and personal prompt; columns local, base, novel and HM where the protocol has them."""
+    columns = [
+        name
+        for name in _COLUMNS
+        if name == "local" or any(not math.isnan(block_figure(accuracy.get(model), name)) for model in MODELS)
+    ]
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", show_edge=False)
+    table.add_column("")
+    for column in columns:
+        table.add_column(_COLUMNS[column], justify="right", min_width=6)
+    for model, name in MODELS.items():
+        style = "bold" if model == "personal" else ""
+        table.add_row(name, *(percent(block_figure(accuracy.get(model), column)) for column in columns), style=style)
+    return table

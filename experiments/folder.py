@@ -1,0 +1,181 @@
+"""A run's folder: made once, owned by one process, written as the run goes."""
+
+import csv
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from clients.files import cannot_write, write_atomically
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import FIGURES, MODELS, client_figures
+
+PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
+ABOUT = ("versions", "git_commit", "command")
+"""Keys of config.yaml that are no settings."""
+
+
+class RunFolder:
+    """The files of one run (design: "A run's folder").
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.table: list[dict] = []
+        self.last_evaluation: dict = {}
+
+    # Opening. -------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping, command: str) -> "RunFolder":
+        """A new folder with its config.yaml.
+
+        Raises:
+            FedPGPError: it exists already and is not empty, or cannot be made.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
+        about = {"versions": _versions(), "git_commit": _git_commit(), "command": command}
+        text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
+        write_atomically(path / "config.yaml", text.encode())
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> tuple["RunFolder", dict]:
+        """A folder that exists, and the configuration it was started with.
+
+        Raises:
+            FedPGPError: it is no run's folder.
+        """
+        try:
+            config = yaml.safe_load((path / "config.yaml").read_text())
+        except FileNotFoundError:
+            raise FedPGPError(f"{path} is no run's folder: it has no config.yaml") from None
+        except (OSError, yaml.YAMLError) as error:
+            raise FedPGPError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, dict) or "method" not in config:
+            raise FedPGPError(f"{path / 'config.yaml'} is not the configuration of a run")
+        return cls(path), {key: value for key, value in config.items() if key not in ABOUT}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process. The system lets go when the process ends, however it ends.
+
+        Raises:
+            FedPGPError: another process holds it.
+        """
+        try:
+            file = open(self.path / ".lock", "a+")  # noqa: SIM115  (closed below)
+        except OSError as error:
+            raise cannot_write(self.path / ".lock", error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FedPGPError(f"another process is at work in {self.path}; wait for it, or choose another run_dir") from None
+            yield
+
+    # Writing. -------------------------------------------------------------------------------------------------------------
+
+    def clients(self, table: Sequence[dict], scheme: Mapping, class_names: Sequence[str]) -> None:
+        """partition.json: who got how many images of which class."""
+        self.table = list(table)
+        self.json("partition.json", {**scheme, "class_names": list(class_names), "clients": self.table})
+
+    def metric(self, record: dict) -> None:
+        """Appends a line to metrics.jsonl."""
+        if record["kind"] == "eval":
+            self.last_evaluation = record
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def metrics_length(self) -> int:
+        """Bytes of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def cut_metrics(self, length: int) -> None:
+        """Drops what a killed attempt wrote after its last checkpoint, and reads the last evaluation of what stays."""
+        path = self.path / "metrics.jsonl"
+        path.touch()
+        os.truncate(path, min(length, path.stat().st_size))
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        self.last_evaluation = next((r for r in reversed(records) if r["kind"] == "eval"), {})
+
+    def client_accuracy(self, rows: Sequence[Mapping]) -> None:
+        """clients.csv: the last evaluation, a row a client and model."""
+        figures = (*FIGURES, "hm3", "hm2")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "domain", "train_images", "test_images", "model", *figures])
+        for row in rows:
+            own = self.table[row["id"]]
+            for model in MODELS:
+                values = client_figures(row, model)
+                if any(value is not None for value in values.values()):
+                    about = [row["id"], row["domain"] or "", own["train_images"], own["test_images"], model]
+                    writer.writerow([*about, *("" if values[name] is None else values[name] for name in figures)])
+        write_atomically(self.path / "clients.csv", text.getvalue().encode())
+
+    def json(self, name: str, value: object) -> None:
+        """Writes a JSON file."""
+        write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def default_folder(name: str) -> Path:
+    """outputs/<name>/<time>, not yet there."""
+    folder = Path("outputs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    return next(p for p in (folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000))) if not p.exists())
+
+
+def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
+    """Where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new outputs/<name>/<time>."""
+    return str(resume or run_dir or default_folder(name))
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """The folder of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``."""
+    kept = sorted(o for o in overrides if not o.lstrip("+~").startswith(("run_dir", "resume", "verbose", "runtime", "logger", "hydra")))
+    return re.sub(r"[^\w=.,+-]+", "-", ",".join(kept))[:180] or "run"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, with "+changes" when files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        status = ["git", "status", "--porcelain", "--untracked-files=no"]
+        changes = subprocess.run(status, cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,103 @@
+"""Loggers beside the run folder. Each gets the same names: ``train/loss``, ``eval/personal/local`` …, the round as step."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from fedpgp.errors import FedPGPError, unknown
+
+
+class Logger(Protocol):
+    """Takes numbers as they come."""
+
+    def log(self, record: Mapping) -> None: ...
+    def close(self, summary: Mapping | None) -> None: ...
+
+
+class NoLogger:
+    """The run folder is enough."""
+
+    def log(self, record: Mapping) -> None:
+        """Nothing."""
+
+    def close(self, summary: Mapping | None) -> None:
+        """Nothing."""
+
+
+class WandbLogger:
+    """Weights & Biases; ``WANDB_MODE=offline`` needs no network. A resumed run goes on under the same id."""
+
+    def __init__(self, folder: Path, config: Mapping, run: str):
+        try:
+            import wandb
+        except ImportError:
+            raise FedPGPError("logger=wandb needs the package wandb: pip install wandb") from None
+        settings = wandb.Settings(silent=not config["verbose"])
+        project = config["logger"].get("project", "fedpgp")
+        try:
+            self.run = wandb.init(
+                project=project, dir=str(folder), config=dict(config), id=run, name=folder.name, resume="allow", settings=settings
+            )
+        except wandb.Error as error:
+            raise FedPGPError(f"logger=wandb: {error}; WANDB_MODE=offline needs no network and no account") from error
+
+    def log(self, record: Mapping) -> None:
+        self.run.log(numbers(record), step=record["round"])
+
+    def close(self, summary: Mapping | None) -> None:
+        if summary:
+            self.run.summary.update(numbers({"kind": "summary", **summary}))
+        self.run.finish()
+
+
+class TensorBoardLogger:
+    """TensorBoard files in ``RUN_DIR/tensorboard``."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise FedPGPError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, record: Mapping) -> None:
+        for name, value in numbers(record).items():
+            self.writer.add_scalar(name, value, record["round"])
+
+    def close(self, summary: Mapping | None) -> None:
+        self.writer.close()
+
+
+def make_logger(folder: Path, config: Mapping, run: str) -> Logger:
+    """The logger of a configuration.
+
+    Raises:
+        FedPGPError: unknown name, or its package is not there.
+    """
+    name = config["logger"]["name"]
+    if name == "none":
+        return NoLogger()
+    if name == "wandb":
+        return WandbLogger(folder, config, run)
+    if name == "tensorboard":
+        return TensorBoardLogger(folder)
+    raise FedPGPError(unknown("logger", name, ["none", "wandb", "tensorboard"]))
+
+
+def numbers(record: Mapping) -> dict[str, float]:
+    """The numbers of a record of metrics.jsonl (or of a summary) by name: ``<kind>/<key>/<inner key>``."""
+    found: dict[str, float] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, f"{name}/{key}")
+        elif isinstance(value, list):
+            found[name] = float(len(value))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[name] = float(value)
+
+    for key, value in record.items():
+        if key not in ("kind", "round"):
+            walk(value, f"{record['kind']}/{key}")
+    return found

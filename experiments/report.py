@@ -1,0 +1,159 @@
+"""Tables and pages from run folders: `python -m experiments.report DIR...`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+
+from experiments.reporting import tables
+from experiments.reporting.comparison import render_comparison
+from experiments.reporting.page import render_run, write_atomically
+from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
+from fedpgp.errors import FedPGPError
+
+_FORMATS = ("text", "markdown", "latex", "csv", "html")
+_DESCRIPTION = """\
+Tables from finished runs. Every run folder at or below the given folders is read; runs that differ only in
+their seed make one row: mean ± sample standard deviation over seeds. The best row of a column is bold and
+the second underlined, among rows with the same data, model, partition and protocol. Only settings that
+differ are shown."""
+_EXAMPLES = """\
+examples:
+  python -m experiments.report outputs/table1
+      the table of all runs in that folder, in the terminal
+  python -m experiments.report outputs/table1 --format html
+      one self-contained page with table, curves and trade-off: outputs/table1/comparison.html
+  python -m experiments.report outputs/2026-05-01/12-00-00 --format html
+      a single run: its report.html, made again
+  python -m experiments.report outputs/a outputs/b --format latex --out table.tex --significance
+      two folders as one LaTeX table, and paired t-tests of the best row against the others
+  python -m experiments.report multirun --models zero_shot,global,personal --columns worst10,ece,domains
+      all three prompts, and more columns
+
+columns: local, base, novel, hm3 (HM), hm2 (of base and novel), bytes and seconds are always there where the
+runs have them. Others to ask for: cm, ece, worst10, std_clients.local, domains (one a domain), and any number
+in summary.json such as bytes_up, wire_bytes_up, seconds.train, images_per_second, peak_rss_mb."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 when something asked for is not there."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
+    try:
+        _report(options, "python -m experiments.report " + shlex.join(argv))
+    except (FedPGPError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(options: argparse.Namespace, command: str) -> None:
+    models = _names(options.models)
+    for model in models:
+        if model not in MODELS:
+            raise FedPGPError(f"no model {model!r}; there are: {', '.join(MODELS)}")
+    folders = find_runs(options.folders)
+    if not folders:
+        raise FedPGPError(
+            f"no run folder in {', '.join(map(str, options.folders))}: a run folder holds config.yaml and metrics.jsonl"
+        )
+
+    runs, left_out = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except FedPGPError as error:
+            left_out.append(f"unreadable: {error}")
+    if options.format == "html" and len(folders) == 1:
+        if not runs:
+            raise FedPGPError(left_out[0])
+        _write(options.out or runs[0].path / "report.html", render_run(runs[0]))
+        return
+
+    finished = [run for run in runs if run.status == "finished"]
+    left_out += [_unfinished(run) for run in runs if run.status != "finished"]
+    if not finished:
+        raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
+    columns = tables.expand_columns([*FIGURES, *_names(options.columns), "bytes", "seconds"], finished)
+    groups, notes = tables.group_runs(finished)
+    rows = tables.make_rows(groups, models, columns)
+    comparisons = tables.compare(rows, tables.shown_columns(rows, columns)) if options.significance else None
+
+    if options.format == "html":
+        drawn = tables.make_rows(groups, ["zero_shot", *(m for m in models if m != "zero_shot")], columns)
+        page = render_comparison(rows, drawn, columns, models, comparisons, left_out, notes, command)
+        default = options.folders[0] if len(options.folders) == 1 else Path()
+        _write(options.out or default / "comparison.html", page)
+        return
+
+    grid = tables.result_grid(rows, columns, models)
+    grids = [grid] + ([tables.comparison_grid(comparisons, models)] if comparisons else [])
+    remarks = [f"not in the table: {line}" for line in left_out] + [f"note: {line}" for line in notes]
+    if options.significance and not comparisons:
+        remarks.append("note: no significance, it takes two rows with seeds in common")
+    if options.format == "text" and options.out is None and sys.stdout.isatty():
+        console = RichConsole(width=None if sys.stdout.isatty() else 10_000)
+        for one in grids:
+            console.print(tables.rich_table(one))
+            console.print()
+    else:
+        text = _as(options.format, grids, rows, columns, comparisons or ())
+        if options.out:
+            _write(options.out, text)
+        else:
+            print(text, end="")
+    for line in remarks:
+        print(line, file=sys.stderr)
+
+
+def _as(form: str, grids: list[tables.Grid], rows: list[tables.Row], columns: list[str], comparisons: Sequence) -> str:
+    if form == "csv":
+        return tables.as_csv(rows, columns, comparisons)
+    write = {"text": tables.as_text, "markdown": tables.as_markdown, "latex": tables.as_latex}[form]
+    return "\n".join(write(grid) for grid in grids)
+
+
+def _unfinished(run: Run) -> str:
+    return (
+        f"{run.status} at round {run.rounds_done} of {run.rounds}: {run.choice('method')}, seed {run.seed}, {run.path}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text)
+    print(f"wrote {path}")
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or folders that hold some")
+    parser.add_argument("--format", choices=_FORMATS, default="text", help="what to make (default: text)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write there instead of to the terminal (html: to comparison.html)"
+    )
+    parser.add_argument(
+        "--significance", action="store_true", help="paired t-tests over seeds, the best row against the others"
+    )
+    parser.add_argument(
+        "--models", default="personal", metavar="LIST", help="of zero_shot,global,personal (default: personal)"
+    )
+    parser.add_argument("--columns", default="", metavar="LIST", help="further columns, see below")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

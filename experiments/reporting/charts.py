@@ -1,0 +1,400 @@
+"""The charts of the pages: small inline SVG without scripts, coloured by the page's style sheet.
+
+A chart is drawn for the width at which it is read (about 340 px), so its text stays legible on a phone; a page places several
+side by side. Everything that can be pointed at carries a `<title>`, which browsers show on hover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH = 348
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line. `style` is the CSS class that colours it; `spread` the half-width of its band at each point."""
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float]]
+    spread: Sequence[float] = ()
+
+
+def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
+    """About `count` round numbers that cover [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten."""
+    span = max(high - low, 1e-9)
+    power = 10 ** math.floor(math.log10(span / count))
+    step = min((s * power for s in (1, 2, 2.5, 5, 10, 20)), key=lambda s: abs(span / s - count))
+    if whole:
+        step = max(1, math.ceil(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
+
+
+def plain(value: float) -> str:
+    """A tick's text: no needless zeros."""
+    return f"{value:,.10g}"
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    unit: str = "",
+    digits: int = 1,
+    zero: bool = False,
+    x_label: str = "round",
+    height: int = 226,
+    end_labels: bool = True,
+) -> Markup:
+    """Lines over rounds, each labelled with its last value at its end. Empty when no series has a point."""
+    series = [one for one in series if len(one.points)]
+    if not series:
+        return Markup("")
+    left, right, top, bottom = 36, 46 if end_labels else 12, 10, 34
+    xs = [x for one in series for x, _ in one.points]
+    ys = [y + sign * s for one in series for (_, y), s in _with_spread(one) for sign in (-1, 1)]
+    y_ticks = nice_ticks(0 if zero else min(ys), max(ys))
+    x_ticks = [x for x in nice_ticks(min(xs), max(xs), 5, whole=True) if min(xs) <= x <= max(xs)]
+    x_at = _scale(min(xs), max(max(xs), min(xs) + 1), left, WIDTH - right)
+    y_at = _scale(y_ticks[0], y_ticks[-1], height - bottom, top)
+
+    parts = _axes(x_ticks, y_ticks, x_at, y_at, left, WIDTH - right, height, bottom, x_label)
+    for one in series:
+        if one.spread and len(one.points) > 1:
+            upper = [f"{x_at(x):.1f},{y_at(y + s):.1f}" for (x, y), s in _with_spread(one)]
+            lower = [f"{x_at(x):.1f},{y_at(y - s):.1f}" for (x, y), s in _with_spread(one)]
+            parts.append(f'<polygon class="band {one.style}" points="{" ".join(upper + lower[::-1])}"/>')
+    for one in series:
+        path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in one.points)
+        parts.append(f'<polyline class="line {one.style}" points="{path}"/>')
+        radius = 2.6 if len(one.points) <= 30 else 1.2
+        for (x, y), spread in _with_spread(one):
+            around = f" ± {spread:.{digits}f}" if spread else ""
+            hint = escape(f"{one.name}: {y:.{digits}f}{around}{unit}, {x_label} {plain(x)}")
+            if one.style != "zero_shot":  # it never changes: a dashed line says that better
+                parts.append(f'<circle class="dot {one.style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="{radius}"/>')
+            parts.append(
+                f'<circle class="aim" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="7"><title>{hint}</title></circle>'
+            )
+    if end_labels:
+        ends = _apart([y_at(one.points[-1][1]) for one in series], 12.5, top + 4, height - bottom)
+        for one, y in zip(series, ends, strict=True):
+            x, value = x_at(one.points[-1][0]) + 8, one.points[-1][1]
+            parts.append(f'<text class="end {one.style}" x="{x:.1f}" y="{y + 4:.1f}">{value:.{digits}f}</text>')
+    return _svg(WIDTH, height, title, parts)
+
+
+def column_chart(
+    columns: Sequence[tuple[float, Sequence[float]]],
+    styles: Sequence[tuple[str, str]],
+    *,
+    title: str,
+    text: Callable[[float], str],
+    tick_text: Callable[[float], str] | None = None,
+    ticks: Callable[[float], list[float]] | None = None,
+    height: int = 200,
+) -> Markup:
+    """Stacked columns, one a round. `styles`: (name, CSS class) of each part; `text` words a value."""
+    if not columns:
+        return Markup("")
+    left, right, top, bottom = 52, 10, 10, 34
+    most = max(sum(parts) for _, parts in columns) or 1
+    y_ticks = ticks(most) if ticks else nice_ticks(0, most, 3)
+    low, high = min(x for x, _ in columns), max(x for x, _ in columns)
+    x_at = _scale(low - 0.5, high + 0.5, left, WIDTH - right)
+    y_at = _scale(0, max(y_ticks[-1], most), height - bottom, top)
+    x_ticks = [x for x in nice_ticks(low, high, 5, whole=True) if low <= x <= high]
+    width = max(1.0, min(26.0, (x_at(1) - x_at(0)) * 0.72))
+    parts = _axes(x_ticks, y_ticks, x_at, y_at, left, WIDTH - right, height, bottom, "round", tick_text or text)
+    for x, values in columns:
+        base = 0.0
+        for (name, style), value in zip(styles, values, strict=True):
+            y, tall = y_at(base + value), y_at(base) - y_at(base + value)
+            hint = escape(f"round {plain(x)}, {name}: {text(value)}")
+            parts.append(
+                f'<rect class="fill {style}" x="{x_at(x) - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" '
+                f'height="{max(tall, 0):.1f}"><title>{hint}</title></rect>'
+            )
+            base += value
+    return _svg(WIDTH, height, title, parts)
+
+
+def client_bars(
+    rows: Sequence[tuple[str, Sequence[float]]], styles: Sequence[tuple[str, str]], *, title: str
+) -> Markup:
+    """Horizontal bars from 0 to 100 %, a group of thin bars a client, the last bar's value written at its end."""
+    left, right, top, bar, gap = 62, 36, 4, 6.5, 9
+    group = bar * len(styles) + gap
+    height = top + group * len(rows) + 18
+    x_at = _scale(0, 100, left, WIDTH - right)
+    parts = []
+    for tick in (0, 25, 50, 75, 100):
+        parts.append(f'<line class="grid" x1="{x_at(tick)}" x2="{x_at(tick)}" y1="{top}" y2="{height - 18:.1f}"/>')
+        parts.append(f'<text class="tick" x="{x_at(tick)}" y="{height - 5:.1f}" text-anchor="middle">{tick}</text>')
+    for index, (name, values) in enumerate(rows):
+        y = top + index * group + gap / 2
+        middle = y + bar * len(styles) / 2 + 4
+        parts.append(f'<text class="name" x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        for k, ((label, style), value) in enumerate(zip(styles, values, strict=True)):
+            if math.isnan(value):
+                continue
+            hint = escape(f"{name}, {label}: {value:.1f} %")
+            parts.append(
+                f'<rect class="fill {style}" x="{left}" y="{y + k * bar:.1f}" width="{x_at(value) - left:.1f}" '
+                f'height="{bar - 0.8:.1f}" rx="1.2"><title>{hint}</title></rect>'
+            )
+        shown = [value for value in values if not math.isnan(value)]
+        if shown:
+            parts.append(f'<text class="value" x="{x_at(max(shown)) + 5:.1f}" y="{middle:.1f}">{shown[-1]:.1f}</text>')
+    return _svg(WIDTH, height, title, parts)
+
+
+def histogram(
+    groups: Sequence[tuple[str, str, Sequence[float]]], *, title: str, what: str = "accuracy, %", bins: int = 20
+) -> Markup:
+    """One row of columns a group ((name, CSS class, a value a client)), all on one scale; a line marks the mean."""
+    groups = [(name, style, [v for v in values if not math.isnan(v)]) for name, style, values in groups]
+    groups = [group for group in groups if group[2]]
+    if not groups:
+        return Markup("")
+    every = [value for _, _, values in groups for value in values]
+    ticks = nice_ticks(min(every), max(every), 5)
+    edges = np.linspace(ticks[0], ticks[-1], bins + 1)
+    left, right, row, top = 12, 16, 66, 2
+    height = top + row * len(groups) + 36
+    x_at = _scale(ticks[0], ticks[-1], left, WIDTH - right)
+    tallest = max(int(np.histogram(values, edges)[0].max()) for _, _, values in groups)
+    parts = []
+    for index, (name, style, values) in enumerate(groups):
+        floor = top + row * (index + 1)
+        parts.append(f'<text class="end {style}" x="{left}" y="{floor - row + 14}">{escape(name)}</text>')
+        parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - right}" y1="{floor}" y2="{floor}"/>')
+        for count, low, high in zip(np.histogram(values, edges)[0], edges[:-1], edges[1:], strict=True):
+            if not count:
+                continue
+            tall = (row - 22) * count / tallest
+            hint = escape(f"{name}: {count} client{'s' * int(count > 1)} between {low:.1f} and {high:.1f}")
+            parts.append(
+                f'<rect class="fill {style}" x="{x_at(low) + 0.6:.1f}" y="{floor - tall:.1f}" '
+                f'width="{x_at(high) - x_at(low) - 1.2:.1f}" height="{tall:.1f}"><title>{hint}</title></rect>'
+            )
+        mean = float(np.mean(values))
+        parts.append(
+            f'<line class="mark" x1="{x_at(mean):.1f}" x2="{x_at(mean):.1f}" y1="{floor - row + 20}" y2="{floor}">'
+            f"<title>{escape(name)}: mean {mean:.1f}</title></line>"
+        )
+    for tick in ticks:
+        parts.append(
+            f'<text class="tick" x="{x_at(tick):.1f}" y="{height - 20}" text-anchor="middle">{plain(tick)}</text>'
+        )
+    parts.append(
+        f'<text class="label" x="{(left + WIDTH - right) / 2}" y="{height - 4}" text-anchor="middle">{what}</text>'
+    )
+    return _svg(WIDTH, height, title, parts)
+
+
+def bubbles(rows: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str) -> Markup:
+    """Who holds what: a row a client, a column a class, a disc's area the number of images."""
+    most = max((count for _, counts in rows for count in counts.values()), default=0)
+    if not most:
+        return Markup("")
+    cell = (
+        max(17.0, min(60.0, 900 / len(class_names))) if len(class_names) <= 60 else 12 if len(class_names) <= 120 else 6
+    )
+    tall = min(30.0, max(20.0, cell)) if len(rows) <= 20 else 20 if len(rows) <= 40 else 12
+    longest = max(len(name) for name in class_names) if cell >= 12 else 0
+    left = 12 + 6.2 * max(len(name) for name, _ in rows)
+    head = 12 + min(110.0, 4.4 * longest)
+    width = max(WIDTH, left + cell * len(class_names) + 0.75 * min(110.0, 4.4 * longest) + 8)
+    height = head + tall * len(rows) + 6
+    largest = min(cell, tall) / 2 - 0.5
+    column = {name: left + cell * (index + 0.5) for index, name in enumerate(class_names)}
+    parts = []
+    for name, x in column.items():
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{head - 3:.1f}" y2="{height - 6:.1f}"/>')
+        if cell >= 12:
+            short = name if len(name) <= 26 else name[:25] + "…"
+            parts.append(
+                f'<text class="tick" transform="translate({x + 3:.1f} {head - 7:.1f}) rotate(-48)">'
+                f"{escape(short)}<title>{escape(name)}</title></text>"
+            )
+    for index, (client, counts) in enumerate(rows):
+        y = head + tall * (index + 0.5)
+        parts.append(
+            f'<line class="grid" x1="{left:.1f}" x2="{column[class_names[-1]] + cell / 2:.1f}" y1="{y}" y2="{y}"/>'
+        )
+        parts.append(
+            f'<text class="name" x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{escape(client)}</text>'
+        )
+        for name, count in counts.items():
+            if count and name in column:
+                hint = escape(f"{client}: {count} × {name}")
+                parts.append(
+                    f'<circle class="bubble" cx="{column[name]:.1f}" cy="{y:.1f}" '
+                    f'r="{max(1.0, largest * math.sqrt(count / most)):.2f}"><title>{hint}</title></circle>'
+                )
+    return _svg(width, height, title, parts, fixed=True)
+
+
+def value_bars(rows: Sequence[tuple[str, str, float]], *, title: str, text: Callable[[float], str]) -> Markup:
+    """One horizontal bar from 0 a row ((name, CSS class, value)), its value written at its end."""
+    rows = [row for row in rows if not math.isnan(row[2])]
+    if not rows:
+        return Markup("")
+    right, bar, gap = 62, 11, 25
+    x_at = _scale(0, max(value for _, _, value in rows) or 1, 0, WIDTH - right)
+    parts = []
+    for index, (name, style, value) in enumerate(rows):
+        y = 6 + index * (bar + gap)
+        parts.append(f'<text class="name" x="0" y="{y + 8}">{escape(name)}</text>')
+        parts.append(
+            f'<rect class="fill {style}" x="0" y="{y + 14}" width="{max(x_at(value), 1):.1f}" height="{bar}" rx="2"/>'
+        )
+        parts.append(f'<text class="value" x="{x_at(value) + 6:.1f}" y="{y + 23}">{escape(text(value))}</text>')
+    return _svg(WIDTH, 6 + len(rows) * (bar + gap), title, parts)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A named point of a scatter: its mean, its standard deviations, and the points it is the mean of."""
+
+    name: str
+    style: str
+    mean: tuple[float, float]
+    std: tuple[float, float]
+    points: Sequence[tuple[float, float]]
+
+
+def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str) -> Markup:
+    """Means with whiskers of one standard deviation, and each seed as a small dot; the top right corner is best."""
+    marks = [mark for mark in marks if not any(map(math.isnan, mark.mean))]
+    if not marks:
+        return Markup("")
+    width, height, left, right, top, bottom = WIDTH, 300, 42, 14, 10, 36
+    spreads = [tuple(0 if math.isnan(s) else s for s in mark.std) for mark in marks]
+    every = [p for mark in marks for p in (*mark.points, mark.mean)]
+    every += [
+        (m.mean[0] + k * s[0], m.mean[1] + k * s[1]) for m, s in zip(marks, spreads, strict=True) for k in (-1, 1)
+    ]
+    x_ticks = nice_ticks(min(x for x, _ in every), max(x for x, _ in every), 5)
+    y_ticks = nice_ticks(min(y for _, y in every), max(y for _, y in every), 5)
+    x_at = _scale(x_ticks[0], x_ticks[-1], left, width - right)
+    y_at = _scale(y_ticks[0], y_ticks[-1], height - bottom, top)
+    parts = _axes(x_ticks, y_ticks, x_at, y_at, left, width - right, height, bottom, x_label)
+    parts.append(
+        f'<text class="label" transform="translate(11 {(top + height - bottom) / 2:.0f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
+    )
+    centres, taken = [], []
+    for mark, (sx, sy) in zip(marks, spreads, strict=True):
+        x, y = mark.mean
+        cx, cy = x_at(x), y_at(y)
+        centres.append((cx, cy))
+        for px, py in mark.points:
+            parts.append(f'<circle class="seed {mark.style}" cx="{x_at(px):.1f}" cy="{y_at(py):.1f}" r="2.2"/>')
+        taken.append((x_at(x - sx), cy - 2, x_at(x + sx), cy + 2))
+        taken.append((cx - 2, y_at(y + sy), cx + 2, y_at(y - sy)))
+        if sx or sy:
+            parts.append(
+                f'<line class="whisker {mark.style}" x1="{x_at(x - sx):.1f}" x2="{x_at(x + sx):.1f}" y1="{cy:.1f}" y2="{cy:.1f}"/>'
+            )
+            parts.append(
+                f'<line class="whisker {mark.style}" x1="{cx:.1f}" x2="{cx:.1f}" y1="{y_at(y - sy):.1f}" y2="{y_at(y + sy):.1f}"/>'
+            )
+        hint = escape(f"{mark.name}: {x_label} {x:.2f} ± {sx:.2f}, {y_label} {y:.2f} ± {sy:.2f}")
+        parts.append(
+            f'<circle class="dot {mark.style}" cx="{cx:.1f}" cy="{cy:.1f}" r="5"><title>{hint}</title></circle>'
+        )
+    for mark, (x, y) in zip(
+        marks, _label_places(centres, taken, [len(m.name) for m in marks], width - right), strict=True
+    ):
+        parts.append(f'<text class="end {mark.style}" x="{x:.1f}" y="{y:.1f}">{escape(mark.name)}</text>')
+    return _svg(width, height, title, parts)
+
+
+def _label_places(
+    centres: list[tuple[float, float]], taken: list[tuple[float, float, float, float]], lengths: list[int], edge: float
+) -> list[tuple[float, float]]:
+    """Where each point's name goes: right of it, else left, above or below, wherever it covers least of the `taken` boxes."""
+    boxes = taken + [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
+    places = []
+    for (x, y), length in zip(centres, lengths, strict=True):
+        long = 7.1 * length
+        options = [(x + 10, y + 4), (x - 10 - long, y + 4), (x - long / 2, y - 12), (x - long / 2, y + 20)]
+        options += [(x + 8, y - 10), (x + 8, y + 18), (x - 8 - long, y - 10), (x - 8 - long, y + 18)]
+
+        def cost(place: tuple[float, float], long: float = long) -> float:
+            a, b, c, d = place[0], place[1] - 10, place[0] + long, place[1] + 3
+            covered = sum(max(0, min(c, q[2]) - max(a, q[0])) * max(0, min(d, q[3]) - max(b, q[1])) for q in boxes)
+            return covered + 1000 * (c > edge + 14) + 1000 * (a < 50)
+
+        best = min(options, key=cost)
+        boxes.append((best[0], best[1] - 10, best[0] + long, best[1] + 3))
+        places.append(best)
+    return places
+
+
+def _with_spread(one: Series) -> list[tuple[tuple[float, float], float]]:
+    spreads = one.spread or [0.0] * len(one.points)
+    return [(point, 0.0 if math.isnan(s) else s) for point, s in zip(one.points, spreads, strict=True)]
+
+
+def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (stop - start)
+
+
+def _axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_at: Callable[[float], float],
+    y_at: Callable[[float], float],
+    left: float,
+    right: float,
+    height: float,
+    bottom: float,
+    x_label: str,
+    y_text: Callable[[float], str] = plain,
+) -> list[str]:
+    parts = []
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(y_text(tick))}</text>'
+        )
+    for tick in x_ticks:
+        parts.append(
+            f'<text class="tick" x="{x_at(tick):.1f}" y="{height - bottom + 15}" text-anchor="middle">{plain(tick)}</text>'
+        )
+    parts.append(
+        f'<text class="label" x="{(left + right) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    return parts
+
+
+def _apart(places: list[float], distance: float, low: float, high: float) -> list[float]:
+    """The places, moved as little as needed to stand `distance` apart, inside [low, high] as far as there is room."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    moved = list(places)
+    for above, below in zip(order, order[1:], strict=False):
+        moved[below] = max(moved[below], moved[above] + distance)
+    if moved[order[-1]] > high:
+        moved[order[-1]] = high
+        for below, above in zip(order[::-1], order[-2::-1], strict=False):
+            moved[above] = min(moved[above], moved[below] - distance)
+    return [max(low, place) if index == order[0] else place for index, place in enumerate(moved)]
+
+
+def _svg(width: float, height: float, title: str, parts: Sequence[str], fixed: bool = False) -> Markup:
+    """`fixed` keeps the drawn size (the page scrolls it sideways); otherwise the drawing shrinks with its column."""
+    size = f' width="{width:.0f}" height="{height:.0f}" class="fixed"' if fixed else ""
+    return Markup(  # every text above went through escape()
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )

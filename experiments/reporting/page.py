@@ -1,0 +1,417 @@
+"""`report.html`: everything one run has to show, on one self-contained page."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from experiments.reporting import charts
+from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number, read_run
+from experiments.reporting.words import human_bytes, human_seconds, percent, points
+
+_KEYS = [(name, key) for key, name in MODELS.items()]
+_ABOUT_THE_RUN = ("versions", "git_commit", "command")  # parts of config.yaml that are no settings
+_CLIENTS_A_PANEL = 12
+_CLIENTS_AS_BARS = 120
+_CLIENTS_AS_BUBBLES = 120
+_TILES_A_DOMAIN = 12
+_IN_ONE_PROCESS_TREE = ("ray", "inline")  # the runtimes of a simulation; any other is a deployment
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `run_dir/report.html` from the files of the run folder and returns its path.
+
+    A run that did not finish gets a page of what there is. Raises FedPGPError naming a file that is damaged.
+    """
+    path = Path(run_dir) / "report.html"
+    write_atomically(path, render_run(read_run(run_dir)))
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes the text beside `path` and moves it there, so that a reader never sees half a page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this folder, with everything from a run folder escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_run(run: Run) -> str:
+    """The page of one run as HTML text."""
+    domains = _domain_table(run)
+    panels, client_words = _client_panels(run)
+    bubbles, partition_words = partition_bubbles(run)
+    return (
+        environment()
+        .get_template("template.html.j2")
+        .render(
+            method=run.choice("method"),
+            dataset=run.choice("dataset"),
+            model=run.choice("model"),
+            seed=run.seed,
+            badge=_badge(run),
+            headline=headline(run),
+            lead=_lead(run),
+            rounds_done=run.rounds_done,
+            reading=_reading(run),
+            columns=[FIGURES[name] for name in _columns(run)],
+            table=_summary_table(run),
+            facts=_facts(run),
+            model_keys=[(name, key) for name, key in _KEYS if run.accuracy[key]],
+            curves=_curves(run),
+            client_panels=panels,
+            client_words=client_words,
+            domains=domains,
+            bubbles=bubbles,
+            partition_words=partition_words,
+            **_samples(run),
+            training=_training(run),
+            dropped=run.dropped,
+            command=run.config.get("command"),
+            versions=_versions(run),
+            settings=_settings(run),
+            folder=run.path.resolve().name,
+        )
+    )
+
+
+def headline(run: Run) -> str:
+    """The result in one plain sentence."""
+    zero, shared, personal = (run.figure(model, "local") for model in MODELS)
+    if math.isnan(personal):
+        return f"{run.choice('method')} on {run.choice('dataset')}: nothing is measured yet."
+    own = "each client’s own images"
+    if run.one_prompt:
+        if math.isnan(zero) or zero == personal:
+            return f"Without any training, CLIP is right on {personal:.1f}\u00a0% of {own}."
+        return f"One prompt for all is right on {personal:.1f}\u00a0% of {own}, {_against(personal - zero, 'zero-shot CLIP')}."
+    if math.isnan(shared):
+        if math.isnan(zero):
+            return f"The personal prompts are right on {personal:.1f}\u00a0% of {own}."
+        return f"Each client’s own prompt is right on {personal:.1f}\u00a0% of its images, {_against(personal - zero, 'zero-shot CLIP')}."
+    clauses: dict[str, list[str]] = defaultdict(list)
+    for name in ("base", "novel"):
+        difference = run.figure("personal", name) - run.figure("global", name)
+        if _rounds_to_zero(difference):
+            clauses["stayed level"].append(f"on {name}")
+        elif not math.isnan(difference):
+            clauses["gained" if difference > 0 else "gave up"].append(f"{abs(difference):.1f} on {name}")
+    gain = personal - shared
+    if _rounds_to_zero(gain):
+        start = f"The personal prompts do as well as the global one on {own}"
+    elif gain > 0:
+        start = f"The personal prompts gained {points(gain)} over the global one on {own}"
+    else:
+        start = f"The personal prompts lost {points(gain)} against the global one on {own}"
+    rest = " and ".join(f"{verb} {' and '.join(what)}" for verb, what in clauses.items())
+    return f"{start}, {rest} classes." if rest else f"{start}."
+
+
+def partition_bubbles(run: Run) -> tuple[Any, str]:
+    """The bubble plot of who holds which class, and a sentence about it."""
+    table = run.partition
+    if not table:
+        return "", ""
+    clients = table["clients"]
+    rows = [(_client_name(row), row["train_counts"]) for row in clients[:_CLIENTS_AS_BUBBLES]]
+    held = set().union(*(counts for _, counts in rows)) if rows else set()
+    names = [name for name in table["class_names"] if name in held]
+    images = sum(row["train_images"] for row in clients)
+    kinds = [sum(1 for count in row["train_counts"].values() if count) for row in clients]
+    spread = f"{min(kinds)}" if min(kinds) == max(kinds) else f"{min(kinds)} to {max(kinds)}"
+    words = (
+        f"{images:,} training images on {len(clients)} clients, dealt by the scheme “{run.choice('partition')}”; "
+        f"a client holds {spread} of the {len(names)} classes that are trained on. The area of a disc is its number of images."
+    )
+    if len(clients) > len(rows):
+        words += f" The first {len(rows)} clients are drawn."
+    return charts.bubbles(rows, names, title="Images of each class at each client"), words
+
+
+def _badge(run: Run) -> str:
+    if run.status == "finished":
+        return ""
+    return f"{run.status}: round {run.rounds_done} of {run.rounds}"
+
+
+def _lead(run: Run) -> str:
+    """Who was helped, and how far training went."""
+    clients = _by_client(run)
+    sentences = []
+    if clients and not run.one_prompt:
+        against = "global" if run.accuracy["global"] else "zero_shot"
+        differences = [
+            row["personal"]["local"] - row[against]["local"] for row in clients if against in row and "personal" in row
+        ]
+        differences = [d for d in differences if not math.isnan(d)]
+        if differences:
+            better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+            other = "the global one" if against == "global" else "zero-shot CLIP"
+            who = f"All {better}" if 1 < better == len(differences) else f"{better} of {len(differences)}"
+            sentence = f"{who} clients are better off with their own prompt than with {other}"
+            if worse:
+                sentence += f", {worse} {'is' if worse == 1 else 'are'} worse off"
+            sentences.append(sentence + ".")
+    zero, personal = run.figure("zero_shot", "local"), run.figure("personal", "local")
+    if not math.isnan(zero) and run.accuracy["global"] and not run.one_prompt:
+        sentences.append(
+            f"Locally, zero-shot CLIP starts at {zero:.1f}\u00a0%, and the personal prompts end at {personal:.1f}\u00a0%."
+        )
+    if run.status != "finished":
+        sentences.append(f"The run is {run.status}; these are its figures so far.")
+    return " ".join(sentences)
+
+
+def _reading(run: Run) -> str:
+    """What the columns mean, as far as the protocol has them, and how far to trust one run."""
+    meaning = {
+        "local": "Local: each client’s own test images.",
+        "base": "Base: test images of all trained classes.",
+        "novel": "Novel: classes that no client has seen.",
+        "hm3": "HM: the harmonic mean of the three.",
+        "hm2": "HM2: of base and novel.",
+    }
+    words = [meaning[name] for name in _columns(run)]
+    if run.one_prompt:
+        words.append("This method has one prompt for all, so the global and the personal row are the same.")
+    elif not run.accuracy["global"]:
+        words.append("This method has no global prompt.")
+    else:
+        words.append("Small figures: the difference from the row above.")
+    words.append("One seed; repeat with others to see how much is chance.")
+    return " ".join(words)
+
+
+def _columns(run: Run) -> list[str]:
+    """The figures that the protocol has, the local one always."""
+    return [name for name in FIGURES if name == "local" or not math.isnan(run.figure("personal", name))]
+
+
+def _summary_table(run: Run) -> list[dict]:
+    if not any(run.accuracy.values()):
+        return []
+    rows, above = [], None
+    for key, name in MODELS.items():
+        block = run.accuracy[key]
+        cells = []
+        for column in _columns(run):
+            value = run.figure(key, column)
+            difference = value - run.figure(above, column) if above else math.nan
+            delta = (
+                "" if math.isnan(difference) or _rounds_to_zero(difference) else f"{difference:+.1f}".replace("-", "−")
+            )
+            cells.append((percent(value), delta))
+        rows.append({"key": key, "name": name, "cells": cells})
+        above = key if block else above
+    return rows
+
+
+def _facts(run: Run) -> list[tuple[str, str, str]]:
+    """(name, value, note) of the figures beside accuracy; those that were not measured are left out."""
+    summary, facts = run.summary or {}, []
+    seconds = summary.get("seconds") or {}
+    if seconds.get("total") is not None:
+        parts = [("training", "train"), ("testing", "evaluate"), ("overhead", "overhead")]
+        shown = ", ".join(
+            f"{human_seconds(seconds[key])} {name}" for name, key in parts if seconds.get(key) is not None
+        )
+        facts.append(("Time", human_seconds(seconds["total"]), shown))
+    up, down = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
+    if math.isnan(up) and run.trains:
+        up, down = (sum(number(row.get(key)) for row in run.trains) for key in ("bytes_up", "bytes_down"))
+    if not math.isnan(up):
+        facts.append(("Sent by the clients", human_bytes(up), f"{human_bytes(down)} received, as a deployment would"))
+    wire_up, wire_down = number(summary.get("wire_bytes_up")), number(summary.get("wire_bytes_down"))
+    if not math.isnan(wire_up):
+        facts.append(("Sent in this simulation", human_bytes(wire_up + wire_down), "both ways, clients share a node"))
+    speed = number(summary.get("images_per_second"))
+    if not math.isnan(speed):
+        facts.append(("Images a second", f"{speed:,.0f}", "in training"))
+    memory, gpu = number(summary.get("peak_rss_mb")), number(summary.get("peak_gpu_mb"))
+    if not math.isnan(memory):
+        facts.append(
+            ("Memory", human_bytes(memory * 1e6), f"and {human_bytes(gpu * 1e6)} on the GPU" if gpu > 0 else "")
+        )
+    error = run.figure("personal", "ece")
+    if not math.isnan(error):
+        facts.append(("Calibration error", f"{error:.1f} %", "personal prompt, expected"))
+    worst = run.figure("personal", "worst10")
+    if not math.isnan(worst):
+        facts.append(("Worst tenth of clients", f"{worst:.1f} %", "local, personal prompt"))
+    return facts
+
+
+def _curves(run: Run) -> list[tuple[str, Any]]:
+    drawn = []
+    for figure in ("local", "base", "novel"):
+        series = [charts.Series(name, key, run.curve(key, figure)) for key, name in MODELS.items()]
+        title = f"{figure.capitalize()} accuracy, %"
+        drawn.append((title, charts.line_chart(series, title=title, unit=" %")))
+    return [(title, svg) for title, svg in drawn if svg]
+
+
+def _by_client(run: Run) -> list[dict]:
+    """A dict a client: id, domain, and the clients.csv row of each model."""
+    clients: dict[int, dict] = defaultdict(dict)
+    for row in run.clients:
+        clients[row["id"]] |= {"id": row["id"], "domain": row.get("domain") or None, row["model"]: row}
+    return [clients[key] for key in sorted(clients)]
+
+
+def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
+    """(title, note, chart) of each panel; many clients are drawn as a histogram and its two ends."""
+    clients = _by_client(run)
+    models = [(name, key) for name, key in _KEYS if any(key in row for row in clients)]
+
+    def bars(title: str, note: str, rows: list[dict]) -> tuple[str, str, Any]:
+        values = [
+            (f"client {row['id']}", [row[key]["local"] if key in row else math.nan for _, key in models])
+            for row in rows
+        ]
+        return title, note, charts.client_bars(values, models, title=f"Local accuracy: {title}")
+
+    if not clients:
+        return [], ""
+    if len(clients) > _CLIENTS_AS_BARS:
+        groups = [(name, key, [row[key]["local"] for row in clients if key in row]) for name, key in models]
+        panels = [("All clients", "", charts.histogram(groups, title="Local accuracy of the clients"))]
+        ranked = [row for row in clients if "personal" in row and not math.isnan(row["personal"]["local"])]
+        other = "global" if any("global" in row for row in ranked) else "zero_shot"
+        ranked = sorted(
+            (row for row in ranked if other in row), key=lambda row: row["personal"]["local"] - row[other]["local"]
+        )
+        if ranked:
+            panels.append(bars("Gained most", f"over the {MODELS[other]}", ranked[-8:][::-1]))
+            panels.append(bars("Gained least, or lost", "", ranked[:8]))
+        return panels, "How many clients have which accuracy, and the two ends of the list."
+
+    panels = []
+    for domain, rows in _grouped(clients, "domain").items():
+        pieces = [rows[start : start + _CLIENTS_A_PANEL] for start in range(0, len(rows), _CLIENTS_A_PANEL)]
+        for piece in pieces:
+            span = f"{piece[0]['id']} to {piece[-1]['id']}" if len(pieces) > 1 else ""
+            title = domain or (f"clients {span}" if span else "all clients")
+            panels.append(bars(title, f"clients {span}" if domain and span else "", piece))
+    has_domains = clients[0]["domain"] is not None
+    return panels, f"Accuracy in percent{', by domain' if has_domains else ''}; the number is the personal prompt’s."
+
+
+def _domain_table(run: Run) -> dict | None:
+    """Mean local accuracy of each domain; None without domains, or where each domain is one client (the bars show it)."""
+    clients = _by_client(run)
+    domains = (run.accuracy["personal"] or {}).get("domains") or {}
+    if len(domains) < 2 or (clients and len(clients) <= len(domains)):
+        return None
+    rows = [
+        {"key": key, "name": name, "cells": [percent(run.figure(key, f"domains.{domain}")) for domain in domains]}
+        for key, name in MODELS.items()
+        if run.accuracy[key]
+    ]
+    return {"names": list(domains), "rows": rows}
+
+
+def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:
+    """(title, note, legend, chart) of loss, bytes and time."""
+    loss = [(row["round"], number(row.get("loss"))) for row in run.trains]
+    loss = [(x, y) for x, y in loss if math.isfinite(y)]
+    sent = [(row["round"], [number(row.get("bytes_up")), number(row.get("bytes_down"))]) for row in run.trains]
+    sent = [(x, parts) for x, parts in sent if not any(map(math.isnan, parts))]
+    seconds = [(row["round"], [number(row.get("seconds"))]) for row in run.trains]
+    seconds = [(x, parts) for x, parts in seconds if not math.isnan(parts[0])]
+    directions = [("sent", "up"), ("received", "down")]
+    loss_chart = charts.line_chart([charts.Series("loss", "loss", loss)], title="Training loss", digits=2)
+    byte_chart = charts.column_chart(sent, directions, title="Bytes per round", text=human_bytes)
+    time_chart = charts.column_chart(seconds, [("time", "time")], title="Time per round", text=human_seconds)
+    drawn = [
+        ("Loss", "mean over the clients of a round", [], loss_chart),
+        ("Bytes of a round", "by the clients", directions, byte_chart),
+        ("Time of a round", "", [], time_chart),
+    ]
+    return [entry for entry in drawn if entry[-1]]
+
+
+def _samples(run: Run) -> dict[str, Any]:
+    """The template's `sample_groups`, `sample_by_domain` and `no_samples`."""
+    groups = []
+    by_domain = any(sample["domain"] for sample in run.samples)
+    for name, samples in _grouped(run.samples, "domain" if by_domain else "client").items():
+        # evenly over the clients, right and wrong in the proportion they were drawn; the right ones first
+        shown = samples[:: math.ceil(len(samples) / _TILES_A_DOMAIN)]
+        shown = sorted(shown, key=lambda sample: not sample["correct"])
+        tiles = [sample | {"sure": _sure(sample["confidence"])} for sample in shown]
+        title = str(name) if by_domain else f"client {name}"
+        groups.append({"name": title, "tiles": tiles, "right": sum(bool(sample["correct"]) for sample in shown)})
+    deployed = run.choice("runtime") not in _IN_ONE_PROCESS_TREE
+    none = (
+        "Kept by the client: in a deployment no picture leaves its owner."
+        if deployed
+        else "No test pictures were saved in this run."
+    )
+    return {"sample_groups": groups[:24], "sample_by_domain": by_domain, "no_samples": none}
+
+
+def _versions(run: Run) -> str:
+    versions = run.config.get("versions") or {}
+    words = [f"{name} {version}" for name, version in versions.items()]
+    if run.config.get("git_commit"):
+        words.append(f"commit {str(run.config['git_commit'])[:12]}")
+    return ", ".join(words)
+
+
+def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The configuration, its single values first, then a list a group."""
+    config = {key: value for key, value in run.config.items() if key not in _ABOUT_THE_RUN}
+    top = [(key, _setting(value)) for key, value in config.items() if not isinstance(value, dict)]
+    groups = [
+        (name, [(key, _setting(value)) for key, value in flatten(group).items()])
+        for name, group in config.items()
+        if isinstance(group, dict) and group
+    ]
+    return [("", top), *groups]
+
+
+def _setting(value: Any) -> str:
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _sure(confidence: Any) -> str:
+    """A probability, written as a share of one or in percent, in words."""
+    value = number(confidence)
+    return "" if math.isnan(value) else f"{value * 100 if value <= 1 else value:.0f}\u00a0% sure"
+
+
+def _grouped(rows: list[dict], key: str) -> dict[Any, list[dict]]:
+    groups: dict[Any, list[dict]] = defaultdict(list)
+    for row in rows:
+        groups[row[key]].append(row)
+    return groups
+
+
+def _client_name(row: dict) -> str:
+    return f"{row['id']} · {row['domain']}" if row.get("domain") else f"client {row['id']}"
+
+
+def _rounds_to_zero(difference: float) -> bool:
+    return abs(difference) < 0.05
+
+
+def _against(difference: float, other: str) -> str:
+    if _rounds_to_zero(difference):
+        return f"the same as {other}"
+    return f"{points(difference)} {'above' if difference > 0 else 'below'} {other}"

@@ -1,0 +1,239 @@
+"""Reading run folders: what one run measured, whether or not it finished."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedpgp.errors import FedPGPError
+
+MODELS = {"zero_shot": "zero-shot", "global": "global prompt", "personal": "personal prompt"}
+FIGURES = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "hm2": "HM2"}
+
+#: Any of these beside a config.yaml makes a folder a run folder (Hydra's own .hydra/config.yaml has none).
+_BESIDE_CONFIG = ("metrics.jsonl", "summary.json", "partition.json", "checkpoint")
+_NEVER_INSIDE = {"private", "checkpoint", ".hydra", ".git", ".venv", "wandb"}
+
+
+def number(value: Any) -> float:
+    """`value` as a float; NaN for None, a missing figure or something that is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as `{"a.b": value}`; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `summary` is None while a run is under way, or when it was killed."""
+
+    path: Path
+    config: dict
+    summary: dict | None
+    trains: list[dict]
+    evals: list[dict]
+
+    @property
+    def status(self) -> str:
+        """`finished`, `interrupted` (stopped by a person, or out of clients) or `unfinished` (running, or killed)."""
+        return (self.summary or {}).get("status", "unfinished")
+
+    @property
+    def rounds(self) -> int:
+        """The rounds asked for."""
+        return int(self.config.get("rounds") or (self.summary or {}).get("rounds") or self.rounds_done)
+
+    @property
+    def rounds_done(self) -> int:
+        return max((row["round"] for row in self.trains + self.evals), default=0)
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed", (self.summary or {}).get("seed"))
+
+    def choice(self, group: str) -> str:
+        """The name chosen in a config group: `choice("method")` is `"fedpgp"`."""
+        chosen = self.config.get(group, (self.summary or {}).get(group))
+        return str(chosen.get("name", chosen.get("scheme", "?")) if isinstance(chosen, dict) else chosen)
+
+    @property
+    def accuracy(self) -> dict[str, dict | None]:
+        """The blocks of `summary.json`, or of the last evaluation where there is no summary; a block may be None."""
+        blocks = self.summary["accuracy"] if self.summary else (self.evals[-1] if self.evals else {})
+        return {model: blocks.get(model) for model in MODELS}
+
+    @property
+    def one_prompt(self) -> bool:
+        """Whether the method has one prompt for all: its global and its personal figures are the same."""
+        shared, personal = self.accuracy["global"], self.accuracy["personal"]
+        return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in ("local", "base", "novel"))
+
+    def figure(self, model: str, name: str) -> float:
+        """One figure of one model in percent: `local`, `worst10`, `std_clients.local`, `domains.noto`; NaN if absent."""
+        return block_figure(self.accuracy[model], name)
+
+    def curve(self, model: str, name: str) -> list[tuple[int, float]]:
+        """(round, figure) at each evaluation that has it."""
+        points = [(row["round"], block_figure(row.get(model), name)) for row in self.evals]
+        return [(x, y) for x, y in points if not math.isnan(y)]
+
+    @property
+    def dropped(self) -> list[dict]:
+        """`{round, client, reason}` of each client left out of an average."""
+        return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("dropped") or []]
+
+    @cached_property
+    def clients(self) -> list[dict]:
+        """The rows of `clients.csv`, numbers as floats (NaN where empty); empty before the first evaluation."""
+        path = self.path / "clients.csv"
+        if not self._has(path):
+            return []
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            for row in rows:
+                row["id"] = int(row["id"])
+                if row["model"] not in MODELS:
+                    raise ValueError(f"unknown model {row['model']!r}")
+                for key in ("train_images", "test_images", *FIGURES):
+                    row[key] = float(row.get(key) or "nan")
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+            raise _damaged(path, error) from error
+        return rows
+
+    @cached_property
+    def partition(self) -> dict:
+        """`partition.json`: `class_names` and `clients`, each with `train_counts`; empty before it is written."""
+        path = self.path / "partition.json"
+        if not self._has(path):
+            return {}
+        table = _read_json(path)
+        try:
+            for row in table["clients"]:
+                row["train_counts"], row["id"], row["train_images"]  # noqa: B018  (a missing key names the damage)
+            list(table["class_names"])
+        except (KeyError, TypeError) as error:
+            raise _damaged(path, f"no {error}") from error
+        return table
+
+    @cached_property
+    def samples(self) -> list[dict]:
+        """The pictures of `samples.json` with the personal prompt's answers; none in a deployment."""
+        path = self.path / "samples.json"
+        if not path.exists():
+            return []
+        samples = _read_json(path).get("samples")
+        wanted = {"client", "domain", "label", "predicted", "correct", "confidence", "png"}
+        if not isinstance(samples, list) or any(not wanted <= set(sample) for sample in samples):
+            raise _damaged(path, f"each sample needs {', '.join(sorted(wanted))}")
+        return samples
+
+    def _has(self, path: Path) -> bool:
+        """Whether an optional file is there; a finished run has all of them."""
+        if path.exists():
+            return True
+        if self.status == "finished":
+            raise FedPGPError(f"{path} is missing, though the run finished: run it again, or restore the file")
+        return False
+
+
+def block_figure(block: dict | None, name: str) -> float:
+    """A figure of one accuracy block, by dotted name; a domain that has several figures gives its local one."""
+    value: Any = block
+    for part in name.split(".", 1):  # a domain's own name may hold a dot
+        value = value.get(part) if isinstance(value, dict) else None
+    return number(value.get("local") if isinstance(value, dict) else value)
+
+
+def read_run(path: str | Path) -> Run:
+    """Reads a run folder, finished or not.
+
+    Raises FedPGPError, naming the file, when config.yaml is missing or a file is damaged. The last line of
+    metrics.jsonl may be torn (the run was killed while writing it): it is left out. Of a round that was run again
+    after a resume the newest lines count.
+    """
+    path = Path(path)
+    config_file = path / "config.yaml"
+    if not config_file.is_file():
+        raise FedPGPError(f"{path} is no run folder: it has no config.yaml")
+    try:
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(config_file, " ".join(str(error).split())) from error
+    if not isinstance(config, dict):
+        raise _damaged(config_file, "it holds no settings")
+
+    summary_file = path / "summary.json"
+    summary = _read_json(summary_file) if summary_file.exists() else None
+    if summary is not None and not isinstance(summary.get("accuracy"), dict):
+        raise _damaged(summary_file, 'it has no "accuracy"')
+    trains, evals = _read_metrics(path / "metrics.jsonl")
+    if not trains and not evals and summary and summary.get("status") == "finished" and config.get("rounds"):
+        raise FedPGPError(f"{path / 'metrics.jsonl'} is missing or empty, though the run finished")
+    return Run(path, config, summary, trains, evals)
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Path]:
+    """All run folders at or below the given ones, sorted, each once."""
+    found = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FedPGPError(f"{folder} is no folder")
+        for parent, below, files in os.walk(folder):
+            if "config.yaml" in files and any(name in files or name in below for name in _BESIDE_CONFIG):
+                found.add(Path(parent).resolve())
+                below.clear()
+            else:
+                below[:] = [name for name in below if name not in _NEVER_INSIDE]
+    return sorted(found)
+
+
+def _read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
+    """metrics.jsonl as (train rows, eval rows), each sorted by round."""
+    newest: dict[tuple[str, int], dict] = {}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for index, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            newest[row["kind"], int(row["round"])] = row
+        except (ValueError, KeyError, TypeError) as error:
+            if index == len(lines) - 1:
+                break
+            raise _damaged(path, f"line {index + 1}: {error}") from error
+    by_round = [newest[key] for key in sorted(newest, key=lambda key: key[1])]
+    return [row for row in by_round if row["kind"] == "train"], [row for row in by_round if row["kind"] == "eval"]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError is one too
+        raise _damaged(path, error) from error
+    if not isinstance(data, dict):
+        raise _damaged(path, "it holds no object")
+    return data
+
+
+def _damaged(path: Path, why: object) -> FedPGPError:
+    return FedPGPError(f"{path} is damaged: {why}")

@@ -1,0 +1,487 @@
+"""Tables over seeds: runs that differ only in their seed make one row; text, Markdown, LaTeX, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from markupsafe import Markup, escape
+from rich.console import Console as RichConsole
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number
+from experiments.reporting.statistics import holm, mean_std, paired_t_test
+from experiments.reporting.words import human_bytes, human_seconds
+from fedpgp.errors import FedPGPError
+
+#: Settings that say where and how a run was carried out, not what it computed.
+_NOT_A_DIFFERENCE = {
+    *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
+    *("dataset.root", "dataset.download", "versions", "git_commit", "command", "logger"),
+}
+_RUNTIME_DIFFERENCES = ("runtime.dropout", "runtime.slow_clients")
+#: Rows are compared with each other (best, second, significance) where all of these are the same.
+_TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
+_LOWER_IS_BETTER = ("ece",)
+_COSTS = ("bytes", "seconds")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed, by seed."""
+
+    labels: dict[str, str]
+    runs: dict[Any, Run]
+    task: tuple
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one row, a value a seed; `mark` is "best", "second" or empty."""
+
+    values: dict[Any, float]
+    mean: float
+    std: float
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    labels: dict[str, str]
+    model: str
+    seeds: tuple
+    task: tuple
+    cells: dict[str, Cell]
+    runs: tuple[Run, ...]
+
+    def name(self, with_model: bool = False) -> str:
+        """What tells the row from the others: `fedpgp, rank 8`."""
+        words = [value if key == "method" else f"{key} {value}" for key, value in self.labels.items() if value != "–"]
+        return ", ".join(words) + (f" ({MODELS[self.model]})" if with_model else "")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best row of a column against another row of the same task, paired over the seeds both have."""
+
+    task: tuple
+    column: str
+    best: Row
+    other: Row
+    difference: float
+    std: float
+    seeds: int
+    t: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table ready to print: texts, each with its mark. `breaks` are the rows that begin a new block."""
+
+    header: list[str]
+    rows: list[list[tuple[str, str]]]
+    texts: int
+    breaks: frozenset[int] = frozenset()
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Groups finished runs, and notes on what was left out (a seed that was run twice counts once, the newest).
+
+    A setting is a label where groups differ in it; one inside a choice (`method.rank`) where groups with the same choice
+    differ in it, so that a method is not told from another by settings that only one of them has.
+    """
+    by_setup: dict[tuple, dict[Any, Run]] = defaultdict(dict)
+    settings: dict[tuple, dict[str, Any]] = {}
+    notes = []
+    for run in sorted(runs, key=_age):
+        differing = {key: _text(value) for key, value in _settings(run).items() if _is_difference(key)}
+        setup = tuple(sorted(differing.items()))
+        settings[setup] = differing
+        if run.seed in by_setup[setup]:
+            notes.append(f"seed {run.seed} was run more than once with the same settings; {run.path} counts")
+        by_setup[setup][run.seed] = run
+
+    keys = [key for key in _label_order(settings.values()) if _distinguishes(key, list(settings.values()))]
+    groups = []
+    for setup, by_seed in by_setup.items():
+        flat = settings[setup]
+        labels = {"method": flat.get("method.name", "?")}
+        labels |= {_short(key): flat.get(key, "–") for key in keys if key != "method.name"}
+        task = tuple((key, value) for key, value in setup if key.split(".")[0] in _TASK)
+        groups.append(Group(labels, dict(sorted(by_seed.items(), key=lambda item: _natural(str(item[0])))), task))
+    first_of_task: dict[tuple, int] = {}
+    for index, group in enumerate(sorted(groups, key=lambda g: _natural(str(g.task)))):
+        first_of_task.setdefault(group.task, index)
+    groups.sort(key=lambda g: (first_of_task[g.task], [_natural(value) for value in g.labels.values()]))
+    return groups, notes
+
+
+def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[str]) -> list[Row]:
+    """A row a group and model, best and second marked among the rows of a task.
+
+    A method with one prompt for all has one row where both its prompts are asked for, the personal one. Zero-shot accuracy has nothing to do with the method, so a task has one such row, from all of its seeds.
+    """
+    rows: list[Row] = []
+    for task in dict.fromkeys(group.task for group in groups):
+        together = [group for group in groups if group.task == task]
+        block = []
+        if "zero_shot" in models and not any(group.labels["method"] == "zero_shot" for group in together):
+            by_seed = {seed: run for group in together for seed, run in group.runs.items()}
+            same = {k: v for k, v in together[0].labels.items() if all(g.labels[k] == v for g in together)}
+            labels = {key: same.get(key, "–") for key in together[0].labels} | {"method": "zero-shot CLIP"}
+            block.append(_row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in _COSTS]))
+        for group in together:
+            for model in models:
+                alone = group.labels["method"] == "zero_shot"
+                has_model = any(run.accuracy[model] for run in group.runs.values())
+                doubled = (
+                    model == "global" and "personal" in models and all(run.one_prompt for run in group.runs.values())
+                )
+                if has_model and not doubled and (model != "zero_shot" if not alone else model == models[0]):
+                    block.append(_row(group.labels, model, group.runs, task, columns))
+        rows += _marked(block, columns)
+    return rows
+
+
+def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
+    """The best row of each task and column against each other one: paired t-tests over common seeds.
+
+    The p values are Holm's, corrected for the number of comparisons in the column.
+    """
+    found = []
+    for task in dict.fromkeys(row.task for row in rows):
+        block = [row for row in rows if row.task == task]
+        for column in columns:
+            best = next((row for row in block if column in row.cells and row.cells[column].mark == "best"), None)
+            if best is None or column in _COSTS:
+                continue
+            others = []
+            for row in block:
+                if row is best or column not in row.cells:
+                    continue
+                mine, theirs = best.cells[column].values, row.cells[column].values
+                seeds = [seed for seed in mine if seed in theirs and not math.isnan(mine[seed] + theirs[seed])]
+                if seeds:
+                    first, second = [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+                    difference, std = mean_std([a - b for a, b in zip(first, second, strict=True)])
+                    others.append((row, difference, std, len(seeds), *paired_t_test(first, second)))
+            corrected = holm([other[-1] for other in others])
+            found += [
+                Comparison(task, column, best, row, difference, std, seeds, t, p)
+                for (row, difference, std, seeds, t, _), p in zip(others, corrected, strict=True)
+            ]
+    return found
+
+
+def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """The columns asked for: `domains` becomes one a domain, a name that no run has is refused."""
+    columns = []
+    domains = list(dict.fromkeys(d for run in runs for d in ((run.accuracy["personal"] or {}).get("domains") or {})))
+    for name in asked:
+        columns += [f"domains.{domain}" for domain in domains] if name == "domains" else [name]
+    known = {*FIGURES, *_COSTS, "cm", "ece", "worst10"} | {f"std_clients.{name}" for name in FIGURES}
+    known |= {f"domains.{domain}" for domain in domains} | _summary_numbers(runs)
+    for name in columns:
+        if name not in known:
+            raise FedPGPError(f"no column {name!r}; there are: {', '.join(sorted(known | {'domains'}))}")
+    return list(dict.fromkeys(columns))
+
+
+def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str]) -> Grid:
+    """The table of `make_rows`; a column that no row has a number for is left out."""
+    columns = shown_columns(rows, columns)
+    names = list(rows[0].labels) if rows else ["method"]
+    texts = names + (["prompt"] if len(models) > 1 else [])
+    breaks = {i for i in range(1, len(rows)) if rows[i].task != rows[i - 1].task}
+    body = []
+    for row in rows:
+        cells = [(row.labels[name], "") for name in names]
+        if len(models) > 1:
+            cells.append((MODELS[row.model], ""))
+        cells.append((str(len(row.seeds)), ""))
+        for column in columns:
+            cell = row.cells.get(column)
+            cells.append((cell_text(column, cell), cell.mark) if cell else ("–", ""))
+        body.append(cells)
+    return Grid([*texts, "seeds", *map(column_name, columns)], body, len(texts), frozenset(breaks))
+
+
+def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """The columns that some row has a number for."""
+    return [c for c in columns if any(c in row.cells and not math.isnan(row.cells[c].mean) for row in rows)]
+
+
+def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) -> Grid:
+    """The table of `compare`."""
+    body, breaks = [], set()
+    for index, one in enumerate(comparisons):
+        if index and one.task != comparisons[index - 1].task:
+            breaks.add(index)
+        p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+        t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
+        spread = "" if math.isnan(one.std) else f" ± {one.std:.2f}"
+        texts = [column_name(one.column), one.best.name(len(models) > 1), one.other.name(len(models) > 1)]
+        texts += [f"{one.difference:+.2f}{spread}", str(one.seeds), t, p]
+        body.append([(text, "") for text in texts])
+    return Grid(["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks))
+
+
+def column_name(column: str) -> str:
+    return {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %"}.get(
+        column, column.removeprefix("domains.").removeprefix("std_clients.") if "domains." in column else column
+    )
+
+
+def cell_text(column: str, cell: Cell) -> str:
+    """`72.41 ± 0.53`; no spread for a single seed; a dash where the protocol has no such figure."""
+    if math.isnan(cell.mean):
+        return "–"
+    if column == "bytes" or column.endswith(("bytes_up", "bytes_down")):
+        return human_bytes(cell.mean)
+    if column.startswith("seconds"):
+        return human_seconds(cell.mean)
+    return f"{cell.mean:.2f}" if math.isnan(cell.std) else f"{cell.mean:.2f} ± {cell.std:.2f}"
+
+
+# ---------------------------------------------------------------------------------------------- the ways to print a Grid
+
+
+def rich_table(grid: Grid) -> RichTable:
+    """For a terminal: the best in bold, the second underlined."""
+    styles = {"best": "bold", "second": "underline", "": ""}
+    table = RichTable(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    for index, name in enumerate(grid.header):
+        table.add_column(name, justify="left" if index < grid.texts else "right", no_wrap=True)
+    for index, row in enumerate(grid.rows):
+        if index in grid.breaks:
+            table.add_row()
+        table.add_row(*(Text(text, style=styles[mark]) for text, mark in row))
+    return table
+
+
+def as_text(grid: Grid) -> str:
+    """Aligned columns without colours, as wide as they need to be."""
+    file = io.StringIO()
+    RichConsole(file=file, width=10_000, color_system=None, force_terminal=False).print(rich_table(grid))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def as_markdown(grid: Grid) -> str:
+    marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
+    lines = ["| " + " | ".join(map(_escape_markdown, grid.header)) + " |"]
+    lines.append("|" + "|".join(" --- " if index < grid.texts else " ---: " for index in range(len(grid.header))) + "|")
+    for row in grid.rows:
+        lines.append("| " + " | ".join(marks[mark].format(_escape_markdown(text)) for text, mark in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_latex(grid: Grid) -> str:
+    """A booktabs tabular."""
+    marks = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
+    lines = [
+        r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{'l' * grid.texts}{'r' * (len(grid.header) - grid.texts)}}}",
+    ]
+    lines += [r"\toprule", " & ".join(map(_escape_latex, grid.header)) + r" \\", r"\midrule"]
+    for index, row in enumerate(grid.rows):
+        if index in grid.breaks:
+            lines.append(r"\midrule")
+        lines.append(" & ".join(marks[mark] % _escape_latex(text) for text, mark in row) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def as_html(grid: Grid) -> Markup:
+    """A table element; spreads are set small."""
+    marks = {"best": Markup("<b>{}</b>"), "second": Markup("<u>{}</u>"), "": Markup("{}")}
+    head = Markup("").join(
+        Markup("<th{}>{}</th>").format(Markup(' class="text"') if index < grid.texts else "", name)
+        for index, name in enumerate(grid.header)
+    )
+    body = []
+    for index, row in enumerate(grid.rows):
+        cells = []
+        for k, (text, mark) in enumerate(row):
+            value, plus_minus, spread = text.partition(" ± ")
+            shown = marks[mark].format(value) + (Markup(" <small>± {}</small>").format(spread) if plus_minus else "")
+            tag = "th" if k == 0 else "td"
+            cells.append(
+                Markup("<{0}{1}>{2}</{0}>").format(tag, Markup(' class="text"') if k < grid.texts else "", shown)
+            )
+        body.append(
+            Markup("<tr{}>{}</tr>").format(
+                Markup(' class="break"') if index in grid.breaks else "", Markup("").join(cells)
+            )
+        )
+    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, Markup("\n").join(body))
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str], comparisons: Sequence[Comparison] = ()) -> str:
+    """Numbers as they are, a row a group and model: mean, std (empty for one seed) and n of each column.
+
+    With comparisons also, for each column, the row's mean difference from the best row of its task and the p value.
+    """
+    columns = shown_columns(rows, columns)
+    against = {(id(one.other), one.column): one for one in comparisons}
+    fields = ["mean", "std", "n"] + (["behind_best", "p"] if comparisons else [])
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    labels = list(rows[0].labels) if rows else ["method"]
+    writer.writerow([*labels, "prompt", "seeds", *(f"{column}_{field}" for column in columns for field in fields)])
+    for row in rows:
+        line = [
+            *("" if text == "–" else text for text in row.labels.values()),
+            row.model,
+            " ".join(map(str, row.seeds)),
+        ]
+        for column in columns:
+            cell = row.cells.get(column, Cell({}, math.nan, math.nan))
+            line += [_blank(cell.mean), _blank(cell.std), sum(not math.isnan(value) for value in cell.values.values())]
+            if comparisons:
+                one = against.get((id(row), column))
+                line += [_blank(one.difference), _blank(one.p)] if one else ["", ""]
+        writer.writerow(line)
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------ the parts
+
+
+def _row(labels: dict[str, str], model: str, by_seed: dict[Any, Run], task: tuple, columns: Sequence[str]) -> Row:
+    cells = {}
+    for column in columns:
+        values = {seed: _value(run, model, column) for seed, run in by_seed.items()}
+        cells[column] = Cell(values, *mean_std(list(values.values())))
+    return Row(labels, model, tuple(by_seed), task, cells, tuple(by_seed.values()))
+
+
+def _value(run: Run, model: str, column: str) -> float:
+    summary = run.summary or {}
+    if column == "bytes":
+        return number(summary.get("bytes_up")) + number(summary.get("bytes_down"))
+    if column == "seconds":
+        return number((summary.get("seconds") or {}).get("total"))
+    if column.split(".")[0] in summary and column.split(".")[0] != "accuracy":
+        return number(flatten(summary).get(column))
+    return run.figure(model, column)
+
+
+def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
+    """The rows with best and second marked; rows that print the same number share a mark; one row alone has none."""
+    marks: dict[tuple[int, str], str] = {}
+    for column in columns:
+        if column in _COSTS or column.split(".")[0] in (*_COSTS, "std_clients") or "bytes" in column:
+            continue
+        means = {i: round(row.cells[column].mean, 2) for i, row in enumerate(block) if column in row.cells}
+        means = {i: mean for i, mean in means.items() if not math.isnan(mean)}
+        ranked = sorted(set(means.values()), reverse=column not in _LOWER_IS_BETTER)
+        if len(ranked) < 2:
+            continue
+        for mark, value in zip(("best", "second"), ranked, strict=False):
+            marks |= {(i, column): mark for i, mean in means.items() if mean == value}
+    return [
+        replace(row, cells={c: replace(cell, mark=marks.get((i, c), "")) for c, cell in row.cells.items()})
+        for i, row in enumerate(block)
+    ]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    config = dict(run.config)
+    for group in ("dataset", "model", "partition", "protocol", "method", "strategy", "runtime"):
+        if not isinstance(config.get(group), dict) and group in config:
+            config[group] = {"name": config[group]}  # a configuration that only names its choice
+    flat = flatten(config)
+    if "partition.scheme" in flat and "partition.name" not in flat:
+        flat["partition.name"] = flat.pop("partition.scheme")
+    return flat
+
+
+def _is_difference(key: str) -> bool:
+    group = key.split(".")[0]
+    return (
+        key in _RUNTIME_DIFFERENCES
+        if group == "runtime"
+        else key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
+    )
+
+
+def _distinguishes(key: str, setups: list[dict[str, Any]]) -> bool:
+    """Whether groups differ in the setting; inside a choice, whether groups that made the same choice do."""
+    group, _, rest = key.partition(".")
+    name = f"{group}.name"
+    if not rest or rest == "name":
+        return len({flat.get(key) for flat in setups}) > 1
+    choices = {flat.get(name) for flat in setups}
+    return any(len({flat.get(key) for flat in setups if flat.get(name) == choice}) > 1 for choice in choices)
+
+
+def _label_order(setups: Any) -> list[str]:
+    """All settings: the method's first, then the task's, then the others."""
+    keys = dict.fromkeys(key for flat in setups for key in flat)
+    first = ("dataset", "model", "protocol", "partition", "clients", "shots", "method")
+    order = {group: index for index, group in enumerate(first)}
+    return sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(first)), not key.endswith(".name")))
+
+
+def _short(key: str) -> str:
+    """`method.rank` is `rank`, `dataset.name` is `dataset`; others keep their group, which says what they belong to."""
+    group, _, rest = key.partition(".")
+    return group if rest in ("", "name") else rest if group in ("method", "partition", "training") else key
+
+
+def _summary_numbers(runs: Sequence[Run]) -> set[str]:
+    """The numbers in summary.json beside the accuracies, such as `bytes_up`, `seconds.train`, `peak_rss_mb`."""
+    names: set[str] = set()
+    for run in runs:
+        flat = flatten({key: value for key, value in (run.summary or {}).items() if key != "accuracy"})
+        names |= {key for key, value in flat.items() if not math.isnan(number(value))}
+    return names
+
+
+def _age(run: Run) -> tuple[float, str]:
+    file = run.path / "summary.json"
+    return (file.stat().st_mtime if file.exists() else 0.0, str(run.path))
+
+
+def _natural(text: str) -> list:
+    """Sorts numbers by their value, words by their letters, each among their like."""
+    words = text.replace(",", " ").replace("'", " ").replace(")", " ").split()
+    keys = []
+    for word in words:
+        try:
+            keys.append((0, float(word), ""))
+        except ValueError:
+            keys.append((1, 0.0, word))
+    return keys
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _blank(value: float) -> str:
+    return "" if math.isnan(value) else repr(round(value, 10))
+
+
+def _escape_markdown(text: str) -> str:
+    return str(escape(text)).replace("|", r"\|").replace("_", r"\_").replace("*", r"\*")
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    "±": r"$\pm$",
+    "–": "--",
+}
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(str.maketrans(_LATEX))

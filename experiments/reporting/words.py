@@ -1,0 +1,39 @@
+"""Numbers in the words people read: sizes, times, points."""
+
+from __future__ import annotations
+
+import math
+
+
+def human_bytes(count: float) -> str:
+    """`"1.2 MB"`; decimal units, as networks are measured."""
+    if math.isnan(count):
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """`"0.4 s"`, `"12 s"`, `"1:05 min"`, `"2:03:04 h"`."""
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A figure in percent without its sign; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def points(difference: float) -> str:
+    """The size of a difference of two percentages: `"8.1 points"`."""
+    text = f"{abs(difference):.1f}"
+    return f"{text} point" if text == "1.0" else f"{text} points"

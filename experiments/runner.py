@@ -1,0 +1,300 @@
+"""Runs one experiment from its configuration to its folder, in whichever runtime; new, or gone on with."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+
+from clients.app import client_app, federation_of, peak_rss_mb
+from clients.state import PrivateStore, owner
+from clients.wire import Job
+from experiments.console import Console
+from experiments.folder import RunFolder, default_folder
+from experiments.loggers import Logger, make_logger
+from experiments.reporting.page import write_report
+from experiments.settings import FREE, check, flatten
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import MODELS
+from strategies.checkpoint import latest_checkpoint
+from strategies.grid import Interrupted
+from strategies.inline import InlineGrid, run_inline
+from strategies.rules import make_rule
+from strategies.server import Server
+from strategies.simulation import quiet, ray_cluster
+
+
+class Stopped(Exception):
+    """The person asked to stop; the run is saved. ``code`` is the exit status (130 for Ctrl-C, 143 for SIGTERM)."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+
+def start(config: Mapping, command: str = "", *, federation_of: Callable = federation_of) -> dict:
+    """Runs a new experiment.
+
+    Args:
+        config: the resolved configuration (conf/config.yaml's keys).
+        command: the command line, for config.yaml.
+        federation_of: configuration as JSON text -> federation; tests put small ones here.
+
+    Returns:
+        what summary.json holds.
+
+    Raises:
+        FedPGPError: anything a person can mend.
+        Stopped: the person asked to stop.
+    """
+    began = time.perf_counter()
+    quiet(config["verbose"])
+    check(config)
+    make_rule(config["strategy"]["name"], _options(config["strategy"]))
+    path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
+    config = {**config, "run_dir": str(path), "resume": None}
+    folder = RunFolder.create(path, config, command)
+    with folder.locked():
+        return _run(folder, config, began, federation_of, resumed=False)
+
+
+def resume(path: Path, changes: Mapping | None = None, *, federation_of: Callable = federation_of) -> dict:
+    """Goes on with a run that was stopped or killed, to the same numbers as if it had not been.
+
+    Args:
+        path: its folder.
+        changes: settings that may differ this time (``experiments.settings.FREE``).
+        federation_of: as in :func:`start`.
+
+    Returns, raises: as :func:`start`.
+    """
+    began = time.perf_counter()
+    folder, config = RunFolder.open(path)
+    config = {**config, **{key: value for key, value in (changes or {}).items() if key in FREE}, "run_dir": str(path), "resume": None}
+    quiet(config["verbose"])
+    check(config)
+    with folder.locked():
+        return _run(folder, config, began, federation_of, resumed=True)
+
+
+def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable, *, resumed: bool) -> dict:
+    console = Console(config["rounds"])
+    stopper = Stopper()
+    logger: Logger | None = None
+    server: Server | None = None
+    summary: dict | None = None
+    try:
+        with stopper.listening():
+            checkpoint = latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
+            if checkpoint:
+                _same_configuration(checkpoint[1]["config"], config)
+            folder.cut_metrics(checkpoint[1]["observer"]["metrics_bytes"] if checkpoint else 0)
+            private = folder.path / "private"
+            run, attempt = owner(private)
+            run = run or (checkpoint[1]["run"] if checkpoint else uuid.uuid4().hex)
+            job = Job(run, attempt + 1, json.dumps(_for_clients(config)), str(private.resolve()), 0)
+            PrivateStore(private, run, job.attempt).claim()
+            logger = make_logger(folder.path, config, run)
+            observer = _Observer(folder, config, console, logger)
+
+            def make_server(job: Job) -> Server:
+                console.stage("loading the model")
+                federation = federation_of(job.config)
+                observer.class_names = federation.dataset.class_names
+                rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
+                return Server(config, federation, rule, folder.path, job, observer, stop=stopper.event, checkpoint=checkpoint)
+
+            if checkpoint:
+                console.note(f"going on after round {checkpoint[1]['round']} of {config['rounds']}")
+            server = _work(config, job, make_server, client_app(federation_of), stopper, console)
+            if server.failure is not None:
+                raise server.failure
+            if stopper.event.is_set():
+                raise Interrupted
+        summary = _finish(folder, config, server, "finished")
+    except (Interrupted, FedPGPError) as error:
+        summary = _save_what_there_is(folder, config, server, console)
+        if isinstance(error, FedPGPError):
+            console.note(f"what is done is saved; go on with: python -m experiments.run resume={folder.path}")
+            raise
+    finally:
+        if logger is not None:
+            logger.close(summary)
+        console.close()
+    console.summary(summary, folder.path, time.perf_counter() - began)
+    if summary["status"] != "finished":
+        raise Stopped(stopper.code)
+    return summary
+
+
+def _work(
+    config: Mapping, job: Job, make_server: Callable[[Job], Server], app: ClientApp, stopper: "Stopper", console: Console
+) -> Server:
+    """Runs the server and the clients in the runtime of the configuration."""
+    if config["runtime"]["name"] == "inline":
+        grid = InlineGrid(app)
+        server = make_server(job)
+        stopper.breaks_in = lambda: grid.working
+        run_inline(server.app(), grid)
+        return server
+    console.stage("starting Ray")
+    with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
+        stopper.install()  # Ray puts its own handler for SIGTERM
+        server = make_server(replace(job, threads=workers.threads, deadline=float(config["runtime"]["round_timeout"] or 0)))
+        workers.run(server.app(), app, verbose=config["verbose"])
+    return server
+
+
+class Stopper:
+    """Ctrl-C and SIGTERM: the first asks the run to stop, the second ends the process at once.
+
+    Attributes:
+        event: set by the first signal.
+        code: exit status, 128 + the signal.
+        breaks_in: True while the signal may interrupt what the main thread does (client code in the inline runtime).
+    """
+
+    def __init__(self):
+        self.event, self.code = threading.Event(), 0
+        self.breaks_in: Callable[[], bool] = lambda: False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles the signals inside the block (in the main thread; elsewhere signals are somebody else's)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Takes both signals, from whoever had them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.event.is_set():
+            os._exit(128 + number)
+        self.code = 128 + number
+        self.event.set()
+        # Not through the console: the signal may have come while it was writing.
+        os.write(2, b"\nstopping; what is done is saved (once more ends at once)\n")
+        if self.breaks_in():
+            raise Interrupted
+
+
+class _Observer:
+    """Tells the run folder, the console and the logger what the server does."""
+
+    def __init__(self, folder: RunFolder, config: Mapping, console: Console, logger: Logger):
+        self.folder, self.config, self.console, self.logger = folder, config, console, logger
+        self.class_names: list[str] = []
+        self.stage, self.warn = console.stage, console.warn
+        self._train: dict | None = None
+        self._evaluation: dict | None = None
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        if sys.stdout.isatty():  # elsewhere a round is one line
+            self.console.progress(done, total, what)
+
+    def clients(self, table: list[dict]) -> None:
+        self.folder.clients(table, self.config["partition"], self.class_names)
+
+    def trained(self, record: dict) -> None:
+        self._train = record
+        self._tell(record)
+
+    def evaluated(self, record: dict, rows: list[dict]) -> None:
+        self._evaluation = record
+        self._tell(record)
+        self.folder.client_accuracy(rows)
+
+    def samples(self, samples: list[dict]) -> None:
+        self.folder.json("samples.json", {"samples": samples})
+
+    def mark(self) -> dict:
+        self.console.round(self._train, self._evaluation)
+        self._train = self._evaluation = None
+        return {"metrics_bytes": self.folder.metrics_length()}
+
+    def _tell(self, record: dict) -> None:
+        self.folder.metric(record)
+        self.logger.log(record)
+
+
+def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: str) -> dict:
+    """Writes summary.json and report.html."""
+    summary = {
+        "method": config["method"]["name"],
+        "dataset": config["dataset"]["name"],
+        "model": config["model"]["name"],
+        "partition": config["partition"]["scheme"],
+        "protocol": config["protocol"]["name"],
+        "seed": config["seed"],
+        "rounds": config["rounds"],
+        "clients": config["clients"],
+        "status": status,
+        "accuracy": {model: folder.last_evaluation.get(model) for model in MODELS},
+    }
+    if server is not None:
+        summary |= _cost(server)
+    folder.json("summary.json", summary)
+    write_report(folder.path)
+    return summary
+
+
+def _cost(server: Server) -> dict:
+    state, traffic = server.state, server.state.traffic
+    busy = state.seconds["train"] + state.seconds["evaluate"]
+    own = peak_rss_mb()
+    mine = f"/{os.getpid()}"
+    return {
+        "bytes_up": traffic.up,
+        "bytes_down": traffic.down,
+        "wire_bytes_up": traffic.wire_up,
+        "wire_bytes_down": traffic.wire_down,
+        "seconds": {**state.seconds, "overhead": max(0.0, state.seconds["total"] - busy)},
+        "images_per_second": state.images / state.seconds["train"] if state.seconds["train"] else None,
+        "peak_rss_mb": own + sum(peak for process, peak in server.memory.items() if not process.endswith(mine)),
+        "peak_gpu_mb": sum(server.gpu_memory.values()) or None,
+    }
+
+
+def _save_what_there_is(folder: RunFolder, config: Mapping, server: Server | None, console: Console) -> dict:
+    try:
+        return _finish(folder, config, server, "interrupted")
+    except FedPGPError as error:  # a full disk must not hide why the run stopped
+        console.warn(str(error))
+        return {"status": "interrupted", "accuracy": None}
+
+
+def _same_configuration(saved: Mapping, config: Mapping) -> None:
+    """Refuses a config.yaml that is not the one the checkpoint was made with."""
+    old, new = flatten(saved), flatten(config)
+    differing = sorted(k for k in {**old, **new} if k.split(".")[0] not in FREE and old.get(k) != new.get(k))
+    if differing:
+        shown = ", ".join(f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing)
+        raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")
+
+
+def _for_clients(config: Mapping) -> dict:
+    """The configuration as clients get it: without what is the server's business alone."""
+    return {key: value for key, value in config.items() if key not in ("run_dir", "resume", "verbose", "experiment_name", "logger")}
+
+
+def _options(group: Mapping) -> dict:
+    return {key: value for key, value in group.items() if key != "name"}

@@ -1,0 +1,241 @@
+"""Settings a person can get wrong: names that do not exist, values that cannot work. Each is refused with the nearest valid ones.
+
+Hydra finds such things too, in its own words; here they are said in a line, before anything starts.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedpgp.errors import FedPGPError, unknown
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+MOST_COMBINATIONS = 64
+"""Combinations of group choices in a sweep that are looked at before it starts."""
+
+FREE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
+"""Settings that do not change a run's numbers (but for rounding), and so may change when it is resumed."""
+
+_INTEGERS = {  # key: (least, what it is)
+    "seed": (0, "0 or more"),
+    "rounds": (0, "0 or more"),
+    "clients": (1, "1 or more"),
+    "local_epochs": (1, "1 or more"),
+    "batch_size": (1, "1 or more"),
+    "evaluate_every": (0, "0 (only first and last) or more"),
+    "training.warmup_rounds": (0, "0 or more"),
+    "runtime.min_clients": (1, "1 or more"),
+    "method.rank": (1, "1 or more"),
+    "dataset.views": (1, "1 or more"),
+}
+_INTEGERS_OR_NULL = {"shots": (1, "1 or more, or null for all images"), "n_ctx": (1, "1 or more"), "runtime.workers": (1, "1 or more")}
+_NUMBERS = {  # key: (test, what it is)
+    "participation": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "lr": (lambda x: x > 0, "above 0"),
+    "training.momentum": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+    "training.weight_decay": (lambda x: x >= 0, "0 or more"),
+    "partition.beta": (lambda x: x > 0, "above 0"),
+    "runtime.gpus_per_worker": (lambda x: x > 0, "above 0"),
+    "method.mu": (lambda x: x >= 0, "0 or more"),
+    "method.tau": (lambda x: x > 0, "above 0"),
+}
+_CHOICES = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "dtype": ("float32", "float64"),
+    "training.optimizer": ("sgd", "adam", "adamw"),
+    "training.schedule": ("constant", "cosine", "step"),
+    "runtime.name": ("ray", "inline"),
+    "method.optimizer_state": ("reset", "keep"),
+    "method.guidance": ("photo", "context"),
+    "method.personal_init": ("zero", "normal"),
+    "protocol.base": ("all", "others"),
+    "protocol.local_labels": ("all", "own"),
+}
+
+
+def check(config: Mapping) -> None:
+    """Refuses values that cannot work, whatever the data; what depends on the data is refused where the data are known.
+
+    Raises:
+        FedPGPError: naming key, value and the valid range.
+    """
+    flat = flatten(config)
+    for key, value in flat.items():
+        if value == "???":
+            raise FedPGPError(f"{key} has no value; give it one: {key}=...")
+    for key, (least, valid) in {**_INTEGERS, **_INTEGERS_OR_NULL}.items():
+        value = flat.get(key, least)
+        if value is None and key in _INTEGERS_OR_NULL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise FedPGPError(f"{key}={_shown(value)} cannot work; it is a whole number, {valid}")
+    for key, (test, valid) in _NUMBERS.items():
+        value = flat.get(key, 0.5)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not test(value):
+            raise FedPGPError(f"{key}={_shown(value)} cannot work; it is a number {valid}")
+    for key, choices in _CHOICES.items():
+        if key in flat and flat[key] not in choices:
+            raise FedPGPError(unknown(f"value of {key}", flat[key], choices))
+    for key in ("training.shuffle", "training.drop_last", "verbose"):
+        if not isinstance(flat[key], bool):
+            raise FedPGPError(f"{key}={_shown(flat[key])} cannot work; it is true or false")
+    timeout = flat["runtime.round_timeout"]
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
+        raise FedPGPError(f"runtime.round_timeout={_shown(timeout)} cannot work; it is a number of seconds above 0, or null")
+    cohort = flat["runtime.cohort_size"]
+    if cohort != "auto" and (isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 1):
+        raise FedPGPError(f"runtime.cohort_size={_shown(cohort)} cannot work; it is auto or a whole number, 1 or more")
+    if flat["n_ctx"] is None and flat["context_init"] == "normal":
+        raise FedPGPError("n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number")
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuses overrides that name a group, choice or key that does not exist.
+
+    Raises:
+        FedPGPError: with the nearest names that do exist.
+    """
+    overrides = parse(arguments)
+    groups = choices()
+    chosen: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups:
+            chosen[key] = [_text(value) for value in _values(override)]
+            for value in chosen[key]:
+                if value not in groups[key] and value != "null":
+                    raise FedPGPError(unknown(key, value, groups[key]))
+    keys = [o for o in overrides if o.key_or_group not in groups and not o.key_or_group.startswith("hydra")]
+    combinations = itertools.product(*([f"{group}={value}" for value in values] for group, values in chosen.items()))
+    for combination in itertools.islice(combinations, MOST_COMBINATIONS):
+        config = composed(combination)
+        known = _nodes(config)
+        for override in keys:
+            if override.key_or_group not in known and not override.is_add():
+                raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
+            if override.is_add() and override.key_or_group.split(".")[0] not in config:
+                raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
+
+
+def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping) -> list[str]:
+    """Keys that the command line of a resume sets to something else than the run was started with.
+
+    Args:
+        arguments: the overrides.
+        config: the configuration they compose to.
+        stored: the run's own.
+    """
+    groups = choices()
+    new, old = flatten(config), flatten(stored)
+    named: set[str] = set()
+    for override in parse(arguments):
+        key = override.key_or_group
+        if key == "experiment":
+            named |= set(new)  # an overlay may touch anything
+        elif key in groups:
+            named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
+        else:
+            named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
+    return sorted(k for k in named if k.split(".")[0] not in FREE and new.get(k) != old.get(k))
+
+
+def composed(overrides: Iterable[str] = ()) -> dict:
+    """The configuration as a plain nested dict.
+
+    Raises:
+        FedPGPError: what Hydra refuses, in a line.
+    """
+    register_resolvers()
+    active = GlobalHydra.instance().hydra
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise FedPGPError(" ".join(str(error).split())) from error
+    finally:
+        GlobalHydra.instance().hydra = active
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """Command-line overrides, read by Hydra's grammar.
+
+    Raises:
+        FedPGPError: one that cannot be read.
+    """
+    found = []
+    for argument in arguments:
+        try:
+            found += OverridesParser.create().parse_overrides([argument])
+        except HydraException:
+            raise FedPGPError(f"cannot read {argument!r}; write key=value, with quotes around values that hold , = or brackets") from None
+    return found
+
+
+def choices() -> dict[str, list[str]]:
+    """Group -> its choices."""
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(CONF.iterdir()) if folder.is_dir()}
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested -> {"a.b": value}."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def register_resolvers() -> None:
+    """What conf/config.yaml computes."""
+    if not OmegaConf.has_resolver("sweep_folder"):
+        from experiments.folder import sweep_folder
+
+        OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True)
+
+
+def _nodes(config: Mapping, prefix: str = "") -> set[str]:
+    """Every key of a nested mapping, inner nodes too."""
+    names: set[str] = set()
+    for key, value in config.items():
+        names.add(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            names |= _nodes(value, f"{prefix}{key}.")
+    return names
+
+
+def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> str:
+    head, dot, tail = key.rpartition(".")
+    inside = sorted(name for name in known if name.startswith(f"{head}.")) if dot else []
+    if head in groups and inside:
+        return unknown("setting", key, inside) + f" ({head} has: {', '.join(n.removeprefix(head + '.') for n in inside)})"
+    leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
+    if tail in leaves and leaves[tail] != key:
+        return f"unknown setting {key!r}; did you mean {leaves[tail]}?"
+    return unknown("setting", key, sorted(known | set(groups)))
+
+
+def _values(override: Override) -> list:
+    if override.is_sweep_override():
+        return list(override.sweep_iterator())
+    value = override.value()
+    return value if isinstance(value, list) else [value]
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)

@@ -1,0 +1,100 @@
+"""Checkpoints of the server: one file a round, whole or not there, checked on reading, the last two kept.
+
+``round_00005.safetensors`` holds the server's tensors; its header's metadata holds the rest as JSON ("fedpgp"), and a SHA-256 over that
+JSON and every tensor's name, type, shape and bytes ("sha256"). The checksum's rule is the same in every format version.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from clients.files import write_atomically
+from fedpgp.errors import FedPGPError
+
+FORMAT = 1
+KEEP = 2
+_NAME = re.compile(r"round_(\d+)\.safetensors")
+
+
+class Corrupted(FedPGPError):
+    """The file is not what was written."""
+
+
+def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, np.ndarray], info: Mapping[str, object]) -> Path:
+    """Writes the checkpoint of a round and removes all but the newest two.
+
+    Raises:
+        FedPGPError: it could not be written (disk full, read-only); the earlier ones are untouched.
+    """
+    text = json.dumps({"format": FORMAT, "round": round, **info})
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    path = folder / f"round_{round:05d}.safetensors"
+    write_atomically(path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)}))
+    for old in checkpoints(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """A checkpoint's tensors and information.
+
+    Raises:
+        Corrupted: the file is damaged.
+        FedPGPError: it was written by another version of the format, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FedPGPError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        tensors = load(data)
+        intact = metadata["sha256"] == _digest(metadata["fedpgp"], tensors)
+        info = json.loads(metadata["fedpgp"])
+    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise Corrupted(f"the checkpoint {path} is damaged ({type(error).__name__})") from error
+    if not intact:
+        raise Corrupted(f"the checkpoint {path} is damaged (its checksum is wrong)")
+    if info.get("format") != FORMAT:
+        raise FedPGPError(f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp reads format {FORMAT}")
+    return tensors, info
+
+
+def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict] | None:
+    """The newest intact checkpoint, None where there is none at all; damaged ones are named through ``warn`` and passed over.
+
+    Raises:
+        FedPGPError: there are checkpoints but none is intact, or the newest intact one has another format.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return read_checkpoint(path)
+        except Corrupted as error:
+            warn(f"{error}; trying the one before")
+    if paths:
+        raise FedPGPError(f"no checkpoint in {folder} is intact; start anew with another run_dir")
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint files of a folder, oldest first."""
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
+    return [found[round] for round in sorted(found)]
+
+
+def _digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype.str} {tensor.shape} ".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,249 @@
+"""A Flower ``Grid`` whose node ids are the logical clients.
+
+A Flower strategy asks a grid for node ids, writes a message for each and gets a reply from each. Here the ids it sees are logical
+clients; underneath, the messages for the clients of one node travel as one (:mod:`clients.wire`). So any Flower strategy works
+unchanged, and ten thousand simulated clients cost as many messages a round as there are nodes.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from clients.wire import Job, count_bytes, pack, unpack_reply
+
+NO_ANSWER, CLIENT_FAILED = 1, 2
+"""Codes of the error replies made here."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The person asked to stop (Ctrl-C or SIGTERM)."""
+
+
+@dataclass
+class Traffic:
+    """Bytes of records, both ways.
+
+    ``down``/``up`` are what a deployment sends, one message a logical client, counted as the strategy wrote it and the client answered;
+    ``wire_down``/``wire_up`` are what was really sent, packed, with the job's own fields.
+    """
+
+    down: int = 0
+    up: int = 0
+    wire_down: int = 0
+    wire_up: int = 0
+
+    def __iadd__(self, other: "Traffic") -> "Traffic":
+        self.down += other.down
+        self.up += other.up
+        self.wire_down += other.wire_down
+        self.wire_up += other.wire_up
+        return self
+
+
+@dataclass
+class Exchange:
+    """What one ``send_and_receive`` cost.
+
+    Attributes:
+        traffic: bytes.
+        accounts: what each node said about its part (``seconds, process, rss_mb``, …).
+        kept: clients that keep a private state of this round.
+    """
+
+    traffic: Traffic = field(default_factory=Traffic)
+    accounts: list[dict] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
+
+
+class CohortGrid(Grid):
+    """Packs the messages of logical clients by node, and unpacks the replies.
+
+    Args:
+        grid: the real grid.
+        clients: number of logical clients; their ids are 0 … clients-1.
+        job: what every message carries beside the strategy's records; ``round``, ``clients`` and ``committed`` are filled in.
+        homes: client -> node for clients that live somewhere (a deployment); without it any node may do any client (a
+            simulation), and they are dealt largest first to the node with the least work so far.
+        work: how much work each client is, for that deal; equal without it.
+        stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
+        progress: called with (clients answered, clients asked) while waiting.
+        poll: seconds between two looks for replies.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        job: Job,
+        *,
+        homes: Mapping[int, int] | None = None,
+        work: Sequence[float] | None = None,
+        stop: threading.Event | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        poll: float = 0.02,
+    ):
+        self.inner, self.clients, self.job = grid, clients, job
+        self.homes, self.work = homes, work
+        self.stop, self.progress, self.poll = stop or threading.Event(), progress, poll
+        self.available: list[int] = list(range(clients))
+        self.committed: dict[int, int] = {}
+        self.exchange = Exchange()
+        self._sent: dict[str, dict[int, Message]] = {}  # id of a packed message -> the logical ones in it
+        self._replies: dict[str, Message] = {}  # id of a logical message -> its reply
+
+    # What a strategy sees. ------------------------------------------------------------------------------------------------
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The logical clients a strategy may choose from: ``available``, all of them unless the server narrowed it."""
+        return list(self.available)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """One reply for each message, sorted by client; a client without an answer gets an error reply that says why.
+
+        Raises:
+            Interrupted: ``stop`` was set.
+        """
+        messages = list(messages)
+        ids = set(self.push_messages(messages))
+        asked, end = len(ids), None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while True:
+            self._check_stop()
+            news = self.pull_messages(ids)
+            replies += news
+            ids -= {reply.metadata.reply_to_message_id for reply in news}
+            if news:
+                self.progress(len(replies), asked)
+            if not ids:
+                break
+            if end is not None and time.monotonic() > end:
+                replies += self._give_up(ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)")
+                break
+            if not news:
+                time.sleep(self.poll)
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Packs messages by node and sends them; returns one id for each logical message."""
+        logical = {message.metadata.dst_node_id: message for message in messages}
+        for client, message in logical.items():
+            message.metadata.__dict__["_message_id"] = f"client-{client}-{time.monotonic_ns()}"
+        self.exchange.traffic.down += count_bytes(message.content for message in logical.values())
+        by_kind: dict[str, dict[int, Message]] = {}
+        for client, message in logical.items():
+            by_kind.setdefault(message.metadata.message_type, {})[client] = message
+        for kind, group in by_kind.items():
+            for node, clients in self._deal(sorted(group)).items():
+                self._push(node, kind, {client: group[client] for client in clients})
+        return [message.metadata.message_id for message in logical.values()]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies to these logical messages that have come so far."""
+        if self._sent:
+            for packed in self.inner.pull_messages(list(self._sent)):
+                self._take(packed)
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    # Underneath. ----------------------------------------------------------------------------------------------------------
+
+    def _deal(self, clients: Sequence[int]) -> dict[int, list[int]]:
+        """Node -> its clients, ascending."""
+        if self.homes is not None:
+            dealt: dict[int, list[int]] = {}
+            for client in clients:
+                dealt.setdefault(self.homes[client], []).append(client)
+            return dealt
+        nodes = sorted(self.inner.get_node_ids())
+        work = self.work if self.work is not None else [1.0] * self.clients
+        return dict(zip(nodes, balance(clients, work, len(nodes)), strict=False))
+
+    def _push(self, node: int, kind: str, messages: dict[int, Message]) -> None:
+        clients = tuple(sorted(messages))
+        job = replace(self.job, clients=clients, committed=tuple(self.committed.get(c, 0) for c in clients))
+        content = pack(job, {client: messages[client].content for client in clients})
+        self.exchange.traffic.wire_down += count_bytes([content])
+        ids = list(self.inner.push_messages([Message(content, dst_node_id=node, message_type=kind)]))
+        if ids:
+            self._sent[ids[0]] = messages
+        else:
+            self._fail(messages, NO_ANSWER, "its node is not connected")
+
+    def _take(self, packed: Message) -> None:
+        messages = self._sent.pop(packed.metadata.reply_to_message_id, None)
+        if messages is None:
+            return  # of an exchange that was given up
+        if packed.has_error():
+            self._fail(messages, CLIENT_FAILED, readable(packed.error.reason))
+            return
+        contents, errors, account = unpack_reply(packed.content)
+        self.exchange.accounts.append(account)
+        self.exchange.kept.update(account.get("kept", ()))
+        self.exchange.traffic.wire_up += count_bytes([packed.content])
+        self.exchange.traffic.up += count_bytes(contents.values())
+        for client, message in messages.items():
+            if client in contents:
+                self._answer(message, contents[client])
+            else:
+                self._fail({client: message}, CLIENT_FAILED, errors.get(client, "its node did not answer for it"))
+
+    def _answer(self, message: Message, content: RecordDict | Error) -> None:
+        self._replies[message.metadata.message_id] = Message(content, reply_to=message)
+
+    def _fail(self, messages: Mapping[int, Message], code: int, reason: str) -> None:
+        for client, message in messages.items():
+            self._answer(message, Error(code, f"client {client}: {reason}"))
+
+    def _give_up(self, ids: set[str], reason: str) -> list[Message]:
+        for packed, messages in list(self._sent.items()):
+            late = {c: m for c, m in messages.items() if m.metadata.message_id in ids}
+            if late:
+                del self._sent[packed]
+                self._fail(late, NO_ANSWER, reason)
+        return [self._replies.pop(i) for i in ids if i in self._replies]
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted
+
+    # The rest of the interface. -------------------------------------------------------------------------------------------
+
+    def set_run(self, run) -> None:
+        self.inner.set_run(run)
+
+    @property
+    def run(self):
+        return self.inner.run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[list[int]]:
+    """Deals clients to at most ``nodes`` parts of about equal work: largest first, to the part with the least so far.
+
+    Deterministic: ties go to the lower client and the lower part. Empty parts are left out.
+    """
+    parts: list[list[int]] = [[] for _ in range(nodes)]
+    loads = [0.0] * nodes
+    for client in sorted(clients, key=lambda c: (-work[c], c)):
+        lightest = min(range(nodes), key=lambda i: (loads[i], len(parts[i]), i))
+        parts[lightest].append(client)
+        loads[lightest] += work[client]
+    return [sorted(part) for part in parts if part]
+
+
+def readable(reason: str) -> str:
+    """The useful part of an error text that went through Flower and Ray: the last line that says something."""
+    lines = [line.strip(" '<>") for line in reason.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("Exception ClientAppException", "File ", "^"))]
+    for line in reversed(lines):
+        for marker in ("occurred. Message: ", "ClientAppException: "):
+            if marker in line:
+                line = line.split(marker)[-1].strip()
+        if line:
+            return line
+    return "failed without saying why"

@@ -1,0 +1,112 @@
+"""Server rules by name: how the clients' tensors become the next global ones. All are Flower's own strategies.
+
+Which clients take part is not their business here: the server offers a rule only the sampled clients, so each runs with fraction 1.
+"""
+
+import inspect
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp import strategy as flower
+
+from fedpgp.errors import FedPGPError, unknown
+
+RULES: dict[str, type[flower.FedAvg]] = {
+    "fedavg": flower.FedAvg,
+    "fedavgm": flower.FedAvgM,
+    "fedadam": flower.FedAdam,
+    "fedyogi": flower.FedYogi,
+    "fedadagrad": flower.FedAdagrad,
+    "fedmedian": flower.FedMedian,
+    "fedtrimmedavg": flower.FedTrimmedAvg,
+    "krum": flower.Krum,
+    "multikrum": flower.MultiKrum,
+    "bulyan": flower.Bulyan,
+}
+"""Name -> Flower strategy; the same names as conf/strategy/."""
+
+_OURS = {name for name in inspect.signature(flower.FedAvg).parameters}  # sampling and record keys: the server's business
+
+
+def make_rule(name: str, options: Mapping[str, object]) -> flower.FedAvg:
+    """A Flower strategy by name, with its own options (``server_momentum``, ``eta``, ``num_malicious_nodes`` …).
+
+    Raises:
+        FedPGPError: unknown rule or option, or a value the rule refuses.
+    """
+    if name not in RULES:
+        raise FedPGPError(unknown("strategy", name, list(RULES)))
+    valid = [option for option in inspect.signature(RULES[name]).parameters if option not in _OURS]
+    for option in options:
+        if option not in valid:
+            raise FedPGPError(unknown(f"setting of strategy {name}", option, valid))
+    try:
+        return RULES[name](min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options)
+    except (ValueError, TypeError) as error:
+        raise FedPGPError(f"strategy={name}: {error}") from error
+
+
+def clients_needed(rule: flower.Strategy) -> int:
+    """The fewest clients a rule can aggregate."""
+    malicious = getattr(rule, "num_malicious_nodes", 0)
+    if isinstance(rule, flower.Bulyan):
+        return 4 * malicious + 3
+    if isinstance(rule, flower.MultiKrum):
+        return max(getattr(rule, "num_nodes_to_select", 1), malicious + 3)
+    return 1
+
+
+# A rule's memory between rounds (momentum, second moments, clipping norms …) has to survive a restart. Flower keeps it in attributes of
+# the strategy: arrays in lists, dicts or records, and numbers. They are found by type, so any strategy, wrapped or not, is covered.
+
+
+def rule_state(rule: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """What a rule remembers: tensors by path ("m_t/d/p_G"), and plain values by path."""
+    tensors: dict[str, np.ndarray] = {}
+    values: dict[str, object] = {}
+    for name, value in vars(rule).items():
+        if isinstance(value, flower.Strategy):
+            inner_tensors, inner_values = rule_state(value)
+            tensors |= {f"{name}.{path}": tensor for path, tensor in inner_tensors.items()}
+            values |= {f"{name}.{path}": inner for path, inner in inner_values.items()}
+        elif isinstance(value, ArrayRecord):
+            tensors |= {f"{name}/r/{key}": array.numpy() for key, array in value.items()}
+        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+            tensors |= {f"{name}/d/{key}": array for key, array in value.items()}
+        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+            tensors |= {f"{name}/l/{i:04d}": array for i, array in enumerate(value)}
+        elif isinstance(value, np.ndarray):
+            tensors[f"{name}/a/"] = value
+        elif isinstance(value, (bool, int, float, str)):
+            values[name] = value
+    return tensors, values
+
+
+def restore_rule(rule: flower.Strategy, tensors: Mapping[str, np.ndarray], values: Mapping[str, object]) -> None:
+    """Puts back what :func:`rule_state` took."""
+    for path, value in values.items():
+        target, name = _owner(rule, path)
+        setattr(target, name, value)
+    grouped: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for path, tensor in sorted(tensors.items()):
+        name, kind, key = path.split("/", 2)
+        grouped.setdefault((name, kind), {})[key] = tensor
+    for (path, kind), entries in grouped.items():
+        target, name = _owner(rule, path)
+        setattr(target, name, _BUILD[kind](entries))
+
+
+_BUILD = {
+    "r": lambda entries: ArrayRecord({key: Array(array) for key, array in entries.items()}),
+    "d": dict,
+    "l": lambda entries: list(entries.values()),
+    "a": lambda entries: entries[""],
+}
+
+
+def _owner(rule: flower.Strategy, path: str) -> tuple[flower.Strategy, str]:
+    *wrappers, name = path.split(".")
+    for wrapper in wrappers:
+        rule = getattr(rule, wrapper)
+    return rule, name

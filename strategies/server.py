@@ -1,0 +1,478 @@
+"""The server: a ServerApp whose round loop is ours, around a Flower strategy.
+
+Flower's own loop samples from global random state, waits without end and returns only after the last round. This one draws the clients
+of a round from (seed, round), checks every reply, retries a round that lost too many clients, and saves after each round, so that a run
+can be killed at any moment and goes on with the same numbers.
+"""
+
+import json
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from clients.state import PrivateStore
+from clients.wire import Job
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import summarize
+from fedpgp.seeding import generator
+from strategies.checkpoint import save_checkpoint
+from strategies.grid import CohortGrid, Exchange, Traffic
+from strategies.rules import clients_needed, restore_rule, rule_state
+
+TRIES = 2
+"""Times a round is asked before the run stops."""
+
+Rows = list[dict]
+
+
+class Observer(Protocol):
+    """Who is told what happens: the run folder, the console, a logger."""
+
+    def stage(self, text: str) -> None: ...
+    def progress(self, done: int, total: int, what: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def clients(self, table: Rows) -> None: ...
+    def trained(self, record: dict) -> None: ...
+    def evaluated(self, record: dict, rows: Rows) -> None: ...
+    def samples(self, samples: Rows) -> None: ...
+    def mark(self) -> dict:
+        """What the observer needs to go on from here; saved in the checkpoint."""
+        ...
+
+
+@dataclass
+class State:
+    """All that the server must not lose.
+
+    Attributes:
+        round: the last finished round; 0 before training.
+        shared: the global tensors, names in ascending order.
+        committed: for each client the last round whose private state counts, 0 for none.
+        zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
+        traffic: bytes so far.
+        seconds: ``total``, and ``train``/``evaluate``: the slowest node's time, summed over rounds.
+        images: training images processed so far.
+    """
+
+    round: int
+    shared: dict[str, np.ndarray]
+    committed: np.ndarray
+    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "evaluate": 0.0})
+    images: int = 0
+
+
+class Server:
+    """One run.
+
+    Args:
+        config: the resolved configuration.
+        federation: the server's :class:`fedpgp.federation.Federation`; only its initial tensors and method are used.
+        rule: a Flower strategy that takes all clients it is offered.
+        folder: of the run; checkpoints go to ``checkpoint/``, private states to ``private/``.
+        job: run id, attempt, configuration; what every message carries.
+        observer: who is told.
+        stop: set when the person wants to stop.
+        checkpoint: (tensors, info) to go on from; None starts anew.
+        homes: client -> node, in a deployment.
+    """
+
+    def __init__(
+        self,
+        config: Mapping,
+        federation,
+        rule: Strategy,
+        folder: Path,
+        job: Job,
+        observer: Observer,
+        *,
+        stop: threading.Event | None = None,
+        checkpoint: tuple[dict[str, np.ndarray], dict] | None = None,
+        homes: Mapping[int, int] | None = None,
+    ):
+        self.config, self.federation, self.rule = config, federation, rule
+        self.folder, self.job, self.observer = folder, job, observer
+        self.stop, self.homes = stop or threading.Event(), homes
+        self.rounds = config["rounds"] if federation.method.learns else 0
+        self.timeout = config["runtime"]["round_timeout"]
+        self.table: Rows = []
+        self.memory: dict[str, float] = {}
+        self.gpu_memory: dict[str, float] = {}
+        self.failure: BaseException | None = None
+        self._restored = checkpoint is not None
+        self.state = self._restore(*checkpoint) if checkpoint else self._fresh()
+        self._reference = dict(self.state.shared)
+        self._began = time.perf_counter()
+        self._before = self.state.seconds["total"]
+
+    def app(self) -> ServerApp:
+        """The Flower ServerApp of this run. It never raises: what went wrong is in ``failure``."""
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                self.run(grid)
+            except BaseException as failure:  # also Interrupted: Flower's runtimes would print a traceback and go on waiting
+                self.failure = failure
+                self._fence()
+
+        return app
+
+    def run(self, inner: Grid) -> None:
+        """All rounds, from where the state is to the last.
+
+        Raises:
+            FedPGPError: a round had too few usable replies, twice; or something could not be written.
+            Interrupted: the person asked to stop. The state of the last finished round is saved.
+        """
+        grid = CohortGrid(inner, len(self.state.committed), self.job, homes=self.homes, stop=self.stop)
+        self.observer.stage("setting up the clients")
+        self.table = self._describe(grid)
+        grid.work = [max(1, row["train_images"]) for row in self.table]
+        self.observer.clients(self.table)
+        self._check_enough()
+        if not self._restored:
+            self._evaluate(grid, 0)
+            self._save()
+        for round in range(self.state.round + 1, self.rounds + 1):
+            self._train(grid, round)
+            if round == self.rounds or (self.config["evaluate_every"] and round % self.config["evaluate_every"] == 0):
+                self._evaluate(grid, round)
+            self._save()
+        self.observer.samples(self._samples(grid))
+        self._clock()
+
+    # A round. -------------------------------------------------------------------------------------------------------------
+
+    def _train(self, grid: CohortGrid, round: int) -> None:
+        began = time.perf_counter()
+        self._seed_libraries(round)
+        arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
+        clients = self._sample(round)
+
+        def configure() -> list[Message]:
+            return list(self.rule.configure_train(round, arrays, ConfigRecord(), grid))
+
+        need = max(self.config["runtime"]["min_clients"], clients_needed(self.rule) if self.state.shared else 1)
+        good, dropped, exchange = self._ask(grid, round, clients, configure, self._check_update, need)
+        numbers = {client: good[client].content["metrics"] for client in sorted(good)}
+        weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
+        if self.state.shared:
+            aggregated, _ = self.rule.aggregate_train(round, [good[client] for client in sorted(good)])
+            self.state.shared = self._check_aggregate(round, aggregated)
+        for client in exchange.kept & set(good):
+            self.state.committed[client] = round
+        self.state.round = round
+        self.state.images += int(weights.sum()) * self.config["local_epochs"]
+        self._account(exchange, "train")
+        record = {
+            "kind": "train",
+            "round": round,
+            "loss": float(np.average([metrics["loss"] for metrics in numbers.values()], weights=weights)),
+            "clients": len(good),
+            "seconds": time.perf_counter() - began,
+            "bytes_up": exchange.traffic.up,
+            "bytes_down": exchange.traffic.down,
+            "dropped": [{"client": client, "reason": reason} for client, reason in sorted(dropped.items())],
+        }
+        self.observer.trained(record)
+
+    def _evaluate(self, grid: CohortGrid, round: int) -> None:
+        if round == 0:
+            self.observer.stage("encoding images and evaluating before training")
+        began = time.perf_counter()
+        arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
+        clients = list(range(len(self.table)))
+        ask = "" if self.state.zero_shot else "zero_shot"
+
+        def configure() -> list[Message]:
+            return list(self.rule.configure_evaluate(round, arrays, ConfigRecord(), grid))
+
+        need = min(self.config["runtime"]["min_clients"], len(clients))
+        good, dropped, exchange = self._ask(grid, round, clients, configure, self._check_figures, need, ask)
+        figures = {client: dict(reply.content["metrics"]) for client, reply in good.items()}
+        if not self.state.zero_shot:
+            self._keep_zero_shot(figures)
+        rows = [
+            {"id": row["id"], "domain": row["domain"], **self._zero_shot(client), **_figures(figures[client])}
+            for client, row in enumerate(self.table)
+            if client in figures
+        ]
+        self._account(exchange, "evaluate")
+        for client, reason in sorted(dropped.items()):
+            self.observer.warn(f"round {round}: client {client} is not in the evaluation: {reason}")
+        record = {
+            "kind": "eval",
+            "round": round,
+            **summarize(rows),
+            "seconds": time.perf_counter() - began,
+            "bytes_up": exchange.traffic.up,
+            "bytes_down": exchange.traffic.down,
+        }
+        self.observer.evaluated(record, rows)
+
+    def _sample(self, round: int) -> list[int]:
+        """The clients of a round, from (seed, round) alone, among those that have images to train on."""
+        able = [client for client, row in enumerate(self.table) if row["train_images"] > 0]
+        count = min(len(able), participants(self.config))
+        drawn = generator(self.config["seed"], "participants", round).choice(able, size=count, replace=False)
+        return sorted(int(client) for client in drawn)
+
+    def _ask(
+        self,
+        grid: CohortGrid,
+        round: int,
+        clients: Sequence[int],
+        configure: Callable[[], list[Message]],
+        check: Callable[[int, RecordDict], None],
+        need: int,
+        ask: str = "",
+    ) -> tuple[dict[int, Message], dict[int, str], Exchange]:
+        """Asks clients; when fewer than ``need`` give a usable answer, asks the others once more.
+
+        Returns:
+            (client -> usable reply, client -> why it is left out, what it cost).
+
+        Raises:
+            FedPGPError: fewer than ``need`` again.
+        """
+        grid.available, grid.exchange = list(clients), Exchange()
+        grid.committed = {client: int(self.state.committed[client]) for client in clients}
+        grid.job = replace(self.job, round=round, ask=ask)
+        what = f"round {round}"
+        grid.progress = lambda done, total: self.observer.progress(done, total, what)
+        messages = {message.metadata.dst_node_id: message for message in configure()}
+        good: dict[int, Message] = {}
+        failed: dict[int, str] = {}
+        for attempt in range(1, TRIES + 1):
+            waiting = sorted(set(messages) - set(good))
+            kind = {client: messages[client].metadata.message_type for client in waiting}
+            fresh = [Message(messages[c].content, dst_node_id=c, message_type=kind[c]) for c in waiting]
+            for reply in grid.send_and_receive(fresh, timeout=self.timeout):
+                client = reply.metadata.src_node_id
+                try:
+                    if reply.has_error():
+                        raise _Unusable(reply.error.reason.removeprefix(f"client {client}: "))
+                    check(client, reply.content)
+                    good[client] = reply
+                    failed.pop(client, None)
+                except _Unusable as reason:
+                    failed[client] = str(reason)
+            if len(good) >= need:
+                break
+            if attempt < TRIES:
+                self.observer.warn(f"{what}: {_few(len(good), len(messages), need, failed)}; asking the others again")
+        if len(good) < need:
+            raise FedPGPError(f"{what}: {_few(len(good), len(messages), need, failed)}")
+        return good, failed, grid.exchange
+
+    def _check_enough(self) -> None:
+        """Refuses a run whose rounds could never have enough clients."""
+        taking_part = min(participants(self.config), sum(row["train_images"] > 0 for row in self.table))
+        least = self.config["runtime"]["min_clients"]
+        if self.rounds and least > taking_part:
+            raise FedPGPError(f"runtime.min_clients={least} is more than the {taking_part} clients that take part in a round")
+        if self.rounds and self.state.shared and (needed := clients_needed(self.rule)) > taking_part:
+            name = self.config["strategy"]["name"]
+            raise FedPGPError(f"strategy={name} needs {needed} clients in a round; clients and participation give {taking_part}")
+
+    # Checks. --------------------------------------------------------------------------------------------------------------
+
+    def _check_update(self, client: int, content: RecordDict) -> None:
+        """Refuses an update that must not enter the average."""
+        self._check_metrics(content)
+        expected = self.table[client]["train_images"]
+        count = content["metrics"]["num-examples"]
+        if count != expected:
+            raise _Unusable(f"says it trained on {count} images, but it has {expected}")
+        arrays = content.get("arrays")
+        if not isinstance(arrays, ArrayRecord) or set(arrays) != set(self._reference):
+            raise _Unusable(f"sent tensors {sorted(arrays or ())} instead of {sorted(self._reference)}")
+        for name, reference in self._reference.items():
+            tensor = arrays[name].numpy()
+            if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
+                raise _Unusable(
+                    f"tensor {name} is {tensor.dtype}{list(tensor.shape)} instead of {reference.dtype}{list(reference.shape)}"
+                )
+            if not np.isfinite(tensor).all():
+                raise _Unusable(f"tensor {name} of its update is NaN or Inf")
+        # In the order of the global tensors: some rules pair tensors by position.
+        content["arrays"] = ArrayRecord({name: arrays[name] for name in self._reference})
+
+    def _check_figures(self, client: int, content: RecordDict) -> None:
+        self._check_metrics(content)
+
+    @staticmethod
+    def _check_metrics(content: RecordDict) -> None:
+        metrics = content.get("metrics")
+        if metrics is None or "num-examples" not in metrics:
+            raise _Unusable("sent no metrics")
+        for name, value in metrics.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise _Unusable(f"metric {name} is {value}")
+
+    def _check_aggregate(self, round: int, aggregated: ArrayRecord | None) -> dict[str, np.ndarray]:
+        """The new global tensors, in the names, shapes and precision of the first ones (some rules compute in another)."""
+        if aggregated is None:
+            raise FedPGPError(f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies")
+        shared = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
+        for name, tensor in shared.items():
+            if not np.isfinite(tensor).all():
+                raise FedPGPError(f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy")
+        return shared
+
+    # Questions. -----------------------------------------------------------------------------------------------------------
+
+    def _describe(self, grid: CohortGrid) -> Rows:
+        """Every client's row of the table: domain, numbers of images, classes."""
+        clients = list(range(len(self.state.committed)))
+        answers = self._query(grid, clients, "clients", ConfigRecord())
+        if missing := [client for client in clients if client not in answers]:
+            raise FedPGPError(f"{len(missing)} of {len(clients)} clients did not say what they have (first: client {missing[0]})")
+        return [answers[client] for client in clients]
+
+    def _samples(self, grid: CohortGrid, per_client: int = 6, most: int = 8) -> Rows:
+        """Pictures with answers: of the first client of each domain, or of the first few clients."""
+        first: dict[object, int] = {}
+        for client, row in enumerate(self.table):
+            if row["test_images"]:
+                first.setdefault(row["domain"] if row["domain"] is not None else client, client)
+        clients = sorted(first.values())[:most]
+        if not clients:
+            return []
+        answers = self._query(grid, clients, "samples", ConfigRecord({"per-client": per_client}))
+        return [sample for client in sorted(answers) for sample in answers[client]]
+
+    def _query(self, grid: CohortGrid, clients: Sequence[int], ask: str, config: ConfigRecord) -> dict[int, object]:
+        content = RecordDict({"config": config})
+        if ask == "samples":
+            content["arrays"] = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
+
+        def configure() -> list[Message]:
+            return [Message(content, dst_node_id=client, message_type=MessageType.QUERY) for client in clients]
+
+        need = len(clients) if ask == "clients" else 0
+        good, _, exchange = self._ask(grid, self.state.round, clients, configure, _check_answer, need, ask)
+        self._account(exchange, None)
+        return {client: json_of(reply) for client, reply in good.items()}
+
+    # Memory. --------------------------------------------------------------------------------------------------------------
+
+    def _account(self, exchange: Exchange, what: str | None) -> None:
+        """Adds up bytes, the slowest node's seconds and everybody's memory. Questions (None) are no part of a federation's cost."""
+        for account in exchange.accounts:
+            process = account["process"]
+            self.memory[process] = max(self.memory.get(process, 0.0), account["rss_mb"])
+            if "gpu_mb" in account:
+                self.gpu_memory[process] = max(self.gpu_memory.get(process, 0.0), account["gpu_mb"])
+        if what is not None:
+            self.state.traffic += exchange.traffic
+            self.state.seconds[what] += max((account["seconds"] for account in exchange.accounts), default=0.0)
+
+    def _keep_zero_shot(self, figures: Mapping[int, Mapping[str, float]]) -> None:
+        names = {name for own in figures.values() for name in own if name.startswith("zero_shot.")}
+        self.state.zero_shot = {
+            name: np.array([figures.get(client, {}).get(name, np.nan) for client in range(len(self.table))]) for name in sorted(names)
+        }
+
+    def _zero_shot(self, client: int) -> dict[str, float]:
+        return {name: float(v[client]) for name, v in self.state.zero_shot.items() if not np.isnan(v[client])}
+
+    def _clock(self) -> None:
+        self.state.seconds["total"] = self._before + time.perf_counter() - self._began
+
+    def _save(self) -> None:
+        self._clock()
+        rule_tensors, rule_values = rule_state(self.rule)
+        tensors = {
+            **{f"shared/{name}": tensor for name, tensor in self.state.shared.items()},
+            **{f"rule/{path}": tensor for path, tensor in rule_tensors.items()},
+            **{f"zero_shot/{name}": values for name, values in self.state.zero_shot.items()},
+            "committed": self.state.committed,
+        }
+        info = {
+            "run": self.job.run,
+            "config": self.config,
+            "rule": rule_values,
+            "traffic": vars(self.state.traffic),
+            "seconds": self.state.seconds,
+            "images": self.state.images,
+            "observer": self.observer.mark(),
+        }
+        save_checkpoint(self.folder / "checkpoint", self.state.round, tensors, info)
+
+    def _fresh(self) -> State:
+        shared = dict(sorted(self.federation.initial_shared().items()))
+        return State(0, shared, np.zeros(self.federation.num_clients, dtype=np.int64))
+
+    def _restore(self, tensors: Mapping[str, np.ndarray], info: Mapping) -> State:
+        def below(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
+
+        restore_rule(self.rule, below("rule/"), info["rule"])
+        return State(
+            info["round"],
+            below("shared/"),
+            tensors["committed"].copy(),
+            below("zero_shot/"),
+            Traffic(**info["traffic"]),
+            dict(info["seconds"]),
+            info["images"],
+        )
+
+    def _seed_libraries(self, round: int) -> None:
+        """Flower draws from the libraries' global generators (order of clients, noise of privacy wrappers)."""
+        seed = int(generator(self.config["seed"], "rule", round).integers(2**32))
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def _fence(self) -> None:
+        """Work still under way is of no use any more: a newer attempt's claim ends it (see clients.guard)."""
+        store = PrivateStore(self.folder / "private", self.job.run, self.job.attempt + 1)
+        try:
+            store.claim()
+        except FedPGPError as error:
+            self.observer.warn(str(error))
+
+
+class _Unusable(Exception):
+    """Why a reply is left out."""
+
+
+def participants(config: Mapping) -> int:
+    """Clients that take part in a round."""
+    return max(1, round(config["participation"] * config["clients"]))
+
+
+def _check_answer(client: int, content: RecordDict) -> None:
+    if "answer" not in content:
+        raise _Unusable("sent no answer")
+
+
+def json_of(reply: Message) -> object:
+    """The JSON in an answer to a question."""
+    return json.loads(reply.content["answer"]["json"])
+
+
+def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "." in name}
+
+
+def _few(good: int, asked: int, need: int, failed: Mapping[int, str]) -> str:
+    text = f"{good} of {asked} clients gave a usable answer, {need} are needed (runtime.min_clients)"
+    if failed:
+        client = min(failed)
+        text += f". Client {client}: {failed[client]}"
+    return text

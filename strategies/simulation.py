@@ -1,0 +1,145 @@
+"""runtime=ray: Flower's simulation engine on Ray, one node per worker, on this machine or on a cluster.
+
+The only place that starts Ray and that calls ``run_simulation``, which Flower marks deprecated and which is still its only
+in-process entry.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedpgp.errors import FedPGPError
+
+MOST_WORKERS = 8
+"""Workers on one machine unless asked for more: each holds its own copy of torch and the model."""
+
+STORE_BYTES = 512 * 2**20
+"""Ray's shared memory for messages in flight."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a simulation is spread.
+
+    Attributes:
+        count: workers, and so Flower nodes.
+        threads: torch threads of each.
+        resources: what each asks of Ray.
+    """
+
+    count: int
+    threads: int
+    resources: dict[str, float]
+
+    def run(self, server_app: ServerApp, client_app: ClientApp, *, verbose: bool = False) -> None:
+        """Runs both apps to the end of the ServerApp. Ray has to be up (:func:`ray_cluster`)."""
+        from flwr.simulation import run_simulation
+
+        # A worker that dies is started again, anywhere in the cluster, and its message tried once more: training is a function of
+        # the message and the last committed state, so a second try gives the same numbers.
+        resources = {**self.resources, "max_restarts": -1, "max_task_retries": 1}
+        run_simulation(
+            server_app,
+            client_app,
+            num_supernodes=self.count,
+            backend_config={"client_resources": resources, "init_args": {}},
+            verbose_logging=verbose,
+        )
+
+
+@contextmanager
+def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iterator[Workers]:
+    """Starts Ray on this machine, or joins ``runtime.address``, and leaves it at the end.
+
+    Raises:
+        FedPGPError: no cluster at that address, or no resources for a single worker.
+    """
+    quiet(verbose)
+    import ray
+
+    address = runtime["address"]
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # workers find these packages without an installation
+    options = {"include_dashboard": False, "log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    workers = None if address else _local_workers(runtime, device)
+    try:
+        if workers is None:
+            ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}, **options)
+        else:
+            gpus = None if workers.resources["num_gpus"] else 0
+            ray.init(address="local", num_cpus=workers.count, num_gpus=gpus, object_store_memory=STORE_BYTES, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"join the Ray cluster at runtime.address={address}" if address else "start Ray"
+        raise FedPGPError(f"cannot {where}: {str(error).splitlines()[0]}") from error
+    try:
+        yield workers or _cluster_workers(runtime, device, ray.nodes())
+    finally:
+        ray.shutdown()
+
+
+def _local_workers(runtime: Mapping, device: str) -> Workers:
+    cores, gpus = usable_cores(), visible_gpus(device)
+    share = float(runtime["gpus_per_worker"]) if gpus else 0.0
+    if gpus:
+        count = runtime["workers"] or max(1, int(gpus / share))
+        if count * share > gpus:
+            raise FedPGPError(
+                f"runtime.workers={count} x runtime.gpus_per_worker={share:g} is more than the {gpus} GPUs there are; "
+                f"try runtime.gpus_per_worker={gpus / count:.2g}"
+            )
+    else:
+        count = runtime["workers"] or min(cores, MOST_WORKERS)
+    return Workers(count, max(1, cores // count), {"num_cpus": 1, "num_gpus": share})
+
+
+def _cluster_workers(runtime: Mapping, device: str, nodes: list[dict]) -> Workers:
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = 0 if device == "cpu" else sum(resources.get("GPU", 0) for resources in alive)
+    share = float(runtime["gpus_per_worker"]) if gpus else 0.0
+
+    def fit(cpus: int) -> int:  # as Flower counts its actors
+        places = [int(r.get("CPU", 0) / cpus) for r in alive]
+        return sum(min(n, int(r.get("GPU", 0) / share)) if share else n for n, r in zip(places, alive, strict=True))
+
+    cpus = 1
+    if runtime["workers"]:  # Flower starts as many as fit: make each larger until that is no more than asked for
+        while fit(cpus + 1) >= runtime["workers"]:
+            cpus += 1
+    if not fit(cpus):
+        raise FedPGPError(f"the Ray cluster has no room for a worker with {cpus} CPU and {share:g} GPU")
+    return Workers(min(fit(cpus), runtime["workers"] or fit(cpus)), cpus, {"num_cpus": cpus, "num_gpus": share})
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus(device: str) -> int:
+    """CUDA devices, 0 where another device was asked for."""
+    if device not in ("auto", "cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def quiet(verbose: bool) -> None:
+    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors that are reported anyway)."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logger = logging.getLogger("flwr")
+    if verbose:
+        logger.setLevel(logging.DEBUG)
+        return
+    logger.setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)

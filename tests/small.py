@@ -1,0 +1,127 @@
+"""A real federation that is small: a random text tower, made-up image features, and clients that can be told to fail.
+
+Ray workers build it too, from the configuration alone; ``dataset.faults`` in it says who fails, when and how.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.settings import composed
+from fedpgp.clip import FrozenCLIP
+from fedpgp.data import ArraySplit, Dataset
+from fedpgp.federation import DTYPES, Federation
+from fedpgp.methods import METHODS
+from fedpgp.protocols import ClientShare, Deal
+from fedpgp.task import Task
+from fedpgp.training import TrainingSettings
+
+CLASSES = ["cat", "golden retriever", "airplane", "clover", "swimming pool", "tea cup"]
+EMBED = 16
+
+
+def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = None) -> dict:
+    """A configuration of the small federation: inline, 6 clients, 3 rounds, float64, two of three clients a round."""
+    config = composed(
+        [
+            "runtime=inline",
+            "protocol=personal",
+            "partition=iid",
+            "clients=6",
+            "rounds=3",
+            "participation=0.67",
+            "local_epochs=1",
+            "batch_size=4",
+            "method.rank=2",
+            "device=cpu",
+            "dtype=float64",
+            f"run_dir={run_dir}",
+            *overrides,
+        ]
+    )
+    config["dataset"]["faults"] = faults or {}
+    return config
+
+
+def small_federation(text: str) -> Federation:
+    """Configuration (JSON text) -> the small federation."""
+    config = json.loads(text)
+    rng = np.random.default_rng(1)
+    clients, per_client = config["clients"], 6
+    centres = rng.normal(size=(len(CLASSES), EMBED))
+    splits, features = {}, {}
+    for split in ("train", "test"):
+        labels = rng.integers(len(CLASSES), size=clients * per_client)
+        splits[split] = ArraySplit(np.full((len(labels), 8, 8, 3), 128, dtype=np.uint8), labels)
+        raw = centres[labels] + rng.normal(size=(len(labels), EMBED))
+        features[split] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    for client in config["dataset"]["faults"].get("nan", ()):
+        features["train"][client * per_client] = np.nan
+    dataset = Dataset("small", CLASSES, "a photo of a {}.", splits["train"], None, splits["test"])
+    classes = tuple(range(len(CLASSES)))
+    shares = []
+    for client in range(clients):
+        rows = np.arange(client * per_client, (client + 1) * per_client)
+        train = rows[: 3 + client % 4]  # clients of different sizes
+        shares.append(ClientShare(train, rows, None, None, None, np.unique(splits["train"].labels[train])))
+    task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]])
+    method_class = METHODS[config["method"]["name"]]
+    settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
+    return Faulty(
+        config["dataset"]["faults"],
+        method_class(method_class.Settings(**settings), task),
+        dataset,
+        Deal(classes, (), shares),
+        features.__getitem__,
+        TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
+        seed=config["seed"],
+        keep_optimizer=config["method"].get("optimizer_state") == "keep",
+    )
+
+
+class Faulty(Federation):
+    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang``, ``inf_update``, ``slow`` (seconds a training message)."""
+
+    def __init__(self, faults: dict, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.faults = faults
+
+    def train(self, shared, clients, round, load_state):
+        faults = self.faults
+        time.sleep(faults.get("slow", 0))
+        if round == faults.get("kill_server_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        for result in super().train(shared, clients, round, load_state):
+            if round == faults.get("round", round):
+                if result.client in faults.get("raise", ()):
+                    raise RuntimeError(f"client {result.client} fell over")
+                if result.client in faults.get("die", ()):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if result.client in faults.get("hang", ()):
+                    time.sleep(3600)
+                if result.client in faults.get("inf_update", ()):
+                    result.update = {name: tensor * np.inf for name, tensor in result.update.items()}
+                if result.client in faults.get("wrong_shape", ()):
+                    result.update = {name: tensor[:-1] for name, tensor in result.update.items()}
+                if result.client in faults.get("wrong_count", ()):
+                    result.num_examples = 10**6
+            yield result
+
+
+def _clip() -> FrozenCLIP:
+    from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIP(
+            embed_dim=EMBED,
+            vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+            quick_gelu=True,
+        )
+    return FrozenCLIP(model.double())
