@@ -21,7 +21,7 @@ from experiments.reporting.words import human_bytes, human_seconds, percent
 
 _COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM"}
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
-_ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds: the first ones pay for starting up
+_ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 
 
 class Console:
@@ -41,6 +41,8 @@ class Console:
         self._stage: tuple[str, float] | None = None
         self._last_progress = -math.inf
         self._rounds: deque[float] = deque(maxlen=_ROUNDS_REMEMBERED)
+        self._rounds_seen = 0
+        self._round_ended = math.inf
 
     def __enter__(self) -> Console:
         return self
@@ -78,7 +80,7 @@ class Console:
         index = int(row.get("round", 0))
         words = Text(f"round {index:>{len(str(self.total_rounds))}}/{self.total_rounds}", style="bold")
         if train:
-            self._rounds.append(number(train.get("seconds")))
+            self._took(number(train.get("seconds")))
             words.append(f"  loss {number(train.get('loss')):.3f}", style="not bold")
         if evaluation:
             words.append(self._accuracy(evaluation))
@@ -145,6 +147,14 @@ class Console:
             text.append(f" (zero-shot {percent(zero)})")
         return text
 
+    def _took(self, seconds: float) -> None:
+        """Remembers a round's time: from the end of the last one, evaluation too; the first pays for starting up."""
+        if self._rounds_seen == 1:
+            self._rounds.clear()
+        self._rounds_seen += 1
+        self._rounds.append(max(seconds, time.monotonic() - self._round_ended))
+        self._round_ended = time.monotonic()
+
     def _time_left(self, index: int) -> float | None:
         known = [seconds for seconds in self._rounds if not math.isnan(seconds)]
         if not known or index >= self.total_rounds:
@@ -193,7 +203,7 @@ def accuracy_table(accuracy: dict[str, dict | None]) -> Table:
         for name in _COLUMNS
         if name == "local" or any(not math.isnan(block_figure(accuracy.get(model), name)) for model in MODELS)
     ]
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", show_edge=False)
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", show_edge=False, pad_edge=False)
     table.add_column("")
     for column in columns:
         table.add_column(_COLUMNS[column], justify="right", min_width=6)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
+from clients.files import write_atomically
 from experiments.reporting import tables
 from experiments.reporting.comparison import render_comparison
-from experiments.reporting.page import render_run, write_atomically
+from experiments.reporting.page import render_run
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from fedpgp.errors import FedPGPError
 
@@ -97,7 +98,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
     if options.significance and not comparisons:
         remarks.append("note: no significance, it takes two rows with seeds in common")
     if options.format == "text" and options.out is None and sys.stdout.isatty():
-        console = RichConsole(width=None if sys.stdout.isatty() else 10_000)
+        console = RichConsole(width=10_000)  # a wide table is wrapped by the terminal, never cut
         for one in grids:
             console.print(tables.rich_table(one))
             console.print()
@@ -125,7 +126,7 @@ def _unfinished(run: Run) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, text)
+    write_atomically(path, text.encode())
     print(f"wrote {path}")
 
 

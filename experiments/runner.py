@@ -105,12 +105,14 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
             logger = make_logger(folder.path, config, run)
             observer = _Observer(folder, config, console, logger)
 
-            def make_server(job: Job) -> Server:
+            def make_server(job: Job, nodes: int = 1) -> Server:
                 console.stage("loading the model")
                 federation = federation_of(job.config)
                 observer.class_names = federation.dataset.class_names
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
-                return Server(config, federation, rule, folder.path, job, observer, stop=stopper.event, checkpoint=checkpoint)
+                return Server(
+                    config, federation, rule, folder.path, job, observer, stop=stopper.event, checkpoint=checkpoint, nodes=nodes
+                )
 
             if checkpoint:
                 console.note(f"going on after round {checkpoint[1]['round']} of {config['rounds']}")
@@ -136,7 +138,7 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
 
 
 def _work(
-    config: Mapping, job: Job, make_server: Callable[[Job], Server], app: ClientApp, stopper: "Stopper", console: Console
+    config: Mapping, job: Job, make_server: Callable[..., Server], app: ClientApp, stopper: "Stopper", console: Console
 ) -> Server:
     """Runs the server and the clients in the runtime of the configuration."""
     if config["runtime"]["name"] == "inline":
@@ -148,7 +150,8 @@ def _work(
     console.stage("starting Ray")
     with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
         stopper.install()  # Ray puts its own handler for SIGTERM
-        server = make_server(replace(job, threads=workers.threads, deadline=float(config["runtime"]["round_timeout"] or 0)))
+        job = replace(job, threads=workers.threads, deadline=float(config["runtime"]["round_timeout"] or 0))
+        server = make_server(job, workers.count)
         workers.run(server.app(), app, verbose=config["verbose"])
     return server
 

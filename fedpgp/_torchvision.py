@@ -1,8 +1,8 @@
 """Make ``import torchvision`` work beside a CPU build of torch.
 
-The index ships torchvision as a CUDA build. Beside a CPU torch its import fails with "operator torchvision::nms does not
-exist", because the compiled operators cannot be loaded and yet their fake kernels are registered. Nothing here (or in
-open_clip) uses those operators, so their schemas are declared and the import is tried again; only on that failure.
+The index ships torchvision as a CUDA build. Beside a CPU torch its import fails with "operator torchvision::nms does
+not exist", because the compiled operators cannot be loaded and yet their fake kernels are registered. Nothing here (or
+in open_clip) uses those operators, so their schemas are declared and the import is tried again; only on that failure.
 
 Import this module before anything that imports torchvision (open_clip, timm).
 """

@@ -1,7 +1,7 @@
 """A frozen open_clip model: encode images, encode texts, the logit scale, preprocessing.
 
-Everything that learns in this project lives outside the model. What is loaded here never changes, so it is put in evaluation
-mode without gradients, and identified by a fingerprint of its weights (the key of every cache).
+Everything that learns in this project lives outside the model. What is loaded here never changes, so it is put in
+evaluation mode without gradients, and identified by a fingerprint of its weights (the key of every cache).
 """
 
 import hashlib
@@ -99,7 +99,8 @@ class FrozenCLIP:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit-norm image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64 model)."""
+        """Unit-norm image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64
+        model)."""
         features = self.model.encode_image(images.to(self.device, self.dtype))
         return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
@@ -149,13 +150,13 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
     Args:
         name: ``tiny``, ``tiny_vit`` (shipped), a short name of :data:`MODELS`, an open_clip architecture
             (``ViT-B-16-quickgelu``), or open_clip's ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``.
-        pretrained: an open_clip tag, a weights file, ``"random"`` (benchmarks: warns), or None for the weights that belong to
-            the name.
+        pretrained: an open_clip tag, a weights file, ``"random"`` (benchmarks: warns), or None for the weights that
+            belong to the name.
         device: where the weights go.
 
     Raises:
-        FedPGPError: unknown name or tag; weights that cannot be had (says what to download and where to put it); a truncated
-            weights file; an activation (GELU or QuickGELU) other than the one the weights were trained with.
+        FedPGPError: unknown name or tag; weights that cannot be had (says what to download and where to put it); a
+            truncated weights file; an activation (GELU or QuickGELU) other than the one the weights were trained with.
     """
     import open_clip
 
@@ -243,8 +244,8 @@ def _check_weights(name: str, architecture: str, tag: str) -> None:
     model_config = open_clip.get_model_config(architecture) or {}
     if bool(config.get("quick_gelu", False)) != bool(model_config.get("quick_gelu", False)):
         raise FedPGPError(
-            f"the weights {tag!r} were trained with {'QuickGELU' if config.get('quick_gelu') else 'GELU'}, {architecture} has the "
-            f"other activation: use model.name={_other_activation(architecture)}"
+            f"the weights {tag!r} were trained with {'QuickGELU' if config.get('quick_gelu') else 'GELU'}, "
+            f"{architecture} has the other activation: use model.name={_other_activation(architecture)}"
         )
 
 
@@ -258,11 +259,13 @@ def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception
 
     if architecture.startswith("local-dir:"):
         folder = architecture.removeprefix("local-dir:")
-        return f"model {name}: the weights in {folder} cannot be read ({_first_line(error)}); restore the files of that folder"
+        return (
+            f"model {name}: the weights in {folder} cannot be read ({_first_line(error)}); restore that folder's files"
+        )
     if tag and Path(tag).expanduser().is_file():
         return (
-            f"model {name}: {tag} cannot be loaded into {architecture} ({_first_line(error)}); it may be truncated, of another "
-            "architecture, or a TorchScript archive (save its state_dict first)"
+            f"model {name}: {tag} cannot be loaded into {architecture} ({_first_line(error)}); it may be truncated, of "
+            "another architecture, or a TorchScript archive (save its state_dict first)"
         )
     config = open_clip.get_pretrained_cfg(architecture, tag) or {}
     hub = str(config.get("hf_hub") or "").rstrip("/")
@@ -272,8 +275,9 @@ def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception
         else config.get("url") or "open_clip's list"
     )
     return (
-        f"model {name}: the weights {tag!r} are not on this machine and cannot be downloaded ({_first_line(error)}). Download them "
-        f"from {source} and pass the file: model.name={architecture} model.pretrained=FILE (or put them in the Hugging Face cache)"
+        f"model {name}: the weights {tag!r} are not on this machine and cannot be downloaded ({_first_line(error)}). "
+        f"Download them from {source} and pass the file: model.name={architecture} model.pretrained=FILE "
+        "(or put them in the Hugging Face cache)"
     )
 
 

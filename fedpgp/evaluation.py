@@ -1,4 +1,5 @@
-"""What is measured: local, base and novel accuracy of a client, calibration, harmonic means, and the summary over clients.
+"""What is measured: local, base and novel accuracy of a client, calibration, harmonic means, and the summary over
+clients.
 
 All figures are in percent. A figure that a protocol does not have is None (and absent from a client's own figures).
 """
@@ -52,13 +53,14 @@ def summarize(rows: Sequence[Mapping]) -> dict[str, dict | None]:
     """The accuracy block of ``summary.json``.
 
     Args:
-        rows: one a client: ``id``, ``domain`` and flat figures ``"<model>.<figure>"`` with model in zero_shot, global, personal.
+        rows: one a client: ``id``, ``domain`` and flat figures ``"<model>.<figure>"`` with model in zero_shot, global,
+            personal.
 
     Returns:
-        model -> None where no client has a figure of it, else ``local, base, novel`` (means over clients), ``hm3, hm2`` (harmonic means
-        of those means), ``cm`` = (local + hm2) / 2 (FedMGP), ``ece``, ``worst10`` (mean local accuracy of the worst tenth of
-        the clients, at least one), ``domains`` (mean local accuracy of each domain's clients) and ``std_clients`` (sample standard
-        deviation over clients).
+        model -> None where no client has a figure of it, else ``local, base, novel`` (means over clients), ``hm3, hm2``
+        (harmonic means of those means), ``cm`` = (local + hm2) / 2 (FedMGP), ``ece``, ``worst10`` (mean local accuracy
+        of the worst tenth of the clients, at least one), ``domains`` (mean local accuracy of each domain's clients) and
+        ``std_clients`` (sample standard deviation over clients).
     """
     return {model: _summarize(rows, model) for model in MODELS}
 

@@ -1,7 +1,8 @@
 """The facade between the science and whatever moves messages: a data set dealt to clients, a frozen model and a method.
 
-Server and clients build the same federation from the same configuration. Nothing heavy happens before it is needed: a server that only
-averages never opens an image. No Flower here: prompts come and go as numpy arrays and plain dictionaries.
+Server and clients build the same federation from the same configuration. Nothing heavy happens before it is needed: a
+server that only averages never opens an image. No Flower here: prompts come and go as numpy arrays and plain
+dictionaries.
 """
 
 import io
@@ -124,10 +125,11 @@ class Federation:
     def novel(self) -> Candidates:
         return self.method.task.candidates(self.deal.novel_classes)
 
-    # The tensors. ---------------------------------------------------------------------------------------------------------
+    # The tensors. -----------------------------------------------------------------------------------------------------
 
     def initial_shared(self) -> dict[str, np.ndarray]:
-        """The global tensors before round 1."""
+        """The global tensors before round 1. Builds the private ones too, so that settings that cannot work show here."""
+        self.initial_state(0)
         shared = self.method.init_shared(generator(self.seed, "shared"))
         return {name: tensor.to(self.method.task.dtype).cpu().numpy() for name, tensor in shared.items()}
 
@@ -189,7 +191,7 @@ class Federation:
             free = psutil.virtual_memory().available
         return max(1, int(free * MEMORY_SHARE / client))
 
-    # Training. ------------------------------------------------------------------------------------------------------------
+    # Training. --------------------------------------------------------------------------------------------------------
 
     def train(
         self, shared: Mapping[str, np.ndarray], clients: Sequence[int], round: int, load_state: LoadState
@@ -242,7 +244,7 @@ class Federation:
                     tensor[k] = stored[OPTIMIZER + name].to(tensor)
         return state
 
-    # Evaluation. ----------------------------------------------------------------------------------------------------------
+    # Evaluation. ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(
@@ -253,7 +255,8 @@ class Federation:
         *,
         zero_shot: bool = False,
     ) -> Iterator[EvalResult]:
-        """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on that client's test images."""
+        """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on that client's test
+        images."""
         method, task = self.method, self.method.task
         parts = {"base": self.base, **({"novel": self.novel} if self.deal.novel_classes else {})}
         common: dict[str, dict[str, Tensor]] = {}

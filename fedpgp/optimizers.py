@@ -1,7 +1,7 @@
 """SGD, Adam and AdamW as torch defines them, on tensors with a leading client axis.
 
-torch's own optimizers hold one step count a parameter; a cohort's clients finish at different steps, so the state carries the client axis
-too and is a plain dictionary of tensors that can be kept with a client's private state.
+torch's own optimizers hold one step count a parameter; a cohort's clients finish at different steps, so the state
+carries the client axis too and is a plain dictionary of tensors that can be kept with a client's private state.
 """
 
 from collections.abc import Mapping

@@ -54,7 +54,8 @@ def context_length(clip: FrozenCLIP, n_ctx: int | None, init: str) -> int:
 
 
 def starting_context(clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Generator) -> Tensor:
-    """The context every client starts from, (n_ctx, d) in float64: N(0, 0.02²) for ``"normal"``, else the phrase's embeddings."""
+    """The context every client starts from, (n_ctx, d) in float64: N(0, 0.02²) for ``"normal"``, else the phrase's
+    embeddings."""
     if init == "normal":
         return normal((n_ctx, clip.width), rng)
     return clip.embed_phrase(init).double().cpu()
@@ -64,8 +65,8 @@ def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator
     """A personal term at its start: U (m, rank) and V (rank, d), float64.
 
     Args:
-        init: ``"normal"``: both N(0, 0.02²), as the public code does; ``"zero"``: U = 0 and V ~ N(0, 0.02²), so that U V is zero at
-            the start and still learns (both zero never would).
+        init: ``"normal"``: both N(0, 0.02²), as the public code does; ``"zero"``: U = 0 and V ~ N(0, 0.02²), so that U
+            V is zero at the start and still learns (both zero never would).
 
     Raises:
         FedPGPError: a rank outside 1..min(m, d), or an unknown init.

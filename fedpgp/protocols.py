@@ -1,8 +1,8 @@
 """Protocols: which classes are learned, who is given which images, and on what each client is tested.
 
-``base2novel``: the first half of the classes (base) is dealt to the clients; the second half (novel) nobody sees. A client's prompt is
-scored on its own test share (local), on the base classes and on the novel ones.
-``personal``: all classes are dealt; a client's prompt is scored on its own test share.
+``base2novel``: the first half of the classes (base) is dealt to the clients; the second half (novel) nobody sees. A
+client's prompt is scored on its own test share (local), on the base classes and on the novel ones. ``personal``: all
+classes are dealt; a client's prompt is scored on its own test share.
 
 With a partition by domain, base and novel are taken from the client's own domain.
 """
@@ -62,7 +62,8 @@ def deal(dataset: Dataset, clients: int, seed: int, shots: int | None, protocol:
         clients: number of logical clients.
         seed: of the few-shot sample and the partition.
         shots: training images a class (a class and domain, where images are dealt by domain); None keeps all.
-        protocol: ``name`` and its options ``base`` (``all`` or ``others``: without the client's own classes), ``class_order``.
+        protocol: ``name`` and its options ``base`` (``all`` or ``others``: without the client's own classes),
+            ``class_order``.
         scheme: the partition: ``scheme`` and its options.
 
     Raises:

@@ -39,7 +39,8 @@ class Candidates:
     @cached_property
     @torch.no_grad()
     def placeholder(self) -> Tensor:
-        """z_C of "X X … X {class}." with as many placeholder words as the context is long (the public code's guidance)."""
+        """z_C of "X X … X {class}." with as many placeholder words as the context is long (the public code's
+        guidance)."""
         words = self.task.clip.embed_phrase(" ".join("X" * self.task.n_ctx))
         return self.encoder(self.task.n_ctx)(words.to(self.task.dtype))
 
@@ -77,7 +78,8 @@ class Task:
         return self.clip.device
 
     def candidates(self, ids: Sequence[int]) -> Candidates:
-        """The candidate list of these labels; the same object for the same labels, so that nothing frozen is computed twice."""
+        """The candidate list of these labels; the same object for the same labels, so that nothing frozen is computed
+        twice."""
         key = tuple(int(i) for i in ids)
         if key not in self._candidates:
             self._candidates[key] = Candidates(self, key)

@@ -1,17 +1,18 @@
 """The prompted text encoder: exact, prefix-shared, packed, batched over clients.
 
-The sequence of class c is ``[SOS] ctx_1 … ctx_m  name tokens . [EOT]``, padded to 77, and its feature is read at EOT. Attention is
-causal, so
+The sequence of class c is ``[SOS] ctx_1 … ctx_m  name tokens . [EOT]``, padded to 77, and its feature is read at EOT.
+Attention is causal, so
 
-* ``[SOS] ctx_1 … ctx_m`` (the prefix) never sees the class name: it is computed once for each context, not once for each class;
+* ``[SOS] ctx_1 … ctx_m`` (the prefix) never sees the class name: it is computed once for each context, not once for
+  each class;
 * nothing after EOT can reach EOT: padding is dropped;
 * a class then costs its own few tokens (the suffix), which attend to the shared prefix and to themselves;
 * in the first block the suffix does not yet depend on the context: its queries, keys and values are constants;
 * in the last block only EOT is read: only its row goes through attention and the MLP.
 
-The suffixes of all classes lie behind the prefix in one packed sequence without padding, ``[prefix | class | class | …]``, sorted by
-length so that classes of equal length attend in one batched product. This is algebra, not approximation: features and
-gradients equal the full 77-token computation to rounding.
+The suffixes of all classes lie behind the prefix in one packed sequence without padding, ``[prefix | class | class |
+…]``, sorted by length so that classes of equal length attend in one batched product. This is algebra, not
+approximation: features and gradients equal the full 77-token computation to rounding.
 """
 
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ QUICK_GELU = 1.702
 class _Block:
     """One transformer block with the constants folded into its linear layers.
 
-    LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors go into the neighbouring weights:
-    exact, and it leaves less to compute and to remember for the backward pass.
+    LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors go into the neighbouring
+    weights: exact, and it leaves less to compute and to remember for the backward pass.
     """
 
     in_weight: Tensor  # (3d, d)
@@ -142,18 +143,19 @@ class _Group:
 class PromptedTextEncoder:
     """Context vectors -> one unit-norm text feature a class.
 
-    Calling it maps a context (..., n_ctx, width), with any leading axes (clients, prompts, global/personal), to features
-    (..., classes, embed). Differentiable in the context; everything else is frozen.
+    Calling it maps a context (..., n_ctx, width), with any leading axes (clients, prompts, global/personal), to
+    features (..., classes, embed). Differentiable in the context; everything else is frozen.
 
     Args:
-        clip: the frozen model; its text tower must be causal and read at the end-of-text token (OpenAI's and LAION's CLIP are).
+        clip: the frozen model; its text tower must be causal and read at the end-of-text token (OpenAI's and LAION's
+            CLIP are).
         class_names: in label order; underscores become spaces.
         n_ctx: number of context vectors, at least 1.
         dtype: of the computation; None is the model's own.
 
     Raises:
-        FedPGPError: a class name that does not fit (names it and the limit, where the tokenizer would cut it silently), or a text tower
-            that is not causal.
+        FedPGPError: a class name that does not fit (names it and the limit, where the tokenizer would cut it silently),
+            or a text tower that is not causal.
     """
 
     def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], n_ctx: int, *, dtype: torch.dtype | None = None):
@@ -167,8 +169,8 @@ class PromptedTextEncoder:
             ids = tokenizer.encode(name.replace("_", " ") + ".")
             if len(ids) - 1 > limit:
                 raise FedPGPError(
-                    f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit into the model's "
-                    f"{tower.context_length}: shorten the name or n_ctx"
+                    f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit "
+                    f"into the model's {tower.context_length}: shorten the name or n_ctx"
                 )
             suffixes.append([*ids, tokenizer.eot_token_id])
         self._pack(suffixes)

@@ -1,8 +1,9 @@
 """Local training of a cohort: K clients with different amounts of data in one batched tensor program.
 
-Every client has its own parameters, optimizer state and batch order. Clients stand in order of their number of steps, longest first, so
-the clients still training are always a prefix of every tensor; one that has finished costs nothing any more. What a client computes
-depends on its own data and on (seed, client, round) alone, not on the company it trains in.
+Every client has its own parameters, optimizer state and batch order. Clients stand in order of their number of steps,
+longest first, so the clients still training are always a prefix of every tensor; one that has finished costs nothing
+any more. What a client computes depends on its own data and on (seed, client, round) alone, not on the company it
+trains in.
 """
 
 import math
@@ -31,7 +32,8 @@ class TrainingSettings:
         optimizer: ``sgd``, ``adam`` or ``adamw``.
         momentum: of SGD.
         weight_decay: on every learned tensor.
-        schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma`` every ``step_rounds`` rounds).
+        schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma`` every
+            ``step_rounds`` rounds).
         warmup_rounds: rounds over which the rate rises linearly to ``lr``.
         step_rounds, gamma: of the ``step`` schedule.
         rounds: of the whole run, for ``cosine``.

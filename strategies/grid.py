@@ -5,6 +5,7 @@ clients; underneath, the messages for the clients of one node travel as one (:mo
 unchanged, and ten thousand simulated clients cost as many messages a round as there are nodes.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,12 @@ from clients.wire import Job, count_bytes, pack, unpack_reply
 
 NO_ANSWER, CLIENT_FAILED = 1, 2
 """Codes of the error replies made here."""
+
+RESTART_PAUSE = 1.0
+"""Seconds before a message is sent again to a process that is being started again."""
+
+RESTART_PATIENCE = 120
+"""Times that is done."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,6 +51,25 @@ class Traffic:
         return self
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """Logical messages of one kind that travel to a node together.
+
+    Attributes:
+        messages: client -> message.
+        tries: times before that its node failed on it.
+        pauses: times before that its node was just being started again.
+        due: not to be sent before (monotonic seconds).
+    """
+
+    node: int
+    kind: str
+    messages: dict[int, Message]
+    tries: int = 0
+    pauses: int = 0
+    due: float = 0.0
+
+
 @dataclass
 class Exchange:
     """What one ``send_and_receive`` cost.
@@ -68,6 +94,7 @@ class CohortGrid(Grid):
         job: what every message carries beside the strategy's records; ``round``, ``clients`` and ``committed`` are filled in.
         homes: client -> node for clients that live somewhere (a deployment); without it any node may do any client (a
             simulation), and they are dealt largest first to the node with the least work so far.
+        nodes: how many nodes there will be; a simulation's come up one by one.
         work: how much work each client is, for that deal; equal without it.
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
         progress: called with (clients answered, clients asked) while waiting.
@@ -81,18 +108,21 @@ class CohortGrid(Grid):
         job: Job,
         *,
         homes: Mapping[int, int] | None = None,
+        nodes: int = 1,
         work: Sequence[float] | None = None,
         stop: threading.Event | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
         poll: float = 0.02,
     ):
         self.inner, self.clients, self.job = grid, clients, job
-        self.homes, self.work = homes, work
+        self.homes, self.nodes, self.work = homes, nodes, work
         self.stop, self.progress, self.poll = stop or threading.Event(), progress, poll
         self.available: list[int] = list(range(clients))
         self.committed: dict[int, int] = {}
         self.exchange = Exchange()
-        self._sent: dict[str, dict[int, Message]] = {}  # id of a packed message -> the logical ones in it
+        self._sent: dict[str, Parcel] = {}  # id of a packed message -> what is in it
+        self._paused: list[Parcel] = []
+        self._end: float | None = None
         self._replies: dict[str, Message] = {}  # id of a logical message -> its reply
 
     # What a strategy sees. ------------------------------------------------------------------------------------------------
@@ -107,9 +137,9 @@ class CohortGrid(Grid):
         Raises:
             Interrupted: ``stop`` was set.
         """
-        messages = list(messages)
+        self._end = None if timeout is None else time.monotonic() + timeout
         ids = set(self.push_messages(messages))
-        asked, end = len(ids), None if timeout is None else time.monotonic() + timeout
+        asked = len(ids)
         replies: list[Message] = []
         while True:
             self._check_stop()
@@ -120,7 +150,7 @@ class CohortGrid(Grid):
                 self.progress(len(replies), asked)
             if not ids:
                 break
-            if end is not None and time.monotonic() > end:
+            if self._left() <= 0:
                 replies += self._give_up(ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)")
                 break
             if not news:
@@ -138,11 +168,15 @@ class CohortGrid(Grid):
             by_kind.setdefault(message.metadata.message_type, {})[client] = message
         for kind, group in by_kind.items():
             for node, clients in self._deal(sorted(group)).items():
-                self._push(node, kind, {client: group[client] for client in clients})
+                self._push(Parcel(node, kind, {client: group[client] for client in clients}))
         return [message.metadata.message_id for message in logical.values()]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these logical messages that have come so far."""
+        due = [parcel for parcel in self._paused if parcel.due <= time.monotonic()]
+        self._paused = [parcel for parcel in self._paused if parcel not in due]
+        for parcel in due:
+            self._push(parcel)
         if self._sent:
             for packed in self.inner.pull_messages(list(self._sent)):
                 self._take(packed)
@@ -157,38 +191,62 @@ class CohortGrid(Grid):
             for client in clients:
                 dealt.setdefault(self.homes[client], []).append(client)
             return dealt
-        nodes = sorted(self.inner.get_node_ids())
+        while len(nodes := sorted(self.inner.get_node_ids())) < self.nodes:
+            self._check_stop()
+            time.sleep(self.poll)
         work = self.work if self.work is not None else [1.0] * self.clients
         return dict(zip(nodes, balance(clients, work, len(nodes)), strict=False))
 
-    def _push(self, node: int, kind: str, messages: dict[int, Message]) -> None:
-        clients = tuple(sorted(messages))
-        job = replace(self.job, clients=clients, committed=tuple(self.committed.get(c, 0) for c in clients))
-        content = pack(job, {client: messages[client].content for client in clients})
+    def _push(self, parcel: Parcel) -> None:
+        clients = tuple(sorted(parcel.messages))
+        job = replace(
+            self.job,
+            clients=clients,
+            committed=tuple(self.committed.get(c, 0) for c in clients),
+            deadline=min(self.job.deadline, self._left()),
+        )
+        content = pack(job, {client: parcel.messages[client].content for client in clients})
         self.exchange.traffic.wire_down += count_bytes([content])
-        ids = list(self.inner.push_messages([Message(content, dst_node_id=node, message_type=kind)]))
+        ids = list(self.inner.push_messages([Message(content, dst_node_id=parcel.node, message_type=parcel.kind)]))
         if ids:
-            self._sent[ids[0]] = messages
+            self._sent[ids[0]] = parcel
         else:
-            self._fail(messages, NO_ANSWER, "its node is not connected")
+            self._fail(parcel.messages, NO_ANSWER, "its node is not connected")
 
     def _take(self, packed: Message) -> None:
-        messages = self._sent.pop(packed.metadata.reply_to_message_id, None)
-        if messages is None:
+        parcel = self._sent.pop(packed.metadata.reply_to_message_id, None)
+        if parcel is None:
             return  # of an exchange that was given up
         if packed.has_error():
-            self._fail(messages, CLIENT_FAILED, readable(packed.error.reason))
+            self._node_failed(parcel, packed.error.reason)
             return
         contents, errors, account = unpack_reply(packed.content)
         self.exchange.accounts.append(account)
         self.exchange.kept.update(account.get("kept", ()))
         self.exchange.traffic.wire_up += count_bytes([packed.content])
         self.exchange.traffic.up += count_bytes(contents.values())
-        for client, message in messages.items():
+        for client, message in parcel.messages.items():
             if client in contents:
                 self._answer(message, contents[client])
             else:
                 self._fail({client: message}, CLIENT_FAILED, errors.get(client, "its node did not answer for it"))
+
+    def _node_failed(self, parcel: Parcel, reason: str) -> None:
+        """A whole node's answer is missing: its process died, perhaps through one client. Each client gets a second try, alone.
+
+        Training is a function of the message and the last committed state, so a second try gives the same numbers.
+        """
+        later = time.monotonic() + RESTART_PAUSE
+        if "actor is restarting" in reason and parcel.pauses < RESTART_PATIENCE:
+            self._paused.append(replace(parcel, pauses=parcel.pauses + 1, due=later))
+        elif parcel.tries == 0:
+            alone = [{client: message} for client, message in sorted(parcel.messages.items())]
+            self._paused += [replace(parcel, messages=one, tries=1, due=later) for one in alone]
+        else:
+            self._fail(parcel.messages, CLIENT_FAILED, readable(reason))
+
+    def _left(self) -> float:
+        return math.inf if self._end is None else self._end - time.monotonic()
 
     def _answer(self, message: Message, content: RecordDict | Error) -> None:
         self._replies[message.metadata.message_id] = Message(content, reply_to=message)
@@ -198,11 +256,9 @@ class CohortGrid(Grid):
             self._answer(message, Error(code, f"client {client}: {reason}"))
 
     def _give_up(self, ids: set[str], reason: str) -> list[Message]:
-        for packed, messages in list(self._sent.items()):
-            late = {c: m for c, m in messages.items() if m.metadata.message_id in ids}
-            if late:
-                del self._sent[packed]
-                self._fail(late, NO_ANSWER, reason)
+        for parcel in [*self._sent.values(), *self._paused]:
+            self._fail(parcel.messages, NO_ANSWER, reason)
+        self._sent, self._paused = {}, []
         return [self._replies.pop(i) for i in ids if i in self._replies]
 
     def _check_stop(self) -> None:
@@ -238,6 +294,8 @@ def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[l
 
 def readable(reason: str) -> str:
     """The useful part of an error text that went through Flower and Ray: the last line that says something."""
+    if any(name in reason for name in ("ActorUnavailableError", "ActorDiedError", "WorkerCrashedError")):
+        return "the process it ran in ended unexpectedly (killed, out of memory, or a crash)"
     lines = [line.strip(" '<>") for line in reason.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Exception ClientAppException", "File ", "^"))]
     for line in reversed(lines):

@@ -86,6 +86,7 @@ class Server:
         stop: set when the person wants to stop.
         checkpoint: (tensors, info) to go on from; None starts anew.
         homes: client -> node, in a deployment.
+        nodes: number of nodes, in a simulation.
     """
 
     def __init__(
@@ -100,10 +101,12 @@ class Server:
         stop: threading.Event | None = None,
         checkpoint: tuple[dict[str, np.ndarray], dict] | None = None,
         homes: Mapping[int, int] | None = None,
+        nodes: int = 1,
     ):
         self.config, self.federation, self.rule = config, federation, rule
         self.folder, self.job, self.observer = folder, job, observer
         self.stop, self.homes = stop or threading.Event(), homes
+        self.nodes = nodes
         self.rounds = config["rounds"] if federation.method.learns else 0
         self.timeout = config["runtime"]["round_timeout"]
         self.table: Rows = []
@@ -137,7 +140,7 @@ class Server:
             FedPGPError: a round had too few usable replies, twice; or something could not be written.
             Interrupted: the person asked to stop. The state of the last finished round is saved.
         """
-        grid = CohortGrid(inner, len(self.state.committed), self.job, homes=self.homes, stop=self.stop)
+        grid = CohortGrid(inner, len(self.state.committed), self.job, homes=self.homes, nodes=self.nodes, stop=self.stop)
         self.observer.stage("setting up the clients")
         self.table = self._describe(grid)
         grid.work = [max(1, row["train_images"]) for row in self.table]

@@ -42,9 +42,8 @@ class Workers:
         """Runs both apps to the end of the ServerApp. Ray has to be up (:func:`ray_cluster`)."""
         from flwr.simulation import run_simulation
 
-        # A worker that dies is started again, anywhere in the cluster, and its message tried once more: training is a function of
-        # the message and the last committed state, so a second try gives the same numbers.
-        resources = {**self.resources, "max_restarts": -1, "max_task_retries": 1}
+        # A worker that dies is started again, anywhere in the cluster (its clients get a second try: strategies.grid).
+        resources = {**self.resources, "max_restarts": -1}
         run_simulation(
             server_app,
             client_app,
@@ -78,6 +77,9 @@ def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iter
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join the Ray cluster at runtime.address={address}" if address else "start Ray"
         raise FedPGPError(f"cannot {where}: {str(error).splitlines()[0]}") from error
+    if not verbose:
+        # Ray tells the driver's standard output about every worker that ends, whatever log_to_driver says.
+        ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
     try:
         yield workers or _cluster_workers(runtime, device, ray.nodes())
     finally:

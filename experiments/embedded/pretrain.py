@@ -17,6 +17,7 @@ import math
 import os
 import random
 import time
+import types
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse when something else uses the other core
@@ -58,8 +59,8 @@ TINY_VIT_CFG = {
     "text_cfg": TEXT_CFG,
 }
 # Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may learn on small pictures
-# first, which is twice as fast; it ends on the size that the model's configuration names.
-RESOLUTIONS = ((0.5, 80), (0.8, 96), (1.0, 128))
+# first, which is several times as fast; it ends on the size that the model's configuration names.
+RESOLUTIONS = ((0.45, 64), (0.78, 80), (0.92, 96), (1.0, 128))
 BATCH = 128
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
@@ -94,16 +95,18 @@ def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torc
     batch = len(images)
     ink = 1 - images.permute(0, 3, 1, 2).float().div_(255)
 
-    # drawing style: outlined, line art, black and white, one colour
-    grey = ink.mean(1, keepdim=True)
-    edges = F.max_pool2d(grey, 3, 1, 1) + F.max_pool2d(-grey, 3, 1, 1)
-    edges = (edges * (2 + 4 * rand(batch, 1, 1, 1))).clamp_(0, 1)
-    pick = rand(batch, 1, 1, 1)
-    outlined, line_art, hard = (pick < 0.12).float(), ((pick >= 0.12) & (pick < 0.18)).float(), (pick > 0.88).float()
-    ink = ink * (1 - line_art) + edges * line_art
-    ink = torch.maximum(ink, edges * outlined)
-    black = torch.sigmoid((ink.mean(1, keepdim=True) - (0.2 + 0.4 * rand(batch, 1, 1, 1))) * 25)
-    ink = ink * (1 - hard) + black * hard
+    # drawing style, for a part of the pictures: outlined, line art, black and white
+    order = torch.randperm(batch, generator=generator)
+    outlined, line_art, hard, soft = order.split([batch // 8, batch // 16, batch // 8, batch - 2 * (batch // 8) - batch // 16])
+    soft = soft[: batch // 6]
+    for chosen in (outlined, line_art):
+        grey = ink[chosen].mean(1, keepdim=True)
+        edges = F.max_pool2d(grey, 3, 1, 1) + F.max_pool2d(-grey, 3, 1, 1)
+        edges = (edges * (2 + 4 * rand(len(chosen), 1, 1, 1))).clamp_(0, 1)
+        ink[chosen] = torch.maximum(ink[chosen], edges) if chosen is outlined else edges.expand(-1, 3, -1, -1)
+    threshold = 0.2 + 0.4 * rand(len(hard), 1, 1, 1)
+    ink[hard] = torch.sigmoid((ink[hard].mean(1, keepdim=True) - threshold) * 25).expand(-1, 3, -1, -1)
+    ink[soft] = F.avg_pool2d(ink[soft], 3, 1, 1)
 
     # colours
     mix = torch.eye(3) + chance(0.5)[..., 0] * 0.35 * torch.randn(batch, 3, 3, generator=generator)
@@ -113,8 +116,6 @@ def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torc
     tint = chance(0.3)
     ink = ink * (1 - tint * rand(batch, 3, 1, 1) * 0.9)
     ink = ink.clamp_(1e-4, 1) ** torch.exp(chance(0.4) * 0.5 * torch.randn(batch, 1, 1, 1, generator=generator))
-    soft = chance(0.2)
-    ink = ink * (1 - soft) + F.avg_pool2d(ink, 3, 1, 1) * soft
 
     # position
     scale = torch.exp(torch.empty(batch).uniform_(math.log(0.75), math.log(1.3), generator=generator))
@@ -232,6 +233,23 @@ def new_clip(config: dict) -> torch.nn.Module:
     )
 
 
+def _stem_forward(self: torch.nn.Conv2d, pictures: torch.Tensor) -> torch.Tensor:
+    pictures = F.pad(pictures.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    height, width = (pictures.shape[1] - 1) // 2, (pictures.shape[2] - 1) // 2
+    patches = [pictures[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+    weight = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1)
+    return F.linear(torch.cat(patches, -1), weight).permute(0, 3, 1, 2)
+
+
+def speed_up_stem(visual: torch.nn.Module) -> None:
+    """The first 3x3 stride-2 convolution as a matrix product: the same numbers.
+
+    The processor's convolution kernels need a third of a whole training step for the weight gradient of this one layer.
+    """
+    conv = visual.trunk.stem.conv
+    conv.forward = types.MethodType(_stem_forward, conv)
+
+
 def save_atomic(state: dict, path: Path) -> None:
     """torch.save that never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,11 +292,14 @@ def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
     print(f"pictures: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words {len(labels.vocabulary)}", flush=True)
     torch.manual_seed(seed)
     visual = new_clip(TINY_CFG).visual.to(memory_format=torch.channels_last)
+    speed_up_stem(visual)
     heads = Heads(len(corpus.emoji_list), len(labels.group_names), len(labels.vocabulary))
     matrices = [p for p in visual.parameters() if p.ndim > 1]
     others = [p for p in visual.parameters() if p.ndim <= 1] + list(heads.parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=LEARNING_RATE
+        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
+        lr=LEARNING_RATE,
+        fused=True,
     )
     average = {key: value.clone() for key, value in visual.state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
@@ -361,6 +382,256 @@ def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
     print(f"done: {step} steps, {seen} pictures, {used / 60:.1f} minutes", flush=True)
 
 
+# ------------------------------------------------------------------------------------------------------------- text tower
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "an image of a {}.",
+    "a drawing of a {}.",
+    "an icon of a {}.",
+    "an emoji of a {}.",
+    "a symbol of a {}.",
+    "a small picture of a {}.",
+    "a black and white drawing of a {}.",
+    "a flat drawing of a {}.",
+    "a coloured drawing of a {}.",
+    "the {}.",
+    "a {}.",
+    "this is a {}.",
+    "a photo of the {}.",
+    "{}",
+)
+TEXT_BATCH = 256
+TEXT_RATE = 1.5e-3
+CLASS_SHARE = 0.03
+AUGMENTED_VIEWS = 1  # beside the plain one, of every emoji picture
+
+
+class Captions:
+    """Captions of the pretraining pictures: names and tags, and rarely the name of a class."""
+
+    def __init__(self, corpus: Corpus, class_share: float):
+        self.class_share = class_share
+        label_of = {subgroup: name for name, subgroups in CLASSES for subgroup in subgroups}
+        self.names = [item.name for item in corpus.emoji_list]
+        self.tags = [[tag for tag in item.tags if len(tag) > 1] for item in corpus.emoji_list]
+        self.classes = [label_of.get(item.subgroup) for item in corpus.emoji_list]
+        self.icon_names = corpus.names
+
+    def draw(self, emoji: int, row: int, random_: random.Random) -> tuple[str, str]:
+        """(what the caption says, caption) for one picture. Captions of one class say the class."""
+        if emoji < 0:
+            said = self.icon_names[row]
+        elif self.classes[emoji] is not None and random_.random() < self.class_share:
+            said = self.classes[emoji]
+            return f"class {said}", random_.choice(TEMPLATES).format(said)
+        else:
+            tags = self.tags[emoji]
+            said = random_.choice(tags) if tags and random_.random() < 0.35 else self.names[emoji]
+        return f"emoji {emoji}" if emoji >= 0 else f"icon {said}", random_.choice(TEMPLATES).format(said)
+
+    def all_texts(self) -> list[str]:
+        """Every text that a caption can be made of; its tokens are the ones that are trained."""
+        tags = [tag for held in self.tags for tag in held]
+        return [*TEMPLATES, *self.names, *tags, *(name for name, _ in CLASSES), *self.icon_names]
+
+
+def load_image_tower(work: Path, name: str) -> tuple[torch.nn.Module, dict]:
+    """The averaged image tower of stage 1 in evaluation mode, and its checkpoint."""
+    state = torch.load(work / name / "image.pt", weights_only=True)
+    model = new_clip(TINY_CFG)
+    model.visual.load_state_dict(state["average"])
+    return model.visual.to(memory_format=torch.channels_last).eval(), state
+
+
+def text_features(visual: torch.nn.Module, state: dict, corpus: Corpus, labels: Labels, work: Path, name: str) -> dict:
+    """Features of the pictures that captions are written for; kept beside the checkpoint they belong to."""
+    path = work / name / "features.pt"
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        if kept["step"] == state["step"]:
+            return kept
+    size = TINY_CFG["vision_cfg"]["image_size"]
+    (emoji_rows, matched_rows, icon_rows), _ = sampler(corpus, labels)
+    generator = torch.Generator().manual_seed(1)
+    icon_rows = icon_rows[torch.randperm(len(icon_rows), generator=generator)[: len(emoji_rows)]]
+    rows = torch.cat([emoji_rows, matched_rows, icon_rows])
+    features = [encode(visual, corpus.images[rows.numpy()], size)]
+    for _ in range(AUGMENTED_VIEWS):
+        for start in range(0, len(emoji_rows), 256):
+            part = emoji_rows[start : start + 256]
+            pictures = augment(torch.from_numpy(corpus.images[part.numpy()]), size, labels.flip[part], generator)
+            with torch.no_grad(), autocast():
+                features.append(F.normalize(visual(normalize(pictures)).float(), dim=-1))
+        rows = torch.cat([rows, emoji_rows])
+    kept = {"step": state["step"], "rows": rows, "features": torch.cat(features)}
+    save_atomic(kept, path)
+    return kept
+
+
+class CompactText(torch.nn.Module):
+    """open_clip's text tower with an embedding table of the used tokens only, on captions cut after their last token.
+
+    The tower is causal and pools at the end token, so cutting changes nothing; the small table saves the optimizer's time.
+    """
+
+    def __init__(self, model: torch.nn.Module, texts: list[str]):
+        super().__init__()
+        self.model = model
+        self.tokenizer = SimpleTokenizer()
+        used = {self.tokenizer.sot_token_id, self.tokenizer.eot_token_id}
+        self.encoded: dict[str, list[int]] = {}
+        for text in texts:
+            used.update(self.tokenizer.encode(text.replace("{}", "")))
+        self.used = sorted(used)
+        self.position = {token: index for index, token in enumerate(self.used)}
+        self.table = torch.nn.Parameter(0.02 * torch.randn(len(self.used), TEXT_CFG["width"]))
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        """Unit-length features (B, D) of B captions."""
+        rows = []
+        for text in texts:
+            if text not in self.encoded:
+                tokens = self.tokenizer.encode(text)[: TEXT_CFG["context_length"] - 2]
+                tokens = [self.tokenizer.sot_token_id, *tokens, self.tokenizer.eot_token_id]
+                self.encoded[text] = [self.position[token] for token in tokens]
+            rows.append(self.encoded[text])
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        model = self.model
+        x = F.embedding(ids, self.table) + model.positional_embedding[:length]
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+        return F.normalize((x[torch.arange(len(rows)), ends] @ model.text_projection).float(), dim=-1)
+
+    @torch.no_grad()
+    def write_table(self) -> None:
+        """Puts the trained rows into the model's full table, zeros elsewhere."""
+        self.model.token_embedding.weight.zero_()
+        self.model.token_embedding.weight[self.used] = self.table
+
+
+def write_model(folder: Path, config: dict, model: torch.nn.Module) -> None:
+    """Writes open_clip's own format: `open_clip_config.json` and half-precision `open_clip_model.safetensors`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": list(MEAN), "std": list(STD), "interpolation": "bilinear", "resize_mode": "shortest"}
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
+    (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
+    state = {
+        key: (value.half() if value.dtype.is_floating_point else value).contiguous() for key, value in model.state_dict().items()
+    }
+    if not all(value.isfinite().all() for value in state.values()):
+        raise ValueError("a weight does not fit half precision")
+    temporary = folder / "open_clip_model.tmp"
+    save_file(state, temporary)
+    os.replace(temporary, folder / "open_clip_model.safetensors")
+
+
+def train_text(work: Path, minutes: float, seed: int, name: str, class_share: float, target: Path) -> None:
+    """Stage 2. Contrastive: caption ↔ picture with several positives, and caption → mean picture of each emoji."""
+    corpus = load_corpus(work)
+    labels = Labels(corpus)
+    visual, state = load_image_tower(work, name)
+    started = time.time()
+    kept = text_features(visual, state, corpus, labels, work, name)
+    print(f"features of {len(kept['rows'])} pictures, {time.time() - started:.0f} s", flush=True)
+    rows, features = kept["rows"], kept["features"]
+    emoji = labels.emoji[rows]
+    torch.manual_seed(seed)
+    random_ = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = new_clip(TINY_CFG)
+    model.visual.load_state_dict(state["average"])
+    captions = Captions(corpus, class_share)
+    tower = CompactText(model, captions.all_texts())
+    known = sorted(set(emoji[emoji >= 0].tolist()))
+    prototypes = torch.stack([F.normalize(features[emoji == index].mean(0), dim=0) for index in known])
+    of_prototype = {index: i for i, index in enumerate(known)}
+    members: dict[str, torch.Tensor] = {f"emoji {index}": torch.tensor([i]) for i, index in enumerate(known)}
+    for class_name, _ in CLASSES:
+        held = [of_prototype[index] for index in known if captions.classes[index] == class_name]
+        members[f"class {class_name}"] = torch.tensor(held)
+    parameters = [p for key, p in tower.named_parameters() if "visual" not in key and "token_embedding" not in key]
+    decayed, plain_ = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain_, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=TEXT_RATE, betas=(0.9, 0.98), fused=True)
+    weight = torch.where(emoji >= 0, torch.where(labels.in_classes[rows], 1.0, 0.6), 0.35)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(50))
+    path = work / name / "text.pt"
+    step, used = 0, 0.0
+    if path.exists():
+        resumed = torch.load(path, weights_only=True)
+        if (resumed["image_step"], resumed["class_share"], resumed["seed"]) == (state["step"], class_share, seed):
+            tower.load_state_dict(resumed["tower"], strict=False)
+            optimizer.load_state_dict(resumed["optimizer"])
+            generator.set_state(resumed["generator"])
+            step, used = resumed["step"], resumed["seconds"]
+            print(f"going on at step {step}", flush=True)
+
+    def checkpoint() -> None:
+        held = {key: value for key, value in tower.state_dict().items() if "visual" not in key and "token_embedding" not in key}
+        save_atomic(
+            {
+                "tower": held,
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "step": step,
+                "seconds": used,
+                "image_step": state["step"],
+                "class_share": class_share,
+                "seed": seed,
+            },
+            path,
+        )
+
+    begun, last_save = time.time() - used, time.time()
+    while used < 60 * minutes:
+        progress = used / (60 * minutes)
+        rate = TEXT_RATE * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        picked = torch.multinomial(weight, TEXT_BATCH, generator=generator)
+        drawn = [captions.draw(int(emoji[i]), int(rows[i]), random_) for i in picked]
+        said = [what for what, _ in drawn]
+        with autocast():
+            texts = tower([caption for _, caption in drawn])
+        pictures = F.normalize(features[picked] + 0.02 * torch.randn(len(picked), EMBED_DIM), dim=-1)
+        scale = model.logit_scale.exp()
+        # a picture is right for a caption that says its emoji, its icon name or its class
+        own = [f"emoji {int(emoji[i])}" if emoji[i] >= 0 else what for i, what in zip(picked, said, strict=True)]
+        of_class = [f"class {captions.classes[int(emoji[i])]}" if emoji[i] >= 0 else "" for i in picked]
+        right = torch.tensor(
+            [[what in (mine, group) for mine, group in zip(own, of_class, strict=True)] for what in said], dtype=torch.float
+        )
+        logits = scale * texts @ pictures.T
+        loss = F.cross_entropy(logits, right / right.sum(1, keepdim=True))
+        loss = loss + F.cross_entropy(logits.T, right.T / right.T.sum(1, keepdim=True).clamp(min=1e-6))
+        named = [i for i, what in enumerate(said) if what in members]
+        banked = torch.zeros(len(named), len(known))
+        for i, position in enumerate(named):
+            held = members[said[position]]
+            banked[i, held] = 1 / len(held)
+        loss = 0.5 * loss + F.cross_entropy(scale * texts[named] @ prototypes.T, banked, label_smoothing=0.02)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(math.log(50), math.log(100))
+        step, used = step + 1, time.time() - begun
+        if step % 50 == 0:
+            print(f"step {step} min {used / 60:.1f} loss {loss.item():.3f} scale {scale.item():.1f}", flush=True)
+        if time.time() - last_save > 60:
+            checkpoint()
+            last_save = time.time()
+    checkpoint()
+    tower.write_table()
+    write_model(target, TINY_CFG, model)
+    print(f"done: {step} steps, {len(tower.used)} tokens; wrote {target}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("image", "text", "distill"))
@@ -368,11 +639,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="tiny", help="folder for checkpoints inside the work folder (default %(default)s)")
+    parser.add_argument("--class-share", type=float, default=CLASS_SHARE, help="captions that name a class (default %(default)s)")
+    parser.add_argument("--to", type=Path, help="folder of the model (default: fedpgp/assets/tiny or tiny_vit)")
     parser.add_argument("--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "image":
         train_image(arguments.work, arguments.minutes, arguments.seed, arguments.name)
+    elif arguments.stage == "text":
+        target = arguments.to or ASSETS / "tiny"
+        train_text(arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.class_share, target)
 
 
 if __name__ == "__main__":

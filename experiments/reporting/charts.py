@@ -1,7 +1,7 @@
 """The charts of the pages: small inline SVG without scripts, coloured by the page's style sheet.
 
-A chart is drawn for the width at which it is read (about 340 px), so its text stays legible on a phone; a page places several
-side by side. Everything that can be pointed at carries a `<title>`, which browsers show on hover.
+A chart is drawn for the width at which it is read (about 340 px), so its text stays legible on a phone; a page places
+several side by side. Everything that can be pointed at carries a `<title>`, which browsers show on hover.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH = 348
+_PAGE_WIDTH = 1030
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Series:
 
 def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
     """About `count` round numbers that cover [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten."""
-    span = max(high - low, 1e-9)
+    span = max(high - low, 1e-3)
     power = 10 ** math.floor(math.log10(span / count))
     step = min((s * power for s in (1, 2, 2.5, 5, 10, 20)), key=lambda s: abs(span / s - count))
     if whole:
@@ -200,47 +201,52 @@ def histogram(
     return _svg(WIDTH, height, title, parts)
 
 
-def bubbles(rows: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str) -> Markup:
-    """Who holds what: a row a client, a column a class, a disc's area the number of images."""
-    most = max((count for _, counts in rows for count in counts.values()), default=0)
+def bubbles(clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str) -> Markup:
+    """Who holds what: a disc's area is a number of images. Clients are rows, or columns where there are many."""
+    most = max((count for _, counts in clients for count in counts.values()), default=0)
     if not most:
         return Markup("")
-    cell = (
-        max(17.0, min(60.0, 900 / len(class_names))) if len(class_names) <= 60 else 12 if len(class_names) <= 120 else 6
-    )
-    tall = min(30.0, max(20.0, cell)) if len(rows) <= 20 else 20 if len(rows) <= 40 else 12
-    longest = max(len(name) for name in class_names) if cell >= 12 else 0
-    left = 12 + 6.2 * max(len(name) for name, _ in rows)
-    head = 12 + min(110.0, 4.4 * longest)
-    width = max(WIDTH, left + cell * len(class_names) + 0.75 * min(110.0, 4.4 * longest) + 8)
+    rows, columns = [name for name, _ in clients], list(class_names)
+    held = [(y, columns.index(name), n) for y, (_, counts) in enumerate(clients) for name, n in counts.items() if n]
+    upright = len(rows) > max(24, 2 * len(columns))
+    if upright:
+        rows, columns, held = columns, rows, [(y, x, n) for x, y, n in held]
+    tall = 22.0 if len(rows) > 20 else 27.0
+    left = 14 + min(180.0, 6.2 * max(map(len, rows)))
+    slant = min(110.0, 4.4 * max(map(len, columns)))
+    aside = 0.95 * slant + 8  # the last slanted label stands out to the right
+    cell = max(8.0, min(60.0, (_PAGE_WIDTH - left - aside) / len(columns)))
+    label_every = math.ceil(12 / cell)
+    head = 12 + slant
+    width = max(WIDTH, left + cell * len(columns) + aside)
     height = head + tall * len(rows) + 6
-    largest = min(cell, tall) / 2 - 0.5
-    column = {name: left + cell * (index + 0.5) for index, name in enumerate(class_names)}
+    largest = min(max(cell, 11), tall) / 2 - 0.5
+    right = left + cell * len(columns)
     parts = []
-    for name, x in column.items():
+    for index, name in enumerate(columns):
+        x = left + cell * (index + 0.5)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{head - 3:.1f}" y2="{height - 6:.1f}"/>')
-        if cell >= 12:
-            short = name if len(name) <= 26 else name[:25] + "…"
-            parts.append(
-                f'<text class="tick" transform="translate({x + 3:.1f} {head - 7:.1f}) rotate(-48)">'
-                f"{escape(short)}<title>{escape(name)}</title></text>"
-            )
-    for index, (client, counts) in enumerate(rows):
+        if index % label_every == 0:
+            place = f'transform="translate({x + 3:.1f} {head - 7:.1f}) rotate(-48)"'
+            parts.append(f'<text class="tick" {place}>{escape(_short(name))}<title>{escape(name)}</title></text>')
+    for index, name in enumerate(rows):
         y = head + tall * (index + 0.5)
+        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        place = f'x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end"'
+        parts.append(f'<text class="name" {place}>{escape(_short(name))}<title>{escape(name)}</title></text>')
+    for row, column, count in held:
+        x, y = left + cell * (column + 0.5), head + tall * (row + 0.5)
+        client, name = (columns[column], rows[row]) if upright else (rows[row], columns[column])
+        hint = escape(f"{client}: {count} × {name}")
+        radius = max(1.0, largest * math.sqrt(count / most))
         parts.append(
-            f'<line class="grid" x1="{left:.1f}" x2="{column[class_names[-1]] + cell / 2:.1f}" y1="{y}" y2="{y}"/>'
+            f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}"><title>{hint}</title></circle>'
         )
-        parts.append(
-            f'<text class="name" x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{escape(client)}</text>'
-        )
-        for name, count in counts.items():
-            if count and name in column:
-                hint = escape(f"{client}: {count} × {name}")
-                parts.append(
-                    f'<circle class="bubble" cx="{column[name]:.1f}" cy="{y:.1f}" '
-                    f'r="{max(1.0, largest * math.sqrt(count / most)):.2f}"><title>{hint}</title></circle>'
-                )
     return _svg(width, height, title, parts, fixed=True)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else name[:25] + "…"
 
 
 def value_bars(rows: Sequence[tuple[str, str, float]], *, title: str, text: Callable[[float], str]) -> Markup:
@@ -303,10 +309,12 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str) ->
         taken.append((cx - 2, y_at(y + sy), cx + 2, y_at(y - sy)))
         if sx or sy:
             parts.append(
-                f'<line class="whisker {mark.style}" x1="{x_at(x - sx):.1f}" x2="{x_at(x + sx):.1f}" y1="{cy:.1f}" y2="{cy:.1f}"/>'
+                f'<line class="whisker {mark.style}" x1="{x_at(x - sx):.1f}" x2="{x_at(x + sx):.1f}" '
+                f'y1="{cy:.1f}" y2="{cy:.1f}"/>'
             )
             parts.append(
-                f'<line class="whisker {mark.style}" x1="{cx:.1f}" x2="{cx:.1f}" y1="{y_at(y - sy):.1f}" y2="{y_at(y + sy):.1f}"/>'
+                f'<line class="whisker {mark.style}" x1="{cx:.1f}" x2="{cx:.1f}" '
+                f'y1="{y_at(y - sy):.1f}" y2="{y_at(y + sy):.1f}"/>'
             )
         hint = escape(f"{mark.name}: {x_label} {x:.2f} ± {sx:.2f}, {y_label} {y:.2f} ± {sy:.2f}")
         parts.append(
@@ -322,7 +330,7 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str) ->
 def _label_places(
     centres: list[tuple[float, float]], taken: list[tuple[float, float, float, float]], lengths: list[int], edge: float
 ) -> list[tuple[float, float]]:
-    """Where each point's name goes: right of it, else left, above or below, wherever it covers least of the `taken` boxes."""
+    """Where each point's name goes: right, left, above or below, where it covers least of the `taken` boxes."""
     boxes = taken + [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
     places = []
     for (x, y), length in zip(centres, lengths, strict=True):
@@ -371,10 +379,12 @@ def _axes(
         )
     for tick in x_ticks:
         parts.append(
-            f'<text class="tick" x="{x_at(tick):.1f}" y="{height - bottom + 15}" text-anchor="middle">{plain(tick)}</text>'
+            f'<text class="tick" x="{x_at(tick):.1f}" y="{height - bottom + 15}" '
+            f'text-anchor="middle">{plain(tick)}</text>'
         )
     parts.append(
-        f'<text class="label" x="{(left + right) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="label" x="{(left + right) / 2:.0f}" y="{height - 4}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
     )
     return parts
 
@@ -396,5 +406,6 @@ def _svg(width: float, height: float, title: str, parts: Sequence[str], fixed: b
     """`fixed` keeps the drawn size (the page scrolls it sideways); otherwise the drawing shrinks with its column."""
     size = f' width="{width:.0f}" height="{height:.0f}" class="fixed"' if fixed else ""
     return Markup(  # every text above went through escape()
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
     )

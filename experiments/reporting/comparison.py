@@ -43,7 +43,7 @@ def render_comparison(
     notes: Sequence[str],
     command: str,
 ) -> str:
-    """The page as HTML text. `chart_rows` are drawn, `rows` are in the table; `comparisons` None leaves that table out."""
+    """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out."""
     tasks = list(dict.fromkeys(row.task for row in chart_rows))
     return (
         environment()
@@ -147,8 +147,8 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         curves=[(heading, svg) for heading, svg in curves if svg],
         trade_off=trade_off,
         trade_off_title=trade_off_title,
-        trade_off_words=f"Further right: better for each client. Further up: better on {other} classes. The small dots are seeds, "
-        "the whiskers one standard deviation.",
+        trade_off_words=f"Further right: better for each client. Further up: better on {other} classes. "
+        "The small dots are seeds, the whiskers one standard deviation.",
         histogram=charts.histogram(
             clients, title="Local accuracy of the clients", what="local accuracy of a client, %"
         ),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from clients.files import write_atomically
 from experiments.reporting import charts
 from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number, read_run
 from experiments.reporting.words import human_bytes, human_seconds, percent, points
@@ -26,19 +26,12 @@ _IN_ONE_PROCESS_TREE = ("ray", "inline")  # the runtimes of a simulation; any ot
 def write_report(run_dir: str | Path) -> Path:
     """Writes `run_dir/report.html` from the files of the run folder and returns its path.
 
-    A run that did not finish gets a page of what there is. Raises FedPGPError naming a file that is damaged.
+    A run that did not finish gets a page of what there is. Raises FedPGPError naming a file that is damaged,
+    or that cannot be written.
     """
     path = Path(run_dir) / "report.html"
-    write_atomically(path, render_run(read_run(run_dir)))
+    write_atomically(path, render_run(read_run(run_dir)).encode())
     return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes the text beside `path` and moves it there, so that a reader never sees half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def environment() -> jinja2.Environment:
@@ -97,14 +90,13 @@ def headline(run: Run) -> str:
     if math.isnan(personal):
         return f"{run.choice('method')} on {run.choice('dataset')}: nothing is measured yet."
     own = "each client’s own images"
+    above_zero = "" if math.isnan(zero) else f", {_against(personal - zero, 'zero-shot CLIP')}"
+    if run.choice("method") == "zero_shot":
+        return f"Without any training, CLIP is right on {personal:.1f}\u00a0% of {own}."
     if run.one_prompt:
-        if math.isnan(zero) or zero == personal:
-            return f"Without any training, CLIP is right on {personal:.1f}\u00a0% of {own}."
-        return f"One prompt for all is right on {personal:.1f}\u00a0% of {own}, {_against(personal - zero, 'zero-shot CLIP')}."
+        return f"One prompt for all is right on {personal:.1f}\u00a0% of {own}{above_zero}."
     if math.isnan(shared):
-        if math.isnan(zero):
-            return f"The personal prompts are right on {personal:.1f}\u00a0% of {own}."
-        return f"Each client’s own prompt is right on {personal:.1f}\u00a0% of its images, {_against(personal - zero, 'zero-shot CLIP')}."
+        return f"Each client’s own prompt is right on {personal:.1f}\u00a0% of its images{above_zero}."
     clauses: dict[str, list[str]] = defaultdict(list)
     for name in ("base", "novel"):
         difference = run.figure("personal", name) - run.figure("global", name)
@@ -130,14 +122,14 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
         return "", ""
     clients = table["clients"]
     rows = [(_client_name(row), row["train_counts"]) for row in clients[:_CLIENTS_AS_BUBBLES]]
-    held = set().union(*(counts for _, counts in rows)) if rows else set()
+    held = {name for row in clients for name, count in row["train_counts"].items() if count}
     names = [name for name in table["class_names"] if name in held]
     images = sum(row["train_images"] for row in clients)
     kinds = [sum(1 for count in row["train_counts"].values() if count) for row in clients]
     spread = f"{min(kinds)}" if min(kinds) == max(kinds) else f"{min(kinds)} to {max(kinds)}"
     words = (
         f"{images:,} training images on {len(clients)} clients, dealt by the scheme “{run.choice('partition')}”; "
-        f"a client holds {spread} of the {len(names)} classes that are trained on. The area of a disc is its number of images."
+        f"a client holds {spread} of the {len(names)} classes in training. The area of a disc is its number of images."
     )
     if len(clients) > len(rows):
         words += f" The first {len(rows)} clients are drawn."
@@ -163,15 +155,20 @@ def _lead(run: Run) -> str:
         if differences:
             better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
             other = "the global one" if against == "global" else "zero-shot CLIP"
-            who = f"All {better}" if 1 < better == len(differences) else f"{better} of {len(differences)}"
-            sentence = f"{who} clients are better off with their own prompt than with {other}"
+            with_own = f"better off with their own prompt than with {other}"
+            if not better:
+                sentence = f"No client is {with_own.replace('their', 'its')}"
+            elif better == len(differences) > 1:
+                sentence = f"All {better} clients are {with_own}"
+            else:
+                sentence = f"{better} of {len(differences)} clients are {with_own}"
             if worse:
                 sentence += f", {worse} {'is' if worse == 1 else 'are'} worse off"
             sentences.append(sentence + ".")
     zero, personal = run.figure("zero_shot", "local"), run.figure("personal", "local")
     if not math.isnan(zero) and run.accuracy["global"] and not run.one_prompt:
         sentences.append(
-            f"Locally, zero-shot CLIP starts at {zero:.1f}\u00a0%, and the personal prompts end at {personal:.1f}\u00a0%."
+            f"Locally, zero-shot CLIP starts at {zero:.1f}\u00a0%; the personal prompts end at {personal:.1f}\u00a0%."
         )
     if run.status != "finished":
         sentences.append(f"The run is {run.status}; these are its figures so far.")
@@ -259,9 +256,11 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 
 def _curves(run: Run) -> list[tuple[str, Any]]:
     drawn = []
-    for figure in ("local", "base", "novel"):
+    titles = {"local": "Local accuracy, %", "base": "Base accuracy, %", "novel": "Novel accuracy, %"}
+    if math.isnan(run.figure("personal", "base")):
+        titles |= {"worst10": "Worst tenth of the clients, %", "ece": "Calibration error, %"}
+    for figure, title in titles.items():
         series = [charts.Series(name, key, run.curve(key, figure)) for key, name in MODELS.items()]
-        title = f"{figure.capitalize()} accuracy, %"
         drawn.append((title, charts.line_chart(series, title=title, unit=" %")))
     return [(title, svg) for title, svg in drawn if svg]
 
@@ -303,7 +302,8 @@ def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
     panels = []
     for domain, rows in _grouped(clients, "domain").items():
-        pieces = [rows[start : start + _CLIENTS_A_PANEL] for start in range(0, len(rows), _CLIENTS_A_PANEL)]
+        size = _CLIENTS_A_PANEL if domain else min(_CLIENTS_A_PANEL, max(4, math.ceil(len(rows) / 3)))
+        pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
         for piece in pieces:
             span = f"{piece[0]['id']} to {piece[-1]['id']}" if len(pieces) > 1 else ""
             title = domain or (f"clients {span}" if span else "all clients")
@@ -313,7 +313,7 @@ def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
 
 def _domain_table(run: Run) -> dict | None:
-    """Mean local accuracy of each domain; None without domains, or where each domain is one client (the bars show it)."""
+    """Mean local accuracy of each domain; None without domains, or with one client each (the bars show it)."""
     clients = _by_client(run)
     domains = (run.accuracy["personal"] or {}).get("domains") or {}
     if len(domains) < 2 or (clients and len(clients) <= len(domains)):
@@ -370,7 +370,8 @@ def _versions(run: Run) -> str:
     versions = run.config.get("versions") or {}
     words = [f"{name} {version}" for name, version in versions.items()]
     if run.config.get("git_commit"):
-        words.append(f"commit {str(run.config['git_commit'])[:12]}")
+        commit, _, changes = str(run.config["git_commit"]).partition("+")
+        words.append(f"commit {commit[:12]}{' with changes' if changes else ''}")
     return ", ".join(words)
 
 

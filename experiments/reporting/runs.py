@@ -88,7 +88,7 @@ class Run:
         return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in ("local", "base", "novel"))
 
     def figure(self, model: str, name: str) -> float:
-        """One figure of one model in percent: `local`, `worst10`, `std_clients.local`, `domains.noto`; NaN if absent."""
+        """One figure of one model in percent: `local`, `worst10`, `std_clients.local`, `domains.noto`; else NaN."""
         return block_figure(self.accuracy[model], name)
 
     def curve(self, model: str, name: str) -> list[tuple[int, float]]:
@@ -187,7 +187,7 @@ def read_run(path: str | Path) -> Run:
     if summary is not None and not isinstance(summary.get("accuracy"), dict):
         raise _damaged(summary_file, 'it has no "accuracy"')
     trains, evals = _read_metrics(path / "metrics.jsonl")
-    if not trains and not evals and summary and summary.get("status") == "finished" and config.get("rounds"):
+    if not trains and not evals and summary and summary.get("status") == "finished":
         raise FedPGPError(f"{path / 'metrics.jsonl'} is missing or empty, though the run finished")
     return Run(path, config, summary, trains, evals)
 
@@ -201,9 +201,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         for parent, below, files in os.walk(folder):
             if "config.yaml" in files and any(name in files or name in below for name in _BESIDE_CONFIG):
                 found.add(Path(parent).resolve())
-                below.clear()
-            else:
-                below[:] = [name for name in below if name not in _NEVER_INSIDE]
+            below[:] = [name for name in below if name not in _NEVER_INSIDE]
     return sorted(found)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtr
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -28,7 +29,7 @@ def paired_t_test(first: Sequence[float], second: Sequence[float]) -> tuple[floa
     if std <= 1e-12 * max(1.0, abs(mean)):
         return (0.0, 1.0) if abs(mean) <= 1e-12 else (math.copysign(math.inf, mean), 0.0)
     t = float(mean / (std / math.sqrt(n)))
-    return t, 1 - _within_t(abs(t), n - 1)
+    return t, 2 * float(stdtr(n - 1, -abs(t)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -39,16 +40,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
-
-
-def _within_t(t: float, dof: int) -> float:
-    """P(|T| <= t) of Student's t with a whole number of degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(dof))
-    cos2 = math.cos(angle) ** 2
-    odd = dof % 2
-    term = total = (math.cos(angle) if odd else 1.0) if dof > 1 else 0.0
-    for k in range(2 + odd, dof - 1, 2):
-        term *= cos2 * (k - 1) / k
-        total += term
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total

@@ -53,6 +53,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """One group's figures under one model; `cells` by column, `runs` in the order of `seeds`."""
+
     labels: dict[str, str]
     model: str
     seeds: tuple
@@ -94,8 +96,8 @@ class Grid:
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Groups finished runs, and notes on what was left out (a seed that was run twice counts once, the newest).
 
-    A setting is a label where groups differ in it; one inside a choice (`method.rank`) where groups with the same choice
-    differ in it, so that a method is not told from another by settings that only one of them has.
+    A setting is a label where groups differ in it; one inside a choice (`method.rank`) where groups with the same
+    choice differ in it, so that a method is not told from another by settings that only one of them has.
     """
     by_setup: dict[tuple, dict[Any, Run]] = defaultdict(dict)
     settings: dict[tuple, dict[str, Any]] = {}
@@ -126,7 +128,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[str]) -> list[Row]:
     """A row a group and model, best and second marked among the rows of a task.
 
-    A method with one prompt for all has one row where both its prompts are asked for, the personal one. Zero-shot accuracy has nothing to do with the method, so a task has one such row, from all of its seeds.
+    A method with one prompt for all has one row where both its prompts are asked for, the personal one. Zero-shot
+    accuracy has nothing to do with the method, so a task has one such row, from all of its seeds.
     """
     rows: list[Row] = []
     for task in dict.fromkeys(group.task for group in groups):
@@ -234,9 +237,9 @@ def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) ->
 
 
 def column_name(column: str) -> str:
-    return {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %"}.get(
-        column, column.removeprefix("domains.").removeprefix("std_clients.") if "domains." in column else column
-    )
+    """What stands above a column."""
+    names = {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %"}
+    return names.get(column, column.removeprefix("domains."))
 
 
 def cell_text(column: str, cell: Cell) -> str:
@@ -250,7 +253,7 @@ def cell_text(column: str, cell: Cell) -> str:
     return f"{cell.mean:.2f}" if math.isnan(cell.std) else f"{cell.mean:.2f} ± {cell.std:.2f}"
 
 
-# ---------------------------------------------------------------------------------------------- the ways to print a Grid
+# --------------------------------------------------------------------------------------------- the ways to print a Grid
 
 
 def rich_table(grid: Grid) -> RichTable:

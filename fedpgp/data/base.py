@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import pkgutil
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,17 @@ from fedpgp.errors import FedPGPError, unknown
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "FEDPGP_DATA"
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, RuntimeError, Image.DecompressionBombError)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    Image.DecompressionBombError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What PIL and zipfile raise for a broken picture, each decoder in its own way."""
 
 

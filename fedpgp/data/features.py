@@ -16,6 +16,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from fedpgp.errors import FedPGPError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key: raise it when the meaning of a cache file changes."""
 
 
@@ -120,7 +121,7 @@ def _batches(clip: FrozenCLIP, split: Split, batch_size: int) -> Iterator[Tensor
     workers = min(8, os.cpu_count() or 1)
     starts = iter(range(0, len(split), batch_size))
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(load, start) for start, _ in zip(starts, range(workers + 1), strict=False))
+        ahead = deque(pool.submit(load, start) for start in islice(starts, workers + 1))
         try:
             while ahead:
                 yield ahead.popleft().result()

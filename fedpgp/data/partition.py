@@ -320,7 +320,7 @@ def domain(deck: Deck, clients: int, rng: np.random.Generator) -> Parts:
 def domain_dirichlet(
     deck: Deck, clients: int, rng: np.random.Generator, *, beta: float = 0.3, balance: bool = True
 ) -> Parts:
-    """Clients are spread evenly over the domains (the first get one more); ``dirichlet`` cuts the classes inside each."""
+    """Clients are spread evenly over the domains (the first get one more); inside each, as ``dirichlet``."""
     number = len(deck.domain_names)
     if clients < number:
         raise FedPGPError(

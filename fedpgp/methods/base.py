@@ -1,7 +1,7 @@
 """The interface of a method: one algorithm, one file, its settings a frozen dataclass beside it.
 
-A method works on a *cohort*: every learned tensor carries a leading client axis K, and every client of the cohort is trained in one
-tensor program. A method never sees Flower, files or rounds of communication; it says
+A method works on a *cohort*: every learned tensor carries a leading client axis K, and every client of the cohort is
+trained in one tensor program. A method never sees Flower, files or rounds of communication; it says
 
 * which tensors start where, and which are shared (averaged by the server) and which personal (never leave the client);
 * the loss of a batch, one number a client;
@@ -60,7 +60,7 @@ class Method(ABC):
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
 
-    # What is learned. -----------------------------------------------------------------------------------------------------
+    # What is learned. -------------------------------------------------------------------------------------------------
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         """The tensors the server owns, at the start: name -> (shape). None by default: a local-only method."""
@@ -70,18 +70,19 @@ class Method(ABC):
         """The tensors each client owns and never sends, at the start: name -> (shape). None by default."""
         return {}
 
-    # How it is trained. ---------------------------------------------------------------------------------------------------
+    # How it is trained. -----------------------------------------------------------------------------------------------
 
     def loss(self, params: Params, batch: Batch, classes: Candidates) -> Tensor:
-        """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal model."""
+        """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
+        model."""
         logits = self.logits(self.personal_features(params, classes), batch.images)
         return cross_entropy(logits, batch.labels, batch.weights)
 
     def gradients(self, params: Params, batch: Batch, classes: Candidates) -> tuple[Tensor, Params]:
         """The loss (K,) and the gradient of every learned tensor, each client's from its own loss alone.
 
-        Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it for
-        methods that change gradients (projection, clipping, noise, control variates).
+        Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
+        for methods that change gradients (projection, clipping, noise, control variates).
         """
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         with torch.enable_grad():
@@ -89,11 +90,12 @@ class Method(ABC):
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()))
         return loss.detach(), dict(zip(leaves, grads, strict=True))
 
-    # How it answers. ------------------------------------------------------------------------------------------------------
+    # How it answers. --------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def global_features(self, shared: Params, classes: Candidates) -> Tensor | None:
-        """Class features of the global model, (..., classes, embed), from the shared tensors (any leading axes); None: there is none."""
+        """Class features of the global model, (..., classes, embed), from the shared tensors (any leading axes); None:
+        there is none."""
 
     def personal_features(self, params: Params, classes: Candidates) -> Tensor:
         """Class features of each client's own model, (K, classes, embed), from shared and personal tensors together.

@@ -1,4 +1,5 @@
-"""FedPGP: a shared prompt, a private low-rank term, a prompt-wise contrastive loss (Cui et al., ICML 2024, arXiv 2405.09771).
+"""FedPGP: a shared prompt, a private low-rank term, a prompt-wise contrastive loss (Cui et al., ICML 2024, arXiv
+2405.09771).
 
     p_i = p_G + U_i V_i                      the personal context of client i
     z_G = g(p_G),  z_i = g(p_i)              text features under the global and the personal context
@@ -30,8 +31,10 @@ class FedPGPSettings:
         rank: b, the rank of the personal term.
         mu: weight of the contrastive loss.
         tau: its temperature.
-        guidance: z_C is ``photo`` (the data set's template, as the paper says) or ``context`` ("X X … {class}.", as the public code does).
-        personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both N(0, 0.02²), as the public code does).
+        guidance: z_C is ``photo`` (the data set's template, as the paper says) or ``context`` ("X X … {class}.", as the
+            public code does).
+        personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both N(0, 0.02²), as the
+            public code does).
     """
 
     rank: int = 8

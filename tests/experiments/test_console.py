@@ -65,7 +65,7 @@ def test_plain_lines(tmp_path):
         "encoding images 4,800/4,800",
         "round  0/12  local 70.0 (global 61.3)",
         "round  1/12  loss 1.235  local 70.0 (global 61.3)  2.0 s  22 s left",
-        "round  2/12  loss 1.235  4.0 s  30 s left",
+        "round  2/12  loss 1.235  4.0 s  40 s left",
         "round 12/12  loss 1.235  local 70.0 (global 61.3)  2.0 s",
         "a [bracket] stays",
     ]

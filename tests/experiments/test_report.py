@@ -93,7 +93,7 @@ def write_run(
     domains=DOMAINS,
     **settings,
 ):
-    """A run folder as experiments.run leaves it, from random but consistent numbers; returns its last accuracy blocks."""
+    """A run folder as experiments.run leaves it, of random but consistent numbers; returns the last accuracies."""
     rng = np.random.default_rng([seed, zlib.crc32(method.encode()), clients])
     path.mkdir(parents=True)
     config = {
@@ -158,7 +158,8 @@ def write_run(
     partition = {"scheme": "domain_dirichlet", "beta": 0.3, "class_names": list(CLASSES), "clients": table}
     (path / "partition.json").write_text(json.dumps(partition))
 
-    levels = dict(zip(("zero_shot", "global", "personal"), (ZERO_SHOT, *LEVELS[method]), strict=True))
+    prompts = LEVELS.get(method, (ZERO_SHOT, ZERO_SHOT))
+    levels = dict(zip(("zero_shot", "global", "personal"), (ZERO_SHOT, *prompts), strict=True))
     offset = {model: rng.normal(0, 4, (clients, 3)) * (1, 0.3, 0.3) + rng.normal(0, 0.8, 3) for model in levels}
     offset["zero_shot"] = np.random.default_rng([seed, 7]).normal(0, 4, (clients, 3))
     if method == "promptfl":
@@ -440,6 +441,14 @@ def test_a_protocol_without_novel_classes(tmp_path, capsys):
     assert "Novel accuracy" not in shown.text and "Local accuracy" in shown.text
     assert run_report(capsys, tmp_path, "--format", "html")[0] == 0
     page(tmp_path / "comparison.html")
+
+
+def test_zero_shot_is_one_row(tmp_path, capsys):
+    for method in ("zero_shot", "fedpgp"):
+        write_run(tmp_path / method, method)
+    for models in ("zero_shot,personal", "personal"):
+        out = run_report(capsys, tmp_path, "--models", models)[1]
+        assert sorted(line.split()[0] for line in out.splitlines()) == ["fedpgp", "method", "zero_shot"]
 
 
 def test_columns_by_name(tmp_path, capsys):

@@ -76,7 +76,9 @@ def save_folder(folder, model, quick_gelu=True):
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    save_file({k: v.float().contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {k: v.float().contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
 
 
 def test_a_folder_of_ones_own(tmp_path):

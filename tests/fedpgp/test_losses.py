@@ -25,7 +25,9 @@ def test_prompt_contrastive_loss_class_by_class():
 
 def test_guidance_without_client_axis_broadcasts():
     z_G, z_i, z_C = torch.randn(3, 5, 8), torch.randn(3, 5, 8), torch.randn(5, 8)
-    assert_close(prompt_contrastive_loss(z_G, z_C, z_i, 0.5), prompt_contrastive_loss(z_G, z_C.expand(3, 5, 8), z_i, 0.5))
+    assert_close(
+        prompt_contrastive_loss(z_G, z_C, z_i, 0.5), prompt_contrastive_loss(z_G, z_C.expand(3, 5, 8), z_i, 0.5)
+    )
 
 
 def test_cross_entropy_ignores_padding():

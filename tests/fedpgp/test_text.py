@@ -1,4 +1,5 @@
-"""The packed, prefix-shared encoder against open_clip's own transformer on full 77-token sequences, one class at a time."""
+"""The packed, prefix-shared encoder against open_clip's own transformer on full 77-token sequences, one class at a
+time."""
 
 import pytest
 import torch
@@ -62,7 +63,9 @@ words = st.text(alphabet=st.characters(codec="utf-8", categories=["L", "N", "P",
 
 
 @settings(max_examples=40, deadline=None)
-@given(names=st.lists(words, min_size=1, max_size=6), n_ctx=st.integers(1, 20), leading=st.sampled_from([(), (1,), (2, 1)]))
+@given(
+    names=st.lists(words, min_size=1, max_size=6), n_ctx=st.integers(1, 20), leading=st.sampled_from([(), (1,), (2, 1)])
+)
 def test_any_names_lengths_and_axes(names, n_ctx, leading):
     clip = golden_clip()
     context = torch.randn(*leading, n_ctx, 32, dtype=torch.float64)
@@ -81,7 +84,8 @@ def test_classes_do_not_influence_each_other():
 
 
 def test_tokens_after_the_end_cannot_matter():
-    """Zero their embeddings' row (padding is token 0): the model's own forward does not change, so dropping them is exact."""
+    """Zero their embeddings' row (padding is token 0): the model's own forward does not change, so dropping them is
+    exact."""
     clip = random_clip(True)
     context = torch.randn(4, 32, dtype=torch.float64)
     before = slow_features(clip, NAMES, context)

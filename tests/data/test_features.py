@@ -1,0 +1,209 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fedpgp.clip import FrozenCLIP
+from fedpgp.data import ArraySplit, FileSplit, Subset
+from fedpgp.data.features import encode_split, feature_key
+from fedpgp.errors import FedPGPError
+
+# What a process of its own runs: three children that start together; each prints how many batches it encoded, and a sum.
+# They are forked before torch computes anything: it does not survive a fork after that.
+CHILDREN = """
+import importlib.util, os, sys
+spec = importlib.util.spec_from_file_location("test_features", sys.argv[1])
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+import open_clip.model
+if all(os.fork() for _ in range(3)):  # a child leaves the loop at once
+    sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
+batches = []
+features = module.encode(module.make_clip(), module.make_split(), sys.argv[2], progress=lambda *a: batches.append(a))
+os.write(1, f"{len(batches)} {float(features.astype('f8').sum())!r}\\n".encode())
+os._exit(0)
+"""
+
+
+def make_clip(seed: int = 0) -> FrozenCLIP:
+    """A small open_clip CLIP with random weights."""
+    from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
+        text = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        return FrozenCLIP(CLIP(16, vision, text))
+
+
+def make_split(images: int = 50) -> ArraySplit:
+    pixels = np.random.default_rng(0).integers(0, 255, (images, 20, 24, 3), dtype=np.uint8)
+    return ArraySplit(pixels, np.zeros(images))
+
+
+def encode(clip, split, cache_dir, **arguments):
+    return encode_split(clip, split, cache_dir=cache_dir, dataset_name="made", split_name="train", **arguments)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_clip()
+
+
+@pytest.fixture
+def counted():
+    """A progress callback that remembers its calls."""
+    calls = []
+
+    def progress(done, total):
+        calls.append((done, total))
+
+    return types.SimpleNamespace(calls=calls, progress=progress)
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def test_features_are_the_models_in_order(clip, tmp_path, counted):
+    split = make_split()
+    features = encode(clip, split, tmp_path, batch_size=7, progress=counted.progress)
+    assert isinstance(features, np.memmap) and features.dtype == np.float32 and features.shape == (50, 16)
+    expected = [clip.encode_images(clip.preprocess(split.image(i))[None])[0] for i in range(50)]
+    assert np.allclose(features, torch.stack(expected).numpy(), atol=1e-6)
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+    assert counted.calls == [(min(7 * k, 50), 50) for k in range(1, 9)]
+    assert np.array_equal(load_file(only_file(tmp_path))["features"], features), "any safetensors reader opens it"
+    with pytest.raises(ValueError, match="read-only"):
+        features[0] = 0
+
+
+def test_the_second_time_nothing_is_encoded(clip, tmp_path, counted):
+    first = encode(clip, make_split(), tmp_path)
+    second = encode(make_clip(), make_split(), tmp_path, progress=counted.progress)
+    assert np.array_equal(first, second) and not counted.calls
+
+
+def test_the_key_follows_weights_pictures_order_and_preprocessing(clip, tmp_path, draw):
+    split = make_split()
+    base = feature_key(clip, split)
+    assert base == feature_key(make_clip(), make_split())
+    other = make_split()
+    other.pixels[3, 2, 1, 0] ^= 1
+    preprocessed = FrozenCLIP(make_clip().model, preprocess=torch.nn.Identity())
+    keys = [base, feature_key(make_clip(1), split), feature_key(clip, other), feature_key(preprocessed, split)]
+    keys += [feature_key(clip, Subset(split, rows)) for rows in ([0, 1], [1, 0])]
+    for name in "ab":
+        draw(tmp_path / f"{name}.png", (5, 5, 5))
+    keys += [
+        feature_key(clip, FileSplit(tmp_path, order, [0, 0])) for order in (["a.png", "b.png"], ["b.png", "a.png"])
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_has_no_address_in_it(clip):
+    """Functions among the transforms print their address, which differs from process to process."""
+
+    class Transform:
+        def __init__(self, function):
+            self.function = function
+
+        def __repr__(self):
+            return f"Transform({self.function!r})"
+
+    def make():
+        def convert(image):
+            return image
+
+        return FrozenCLIP(clip.model, preprocess=Transform(convert))
+
+    one, two = make(), make()
+    assert repr(one.preprocess) != repr(two.preprocess)
+    assert feature_key(one, make_split()) == feature_key(two, make_split())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "flipped", "header", "other_key", "short_header"])
+def test_a_damaged_file_is_made_anew(clip, tmp_path, counted, damage, caplog):
+    good = np.array(encode(clip, make_split(), tmp_path))
+    path = only_file(tmp_path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if damage == "truncated":
+        content = content[:-100]
+    elif damage == "empty":
+        content = b""
+    elif damage == "foreign":
+        content = b"PK\x03\x04 not ours at all" * 20
+    elif damage == "flipped":
+        content = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+    elif damage == "header":
+        content = content[:8] + b"{" * length + content[8 + length :]
+    elif damage == "short_header":
+        content = content[:50]
+    elif damage == "other_key":
+        header["__metadata__"]["key"] = "0" * 64
+        text = json.dumps(header).encode().ljust(length)
+        content = content[:8] + text + content[8 + length :]
+    path.unlink()  # the old one is mapped
+    path.write_bytes(content)
+    assert np.array_equal(encode(clip, make_split(), tmp_path, progress=counted.progress), good)
+    assert counted.calls and "made anew" in caplog.text
+
+
+def test_several_processes_at_once_encode_once(tmp_path):
+    command = [sys.executable, "-c", CHILDREN, __file__, str(tmp_path / "cache")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=120).stdout
+    answers = [line.split() for line in output.splitlines()]
+    assert sorted(int(batches) for batches, _ in answers) == [0, 0, 1]
+    assert len({total for _, total in answers}) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+def test_leftovers_of_a_killed_process_are_removed(clip, tmp_path):
+    encode(clip, make_split(), tmp_path)
+    path = only_file(tmp_path)
+    path.unlink()
+    (tmp_path / f"{path.name}.999999.tmp").write_bytes(b"half")
+    encode(clip, make_split(), tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_too_little_space_is_noticed_before_all_is_encoded(clip, tmp_path, counted, monkeypatch):
+    # The disk of the machine cannot be filled by a test: only the figure is made up.
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
+    with pytest.raises(FedPGPError, match=rf"no space left for the cache in {tmp_path}.*MB are needed.*cache_dir"):
+        encode(clip, make_split(), tmp_path, batch_size=5, progress=counted.progress)
+    assert len(counted.calls) == 0
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_broken_picture_is_named_and_nothing_is_kept(clip, tmp_path, draw):
+    draw(tmp_path / "a.png", (1, 2, 3))
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(FedPGPError, match=r"b\.png cannot be read"):
+        encode(clip, FileSplit(tmp_path, ["a.png", "b.png"], [0, 1]), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path):
+    clip = make_clip()
+    clip.model.visual.proj.data[0, 0] = float("nan")
+    with pytest.raises(FedPGPError, match="NaN or Inf for 50 of 50 pictures"):
+        encode(clip, make_split(), tmp_path)
+
+
+def test_a_float64_model_gives_float32_features(tmp_path):
+    clip = FrozenCLIP(make_clip().model.double())
+    features = encode(clip, make_split(), tmp_path)
+    assert features.dtype == np.float32
+    assert feature_key(clip, make_split()) != feature_key(make_clip(), make_split())
