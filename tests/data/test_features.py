@@ -16,7 +16,7 @@ from fedpgp.data import ArraySplit, FileSplit, Subset
 from fedpgp.data.features import encode_split, feature_key
 from fedpgp.errors import FedPGPError
 
-# What a process of its own runs: three children that start together; each prints how many batches it encoded, and a sum.
+# What a process of its own runs: three children start together; each prints how many batches it encoded, and a sum.
 # They are forked before torch computes anything: it does not survive a fork after that.
 CHILDREN = """
 import importlib.util, os, sys
