@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from experiments.reporting.page import write_report
 from experiments.settings import FREE, check, flatten
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS
-from strategies.checkpoint import latest_checkpoint
+from strategies.checkpoint import checkpoints, latest_checkpoint
 from strategies.grid import Interrupted
 from strategies.inline import InlineGrid, run_inline
 from strategies.rules import make_rule
@@ -122,11 +123,15 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
             if stopper.event.is_set():
                 raise Interrupted
         summary = _finish(folder, config, server, "finished")
-    except (Interrupted, FedPGPError) as error:
-        summary = _save_what_there_is(folder, config, server, console)
-        if isinstance(error, FedPGPError):
+    except FedPGPError:
+        if server is not None and checkpoints(folder.path / "checkpoint"):
+            _save_what_there_is(folder, config, server, console)
             console.note(f"what is done is saved; go on with: python -m experiments.run resume={folder.path}")
-            raise
+        elif not resumed:  # refused before anything was done: the same run_dir is free for the next try
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    except Interrupted:
+        summary = _save_what_there_is(folder, config, server, console)
     finally:
         if logger is not None:
             logger.close(summary)

@@ -128,7 +128,7 @@ class Federation:
     # The tensors. -----------------------------------------------------------------------------------------------------
 
     def initial_shared(self) -> dict[str, np.ndarray]:
-        """The global tensors before round 1. Builds the private ones too, so that settings that cannot work show here."""
+        """The global tensors before round 1; private ones are tried too, so that impossible settings show here."""
         self.initial_state(0)
         shared = self.method.init_shared(generator(self.seed, "shared"))
         return {name: tensor.to(self.method.task.dtype).cpu().numpy() for name, tensor in shared.items()}
@@ -178,12 +178,10 @@ class Federation:
     def _affordable(self, classes: Candidates, gradients: bool) -> int:
         """Clients whose activations fit into memory, at least 1."""
         task = self.method.task
-        encoder = classes.encoder(task.n_ctx)
-        blocks = len(encoder.tower.blocks)
-        width = encoder.tower.width
+        blocks, width = len(task.clip.text_model.transformer.resblocks), task.clip.width
         kept = 12 * blocks if gradients else 24  # widths a token: what autograd keeps of a block, or one block's peak
         client = (
-            2 * encoder.tokens * width * kept * torch.finfo(task.dtype).bits // 8
+            2 * classes.encoder(task.n_ctx).tokens * width * kept * torch.finfo(task.dtype).bits // 8
         )  # two passes: global and personal
         if task.device.type == "cuda":
             free = torch.cuda.mem_get_info(task.device)[0]

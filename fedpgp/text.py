@@ -13,8 +13,11 @@ Attention is causal, so
 The suffixes of all classes lie behind the prefix in one packed sequence without padding, ``[prefix | class | class |
 …]``, sorted by length so that classes of equal length attend in one batched product. This is algebra, not
 approximation: features and gradients equal the full 77-token computation to rounding.
+
+Towers and layouts that cannot share a prefix take the full path (:mod:`fedpgp.full_text`) behind the same call.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpgp.clip import FrozenCLIP
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.full_text import FullSequences
+
+log = logging.getLogger(__name__)
 
 QUICK_GELU = 1.702
 """QuickGELU(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
@@ -52,7 +58,6 @@ class TextTower:
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype):
         text = clip.text_model
-        _require_causal(text)
         block = text.transformer.resblocks[0]
         self.dtype, self.device = dtype, clip.device
         self.heads = block.attn.num_heads
@@ -111,24 +116,21 @@ def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor
     return weight * norm.weight.double(), bias.double() + weight @ norm.bias.double()
 
 
-def _require_causal(text: nn.Module) -> None:
-    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+def why_not_shared(text: nn.Module) -> str | None:
+    """Why an open_clip text tower cannot share a prefix; None when it can."""
     blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
-    problem = None
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     if blocks is None or not isinstance(getattr(blocks[0], "attn", None), nn.MultiheadAttention):
-        problem = "its blocks are not CLIP's"
-    elif getattr(text, "attn_mask", None) is None:
-        problem = "it is not causal"
-    elif pool != "argmax":
-        problem = f"its feature is read at {pool!r}, not at the end-of-text token"
-    elif not isinstance(blocks[0].ls_1, nn.Identity) or getattr(text, "cls_emb", None) is not None:
-        problem = "it has layer scales or a class embedding"
-    elif text.text_projection is None:
-        problem = "it has no text projection"
-    if problem:
-        raise FedPGPError(
-            f"this model's text tower cannot be prompted by the prefix-shared encoder: {problem}; use a CLIP model"
-        )
+        return "its blocks are not CLIP's"
+    if getattr(text, "attn_mask", None) is None:
+        return "it is not causal"
+    if pool != "argmax":
+        return f"its feature is read at {pool!r}, not at the end-of-text token"
+    if not isinstance(blocks[0].ls_1, nn.Identity) or getattr(text, "cls_emb", None) is not None:
+        return "it has layer scales or a class embedding"
+    if text.text_projection is None:
+        return "it has no text projection"
+    return None
 
 
 @dataclass(frozen=True)
@@ -147,26 +149,55 @@ class PromptedTextEncoder:
     features (..., classes, embed). Differentiable in the context; everything else is frozen.
 
     Args:
-        clip: the frozen model; its text tower must be causal and read at the end-of-text token (OpenAI's and LAION's
-            CLIP are).
+        clip: the frozen model.
         class_names: in label order; underscores become spaces.
         n_ctx: number of context vectors, at least 1.
         dtype: of the computation; None is the model's own.
+        position: of the class name: ``end`` (the only layout that shares a prefix), ``middle`` or ``front``.
+        class_specific: every class has a context of its own; the call then takes (..., classes, n_ctx, width).
+
+    Attributes:
+        path: ``"shared prefix"``, or ``"full sequences"`` and why; logged when the encoder is made.
 
     Raises:
         FedPGPError: a class name that does not fit (names it and the limit, where the tokenizer would cut it silently),
-            or a text tower that is not causal.
+            an unknown position, or a precision other than the model's on the full path.
     """
 
-    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], n_ctx: int, *, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        n_ctx: int,
+        *,
+        dtype: torch.dtype | None = None,
+        position: str = "end",
+        class_specific: bool = False,
+    ):
+        if position not in ("end", "middle", "front"):
+            raise FedPGPError(unknown("class position", position, ["end", "middle", "front"]))
+        self.class_names = [name.replace("_", " ") for name in class_names]
+        self.n_ctx, self.class_specific = n_ctx, class_specific
+        reason = why_not_shared(clip.text_model)
+        if position != "end":
+            reason = f"the class name stands at the {position}"
+        elif class_specific:
+            reason = "every class has its own context"
+        self.path = f"full sequences ({reason})" if reason else "shared prefix"
+        self._encode = FullSequences(clip, self.class_names, n_ctx, position) if reason else None
+        log.info("prompted text encoder: %d classes, %s", len(self.class_names), self.path)
+        if reason:
+            if dtype not in (None, clip.dtype):
+                raise FedPGPError(
+                    f"dtype={dtype}: this model takes full sequences, in its own {clip.dtype} only ({reason})"
+                )
+            return
         self.tower = TextTower.of(clip, dtype)
-        self.class_names = list(class_names)
-        self.n_ctx = n_ctx
         tokenizer, tower = clip.tokenizer, self.tower
         limit = tower.context_length - n_ctx - 3  # start, full stop, end
         suffixes = []
         for name in self.class_names:
-            ids = tokenizer.encode(name.replace("_", " ") + ".")
+            ids = tokenizer.encode(name + ".")
             if len(ids) - 1 > limit:
                 raise FedPGPError(
                     f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit "
@@ -210,14 +241,20 @@ class PromptedTextEncoder:
 
     @property
     def tokens(self) -> int:
-        """Packed length of one context's sequence: prefix and all suffixes."""
-        return 1 + self.n_ctx + len(self._suffix)
+        """Tokens computed for one context: the packed sequence, or all classes' full ones."""
+        return 1 + self.n_ctx + len(self._suffix) if self._encode is None else self._encode.tokens.numel()
 
     def __call__(self, context: Tensor) -> Tensor:
         """(..., n_ctx, width) -> (..., classes, embed), unit norm."""
-        leading, tower = context.shape[:-2], self.tower
-        context = context.reshape(-1, self.n_ctx, tower.width).to(tower.dtype)
-        n = len(context)
+        own = 3 if self.class_specific else 2
+        flat = context.reshape(-1, *context.shape[-own:])
+        features = self._shared(flat) if self._encode is None else self._encode(flat)
+        return features.reshape(*context.shape[:-own], len(self.class_names), -1)
+
+    def _shared(self, context: Tensor) -> Tensor:
+        """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix."""
+        tower = self.tower
+        context, n = context.to(tower.dtype), len(context)
         prefix = torch.cat(
             [self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]],
             dim=1,
@@ -237,7 +274,7 @@ class PromptedTextEncoder:
         attended = self._attend_at_ends(qkv)
         x = self._mlp(last, x[:, self._ends] + F.linear(attended, last.out_weight, last.out_bias))
         features = F.normalize(F.linear(tower.normalize(x), tower.projection, tower.projection_bias), dim=-1)
-        return features[:, self._inverse].reshape(*leading, len(self.class_names), -1)
+        return features[:, self._inverse]
 
     def _mlp(self, block: _Block, x: Tensor) -> Tensor:
         hidden = self.tower.activation(F.linear(self.tower.normalize(x), block.fc_weight, block.fc_bias))

@@ -296,12 +296,6 @@ def readable(reason: str) -> str:
     """The useful part of an error text that went through Flower and Ray: the last line that says something."""
     if any(name in reason for name in ("ActorUnavailableError", "ActorDiedError", "WorkerCrashedError")):
         return "the process it ran in ended unexpectedly (killed, out of memory, or a crash)"
-    lines = [line.strip(" '<>") for line in reason.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("Exception ClientAppException", "File ", "^"))]
-    for line in reversed(lines):
-        for marker in ("occurred. Message: ", "ClientAppException: "):
-            if marker in line:
-                line = line.split(marker)[-1].strip()
-        if line:
-            return line
-    return "failed without saying why"
+    said = reason.rpartition("occurred. Message: ")[2]
+    lines = [line.strip(" '<>") for line in said.splitlines()]
+    return next((line for line in reversed(lines) if line and set(line) != {"^"}), "failed without saying why")

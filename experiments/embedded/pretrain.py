@@ -483,7 +483,9 @@ class CompactText(torch.nn.Module):
         used = {self.tokenizer.sot_token_id, self.tokenizer.eot_token_id}
         self.encoded: dict[str, list[int]] = {}
         for text in texts:
-            used.update(self.tokenizer.encode(text.replace("{}", "")))
+            text = text.replace("{}", "")
+            used.update(self.tokenizer.encode(text))
+            used.update(self.tokenizer.encode(text + "."))  # a full stop can melt into one token with a sign before it
         self.used = sorted(used)
         self.position = {token: index for index, token in enumerate(self.used)}
         self.table = torch.nn.Parameter(0.02 * torch.randn(len(self.used), TEXT_CFG["width"]))

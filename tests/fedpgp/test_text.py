@@ -111,13 +111,46 @@ def test_float32_is_close_to_float64():
     assert_close(single.double(), PromptedTextEncoder(clip, NAMES, 16)(context), rtol=0, atol=5e-6)
 
 
-def test_a_tower_that_is_not_causal_is_refused():
+def test_a_tower_that_is_not_causal_takes_the_full_path():
+    """With a phrase's own embeddings as context, the prompted features are those of the whole sentence."""
     from open_clip.model import CustomTextCLIP
 
+    torch.manual_seed(0)
     model = CustomTextCLIP(
         embed_dim=16,
         vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
-        text_cfg={"context_length": 77, "width": 32, "heads": 2, "layers": 1, "no_causal_mask": True},
-    )
-    with pytest.raises(FedPGPError, match="not causal"):
-        PromptedTextEncoder(FrozenCLIP(model), ["cat"], 4)
+        text_cfg={"context_length": 77, "width": 32, "heads": 2, "layers": 2, "no_causal_mask": True},
+    ).double()
+    clip = FrozenCLIP(model)
+    encoder = PromptedTextEncoder(clip, NAMES, 4)
+    assert encoder.path == "full sequences (it is not causal)"
+    sentences = clip.encode_texts([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
+    context = clip.embed_phrase("a photo of a").expand(2, 1, 4, 32).clone().requires_grad_()
+    features = encoder(context)
+    assert features.shape == (2, 1, len(NAMES), 16)
+    assert_close(features[1, 0], sentences, rtol=0, atol=1e-12)
+    assert torch.autograd.grad(features.square().sum(-1).sum() + features.sum(), context)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize(("position", "sentence"), [("middle", "a photo {} of a."), ("front", "{} a photo of a.")])
+def test_class_name_in_the_middle_or_front(position, sentence):
+    clip = golden_clip()
+    encoder = PromptedTextEncoder(clip, NAMES, 4, position=position)
+    assert encoder.path.startswith("full sequences")
+    expected = clip.encode_texts([sentence.format(name.replace("_", " ")) for name in NAMES])
+    assert_close(encoder(clip.embed_phrase("a photo of a")), expected, rtol=0, atol=1e-10)
+
+
+def test_class_specific_context_equals_one_encoder_a_class():
+    clip = golden_clip()
+    contexts = torch.randn(2, len(NAMES), 4, 32, dtype=torch.float64)
+    features = PromptedTextEncoder(clip, NAMES, 4, class_specific=True)(contexts)
+    for c, name in enumerate(NAMES):
+        assert_close(features[:, c], PromptedTextEncoder(clip, [name], 4)(contexts[:, c])[:, 0], rtol=0, atol=1e-10)
+
+
+def test_full_path_refuses_what_does_not_fit():
+    with pytest.raises(FedPGPError, match="does not fit"):
+        PromptedTextEncoder(golden_clip(), [" ".join(["cat"] * 70)], 16, position="front")
+    with pytest.raises(FedPGPError, match="did you mean"):
+        PromptedTextEncoder(golden_clip(), ["cat"], 4, position="centre front")

@@ -1,0 +1,128 @@
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from clients.files import write_atomically
+from clients.state import PrivateStore, Superseded, finite, owner
+from fedpgp.errors import FedPGPError
+
+STATE = {"U": torch.arange(4.0).reshape(2, 2), "step": torch.tensor(3)}
+
+
+def store(folder, attempt=1, run="run"):
+    made = PrivateStore(folder, run, attempt)
+    made.claim()
+    return made
+
+
+def rounds(folder: Path, client: int) -> list[int]:
+    return sorted(int(p.stem.split("_")[1]) for p in (folder / f"client_{client:05d}").glob("round_*.safetensors"))
+
+
+def test_a_state_comes_back_exactly(tmp_path):
+    private = store(tmp_path)
+    private.save(3, 1, STATE, committed=0)
+    private.flush()
+    loaded = private.load(3, 1)
+    assert all(torch.equal(loaded[name], STATE[name]) and loaded[name].dtype == STATE[name].dtype for name in STATE)
+
+
+def test_a_client_that_never_took_part_has_none(tmp_path):
+    assert store(tmp_path).load(0, 0) is None
+
+
+def test_a_missing_state_is_named(tmp_path):
+    with pytest.raises(FedPGPError, match="client 7 after round 2 is not there"):
+        store(tmp_path).load(7, 2)
+
+
+def test_a_truncated_state_is_named(tmp_path):
+    private = store(tmp_path)
+    private.save(0, 1, STATE, committed=0)
+    path = tmp_path / "client_00000" / "round_00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(FedPGPError, match="cannot be read"):
+        private.load(0, 1)
+
+
+def test_what_the_last_two_checkpoints_need_is_kept(tmp_path):
+    private = store(tmp_path)
+    for round, committed in ((1, 0), (4, 1), (6, 4), (9, 6)):
+        private.save(0, round, STATE, committed)
+    assert rounds(tmp_path, 0) == [4, 6, 9]
+
+
+def test_a_state_that_never_entered_the_average_is_dropped(tmp_path):
+    private = store(tmp_path)
+    private.save(0, 1, STATE, committed=0)
+    private.save(0, 2, STATE, committed=1)  # its reply came too late: round 2 is never committed
+    private.save(0, 3, STATE, committed=1)
+    assert rounds(tmp_path, 0) == [1, 3]
+
+
+def test_an_orphan_of_an_earlier_attempt_cannot_write(tmp_path):
+    orphan = store(tmp_path, attempt=1)
+    store(tmp_path, attempt=2)
+    assert not orphan.owned()
+    with pytest.raises(Superseded):
+        orphan.save(0, 1, STATE, committed=0)
+    with pytest.raises(Superseded):
+        orphan.claim()
+    assert not list(tmp_path.glob("client_*/round_*"))
+
+
+def test_claiming_twice_is_harmless(tmp_path):
+    store(tmp_path, attempt=2)
+    store(tmp_path, attempt=2)
+    assert owner(tmp_path) == ("run", 2)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    store(tmp_path, run="a")
+    with pytest.raises(FedPGPError, match="another run"):
+        store(tmp_path, run="b")
+
+
+def _hold_and_write(folder: str, ready, go):
+    orphan = PrivateStore(folder, "run", 1)
+    orphan.claim()
+    ready.set()
+    go.wait(20)
+    try:
+        orphan.save(0, 1, STATE, committed=0)
+    except Superseded:
+        os._exit(7)
+
+
+def test_fencing_holds_between_processes(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    worker = context.Process(target=_hold_and_write, args=(str(tmp_path), ready, go))
+    worker.start()
+    assert ready.wait(60)
+    store(tmp_path, attempt=2)
+    go.set()
+    worker.join(60)
+    assert worker.exitcode == 7
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FedPGPError, match=f"no space left on the disk while writing {path}"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_finite():
+    assert finite(STATE)
+    assert not finite({"U": torch.tensor([1.0, float("nan")])})

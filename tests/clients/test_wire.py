@@ -1,0 +1,40 @@
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from clients.wire import Job, count_bytes, pack, pack_reply, unpack, unpack_reply
+
+JOB = Job("run", 1, "{}", "/private", 2, clients=(1, 4), committed=(0, 1))
+
+
+def content(value: float, scale: float = 1.0) -> RecordDict:
+    arrays = ArrayRecord({"p": Array(np.full((2, 3), value))})
+    return RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 2, "scale": scale})})
+
+
+def test_equal_records_travel_once():
+    packed = pack(JOB, {1: content(1.0), 4: content(1.0)})
+    assert sorted(packed) == ["arrays", "config", "job"]
+    assert unpack(packed, (1, 4)) == {1: dict(content(1.0)), 4: dict(content(1.0))}
+
+
+def test_records_that_differ_travel_for_each_client():
+    packed = pack(JOB, {1: content(1.0), 4: content(2.0)})
+    assert sorted(packed) == ["1/arrays", "4/arrays", "config", "job"]
+    own = unpack(packed, (1, 4))
+    assert own[1]["arrays"]["p"].numpy()[0, 0] == 1.0 and own[4]["arrays"]["p"].numpy()[0, 0] == 2.0
+
+
+def test_the_job_comes_back():
+    assert Job.of(pack(JOB, {1: content(1.0), 4: content(1.0)})) == JOB
+
+
+def test_a_reply_comes_back():
+    answer = RecordDict({"arrays": content(3.0)["arrays"], "metrics": MetricRecord({"loss": 0.5})})
+    replies, errors, account = unpack_reply(pack_reply({1: answer}, {4: "fell over"}, {"seconds": 1.5, "kept": [1]}))
+    assert replies == {1: answer} and errors == {4: "fell over"} and account == {"seconds": 1.5, "kept": [1]}
+
+
+def test_bytes_are_those_of_the_records():
+    base = content(1.0)
+    assert count_bytes([base]) == sum(len(name) for name in base) + base["arrays"].count_bytes() + len("server-round" "scale") + 16
+    assert count_bytes([base, base]) == 2 * count_bytes([base])

@@ -1,0 +1,85 @@
+"""Server rules: all by name, and what each remembers survives a restart."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping, FedAvg
+
+from experiments.settings import choices, composed
+from fedpgp.errors import FedPGPError
+from strategies.inline import InlineGrid
+from strategies.rules import RULES, clients_needed, make_rule, restore_rule, rule_state
+
+CLIENTS = 8
+
+
+class Ids(InlineGrid):
+    def get_node_ids(self):
+        return list(range(CLIENTS))
+
+
+def one_round(rule, round: int, shared: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
+    np.random.seed(round)
+    messages = sorted(rule.configure_train(round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id)
+    replies = []
+    for message in messages:
+        client = message.metadata.dst_node_id
+        rng = np.random.default_rng([round, client])
+        update = {name: Array(tensor + rng.normal(size=tensor.shape)) for name, tensor in shared.items()}
+        metrics = MetricRecord({"num-examples": 1 + client, "norm_bit": 1.0})
+        replies.append(Message(RecordDict({"arrays": ArrayRecord(update), "metrics": metrics}), reply_to=message))
+    aggregated, _ = rule.aggregate_train(round, replies)
+    return {name: aggregated[name].numpy() for name in shared}
+
+
+def adaptive():
+    return DifferentialPrivacyServerSideAdaptiveClipping(FedAvg(), noise_multiplier=0.5, num_sampled_clients=CLIENTS)
+
+
+MAKERS = {name: (lambda name=name: make_rule(name, {})) for name in RULES} | {
+    "momentum": lambda: make_rule("fedavgm", {"server_momentum": 0.9}),
+    "wrapped": adaptive,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_restart_changes_nothing(name):
+    start = {"a": np.zeros((2, 3)), "b": np.ones(4)}
+    rule = MAKERS[name]()
+    shared = one_round(rule, 2, one_round(rule, 1, start))
+    tensors, values = rule_state(rule)
+    fresh = MAKERS[name]()
+    restore_rule(fresh, tensors, values)
+    for round in (3, 4):
+        expected, got = one_round(rule, round, shared), one_round(fresh, round, shared)
+        for key in shared:
+            np.testing.assert_array_equal(expected[key], got[key])
+        shared = expected
+
+
+def test_the_rules_are_those_of_conf():
+    assert set(RULES) == set(choices()["strategy"])
+    for name in RULES:
+        strategy = composed([f"strategy={name}"])["strategy"]
+        make_rule(strategy.pop("name"), strategy)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("fedavgg", {}, "did you mean fedavg"),
+        ("fedavgm", {"momentum": 0.9}, "did you mean server_momentum"),
+        ("fedtrimmedavg", {"beta": 0.7}, "strategy=fedtrimmedavg: .*range"),
+        ("fedavg", {"fraction_train": 0.5}, "fraction_train"),
+    ],
+)
+def test_unknown_names_and_values_are_refused(name, options, said):
+    with pytest.raises(FedPGPError, match=said):
+        make_rule(name, options)
+
+
+def test_clients_a_rule_needs():
+    assert clients_needed(make_rule("fedavg", {})) == 1
+    assert clients_needed(make_rule("bulyan", {"num_malicious_nodes": 2})) == 11
+    assert clients_needed(make_rule("krum", {"num_malicious_nodes": 2})) == 5
