@@ -43,8 +43,8 @@ class FullSequences:
             tokens = clip.tokenizer([" ".join(words) + "."])[0]
             if start + n_ctx + len(ids) + 2 > len(tokens):
                 raise FedPGPError(
-                    f"class name {name!r} has {len(ids)} tokens; beside {n_ctx} context tokens it does not fit into the "
-                    f"model's {len(tokens)}: shorten the name or n_ctx"
+                    f"class name {name!r} has {len(ids)} tokens; beside {n_ctx} context tokens it does not fit into "
+                    f"the model's {len(tokens)}: shorten the name or n_ctx"
                 )
             mine = [start + i if i < before else start + len(ids) + i for i in range(n_ctx)]
             if any(int(tokens[i]) != marker for i in mine):

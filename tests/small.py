@@ -6,7 +6,9 @@ Ray workers build it too, from the configuration alone; ``dataset.faults`` in it
 import json
 import os
 import signal
+import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +39,14 @@ def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = Non
             "participation=0.67",
             "local_epochs=1",
             "batch_size=4",
-            "method.rank=2",
             "device=cpu",
             "dtype=float64",
             f"run_dir={run_dir}",
             *overrides,
         ]
     )
+    if config["method"]["name"] == "fedpgp":
+        config["method"]["rank"] = 2
     config["dataset"]["faults"] = faults or {}
     return config
 
@@ -85,7 +88,8 @@ def small_federation(text: str) -> Federation:
 
 
 class Faulty(Federation):
-    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang``, ``inf_update``, ``slow`` (seconds a training message)."""
+    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang`` … name clients, ``round`` when (else always), ``until`` a
+    file that ends it; ``slow`` is seconds a training message, ``kill_server_at`` a round."""
 
     def __init__(self, faults: dict, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -97,7 +101,7 @@ class Faulty(Federation):
         if round == faults.get("kill_server_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         for result in super().train(shared, clients, round, load_state):
-            if round == faults.get("round", round):
+            if round == faults.get("round", round) and not Path(faults.get("until", "/nowhere")).exists():
                 if result.client in faults.get("raise", ()):
                     raise RuntimeError(f"client {result.client} fell over")
                 if result.client in faults.get("die", ()):
@@ -113,6 +117,7 @@ class Faulty(Federation):
             yield result
 
 
+@cache
 def _clip() -> FrozenCLIP:
     from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
 
@@ -125,3 +130,22 @@ def _clip() -> FrozenCLIP:
             quick_gelu=True,
         )
     return FrozenCLIP(model.double())
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m tests.small start|resume RUN_DIR FAULTS [overrides]``: a run in a process of its own, to be killed."""
+    from experiments.runner import Stopped, resume, start
+
+    verb, run_dir, faults, *overrides = arguments
+    try:
+        if verb == "start":
+            start(small_config(run_dir, *overrides, faults=json.loads(faults)), federation_of=small_federation)
+        else:
+            resume(Path(run_dir), federation_of=small_federation)
+    except Stopped as stopped:
+        return stopped.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

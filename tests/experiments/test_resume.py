@@ -1,0 +1,211 @@
+"""A run that was stopped or killed goes on to the same numbers, to the bit with one worker."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from clients.state import PrivateStore, Superseded, owner
+from experiments.folder import RunFolder
+from experiments.runner import resume, start
+from fedpgp.errors import FedPGPError
+from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
+from tests.small import small_config, small_federation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(verb: str, run_dir: Path, *overrides: str, faults: dict | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "tests.small", verb, str(run_dir), json.dumps(faults or {}), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams)
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    pytest.fail(f"{text!r} never came:\n{''.join(seen)}")
+
+
+def results(run_dir: Path) -> dict:
+    """All that must be equal: tensors, metrics without times, clients.csv, accuracy, bytes."""
+    tensors, _ = read_checkpoint(checkpoints(run_dir / "checkpoint")[-1])
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    keep = ("status", "accuracy", "bytes_up", "bytes_down")
+    return {
+        "tensors": {name: tensor.tobytes() for name, tensor in tensors.items()},
+        "metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines],
+        "clients": list(csv.reader((run_dir / "clients.csv").open())),
+        "summary": {key: summary[key] for key in keep},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    start(small_config(run_dir), federation_of=small_federation)
+    return run_dir
+
+
+def test_killed_in_the_middle_and_gone_on_with(tmp_path, whole):
+    """kill -9 inside the training of round 3: no stale lock, and the same as never killed."""
+    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    assert not (tmp_path / "run" / "summary.json").exists()
+    _mend(tmp_path / "run")
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_a_line_written_after_the_last_checkpoint_is_taken_back(tmp_path, whole):
+    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
+    process.communicate(timeout=120)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "round": 3, "lo')
+    _mend(tmp_path / "run")
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_killed_before_anything_was_saved(tmp_path, whole):
+    config = {**small_config(tmp_path / "run"), "run_dir": str(tmp_path / "run"), "resume": None}
+    RunFolder.create(tmp_path / "run", config, "")
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
+    start(small_config(tmp_path / "run"), federation_of=small_federation)
+    newest = checkpoints(tmp_path / "run" / "checkpoint")[-1]
+    data = bytearray(newest.read_bytes())
+    data[-10] ^= 1
+    newest.write_bytes(bytes(data))
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert f"the checkpoint {newest} is damaged" in capsys.readouterr().out
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, whole):
+    start(small_config(tmp_path / "run"), federation_of=small_federation)
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert results(tmp_path / "run") == results(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop(tmp_path, whole, number, code):
+    """It stops at once, saved, says how to go on, and goes on to the same end."""
+    process = launch("start", tmp_path / "run", faults={"slow": 1.5, "until": ""})
+    wait_for(process, "round 1/3")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert f"python -m experiments.run resume={tmp_path / 'run'}" in output and "Traceback" not in output
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    _mend(tmp_path / "run")
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    process = launch("start", tmp_path / "run", faults={"slow": 5})
+    try:
+        wait_for(process, "round 0/3")
+        with pytest.raises(FedPGPError, match="another process is at work"):
+            resume(tmp_path / "run", federation_of=small_federation)
+        with pytest.raises(FedPGPError, match="exists already; go on with it by resume="):
+            start(small_config(tmp_path / "run"), federation_of=small_federation)
+    finally:
+        process.kill()
+        process.communicate()
+    with RunFolder(tmp_path / "run").locked():
+        pass  # no stale lock
+
+
+def test_a_configuration_edited_by_hand_is_refused(tmp_path):
+    start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
+    with pytest.raises(FedPGPError, match=r"another configuration: lr \(0.1 in the checkpoint, 0.2 now\)"):
+        resume(tmp_path / "run", federation_of=small_federation)
+
+
+def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
+    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never write again; gone on with on Ray."""
+    process = launch("start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5})
+    wait_for(process, "round 1/3")
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::ClientApp")]
+    assert len(workers) == 2
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    run, attempt = owner(tmp_path / "run" / "private")
+    _mend(tmp_path / "run")
+    gone_on = launch("resume", tmp_path / "run")
+    output, _ = gone_on.communicate(timeout=240)
+    assert gone_on.returncode == 0, output
+    assert not re.search("Traceback|raylet|Deprecat", output), output
+    psutil.wait_procs(workers, timeout=10)
+    assert not [w for w in workers if w.is_running() and w.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(Superseded):
+        PrivateStore(tmp_path / "run" / "private", run, attempt).save(0, 3, {}, 0)
+    ours, theirs = (read_checkpoint(checkpoints(folder / "checkpoint")[-1])[0] for folder in (tmp_path / "run", whole))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+    assert results(tmp_path / "run")["clients"] == results(whole)["clients"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["die", "hang"])
+def test_a_client_that_kills_or_hangs_its_worker(tmp_path, fault):
+    process = launch(
+        "start",
+        tmp_path / "run",
+        "runtime=ray",
+        "rounds=2",
+        "participation=1",
+        "runtime.round_timeout=40",
+        faults={fault: [2], "round": 1},
+    )
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, second = [line for line in lines if line["kind"] == "train"]
+    assert 2 in [entry["client"] for entry in first["dropped"]] and second["dropped"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_on_ray(tmp_path, number, code):
+    """Ctrl-C reaches every process of the terminal's group, Ray's too."""
+    process = launch("start", tmp_path / "run", "runtime=ray", faults={"slow": 30})
+    wait_for(process, "round 0/3")
+    time.sleep(2)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    output, _ = process.communicate(timeout=25)
+    assert process.returncode == code, output
+    assert "resume=" in output and "Traceback" not in output
+
+
+def _mend(run_dir: Path) -> None:
+    """Takes the fault out of a run's configuration, as fixing the machine would."""
+    (run_dir / "config.yaml").write_text(re.sub(r"faults:\n(    .*\n)+", "faults: {}\n", (run_dir / "config.yaml").read_text()))
+    for path in checkpoints(run_dir / "checkpoint"):
+        tensors, info = read_checkpoint(path)
+        info["config"]["dataset"]["faults"] = {}
+        save_checkpoint(path.parent, info.pop("round"), tensors, info)

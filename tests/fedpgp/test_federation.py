@@ -1,0 +1,200 @@
+"""The facade on a small made-up federation with two domains: who is scored on what, compared with plain loops."""
+
+import numpy as np
+import pytest
+import torch
+from golden import golden_clip
+
+from fedpgp.data import ArraySplit, Dataset
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import summarize
+from fedpgp.federation import Federation
+from fedpgp.methods import METHODS
+from fedpgp.protocols import deal
+from fedpgp.task import Task
+from fedpgp.training import TrainingSettings
+
+NAMES = ["cat", "dog", "airplane", "ship", "clover", "rose"]
+DOMAINS = ["photo", "sketch"]
+
+
+def split(images: int, seed: int) -> ArraySplit:
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(images) % len(NAMES))
+    pixels = rng.integers(0, 256, (images, 8, 8, 3), dtype=np.uint8)
+    return ArraySplit(pixels, labels, [DOMAINS[i % 2] for i in rng.integers(0, 2, images)])
+
+
+DATASET = Dataset("made up", NAMES, "a photo of a {}.", split(240, 0), None, split(120, 1))
+FEATURES = {
+    name: torch.nn.functional.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)).double(), dim=-1)
+    for name, n in (("train", 240), ("test", 120))
+}
+
+
+def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options) -> Federation:
+    method = METHODS[name]
+    settings = method.Settings(rank=2, personal_init="normal") if name == "fedpgp" else method.Settings()
+    task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
+    protocol = {"name": "base2novel", **(protocol or {})}
+    scheme = scheme or {"scheme": "domain_dirichlet", "beta": 0.5}
+    return Federation(
+        method(settings, task),
+        DATASET,
+        deal(DATASET, clients, 0, shots, protocol, scheme),
+        lambda part: FEATURES[part].numpy(),
+        TrainingSettings(epochs=1, batch_size=8, lr=0.05),
+        **options,
+    )
+
+
+def one_round(fed: Federation) -> tuple[dict, dict]:
+    shared, states = fed.initial_shared(), {}
+    updates = []
+    for result in fed.train(shared, range(fed.num_clients), 1, states.get):
+        states[result.client] = result.state
+        updates.append((result.num_examples, result.update))
+    total = sum(n for n, _ in updates)
+    return {name: sum(n / total * update[name] for n, update in updates) for name in shared}, states
+
+
+@pytest.mark.parametrize("base", ["all", "others"])
+def test_figures_against_a_plain_loop(base):
+    fed = federation(protocol={"base": base})
+    shared, states = one_round(fed)
+    names = {"base": [0, 1, 2], "novel": [3, 4, 5]}
+    from fedpgp.text import PromptedTextEncoder
+
+    for result in fed.evaluate(shared, [2, 0, 3], states.get, zero_shot=True):
+        share = fed.deal.shares[result.client]
+        state = states[result.client]
+        p_G = torch.from_numpy(shared["p_G"])
+        contexts = {"global": p_G, "personal": p_G + state["U"] @ state["V"]}
+        own = {int(label) for label in DATASET.train.labels[share.train]}
+        rows = {"local": share.test.tolist()}
+        for part, labels in names.items():
+            rows[part] = [
+                i
+                for i in range(len(DATASET.test))
+                if DATASET.test.labels[i] in labels
+                and DATASET.test.domains[i] == share.domain
+                and not (part == "base" and base == "others" and DATASET.test.labels[i] in own)
+            ]
+        for model, context in {"zero_shot": None, **contexts}.items():
+            for figure, chosen in rows.items():
+                labels = names["novel" if figure == "novel" else "base"]
+                classes = [NAMES[c] for c in labels]
+                if context is None:
+                    text = golden_clip().encode_texts([f"a photo of a {c}." for c in classes])
+                else:
+                    text = PromptedTextEncoder(golden_clip(), classes, 4)(context)
+                right = [labels[int((text @ FEATURES["test"][i]).argmax())] == DATASET.test.labels[i] for i in chosen]
+                key = f"{model}.{figure}"
+                if chosen:
+                    assert result.metrics[key] == pytest.approx(100 * np.mean(right), abs=1e-9), key
+                else:
+                    assert key not in result.metrics
+    assert {r.client for r in fed.evaluate(shared, [2, 0], states.get)} == {0, 2}
+
+
+def test_a_client_owns_one_domain_and_no_novel_image():
+    fed = federation()
+    seen = np.concatenate([share.train for share in fed.deal.shares])
+    assert len(seen) == len(set(seen.tolist())) == int((DATASET.train.labels < 3).sum())
+    for share, row in zip(fed.deal.shares, fed.client_table(), strict=True):
+        assert {DATASET.train.domains[i] for i in share.train} == {share.domain}
+        assert {DATASET.test.domains[i] for i in share.test} == {share.domain}
+        assert row["train_images"] == len(share.train) == sum(row["train_counts"].values())
+        assert set(row["test_counts"]) <= set(row["train_counts"]) <= set(NAMES[:3])
+
+
+def test_methods_report_the_models_they_have():
+    rows = {}
+    for name in METHODS:
+        fed = federation(name)
+        shared, states = one_round(fed) if fed.method.learns else ({}, {})
+        table = {row["id"]: row["domain"] for row in fed.client_table()}
+        results = fed.evaluate(shared, range(4), states.get, zero_shot=True)
+        rows[name] = summarize([{"id": r.client, "domain": table[r.client], **r.metrics} for r in results])
+    assert rows["coop"]["global"] is None and rows["coop"]["personal"] is not None
+    assert rows["promptfl"]["global"] == rows["promptfl"]["personal"]
+    assert rows["zero_shot"]["global"] == rows["zero_shot"]["personal"] == rows["zero_shot"]["zero_shot"]
+    assert rows["fedpgp"]["global"] != rows["fedpgp"]["personal"]
+    assert set(rows["fedpgp"]["personal"]["domains"]) == set(DOMAINS)
+
+
+def test_only_declared_tensors_are_updates_and_states_differ():
+    fed = federation()
+    results = list(fed.train(fed.initial_shared(), range(4), 1, lambda client: None))
+    assert all(set(r.update) == {"p_G"} and set(r.state) == {"U", "V"} for r in results)
+    assert not torch.equal(results[0].state["U"], results[1].state["U"])
+
+
+@pytest.mark.parametrize("name", ["fedpgp", "coop"])
+def test_cohort_size_changes_nothing(name):
+    whole, single = ({r.client: r for r in federation(name, cohort_size=k).train(
+        federation(name).initial_shared(), range(4), 1, lambda client: None)} for k in (4, 1))  # fmt: skip
+    for client in range(4):
+        for key, tensor in whole[client].state.items():
+            torch.testing.assert_close(tensor, single[client].state[key], rtol=1e-10, atol=1e-12)
+
+
+def test_kept_optimizer_state_stays_with_its_client():
+    fed = federation(keep_optimizer=True)
+    first = {r.client: r for r in fed.train(fed.initial_shared(), [0, 1], 1, lambda client: None)}
+    assert set(first[0].state) == {"U", "V", "optimizer/step"} | {f"optimizer/momentum/{n}" for n in ("p_G", "U", "V")}
+    shared = {"p_G": first[0].update["p_G"]}
+    both = {r.client: r for r in fed.train(shared, [0, 1], 2, lambda c: first[c].state)}
+    alone = next(iter(fed.train(shared, [1], 2, lambda c: first[c].state)))
+    torch.testing.assert_close(both[1].state["U"], alone.state["U"], rtol=1e-10, atol=1e-12)
+    fresh = next(iter(federation().train(shared, [1], 2, lambda c: {n: first[c].state[n] for n in ("U", "V")})))
+    assert not torch.equal(alone.state["U"], fresh.state["U"])
+
+
+def test_local_labels_own_never_answers_another_class():
+    fed = federation(scheme={"scheme": "pathological"}, clients=3, local_labels="own")  # one class a client
+    result = next(iter(fed.evaluate(fed.initial_shared(), [0], lambda client: None)))
+    assert result.metrics["personal.local"] == 100.0
+    assert result.metrics["personal.base"] < 100.0
+
+
+def test_samples_show_test_pictures_with_the_personal_answer():
+    fed = federation()
+    shared, states = one_round(fed)
+    samples = fed.samples(shared, [1], states.get, per_client=4)
+    assert len(samples) == 4 and all(s["client"] == 1 and s["png"].startswith(b"\x89PNG") for s in samples)
+    assert all(s["correct"] == (s["label"] == s["predicted"]) and 0 < s["confidence"] <= 1 for s in samples)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clients": 0}, "clients"),
+        ({"shots": 0}, "shots"),
+        ({"shots": 999}, "shots"),
+        ({"protocol": {"name": "base2nove"}}, "base2novel"),
+        ({"protocol": {"base": "some"}}, "protocol.base"),
+        ({"scheme": {"scheme": "dirichlet", "beta": -1}}, "beta"),
+        ({"scheme": {"scheme": "dirichlett"}}, "dirichlet"),
+        ({"clients": 10, "scheme": {"scheme": "pathological"}}, "class"),
+        ({"clients": 200}, "client"),
+        ({"local_labels": "mine"}, "local_labels"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(options, message):
+    with pytest.raises(FedPGPError, match=message):
+        federation(**options)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 5, 1000])
+def test_rank_out_of_range(rank):
+    task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
+    method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank), task)
+    with pytest.raises(FedPGPError, match=f"method.rank={rank}.*between 1 and 4"):
+        method.init_personal(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("n_ctx", "init"), [(0, "normal"), (None, "normal"), (3, "a photo of a"), (4, "")])
+def test_context_length_out_of_range(n_ctx, init):
+    with pytest.raises(FedPGPError, match="n_ctx|context_init"):
+        Task(golden_clip(), NAMES, n_ctx=n_ctx, context_init=init)
