@@ -1,7 +1,8 @@
 """The Flower ClientApp: trains, evaluates and answers questions for the logical clients named in a message.
 
-The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one cohort) and in a
-deployment (one client a node). What a client keeps for itself goes through :class:`clients.state.PrivateStore` and never into a reply.
+The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one
+cohort) and in a deployment (one client a node). What a client keeps for itself goes through
+:class:`clients.state.PrivateStore` and never into a reply.
 """
 
 import base64
@@ -57,9 +58,9 @@ class Node:
     def run(self, work: Callable[[object, Shared, list[int]], Iterable[tuple[int, RecordDict | str]]]) -> Message:
         """Runs ``work`` on every group of clients that were sent the same tensors, and packs what it yields.
 
-        ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still missing are
-        tried one by one, so that one client's broken data does not cost the others their round. (A client's numbers do not depend on
-        its company.)
+        ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still
+        missing are tried one by one, so that one client's broken data does not cost the others their round. (A client's
+        numbers do not depend on its company.)
         """
         with nullcontext() if self.inline else guarded(self.store, self.job, self.message.metadata.created_at):
             self.store.claim()
@@ -150,7 +151,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     continue
                 node.save_state(result.client, result.state)
                 metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
-                arrays = ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in result.update.items()})
+                arrays = ArrayRecord(
+                    {name: Array(np.ascontiguousarray(value)) for name, value in result.update.items()}
+                )
                 yield result.client, RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
 
         return node.run(work)
@@ -170,16 +173,22 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        """Answers a question about the clients: "clients" (their row of the table) or "samples" (pictures with answers), as JSON."""
+        """Answers a question, as JSON: "clients" (a client's row of the table; its images are encoded), "samples"
+        (pictures, answers).
+        """
         node = Node(message, context, federation_of)
 
         def work(federation, shared: Shared, clients: list[int]):
             if node.job.ask == "samples":
                 rows = federation.samples(shared, clients, node.load_state, int(node.config()["per-client"]))
                 for client in clients:
-                    own = [{**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client]
+                    own = [
+                        {**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client
+                    ]
                     yield client, _answer(own)
             else:
+                for split in ("train", "test") if federation.method.learns else ("test",):
+                    federation.features(split)  # encoded now, or found in the cache, so that no round pays for it
                 table = {row["id"]: row for row in federation.client_table()}
                 for client in clients:
                     yield client, _answer(table[client])

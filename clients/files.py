@@ -17,10 +17,12 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
     Args:
         path: the file; missing folders are made.
         data: its whole content.
-        flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a power cut before it may lose them).
+        flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a power cut before it
+            may lose them).
 
     Raises:
-        FedPGPError: no space left, read-only or missing folder; the message names the path, and what was there before still is.
+        FedPGPError: no space left, read-only or missing folder; the message names the path, and what was there before
+            still is.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

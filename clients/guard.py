@@ -1,7 +1,8 @@
-"""Keeps a worker process from outliving its use: past the round's deadline, after its parent's death, after a newer attempt.
+"""Keeps a worker process from outliving its use: past the round's deadline, after its parent's death, after a newer
+attempt.
 
-A server that is killed cannot tell its workers to stop, and a client that hangs does not look at the clock. So every process that
-works for somebody else watches these three itself, and ends.
+A server that is killed cannot tell its workers to stop, and a client that hangs does not look at the clock. So every
+process that works for somebody else watches these three itself, and ends.
 """
 
 import faulthandler

@@ -1,12 +1,12 @@
 """The private state of clients: tensors that never leave the machine they were learned on.
 
-A file for each (client, round), written atomically. The server keeps count of the round a client's update last entered the
-average (its *committed* round) and tells the client; the client loads exactly that one. So an update that was lost on the way, came
-too late, or belongs to a round that a killed server never finished is never built upon.
+A file for each (client, round), written atomically. The server keeps count of the round a client's update last entered
+the average (its *committed* round) and tells the client; the client loads exactly that one. So an update that was lost
+on the way, came too late, or belongs to a round that a killed server never finished is never built upon.
 
-Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is started or resumed; the highest one
-that was claimed owns the folder, and workers left over from an earlier attempt can no longer write. A file lock closes the gap between
-looking and writing; the system drops it when its holder dies, so it is never stale.
+Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is started or resumed; the
+highest one that was claimed owns the folder, and workers left over from an earlier attempt can no longer write. A file
+lock closes the gap between looking and writing; the system drops it when its holder dies, so it is never stale.
 """
 
 import fcntl
@@ -62,14 +62,15 @@ class PrivateStore:
     def save(self, client: int, round: int, state: dict[str, Tensor], committed: int) -> None:
         """Writes a client's state after a round, and removes what no checkpoint can ask for any more.
 
-        It is safe from a crash of the process at once, and from a power cut after :meth:`flush`: call it before telling the server.
+        It is safe from a crash of the process at once, and from a power cut after :meth:`flush`: call it before telling
+        the server.
 
         Args:
             client: logical client.
             round: the round just trained, from 1.
             state: name -> tensor.
-            committed: the client's committed round before this one (0: none). It is kept, as is the newest before it: the last two
-                checkpoints of the server need them.
+            committed: the client's committed round before this one (0: none). It is kept, as is the newest before it:
+                the last two checkpoints of the server need them.
         """
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         with self._locked(exclusive=False):
@@ -96,7 +97,9 @@ class PrivateStore:
         try:
             return load(path.read_bytes())
         except FileNotFoundError:
-            raise FedPGPError(f"the private state of client {client} after round {round} is not there: {path}") from None
+            raise FedPGPError(
+                f"the private state of client {client} after round {round} is not there: {path}"
+            ) from None
         except (OSError, SafetensorError) as error:
             raise FedPGPError(f"the private state of client {client} cannot be read: {path} ({error})") from error
 

@@ -1,14 +1,14 @@
 """The wire format between server and nodes: many logical clients in one Flower message.
 
-A Flower strategy writes one message for each logical client, with its own records ("arrays", "config", …). Those for clients on the
-same node travel together in one ``RecordDict``:
+A Flower strategy writes one message for each logical client, with its own records ("arrays", "config", …). Those for
+clients on the same node travel together in one ``RecordDict``:
 
 * a record that is equal for all of them stands there once, under its own name;
 * one that differs stands there for each client as ``"<client>/<name>"``;
 * ``"job"`` says which clients, which round, what each has committed, and carries the run's configuration.
 
-A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which clients it keeps a private state).
-Private tensors have no place in either.
+A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which
+clients it keeps a private state). Private tensors have no place in either.
 """
 
 import json
@@ -49,7 +49,9 @@ class Job:
     ask: str = ""
 
     def record(self) -> ConfigRecord:
-        """As a Flower record; lists of no clients are left out, which Flower's empty lists could not be told apart from."""
+        """As a Flower record; lists of no clients are left out, which Flower's empty lists could not be told apart
+        from.
+        """
         return ConfigRecord({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
 
     @staticmethod
@@ -85,9 +87,7 @@ def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, R
     return own
 
 
-def pack_reply(
-    contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]
-) -> RecordDict:
+def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]) -> RecordDict:
     """A node's answers (client -> content), its clients' failures (client -> reason) and its own account."""
     packed = RecordDict({"errors": ConfigRecord({str(c): reason or "unknown" for c, reason in errors.items()})})
     packed["node"] = ConfigRecord({"account": json.dumps(node)})

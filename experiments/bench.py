@@ -37,7 +37,21 @@ from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
 
 IMAGES, CONTEXT, RANK = 32, 16, 8
-WORDS = ["cat", "dog", "tree", "house", "river", "mountain", "red", "small", "wooden", "old", "bicycle", "kettle", "falcon", "violin", "harbour", "lantern"]
+WORDS = (
+    "cat",
+    "dog",
+    "tree",
+    "house",
+    "river",
+    "mountain",
+    "red",
+    "small",
+    "wooden",
+    "old",
+    "kettle",
+    "falcon",
+    "harbour",
+)
 
 
 def class_names(count: int) -> list[str]:

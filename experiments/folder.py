@@ -36,7 +36,7 @@ class RunFolder:
         self.table: list[dict] = []
         self.last_evaluation: dict = {}
 
-    # Opening. -------------------------------------------------------------------------------------------------------------
+    # Opening. ---------------------------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, path: Path, config: Mapping, command: str) -> "RunFolder":
@@ -84,10 +84,12 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FedPGPError(f"another process is at work in {self.path}; wait for it, or choose another run_dir") from None
+                raise FedPGPError(
+                    f"another process is at work in {self.path}; wait for it, or choose another run_dir"
+                ) from None
             yield
 
-    # Writing. -------------------------------------------------------------------------------------------------------------
+    # Writing. ---------------------------------------------------------------------------------------------------------
 
     def clients(self, table: Sequence[dict], scheme: Mapping, class_names: Sequence[str]) -> None:
         """partition.json: who got how many images of which class."""
@@ -143,7 +145,9 @@ class RunFolder:
 def default_folder(name: str) -> Path:
     """outputs/<name>/<time>, not yet there."""
     folder = Path("outputs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    return next(p for p in (folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000))) if not p.exists())
+    return next(
+        p for p in (folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000))) if not p.exists()
+    )
 
 
 def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
@@ -153,7 +157,11 @@ def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
 
 def job_name(overrides: Sequence[str]) -> str:
     """The folder of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``."""
-    kept = sorted(o for o in overrides if not o.lstrip("+~").startswith(("run_dir", "resume", "verbose", "runtime", "logger", "hydra")))
+    kept = sorted(
+        o
+        for o in overrides
+        if not o.lstrip("+~").startswith(("run_dir", "resume", "verbose", "runtime", "logger", "hydra"))
+    )
     return re.sub(r"[^\w=.,+-]+", "-", ",".join(kept))[:180] or "run"
 
 
@@ -173,7 +181,9 @@ def _git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
         changes = subprocess.run(status, cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,6 @@
-"""Loggers beside the run folder. Each gets the same names: ``train/loss``, ``eval/personal/local`` …, the round as step."""
+"""Loggers beside the run folder. Each gets the same names: ``train/loss``, ``eval/personal/local`` …, the round as
+step.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +38,13 @@ class WandbLogger:
         project = config["logger"].get("project", "fedpgp")
         try:
             self.run = wandb.init(
-                project=project, dir=str(folder), config=dict(config), id=run, name=folder.name, resume="allow", settings=settings
+                project=project,
+                dir=str(folder),
+                config=dict(config),
+                id=run,
+                name=folder.name,
+                resume="allow",
+                settings=settings,
             )
         except wandb.Error as error:
             raise FedPGPError(f"logger=wandb: {error}; WANDB_MODE=offline needs no network and no account") from error

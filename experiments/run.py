@@ -1,4 +1,4 @@
-"""One experiment, or a sweep: ``python -m experiments.run [group=choice ...] [key=value ...]`` (``--help`` explains)."""
+"""One experiment, or a sweep: ``python -m experiments.run [group=choice ...] [key=value ...]``; ``--help`` explains."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.settings import CONF, changed_on_resume, check_overrides, parse, register_resolvers
+from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, parse, register_resolvers
 from fedpgp.errors import FedPGPError
 
 BAD_INPUT = 2
@@ -85,10 +85,17 @@ def _changes(config: dict, overrides: list[str], folder: Path) -> dict:
     _, stored = RunFolder.open(folder)
     if differing := changed_on_resume(overrides, config, stored):
         raise FedPGPError(
-            f"{folder} was started with another configuration: {', '.join(differing)} differ; leave them out, or start a new run"
+            f"{folder} was started with another configuration: {', '.join(differing)} differ; "
+            "leave them out, or start a new run"
         )
-    named = {override.key_or_group.split(".")[0] for override in parse(overrides)}
-    return {key: config[key] for key in named if key in config}
+    changes: dict = {}
+    for override in parse(overrides):  # a choice of a group brings its settings; a key only itself
+        top, *inner = override.key_or_group.split(".")
+        if inner:
+            changes.setdefault(top, dict(stored[top]))[".".join(inner)] = flatten(config).get(override.key_or_group)
+        elif top in config:
+            changes[top] = config[top]
+    return changes
 
 
 def _finished(path: Path) -> bool:

@@ -79,7 +79,12 @@ def resume(path: Path, changes: Mapping | None = None, *, federation_of: Callabl
     """
     began = time.perf_counter()
     folder, config = RunFolder.open(path)
-    config = {**config, **{key: value for key, value in (changes or {}).items() if key in FREE}, "run_dir": str(path), "resume": None}
+    config = {
+        **config,
+        **{key: value for key, value in (changes or {}).items() if key in FREE},
+        "run_dir": str(path),
+        "resume": None,
+    }
     quiet(config["verbose"])
     check(config)
     with folder.locked():
@@ -112,7 +117,16 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
                 observer.class_names = federation.dataset.class_names
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
                 return Server(
-                    config, federation, rule, folder.path, job, observer, stop=stopper.event, checkpoint=checkpoint, nodes=nodes
+                    config,
+                    federation,
+                    rule,
+                    folder.path,
+                    job,
+                    observer,
+                    stop=stopper.event,
+                    checkpoint=checkpoint,
+                    nodes=nodes,
+                    began=began,
                 )
 
             if checkpoint:
@@ -301,7 +315,11 @@ def _same_configuration(saved: Mapping, config: Mapping) -> None:
 
 def _for_clients(config: Mapping) -> dict:
     """The configuration as clients get it: without what is the server's business alone."""
-    return {key: value for key, value in config.items() if key not in ("run_dir", "resume", "verbose", "experiment_name", "logger")}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in ("run_dir", "resume", "verbose", "experiment_name", "logger")
+    }
 
 
 def _options(group: Mapping) -> dict:

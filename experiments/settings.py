@@ -1,4 +1,5 @@
-"""Settings a person can get wrong: names that do not exist, values that cannot work. Each is refused with the nearest valid ones.
+"""Settings a person can get wrong: names that do not exist, values that cannot work. Each is refused with the nearest
+valid ones.
 
 Hydra finds such things too, in its own words; here they are said in a line, before anything starts.
 """
@@ -37,7 +38,11 @@ _INTEGERS = {  # key: (least, what it is)
     "method.rank": (1, "1 or more"),
     "dataset.views": (1, "1 or more"),
 }
-_INTEGERS_OR_NULL = {"shots": (1, "1 or more, or null for all images"), "n_ctx": (1, "1 or more"), "runtime.workers": (1, "1 or more")}
+_INTEGERS_OR_NULL = {
+    "shots": (1, "1 or more, or null for all images"),
+    "n_ctx": (1, "1 or more"),
+    "runtime.workers": (1, "1 or more"),
+}
 _NUMBERS = {  # key: (test, what it is)
     "participation": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "lr": (lambda x: x > 0, "above 0"),
@@ -80,7 +85,12 @@ def check(config: Mapping) -> None:
             raise FedPGPError(f"{key}={_shown(value)} cannot work; it is a whole number, {valid}")
     for key, (test, valid) in _NUMBERS.items():
         value = flat.get(key, 0.5)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not test(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or not test(value)
+        ):
             raise FedPGPError(f"{key}={_shown(value)} cannot work; it is a number {valid}")
     for key, choices in _CHOICES.items():
         if key in flat and flat[key] not in choices:
@@ -90,12 +100,16 @@ def check(config: Mapping) -> None:
             raise FedPGPError(f"{key}={_shown(flat[key])} cannot work; it is true or false")
     timeout = flat["runtime.round_timeout"]
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
-        raise FedPGPError(f"runtime.round_timeout={_shown(timeout)} cannot work; it is a number of seconds above 0, or null")
+        raise FedPGPError(
+            f"runtime.round_timeout={_shown(timeout)} cannot work; it is a number of seconds above 0, or null"
+        )
     cohort = flat["runtime.cohort_size"]
     if cohort != "auto" and (isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 1):
         raise FedPGPError(f"runtime.cohort_size={_shown(cohort)} cannot work; it is auto or a whole number, 1 or more")
     if flat["n_ctx"] is None and flat["context_init"] == "normal":
-        raise FedPGPError("n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number")
+        raise FedPGPError(
+            "n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number"
+        )
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -177,13 +191,19 @@ def parse(arguments: Sequence[str]) -> list[Override]:
         try:
             found += OverridesParser.create().parse_overrides([argument])
         except HydraException:
-            raise FedPGPError(f"cannot read {argument!r}; write key=value, with quotes around values that hold , = or brackets") from None
+            raise FedPGPError(
+                f"cannot read {argument!r}; write key=value, with quotes around values that hold , = or brackets"
+            ) from None
     return found
 
 
 def choices() -> dict[str, list[str]]:
     """Group -> its choices."""
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(CONF.iterdir()) if folder.is_dir()}
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -219,7 +239,9 @@ def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> 
     head, dot, tail = key.rpartition(".")
     inside = sorted(name for name in known if name.startswith(f"{head}.")) if dot else []
     if head in groups and inside:
-        return unknown("setting", key, inside) + f" ({head} has: {', '.join(n.removeprefix(head + '.') for n in inside)})"
+        return (
+            unknown("setting", key, inside) + f" ({head} has: {', '.join(n.removeprefix(head + '.') for n in inside)})"
+        )
     leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
     if tail in leaves and leaves[tail] != key:
         return f"unknown setting {key!r}; did you mean {leaves[tail]}?"
@@ -238,4 +260,12 @@ def _text(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)
+    return (
+        "null"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else repr(value)
+        if value == ""
+        else str(value)
+    )

@@ -53,6 +53,10 @@ class FrozenCLIP:
     def __init__(self, model, tokenizer: Callable | None = None, preprocess: Callable | None = None):
         self.model = model.eval().requires_grad_(False)
         self.text_model = getattr(model, "text", model)
+        if not hasattr(self.text_model, "token_embedding"):
+            raise FedPGPError(
+                f"the text tower {type(self.text_model).__name__} has no token embedding that could be prompted"
+            )
         self.context_length = int(self.text_model.context_length)
         if tokenizer is None:
             from open_clip.tokenizer import SimpleTokenizer
@@ -86,12 +90,12 @@ class FrozenCLIP:
     @property
     def logit_scale(self) -> float:
         """``exp(logit_scale)``: what a cosine is multiplied with to give a logit (about 100 for OpenAI's models)."""
-        return float(self.model.logit_scale.detach().double().exp())
+        return float(self.model.logit_scale.detach().cpu().double().exp())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of every weight with its name, dtype and shape."""
-        digest = hashlib.sha256()
+        """SHA-256 (hex) of the architecture (activations too, which no weight shows) and of every weight."""
+        digest = hashlib.sha256(repr(self.model).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -118,12 +122,19 @@ class FrozenCLIP:
         Raises:
             FedPGPError: the phrase has no token.
         """
-        ids = self.tokenizer.encode(phrase)
+        ids = word_ids(self.tokenizer, phrase)
         if not ids:
             raise FedPGPError(
                 f"context_init={phrase!r} has no token; give a phrase such as 'a photo of a', or 'normal'"
             )
         return self.text_model.token_embedding.weight[torch.tensor(ids, device=self.device)].detach().clone()
+
+
+def word_ids(tokenizer: Callable, text: str) -> list[int]:
+    """Token ids without start, end and padding: CLIP's tokenizer, or the Hugging Face one inside open_clip's wrapper."""
+    if hasattr(tokenizer, "encode"):
+        return tokenizer.encode(text)
+    return tokenizer.tokenizer.encode(text, add_special_tokens=False)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -161,19 +172,28 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
     import open_clip
 
     architecture, tag = _resolve(name, pretrained)
+    transform = {}
     if pretrained == "random":
         warnings.warn(
             f"model {name}: RANDOM weights, every accuracy will be at chance (pretrained=random)", stacklevel=2
         )
         tag = None
     elif not architecture.startswith(("local-dir:", "hf-hub:")):
-        _check_weights(name, architecture, tag)
+        transform = _check_weights(name, architecture, tag)
+    try:
+        # A model folder names its own tokenizer; a plain CLIP one has none and gets CLIP's.
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except (ImportError, OSError, ValueError) as error:
+        raise FedPGPError(
+            f"model {name}: its tokenizer cannot be had ({_first_line(error)}); it is a Hugging Face one: pip install transformers, "
+            "and have its files in the Hugging Face cache"
+        ) from error
     try:
         with warnings.catch_warnings():
             # An activation mismatch costs accuracy silently; open_clip only warns of it.
             warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
             model, _, preprocess = open_clip.create_model_and_transforms(
-                architecture, pretrained=tag, device=device, load_weights=pretrained != "random"
+                architecture, pretrained=tag, device=device, load_weights=pretrained != "random", **transform
             )
     except UserWarning as mismatch:
         raise FedPGPError(
@@ -185,7 +205,6 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
         if "safetensor" in type(error).__name__.lower():  # SafetensorError derives from Exception alone
             raise FedPGPError(_cannot_load(name, architecture, tag, error)) from error
         raise
-    tokenizer = None if architecture.startswith("local-dir:") else open_clip.get_tokenizer(architecture)
     return FrozenCLIP(model.float(), tokenizer, preprocess)
 
 
@@ -199,7 +218,7 @@ def _resolve(name: str, pretrained: str | None) -> tuple[str, str | None]:
         return f"local-dir:{folder}", None
     if name in MODELS:
         architecture, tag = MODELS[name]
-        return architecture, pretrained or tag
+        return architecture, _expanded(pretrained) or tag
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         for pattern in (
@@ -218,20 +237,35 @@ def _resolve(name: str, pretrained: str | None) -> tuple[str, str | None]:
     if pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise FedPGPError(f"model {name} needs model.pretrained: one of its tags ({tags}), a weights file, or 'random'")
-    return name, pretrained
+    return name, _expanded(pretrained)
 
 
-def _check_weights(name: str, architecture: str, tag: str) -> None:
-    """Refuses an unknown tag, a missing file, and the activation mismatches that open_clip does not check."""
+def _expanded(pretrained: str | None) -> str | None:
+    return str(Path(pretrained).expanduser()) if pretrained and pretrained.startswith("~") else pretrained
+
+
+def _check_weights(name: str, architecture: str, tag: str) -> dict:
+    """Refuses an unknown tag, a missing file, and the activation mismatches that open_clip does not check.
+
+    Returns:
+        how pictures are transformed, where open_clip would not know: a file has no tag, so a short name's own is taken.
+    """
     import open_clip
 
     if Path(tag).suffix or "/" in tag:
-        path = Path(tag).expanduser()
-        if not path.is_file():
+        if not Path(tag).is_file():
             raise FedPGPError(
-                f"model {name}: weights file {path} does not exist; give the path of an open_clip checkpoint"
+                f"model {name}: weights file {tag} does not exist; give the path of an open_clip checkpoint"
             )
-        return
+        activation = "QuickGELU" if (open_clip.get_model_config(architecture) or {}).get("quick_gelu") else "GELU"
+        warnings.warn(
+            f"model {name}: a weights file does not say its activation; {architecture} takes {activation}. If these weights were "
+            f"trained with the other one (OpenAI's: QuickGELU; LAION's: GELU), use {_other_activation(architecture)}",
+            stacklevel=3,
+        )
+        config = open_clip.get_pretrained_cfg(architecture, MODELS[name][1]) or {} if name in MODELS else {}
+        kinds = {"image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation"}
+        return {option: config[key] for option, key in kinds.items() if key in config}
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag.lower().replace("-", "_") not in tags:
         other = _other_activation(architecture)
@@ -247,6 +281,7 @@ def _check_weights(name: str, architecture: str, tag: str) -> None:
             f"the weights {tag!r} were trained with {'QuickGELU' if config.get('quick_gelu') else 'GELU'}, "
             f"{architecture} has the other activation: use model.name={_other_activation(architecture)}"
         )
+    return {}
 
 
 def _other_activation(architecture: str) -> str:
@@ -276,7 +311,7 @@ def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception
     )
     return (
         f"model {name}: the weights {tag!r} are not on this machine and cannot be downloaded ({_first_line(error)}). "
-        f"Download them from {source} and pass the file: model.name={architecture} model.pretrained=FILE "
+        f"Download them from {source} and pass the file: model={name} model.pretrained=FILE "
         "(or put them in the Hugging Face cache)"
     )
 

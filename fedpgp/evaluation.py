@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from fedpgp.errors import FedPGPError
+
 MODELS = ("zero_shot", "global", "personal")
 FIGURES = ("local", "base", "novel")
 ECE_BINS = 15
@@ -17,14 +19,16 @@ ECE_BINS = 15
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of images whose highest logit is the right class, in percent; logits (n, C), labels (n,), n > 0."""
-    return 100.0 * (logits.argmax(-1) == labels).double().mean().item()
+    return 100.0 * (logits.argmax(-1) == labels).cpu().double().mean().item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error in percent: the mean gap of confidence and accuracy over equal-width confidence bins
     (Guo et al., ICML 2017), weighted by the images in a bin; logits (n, C), labels (n,), n > 0."""
-    probability, predicted = logits.double().softmax(-1).max(-1)
-    confidence, correct = probability.cpu().numpy(), (predicted == labels).double().cpu().numpy()
+    if logits.isnan().any():
+        raise FedPGPError("the model's logits are NaN: its prompt is not usable")
+    probability, predicted = logits.cpu().double().softmax(-1).max(-1)
+    confidence, correct = probability.numpy(), (predicted == labels.cpu()).double().numpy()
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(which, confidence - correct, minlength=bins)
     return 100.0 * float(np.abs(gaps).sum() / len(confidence))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpgp.clip import FrozenCLIP
+from fedpgp.clip import FrozenCLIP, word_ids
 from fedpgp.errors import FedPGPError
 
 PLACEHOLDER = "X"
@@ -27,18 +27,18 @@ class FullSequences:
         position: of the class name: ``end``, ``middle`` (half of the context before it, rounded down) or ``front``.
 
     Raises:
-        FedPGPError: a class name that does not fit, or a tower without an embedding table to prompt.
+        FedPGPError: a class name that does not fit.
     """
 
     def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], n_ctx: int, position: str):
         self.clip = clip
-        self.embedding = _embedding_of(clip.text_model)
+        self.embedding = clip.text_model.token_embedding
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
         rows, places = [], []
-        marker = _word_ids(clip.tokenizer, PLACEHOLDER)[0]
+        marker = word_ids(clip.tokenizer, PLACEHOLDER)[0]
         start = clip.tokenizer([PLACEHOLDER])[0].tolist().index(marker)  # 1 behind a start token, 0 without one
         for name in class_names:
-            ids = _word_ids(clip.tokenizer, name)
+            ids = word_ids(clip.tokenizer, name)
             words = [PLACEHOLDER] * before + [name] + [PLACEHOLDER] * (n_ctx - before)
             tokens = clip.tokenizer([" ".join(words) + "."])[0]
             if start + n_ctx + len(ids) + 2 > len(tokens):
@@ -73,21 +73,3 @@ class FullSequences:
         finally:
             hook.remove()
         return F.normalize(features, dim=-1).view(n, classes, -1)
-
-
-def _embedding_of(text: nn.Module) -> nn.Module:
-    """The token embedding of an open_clip tower, or of the Hugging Face model inside one."""
-    if hasattr(text, "token_embedding"):
-        return text.token_embedding
-    inner = getattr(text, "transformer", None)
-    if hasattr(inner, "get_input_embeddings"):
-        return inner.get_input_embeddings()
-    raise FedPGPError(f"the text tower {type(text).__name__} has no token embedding that could be prompted")
-
-
-def _word_ids(tokenizer, text: str) -> list[int]:
-    """Token ids of a phrase without start, end and padding: CLIP's tokenizer, or the Hugging Face one inside
-    open_clip's wrapper."""
-    if hasattr(tokenizer, "encode"):
-        return tokenizer.encode(text)
-    return tokenizer.tokenizer.encode(text, add_special_tokens=False)

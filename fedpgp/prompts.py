@@ -39,8 +39,11 @@ def context_length(clip: FrozenCLIP, n_ctx: int | None, init: str) -> int:
         init: ``"normal"`` or a phrase.
 
     Raises:
-        FedPGPError: no length, or a length that is not the phrase's.
+        FedPGPError: no length, more than the model can read, or a length that is not the phrase's.
     """
+    most = clip.context_length - 4  # start, a word, full stop, end
+    if n_ctx is not None and n_ctx > most:
+        raise FedPGPError(f"n_ctx={n_ctx}: this model reads {clip.context_length} tokens, so n_ctx is at most {most}")
     if init == "normal":
         if n_ctx is None or n_ctx < 1:
             raise FedPGPError(f"n_ctx={n_ctx}: a random context needs at least one token, for example n_ctx=16")
@@ -58,7 +61,7 @@ def starting_context(clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Gen
     embeddings."""
     if init == "normal":
         return normal((n_ctx, clip.width), rng)
-    return clip.embed_phrase(init).double().cpu()
+    return clip.embed_phrase(init).cpu().double()
 
 
 def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,8 @@ def deal(dataset: Dataset, clients: int, seed: int, shots: int | None, protocol:
     column = np.full(len(dataset.class_names), -1, dtype=np.int64)
     column[list(base)] = np.arange(len(base))
     options = {key: value for key, value in scheme.items() if key not in ("scheme", "name")}
+    if scheme["scheme"] == "pachinko" and dataset.superclasses is not None:
+        options["superclasses"] = dataset.superclasses[list(base)]
     train_parts, test_parts = partition(
         column[train.labels[train_rows]],
         clients,

@@ -65,14 +65,12 @@ class TextTower:
         quick = not isinstance(block.mlp.gelu, nn.GELU)
         self.activation = F.silu if quick else F.gelu
         self.blocks = [self._fold(block, QUICK_GELU if quick else 1.0) for block in text.transformer.resblocks]
-        scale, shift = text.ln_final.weight.double(), text.ln_final.bias.double()
         if isinstance(text.text_projection, nn.Linear):
-            projection = text.text_projection.weight.double()
-            bias = projection @ shift + (0 if text.text_projection.bias is None else text.text_projection.bias.double())
+            projection, bias = _double(text.text_projection.weight), _double(text.text_projection.bias)
         else:
-            projection = text.text_projection.double().T
-            bias = projection @ shift
-        self.projection, self.projection_bias = (projection * scale).to(dtype), bias.to(dtype)
+            projection, bias = _double(text.text_projection).T, 0
+        projection, shift = _fold_norm(text.ln_final, projection, 0)
+        self.projection, self.projection_bias = (t.to(self.device, dtype) for t in (projection, bias + shift))
         self.embedding = text.token_embedding.weight  # rows are cast when looked up
         self.positions = text.positional_embedding.to(dtype)
         self.width = clip.width
@@ -101,23 +99,31 @@ class TextTower:
             block.attn.out_proj.bias,
             fc_weight * activation_factor,
             fc_bias * activation_factor,
-            block.mlp.c_proj.weight.double() / activation_factor,
+            _double(block.mlp.c_proj.weight) / activation_factor,
             block.mlp.c_proj.bias,
         )
-        return _Block(*(tensor.detach().to(self.dtype) for tensor in tensors))
+        return _Block(*(tensor.detach().to(self.device, self.dtype) for tensor in tensors))
 
     def normalize(self, x: Tensor) -> Tensor:
         """LayerNorm without scale and shift (they are folded into what follows)."""
         return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
 
 
-def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    weight = weight.double()
-    return weight * norm.weight.double(), bias.double() + weight @ norm.bias.double()
+def _double(tensor: Tensor | None) -> Tensor | int:
+    """On the CPU (some devices have no float64); no bias is 0."""
+    return 0 if tensor is None else tensor.detach().cpu().double()
+
+
+def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | int) -> tuple[Tensor, Tensor]:
+    weight = _double(weight)
+    bias = bias if isinstance(bias, int) else _double(bias)
+    return weight * _double(norm.weight), bias + weight @ _double(norm.bias)
 
 
 def why_not_shared(text: nn.Module) -> str | None:
     """Why an open_clip text tower cannot share a prefix; None when it can."""
+    from open_clip.transformer import QuickGELU
+
     blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     if blocks is None or not isinstance(getattr(blocks[0], "attn", None), nn.MultiheadAttention):
@@ -126,6 +132,9 @@ def why_not_shared(text: nn.Module) -> str | None:
         return "it is not causal"
     if pool != "argmax":
         return f"its feature is read at {pool!r}, not at the end-of-text token"
+    activation = blocks[0].mlp.gelu
+    if not isinstance(activation, QuickGELU) and getattr(activation, "approximate", None) != "none":
+        return f"its activation is {activation}"
     if not isinstance(blocks[0].ls_1, nn.Identity) or getattr(text, "cls_emb", None) is not None:
         return "it has layer scales or a class embedding"
     if text.text_projection is None:

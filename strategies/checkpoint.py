@@ -1,7 +1,8 @@
 """Checkpoints of the server: one file a round, whole or not there, checked on reading, the last two kept.
 
-``round_00005.safetensors`` holds the server's tensors; its header's metadata holds the rest as JSON ("fedpgp"), and a SHA-256 over that
-JSON and every tensor's name, type, shape and bytes ("sha256"). The checksum's rule is the same in every format version.
+``round_00005.safetensors`` holds the server's tensors; its header's metadata holds the rest as JSON ("fedpgp"), and a
+SHA-256 over that JSON and every tensor's name, type, shape and bytes ("sha256"). The checksum's rule is the same in
+every format version.
 """
 
 import hashlib
@@ -64,12 +65,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if not intact:
         raise Corrupted(f"the checkpoint {path} is damaged (its checksum is wrong)")
     if info.get("format") != FORMAT:
-        raise FedPGPError(f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp reads format {FORMAT}")
+        raise FedPGPError(
+            f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp reads format {FORMAT}"
+        )
     return tensors, info
 
 
 def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict] | None:
-    """The newest intact checkpoint, None where there is none at all; damaged ones are named through ``warn`` and passed over.
+    """The newest intact checkpoint, None where there is none at all; damaged ones are named through ``warn`` and passed
+    over.
 
     Raises:
         FedPGPError: there are checkpoints but none is intact, or the newest intact one has another format.

@@ -1,8 +1,8 @@
 """A Flower ``Grid`` whose node ids are the logical clients.
 
-A Flower strategy asks a grid for node ids, writes a message for each and gets a reply from each. Here the ids it sees are logical
-clients; underneath, the messages for the clients of one node travel as one (:mod:`clients.wire`). So any Flower strategy works
-unchanged, and ten thousand simulated clients cost as many messages a round as there are nodes.
+A Flower strategy asks a grid for node ids, writes a message for each and gets a reply from each. Here the ids it sees
+are logical clients; underneath, the messages for the clients of one node travel as one (:mod:`clients.wire`). So any
+Flower strategy works unchanged, and ten thousand simulated clients cost as many messages a round as there are nodes.
 """
 
 import math
@@ -34,8 +34,8 @@ class Interrupted(KeyboardInterrupt):
 class Traffic:
     """Bytes of records, both ways.
 
-    ``down``/``up`` are what a deployment sends, one message a logical client, counted as the strategy wrote it and the client answered;
-    ``wire_down``/``wire_up`` are what was really sent, packed, with the job's own fields.
+    ``down``/``up`` are what a deployment sends, one message a logical client, counted as the strategy wrote it and the
+    client answered; ``wire_down``/``wire_up`` are what was really sent, packed, with the job's own fields.
     """
 
     down: int = 0
@@ -91,7 +91,8 @@ class CohortGrid(Grid):
     Args:
         grid: the real grid.
         clients: number of logical clients; their ids are 0 … clients-1.
-        job: what every message carries beside the strategy's records; ``round``, ``clients`` and ``committed`` are filled in.
+        job: what every message carries beside the strategy's records; ``round``, ``clients`` and ``committed`` are
+            filled in.
         homes: client -> node for clients that live somewhere (a deployment); without it any node may do any client (a
             simulation), and they are dealt largest first to the node with the least work so far.
         nodes: how many nodes there will be; a simulation's come up one by one.
@@ -125,7 +126,7 @@ class CohortGrid(Grid):
         self._end: float | None = None
         self._replies: dict[str, Message] = {}  # id of a logical message -> its reply
 
-    # What a strategy sees. ------------------------------------------------------------------------------------------------
+    # What a strategy sees. --------------------------------------------------------------------------------------------
 
     def get_node_ids(self) -> Iterable[int]:
         """The logical clients a strategy may choose from: ``available``, all of them unless the server narrowed it."""
@@ -182,7 +183,7 @@ class CohortGrid(Grid):
                 self._take(packed)
         return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
 
-    # Underneath. ----------------------------------------------------------------------------------------------------------
+    # Underneath. ------------------------------------------------------------------------------------------------------
 
     def _deal(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Node -> its clients, ascending."""
@@ -232,7 +233,8 @@ class CohortGrid(Grid):
                 self._fail({client: message}, CLIENT_FAILED, errors.get(client, "its node did not answer for it"))
 
     def _node_failed(self, parcel: Parcel, reason: str) -> None:
-        """A whole node's answer is missing: its process died, perhaps through one client. Each client gets a second try, alone.
+        """A whole node's answer is missing: its process died, perhaps through one client. Each client gets a second
+        try, alone.
 
         Training is a function of the message and the last committed state, so a second try gives the same numbers.
         """
@@ -265,7 +267,7 @@ class CohortGrid(Grid):
         if self.stop.is_set():
             raise Interrupted
 
-    # The rest of the interface. -------------------------------------------------------------------------------------------
+    # The rest of the interface. ---------------------------------------------------------------------------------------
 
     def set_run(self, run) -> None:
         self.inner.set_run(run)

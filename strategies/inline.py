@@ -1,4 +1,4 @@
-"""runtime=inline: the ServerApp and the ClientApp in one process, without Ray. For debugging, tests and small tables."""
+"""runtime=inline: ServerApp and ClientApp in one process, without Ray. For debugging, tests and small tables."""
 
 import secrets
 from collections.abc import Iterable

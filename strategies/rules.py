@@ -1,6 +1,7 @@
 """Server rules by name: how the clients' tensors become the next global ones. All are Flower's own strategies.
 
-Which clients take part is not their business here: the server offers a rule only the sampled clients, so each runs with fraction 1.
+Which clients take part is not their business here: the server offers a rule only the sampled clients, so each runs with
+    fraction 1.
 """
 
 import inspect
@@ -26,7 +27,9 @@ RULES: dict[str, type[flower.FedAvg]] = {
 }
 """Name -> Flower strategy; the same names as conf/strategy/."""
 
-_OURS = {name for name in inspect.signature(flower.FedAvg).parameters}  # sampling and record keys: the server's business
+_OURS = {
+    name for name in inspect.signature(flower.FedAvg).parameters
+}  # sampling and record keys: the server's business
 
 
 def make_rule(name: str, options: Mapping[str, object]) -> flower.FedAvg:
@@ -57,8 +60,9 @@ def clients_needed(rule: flower.Strategy) -> int:
     return 1
 
 
-# A rule's memory between rounds (momentum, second moments, clipping norms …) has to survive a restart. Flower keeps it in attributes of
-# the strategy: arrays in lists, dicts or records, and numbers. They are found by type, so any strategy, wrapped or not, is covered.
+# A rule's memory between rounds (momentum, second moments, clipping norms …) has to survive a restart. Flower keeps it
+# in attributes of the strategy: arrays in lists, dicts or records, and numbers. They are found by type, so any
+# strategy, wrapped or not, is covered.
 
 
 def rule_state(rule: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -1,8 +1,8 @@
 """The server: a ServerApp whose round loop is ours, around a Flower strategy.
 
-Flower's own loop samples from global random state, waits without end and returns only after the last round. This one draws the clients
-of a round from (seed, round), checks every reply, retries a round that lost too many clients, and saves after each round, so that a run
-can be killed at any moment and goes on with the same numbers.
+Flower's own loop samples from global random state, waits without end and returns only after the last round. This one
+draws the clients of a round from (seed, round), checks every reply, retries a round that lost too many clients, and
+saves after each round, so that a run can be killed at any moment and goes on with the same numbers.
 """
 
 import json
@@ -87,6 +87,7 @@ class Server:
         checkpoint: (tensors, info) to go on from; None starts anew.
         homes: client -> node, in a deployment.
         nodes: number of nodes, in a simulation.
+        began: when the run began (``time.perf_counter``); what was before the server counts as overhead.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Server:
         checkpoint: tuple[dict[str, np.ndarray], dict] | None = None,
         homes: Mapping[int, int] | None = None,
         nodes: int = 1,
+        began: float | None = None,
     ):
         self.config, self.federation, self.rule = config, federation, rule
         self.folder, self.job, self.observer = folder, job, observer
@@ -116,7 +118,7 @@ class Server:
         self._restored = checkpoint is not None
         self.state = self._restore(*checkpoint) if checkpoint else self._fresh()
         self._reference = dict(self.state.shared)
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() if began is None else began
         self._before = self.state.seconds["total"]
 
     def app(self) -> ServerApp:
@@ -127,7 +129,9 @@ class Server:
         def main(grid: Grid, context: Context) -> None:
             try:
                 self.run(grid)
-            except BaseException as failure:  # also Interrupted: Flower's runtimes would print a traceback and go on waiting
+            except (
+                BaseException
+            ) as failure:  # also Interrupted: Flower's runtimes would print a traceback and go on waiting
                 self.failure = failure
                 self._fence()
 
@@ -140,8 +144,10 @@ class Server:
             FedPGPError: a round had too few usable replies, twice; or something could not be written.
             Interrupted: the person asked to stop. The state of the last finished round is saved.
         """
-        grid = CohortGrid(inner, len(self.state.committed), self.job, homes=self.homes, nodes=self.nodes, stop=self.stop)
-        self.observer.stage("setting up the clients")
+        grid = CohortGrid(
+            inner, len(self.state.committed), self.job, homes=self.homes, nodes=self.nodes, stop=self.stop
+        )
+        self.observer.stage("setting up the clients, encoding their images")
         self.table = self._describe(grid)
         grid.work = [max(1, row["train_images"]) for row in self.table]
         self.observer.clients(self.table)
@@ -157,7 +163,7 @@ class Server:
         self.observer.samples(self._samples(grid))
         self._clock()
 
-    # A round. -------------------------------------------------------------------------------------------------------------
+    # A round. ---------------------------------------------------------------------------------------------------------
 
     def _train(self, grid: CohortGrid, round: int) -> None:
         began = time.perf_counter()
@@ -194,7 +200,7 @@ class Server:
 
     def _evaluate(self, grid: CohortGrid, round: int) -> None:
         if round == 0:
-            self.observer.stage("encoding images and evaluating before training")
+            self.observer.stage("evaluating before training")
         began = time.perf_counter()
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
         clients = list(range(len(self.table)))
@@ -276,9 +282,11 @@ class Server:
             if len(good) >= need:
                 break
             if attempt < TRIES:
-                self.observer.warn(f"{what}: {_few(len(good), len(messages), need, failed)}; asking the others again")
+                self.observer.warn(
+                    f"{what}: {self._few(len(good), len(messages), need, failed)}; asking the others again"
+                )
         if len(good) < need:
-            raise FedPGPError(f"{what}: {_few(len(good), len(messages), need, failed)}")
+            raise FedPGPError(f"{what}: {self._few(len(good), len(messages), need, failed)}")
         return good, failed, grid.exchange
 
     def _check_enough(self) -> None:
@@ -286,12 +294,25 @@ class Server:
         taking_part = min(participants(self.config), sum(row["train_images"] > 0 for row in self.table))
         least = self.config["runtime"]["min_clients"]
         if self.rounds and least > taking_part:
-            raise FedPGPError(f"runtime.min_clients={least} is more than the {taking_part} clients that take part in a round")
+            raise FedPGPError(
+                f"runtime.min_clients={least} is more than the {taking_part} clients that take part in a round"
+            )
         if self.rounds and self.state.shared and (needed := clients_needed(self.rule)) > taking_part:
             name = self.config["strategy"]["name"]
-            raise FedPGPError(f"strategy={name} needs {needed} clients in a round; clients and participation give {taking_part}")
+            raise FedPGPError(
+                f"strategy={name} needs {needed} clients in a round; clients and participation give {taking_part}"
+            )
 
-    # Checks. --------------------------------------------------------------------------------------------------------------
+    def _few(self, good: int, asked: int, need: int, failed: Mapping[int, str]) -> str:
+        text = f"{good} of {asked} clients gave a usable answer, {need} are needed"
+        if need == self.config["runtime"]["min_clients"]:
+            text += " (runtime.min_clients)"
+        if failed:
+            client = min(failed)
+            text += f". Client {client}: {failed[client]}"
+        return text
+
+    # Checks. ----------------------------------------------------------------------------------------------------------
 
     def _check_update(self, client: int, content: RecordDict) -> None:
         """Refuses an update that must not enter the average."""
@@ -306,9 +327,8 @@ class Server:
         for name, reference in self._reference.items():
             tensor = arrays[name].numpy()
             if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
-                raise _Unusable(
-                    f"tensor {name} is {tensor.dtype}{list(tensor.shape)} instead of {reference.dtype}{list(reference.shape)}"
-                )
+                got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (tensor, reference))
+                raise _Unusable(f"tensor {name} is {got} instead of {wanted}")
             if not np.isfinite(tensor).all():
                 raise _Unusable(f"tensor {name} of its update is NaN or Inf")
         # In the order of the global tensors: some rules pair tensors by position.
@@ -327,23 +347,29 @@ class Server:
                 raise _Unusable(f"metric {name} is {value}")
 
     def _check_aggregate(self, round: int, aggregated: ArrayRecord | None) -> dict[str, np.ndarray]:
-        """The new global tensors, in the names, shapes and precision of the first ones (some rules compute in another)."""
+        """The new global tensors, in the precision of the first ones (some rules compute in another)."""
         if aggregated is None:
-            raise FedPGPError(f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies")
+            raise FedPGPError(
+                f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
+            )
         shared = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
         for name, tensor in shared.items():
             if not np.isfinite(tensor).all():
-                raise FedPGPError(f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy")
+                raise FedPGPError(
+                    f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy"
+                )
         return shared
 
-    # Questions. -----------------------------------------------------------------------------------------------------------
+    # Questions. -------------------------------------------------------------------------------------------------------
 
     def _describe(self, grid: CohortGrid) -> Rows:
         """Every client's row of the table: domain, numbers of images, classes."""
         clients = list(range(len(self.state.committed)))
         answers = self._query(grid, clients, "clients", ConfigRecord())
         if missing := [client for client in clients if client not in answers]:
-            raise FedPGPError(f"{len(missing)} of {len(clients)} clients did not say what they have (first: client {missing[0]})")
+            raise FedPGPError(
+                f"{len(missing)} of {len(clients)} clients did not say what they have (first: client {missing[0]})"
+            )
         return [answers[client] for client in clients]
 
     def _samples(self, grid: CohortGrid, per_client: int = 6, most: int = 8) -> Rows:
@@ -371,10 +397,12 @@ class Server:
         self._account(exchange, None)
         return {client: json_of(reply) for client, reply in good.items()}
 
-    # Memory. --------------------------------------------------------------------------------------------------------------
+    # Memory. ----------------------------------------------------------------------------------------------------------
 
     def _account(self, exchange: Exchange, what: str | None) -> None:
-        """Adds up bytes, the slowest node's seconds and everybody's memory. Questions (None) are no part of a federation's cost."""
+        """Adds up bytes, the slowest node's seconds and everybody's memory. Questions (None) are no part of a
+        federation's cost.
+        """
         for account in exchange.accounts:
             process = account["process"]
             self.memory[process] = max(self.memory.get(process, 0.0), account["rss_mb"])
@@ -387,7 +415,8 @@ class Server:
     def _keep_zero_shot(self, figures: Mapping[int, Mapping[str, float]]) -> None:
         names = {name for own in figures.values() for name in own if name.startswith("zero_shot.")}
         self.state.zero_shot = {
-            name: np.array([figures.get(client, {}).get(name, np.nan) for client in range(len(self.table))]) for name in sorted(names)
+            name: np.array([figures.get(client, {}).get(name, np.nan) for client in range(len(self.table))])
+            for name in sorted(names)
         }
 
     def _zero_shot(self, client: int) -> dict[str, float]:
@@ -422,7 +451,9 @@ class Server:
 
     def _restore(self, tensors: Mapping[str, np.ndarray], info: Mapping) -> State:
         def below(prefix: str) -> dict[str, np.ndarray]:
-            return {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
+            return {
+                name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)
+            }
 
         restore_rule(self.rule, below("rule/"), info["rule"])
         return State(
@@ -471,11 +502,3 @@ def json_of(reply: Message) -> object:
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "." in name}
-
-
-def _few(good: int, asked: int, need: int, failed: Mapping[int, str]) -> str:
-    text = f"{good} of {asked} clients gave a usable answer, {need} are needed (runtime.min_clients)"
-    if failed:
-        client = min(failed)
-        text += f". Client {client}: {failed[client]}"
-    return text

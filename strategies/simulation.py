@@ -1,7 +1,7 @@
 """runtime=ray: Flower's simulation engine on Ray, one node per worker, on this machine or on a cluster.
 
-The only place that starts Ray and that calls ``run_simulation``, which Flower marks deprecated and which is still its only
-in-process entry.
+The only place that starts Ray and that calls ``run_simulation``, which Flower marks deprecated and which is still its
+only in-process entry.
 """
 
 import logging
@@ -64,9 +64,18 @@ def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iter
     import ray
 
     address = runtime["address"]
-    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # workers find these packages without an installation
-    options = {"include_dashboard": False, "log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    paths = [
+        str(Path(__file__).resolve().parents[1]),
+        *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+    ]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys(paths)
+    )  # workers find these packages without an installation
+    options = {
+        "include_dashboard": False,
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
     workers = None if address else _local_workers(runtime, device)
     try:
         if workers is None:
@@ -134,7 +143,9 @@ def visible_gpus(device: str) -> int:
 
 
 def quiet(verbose: bool) -> None:
-    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors that are reported anyway)."""
+    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors that are reported
+    anyway).
+    """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

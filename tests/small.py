@@ -6,7 +6,6 @@ Ray workers build it too, from the configuration alone; ``dataset.faults`` in it
 import json
 import os
 import signal
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -63,7 +62,7 @@ def small_federation(text: str) -> Federation:
         splits[split] = ArraySplit(np.full((len(labels), 8, 8, 3), 128, dtype=np.uint8), labels)
         raw = centres[labels] + rng.normal(size=(len(labels), EMBED))
         features[split] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    for client in config["dataset"]["faults"].get("nan", ()):
+    for client in config["dataset"].get("faults", {}).get("nan", ()):
         features["train"][client * per_client] = np.nan
     dataset = Dataset("small", CLASSES, "a photo of a {}.", splits["train"], None, splits["test"])
     classes = tuple(range(len(CLASSES)))
@@ -76,7 +75,7 @@ def small_federation(text: str) -> Federation:
     method_class = METHODS[config["method"]["name"]]
     settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
     return Faulty(
-        config["dataset"]["faults"],
+        config["dataset"].get("faults", {}),
         method_class(method_class.Settings(**settings), task),
         dataset,
         Deal(classes, (), shares),
@@ -88,8 +87,8 @@ def small_federation(text: str) -> Federation:
 
 
 class Faulty(Federation):
-    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang`` … name clients, ``round`` when (else always), ``until`` a
-    file that ends it; ``slow`` is seconds a training message, ``kill_server_at`` a round."""
+    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang`` … name clients, ``round`` when (else always),
+    ``until`` a file that ends it; ``slow`` is seconds a training message, ``kill_server_at`` a round."""
 
     def __init__(self, faults: dict, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -133,7 +132,9 @@ def _clip() -> FrozenCLIP:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m tests.small start|resume RUN_DIR FAULTS [overrides]``: a run in a process of its own, to be killed."""
+    """``start|resume RUN_DIR FAULTS [overrides]``: a run in a process of its own, to be killed; returns its exit
+    status.
+    """
     from experiments.runner import Stopped, resume, start
 
     verb, run_dir, faults, *overrides = arguments
@@ -145,7 +146,3 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         return stopped.code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

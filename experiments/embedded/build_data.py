@@ -1,10 +1,11 @@
-"""Builds the pictures of the embedded federation, `fedpgp/assets/emoji/`, from pinned packages; the same bytes every time.
+"""Builds the embedded federation's pictures, `fedpgp/assets/emoji/`, from pinned packages; the same bytes every time.
 
     python -m experiments.embedded.build_data            # writes fedpgp/assets/emoji
     python -m experiments.embedded.build_data --check    # builds elsewhere and compares with what is there
 
-The domain is the vendor, the class one or more Unicode subgroups. An emoji is used when every vendor's picture of it can be
-rendered or is absent; it is train or test in all domains alike. Needs node, npm and Linux on x86-64 (the pinned renderer).
+The domain is the vendor, the class one or more Unicode subgroups. An emoji is used when every vendor's picture of it
+can be rendered or is absent; it is train or test in all domains alike. Needs node, npm and Linux on x86-64 (the pinned
+renderer).
 """
 
 import argparse
@@ -33,8 +34,8 @@ DOMAINS = {  # domain → package
     "openmoji": "@iconify-json/openmoji",
 }
 # Label order. Protocols take the first half as base and the second half as novel classes, so each half has its animals,
-# plants, food, faces, people, vehicles, things and signs. Left out of Unicode's larger subgroups: religion, game, household
-# and person-fantasy, whose members have little in common that can be seen.
+# plants, food, faces, people, vehicles, things and signs. Left out of Unicode's larger subgroups: religion, game,
+# household and person-fantasy, whose members have little in common that can be seen.
 CLASSES: list[tuple[str, tuple[str, ...]]] = [
     ("mammal", ("animal-mammal",)),
     ("insect", ("animal-bug",)),
@@ -47,7 +48,14 @@ CLASSES: list[tuple[str, tuple[str, ...]]] = [
     ("worker", ("person-role",)),
     (
         "hand gesture",
-        ("hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hand-fingers-closed", "hands", "hand-prop"),
+        (
+            "hand-fingers-open",
+            "hand-fingers-partial",
+            "hand-single-finger",
+            "hand-fingers-closed",
+            "hands",
+            "hand-prop",
+        ),
     ),
     ("land vehicle", ("transport-ground",)),
     ("building", ("place-building",)),
@@ -88,7 +96,12 @@ CLASSES: list[tuple[str, tuple[str, ...]]] = [
 ]
 SPLIT_SEED = "fedpgp-emoji-1"
 TRAIN_SHARE = 0.7
-LICENCE_FILES = {"Apache-2.0": "Apache-2.0", "CC-BY-4.0": "CC-BY-4.0", "CC-BY-SA-4.0": "CC-BY-SA-4.0", "MIT": "MIT-fluent-emoji"}
+LICENCE_FILES = {
+    "Apache-2.0": "Apache-2.0",
+    "CC-BY-4.0": "CC-BY-4.0",
+    "CC-BY-SA-4.0": "CC-BY-SA-4.0",
+    "MIT": "MIT-fluent-emoji",
+}
 
 
 def render_domains(emoji: dict[str, Emoji], work: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -174,18 +187,18 @@ def _attribution(counts: dict[str, int]) -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "**Changes made to all of them:** a selection (no skin tones, gender variants, directions, flags, no exact copies "
-            "inside a set); rendered",
+            "**Changes made to all of them:** a selection (no skin tones, gender variants, directions, flags, no exact "
+            "copies inside a set); rendered",
             "from SVG to 64x64 pixels on white; stored as lossless WebP, named by Unicode code points.",
             "",
-            "**OpenMoji is share-alike.** `openmoji.zip` is an adaptation of OpenMoji (\"All emojis designed by OpenMoji – the "
-            "open-source emoji and icon",
-            "project. License: CC BY-SA 4.0\") and is itself under CC BY-SA 4.0: pass it on, and what you make of it, under the "
-            "same licence. The other",
+            '**OpenMoji is share-alike.** `openmoji.zip` is an adaptation of OpenMoji ("All emojis designed by '
+            "OpenMoji – the open-source emoji and icon",
+            'project. License: CC BY-SA 4.0") and is itself under CC BY-SA 4.0: pass it on, and what you make of it, '
+            "under the same licence. The other",
             "archives are not share-alike; each keeps its own licence.",
             "",
-            "Twemoji graphics: copyright Twitter, Inc and other contributors, CC BY 4.0. Noto Emoji: copyright Google LLC, "
-            "Apache-2.0.",
+            "Twemoji graphics: copyright Twitter, Inc and other contributors, CC BY 4.0. Noto Emoji: copyright "
+            "Google LLC, Apache-2.0.",
             "Fluent Emoji (gradient, flat, high contrast): copyright Microsoft Corporation, MIT.",
             f"Names and subgroups in `emoji.csv` and `classes.csv` follow Unicode CLDR, by way of `emojibase-data` "
             f"{base['version']} (MIT, {base['author']}).",
@@ -220,7 +233,10 @@ def build(target: Path, work: Path) -> None:
         (target / "licences" / f"{file}.txt").write_text(_licence_text(licence, work), encoding="utf-8")
     counts = {domain: len(images) for domain, images in domains.items()}
     (target / "ATTRIBUTION.md").write_text(_attribution(counts), encoding="utf-8")
-    sides = {side: sum(len([c for c in images if split[c] == side]) for images in domains.values()) for side in ("train", "test")}
+    sides = {
+        side: sum(len([c for c in images if split[c] == side]) for images in domains.values())
+        for side in ("train", "test")
+    }
     print(json.dumps({"classes": len(CLASSES), "emoji": len(used), "pictures": counts, **sides}))
 
 

@@ -1,9 +1,9 @@
 """The pretraining pictures: other art styles of emoji, and icon sets; never a picture of the federation's sets.
 
-    python -m experiments.embedded.corpus     # renders everything into the work folder (pretrain.py does it when it is missing)
+    python -m experiments.embedded.corpus     # renders all into the work folder (pretrain.py does it when need be)
 
-Pictures that nearly equal a federation picture of the same emoji (mean absolute difference below 0.04 of the range, in any
-domain) are left out.
+Pictures that nearly equal a federation picture of the same emoji (mean absolute difference below 0.04 of the range, in
+any domain) are left out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NEAR_COPY = 0.04  # mean absolute pixel difference, 1 = the full range
 MIN_WORD_COUNT = 4  # a word is a training target when so many names or tag lists hold it
 NOTO_EMOJI_WEIGHTS = (300, 500, 700)
 
-# Which drawings of an icon are used, where a set has each in several (outline, filled, …): a pattern its name must match.
+# Which drawings of an icon are used, where a set has each in several (outline, filled, …): a pattern of its name.
 ICON_FILTER = {
     "ph": r"(?!.*-(light|thin|bold)$)",
     "healthicons": r"(?!.*(negative|24px))",
@@ -37,12 +37,15 @@ ICON_FILTER = {
 STYLE_WORDS = re.compile(
     r"-(outline|outlined|filled|fill|flat|duo|duotone|bold|line|linear|rounded|sharp|alt|alternate|negative|variant|solid|oval|\d+)$"
 )
-STOP_WORDS = frozenset("off on out of the and with in for to at by or alt outline fill filled bold flat line duo solid".split())
+STOP_WORDS = frozenset(
+    ["off", "on", "out", "of", "the", "and", "with", "in", "for", "to", "at", "by", "or"]
+    + ["alt", "outline", "fill", "filled", "bold", "flat", "line", "duo", "solid"]
+)
 
 
 @dataclass
 class Corpus:
-    """Pictures and what they show. `emoji` and `source` index the two name lists; -1 where a picture is no known emoji."""
+    """Pictures and what they show. `emoji` and `source` index the two lists; -1 where a picture is no known emoji."""
 
     images: np.ndarray  # (N, 64, 64, 3) uint8
     names: list[str]  # N readable names: "cat with wry smile", "coffee bean"

@@ -10,7 +10,7 @@ from experiments.embedded import sources as src
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji without skin tone, gender variant or direction. `codepoints` is lower-case hex joined by '-', without FE0F."""
+    """One emoji, no skin tone, gender variant or direction. `codepoints`: lower-case hex joined by '-', no FE0F."""
 
     codepoints: str
     name: str
@@ -93,7 +93,9 @@ def match_name(name: str, names: dict[str, str]) -> str | None:
     return None
 
 
-def iconify_pictures(package: str, work: Path, emoji: dict[str, Emoji], names: dict[str, str] | None = None) -> dict[str, str]:
+def iconify_pictures(
+    package: str, work: Path, emoji: dict[str, Emoji], names: dict[str, str] | None = None
+) -> dict[str, str]:
     """Code points → icon name for one iconify set: by its own `chars.json`, and for the rest (with `names`) by name."""
     entry = src.load_sources()[package]
     icons = src.read_json(entry, work, "icons.json")

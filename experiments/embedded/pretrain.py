@@ -1,12 +1,13 @@
-"""Pretrains the small CLIP models of the embedded federation on 2 CPU cores, in three stages that each go on where they stopped.
+"""Pretrains the small CLIP models of the embedded federation on 2 CPU cores; each stage goes on where it stopped.
 
-    python -m experiments.embedded.pretrain image --minutes 70     # image tower of `tiny`, with labels instead of captions
-    python -m experiments.embedded.pretrain text --minutes 4       # a fresh text tower on the frozen image tower; writes tiny
+    python -m experiments.embedded.pretrain image --minutes 60     # image tower of `tiny`, from labels, not captions
+    python -m experiments.embedded.pretrain text --minutes 5       # text tower on the frozen image tower; writes tiny
     python -m experiments.embedded.pretrain distill --minutes 30   # a ViT taught by the image tower; writes tiny_vit
 
-Why two stages for `tiny`: the image tower learns all that is known of a picture (which emoji it is, its Unicode subgroup, the
-words of its names and tags), so that its features are strong. The text tower then learns from names and tags and hardly ever
-from class names, so that zero-shot classification leaves something for a prompt to learn, as it does with CLIP on real data.
+Why two stages for `tiny`: the image tower learns all that is known of a picture (which emoji it is, its Unicode
+subgroup, the words of its names and tags), so that its features are strong. The text tower then learns from names and
+tags and hardly ever from class names, so that zero-shot classification leaves something for a prompt to learn, as it
+does with CLIP on real data.
 
 One style, `emojione-v1`, is kept out of training and only watched. No picture of the federation is used here.
 """
@@ -33,7 +34,7 @@ from experiments.embedded.corpus import Corpus, load_corpus, vocabulary
 
 import open_clip  # isort: skip
 from open_clip.tokenizer import SimpleTokenizer  # isort: skip
-from safetensors.torch import save_file  # isort: skip
+from safetensors.torch import load_file, save_file  # isort: skip
 
 ASSETS = src.HERE.parents[1] / "fedpgp" / "assets"
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -48,7 +49,7 @@ TINY_CFG = {
         "timm_model_pretrained": False,
         "timm_pool": "avg",
         "timm_proj": "linear",
-        "image_size": 128,
+        "image_size": 100,
     },
     "text_cfg": TEXT_CFG,
 }
@@ -58,16 +59,19 @@ TINY_VIT_CFG = {
     "vision_cfg": {"image_size": 64, "layers": 6, "width": 192, "head_width": 64, "patch_size": 8},
     "text_cfg": TEXT_CFG,
 }
-# Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may learn on small pictures
-# first, which is several times as fast; it ends on the size that the model's configuration names.
-RESOLUTIONS = ((0.45, 64), (0.78, 80), (0.92, 96), (1.0, 128))
+# Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may learn on small
+# pictures first, which is several times as fast; it ends on the size that the model's configuration names: the net
+# halves it five times, rounding up, so 100 pixels end as 4x4 positions.
+RESOLUTIONS = ((0.45, 64), (0.78, 80), (0.92, 96), (1.0, 100))
 BATCH = 128
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 300  # steps
 EMA_DECAY = 0.999
 KIND_SHARES = {"emoji": 0.68, "matched": 0.12, "icon": 0.20}  # of a batch
-UNFLIPPED = frozenset("alphanum keycap zodiac arrow time av-symbol punctuation math currency".split())  # mirrored = other sign
+UNFLIPPED = frozenset(
+    ["alphanum", "keycap", "zodiac", "arrow", "time", "av-symbol", "punctuation", "math", "currency"]
+)  # mirrored = other sign
 
 
 def autocast() -> torch.autocast:
@@ -76,7 +80,7 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
 
-# --------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 
 
 def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -97,7 +101,9 @@ def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torc
 
     # drawing style, for a part of the pictures: outlined, line art, black and white
     order = torch.randperm(batch, generator=generator)
-    outlined, line_art, hard, soft = order.split([batch // 8, batch // 16, batch // 8, batch - 2 * (batch // 8) - batch // 16])
+    outlined, line_art, hard, soft = order.split(
+        [batch // 8, batch // 16, batch // 8, batch - 2 * (batch // 8) - batch // 16]
+    )
     soft = soft[: batch // 6]
     for chosen in (outlined, line_art):
         grey = ink[chosen].mean(1, keepdim=True)
@@ -162,7 +168,7 @@ def plain(images: torch.Tensor, size: int) -> torch.Tensor:
     return normalize(pictures)
 
 
-# ----------------------------------------------------------------------------------------------------------------- labels
+# --------------------------------------------------------------------------------------------------------------- labels
 
 
 class Labels:
@@ -222,14 +228,17 @@ def sampler(corpus: Corpus, labels: Labels) -> tuple[list[torch.Tensor], list[to
     return rows, [torch.from_numpy(weight[r.numpy()]) for r in rows]
 
 
-# ------------------------------------------------------------------------------------------------------------ image tower
+# ---------------------------------------------------------------------------------------------------------- image tower
 
 
 def new_clip(config: dict) -> torch.nn.Module:
     """The untrained open_clip model that `config` describes."""
     vision = dict(config["vision_cfg"])
     return open_clip.CLIP(
-        embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=dict(config["text_cfg"]), quick_gelu=config["quick_gelu"]
+        embed_dim=config["embed_dim"],
+        vision_cfg=vision,
+        text_cfg=dict(config["text_cfg"]),
+        quick_gelu=config["quick_gelu"],
     )
 
 
@@ -259,10 +268,10 @@ def save_atomic(state: dict, path: Path) -> None:
 
 
 @torch.no_grad()
-def watch(visual: torch.nn.Module, heads: Heads, corpus: Corpus, labels: Labels) -> dict[str, float]:
+def watch(visual: torch.nn.Module, heads: Heads, corpus: Corpus, labels: Labels, size: int) -> dict[str, float]:
     """Group and emoji accuracy (percent) on the watched style; for monitoring only."""
     rows = np.flatnonzero((corpus.source == corpus.source_list.index(WATCHED)) & labels.in_classes.numpy())
-    features = encode(visual, corpus.images[rows], TINY_CFG["vision_cfg"]["image_size"])
+    features = encode(visual, corpus.images[rows], size)
     emoji, group, _ = heads(features)
     return {
         "watched_group": 100 * (group.argmax(1) == labels.group[rows]).float().mean().item(),
@@ -285,11 +294,14 @@ def encode(visual: torch.nn.Module, images: np.ndarray, size: int, batch: int = 
 
 
 def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
-    """Stage 1. The learning rate follows the part of the time budget that is used, so the budget is always used well."""
+    """Stage 1. The learning rate follows the used part of the time budget, however fast the machine is."""
     corpus = load_corpus(work)
     labels = Labels(corpus)
     rows, weights = sampler(corpus, labels)
-    print(f"pictures: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words {len(labels.vocabulary)}", flush=True)
+    print(
+        f"pictures: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words {len(labels.vocabulary)}",
+        flush=True,
+    )
     torch.manual_seed(seed)
     visual = new_clip(TINY_CFG).visual.to(memory_format=torch.channels_last)
     speed_up_stem(visual)
@@ -369,7 +381,10 @@ def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
         if step % 100 == 0:
             per_step = {key: round(value / (step - log_step), 3) for key, value in log.items()}
             rate_now = BATCH * (step - log_step) / (time.time() - logged)
-            print(f"step {step} min {used / 60:.1f} size {size} lr {rate:.2e} {per_step} {rate_now:.0f} pictures/s", flush=True)
+            print(
+                f"step {step} min {used / 60:.1f} size {size} lr {rate:.2e} {per_step} {rate_now:.0f} pictures/s",
+                flush=True,
+            )
             log, logged, log_step = dict.fromkeys(log, 0.0), time.time(), step
         if time.time() - last_save > 120:
             checkpoint()
@@ -377,12 +392,15 @@ def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
             if step % 3 == 0:
                 averaged = new_clip(TINY_CFG).visual
                 averaged.load_state_dict(average)
-                print({key: round(value, 1) for key, value in watch(averaged, heads, corpus, labels).items()}, flush=True)
+                print(
+                    {key: round(value, 1) for key, value in watch(averaged, heads, corpus, labels, size).items()},
+                    flush=True,
+                )
     checkpoint()
     print(f"done: {step} steps, {seen} pictures, {used / 60:.1f} minutes", flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- text tower
+# ----------------------------------------------------------------------------------------------------------- text tower
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -473,7 +491,7 @@ def text_features(visual: torch.nn.Module, state: dict, corpus: Corpus, labels: 
 class CompactText(torch.nn.Module):
     """open_clip's text tower with an embedding table of the used tokens only, on captions cut after their last token.
 
-    The tower is causal and pools at the end token, so cutting changes nothing; the small table saves the optimizer's time.
+    The tower is causal and pools at the end token, so cutting changes nothing; the small table saves time.
     """
 
     def __init__(self, model: torch.nn.Module, texts: list[str]):
@@ -521,12 +539,14 @@ def write_model(folder: Path, config: dict, model: torch.nn.Module) -> None:
     text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
     (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
     state = {
-        key: (value.half() if value.dtype.is_floating_point else value).contiguous() for key, value in model.state_dict().items()
+        key: (value.half() if value.dtype.is_floating_point else value).contiguous()
+        for key, value in model.state_dict().items()
     }
     if not all(value.isfinite().all() for value in state.values()):
         raise ValueError("a weight does not fit half precision")
     temporary = folder / "open_clip_model.tmp"
     save_file(state, temporary)
+    temporary.chmod(0o644)  # safetensors makes it private to its owner
     os.replace(temporary, folder / "open_clip_model.safetensors")
 
 
@@ -573,7 +593,11 @@ def train_text(work: Path, minutes: float, seed: int, name: str, class_share: fl
             print(f"going on at step {step}", flush=True)
 
     def checkpoint() -> None:
-        held = {key: value for key, value in tower.state_dict().items() if "visual" not in key and "token_embedding" not in key}
+        held = {
+            key: value
+            for key, value in tower.state_dict().items()
+            if "visual" not in key and "token_embedding" not in key
+        }
         save_atomic(
             {
                 "tower": held,
@@ -605,7 +629,8 @@ def train_text(work: Path, minutes: float, seed: int, name: str, class_share: fl
         own = [f"emoji {int(emoji[i])}" if emoji[i] >= 0 else what for i, what in zip(picked, said, strict=True)]
         of_class = [f"class {captions.classes[int(emoji[i])]}" if emoji[i] >= 0 else "" for i in picked]
         right = torch.tensor(
-            [[what in (mine, group) for mine, group in zip(own, of_class, strict=True)] for what in said], dtype=torch.float
+            [[what in (mine, group) for mine, group in zip(own, of_class, strict=True)] for what in said],
+            dtype=torch.float,
         )
         logits = scale * texts @ pictures.T
         loss = F.cross_entropy(logits, right / right.sum(1, keepdim=True))
@@ -634,14 +659,126 @@ def train_text(work: Path, minutes: float, seed: int, name: str, class_share: fl
     print(f"done: {step} steps, {len(tower.used)} tokens; wrote {target}", flush=True)
 
 
+# ---------------------------------------------------------------------------------------------------------------- a ViT
+
+DISTILL_VIEWS = 60_000  # augmented pictures with the teacher's features, drawn once and used many times
+DISTILL_RATE = 1e-3
+DROPPED_PATCHES = ((0.6, 0.5), (1.0, 0.0))  # part of the budget → share of patches the student does not see
+
+
+def distill_views(work: Path, name: str, corpus: Corpus, labels: Labels, count: int) -> dict[str, torch.Tensor]:
+    """Augmented pictures for the student, what the teacher makes of them, and their labels; kept in the work folder."""
+    path = work / name / "views.pt"
+    visual, state = load_image_tower(work, name)
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        if kept["step"] == state["step"] and len(kept["rows"]) >= count:
+            return kept
+    rows, weights = sampler(corpus, labels)
+    generator = torch.Generator().manual_seed(2)
+    counts = [round(256 * share) for share in KIND_SHARES.values()]
+    size = TINY_CFG["vision_cfg"]["image_size"]
+    parts: dict[str, list[torch.Tensor]] = {"rows": [], "pictures": [], "features": []}
+    while sum(map(len, parts["rows"])) < count:
+        picked = torch.cat(
+            [r[torch.multinomial(w, n, generator=generator)] for r, w, n in zip(rows, weights, counts, strict=True)]
+        )
+        large = augment(torch.from_numpy(corpus.images[picked.numpy()]), size, labels.flip[picked], generator)
+        with torch.no_grad(), autocast():
+            parts["features"].append(F.normalize(visual(normalize(large)).float(), dim=-1))
+        small = F.interpolate(large, size=(src.SIZE, src.SIZE), mode="bilinear", antialias=True)
+        parts["pictures"].append((small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+        parts["rows"].append(picked)
+    kept = {key: torch.cat(value) for key, value in parts.items()} | {"step": state["step"]}
+    save_atomic(kept, path)
+    return kept
+
+
+def train_vit(work: Path, minutes: float, seed: int, name: str, tiny: Path, target: Path) -> None:
+    """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of them."""
+    corpus = load_corpus(work)
+    labels = Labels(corpus)
+    state = torch.load(work / name / "image.pt", weights_only=True)
+    started = time.time()
+    views = distill_views(work, name, corpus, labels, DISTILL_VIEWS)
+    print(f"{len(views['rows'])} views, {time.time() - started:.0f} s", flush=True)
+    heads = Heads(len(corpus.emoji_list), len(labels.group_names), len(labels.vocabulary))
+    heads.load_state_dict(state["heads"])
+    heads.requires_grad_(False)
+    torch.manual_seed(seed)
+    model = new_clip(TINY_VIT_CFG)
+    visual = model.visual
+    matrices = [p for p in visual.parameters() if p.ndim > 1]
+    others = [p for p in visual.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=DISTILL_RATE, betas=(0.9, 0.98), fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    path = work / name / "vit.pt"
+    step, used = 0, 0.0
+    if path.exists():
+        resumed = torch.load(path, weights_only=True)
+        if (resumed["image_step"], resumed["seed"]) == (state["step"], seed):
+            visual.load_state_dict(resumed["visual"])
+            optimizer.load_state_dict(resumed["optimizer"])
+            generator.set_state(resumed["generator"])
+            step, used = resumed["step"], resumed["seconds"]
+            print(f"going on at step {step}", flush=True)
+
+    def checkpoint() -> None:
+        held = {"visual": visual.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        save_atomic(held | {"step": step, "seconds": used, "image_step": state["step"], "seed": seed}, path)
+
+    begun, last_save = time.time() - used, time.time()
+    visual.train()
+    while used < 60 * minutes:
+        progress = used / (60 * minutes)
+        dropped = next(share for until, share in DROPPED_PATCHES if progress < until or until == 1.0)
+        visual.patch_dropout = open_clip.transformer.PatchDropout(dropped) if dropped else torch.nn.Identity()
+        rate = DISTILL_RATE * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        picked = torch.randint(len(views["rows"]), (BATCH,), generator=generator)
+        teacher = views["features"][picked]
+        with autocast():
+            student = visual(plain(views["pictures"][picked], src.SIZE))
+        student = F.normalize(student.float(), dim=-1)
+        loss = 4 * (1 - (student * teacher).sum(1)).mean()
+        for ours, theirs in zip(heads(student)[:2], heads(teacher)[:2], strict=True):
+            loss = loss + F.kl_div(F.log_softmax(ours, 1), F.softmax(theirs, 1), reduction="batchmean")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
+        optimizer.step()
+        step, used = step + 1, time.time() - begun
+        if step % 100 == 0:
+            cosine = (student * teacher).sum(1).mean().item()
+            print(f"step {step} min {used / 60:.1f} loss {loss.item():.3f} cosine {cosine:.3f}", flush=True)
+        if time.time() - last_save > 60:
+            checkpoint()
+            last_save = time.time()
+    checkpoint()
+    visual.patch_dropout = torch.nn.Identity()
+    shared = load_file(tiny / "open_clip_model.safetensors")
+    text = {key: value.float() for key, value in shared.items() if not key.startswith("visual.")}
+    missing, unexpected = model.load_state_dict(text, strict=False)
+    if unexpected or any(not key.startswith("visual.") for key in missing):
+        raise ValueError(f"the text tower of {tiny} is not the one that tiny_vit shares")
+    write_model(target, TINY_VIT_CFG, model)
+    print(f"done: {step} steps of {BATCH}; wrote {target}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("image", "text", "distill"))
     parser.add_argument("--minutes", type=float, required=True, help="time budget of the stage, over all its sittings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--name", default="tiny", help="folder for checkpoints inside the work folder (default %(default)s)")
-    parser.add_argument("--class-share", type=float, default=CLASS_SHARE, help="captions that name a class (default %(default)s)")
+    parser.add_argument(
+        "--name", default="tiny", help="folder for checkpoints inside the work folder (default %(default)s)"
+    )
+    parser.add_argument(
+        "--class-share", type=float, default=CLASS_SHARE, help="captions that name a class (default %(default)s)"
+    )
     parser.add_argument("--to", type=Path, help="folder of the model (default: fedpgp/assets/tiny or tiny_vit)")
     parser.add_argument("--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)")
     arguments = parser.parse_args()
@@ -651,6 +788,9 @@ def main() -> None:
     elif arguments.stage == "text":
         target = arguments.to or ASSETS / "tiny"
         train_text(arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.class_share, target)
+    else:
+        target = arguments.to or ASSETS / "tiny_vit"
+        train_vit(arguments.work, arguments.minutes, arguments.seed, arguments.name, ASSETS / "tiny", target)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The packages that the pictures come from: fetched through npm (and apt for one font), verified, read from the archive.
+"""The packages that the pictures come from: fetched through npm (and apt for one font), verified, read in place.
 
-`sources.json` pins each package's name, version and the SHA-256 of its archive. Nothing is unpacked to disk but the renderer.
+`sources.json` pins each package's name, version and the SHA-256 of its archive. Only the renderer is unpacked to disk.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +49,18 @@ def fetch(entry: dict, work: Path) -> Path:
             raise SourceError(f"{command[0]} is needed to fetch {wanted}; or put its archive at {archive}")
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode or not archive.exists():
-            raise SourceError(f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}; or put the archive at {archive}")
+            raise SourceError(
+                f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}; or put the archive at {archive}"
+            )
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != entry["sha256"]:
-        raise SourceError(f"{archive} has SHA-256 {digest}, but {wanted} is pinned to {entry['sha256']}; delete it and try again")
+        raise SourceError(
+            f"{archive} has SHA-256 {digest}, but {wanted} is pinned to {entry['sha256']}; delete it and try again"
+        )
     return archive
 
 
-@lru_cache(maxsize=None)
+@cache
 def _members(archive: Path) -> dict[str, bytes]:
     with tarfile.open(archive) as tar:
         return {m.name.split("/", 1)[-1]: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}
@@ -108,8 +112,8 @@ def icon_svg(icons: dict, name: str) -> str | None:
     side = max(width, height)  # pictures that are not square are centred on a square
     box = f"{left - (side - width) / 2:g} {top - (side - height) / 2:g} {side:g} {side:g}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{SIZE}" height="{SIZE}" '
-        f'viewBox="{box}" color="#000">{icon["body"]}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{SIZE}" height="{SIZE}" viewBox="{box}" color="#000">{icon["body"]}</svg>'
     )
 
 
@@ -123,7 +127,9 @@ def render(documents: list[str], work: Path, sources: dict[str, dict], chunk: in
         start, stop = pending.pop()
         jobs.write_text(json.dumps(documents[start:stop]), encoding="utf-8")
         out.unlink(missing_ok=True)
-        done = subprocess.run(["node", str(HERE / "render.mjs"), str(jobs), str(out)], cwd=root, capture_output=True, text=True)
+        done = subprocess.run(
+            ["node", str(HERE / "render.mjs"), str(jobs), str(out)], cwd=root, capture_output=True, text=True
+        )
         if done.returncode == 0:
             pixels = np.frombuffer(out.read_bytes(), np.uint8).reshape(stop - start, SIZE, SIZE, 3)
             result[start:stop] = [picture.copy() for picture in pixels]

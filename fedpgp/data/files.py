@@ -1,9 +1,15 @@
-"""What readers of public data sets share: finding and listing folders, fetching archives, opening pickles safely."""
+"""What readers of public data sets share: finding and listing folders, fetching archives, opening files safely."""
 
+import hashlib
+import json
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fedpgp.data.base import DATA_VARIABLE
 from fedpgp.data.store import locked
@@ -14,11 +20,19 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch: its address, its MD5, and the folder (below the data root) it is unpacked or put into."""
+    """A file to fetch.
+
+    Attributes:
+        url: its address.
+        md5: its MD5; None where nobody publishes it.
+        into: the folder, below the data root, that it is put and unpacked into.
+        inner: an archive that comes out of it, relative to ``into``, and is unpacked where it lies.
+    """
 
     url: str
-    md5: str
+    md5: str | None
     into: str
+    inner: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,8 +50,12 @@ class Source:
     archives: tuple[Archive, ...] = ()
 
 
+Marker = str | tuple[str, ...]
+"""A file or folder that must be there, or several of which one must."""
+
+
 def locate(
-    name: str, root: Path, folders: Sequence[str], markers: Sequence[str], source: Source, download: bool
+    name: str, root: Path, folders: Sequence[str], markers: Sequence[Marker], source: Source, download: bool
 ) -> Path:
     """The data set's folder: the first of ``folders`` below ``root`` that holds all ``markers``; fetched first if
     asked.
@@ -45,15 +63,23 @@ def locate(
     Raises:
         FedPGPError: there is none; says what to fetch, from where, how large, and where to put it.
     """
+    unfinished = root / f".{name}.unfinished"  # there while archives are unpacked
     found = _find(root, folders, markers)
-    if found is None and download and source.archives:
+    if download and source.archives and (found is None or unfinished.exists()):
         with locked(root / f"{name}.download"):
-            if _find(root, folders, markers) is None:  # not fetched by another process while this one waited
-                _fetch(name, root, source)
+            # Unless another process has fetched it while this one waited.
+            if _find(root, folders, markers) is None or unfinished.exists():
+                _fetch(name, root, source, unfinished)
         found = _find(root, folders, markers)
+    if unfinished.exists():
+        raise FedPGPError(
+            f"data set {name} was not unpacked to the end: set dataset.download=true once more, or unpack it in "
+            f"{root / source.archives[0].into} by hand and remove {unfinished}"
+        )
     if found is not None:
         return found
-    wanted = " and ".join(str(root / folders[0] / marker) for marker in markers)
+    places = ((marker,) if isinstance(marker, str) else marker for marker in markers)
+    wanted = " and ".join(" or ".join(str(root / folders[0] / one) for one in alternatives) for alternatives in places)
     others = f" (or in {' or '.join(folders[1:])})" if len(folders) > 1 else ""
     by_itself = ", or set dataset.download=true," if source.archives else ""
     raise FedPGPError(
@@ -62,20 +88,30 @@ def locate(
     )
 
 
-def _find(root: Path, folders: Sequence[str], markers: Sequence[str]) -> Path | None:
-    return next((root / f for f in folders if all((root / f / marker).exists() for marker in markers)), None)
+def _find(root: Path, folders: Sequence[str], markers: Sequence[Marker]) -> Path | None:
+    def there(folder: Path, marker: Marker) -> bool:
+        return any((folder / one).exists() for one in ((marker,) if isinstance(marker, str) else marker))
+
+    return next((root / f for f in folders if all(there(root / f, marker) for marker in markers)), None)
 
 
-def _fetch(name: str, root: Path, source: Source) -> None:
-    from torchvision.datasets.utils import download_and_extract_archive, download_url
-
-    import fedpgp._torchvision  # noqa: F401
+def _fetch(name: str, root: Path, source: Source, unfinished: Path) -> None:
+    import fedpgp._torchvision  # noqa: F401, I001  (before torchvision)
+    from torchvision.datasets.utils import download_url, extract_archive
 
     for archive in source.archives:
         target = root / archive.into
-        packed = archive.url.endswith((".tar.gz", ".tgz", ".zip", ".tar"))
+        file = target / archive.url.rsplit("/", 1)[1]
         try:
-            (download_and_extract_archive if packed else download_url)(archive.url, str(target), md5=archive.md5)
+            if archive.md5 is None:  # a file that a broken download left could not be told from a whole one
+                file.unlink(missing_ok=True)
+            download_url(archive.url, str(target), md5=archive.md5)
+            if file.name.endswith((".tar.gz", ".tgz", ".zip", ".tar")):
+                unfinished.touch()
+                extract_archive(str(file), str(target))
+                if archive.inner:
+                    extract_archive(str(target / archive.inner), str((target / archive.inner).parent))
+                unfinished.unlink()
         except (OSError, RuntimeError, EOFError) as error:
             raise FedPGPError(
                 f"data set {name}: {archive.url} cannot be fetched ({error}); fetch it by hand ({source.size}) and "
@@ -90,8 +126,40 @@ def subfolders(folder: Path) -> list[str]:
 
 def pictures(folder: Path) -> list[str]:
     """Names of the picture files in a folder, sorted; hidden ones left out."""
-    names = (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    return sorted(name for name in names if not name.startswith("."))
+    return sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in SUFFIXES and n[0] != ".")
+
+
+def shuffled(files: Sequence[Any], seed: int) -> list[Any]:
+    """Files (paths, or tuples of a path's parts) in an order that hangs on their names and the seed only.
+
+    So a split cut from it moves hardly any file when one is added.
+    """
+    text = {file: file if isinstance(file, str) else "/".join(file) for file in files}
+    return sorted(files, key=lambda file: hashlib.sha256(f"{seed}:{text[file]}".encode()).digest())
+
+
+def hold_out(files: Sequence[tuple[str, str, str]], share: float, seed: int) -> set[tuple[str, str, str]]:
+    """Of files (domain, class, name): about ``share`` of each class and domain, at least one where there are two."""
+    groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    for file in files:
+        groups.setdefault(file[:2], []).append(file)
+    held = set()
+    for members in groups.values():
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held.update(shuffled(members, seed)[:count])
+    return held
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        FedPGPError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedPGPError(f"{path} cannot be read ({error}); fetch the data set again") from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -100,10 +168,47 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         FedPGPError: it cannot be read.
     """
+    return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_columns(path: Path, columns: int) -> list[list[str]]:
+    """The lines of a text file cut at spaces into so many columns; the last one keeps the spaces it has.
+
+    Raises:
+        FedPGPError: it cannot be read, or a line has fewer columns.
+    """
+    rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
+    for number, row in enumerate(rows, 1):
+        if len(row) < columns:
+            raise FedPGPError(f"{path}, line {number}: {' '.join(row)!r} has {len(row)} columns, not {columns}")
+    return [[*row[:-1], row[-1].rstrip()] for row in rows]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FedPGPError: it cannot be read, or is no JSON.
+    """
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise FedPGPError(f"{path} cannot be read ({error}); fetch the data set again") from error
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise FedPGPError(f"{path} is no JSON ({error}); fetch the data set again") from error
+
+
+def read_mat(path: Path, variable: str) -> np.ndarray:
+    """A variable of a MATLAB file, flat: numbers, or a structured array, or objects (a cell array).
+
+    Raises:
+        FedPGPError: it cannot be read, or lacks the variable.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return np.ravel(loadmat(path, squeeze_me=True)[variable])
+    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+        raise FedPGPError(f"{path} cannot be read ({error!r}); fetch the data set again") from error
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -1,11 +1,10 @@
 """``folder``: anybody's own pictures, in ``train/CLASS`` and ``test/CLASS`` (and ``val/CLASS``) or ``DOMAIN/CLASS``."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit, register
-from fedpgp.data.files import pictures, subfolders
+from fedpgp.data.files import hold_out, pictures, subfolders
 from fedpgp.errors import FedPGPError
 
 LAYOUTS = "train/CLASS/*.jpg and test/CLASS/*.jpg, or DOMAIN/CLASS/*.jpg"
@@ -67,19 +66,6 @@ def load(
     if by_split:
         parts = {part: split([f for f in files if f[0] == part]) for part in groups}
         return Dataset("folder", names, template, parts["train"], parts.get("val"), parts["test"])
-    test = _test_files(files, test_share, split_seed)
+    test = hold_out(files, test_share, split_seed)
     train = split([f for f in files if f not in test])
     return Dataset("folder", names, template, train, None, split([f for f in files if f in test]))
-
-
-def _test_files(files: list[tuple[str, str, str]], share: float, seed: int) -> set[tuple[str, str, str]]:
-    """The files, about ``share`` of each class and domain, whose hash is lowest; at least one, where there are two."""
-    groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
-    for file in files:
-        groups.setdefault(file[:2], []).append(file)
-    test = set()
-    for members in groups.values():
-        members.sort(key=lambda file: hashlib.sha256(f"{seed}:{'/'.join(file)}".encode()).digest())
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        test.update(members[:count])
-    return test

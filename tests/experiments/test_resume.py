@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(verb: str, run_dir: Path, *overrides: str, faults: dict | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-m", "tests.small", verb, str(run_dir), json.dumps(faults or {}), *overrides]
+    # Not -m: Ray's workers have to find the functions in a module of that name.
+    code = "import sys; from tests.small import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-u", "-c", code, verb, str(run_dir), json.dumps(faults or {}), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams)
@@ -110,7 +112,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path, whole):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop(tmp_path, whole, number, code):
     """It stops at once, saved, says how to go on, and goes on to the same end."""
-    process = launch("start", tmp_path / "run", faults={"slow": 1.5, "until": ""})
+    process = launch("start", tmp_path / "run", faults={"slow": 1.5})
     wait_for(process, "round 1/3")
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -146,7 +148,9 @@ def test_a_configuration_edited_by_hand_is_refused(tmp_path):
 
 
 def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
-    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never write again; gone on with on Ray."""
+    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never write again; gone on
+    with on Ray.
+    """
     process = launch("start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5})
     wait_for(process, "round 1/3")
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::ClientApp")]
@@ -204,7 +208,9 @@ def test_asked_to_stop_on_ray(tmp_path, number, code):
 
 def _mend(run_dir: Path) -> None:
     """Takes the fault out of a run's configuration, as fixing the machine would."""
-    (run_dir / "config.yaml").write_text(re.sub(r"faults:\n(    .*\n)+", "faults: {}\n", (run_dir / "config.yaml").read_text()))
+    (run_dir / "config.yaml").write_text(
+        re.sub(r"faults:\n(    .*\n)+", "faults: {}\n", (run_dir / "config.yaml").read_text())
+    )
     for path in checkpoints(run_dir / "checkpoint"):
         tensors, info = read_checkpoint(path)
         info["config"]["dataset"]["faults"] = {}

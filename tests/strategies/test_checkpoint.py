@@ -8,7 +8,11 @@ from fedpgp.errors import FedPGPError
 from strategies import checkpoint as module
 from strategies.checkpoint import Corrupted, checkpoints, latest_checkpoint, read_checkpoint, save_checkpoint
 
-TENSORS = {"shared/p_G": np.arange(12.0).reshape(3, 4), "committed": np.array([0, 2, 1]), "shared/q": np.ones(3, np.float32)}
+TENSORS = {
+    "shared/p_G": np.arange(12.0).reshape(3, 4),
+    "committed": np.array([0, 2, 1]),
+    "shared/q": np.ones(3, np.float32),
+}
 INFO = {"run": "abc", "seconds": {"total": 1.5}}
 
 
@@ -65,7 +69,9 @@ def test_another_format_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FORMAT", 7)
     save_checkpoint(tmp_path, 1, TENSORS, INFO)
     monkeypatch.undo()
-    with pytest.raises(FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads format 1"):
+    with pytest.raises(
+        FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads format 1"
+    ):
         latest_checkpoint(tmp_path, print)
 
 

@@ -27,7 +27,9 @@ def train_one(client: int, records) -> RecordDict:
 
 
 class Nodes(Grid):
-    """Nodes in this process. ``cohort``: they speak the packed format; else one logical client a node, as Flower has it."""
+    """Nodes in this process. ``cohort``: they speak the packed format; else one logical client a node, as Flower has
+    it.
+    """
 
     def __init__(self, count: int, *, cohort: bool, broken=(), silent=()):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
@@ -62,7 +64,9 @@ class Nodes(Grid):
             return Message(train_one(node, message.content), reply_to=message)
         own = unpack(message.content, Job.of(message.content).clients)
         replies = {client: train_one(client, records) for client, records in own.items() if client != 13}
-        return Message(pack_reply(replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0}), reply_to=message)
+        return Message(
+            pack_reply(replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0}), reply_to=message
+        )
 
     def send_and_receive(self, messages, *, timeout=None):
         return self.pull_messages(self.push_messages(messages))
@@ -80,10 +84,18 @@ def cohort_grid(nodes: int = 3, **options) -> CohortGrid:
 
 
 def dp():
-    return DifferentialPrivacyServerSideFixedClipping(FedAvg(), noise_multiplier=0.1, clipping_norm=2.0, num_sampled_clients=CLIENTS)
+    return DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(), noise_multiplier=0.1, clipping_norm=2.0, num_sampled_clients=CLIENTS
+    )
 
 
-STRATEGIES = {"fedavg": FedAvg, "fedadam": FedAdam, "fedmedian": FedMedian, "krum": lambda: Krum(num_malicious_nodes=2), "dp": dp}
+STRATEGIES = {
+    "fedavg": FedAvg,
+    "fedadam": FedAdam,
+    "fedmedian": FedMedian,
+    "krum": lambda: Krum(num_malicious_nodes=2),
+    "dp": dp,
+}
 STRATEGIES |= {f"rule {name}": (lambda name=name: make_rule(name, {})) for name in RULES}
 
 
@@ -128,7 +140,9 @@ def test_each_client_gets_its_own_payload():
     grid = cohort_grid(2)
     replies = grid.send_and_receive(messages_for(grid, {client: content(client) for client in range(CLIENTS)}))
     for client, reply in enumerate(replies):
-        np.testing.assert_array_equal(reply.content["arrays"]["p"].numpy(), train_one(client, content(client))["arrays"]["p"].numpy())
+        np.testing.assert_array_equal(
+            reply.content["arrays"]["p"].numpy(), train_one(client, content(client))["arrays"]["p"].numpy()
+        )
 
 
 def test_a_dead_node_costs_its_clients_only():
@@ -137,14 +151,19 @@ def test_a_dead_node_costs_its_clients_only():
 
     pause, strategies.grid.RESTART_PAUSE = strategies.grid.RESTART_PAUSE, 0.01
     try:
-        replies = grid.send_and_receive(messages_for(grid, {client: content() for client in range(CLIENTS)}), timeout=20)
+        replies = grid.send_and_receive(
+            messages_for(grid, {client: content() for client in range(CLIENTS)}), timeout=20
+        )
     finally:
         strategies.grid.RESTART_PAUSE = pause
     failed = [reply for reply in replies if reply.has_error()]
     assert len(replies) == CLIENTS and len(failed) == 5
     for reply in failed:
         client = reply.metadata.src_node_id
-        assert reply.error.reason == f"client {client}: the process it ran in ended unexpectedly (killed, out of memory, or a crash)"
+        assert (
+            reply.error.reason
+            == f"client {client}: the process it ran in ended unexpectedly (killed, out of memory, or a crash)"
+        )
     alone = [Job.of(message.content).clients for message in grid.inner.sent[2:]]
     assert all(len(clients) == 1 for clients in alone) and len(alone) == 5  # a second try each, alone
 
@@ -190,7 +209,10 @@ def test_the_deal_is_balanced_and_deterministic():
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("<class 'x.ClientAppException'>:<'\nException ClientAppException occurred. Message: no weights'>", "no weights"),
+        (
+            "<class 'x.ClientAppException'>:<'\nException ClientAppException occurred. Message: no weights'>",
+            "no weights",
+        ),
         ("ValueError: bad", "ValueError: bad"),
         ("", "failed without saying why"),
     ],

@@ -21,7 +21,9 @@ class Ids(InlineGrid):
 def one_round(rule, round: int, shared: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
     np.random.seed(round)
-    messages = sorted(rule.configure_train(round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id)
+    messages = sorted(
+        rule.configure_train(round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id
+    )
     replies = []
     for message in messages:
         client = message.metadata.dst_node_id

@@ -46,7 +46,9 @@ def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):
     run(tmp_path / "a", "rounds=1", "participation=1", "evaluate_every=0", faults={fault: [2]})
     (line,) = metrics(tmp_path / "a", "train")
     assert line["clients"] == 5 and line["dropped"] == [{"client": 2, "reason": said}]
-    assert all(np.isfinite(tensor).all() for name, tensor in final(tmp_path / "a")[0].items() if name.startswith("shared/"))
+    assert all(
+        np.isfinite(tensor).all() for name, tensor in final(tmp_path / "a")[0].items() if name.startswith("shared/")
+    )
     assert final(tmp_path / "a")[0]["committed"].tolist() == [1, 1, 0, 1, 1, 1]
     if fault != "raise":
         run(tmp_path / "b", "rounds=1", "participation=1", "evaluate_every=0", faults={"raise": [2]})
@@ -55,7 +57,9 @@ def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):
 
 def test_too_few_clients_stop_the_run_saved(tmp_path, capsys):
     faults = {"raise": [0, 1, 2, 3, 4], "round": 2}
-    with pytest.raises(FedPGPError, match="round 2: 1 of 6 clients gave a usable answer, 2 are needed .*client 0 fell over"):
+    with pytest.raises(
+        FedPGPError, match="round 2: 1 of 6 clients gave a usable answer, 2 are needed .*client 0 fell over"
+    ):
         run(tmp_path / "a", "participation=1", "runtime.min_clients=2", "evaluate_every=0", faults=faults)
     assert "asking the others again" in capsys.readouterr().out
     assert final(tmp_path / "a")[1]["round"] == 1
@@ -72,7 +76,9 @@ def test_clients_come_from_seed_and_round(tmp_path):
     assert committed.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("clients", "share", "count"), [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)])
+@pytest.mark.parametrize(
+    ("clients", "share", "count"), [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)]
+)
 def test_number_of_participants(clients, share, count):
     assert participants({"clients": clients, "participation": share}) == count
 
@@ -94,7 +100,9 @@ def test_other_methods(tmp_path, method):
     summary = run(tmp_path / "a", f"method={method}", "rounds=2")
     assert summary["status"] == "finished"
     assert (summary["accuracy"]["global"] is None) == (method == "coop")
-    assert summary["accuracy"]["personal"]["local"] is not None and summary["accuracy"]["zero_shot"]["local"] is not None
+    assert (
+        summary["accuracy"]["personal"]["local"] is not None and summary["accuracy"]["zero_shot"]["local"] is not None
+    )
     assert len(metrics(tmp_path / "a", "train")) == (0 if method == "zero_shot" else 2)
 
 

@@ -1,0 +1,182 @@
+"""``hub``: any image data set of the Hugging Face hub, or a local copy of one, by its name and columns. Needs
+``datasets``."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fedpgp.data.base import Dataset, Split, Subset, register
+from fedpgp.data.domains import TEST_SHARE
+from fedpgp.data.files import hold_out
+from fedpgp.errors import FedPGPError, unknown
+
+
+class HubSplit(Split):
+    """Pictures in a column of a ``datasets.Dataset``."""
+
+    def __init__(
+        self, table: Any, column: str, name: str, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None
+    ):
+        super().__init__(labels, domains)
+        self.table, self.column, self.name = table.select_columns([column]), column, name
+
+    def describe(self, i: int) -> str:
+        return f"{i} of {self.name}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.table._fingerprint.encode()).hexdigest()
+
+    def _open(self, i: int) -> Image.Image:
+        return self.table[int(i)][self.column]
+
+
+@register("hub")
+def load(
+    root: Path,
+    *,
+    download: bool = False,
+    repo: str = "",
+    subset: str | None = None,
+    revision: str | None = None,
+    image: str = "image",
+    label: str = "label",
+    domain: str | None = None,
+    train: str | None = "train",
+    val: str | None = None,
+    test: str | None = "test",
+    class_names: Sequence[str] | None = None,
+    template: str = "a photo of a {}.",
+) -> Dataset:
+    """An image data set of the hub.
+
+    Args:
+        root: where a folder named ``repo`` is looked for before the hub is asked.
+        download: fetch what the hub's own cache ($HF_HOME) lacks; without it nothing is asked of the network.
+        repo: OWNER/NAME on the hub, or a folder.
+        subset: the configuration, where a data set has several.
+        revision: commit or tag.
+        image, label, domain: columns; ``domain`` None: the data set has no domains.
+        train, val, test: names of its splits. None: it has no such split; without ``test`` a fifth of each class and
+            domain of ``train`` is for testing.
+        class_names: in label order; None: as the column has them, sorted where it holds words.
+        template: of a class's sentence, with one ``{}``.
+
+    Raises:
+        FedPGPError: not there; unknown split or column; a column of another kind; pictures without a label.
+    """
+    if not repo:
+        raise FedPGPError("data set hub needs dataset.repo=OWNER/NAME, its name on the Hugging Face hub")
+    if template.count("{}") != 1:
+        raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
+    if train is None and test is None:
+        raise FedPGPError("data set hub needs dataset.train or dataset.test")
+    tables = _tables(root, repo, subset, revision, download)
+    chosen = {part: name for part, name in (("train", train), ("val", val), ("test", test)) if name is not None}
+    for part, name in chosen.items():
+        if name not in tables:
+            raise FedPGPError(unknown(f"dataset.{part} of {repo}", name, list(tables)))
+    tables = {part: tables[name] for part, name in chosen.items()}
+    for table in tables.values():
+        _check(repo, table, image, label, domain)
+    names = _class_names(repo, tables, label, class_names)
+
+    def split(part: str) -> HubSplit | None:
+        if part not in tables:
+            return None
+        table = tables[part]
+        where = f"{repo}, {chosen[part]}"
+        domains = None if domain is None else [str(text) for text in _texts(table, domain)]
+        return HubSplit(table, image, where, _labels(where, table, label, names), domains)
+
+    parts = {part: split(part) for part in ("train", "val", "test")}
+    notes = (f"from the hub: {repo}, splits {', '.join(chosen.values())}",)
+    if test is None:
+        whole = parts["train"]
+        keys = zip(whole.domains or [""] * len(whole), whole.labels, strict=True)
+        files = [(where, str(mine), str(row)) for row, (where, mine) in enumerate(keys)]
+        held = hold_out(files, TEST_SHARE, 0)
+        parts["train"] = Subset(whole, [row for row, file in enumerate(files) if file not in held])
+        parts["test"] = Subset(whole, [row for row, file in enumerate(files) if file in held])
+        notes += (f"split: our own, {TEST_SHARE:.0%} of each class and domain for testing",)
+    return Dataset("hub", names, template, parts["train"], parts["val"], parts["test"], notes=notes)
+
+
+def _tables(root: Path, repo: str, subset: str | None, revision: str | None, download: bool) -> dict[str, Any]:
+    """All splits by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise FedPGPError("data set hub needs the package datasets: pip install datasets") from error
+    local = (root / repo).is_dir()
+    try:
+        with contextlib.nullcontext() if download or local else _offline(datasets.config):
+            return datasets.load_dataset(str(root / repo) if local else repo, subset, revision=revision)
+    except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
+        how = (
+            "is the name right, and does this machine reach the hub (HF_HUB_OFFLINE, HF_TOKEN for a closed one)?"
+            if download
+            else "it is not in the hub's cache: set dataset.download=true, or fill $HF_HOME where there is a network"
+        )
+        raise FedPGPError(
+            f"data set hub: {repo} cannot be loaded from {root / repo} or https://huggingface.co/datasets/{repo} "
+            f"(its page says how large it is): {how} ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _offline(config: Any) -> Iterator[None]:
+    """The hub's cache only; the library has no argument for it."""
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _check(repo: str, table: Any, image: str, label: str, domain: str | None) -> None:
+    import datasets
+
+    for option, column in (("image", image), ("label", label), ("domain", domain)):
+        if column is not None and column not in table.column_names:
+            raise FedPGPError(unknown(f"dataset.{option} of {repo}", column, table.column_names))
+    if not isinstance(table.features[image], datasets.Image):
+        raise FedPGPError(f"dataset.image={image}: this column of {repo} holds {table.features[image]}, no pictures")
+
+
+def _texts(table: Any, column: str) -> list[Any]:
+    """A column's values; numbers that have names come as these."""
+    names = getattr(table.features[column], "names", None)
+    values = list(table[column])
+    return values if names is None else [None if v is None or v < 0 else names[v] for v in values]
+
+
+def _class_names(repo: str, tables: dict[str, Any], label: str, given: Sequence[str] | None) -> list[str]:
+    feature = next(iter(tables.values())).features[label]
+    published = getattr(feature, "names", None)
+    if given is not None:
+        if published is not None and len(published) != len(given):
+            raise FedPGPError(f"dataset.class_names has {len(given)} names, {repo} has {len(published)} classes")
+        return list(given)
+    if published is not None:
+        return list(published)
+    values = {value for table in tables.values() for value in table[label] if value is not None}
+    if not all(isinstance(value, str) for value in values):
+        raise FedPGPError(f"dataset.label={label}: {repo} has numbers without names there; set dataset.class_names")
+    return sorted(values)
+
+
+def _labels(where: str, table: Any, label: str, names: list[str]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(names)}
+    # Numbers stay as they are, with or without names of their own; words are looked up.
+    values = [number.get(value, -1) if isinstance(value, str) else value for value in table[label]]
+    bad = [value for value in values if value is None or not 0 <= value < len(names)]
+    if bad:
+        raise FedPGPError(f"data set hub: {len(bad)} pictures of {where} have no label among {len(names)} classes")
+    return np.array(values, dtype=np.int64)

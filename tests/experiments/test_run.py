@@ -1,0 +1,204 @@
+"""The command: overrides, refusals, the run folder, sweeps, loggers."""
+
+import csv
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import experiments.runner
+from experiments.run import main
+from experiments.settings import CONF, changed_on_resume, check, choices, composed
+from fedpgp.clip import MODELS, SHIPPED
+from fedpgp.errors import FedPGPError
+from fedpgp.methods import METHODS
+from tests.small import small_config, small_federation
+
+SMALL = ["runtime=inline", "protocol=personal", "partition=iid", "clients=4", "rounds=1", "batch_size=4", "device=cpu"]
+SMALL += ["method.rank=2"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The command on the small federation."""
+    for verb in ("start", "resume"):
+        function = getattr(experiments.runner, verb)
+        monkeypatch.setattr(experiments.runner, verb, functools.partial(function, federation_of=small_federation))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("method=fedpg", "unknown method 'fedpg'; did you mean fedpgp?"),
+        ("model=vitb16", "did you mean vit_b16"),
+        ("partition=dirichlett", "did you mean dirichlet"),
+        ("-m method=fedpgp,promtfl", "did you mean promptfl"),
+        ("method.rnak=2", "did you mean method.rank"),
+        ("rank=2", "did you mean method.rank?"),
+        ("epochs=2", "did you mean local_epochs"),
+        ("partition=iid partition.beta=0.3", "partition.beta"),
+        ("+nonsense=1", "unknown setting 'nonsense'"),
+        ("lr", "cannot read 'lr'; write key=value"),
+        ("lr=0", "lr=0 cannot work; it is a number above 0"),
+        ("lr=fast", "lr=fast cannot work"),
+        ("participation=1.5", "participation=1.5 cannot work; it is a number above 0 and at most 1"),
+        ("clients=0", "clients=0 cannot work; it is a whole number, 1 or more"),
+        ("shots=0", "shots=0 cannot work; it is a whole number, 1 or more, or null for all images"),
+        ("method.rank=0", "method.rank=0 cannot work"),
+        ("rounds=-1", "rounds=-1 cannot work; it is a whole number, 0 or more"),
+        ("rounds=2.5", "rounds=2.5 cannot work"),
+        ("partition.beta=0", "partition.beta=0 cannot work"),
+        ("device=gpu", "unknown value of device 'gpu'; did you mean cpu"),
+        ("dtype=float16", "dtype 'float16'; did you mean"),
+        ("verbose=perhaps", "verbose=perhaps cannot work; it is true or false"),
+        ("runtime.round_timeout=0", "runtime.round_timeout=0 cannot work"),
+        ("dataset=folder", "dataset.root has no value; give it one: dataset.root=..."),
+        ("resume=/nowhere", "/nowhere is no run's folder: it has no config.yaml"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and said in error and "\n" not in error
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_help_explains(capsys):
+    with pytest.raises(SystemExit) as end:
+        sys.exit(main(["--help"]))
+    out = capsys.readouterr().out
+    assert not end.value.code
+    for words in (
+        "python -m experiments.run [group=choice",
+        "method: coop, fedpgp, promptfl, zero_shot",
+        "rounds: 10",
+        "resume=",
+    ):
+        assert words in out
+
+
+def test_the_run_folder_is_complete(tmp_path, small, capsys):
+    folder = tmp_path / "run"
+    assert main([*SMALL, f"run_dir={folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "personal prompt" in out and str(folder) in out
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["clients"] == 4 and config["versions"]["flwr"] and f"run_dir={folder}" in config["command"]
+    summary = json.loads((folder / "summary.json").read_text())
+    keys = "method dataset model partition protocol seed rounds clients status accuracy seconds"
+    sent = "bytes_up bytes_down wire_bytes_up wire_bytes_down"
+    assert set(summary) == {*keys.split(), *sent.split(), "images_per_second", "peak_rss_mb", "peak_gpu_mb"}
+    assert set(summary["seconds"]) == {"total", "train", "evaluate", "overhead"} and summary["status"] == "finished"
+    assert summary["seconds"]["total"] >= summary["seconds"]["train"] + summary["seconds"]["evaluate"]
+    assert set(summary["accuracy"]) == {"zero_shot", "global", "personal"}
+    partition = json.loads((folder / "partition.json").read_text())
+    assert partition["scheme"] == "iid" and len(partition["clients"]) == 4 and len(partition["class_names"]) == 6
+    rows = list(csv.DictReader((folder / "clients.csv").open()))
+    assert len(rows) == 12 and {row["model"] for row in rows} == {"zero_shot", "global", "personal"}
+    mean = sum(float(row["local"]) for row in rows if row["model"] == "personal") / 4
+    assert mean == pytest.approx(summary["accuracy"]["personal"]["local"])
+    assert json.loads((folder / "samples.json").read_text())["samples"]
+    assert "<html" in (folder / "report.html").read_text()
+
+
+def test_a_folder_that_exists_is_refused(tmp_path, small, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    assert main([*SMALL, f"run_dir={folder}"]) == 2
+    assert (
+        f"{folder} exists already; go on with it by resume={folder}, or choose another run_dir"
+        in capsys.readouterr().err
+    )
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_from_another_configuration_is_refused(tmp_path, small, capsys):
+    folder = tmp_path / "run"
+    assert main([*SMALL, f"run_dir={folder}"]) == 0
+    before = (folder / "summary.json").read_bytes()
+    assert main([f"resume={folder}", "lr=0.5", "method=promptfl"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "started with another configuration" in error
+        and "lr" in error
+        and "method.name" in error
+        and "rounds" not in error
+    )
+    assert (folder / "summary.json").read_bytes() == before
+    assert main([f"resume={folder}", "lr=0.1", "verbose=false", "runtime.cohort_size=1"]) == 0
+    assert not (folder / "tensorboard").exists()
+    assert main([f"resume={folder}", "logger=tensorboard"]) == 0  # what does not change the numbers may change
+    assert (folder / "tensorboard").exists()
+
+
+def test_settings_that_do_not_change_numbers_may_change_on_resume():
+    stored = composed(SMALL)
+    assert (
+        changed_on_resume(["runtime=ray", "runtime.workers=3", "logger=wandb"], composed(["runtime=ray"]), stored) == []
+    )
+    assert changed_on_resume(["seed=1"], composed(["seed=1"]), stored) == ["seed"]
+    assert "clients" in changed_on_resume(["experiment=smoke"], composed(["experiment=smoke"]), stored)
+
+
+def test_a_sweep_and_going_on_with_it(tmp_path, small, capsys):
+    folder = tmp_path / "sweep"
+    sweep = ["-m", *(o for o in SMALL if "rank" not in o), "method=promptfl,coop", "seed=0,1"]
+    assert main([*sweep, f"run_dir={folder}"]) == 0
+    runs = sorted(path.parent for path in folder.glob("*/summary.json"))
+    assert len(runs) == 4 and any("method=coop" in run.name and "seed=1" in run.name for run in runs)
+    assert main([*sweep, f"run_dir={folder}"]) == 2  # exists
+    kept = runs[0] / "summary.json"
+    before = kept.stat().st_mtime_ns
+    (runs[1] / "summary.json").unlink()
+    capsys.readouterr()
+    assert main([*sweep, f"resume={folder}"]) == 0
+    assert kept.stat().st_mtime_ns == before and (runs[1] / "summary.json").exists()
+    assert capsys.readouterr().out.count("is finished") == 3
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_loggers_write_offline(tmp_path, small, logger, monkeypatch):
+    pytest.importorskip(logger)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main([*SMALL, f"run_dir={tmp_path / 'run'}", f"logger={logger}"]) == 0
+    pattern = {"wandb": "wandb/offline-run-*", "tensorboard": "tensorboard/events*"}[logger]
+    assert list((tmp_path / "run").glob(pattern))
+
+
+def test_names_of_conf_are_those_of_the_code():
+    assert set(choices()["method"]) == set(METHODS)
+    assert set(choices()["model"]) == {*SHIPPED, *MODELS}
+    for group, names in choices().items():
+        for name in names:
+            if group != "experiment":
+                composed([f"{group}={name}"])
+
+
+def test_every_choice_begins_with_its_command():
+    for path in CONF.glob("*/*.yaml"):
+        lines = path.read_text().splitlines()
+        first = next(line for line in lines if not line.startswith("# @package"))
+        assert re.match(rf"# python -m experiments\.\w+ .*\b{path.parent.name}={path.stem}\b", first), path
+
+
+def test_the_defaults_are_possible():
+    check(composed())
+    for name in choices()["experiment"]:
+        check(composed([f"experiment={name}"]))
+
+
+def test_a_value_of_the_wrong_kind_is_refused(tmp_path):
+    config = small_config(tmp_path)
+    config["clients"] = True
+    with pytest.raises(FedPGPError, match="clients=true cannot work"):
+        check(config)
+
+
+def test_nothing_of_this_machine_is_in_conf():
+    assert not [path for path in CONF.rglob("*.yaml") if str(Path.home()) + "/" in path.read_text()]
