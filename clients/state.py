@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from clients.files import cannot_write, flush_filesystem, write_atomically
 from fedpgp.errors import FedPGPError
+from fedpgp.files import cannot_write, flush_filesystem, write_atomically
 
 _STATE = re.compile(r"round_(\d+)\.safetensors")
 

@@ -32,11 +32,12 @@ import torch.nn.functional as F
 
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods import METHODS, Batch, Method, Params
+from fedpgp.methods import METHODS, Batch, Method, Params, Step
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
 
 IMAGES, CONTEXT, RANK = 32, 16, 8
+STEP = Step(round=1, step=0, clients=(0,), received={}, lr=0.1, seed=0)  # FedPGP needs nothing of it
 WORDS = (
     "cat",
     "dog",
@@ -191,7 +192,7 @@ def bench_step(arguments: argparse.Namespace) -> list[dict]:
         method, params, batch, classes = setting(count, 1, arguments.model, arguments.device)
 
         def ours(method=method, params=params, batch=batch, classes=classes):
-            return method.gradients(params, batch, classes)
+            return method.gradients(params, batch, classes, STEP)
 
         def plain(method=method, params=params, batch=batch, classes=classes):
             return plain_step(method, params, batch, classes)
@@ -228,10 +229,10 @@ def bench_cohort(arguments: argparse.Namespace) -> list[dict]:
         one_batch = Batch(batch.images[:1], batch.labels[:1], batch.weights[:1])
 
         def together(method=method, params=params, batch=batch, classes=classes):
-            return method.gradients(params, batch, classes)
+            return method.gradients(params, batch, classes, STEP)
 
         def alone(method=method, one=one, one_batch=one_batch, classes=classes):
-            return method.gradients(one, one_batch, classes)
+            return method.gradients(one, one_batch, classes, STEP)
 
         many, single = in_turn(together, alone, arguments.repeats)
         each = statistics.median(many) / arguments.clients

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from clients.files import cannot_write, write_atomically
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import FIGURES, MODELS, client_figures
+from fedpgp.files import cannot_write, write_atomically
 
 PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
 ABOUT = ("versions", "git_commit", "command")

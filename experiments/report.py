@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
-from clients.files import write_atomically
 from experiments.reporting import tables
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.page import render_run
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
 _DESCRIPTION = """\

@@ -131,7 +131,7 @@ class FrozenCLIP:
 
 
 def word_ids(tokenizer: Callable, text: str) -> list[int]:
-    """Token ids without start, end and padding: CLIP's tokenizer, or the Hugging Face one inside open_clip's wrapper."""
+    """Token ids without start, end and padding: of CLIP's tokenizer, or the Hugging Face one in open_clip's wrapper."""
     if hasattr(tokenizer, "encode"):
         return tokenizer.encode(text)
     return tokenizer.tokenizer.encode(text, add_special_tokens=False)
@@ -185,8 +185,8 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
         tokenizer = open_clip.get_tokenizer(architecture)
     except (ImportError, OSError, ValueError) as error:
         raise FedPGPError(
-            f"model {name}: its tokenizer cannot be had ({_first_line(error)}); it is a Hugging Face one: pip install transformers, "
-            "and have its files in the Hugging Face cache"
+            f"model {name}: its tokenizer cannot be had ({_first_line(error)}); it is a Hugging Face one: "
+            "pip install transformers, and have its files in the Hugging Face cache"
         ) from error
     try:
         with warnings.catch_warnings():
@@ -259,8 +259,9 @@ def _check_weights(name: str, architecture: str, tag: str) -> dict:
             )
         activation = "QuickGELU" if (open_clip.get_model_config(architecture) or {}).get("quick_gelu") else "GELU"
         warnings.warn(
-            f"model {name}: a weights file does not say its activation; {architecture} takes {activation}. If these weights were "
-            f"trained with the other one (OpenAI's: QuickGELU; LAION's: GELU), use {_other_activation(architecture)}",
+            f"model {name}: a weights file does not say its activation; {architecture} takes {activation}. If these "
+            "weights were trained with the other one (OpenAI's with QuickGELU, LAION's with GELU), use "
+            f"{_other_activation(architecture)}",
             stacklevel=3,
         )
         config = open_clip.get_pretrained_cfg(architecture, MODELS[name][1]) or {} if name in MODELS else {}

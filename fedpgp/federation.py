@@ -21,7 +21,7 @@ from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.features import encode_split
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
-from fedpgp.methods import METHODS, Method, Params
+from fedpgp.methods import METHODS, Method, Params, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.protocols import ClientShare, Deal, deal
 from fedpgp.seeding import generator
@@ -32,8 +32,8 @@ State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
 OPTIMIZER = "optimizer/"  # prefix of the optimizer's tensors in a client's private state
 
-MEMORY_SHARE = 0.25
-"""Part of the free memory that one cohort's activations may take (several workers share a machine)."""
+MEMORY_SHARE = 0.1
+"""Part of a machine's memory that one cohort's activations may take (several workers share it)."""
 
 
 class FeatureSource(Protocol):
@@ -176,7 +176,11 @@ class Federation:
             yield ordered[start : start + size]
 
     def _affordable(self, classes: Candidates, gradients: bool) -> int:
-        """Clients whose activations fit into memory, at least 1."""
+        """Clients whose activations fit into memory, at least 1.
+
+        From the memory the machine has, not from what is free just now: float32 results depend on the packing in their
+        last digits, and the same run must give the same numbers twice.
+        """
         task = self.method.task
         blocks, width = len(task.clip.text_model.transformer.resblocks), task.clip.width
         kept = 12 * blocks if gradients else 24  # widths a token: what autograd keeps of a block, or one block's peak
@@ -184,10 +188,10 @@ class Federation:
             2 * classes.encoder(task.n_ctx).tokens * width * kept * torch.finfo(task.dtype).bits // 8
         )  # two passes: global and personal
         if task.device.type == "cuda":
-            free = torch.cuda.mem_get_info(task.device)[0]
+            memory = torch.cuda.get_device_properties(task.device).total_memory
         else:
-            free = psutil.virtual_memory().available
-        return max(1, int(free * MEMORY_SHARE / client))
+            memory = psutil.virtual_memory().total
+        return max(1, int(memory * MEMORY_SHARE / client))
 
     # Training. --------------------------------------------------------------------------------------------------------
 
@@ -216,6 +220,7 @@ class Federation:
                 [self.deal.shares[client].train for client in cohort],
                 self.base,
                 self.training,
+                received={name: params[name] for name in shared},
                 seed=self.seed,
                 clients=cohort,
                 round=round,
@@ -274,28 +279,37 @@ class Federation:
                 mine = {part: features[k] for part, features in personal.items()} or common["global"]
                 figures: dict[str, float] = {}
                 for model, features in {**common, "personal": mine}.items():
-                    for figure, value in self._score(self.deal.shares[client], features).items():
+                    for figure, value in self._score(self.deal.shares[client], features, model == "zero_shot").items():
                         figures[f"{model}.{figure}"] = value
                 yield EvalResult(client, len(self.deal.shares[client].test), figures)
 
-    def _score(self, share: ClientShare, features: Mapping[str, Tensor]) -> dict[str, float]:
+    def _score(self, share: ClientShare, features: Mapping[str, Tensor], zero_shot: bool) -> dict[str, float]:
         """local, ece, base, novel of one model on one client's test images; what has no image is absent."""
         figures: dict[str, float] = {}
-        labels = self.labels("test", self.deal.base_classes)
+        images, labels = self.features("test"), self.labels("test", self.deal.base_classes)
+
+        def answer(part: str, rows: np.ndarray) -> Tensor:
+            if zero_shot:  # CLIP's own answer, whatever the method does with its own models
+                return cosine_logits(features[part], images[rows], self.method.task.logit_scale)
+            return self.method.logits(features[part], images[rows])
+
         if len(share.test):
-            logits = self.method.logits(features["base"], self.features("test")[share.test])
-            if self.local_labels == "own":
-                others = np.setdiff1d(np.arange(logits.shape[-1]), share.own_classes)
-                logits[:, others] = float("-inf")
+            logits = self._local(answer("base", share.test), share)
             figures["local"] = accuracy(logits, labels[share.test])
             figures["ece"] = calibration_error(logits, labels[share.test])
         if share.base is not None and len(share.base):
-            logits = self.method.logits(features["base"], self.features("test")[share.base])
-            figures["base"] = accuracy(logits, labels[share.base])
+            figures["base"] = accuracy(answer("base", share.base), labels[share.base])
         if share.novel is not None and len(share.novel):
-            logits = self.method.logits(features["novel"], self.features("test")[share.novel])
-            figures["novel"] = accuracy(logits, self.labels("test", self.deal.novel_classes)[share.novel])
+            novel = self.labels("test", self.deal.novel_classes)
+            figures["novel"] = accuracy(answer("novel", share.novel), novel[share.novel])
         return figures
+
+    def _local(self, logits: Tensor, share: ClientShare) -> Tensor:
+        """Logits over the candidates of local accuracy; with ``local_labels=own`` others' classes are no answer."""
+        if self.local_labels == "own":
+            others = np.setdiff1d(np.arange(logits.shape[-1]), share.own_classes)
+            logits[..., others] = float("-inf")
+        return logits
 
     @torch.no_grad()
     def samples(
@@ -314,7 +328,8 @@ class Federation:
             states = [load_state(client) or self.initial_state(client)]
             features = self.method.personal_features(self._params(shared, states), self.base)
             features = features[0] if features.dim() == 3 else features
-            probability = self.method.logits(features, self.features("test")[share.test]).softmax(-1)
+            logits = self.method.logits(features, self.features("test")[share.test])
+            probability = self._local(logits, share).softmax(-1)
             confidence, predicted = (t.cpu().numpy() for t in probability.max(-1))
             truth = self.labels("test", self.deal.base_classes)[share.test].cpu().numpy()
             order = generator(self.seed, "samples", client).permutation(len(share.test))
@@ -368,24 +383,32 @@ class _Builder:
         self.config = config
         if config["dtype"] not in DTYPES:
             raise FedPGPError(unknown("dtype", config["dtype"], list(DTYPES)))
+        if config["dtype"] == "float64" and resolve_device(config["device"]).type == "mps":
+            raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
         if config["method"]["name"] not in METHODS:
             raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
 
     def federation(self) -> Federation:
         config = self.config
+        if config["dataset"].get("views", 1) != 1:
+            raise FedPGPError(
+                f"dataset.views={config['dataset']['views']}: augmented views are not there yet; 1 is the centre crop"
+            )
         options = {k: v for k, v in config["dataset"].items() if k not in ("name", "root", "views")}
         dataset = load_dataset(config["dataset"]["name"], config["dataset"].get("root"), **options)
         dealt = deal(
             dataset, config["clients"], config["seed"], config["shots"], config["protocol"], config["partition"]
         )
-        settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state", "personal")}
+        settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
         method_class = METHODS[config["method"]["name"]]
         try:
             method_settings = method_class.Settings(**settings)
-        except TypeError:
+        except TypeError as error:
             valid = list(method_class.Settings.__dataclass_fields__)
-            wrong = next(k for k in settings if k not in valid)
-            raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong, valid)) from None
+            wrong = [key for key in settings if key not in valid]
+            if not wrong:
+                raise FedPGPError(f"method={method_class.name}: {error}") from error
+            raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong[0], valid)) from None
         clip = cache(
             lambda: load_clip(
                 config["model"]["name"], config["model"].get("pretrained"), resolve_device(config["device"])

@@ -17,6 +17,7 @@ from fedpgp.data.subsets import base_novel, few_shot
 from fedpgp.errors import FedPGPError, unknown
 
 PROTOCOLS = ("base2novel", "personal")
+OPTIONS = ("name", "base", "local_labels", "class_order")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,13 @@ def deal(dataset: Dataset, clients: int, seed: int, shots: int | None, protocol:
     name = protocol["name"]
     if name not in PROTOCOLS:
         raise FedPGPError(unknown("protocol", name, PROTOCOLS))
+    for option in protocol:
+        if option not in OPTIONS:
+            raise FedPGPError(unknown("setting of protocol", option, OPTIONS))
     if protocol.get("base", "all") not in ("all", "others"):
         raise FedPGPError(unknown("protocol.base", protocol["base"], ["all", "others"]))
+    if dataset.test is None:
+        raise FedPGPError(f"data set {dataset.name} has no test images: nothing could be measured")
     if dataset.train is None:
         raise FedPGPError(f"data set {dataset.name} has no training images: it can only be evaluated on")
     base = tuple(range(len(dataset.class_names)))
@@ -118,6 +124,14 @@ def deal(dataset: Dataset, clients: int, seed: int, shots: int | None, protocol:
             base_test, novel_test = (r[test_domains[r] == domain] for r in (base_test, novel_test))
         if protocol.get("base", "all") == "others":
             base_test = base_test[~np.isin(column[test.labels[base_test]], own)]
+        for what, rows_of in (("base", base_test), ("novel", novel_test)):
+            if novel and not len(rows_of):
+                raise FedPGPError(
+                    f"client {len(shares)} has no test image for {what} accuracy with protocol.base="
+                    f"{protocol.get('base', 'all')} and partition={scheme['scheme']}: 'others' needs classes dealt "
+                    "without overlap (partition=pathological); else use protocol.base=all, or data with test images of "
+                    "both halves of the classes in every domain"
+                )
         shares.append(
             ClientShare(
                 rows,

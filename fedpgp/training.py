@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.methods.base import Batch, Method, Params
+from fedpgp.methods.base import Batch, Method, Params, Step
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
@@ -58,6 +58,8 @@ class TrainingSettings:
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "step"):
             raise FedPGPError(unknown("training.schedule", self.schedule, ["constant", "cosine", "step"]))
+        if self.step_rounds < 1:
+            raise FedPGPError(f"training.step_rounds={self.step_rounds}: the rate is lowered every 1 or more rounds")
         make_optimizer(self.optimizer, self.momentum, self.weight_decay)
 
     def learning_rate(self, round: int) -> float:
@@ -117,6 +119,7 @@ def train_cohort(
     classes: Candidates,
     settings: TrainingSettings,
     *,
+    received: Params | None = None,
     seed: int,
     clients: Sequence[int],
     round: int,
@@ -132,6 +135,7 @@ def train_cohort(
         indices: the rows that belong to each client.
         classes: the candidate classes.
         settings: epochs, batches, optimizer, schedule.
+        received: the shared tensors as the server sent them, (K, …); by default those among ``params``.
         seed, clients, round: what a client's batch order is derived from; ``clients`` are the logical ids.
         optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start anew.
     """
@@ -139,6 +143,7 @@ def train_cohort(
     plans = [batches(len(rows), settings, seed, c, round) for rows, c in zip(indices, clients, strict=True)]
     order = sorted(range(len(plans)), key=lambda k: -len(plans[k]))  # longest first; stable, so ties keep their order
     place = torch.tensor(order, device=device)
+    received = {name: tensor[place].clone() for name, tensor in (params if received is None else received).items()}
     params = {name: tensor[place].clone() for name, tensor in params.items()}
     optimizer = make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay)
     if optimizer_state is None:
@@ -147,24 +152,27 @@ def train_cohort(
         state = {name: tensor[place].clone() for name, tensor in optimizer_state.items()}
     plans = [plans[k] for k in order]
     rows = [torch.as_tensor(indices[k], device=device) for k in order]
+    ids = [clients[k] for k in order]
     lengths = np.array([len(plan) for plan in plans])
     lr = settings.learning_rate(round)
-    total = torch.zeros(len(plans), dtype=torch.float64, device=device)
+    # Apple's devices have no float64.
+    total = torch.zeros(len(plans), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     failed = torch.zeros(len(plans), dtype=torch.int64, device=device)  # the first bad step, from 1
 
     for step in range(int(lengths.max(initial=0))):
         active = int((lengths > step).sum())
         batch = _gather(features, labels, rows[:active], [plan[step] for plan in plans[:active]])
         now = {name: tensor[:active] for name, tensor in params.items()}
-        loss, grads = method.gradients(now, batch, classes)
+        sent = {name: tensor[:active] for name, tensor in received.items()}
+        loss, grads = method.gradients(now, batch, classes, Step(round, step, ids[:active], sent, lr, seed))
         state["step"][:active] += 1
         for name, p in now.items():
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
             optimizer.update(p, grads[name], slots, lr, state["step"][:active])
-        total[:active] += loss.double()
+        total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
         for p in now.values():
-            bad |= ~p.flatten(1).isfinite().all(1)
+            bad |= ~p.reshape(active, -1).isfinite().all(1)
         failed[:active] = torch.where((failed[:active] == 0) & bad, step + 1, failed[:active])
 
     back = torch.empty_like(place)
@@ -176,7 +184,7 @@ def train_cohort(
     return CohortResult(
         {name: tensor[back] for name, tensor in params.items()},
         {name: tensor[back] for name, tensor in state.items()},
-        total[back].cpu().numpy() / np.maximum(steps, 1),
+        total[back].cpu().double().numpy() / np.maximum(steps, 1),
         steps,
         failure,
     )

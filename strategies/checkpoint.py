@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clients.files import write_atomically
 from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
 
 FORMAT = 1
 KEEP = 2

@@ -9,10 +9,10 @@ from typing import Any
 
 import jinja2
 
-from clients.files import write_atomically
 from experiments.reporting import charts
 from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number, read_run
 from experiments.reporting.words import human_bytes, human_seconds, percent, points
+from fedpgp.files import write_atomically
 
 _KEYS = [(name, key) for key, name in MODELS.items()]
 _ABOUT_THE_RUN = ("versions", "git_commit", "command")  # parts of config.yaml that are no settings

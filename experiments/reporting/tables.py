@@ -23,9 +23,8 @@ from fedpgp.errors import FedPGPError
 #: Settings that say where and how a run was carried out, not what it computed.
 _NOT_A_DIFFERENCE = {
     *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
-    *("dataset.root", "dataset.download", "versions", "git_commit", "command", "logger"),
+    *("dataset.download", "versions", "git_commit", "command", "logger"),
 }
-_RUNTIME_DIFFERENCES = ("runtime.dropout", "runtime.slow_clients")
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 _LOWER_IS_BETTER = ("ece",)
@@ -407,11 +406,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _is_difference(key: str) -> bool:
     group = key.split(".")[0]
-    return (
-        key in _RUNTIME_DIFFERENCES
-        if group == "runtime"
-        else key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
-    )
+    return group != "runtime" and key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
 
 
 def _distinguishes(key: str, setups: list[dict[str, Any]]) -> bool:

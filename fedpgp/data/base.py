@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedpgp.data.store import cache_folder, write_atomically
+from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Split(ABC):
             FedPGPError: it cannot be read; the message names it.
         """
         try:
-            return self._open(i).convert("RGB")
+            return _rgb(self._open(i))
         except BROKEN as error:
             raise FedPGPError(
                 f"image {self.describe(i)} cannot be read ({_first_line(error)}); restore it, or leave broken "
@@ -79,6 +79,15 @@ class Split(ABC):
 
     @abstractmethod
     def _open(self, i: int) -> Image.Image: ...
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB of a picture of any mode; 16-bit and float grey is scaled by its own range, where PIL would clip it."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = values.min(), values.max()
+        image = Image.fromarray(np.uint8(np.round(255 * (values - low) / max(high - low, 1e-12))))
+    return image.convert("RGB")
 
 
 class FileSplit(Split):
@@ -100,7 +109,7 @@ class FileSplit(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(self.root.resolve()).encode())  # names, sizes and times may be another folder's too
         for path in self.paths:
             try:
                 status = os.stat(self.root / path)
@@ -273,7 +282,7 @@ def _broken_rows(split: Split) -> list[int]:
     with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
         rows = [row for row, bad in enumerate(pool.map(broken, range(len(split)))) if bad]
     if memory is not None:
-        write_atomically(memory, json.dumps(rows).encode())
+        write_cache(memory, json.dumps(rows).encode())
     return rows
 
 

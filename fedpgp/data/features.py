@@ -25,12 +25,12 @@ from torch import Tensor
 
 from fedpgp.clip import FrozenCLIP
 from fedpgp.data.base import Split
-from fedpgp.data.store import cache_folder, cannot_write, locked, remove_leftovers, write_atomically
+from fedpgp.data.store import cache_folder, cannot_write, locked, remove_leftovers, write_cache
 from fedpgp.errors import FedPGPError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "2"
+FORMAT = "3"
 """Part of every key: raise it when the meaning of a cache file changes."""
 
 
@@ -147,7 +147,7 @@ def _write(path: Path, key: str, features: np.ndarray) -> None:
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format wants the tensor aligned
-    write_atomically(path, len(text).to_bytes(8, "little"), text, payload)
+    write_cache(path, len(text).to_bytes(8, "little"), text, payload)
 
 
 def _open_cached(path: Path, key: str, rows: int) -> np.ndarray | None:

@@ -42,7 +42,9 @@ def load(
     if not 0 < test_share < 1:
         raise FedPGPError(f"dataset.test_share={test_share} must lie between 0 and 1")
     top = subfolders(root)
-    by_split = {"train", "test"} <= set(top)
+    by_split = "train" in top
+    if by_split and "test" not in top:
+        raise FedPGPError(f"data set folder: {root} has train but no test; it must hold {LAYOUTS}")
     groups = [name for name in ("train", "val", "test") if name in top] if by_split else top
     files = [
         (group, name, file)
@@ -52,7 +54,7 @@ def load(
     ]
     if not files:
         raise FedPGPError(f"data set folder: no pictures in {root}; it must hold {LAYOUTS}")
-    found = sorted({name for group in groups for name in subfolders(root / group)})
+    found = sorted({name for _, name, _ in files})
     names = found if class_names is None else list(class_names)
     strangers = [name for name in found if name not in names]
     if strangers:

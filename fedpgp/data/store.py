@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
 
 CACHE_VARIABLE = "FEDPGP_CACHE"
 
@@ -17,31 +18,13 @@ def cache_folder(folder: str | Path | None = None) -> Path:
     return Path(folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/fedpgp/features").expanduser()
 
 
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file that is there whole or not at all, also after a crash or a power cut.
+def write_cache(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a cache file whole or not at all.
 
     Raises:
         FedPGPError: no space left, or the folder cannot be written; says where, and how to move the cache.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise cannot_write(path.parent, error) from error
+    write_atomically(path, *parts, refusal=lambda path, error: cannot_write(path.parent, error))
 
 
 def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> FedPGPError:
@@ -74,6 +57,6 @@ def locked(path: Path) -> Iterator[None]:
 
 def remove_leftovers(path: Path) -> None:
     """Removes temporary files that killed writers of ``path`` left behind. Hold its lock."""
-    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()

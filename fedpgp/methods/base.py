@@ -11,6 +11,7 @@ trained in one tensor program. A method never sees Flower, files or rounds of co
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,27 @@ class Batch:
     images: Tensor
     labels: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a cohort stands: what a method may need beyond its own tensors and the images.
+
+    Attributes:
+        round: of the run, from 1.
+        step: of the local training, from 0.
+        clients: logical ids of the K clients.
+        received: the shared tensors as the server sent them this round, (K, ...); FedProx and Ditto pull towards them.
+        lr: learning rate of this round.
+        seed: of the run; draw from ``fedpgp.seeding.generator(seed, purpose, client, round, step)``.
+    """
+
+    round: int
+    step: int
+    clients: Sequence[int]
+    received: Params
+    lr: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -72,13 +94,13 @@ class Method(ABC):
 
     # How it is trained. -----------------------------------------------------------------------------------------------
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
         model."""
         logits = self.logits(self.personal_features(params, classes), batch.images)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
         """The loss (K,) and the gradient of every learned tensor, each client's from its own loss alone.
 
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
@@ -86,8 +108,8 @@ class Method(ABC):
         """
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         with torch.enable_grad():
-            loss = self.loss(leaves, batch, classes)
-            grads = torch.autograd.grad(loss.sum(), list(leaves.values()))
+            loss = self.loss(leaves, batch, classes, step)
+            grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), dict(zip(leaves, grads, strict=True))
 
     # How it answers. --------------------------------------------------------------------------------------------------
@@ -107,5 +129,10 @@ class Method(ABC):
         return features
 
     def logits(self, features: Tensor, images: Tensor) -> Tensor:
-        """(..., classes, embed) and (..., B, embed) -> (..., B, classes): scaled cosine similarity (CLIP)."""
-        return self.task.logit_scale * images @ features.transpose(-1, -2)
+        """(..., classes, embed) and (..., B, embed) -> (..., B, classes): how the method's own models answer."""
+        return cosine_logits(features, images, self.task.logit_scale)
+
+
+def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:
+    """CLIP's logits, ``scale`` times the cosine: (..., classes, embed), (..., B, embed) -> (..., B, classes)."""
+    return scale * images @ features.transpose(-1, -2)

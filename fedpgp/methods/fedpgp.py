@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods.base import Batch, Method, Params
+from fedpgp.methods.base import Batch, Method, Params, Step
 from fedpgp.prompts import low_rank_term, personal_context, starting_context
 from fedpgp.task import Candidates
 
@@ -44,6 +44,9 @@ class FedPGPSettings:
     personal_init: str = "zero"
 
     def __post_init__(self):
+        for name in ("rank", "mu", "tau"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise FedPGPError(f"method.{name}={getattr(self, name)!r} is not a number")
         if self.tau <= 0:
             raise FedPGPError(f"method.tau={self.tau}: a temperature is above 0 (the paper's is 0.5)")
         if self.mu < 0:
@@ -70,7 +73,7 @@ class FedPGP(Method):
         )
         return {"U": u, "V": v}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         p_G = params["p_G"]
         p_i = personal_context(p_G, params["U"], params["V"])
         if self.settings.mu == 0:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.files import write_atomically
 from clients.state import PrivateStore, Superseded, finite, owner
 from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
 
 STATE = {"U": torch.arange(4.0).reshape(2, 2), "step": torch.tensor(3)}
 

@@ -173,9 +173,9 @@ def test_leftovers_of_a_killed_process_are_removed(clip, tmp_path):
     encode(clip, make_split(), tmp_path)
     path = only_file(tmp_path)
     path.unlink()
-    (tmp_path / f"{path.name}.999999.tmp").write_bytes(b"half")
+    (tmp_path / f".{path.name}.99999999.tmp").write_bytes(b"half")
     encode(clip, make_split(), tmp_path)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_too_little_space_is_noticed_before_all_is_encoded(clip, tmp_path, counted, monkeypatch):

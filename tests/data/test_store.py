@@ -1,9 +1,10 @@
 import os
 import signal
+import uuid
 
 import pytest
 
-from fedpgp.data.store import cache_folder, locked, remove_leftovers, write_atomically
+from fedpgp.data.store import cache_folder, locked, remove_leftovers, write_cache
 from fedpgp.errors import FedPGPError
 
 
@@ -15,21 +16,22 @@ def test_cache_folder(tmp_path, monkeypatch):
     assert cache_folder().parts[-3:] == (".cache", "fedpgp", "features")
 
 
-def test_no_space_left_says_where_and_how_to_move(tmp_path):
+def test_no_space_left_says_where_and_how_to_move(tmp_path, monkeypatch):
     path = tmp_path / "features.bin"
     # /dev/full is a disk without space: what is written through this name meets the real error.
-    (tmp_path / f"features.bin.{os.getpid()}.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0))
+    (tmp_path / ".features.bin.00000000.tmp").symlink_to("/dev/full")
     with pytest.raises(
         FedPGPError, match=rf"no space left for the cache in {tmp_path}.*runtime.cache_dir=.*FEDPGP_CACHE"
     ):
-        write_atomically(path, bytes(1 << 16))
+        write_cache(path, bytes(1 << 16))
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FedPGPError, match="cannot be written"):
-        write_atomically(tmp_path / "file" / "x", b"1")
+        write_cache(tmp_path / "file" / "x", b"1")
     with pytest.raises(FedPGPError, match="cannot be written"), locked(tmp_path / "file" / "x"):
         pass
 
@@ -40,7 +42,7 @@ def test_a_killed_owner_frees_the_lock_and_leaves_nothing(tmp_path):
     child = os.fork()
     if child == 0:
         with locked(path):
-            (tmp_path / f"features.bin.{os.getpid()}.tmp").write_bytes(b"half")
+            (tmp_path / ".features.bin.01234567.tmp").write_bytes(b"half")
             os.write(writer, b"!")
             signal.pause()
         os._exit(0)
@@ -49,6 +51,6 @@ def test_a_killed_owner_frees_the_lock_and_leaves_nothing(tmp_path):
     os.waitpid(child, 0)
     with locked(path):
         remove_leftovers(path)
-        write_atomically(path, b"whole")
+        write_cache(path, b"whole")
     assert path.read_bytes() == b"whole"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden import golden, golden_class_names, golden_clip
+from golden import STEP, golden, golden_class_names, golden_clip
 from torch.testing import assert_close
 
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
@@ -75,7 +75,7 @@ def test_losses_and_logits(rank, mode):
 @pytest.mark.parametrize("mu", [0.0, 0.5, 1.0])
 def test_gradients(rank, mode, mu):
     method, classes = fedpgp(rank, mu, mode)
-    loss, grads = method.gradients(start(rank), batch(), classes)
+    loss, grads = method.gradients(start(rank), batch(), classes, STEP)
     assert_close(loss[0], golden("expected")[f"n16_r{rank}/{mode}/mu{mu}/total"], **TIGHT)
     for name, grad in grads.items():
         assert_close(grad[0], golden("expected")[f"n16_r{rank}/{mode}/mu{mu}/grad/{name}"], **TIGHT)
@@ -84,7 +84,9 @@ def test_gradients(rank, mode, mu):
 @pytest.mark.parametrize("mode", ["x", "photo"])
 def test_gradient_of_the_contrastive_loss_alone(mode):
     """It is a few per cent of the whole; a test of the whole would miss a mistake in it."""
-    grads = {mu: fedpgp(8, mu, mode)[0].gradients(start(8), batch(), fedpgp(8, mu, mode)[1])[1] for mu in (0.0, 1.0)}
+    grads = {
+        mu: fedpgp(8, mu, mode)[0].gradients(start(8), batch(), fedpgp(8, mu, mode)[1], STEP)[1] for mu in (0.0, 1.0)
+    }
     expected = golden("expected")
     for name in grads[0.0]:
         ours = (grads[1.0][name] - grads[0.0][name])[0]

@@ -1,24 +1,32 @@
-"""Files that are either there whole or not there: what checkpoints and private states are written with."""
+"""Files that are either there whole or not there: how checkpoints, private states, caches and reports are written."""
 
+import contextlib
 import ctypes
 import errno
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from fedpgp.errors import FedPGPError
 
 
-def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
-    """Writes ``data`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
+def write_atomically(
+    path: Path,
+    *parts: bytes | memoryview,
+    flush: bool = True,
+    refusal: Callable[[Path, OSError], FedPGPError] | None = None,
+) -> None:
+    """Writes ``parts`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
 
     A temporary file in the same folder is written, flushed to the disk and renamed; then the folder is flushed.
 
     Args:
         path: the file; missing folders are made.
-        data: its whole content.
+        parts: its whole content, one after the other.
         flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a power cut before it
             may lose them).
+        refusal: makes the error's message; None is :func:`cannot_write`.
 
     Raises:
         FedPGPError: no space left, read-only or missing folder; the message names the path, and what was there before
@@ -28,7 +36,8 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
@@ -36,9 +45,10 @@ def write_atomically(path: Path, data: bytes, *, flush: bool = True) -> None:
         if flush:
             flush_folder(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise (refusal or cannot_write)(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def flush_filesystem(folder: Path) -> None:
@@ -58,12 +68,13 @@ def flush_filesystem(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes renames and removals in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Makes renames and removals in a folder survive a power cut (where the file system can flush a folder)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def cannot_write(path: Path, error: OSError) -> FedPGPError:

@@ -1,0 +1,41 @@
+"""PromptFL with FedProx: a pull towards the received context (Li et al., MLSys 2020, arXiv 1812.06127).
+
+    L = CE + mu/2 * ||p - p_G||^2        p: the client's copy, p_G: as received this round
+
+Public prompt-learning code computes the pull on detached tensors, so that it has no gradient; here it has.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError
+from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class FedProxSettings:
+    """Settings of FedProx.
+
+    Attributes:
+        mu: weight of the pull.
+    """
+
+    mu: float = 0.5
+
+    def __post_init__(self):
+        if self.mu < 0:
+            raise FedPGPError(f"method.mu={self.mu}: the weight of the proximal term is 0 or more")
+
+
+class FedProx(PromptFL):
+    """One shared context (m, d), no personal tensor."""
+
+    name = "fedprox"
+    Settings = FedProxSettings
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        distance = (params["p_G"] - step.received["p_G"]).square().sum((-2, -1))
+        return super().loss(params, batch, classes, step) + self.settings.mu / 2 * distance
