@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
 from clients.app import client_app, federation_of, peak_rss_mb
 from clients.state import PrivateStore, owner
@@ -41,13 +42,16 @@ class Stopped(Exception):
         self.code = code
 
 
-def start(config: Mapping, command: str = "", *, federation_of: Callable = federation_of) -> dict:
+def start(
+    config: Mapping, command: str = "", *, federation_of: Callable = federation_of, grid: Grid | None = None
+) -> dict:
     """Runs a new experiment.
 
     Args:
         config: the resolved configuration (conf/config.yaml's keys).
         command: the command line, for config.yaml.
         federation_of: configuration as JSON text -> federation; tests put small ones here.
+        grid: Flower's, when it is Flower that started the ServerApp; None starts the runtime of the configuration.
 
     Returns:
         what summary.json holds.
@@ -64,7 +68,7 @@ def start(config: Mapping, command: str = "", *, federation_of: Callable = feder
     config = {**config, "run_dir": str(path), "resume": None}
     folder = RunFolder.create(path, config, command)
     with folder.locked():
-        return _run(folder, config, began, federation_of, resumed=False)
+        return _run(folder, config, began, federation_of, resumed=False, grid=grid)
 
 
 def resume(path: Path, changes: Mapping | None = None, *, federation_of: Callable = federation_of) -> dict:
@@ -91,7 +95,15 @@ def resume(path: Path, changes: Mapping | None = None, *, federation_of: Callabl
         return _run(folder, config, began, federation_of, resumed=True)
 
 
-def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable, *, resumed: bool) -> dict:
+def _run(
+    folder: RunFolder,
+    config: dict,
+    began: float,
+    federation_of: Callable,
+    *,
+    resumed: bool,
+    grid: Grid | None = None,
+) -> dict:
     console = Console(config["rounds"])
     stopper = Stopper()
     logger: Logger | None = None
@@ -115,6 +127,8 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
                 console.stage("loading the model")
                 federation = federation_of(job.config)
                 observer.class_names = federation.dataset.class_names
+                for note in federation.dataset.notes:
+                    console.note(note)
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
                 return Server(
                     config,
@@ -131,7 +145,7 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
 
             if checkpoint:
                 console.note(f"going on after round {checkpoint[1]['round']} of {config['rounds']}")
-            server = _work(config, job, make_server, client_app(federation_of), stopper, console)
+            server = _work(config, job, make_server, client_app(federation_of), stopper, console, grid)
             if server.failure is not None:
                 raise server.failure
             if stopper.event.is_set():
@@ -157,9 +171,19 @@ def _run(folder: RunFolder, config: dict, began: float, federation_of: Callable,
 
 
 def _work(
-    config: Mapping, job: Job, make_server: Callable[..., Server], app: ClientApp, stopper: "Stopper", console: Console
+    config: Mapping,
+    job: Job,
+    make_server: Callable[..., Server],
+    app: ClientApp,
+    stopper: "Stopper",
+    console: Console,
+    flower: Grid | None,
 ) -> Server:
-    """Runs the server and the clients in the runtime of the configuration."""
+    """Runs the server and the clients in the runtime of the configuration, or the server alone where Flower runs both."""
+    if flower is not None:
+        server = make_server(job, len(list(flower.get_node_ids())))
+        server.run(flower)
+        return server
     if config["runtime"]["name"] == "inline":
         grid = InlineGrid(app)
         server = make_server(job)

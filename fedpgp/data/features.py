@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.clip import FrozenCLIP
 from fedpgp.data.base import Split
 from fedpgp.data.store import cache_folder, cannot_write, locked, remove_leftovers, write_cache
 from fedpgp.errors import FedPGPError
+
+if TYPE_CHECKING:  # the model is not needed to know what a data set is
+    from fedpgp.clip import FrozenCLIP
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ FORMAT = "3"
 
 
 def encode_split(
-    clip: FrozenCLIP,
+    clip: "FrozenCLIP",
     split: Split,
     *,
     cache_dir: str | Path | None = None,
@@ -79,7 +82,7 @@ def encode_split(
     return found
 
 
-def feature_key(clip: FrozenCLIP, split: Split) -> str:
+def feature_key(clip: "FrozenCLIP", split: Split) -> str:
     """SHA-256 (hex) of all that features depend on: the pictures, the model's weights, its preprocessing."""
     # Functions among the transforms show their address, which differs from process to process.
     preprocessing = re.sub(r" at 0x[0-9a-f]+", "", repr(clip.preprocess))
@@ -87,7 +90,7 @@ def feature_key(clip: FrozenCLIP, split: Split) -> str:
 
 
 def _encode(
-    clip: FrozenCLIP, split: Split, folder: Path, batch_size: int, progress: Callable[[int, int], None] | None
+    clip: "FrozenCLIP", split: Split, folder: Path, batch_size: int, progress: Callable[[int, int], None] | None
 ) -> np.ndarray:
     features: np.ndarray | None = None
     done = 0
@@ -111,7 +114,7 @@ def _encode(
     return features
 
 
-def _batches(clip: FrozenCLIP, split: Split, batch_size: int) -> Iterator[Tensor]:
+def _batches(clip: "FrozenCLIP", split: Split, batch_size: int) -> Iterator[Tensor]:
     """Preprocessed batches (B, 3, R, R) in order, decoded by threads a few batches ahead."""
     preprocess = clip.preprocess
 
