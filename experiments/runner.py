@@ -179,7 +179,7 @@ def _work(
     console: Console,
     flower: Grid | None,
 ) -> Server:
-    """Runs the server and the clients in the runtime of the configuration, or the server alone where Flower runs both."""
+    """Runs server and clients in the runtime of the configuration, or the server alone where Flower runs both."""
     if flower is not None:
         server = make_server(job, len(list(flower.get_node_ids())))
         server.run(flower)
