@@ -49,7 +49,7 @@ TINY_CFG = {
         "timm_model_pretrained": False,
         "timm_pool": "avg",
         "timm_proj": "linear",
-        "image_size": 100,
+        "image_size": 128,
     },
     "text_cfg": TEXT_CFG,
 }
@@ -422,7 +422,7 @@ TEMPLATES = (
 )
 TEXT_BATCH = 256
 TEXT_RATE = 1.5e-3
-CLASS_SHARE = 0.03
+CLASS_SHARE = 0.015
 AUGMENTED_VIEWS = 1  # beside the plain one, of every emoji picture
 
 
