@@ -60,9 +60,9 @@ TINY_VIT_CFG = {
     "text_cfg": TEXT_CFG,
 }
 # Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may learn on small
-# pictures first, which is several times as fast; it ends on the size that the model's configuration names: the net
-# halves it five times, rounding up, so 100 pixels end as 4x4 positions.
-RESOLUTIONS = ((0.45, 64), (0.78, 80), (0.92, 96), (1.0, 100))
+# pictures first, which is several times as fast, but has to end, at a rate that still moves it, on the size that the
+# model's configuration names: 128 pixels, 4x4 positions. `--size` holds the size for a sitting instead.
+RESOLUTIONS = ((0.45, 64), (0.65, 80), (0.75, 96), (1.0, 128))
 BATCH = 128
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
@@ -293,7 +293,9 @@ def encode(visual: torch.nn.Module, images: np.ndarray, size: int, batch: int = 
     return torch.cat(parts)
 
 
-def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
+def train_image(
+    work: Path, minutes: float, seed: int, name: str, fixed_size: int | None = None, peak_rate: float = LEARNING_RATE
+) -> None:
     """Stage 1. The learning rate follows the used part of the time budget, however fast the machine is."""
     corpus = load_corpus(work)
     labels = Labels(corpus)
@@ -348,8 +350,8 @@ def train_image(work: Path, minutes: float, seed: int, name: str) -> None:
     visual.train()
     while used < 60 * minutes:
         progress = used / (60 * minutes)
-        size = next(side for until, side in RESOLUTIONS if progress < until or until == 1.0)
-        rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        size = fixed_size or next(side for until, side in RESOLUTIONS if progress < until or until == 1.0)
+        rate = peak_rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
         picked = torch.cat(
@@ -422,7 +424,7 @@ TEMPLATES = (
 )
 TEXT_BATCH = 256
 TEXT_RATE = 1.5e-3
-CLASS_SHARE = 0.015
+CLASS_SHARE = 0.008
 AUGMENTED_VIEWS = 1  # beside the plain one, of every emoji picture
 
 
@@ -455,20 +457,24 @@ class Captions:
         return [*TEMPLATES, *self.names, *tags, *(name for name, _ in CLASSES), *self.icon_names]
 
 
-def load_image_tower(work: Path, name: str) -> tuple[torch.nn.Module, dict]:
-    """The averaged image tower of stage 1 in evaluation mode, and its checkpoint."""
+def load_image_tower(work: Path, name: str, raw: bool) -> tuple[torch.nn.Module, dict]:
+    """The image tower of stage 1 in evaluation mode, averaged or (raw) as last trained, and its checkpoint."""
     state = torch.load(work / name / "image.pt", weights_only=True)
+    if raw:
+        state["average"] = state["visual"]
     model = new_clip(TINY_CFG)
     model.visual.load_state_dict(state["average"])
     return model.visual.to(memory_format=torch.channels_last).eval(), state
 
 
-def text_features(visual: torch.nn.Module, state: dict, corpus: Corpus, labels: Labels, work: Path, name: str) -> dict:
+def text_features(
+    visual: torch.nn.Module, state: dict, raw: bool, corpus: Corpus, labels: Labels, work: Path, name: str
+) -> dict:
     """Features of the pictures that captions are written for; kept beside the checkpoint they belong to."""
     path = work / name / "features.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        if kept["step"] == state["step"]:
+        if (kept["step"], kept.get("raw")) == (state["step"], raw):
             return kept
     size = TINY_CFG["vision_cfg"]["image_size"]
     (emoji_rows, matched_rows, icon_rows), _ = sampler(corpus, labels)
@@ -483,7 +489,7 @@ def text_features(visual: torch.nn.Module, state: dict, corpus: Corpus, labels: 
             with torch.no_grad(), autocast():
                 features.append(F.normalize(visual(normalize(pictures)).float(), dim=-1))
         rows = torch.cat([rows, emoji_rows])
-    kept = {"step": state["step"], "rows": rows, "features": torch.cat(features)}
+    kept = {"step": state["step"], "raw": raw, "rows": rows, "features": torch.cat(features)}
     save_atomic(kept, path)
     return kept
 
@@ -550,13 +556,13 @@ def write_model(folder: Path, config: dict, model: torch.nn.Module) -> None:
     os.replace(temporary, folder / "open_clip_model.safetensors")
 
 
-def train_text(work: Path, minutes: float, seed: int, name: str, class_share: float, target: Path) -> None:
+def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, class_share: float, target: Path) -> None:
     """Stage 2. Contrastive: caption ↔ picture with several positives, and caption → mean picture of each emoji."""
     corpus = load_corpus(work)
     labels = Labels(corpus)
-    visual, state = load_image_tower(work, name)
+    visual, state = load_image_tower(work, name, raw)
     started = time.time()
-    kept = text_features(visual, state, corpus, labels, work, name)
+    kept = text_features(visual, state, raw, corpus, labels, work, name)
     print(f"features of {len(kept['rows'])} pictures, {time.time() - started:.0f} s", flush=True)
     rows, features = kept["rows"], kept["features"]
     emoji = labels.emoji[rows]
@@ -585,7 +591,12 @@ def train_text(work: Path, minutes: float, seed: int, name: str, class_share: fl
     step, used = 0, 0.0
     if path.exists():
         resumed = torch.load(path, weights_only=True)
-        if (resumed["image_step"], resumed["class_share"], resumed["seed"]) == (state["step"], class_share, seed):
+        if [resumed.get(key) for key in ("image_step", "raw", "class_share", "seed")] == [
+            state["step"],
+            raw,
+            class_share,
+            seed,
+        ]:
             tower.load_state_dict(resumed["tower"], strict=False)
             optimizer.load_state_dict(resumed["optimizer"])
             generator.set_state(resumed["generator"])
@@ -607,6 +618,7 @@ def train_text(work: Path, minutes: float, seed: int, name: str, class_share: fl
                 "seconds": used,
                 "image_step": state["step"],
                 "class_share": class_share,
+                "raw": raw,
                 "seed": seed,
             },
             path,
@@ -661,18 +673,20 @@ def train_text(work: Path, minutes: float, seed: int, name: str, class_share: fl
 
 # ---------------------------------------------------------------------------------------------------------------- a ViT
 
-DISTILL_VIEWS = 60_000  # augmented pictures with the teacher's features, drawn once and used many times
+DISTILL_VIEWS = 10_000  # augmented pictures with the teacher's features, drawn once and used many times
 DISTILL_RATE = 1e-3
 DROPPED_PATCHES = ((0.6, 0.5), (1.0, 0.0))  # part of the budget → share of patches the student does not see
 
 
-def distill_views(work: Path, name: str, corpus: Corpus, labels: Labels, count: int) -> dict[str, torch.Tensor]:
+def distill_views(
+    work: Path, name: str, raw: bool, corpus: Corpus, labels: Labels, count: int
+) -> dict[str, torch.Tensor]:
     """Augmented pictures for the student, what the teacher makes of them, and their labels; kept in the work folder."""
     path = work / name / "views.pt"
-    visual, state = load_image_tower(work, name)
+    visual, state = load_image_tower(work, name, raw)
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        if kept["step"] == state["step"] and len(kept["rows"]) >= count:
+        if (kept["step"], kept.get("raw")) == (state["step"], raw) and len(kept["rows"]) >= count:
             return kept
     rows, weights = sampler(corpus, labels)
     generator = torch.Generator().manual_seed(2)
@@ -689,18 +703,18 @@ def distill_views(work: Path, name: str, corpus: Corpus, labels: Labels, count: 
         small = F.interpolate(large, size=(src.SIZE, src.SIZE), mode="bilinear", antialias=True)
         parts["pictures"].append((small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
         parts["rows"].append(picked)
-    kept = {key: torch.cat(value) for key, value in parts.items()} | {"step": state["step"]}
+    kept = {key: torch.cat(value) for key, value in parts.items()} | {"step": state["step"], "raw": raw}
     save_atomic(kept, path)
     return kept
 
 
-def train_vit(work: Path, minutes: float, seed: int, name: str, tiny: Path, target: Path) -> None:
+def train_vit(work: Path, minutes: float, seed: int, name: str, raw: bool, tiny: Path, target: Path) -> None:
     """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of them."""
     corpus = load_corpus(work)
     labels = Labels(corpus)
     state = torch.load(work / name / "image.pt", weights_only=True)
     started = time.time()
-    views = distill_views(work, name, corpus, labels, DISTILL_VIEWS)
+    views = distill_views(work, name, raw, corpus, labels, DISTILL_VIEWS)
     print(f"{len(views['rows'])} views, {time.time() - started:.0f} s", flush=True)
     heads = Heads(len(corpus.emoji_list), len(labels.group_names), len(labels.vocabulary))
     heads.load_state_dict(state["heads"])
@@ -717,7 +731,7 @@ def train_vit(work: Path, minutes: float, seed: int, name: str, tiny: Path, targ
     step, used = 0, 0.0
     if path.exists():
         resumed = torch.load(path, weights_only=True)
-        if (resumed["image_step"], resumed["seed"]) == (state["step"], seed):
+        if [resumed.get(key) for key in ("image_step", "raw", "seed")] == [state["step"], raw, seed]:
             visual.load_state_dict(resumed["visual"])
             optimizer.load_state_dict(resumed["optimizer"])
             generator.set_state(resumed["generator"])
@@ -726,7 +740,7 @@ def train_vit(work: Path, minutes: float, seed: int, name: str, tiny: Path, targ
 
     def checkpoint() -> None:
         held = {"visual": visual.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        save_atomic(held | {"step": step, "seconds": used, "image_step": state["step"], "seed": seed}, path)
+        save_atomic(held | {"step": step, "seconds": used, "image_step": state["step"], "raw": raw, "seed": seed}, path)
 
     begun, last_save = time.time() - used, time.time()
     visual.train()
@@ -779,18 +793,37 @@ def main() -> None:
     parser.add_argument(
         "--class-share", type=float, default=CLASS_SHARE, help="captions that name a class (default %(default)s)"
     )
+    parser.add_argument(
+        "--size", type=int, help="image stage: one picture size for this sitting instead of growing ones"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=LEARNING_RATE, help="image stage: peak rate (default %(default)s)"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="text, distill: the image tower's last weights, not their average"
+    )
     parser.add_argument("--to", type=Path, help="folder of the model (default: fedpgp/assets/tiny or tiny_vit)")
     parser.add_argument("--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "image":
-        train_image(arguments.work, arguments.minutes, arguments.seed, arguments.name)
+        train_image(arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.size, arguments.rate)
     elif arguments.stage == "text":
         target = arguments.to or ASSETS / "tiny"
-        train_text(arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.class_share, target)
+        train_text(
+            arguments.work,
+            arguments.minutes,
+            arguments.seed,
+            arguments.name,
+            arguments.raw,
+            arguments.class_share,
+            target,
+        )
     else:
         target = arguments.to or ASSETS / "tiny_vit"
-        train_vit(arguments.work, arguments.minutes, arguments.seed, arguments.name, ASSETS / "tiny", target)
+        train_vit(
+            arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.raw, ASSETS / "tiny", target
+        )
 
 
 if __name__ == "__main__":
