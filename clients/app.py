@@ -68,7 +68,7 @@ class Node:
                 import torch
 
                 torch.set_num_threads(self.job.threads)
-            federation = self._federation_of(self.job.config)
+            federation = self._federation_of(self.store.configuration(self.job.config))
             start = time.perf_counter()
             for shared, clients in self._groups():
                 self._collect(work, federation, shared, clients)

@@ -10,6 +10,7 @@ lock closes the gap between looking and writing; the system drops it when its ho
 """
 
 import fcntl
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -58,6 +59,29 @@ class PrivateStore:
     def owned(self) -> bool:
         """True as long as no newer attempt has claimed the folder."""
         return owner(self.folder)[1] <= self.attempt
+
+    def give_configuration(self, text: str) -> str:
+        """Keeps the run's configuration (JSON text) beside the states; returns its SHA-256 (hex), its name in
+        messages.
+        """
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        write_atomically(self.folder / f"config_{digest[:16]}.json", text.encode())
+        return digest
+
+    def configuration(self, digest: str) -> str:
+        """The configuration of this name.
+
+        Raises:
+            FedPGPError: it was never given, or is damaged.
+        """
+        path = self.folder / f"config_{digest[:16]}.json"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise FedPGPError(f"the run's configuration cannot be read: {path} ({error.strerror})") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise FedPGPError(f"the run's configuration is damaged: {path}")
+        return data.decode()
 
     def save(self, client: int, round: int, state: dict[str, Tensor], committed: int) -> None:
         """Writes a client's state after a round, and removes what no checkpoint can ask for any more.

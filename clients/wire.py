@@ -5,13 +5,15 @@ clients on the same node travel together in one ``RecordDict``:
 
 * a record that is equal for all of them stands there once, under its own name;
 * one that differs stands there for each client as ``"<client>/<name>"``;
-* ``"job"`` says which clients, which round, what each has committed, and carries the run's configuration.
+* ``"job"`` says which clients, which round, what each has committed, and which configuration (its text is not sent
+  again with every message: :meth:`clients.state.PrivateStore.configuration`).
 
 A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which
 clients it keeps a private state). Private tensors have no place in either.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -27,8 +29,8 @@ class Job:
     Attributes:
         run: the run's id.
         attempt: the number of this attempt at the run (see :mod:`clients.state`).
-        config: the whole configuration, as JSON text.
-        private: folder of the private states; empty where the node knows its own.
+        config: SHA-256 (hex) of the configuration's text, which the node has been given.
+        private: folder of the private states and the configuration; empty where the node has its own.
         round: the round, from 1; 0 before training.
         clients: logical clients of this message, ascending.
         committed: for each of them the round its update last entered the average, 0 for never.
@@ -98,14 +100,26 @@ def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], no
 
 
 def unpack_reply(content: RecordDict) -> tuple[dict[int, RecordDict], dict[int, str], dict]:
-    """The inverse of :func:`pack_reply`."""
-    errors = {int(client): str(reason) for client, reason in content["errors"].items()}
-    replies: dict[int, RecordDict] = {}
-    for name, record in content.items():
-        client, slash, rest = name.partition("/")
-        if slash:
-            replies.setdefault(int(client), RecordDict())[rest] = record
-    return replies, errors, json.loads(content["node"]["account"])
+    """The inverse of :func:`pack_reply`.
+
+    Raises:
+        ValueError: the content is no packed reply.
+    """
+    try:
+        errors = {int(client): str(reason) for client, reason in content["errors"].items()}
+        replies: dict[int, RecordDict] = {}
+        for name, record in content.items():
+            client, slash, rest = name.partition("/")
+            if slash:
+                replies.setdefault(int(client), RecordDict())[rest] = record
+        account = json.loads(content["node"]["account"])
+        figures = {name: float(account[name]) for name in ("seconds", "rss_mb")}
+        kept = [int(client) for client in account["kept"]]
+        if not all(map(math.isfinite, figures.values())):
+            raise ValueError("its seconds or memory are not finite")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not a packed reply ({type(error).__name__}: {error})") from error
+    return replies, errors, {**account, **figures, "process": str(account.get("process")), "kept": kept}
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:

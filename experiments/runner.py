@@ -118,14 +118,16 @@ def _run(
             private = folder.path / "private"
             run, attempt = owner(private)
             run = run or (checkpoint[1]["run"] if checkpoint else uuid.uuid4().hex)
-            job = Job(run, attempt + 1, json.dumps(_for_clients(config)), str(private.resolve()), 0)
-            PrivateStore(private, run, job.attempt).claim()
+            store = PrivateStore(private, run, attempt + 1)
+            store.claim()
+            text = json.dumps(_for_clients(config))
+            job = Job(run, store.attempt, store.give_configuration(text), str(private.resolve()), 0)
             logger = make_logger(folder.path, config, run)
             observer = _Observer(folder, config, console, logger)
 
             def make_server(job: Job, nodes: int = 1) -> Server:
                 console.stage("loading the model")
-                federation = federation_of(job.config)
+                federation = federation_of(text)
                 observer.class_names = federation.dataset.class_names
                 for note in federation.dataset.notes:
                     console.note(note)

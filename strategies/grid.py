@@ -221,9 +221,13 @@ class CohortGrid(Grid):
         if packed.has_error():
             self._node_failed(parcel, packed.error.reason)
             return
-        contents, errors, account = unpack_reply(packed.content)
+        try:
+            contents, errors, account = unpack_reply(packed.content)
+        except ValueError as error:
+            self._fail(parcel.messages, CLIENT_FAILED, f"its node's reply cannot be read: {error}")
+            return
         self.exchange.accounts.append(account)
-        self.exchange.kept.update(account.get("kept", ()))
+        self.exchange.kept.update(account["kept"])
         self.exchange.traffic.wire_up += count_bytes([packed.content])
         self.exchange.traffic.up += count_bytes(contents.values())
         for client, message in parcel.messages.items():

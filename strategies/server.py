@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
@@ -316,7 +316,7 @@ class Server:
 
     def _check_update(self, client: int, content: RecordDict) -> None:
         """Refuses an update that must not enter the average."""
-        self._check_metrics(content)
+        self._check_metrics(content, "num-examples", "loss")
         expected = self.table[client]["train_images"]
         count = content["metrics"]["num-examples"]
         if count != expected:
@@ -335,13 +335,13 @@ class Server:
         content["arrays"] = ArrayRecord({name: arrays[name] for name in self._reference})
 
     def _check_figures(self, client: int, content: RecordDict) -> None:
-        self._check_metrics(content)
+        self._check_metrics(content, "num-examples")
 
     @staticmethod
-    def _check_metrics(content: RecordDict) -> None:
+    def _check_metrics(content: RecordDict, *names: str) -> None:
         metrics = content.get("metrics")
-        if metrics is None or "num-examples" not in metrics:
-            raise _Unusable("sent no metrics")
+        if not isinstance(metrics, MetricRecord) or not set(names) <= set(metrics):
+            raise _Unusable(f"did not send the metrics {', '.join(names)}")
         for name, value in metrics.items():
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise _Unusable(f"metric {name} is {value}")

@@ -126,3 +126,16 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
 def test_finite():
     assert finite(STATE)
     assert not finite({"U": torch.tensor([1.0, float("nan")])})
+
+
+def test_a_configuration_is_kept_by_its_checksum(tmp_path):
+    store = PrivateStore(tmp_path, "run", 1)
+    digest = store.give_configuration('{"lr": 0.1}')
+    assert store.configuration(digest) == '{"lr": 0.1}'
+    (path,) = tmp_path.glob("config_*.json")
+    path.write_text('{"lr": 0.2}')
+    with pytest.raises(FedPGPError, match="configuration is damaged"):
+        store.configuration(digest)
+    path.unlink()
+    with pytest.raises(FedPGPError, match="configuration cannot be read"):
+        store.configuration(digest)

@@ -65,7 +65,8 @@ class Nodes(Grid):
         own = unpack(message.content, Job.of(message.content).clients)
         replies = {client: train_one(client, records) for client, records in own.items() if client != 13}
         return Message(
-            pack_reply(replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0}), reply_to=message
+            pack_reply(replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "kept": []}),
+            reply_to=message,
         )
 
     def send_and_receive(self, messages, *, timeout=None):
@@ -166,6 +167,19 @@ def test_a_dead_node_costs_its_clients_only():
         )
     alone = [Job.of(message.content).clients for message in grid.inner.sent[2:]]
     assert all(len(clients) == 1 for clients in alone) and len(alone) == 5  # a second try each, alone
+
+
+@pytest.mark.parametrize("reply", [RecordDict(), pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "kept": []})])
+def test_a_reply_that_cannot_be_read_costs_its_clients_only(reply):
+    class Stranger(Nodes):
+        def answer(self, message):
+            return Message(reply, reply_to=message) if message.metadata.dst_node_id == 100 else super().answer(message)
+
+    grid = CohortGrid(Stranger(2, cohort=True), CLIENTS, Job("run", 1, "", "/p", 1), nodes=2)
+    content = RecordDict({"arrays": ArrayRecord({"p": Array(START), "q": Array(START)})})
+    replies = grid.send_and_receive([Message(content, client, "train") for client in range(CLIENTS)])
+    said = [reply.error.reason for reply in replies if reply.has_error()]
+    assert len(said) == CLIENTS // 2 and all("its node's reply cannot be read" in text for text in said)
 
 
 def test_a_silent_node_is_given_up_in_time():
