@@ -26,6 +26,7 @@ from clients.wire import Job, Record, pack_reply, unpack
 from fedpgp.errors import FedPGPError
 
 Shared = dict[str, np.ndarray]
+Own = dict[int, Shared]
 _federation: tuple[str, object] | None = None  # of this process: (configuration, Federation)
 
 
@@ -55,7 +56,7 @@ class Node:
         self.seconds = 0.0
         self._federation_of = federation_of
 
-    def run(self, work: Callable[[object, Shared, list[int]], Iterable[tuple[int, RecordDict | str]]]) -> Message:
+    def run(self, work: Callable[[object, Shared, list[int], Own], Iterable[tuple[int, RecordDict | str]]]) -> Message:
         """Runs ``work`` on every group of clients that were sent the same tensors, and packs what it yields.
 
         ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still
@@ -70,8 +71,9 @@ class Node:
                 torch.set_num_threads(self.job.threads)
             federation = self._federation_of(self.store.configuration(self.job.config))
             start = time.perf_counter()
+            own = self._own()
             for shared, clients in self._groups():
-                self._collect(work, federation, shared, clients)
+                self._collect(work, federation, shared, clients, own)
             if self.kept:
                 self.store.flush()
             self.seconds = time.perf_counter() - start
@@ -87,9 +89,9 @@ class Node:
             self.store.save(client, self.job.round, state, self.committed[client])
             self.kept.append(client)
 
-    def _collect(self, work: Callable, federation: object, shared: Shared, clients: list[int]) -> None:
+    def _collect(self, work: Callable, federation: object, shared: Shared, clients: list[int], own: Own) -> None:
         try:
-            for client, answer in work(federation, shared, clients):
+            for client, answer in work(federation, shared, clients, own):
                 if isinstance(answer, str):
                     self.errors[client] = answer
                 else:
@@ -98,7 +100,7 @@ class Node:
             missing = [c for c in clients if c not in self.replies and c not in self.errors]
             if len(missing) > 1:
                 for client in missing:
-                    self._collect(work, federation, shared, [client])
+                    self._collect(work, federation, shared, [client], own)
             else:
                 self.errors.update({client: _reason(error) for client in missing})
 
@@ -106,7 +108,8 @@ class Node:
         """Clients that share the same tensors, together: usually all."""
         groups: list[tuple[ArrayRecord, list[int]]] = []
         for client, records in unpack(self.content, self.job.clients).items():
-            arrays = next((r for r in records.values() if isinstance(r, ArrayRecord)), ArrayRecord())
+            shared = (r for name, r in records.items() if name != "own" and isinstance(r, ArrayRecord))
+            arrays = next(shared, ArrayRecord())
             for known, members in groups:
                 if known is arrays or known == arrays:
                     members.append(client)
@@ -115,6 +118,11 @@ class Node:
                 groups.append((arrays, [client]))
         for arrays, members in groups:
             yield {name: array.numpy() for name, array in arrays.items()}, members
+
+    def _own(self) -> Own:
+        """Client -> the tensors it was sent alone; empty where a method sends none."""
+        records = unpack(self.content, self.job.clients)
+        return {c: {n: a.numpy() for n, a in own["own"].items()} for c, own in records.items() if "own" in own}
 
     def config(self) -> dict[str, Record]:
         """The strategy's own configuration record of this message."""
@@ -142,8 +150,8 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         """Trains the clients from the shared tensors and their own; replies with "arrays" and "metrics" for each."""
         node = Node(message, context, federation_of)
 
-        def work(federation, shared: Shared, clients: list[int]):
-            for result in federation.train(shared, clients, node.job.round, node.load_state):
+        def work(federation, shared: Shared, clients: list[int], own: Own):
+            for result in federation.train(shared, clients, node.job.round, node.load_state, own):
                 if result.error is None and not finite(result.state):
                     result.error = f"a private tensor is NaN or Inf after round {node.job.round}"
                 if result.error is not None:
@@ -163,9 +171,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         """Evaluates the clients on their own test images; replies with "metrics" for each."""
         node = Node(message, context, federation_of)
 
-        def work(federation, shared: Shared, clients: list[int]):
+        def work(federation, shared: Shared, clients: list[int], own: Own):
             zero_shot = node.job.ask == "zero_shot"
-            for result in federation.evaluate(shared, clients, node.load_state, zero_shot=zero_shot):
+            for result in federation.evaluate(shared, clients, node.load_state, own, zero_shot=zero_shot):
                 metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})
 
@@ -178,17 +186,19 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         """
         node = Node(message, context, federation_of)
 
-        def work(federation, shared: Shared, clients: list[int]):
+        def work(federation, shared: Shared, clients: list[int], own: Own):
             if node.job.ask == "samples":
-                rows = federation.samples(shared, clients, node.load_state, int(node.config()["per-client"]))
+                rows = federation.samples(shared, clients, node.load_state, int(node.config()["per-client"]), own)
                 for client in clients:
                     own = [
                         {**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client
                     ]
                     yield client, _answer(own)
             else:
+                # Encoded now, or found in the cache, so that no round pays for it.
+                federation.features("test")
                 for split in ("train", "test") if federation.method.learns else ("test",):
-                    federation.features(split)  # encoded now, or found in the cache, so that no round pays for it
+                    federation.images(split)
                 table = {row["id"]: row for row in federation.client_table()}
                 for client in clients:
                     yield client, _answer(table[client])

@@ -4,7 +4,8 @@ A Flower strategy writes one message for each logical client, with its own recor
 clients on the same node travel together in one ``RecordDict``:
 
 * a record that is equal for all of them stands there once, under its own name;
-* one that differs stands there for each client as ``"<client>/<name>"``;
+* one that differs (``"own"``: what a method's server sends to one client alone) stands there for each client as
+  ``"<client>/<name>"``;
 * ``"job"`` says which clients, which round, what each has committed, and which configuration (its text is not sent
   again with every message: :meth:`clients.state.PrivateStore.configuration`).
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods import METHODS, Batch, Method, Params, Step
+from fedpgp.methods import METHODS, Batch, Images, Method, Params, Step
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
 
@@ -75,7 +75,9 @@ def setting(classes: int, clients: int, model: str, device: str) -> tuple[Method
     params = {name: tensor.to(task.device, task.dtype).contiguous() for name, tensor in params.items()}
     torch.manual_seed(0)
     batch = Batch(
-        F.normalize(torch.randn(clients, IMAGES, task.candidates([0]).photo.shape[-1], device=task.device), dim=-1),
+        Images(
+            F.normalize(torch.randn(clients, IMAGES, task.candidates([0]).photo.shape[-1], device=task.device), dim=-1)
+        ),
         torch.randint(0, classes, (clients, IMAGES), device=task.device),
         torch.full((clients, IMAGES), 1 / IMAGES, device=task.device),
     )
@@ -85,8 +87,8 @@ def setting(classes: int, clients: int, model: str, device: str) -> tuple[Method
 def plain_step(method: Method, params: Params, batch: Batch, classes: Candidates) -> tuple[torch.Tensor, Params]:
     """The textbook step of every client in turn: three passes over full sequences, autograd."""
     model, tokenizer = classes.task.clip.text_model, classes.task.clip.tokenizer
-    tokens = tokenizer(["X " * CONTEXT + name + "." for name in classes.names]).to(batch.images.device)
-    photo = tokenizer([classes.task.template.format(name) for name in classes.names]).to(batch.images.device)
+    tokens = tokenizer(["X " * CONTEXT + name + "." for name in classes.names]).to(batch.labels.device)
+    photo = tokenizer([classes.task.template.format(name) for name in classes.names]).to(batch.labels.device)
 
     def encode(tokens: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         x = model.token_embedding(tokens)
@@ -96,13 +98,13 @@ def plain_step(method: Method, params: Params, batch: Batch, classes: Candidates
         return F.normalize(x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection, dim=-1)
 
     losses, grads = [], {name: [] for name in params}
-    for k in range(len(batch.images)):
+    for k in range(len(batch.labels)):
         leaves = {name: tensor[k].clone().requires_grad_() for name, tensor in params.items()}
         z_G = encode(tokens, leaves["p_G"])
         z_i = encode(tokens, leaves["p_G"] + leaves["U"] @ leaves["V"])
         with torch.no_grad():
             z_C = encode(photo, None)
-        ce = cross_entropy(method.logits(z_i, batch.images[k]), batch.labels[k], batch.weights[k])
+        ce = cross_entropy(method.logits(z_i, batch.images[k], classes), batch.labels[k], batch.weights[k])
         loss = ce + method.settings.mu * prompt_contrastive_loss(z_G, z_C, z_i, method.settings.tau)
         loss.backward()
         losses.append(loss.detach())
@@ -201,7 +203,7 @@ def bench_step(arguments: argparse.Namespace) -> list[dict]:
         fast, slow = in_turn(ours, plain, arguments.repeats)
         gflops = linear_gflop(classes, 1) / statistics.median(fast)
         encoder = classes.encoder(CONTEXT)
-        peak = gemm_gflops(2 * encoder.tokens, encoder.tower.width, batch.images.device)
+        peak = gemm_gflops(2 * encoder.tokens, encoder.tower.width, batch.labels.device)
         rows.append(
             {
                 "bench": "step",
@@ -238,7 +240,7 @@ def bench_cohort(arguments: argparse.Namespace) -> list[dict]:
         each = statistics.median(many) / arguments.clients
         gflops = linear_gflop(classes, arguments.clients) / statistics.median(many)
         encoder = classes.encoder(CONTEXT)
-        peak = gemm_gflops(2 * encoder.tokens * arguments.clients, encoder.tower.width, batch.images.device)
+        peak = gemm_gflops(2 * encoder.tokens * arguments.clients, encoder.tower.width, batch.labels.device)
         rows.append(
             {
                 "bench": "cohort",

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import fedpgp._torchvision  # noqa: F401  (before open_clip)
 from fedpgp.assets_path import asset
@@ -111,6 +111,41 @@ class FrozenCLIP:
         return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
     @torch.no_grad()
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """Unit-norm patch features in the joint space: (B, 3, R, R) preprocessed pixels -> (B, patches, e).
+
+        Every token of the image tower goes through what makes the pooled feature of the class token (ViT), of the mean
+        token (ResNet's attention pool) or of the mean (a pooled convolutional tower).
+
+        Raises:
+            FedPGPError: a tower whose pooled feature is made otherwise.
+        """
+        images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
+        return F.normalize(self._patches(self.model.visual, images), dim=-1)
+
+    def _patches(self, tower: nn.Module, images: Tensor) -> Tensor:
+        if getattr(tower, "pool_type", None) == "tok" and tower.attn_pool is None:
+            tokens = tower.ln_post(tower.transformer(tower._embeds(images)))
+            return tokens[:, 1:] @ tower.proj
+        if hasattr(tower, "attnpool"):
+            found = []
+            hook = tower.attnpool.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+            try:
+                tower(images)
+            finally:
+                hook.remove()
+            return _attention_pool(tower.attnpool, found[0])[:, 1:]
+        head = list(getattr(tower, "head", ()))
+        if [type(layer) for layer in head] == [nn.Dropout, nn.Linear]:
+            grid = tower.trunk.forward_features(images)
+            if grid.dim() == 4 and torch.allclose(tower.trunk(images), grid.mean((2, 3)), atol=1e-4):
+                return head[1](grid.flatten(2).transpose(1, 2))
+        raise FedPGPError(
+            f"the image tower {type(tower).__name__} does not say which features its patches have; methods that "
+            "transport patches to prompts need a CLIP ViT (class token), a CLIP ResNet or a mean-pooled tower"
+        )
+
+    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features of whole sentences, by the model's own forward: n strings -> (n, e)."""
         tokens = self.tokenizer(list(texts)).to(self.device)
@@ -130,6 +165,17 @@ class FrozenCLIP:
                 f"context_init={phrase!r} has no token; give a phrase such as 'a photo of a', or 'normal'"
             )
         return self.text_model.token_embedding.weight[torch.tensor(ids, device=self.device)].detach().clone()
+
+
+def _attention_pool(pool: nn.Module, grid: Tensor) -> Tensor:
+    """ResNet's attention pool with every token as a query: (B, width, h, w) -> (B, 1 + hw, e), the mean token first."""
+    tokens = grid.flatten(2).transpose(1, 2)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + pool.positional_embedding
+    q, k, v = (
+        layer(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        for layer in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    return pool.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def word_ids(tokenizer: Callable, text: str) -> list[int]:

@@ -8,7 +8,7 @@ dictionaries.
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -19,25 +19,30 @@ from torch import Tensor
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.features import encode_split
+from fedpgp.data.lookup import Pictures, Rows
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
-from fedpgp.methods import METHODS, Method, Params, cosine_logits
+from fedpgp.methods import METHODS, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.protocols import ClientShare, Deal, deal
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
-from fedpgp.training import TrainingSettings, train_cohort
+from fedpgp.training import TrainingSettings, gather, train_cohort
 
 State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
+Arrays = Mapping[str, np.ndarray]
 OPTIMIZER = "optimizer/"  # prefix of the optimizer's tensors in a client's private state
 
 MEMORY_SHARE = 0.1
 """Part of a machine's memory that one cohort's activations may take (several workers share it)."""
 
+SCORED_AT_ONCE = 512
+"""Test images that are scored in one tensor operation."""
+
 
 class FeatureSource(Protocol):
-    """Where image features come from: unit-norm (N, embed) of the train or the test split."""
+    """Where features come from: unit norm, one row an image of the train or the test split."""
 
     def __call__(self, split: str) -> np.ndarray: ...
 
@@ -71,6 +76,7 @@ class Federation:
         dataset: what was dealt.
         dealt: who owns what.
         features: image features of the train and the test split.
+        patches: patch features likewise, for methods that read them.
         training: how a client trains in a round.
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
@@ -86,6 +92,7 @@ class Federation:
         features: FeatureSource,
         training: TrainingSettings,
         *,
+        patches: FeatureSource | None = None,
         seed: int = 0,
         cohort_size: int | None = None,
         local_labels: str = "all",
@@ -93,10 +100,11 @@ class Federation:
     ):
         if local_labels not in ("all", "own"):
             raise FedPGPError(unknown("protocol.local_labels", local_labels, ["all", "own"]))
-        self._method, self.dataset, self.deal, self._source = method, dataset, dealt, features
+        self._method, self.dataset, self.deal = method, dataset, dealt
+        self._sources = {"features": features, "patches": patches}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
         self.local_labels, self.keep_optimizer = local_labels, keep_optimizer
-        self._features: dict[str, Tensor] = {}
+        self._images: dict[tuple[str, str], Tensor | Rows | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
     @classmethod
@@ -130,20 +138,31 @@ class Federation:
     def initial_shared(self) -> dict[str, np.ndarray]:
         """The global tensors before round 1; private ones are tried too, so that impossible settings show here."""
         self.initial_state(0)
-        shared = self.method.init_shared(generator(self.seed, "shared"))
-        return {name: tensor.to(self.method.task.dtype).cpu().numpy() for name, tensor in shared.items()}
+        return _arrays(self.method.init_shared(generator(self.seed, "shared")), self.method.task.dtype)
 
     def initial_state(self, client: int) -> State:
         """A client's private tensors before its first round."""
         return self.method.init_personal(generator(self.seed, "personal", client))
 
+    def images(self, split: str) -> Images:
+        """What the method reads of the ``train`` or ``test`` images; patches and pixels are looked up when indexed."""
+        return Images(**{what: self._read(split, what) for what in self.method.reads})
+
     def features(self, split: str) -> Tensor:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""
-        if split not in self._features:
+        return self._read(split, "features")
+
+    def _read(self, split: str, what: str) -> Tensor | Rows | Pictures:
+        if (split, what) not in self._images:
             task = self.method.task
-            # A copy: torch must not write into, nor hold open, the memory-mapped cache.
-            self._features[split] = torch.from_numpy(np.array(self._source(split))).to(task.device, task.dtype)
-        return self._features[split]
+            if what == "pixels":
+                images = Pictures(getattr(self.dataset, split), task.clip.preprocess, task.device, task.dtype)
+            elif what == "patches":
+                images = Rows(self._sources[what](split), task.device, task.dtype)
+            else:  # a copy: torch must not write into, nor hold open, the memory-mapped cache
+                images = torch.from_numpy(np.array(self._sources[what](split))).to(task.device, task.dtype)
+            self._images[split, what] = images
+        return self._images[split, what]
 
     def labels(self, split: str, classes: Sequence[int]) -> Tensor:
         """Columns of ``classes`` for every image of a split, -1 for images of other classes."""
@@ -155,15 +174,41 @@ class Federation:
             self._labels[key] = torch.from_numpy(labels).to(self.method.task.device)
         return self._labels[key]
 
-    def _params(self, shared: Mapping[str, np.ndarray], states: Sequence[State]) -> Params:
-        task = self.method.task
-        params = {
-            name: torch.as_tensor(array).to(task.device, task.dtype).expand(len(states), *np.shape(array))
-            for name, array in shared.items()
-        }
+    def _params(
+        self, shared: Arrays, clients: Sequence[int], states: Sequence[State], own: Mapping[int, Arrays] | None
+    ) -> Params:
+        """All tensors of these clients: shared, sent to them alone, their own, and what the method prepares."""
+        task, method = self.method.task, self.method
+
+        def tensor(array: np.ndarray | Tensor) -> Tensor:
+            return torch.as_tensor(array).to(task.device, task.dtype)
+
+        params = {name: tensor(array).expand(len(clients), *np.shape(array)) for name, array in shared.items()}
+        for name in own[clients[0]] if own else ():
+            params[name] = torch.stack([tensor(own[client][name]) for client in clients])
         for name in self._personal_names:
-            params[name] = torch.stack([state[name].to(task.device, task.dtype) for state in states])
+            params[name] = torch.stack([tensor(state[name]) for state in states])
+        if type(method).prepare is not Method.prepare:
+            rows = [self.deal.shares[client].train for client in clients]
+            batch = gather(self.images("train"), self.labels("train", self.deal.base_classes), rows)
+            with torch.no_grad():
+                params |= method.prepare(params, batch, self.base)
+        if extra := set(params) - set(shared) - set(self._personal_names) - set(method.carried):
+            raise FedPGPError(f"method {method.name}: {sorted(extra)} are not learned, so they belong into `carried`")
         return params
+
+    def personal_features(
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        load_state: LoadState,
+        candidates: Sequence[Candidates],
+        own: Mapping[int, Arrays] | None = None,
+    ) -> list[Features]:
+        """Class features of these clients' own models, (K, ...), for each list of candidates."""
+        states = [load_state(client) or self.initial_state(client) for client in clients]
+        params = self._params(shared, clients, states, own)
+        return [self.method.personal_features(params, classes) for classes in candidates]
 
     @cached_property
     def _personal_names(self) -> tuple[str, ...]:
@@ -196,7 +241,12 @@ class Federation:
     # Training. --------------------------------------------------------------------------------------------------------
 
     def train(
-        self, shared: Mapping[str, np.ndarray], clients: Sequence[int], round: int, load_state: LoadState
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        round: int,
+        load_state: LoadState,
+        own: Mapping[int, Arrays] | None = None,
     ) -> Iterator[TrainResult]:
         """Trains clients for one round (from 1) and yields each as soon as its cohort is done.
 
@@ -205,17 +255,18 @@ class Federation:
             clients: logical ids.
             round: of the run.
             load_state: a client's newest private tensors; None for a client that never trained.
+            own: what the server sent to one client alone (:meth:`for_client`).
         """
         task = self.method.task
-        features, labels = self.features("train"), self.labels("train", self.deal.base_classes)
+        images, labels = self.images("train"), self.labels("train", self.deal.base_classes)
         for cohort in self._cohorts(clients, self.base, gradients=True):
             stored = [load_state(client) for client in cohort]
             states = [s if s is not None else self.initial_state(c) for s, c in zip(stored, cohort, strict=True)]
-            params = self._params(shared, states)
+            params = self._params(shared, cohort, states, own)
             result = train_cohort(
                 self.method,
                 params,
-                features,
+                images,
                 labels,
                 [self.deal.shares[client].train for client in cohort],
                 self.base,
@@ -240,21 +291,72 @@ class Federation:
     def _stored_optimizer(self, params: Params, states: Sequence[State]) -> dict[str, Tensor]:
         """The cohort's optimizer state; zeros for a client that has none yet."""
         settings = self.training
-        state = fresh_state(make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay), params)
+        optimizer = make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay)
+        state = fresh_state(optimizer, {name: params[name] for name in self.method.learned(params)})
         for k, stored in enumerate(states):
             for name, tensor in state.items():
                 if OPTIMIZER + name in stored:
                     tensor[k] = stored[OPTIMIZER + name].to(tensor)
         return state
 
+    # The server's part. -----------------------------------------------------------------------------------------------
+
+    def initial_memory(self) -> dict[str, np.ndarray]:
+        """What the server remembers before round 1."""
+        return _arrays(self.method.init_memory(self.num_clients), self.method.task.dtype)
+
+    def for_client(self, client: int, memory: Arrays) -> dict[str, np.ndarray]:
+        """What the server sends to this client alone."""
+        return _arrays(self.method.for_client(client, _tensors(memory)), self.method.task.dtype)
+
+    def after_round(
+        self,
+        averaged: Arrays,
+        *,
+        round: int,
+        last: int,
+        sent: Arrays,
+        uploads: Mapping[int, Arrays],
+        weights: Mapping[int, float],
+        memory: Arrays,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The next shared tensors and the server's memory.
+
+        Args:
+            averaged: what the strategy made of the uploads.
+            round, last: number of this round and of the run's last.
+            sent: the shared tensors of this round.
+            uploads, weights: of each client whose update counts.
+            memory: of the server, before.
+        """
+        clients = sorted(uploads)
+        share = torch.tensor([weights[client] for client in clients], dtype=torch.float64)
+        stacked = {n: torch.stack([torch.from_numpy(np.array(uploads[c][n])) for c in clients]) for n in sent}
+        shared, memory = self.method.after_round(
+            _tensors(averaged),
+            Round(
+                number=round,
+                last=last,
+                clients=clients,
+                population=self.num_clients,
+                weights=(share / share.sum()).to(self.method.task.dtype),
+                sent=_tensors(sent),
+                uploads=stacked,
+                memory=_tensors(memory),
+                seed=self.seed,
+            ),
+        )
+        return _arrays(shared, self.method.task.dtype), _arrays(memory, self.method.task.dtype)
+
     # Evaluation. ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(
         self,
-        shared: Mapping[str, np.ndarray],
+        shared: Arrays,
         clients: Sequence[int],
         load_state: LoadState,
+        own: Mapping[int, Arrays] | None = None,
         *,
         zero_shot: bool = False,
     ) -> Iterator[EvalResult]:
@@ -262,37 +364,51 @@ class Federation:
         images."""
         method, task = self.method, self.method.task
         parts = {"base": self.base, **({"novel": self.novel} if self.deal.novel_classes else {})}
-        common: dict[str, dict[str, Tensor]] = {}
-        if zero_shot:
-            common["zero_shot"] = {part: classes.photo for part, classes in parts.items()}
-        global_params = {n: torch.as_tensor(a).to(task.device, task.dtype) for n, a in shared.items()}
-        global_features = {part: method.global_features(global_params, classes) for part, classes in parts.items()}
-        if all(features is not None for features in global_features.values()):
-            common["global"] = global_features
+        common: dict[str, Answer] = {}
+        if zero_shot:  # CLIP's own answer, whatever the method does with its own models
+            images = self.features("test")
+            common["zero_shot"] = lambda part, rows: cosine_logits(parts[part].photo, images[rows], task.logit_scale)
+        params = {n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0) for n, a in shared.items()}
+        features = {part: method.global_features(params, classes) for part, classes in parts.items()}
+        if all(part is not None for part in features.values()):
+            everything = {part: self._scored(clients, part) for part in parts}
+            common["global"] = _looked_up(everything, self._answer(features))
+        personal = type(method).personal_features is not Method.personal_features
         for cohort in self._cohorts(clients, self.base, gradients=False):
-            personal: dict[str, Tensor] = {}
-            if self._personal_names:
-                states = [load_state(client) or self.initial_state(client) for client in cohort]
-                params = self._params(shared, states)
-                personal = {part: method.personal_features(params, classes) for part, classes in parts.items()}
+            if personal:
+                of_part = self.personal_features(shared, cohort, load_state, list(parts.values()), own)
             for k, client in enumerate(cohort):
-                mine = {part: features[k] for part, features in personal.items()} or common["global"]
+                mine = common.get("global")
+                if personal:
+                    mine = self._answer({part: _of_client(f, k) for part, f in zip(parts, of_part, strict=True)})
                 figures: dict[str, float] = {}
-                for model, features in {**common, "personal": mine}.items():
-                    for figure, value in self._score(self.deal.shares[client], features, model == "zero_shot").items():
+                for model, answer in {**common, "personal": mine}.items():
+                    for figure, value in self._score(self.deal.shares[client], answer).items():
                         figures[f"{model}.{figure}"] = value
                 yield EvalResult(client, len(self.deal.shares[client].test), figures)
 
-    def _score(self, share: ClientShare, features: Mapping[str, Tensor], zero_shot: bool) -> dict[str, float]:
-        """local, ece, base, novel of one model on one client's test images; what has no image is absent."""
-        figures: dict[str, float] = {}
-        images, labels = self.features("test"), self.labels("test", self.deal.base_classes)
+    def _answer(self, features: Mapping[str, Features]) -> "Answer":
+        """What one of the method's models (part -> features with a client axis of one) says to test images."""
+        images, parts = self.images("test"), {"base": lambda: self.base, "novel": lambda: self.novel}
 
         def answer(part: str, rows: np.ndarray) -> Tensor:
-            if zero_shot:  # CLIP's own answer, whatever the method does with its own models
-                return cosine_logits(features[part], images[rows], self.method.task.logit_scale)
-            return self.method.logits(features[part], images[rows])
+            index = torch.from_numpy(rows).to(self.method.task.device)
+            chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
+            classes = parts[part]()
+            return torch.cat([self.method.logits(features[part], images[chunk], classes)[0] for chunk in chunks])
 
+        return answer
+
+    def _scored(self, clients: Sequence[int], part: str) -> np.ndarray:
+        """Every test image that some of these clients' figures need with the candidates of ``part``, ascending."""
+        shares = [self.deal.shares[client] for client in clients]
+        lists = [s.novel for s in shares] if part == "novel" else [rows for s in shares for rows in (s.test, s.base)]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(rows for rows in lists if rows is not None)]))
+
+    def _score(self, share: ClientShare, answer: "Answer") -> dict[str, float]:
+        """local, ece, base, novel of one model on one client's test images; what has no image is absent."""
+        figures: dict[str, float] = {}
+        labels = self.labels("test", self.deal.base_classes)
         if len(share.test):
             logits = self._local(answer("base", share.test), share)
             figures["local"] = accuracy(logits, labels[share.test])
@@ -313,7 +429,12 @@ class Federation:
 
     @torch.no_grad()
     def samples(
-        self, shared: Mapping[str, np.ndarray], clients: Sequence[int], load_state: LoadState, per_client: int
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        load_state: LoadState,
+        per_client: int,
+        own: Mapping[int, Arrays] | None = None,
     ) -> list[dict]:
         """A few of each client's own test pictures with its personal model's answers, right and wrong ones in turn.
 
@@ -325,10 +446,8 @@ class Federation:
             share = self.deal.shares[client]
             if not len(share.test):
                 continue
-            states = [load_state(client) or self.initial_state(client)]
-            features = self.method.personal_features(self._params(shared, states), self.base)
-            features = features[0] if features.dim() == 3 else features
-            logits = self.method.logits(features, self.features("test")[share.test])
+            (features,) = self.personal_features(shared, [client], load_state, [self.base], own)
+            logits = self._answer({"base": features})("base", share.test)
             probability = self._local(logits, share).softmax(-1)
             confidence, predicted = (t.cpu().numpy() for t in probability.max(-1))
             truth = self.labels("test", self.deal.base_classes)[share.test].cpu().numpy()
@@ -371,6 +490,37 @@ class Federation:
             }
             for client, share in enumerate(self.deal.shares)
         ]
+
+
+Answer = Callable[[str, np.ndarray], Tensor]
+"""A model at work: part (``base`` or ``novel``: its candidates), test images (n,) -> logits (n, candidates)."""
+
+
+def _looked_up(rows: Mapping[str, np.ndarray], answer: Answer) -> Answer:
+    """The same model for many clients: each part's images are answered once, the first time one is asked for."""
+    answers: dict[str, Tensor] = {}
+
+    def look_up(part: str, wanted: np.ndarray) -> Tensor:
+        if part not in answers:
+            answers[part] = answer(part, rows[part])
+        return answers[part][torch.from_numpy(np.searchsorted(rows[part], wanted)).to(answers[part].device)]
+
+    return look_up
+
+
+def _tensors(arrays: Arrays) -> Params:
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def _arrays(tensors: Params, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    return {name: tensor.to(dtype).cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _of_client(features: Features, k: int) -> Features:
+    """One client's class features, with a client axis of one."""
+    if isinstance(features, Tensor):
+        return features[k : k + 1]
+    return {name: tensor[k : k + 1] for name, tensor in features.items()}
 
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -426,13 +576,14 @@ class _Builder:
             )
             return method_class(method_settings, task)
 
-        def features(split: str) -> np.ndarray:
+        def encoded(split: str, what: str) -> np.ndarray:
             return encode_split(
                 clip(),
                 getattr(dataset, split),
                 cache_dir=config["runtime"].get("cache_dir"),
                 dataset_name=dataset.name,
                 split_name=split,
+                what=what,
             )
 
         size = config["runtime"].get("cohort_size", "auto")
@@ -440,7 +591,7 @@ class _Builder:
             method,
             dataset,
             dealt,
-            features,
+            partial(encoded, what="features"),
             TrainingSettings(
                 epochs=config["local_epochs"],
                 batch_size=config["batch_size"],
@@ -448,6 +599,7 @@ class _Builder:
                 rounds=config["rounds"],
                 **config["training"],
             ),
+            patches=partial(encoded, what="patches"),
             seed=config["seed"],
             cohort_size=None if size == "auto" else int(size),
             local_labels=config["protocol"].get("local_labels", "all"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.methods.base import Batch, Method, Params, Step
+from fedpgp.methods.base import Batch, Images, Method, Params, Step
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
@@ -113,7 +113,7 @@ def batches(images: int, settings: TrainingSettings, seed: int, client: int, rou
 def train_cohort(
     method: Method,
     params: Params,
-    features: Tensor,
+    images: Images,
     labels: Tensor,
     indices: Sequence[np.ndarray],
     classes: Candidates,
@@ -129,8 +129,8 @@ def train_cohort(
 
     Args:
         method: gives losses and gradients.
-        params: name -> (K, …), every learned tensor at the start of the round; not changed.
-        features: unit-norm image features of the whole training split, (N, embed).
+        params: name -> (K, …), every tensor at the start of the round; not changed.
+        images: the whole training split, (N,).
         labels: columns of ``classes``, (N,) int64.
         indices: the rows that belong to each client.
         classes: the candidate classes.
@@ -139,19 +139,20 @@ def train_cohort(
         seed, clients, round: what a client's batch order is derived from; ``clients`` are the logical ids.
         optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start anew.
     """
-    device = features.device
+    device = labels.device
     plans = [batches(len(rows), settings, seed, c, round) for rows, c in zip(indices, clients, strict=True)]
     order = sorted(range(len(plans)), key=lambda k: -len(plans[k]))  # longest first; stable, so ties keep their order
     place = torch.tensor(order, device=device)
     received = {name: tensor[place].clone() for name, tensor in (params if received is None else received).items()}
     params = {name: tensor[place].clone() for name, tensor in params.items()}
+    learned = method.learned(params)
     optimizer = make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay)
     if optimizer_state is None:
-        state = fresh_state(optimizer, params)
+        state = fresh_state(optimizer, {name: params[name] for name in learned})
     else:
         state = {name: tensor[place].clone() for name, tensor in optimizer_state.items()}
     plans = [plans[k] for k in order]
-    rows = [torch.as_tensor(indices[k], device=device) for k in order]
+    rows = [indices[k] for k in order]
     ids = [clients[k] for k in order]
     lengths = np.array([len(plan) for plan in plans])
     lr = settings.learning_rate(round)
@@ -161,17 +162,18 @@ def train_cohort(
 
     for step in range(int(lengths.max(initial=0))):
         active = int((lengths > step).sum())
-        batch = _gather(features, labels, rows[:active], [plan[step] for plan in plans[:active]])
+        batch = gather(images, labels, [row[plan[step]] for row, plan in zip(rows, plans[:active], strict=False)])
         now = {name: tensor[:active] for name, tensor in params.items()}
         sent = {name: tensor[:active] for name, tensor in received.items()}
         loss, grads = method.gradients(now, batch, classes, Step(round, step, ids[:active], sent, lr, seed))
         state["step"][:active] += 1
-        for name, p in now.items():
+        for name in learned:
+            p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
             optimizer.update(p, grads[name], slots, lr, state["step"][:active])
         total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
-        for p in now.values():
+        for p in (now[name] for name in learned):
             bad |= ~p.reshape(active, -1).isfinite().all(1)
         failed[:active] = torch.where((failed[:active] == 0) & bad, step + 1, failed[:active])
 
@@ -181,8 +183,11 @@ def train_cohort(
     failure = [
         f"loss or update is NaN or Inf at round {round}, step {bad}" if bad else None for bad in failed[back].tolist()
     ]
+    params = {name: tensor[back] for name, tensor in params.items()}
+    received = {name: tensor[back] for name, tensor in received.items()}
+    end = Step(round, int(lengths.max(initial=0)), clients, received, lr, seed)
     return CohortResult(
-        {name: tensor[back] for name, tensor in params.items()},
+        method.after_training(params, end),
         {name: tensor[back] for name, tensor in state.items()},
         total[back].cpu().double().numpy() / np.maximum(steps, 1),
         steps,
@@ -190,12 +195,13 @@ def train_cohort(
     )
 
 
-def _gather(features: Tensor, labels: Tensor, rows: list[Tensor], chosen: list[np.ndarray]) -> Batch:
-    """The images of one step. A shorter batch is padded with its own images again, at weight zero."""
-    size = max(len(positions) for positions in chosen)
-    index = torch.stack(
-        [row[torch.as_tensor(np.resize(c, size), device=row.device)] for row, c in zip(rows, chosen, strict=True)]
-    )
-    counts = torch.tensor([len(c) for c in chosen], device=features.device).unsqueeze(1)
-    inside = torch.arange(size, device=features.device) < counts
-    return Batch(features[index], labels[index], inside.to(features.dtype) / counts)
+def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray]) -> Batch:
+    """The images of these rows, one list of rows a client. A shorter list is padded with its own images again, at
+    weight zero."""
+    counts = torch.tensor([len(own) for own in rows], device=labels.device).unsqueeze(1)
+    size = max(1, int(counts.max()))
+    index = torch.as_tensor(np.stack([np.resize(own, size) for own in rows]), device=labels.device)
+    inside = torch.arange(size, device=labels.device) < counts
+    chosen = images[index]
+    kind = next(tensor.dtype for tensor in vars(chosen).values() if tensor is not None)
+    return Batch(chosen, labels[index], inside.to(kind) / counts.clamp(min=1))

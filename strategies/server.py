@@ -57,6 +57,7 @@ class State:
     Attributes:
         round: the last finished round; 0 before training.
         shared: the global tensors, names in ascending order.
+        memory: what the method's server side remembers beside them.
         committed: for each client the last round whose private state counts, 0 for none.
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
         traffic: bytes so far.
@@ -67,6 +68,7 @@ class State:
     round: int
     shared: dict[str, np.ndarray]
     committed: np.ndarray
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
     zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "evaluate": 0.0})
@@ -179,8 +181,7 @@ class Server:
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
         weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
         if self.state.shared:
-            aggregated, _ = self.rule.aggregate_train(round, [good[client] for client in sorted(good)])
-            self.state.shared = self._check_aggregate(round, aggregated)
+            self._aggregate(round, good)
         for client in exchange.kept & set(good):
             self.state.committed[client] = round
         self.state.round = round
@@ -197,6 +198,31 @@ class Server:
             "dropped": [{"client": client, "reason": reason} for client, reason in sorted(dropped.items())],
         }
         self.observer.trained(record)
+
+    def _aggregate(self, round: int, good: Mapping[int, Message]) -> None:
+        """The strategy's average of the replies, then what the method makes of it."""
+        replies = {client: good[client].content for client in sorted(good)}
+        if self.federation.method.equal_weights:
+            for content in replies.values():
+                content["metrics"]["num-examples"] = 1
+        aggregated, _ = self.rule.aggregate_train(round, [good[client] for client in sorted(good)])
+        if aggregated is None:
+            raise FedPGPError(
+                f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
+            )
+        averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
+        self._check_finite(round, averaged)
+        shared, self.state.memory = self.federation.after_round(
+            averaged,
+            round=round,
+            last=self.rounds,
+            sent=self.state.shared,
+            uploads={c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()},
+            weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
+            memory=self.state.memory,
+        )
+        self._check_finite(round, shared)
+        self.state.shared = {name: shared[name] for name in self._reference}
 
     def _evaluate(self, grid: CohortGrid, round: int) -> None:
         if round == 0:
@@ -262,7 +288,7 @@ class Server:
         grid.job = replace(self.job, round=round, ask=ask)
         what = f"round {round}"
         grid.progress = lambda done, total: self.observer.progress(done, total, what)
-        messages = {message.metadata.dst_node_id: message for message in configure()}
+        messages = {message.metadata.dst_node_id: self._with_own(message) for message in configure()}
         good: dict[int, Message] = {}
         failed: dict[int, str] = {}
         for attempt in range(1, TRIES + 1):
@@ -288,6 +314,14 @@ class Server:
         if len(good) < need:
             raise FedPGPError(f"{what}: {self._few(len(good), len(messages), need, failed)}")
         return good, failed, grid.exchange
+
+    def _with_own(self, message: Message) -> Message:
+        """A message with what the method sends to its client alone."""
+        own = self.federation.for_client(message.metadata.dst_node_id, self.state.memory) if self.state.memory else {}
+        if own:
+            record = ArrayRecord({name: Array(array) for name, array in own.items()})
+            message.content = RecordDict({**message.content, "own": record})
+        return message
 
     def _check_enough(self) -> None:
         """Refuses a run whose rounds could never have enough clients."""
@@ -346,19 +380,13 @@ class Server:
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise _Unusable(f"metric {name} is {value}")
 
-    def _check_aggregate(self, round: int, aggregated: ArrayRecord | None) -> dict[str, np.ndarray]:
-        """The new global tensors, in the precision of the first ones (some rules compute in another)."""
-        if aggregated is None:
-            raise FedPGPError(
-                f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
-            )
-        shared = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
+    @staticmethod
+    def _check_finite(round: int, shared: Mapping[str, np.ndarray]) -> None:
         for name, tensor in shared.items():
             if not np.isfinite(tensor).all():
                 raise FedPGPError(
                     f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy"
                 )
-        return shared
 
     # Questions. -------------------------------------------------------------------------------------------------------
 
@@ -430,6 +458,7 @@ class Server:
         rule_tensors, rule_values = rule_state(self.rule)
         tensors = {
             **{f"shared/{name}": tensor for name, tensor in self.state.shared.items()},
+            **{f"memory/{name}": tensor for name, tensor in self.state.memory.items()},
             **{f"rule/{path}": tensor for path, tensor in rule_tensors.items()},
             **{f"zero_shot/{name}": values for name, values in self.state.zero_shot.items()},
             "committed": self.state.committed,
@@ -447,7 +476,8 @@ class Server:
 
     def _fresh(self) -> State:
         shared = dict(sorted(self.federation.initial_shared().items()))
-        return State(0, shared, np.zeros(self.federation.num_clients, dtype=np.int64))
+        committed = np.zeros(self.federation.num_clients, dtype=np.int64)
+        return State(0, shared, committed, self.federation.initial_memory())
 
     def _restore(self, tensors: Mapping[str, np.ndarray], info: Mapping) -> State:
         def below(prefix: str) -> dict[str, np.ndarray]:
@@ -460,6 +490,7 @@ class Server:
             info["round"],
             below("shared/"),
             tensors["committed"].copy(),
+            below("memory/"),
             below("zero_shot/"),
             Traffic(**info["traffic"]),
             dict(info["seconds"]),

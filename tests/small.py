@@ -56,12 +56,14 @@ def small_federation(text: str) -> Federation:
     rng = np.random.default_rng(1)
     clients, per_client = config["clients"], 6
     centres = rng.normal(size=(len(CLASSES), EMBED))
-    splits, features = {}, {}
+    splits, features, patches = {}, {}, {}
     for split in ("train", "test"):
         labels = rng.integers(len(CLASSES), size=clients * per_client)
-        splits[split] = ArraySplit(np.full((len(labels), 8, 8, 3), 128, dtype=np.uint8), labels)
+        pixels = 20 * labels[:, None, None, None] + np.random.default_rng(2).integers(128, size=(len(labels), 8, 8, 3))
+        splits[split] = ArraySplit(pixels.astype(np.uint8), labels)
         raw = centres[labels] + rng.normal(size=(len(labels), EMBED))
         features[split] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        patches[split] = _patches(raw)
     for client in config["dataset"].get("faults", {}).get("nan", ()):
         features["train"][client * per_client] = np.nan
     dataset = Dataset("small", CLASSES, "a photo of a {}.", splits["train"], None, splits["test"])
@@ -81,9 +83,16 @@ def small_federation(text: str) -> Federation:
         Deal(classes, (), shares),
         features.__getitem__,
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
+        patches=patches.__getitem__,
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
     )
+
+
+def _patches(raw: np.ndarray, count: int = 4) -> np.ndarray:
+    """Made-up patch features around an image's own, (N, count, embed)."""
+    noisy = raw[:, None] + np.random.default_rng(3).normal(size=(len(raw), count, EMBED))
+    return noisy / np.linalg.norm(noisy, axis=-1, keepdims=True)
 
 
 class Faulty(Federation):
@@ -94,12 +103,12 @@ class Faulty(Federation):
         super().__init__(*args, **kwargs)
         self.faults = faults
 
-    def train(self, shared, clients, round, load_state):
+    def train(self, shared, clients, round, load_state, own=None):
         faults = self.faults
         time.sleep(faults.get("slow", 0))
         if round == faults.get("kill_server_at"):
             os.kill(os.getpid(), signal.SIGKILL)
-        for result in super().train(shared, clients, round, load_state):
+        for result in super().train(shared, clients, round, load_state, own):
             if round == faults.get("round", round) and not Path(faults.get("until", "/nowhere")).exists():
                 if result.client in faults.get("raise", ()):
                     raise RuntimeError(f"client {result.client} fell over")
@@ -124,7 +133,7 @@ def _clip() -> FrozenCLIP:
         torch.manual_seed(0)
         model = CLIP(
             embed_dim=EMBED,
-            vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+            vision_cfg={"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
             text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
             quick_gelu=True,
         )

@@ -44,10 +44,11 @@ def encode_split(
     cache_dir: str | Path | None = None,
     dataset_name: str,
     split_name: str,
+    what: str = "features",
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Unit-norm image features of a split, from the cache or, the first time, from the model.
+    """Unit-norm features of a split's images or of their patches, from the cache or, the first time, from the model.
 
     Several processes may ask at once: one computes, the others wait for its file.
 
@@ -56,16 +57,17 @@ def encode_split(
         split: N pictures.
         cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
         dataset_name, split_name: only make the file's name readable.
+        what: ``features`` or ``patches``.
         batch_size: pictures in one pass through the image tower.
         progress: called with (pictures done, N) after each batch.
 
     Returns:
-        (N, embed) float32, read-only, mapped from the file.
+        (N, embed), or (N, patches, embed), float32, read-only, mapped from the file.
 
     Raises:
         FedPGPError: a picture that cannot be read; no space left (says where, and how to move the cache).
     """
-    key = feature_key(clip, split)
+    key = feature_key(clip, split, what)
     folder = cache_folder(cache_dir)
     path = folder / f"{dataset_name}-{split_name}-{key[:24]}.safetensors"
     found = _open_cached(path, key, len(split))
@@ -75,29 +77,36 @@ def encode_split(
         remove_leftovers(path)
         found = _open_cached(path, key, len(split))  # made by another process while this one waited
         if found is None:
-            _write(path, key, _encode(clip, split, folder, batch_size, progress))
+            _write(path, key, _encode(clip, split, what, folder, batch_size, progress))
             found = _open_cached(path, key, len(split))
     if found is None:
         raise FedPGPError(f"the feature cache {path} cannot be read back after it was written; is the disk sound?")
     return found
 
 
-def feature_key(clip: "FrozenCLIP", split: Split) -> str:
-    """SHA-256 (hex) of all that features depend on: the pictures, the model's weights, its preprocessing."""
+def feature_key(clip: "FrozenCLIP", split: Split, what: str = "features") -> str:
+    """SHA-256 (hex) of all that features depend on: the pictures, the model's weights, its preprocessing, and which."""
     # Functions among the transforms show their address, which differs from process to process.
     preprocessing = re.sub(r" at 0x[0-9a-f]+", "", repr(clip.preprocess))
-    return hashlib.sha256("\n".join([FORMAT, clip.fingerprint, preprocessing, split.fingerprint]).encode()).hexdigest()
+    parts = [FORMAT, clip.fingerprint, preprocessing, split.fingerprint, *([what] if what != "features" else [])]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _encode(
-    clip: "FrozenCLIP", split: Split, folder: Path, batch_size: int, progress: Callable[[int, int], None] | None
+    clip: "FrozenCLIP",
+    split: Split,
+    what: str,
+    folder: Path,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
+    encode = clip.encode_images if what == "features" else clip.encode_patches
     features: np.ndarray | None = None
     done = 0
     for pixels in _batches(clip, split, batch_size):
-        encoded = clip.encode_images(pixels).float().cpu().numpy()
+        encoded = encode(pixels).float().cpu().numpy()
         if features is None:
-            features = np.empty((len(split), encoded.shape[1]), dtype=np.float32)
+            features = np.empty((len(split), *encoded.shape[1:]), dtype=np.float32)
             _check_space(folder, features.nbytes)  # now, rather than after an hour of encoding
         features[done : done + len(encoded)] = encoded
         done += len(encoded)
@@ -105,7 +114,7 @@ def _encode(
             progress(done, len(split))
     if features is None:
         raise FedPGPError("a split without pictures has no features")
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1))
     if len(bad):
         raise FedPGPError(
             f"the model gives NaN or Inf for {len(bad)} of {len(split)} pictures, first for "

@@ -1,6 +1,6 @@
 """Every method by name. A new one is a file in this folder and a line here."""
 
-from fedpgp.methods.base import Batch, Method, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Features, Images, Method, Params, Round, Step, cosine_logits
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.fedprox import FedProx
@@ -9,4 +9,4 @@ from fedpgp.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (ZeroShot, CoOp, PromptFL, FedProx, FedPGP)}
 
-__all__ = ["METHODS", "Batch", "Method", "Params", "Step", "cosine_logits"]
+__all__ = ["METHODS", "Batch", "Features", "Images", "Method", "Params", "Round", "Step", "cosine_logits"]

@@ -1,11 +1,13 @@
 """The interface of a method: one algorithm, one file, its settings a frozen dataclass beside it.
 
-A method works on a *cohort*: every learned tensor carries a leading client axis K, and every client of the cohort is
-trained in one tensor program. A method never sees Flower, files or rounds of communication; it says
+A method works on a *cohort*: every tensor carries a leading client axis K, and every client of the cohort is trained in
+one tensor program. A method never sees Flower or files; it says
 
 * which tensors start where, and which are shared (averaged by the server) and which personal (never leave the client);
 * the loss of a batch, one number a client;
-* how features become logits, for the global and for the personal model.
+* how images and class names become logits, for the global and for the personal model;
+* only where it differs from federated averaging: what a client does before and after its local training, what the
+  server makes of a round, remembers, and sends to one client alone.
 
 ``docs/add_a_method.md`` walks through a new one.
 """
@@ -23,19 +25,40 @@ from fedpgp.losses import cross_entropy
 from fedpgp.task import Candidates, Task
 
 Params = dict[str, Tensor]
+Features = Tensor | Params
+"""What a model knows of the classes: unit-norm text features (K, classes, embed), or several tensors (K, …)."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as a method reads them; None for what it does not read.
+
+    Attributes:
+        features: pooled, unit norm, (..., embed).
+        patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, embed).
+        pixels: preprocessed pictures, (..., 3, R, R).
+    """
+
+    features: Tensor | None = None
+    patches: Tensor | None = None
+    pixels: Tensor | None = None
+
+    def __getitem__(self, index) -> "Images":
+        """The images at these positions of the leading axes."""
+        return Images(**{what: tensor[index] for what, tensor in vars(self).items() if tensor is not None})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images of every client in the cohort.
+    """Images of every client in the cohort: one step's, or all that the clients train on.
 
     Attributes:
-        images: unit-norm image features, (K, B, embed).
+        images: with leading axes (K, B).
         labels: columns of the candidate classes, (K, B) int64.
         weights: (K, B); sum to one over a client's real images, zero for the padding of a shorter batch.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     weights: Tensor
 
@@ -62,6 +85,33 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Round:
+    """A finished round, as the server sees it.
+
+    Attributes:
+        number: of the round, from 1.
+        last: number of the run's last round.
+        clients: logical ids of the S clients whose updates count, ascending.
+        population: clients of the whole federation.
+        weights: of the S clients in an average, (S,), sum to one.
+        sent: the shared tensors as they were sent.
+        uploads: name -> (S, ...), the shared tensors as the clients sent them back.
+        memory: what the server remembered before.
+        seed: of the run.
+    """
+
+    number: int
+    last: int
+    clients: Sequence[int]
+    population: int
+    weights: Tensor
+    sent: Params
+    uploads: Params
+    memory: Params
+    seed: int
+
+
+@dataclass(frozen=True)
 class NoSettings:
     """A method without settings of its own."""
 
@@ -78,6 +128,13 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     learns: ClassVar[bool] = True
     """False for a method without rounds (zero-shot)."""
+    reads: ClassVar[tuple[str, ...]] = ("features",)
+    """What it reads of an image: fields of :class:`Images`."""
+    carried: ClassVar[tuple[str, ...]] = ()
+    """Tensors that travel with the learned ones and are no part of the optimisation; ``gradients`` may change them in
+    place."""
+    equal_weights: ClassVar[bool] = False
+    """True: the server averages clients alike; False: by their number of images."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
@@ -94,10 +151,21 @@ class Method(ABC):
 
     # How it is trained. -----------------------------------------------------------------------------------------------
 
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        """Before a cohort's training and before its evaluation: tensors (K, ...) to put into ``params``, new ones or in
+        the place of others. Without gradients.
+
+        Args:
+            params: shared tensors as received, the client's own, and :meth:`for_client`'s.
+            own: all training images of each client.
+            classes: those that are trained.
+        """
+        return {}
+
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
         model."""
-        logits = self.logits(self.personal_features(params, classes), batch.images)
+        logits = self.logits(self.personal_features(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
     def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
@@ -106,21 +174,28 @@ class Method(ABC):
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
         for methods that change gradients (projection, clipping, noise, control variates).
         """
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+        leaves = {name: params[name].detach().requires_grad_() for name in self.learned(params)}
         with torch.enable_grad():
-            loss = self.loss(leaves, batch, classes, step)
+            loss = self.loss({**params, **leaves}, batch, classes, step)
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), dict(zip(leaves, grads, strict=True))
+
+    def learned(self, params: Params) -> list[str]:
+        """Names of the tensors that are optimised: all that are not :attr:`carried`."""
+        return [name for name in params if name not in self.carried]
+
+    def after_training(self, params: Params, step: Step) -> Params:
+        """After the last step: what each client keeps and sends, by name. By default, what it learned."""
+        return params
 
     # How it answers. --------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor | None:
-        """Class features of the global model, (..., classes, embed), from the shared tensors (any leading axes); None:
-        there is none."""
+    def global_features(self, shared: Params, classes: Candidates) -> Features | None:
+        """Class features of the global model from the shared tensors; None: there is none."""
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
-        """Class features of each client's own model, (K, classes, embed), from shared and personal tensors together.
+    def personal_features(self, params: Params, classes: Candidates) -> Features:
+        """Class features of each client's own model, from all its tensors.
 
         By default the global model's: a method without personal tensors has one model for all.
         """
@@ -128,9 +203,29 @@ class Method(ABC):
         assert features is not None, f"{type(self).__name__} has no global model: it must define personal_features"
         return features
 
-    def logits(self, features: Tensor, images: Tensor) -> Tensor:
-        """(..., classes, embed) and (..., B, embed) -> (..., B, classes): how the method's own models answer."""
-        return cosine_logits(features, images, self.task.logit_scale)
+    def logits(self, features: Features, images: Images, classes: Candidates) -> Tensor:
+        """(K, classes, embed) and images (K, B) -> (K, B, classes): how the method's own models answer."""
+        assert isinstance(features, Tensor), f"{type(self).__name__} has several class features: it must define logits"
+        return cosine_logits(features, images.features, self.task.logit_scale)
+
+    # What the server does beyond the strategy's averaging. ------------------------------------------------------------
+
+    def init_memory(self, clients: int) -> Params:
+        """What the server remembers from round to round, at the start: name -> (shape)."""
+        return {}
+
+    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        """The next shared tensors and memory.
+
+        Args:
+            averaged: the shared tensors as the strategy made them of the uploads.
+            round: uploads, weights, memory.
+        """
+        return averaged, round.memory
+
+    def for_client(self, client: int, memory: Params) -> Params:
+        """Tensors for one client alone, sent along with the shared ones; they belong into :attr:`carried`."""
+        return {}
 
 
 def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:

@@ -78,9 +78,9 @@ class FedPGP(Method):
         p_i = personal_context(p_G, params["U"], params["V"])
         if self.settings.mu == 0:
             z_i = self._encode(p_i, classes)
-            return cross_entropy(self.logits(z_i, batch.images), batch.labels, batch.weights)
+            return cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
         z_G, z_i = self._encode(torch.stack([p_G, p_i]), classes)
-        ce = cross_entropy(self.logits(z_i, batch.images), batch.labels, batch.weights)
+        ce = cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
         return ce + self.settings.mu * prompt_contrastive_loss(z_G, self.guidance(classes), z_i, self.settings.tau)
 
     def guidance(self, classes: Candidates) -> Tensor:

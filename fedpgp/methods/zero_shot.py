@@ -14,4 +14,4 @@ class ZeroShot(Method):
     learns = False
 
     def global_features(self, shared: Params, classes: Candidates) -> Tensor:
-        return classes.photo
+        return classes.photo.unsqueeze(0)

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from torch.testing import assert_close
 
-from fedpgp.clip import FrozenCLIP, load_clip, resolve_device
+from fedpgp.clip import FrozenCLIP, _attention_pool, load_clip, resolve_device
 from fedpgp.errors import FedPGPError
 
 
@@ -111,3 +113,42 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(FedPGPError, match="device=auto"):
             resolve_device("cuda")
+
+
+@pytest.mark.parametrize("architecture", ["vit", "resnet", "tiny"])
+def test_patches_pool_to_the_feature(architecture):
+    """Each patch is projected as the pooled token is: checked on the pooled one, token by token."""
+    if architecture == "tiny":
+        clip = load_clip("tiny")
+    else:
+        from open_clip.model import CLIP
+
+        torch.manual_seed(0)
+        vision = {"vit": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}}.get(
+            architecture, {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+        )
+        text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        clip = FrozenCLIP(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text))
+    size = clip.model.visual.image_size
+    images = torch.randn(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    patches = clip.encode_patches(images)
+    assert_close(patches.norm(dim=-1), torch.ones(patches.shape[:2]))
+    if architecture == "vit":
+        tower = clip.model.visual
+        tokens = tower.ln_post(tower.transformer(tower._embeds(images)))  # row by row, class token included
+        rows = torch.stack([F.normalize(tokens[:, i] @ tower.proj, dim=-1) for i in range(tokens.shape[1])], 1)
+        assert_close(rows[:, 0], clip.encode_images(images))
+        assert_close(rows[:, 1:], patches)
+        assert patches.shape == (2, 16, 16)
+    if architecture == "resnet":
+        grids = []
+        hook = clip.model.visual.attnpool.register_forward_pre_hook(lambda module, inputs: grids.append(inputs[0]))
+        pooled = clip.encode_images(images)
+        hook.remove()
+        assert_close(F.normalize(_attention_pool(clip.model.visual.attnpool, grids[0])[:, 0], dim=-1), pooled)
+        assert patches.shape == (2, 4, 16)
+    if architecture == "tiny":
+        trunk, head = clip.model.visual.trunk, clip.model.visual.head
+        grid = trunk.forward_features(images).flatten(2)
+        expected = torch.stack([F.normalize(head(grid[:, :, i]), dim=-1) for i in range(grid.shape[-1])], 1)
+        assert_close(patches, expected)

@@ -7,7 +7,7 @@ from golden import STEP, golden, golden_class_names, golden_clip
 from torch.testing import assert_close
 
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods import METHODS, Batch
+from fedpgp.methods import METHODS, Batch, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
 from fedpgp.training import TrainingSettings, train_cohort
@@ -34,7 +34,9 @@ def start(rank: int) -> dict[str, torch.Tensor]:
 def batch() -> Batch:
     inputs = golden("inputs")
     return Batch(
-        inputs["image_features_unit"][None], inputs["labels"][None], torch.full((1, 6), 1 / 6, dtype=torch.float64)
+        Images(inputs["image_features_unit"][None]),
+        inputs["labels"][None],
+        torch.full((1, 6), 1 / 6, dtype=torch.float64),
     )
 
 
@@ -62,7 +64,7 @@ def test_losses_and_logits(rank, mode):
     expected, params = golden("expected"), start(rank)
     method, classes = fedpgp(rank, 1.0, mode)
     z_i = method.personal_features(params, classes)
-    logits = method.logits(z_i, batch().images)
+    logits = method.logits(z_i, batch().images, classes)
     assert_close(logits[0], expected[f"n16_r{rank}/logits"], **TIGHT)
     assert_close(cross_entropy(logits, batch().labels, batch().weights)[0], expected[f"n16_r{rank}/ce"], **TIGHT)
     z_G = method.global_features({"p_G": params["p_G"]}, classes)
@@ -109,7 +111,7 @@ def test_sgd_steps(rank, mode, mu, lr):
         result = train_cohort(
             method,
             start(rank),
-            inputs["image_features_unit"],
+            Images(inputs["image_features_unit"]),
             inputs["labels"],
             [np.arange(6)],
             classes,

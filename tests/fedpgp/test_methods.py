@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from fedpgp.methods import METHODS, Batch, Step
+from fedpgp.methods import METHODS, Batch, Images, Step
 from fedpgp.seeding import generator
 from fedpgp.text import PromptedTextEncoder
 
@@ -18,7 +18,7 @@ def batch():
     images = F.normalize(torch.randn(K, B, 16, generator=rng, dtype=torch.float64), dim=-1)
     weights = torch.full((K, B), 1 / B, dtype=torch.float64)
     weights[2] = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0, 0], dtype=torch.float64)  # a shorter batch
-    return Batch(images, torch.randint(0, C, (K, B), generator=rng), weights)
+    return Batch(Images(images), torch.randint(0, C, (K, B), generator=rng), weights)
 
 
 def parameters(method):
@@ -38,7 +38,7 @@ def plain_cross_entropy(task, batch, k, context):
     total = 0.0
     for b in range(B):
         if batch.weights[k, b]:
-            logits = torch.stack([task.logit_scale * (batch.images[k, b] @ t) for t in text])
+            logits = torch.stack([task.logit_scale * (batch.images.features[k, b] @ t) for t in text])
             total = total + batch.weights[k, b] * -torch.log(logits.exp()[batch.labels[k, b]] / logits.exp().sum())
     return total
 

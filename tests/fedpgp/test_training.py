@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from fedpgp.errors import FedPGPError
-from fedpgp.methods import METHODS
+from fedpgp.methods import METHODS, Images
 from fedpgp.seeding import generator
 from fedpgp.training import TrainingSettings, batches, train_cohort
 
@@ -36,7 +36,7 @@ def train(task, name, clients, settings, state=None, **options):
     return train_cohort(
         method,
         start(method, clients),
-        features,
+        Images(features),
         labels,
         [rows[c] for c in clients],
         classes,
@@ -105,7 +105,7 @@ def test_a_failing_client_is_named_and_harms_nobody(task):
         return train_cohort(
             method,
             start_all(method),
-            features,
+            Images(features),
             labels,
             rows,
             classes,
@@ -156,7 +156,7 @@ def test_kept_optimizer_state_equals_one_long_round(task):
     second = train_cohort(
         method,
         first.params,
-        features,
+        Images(features),
         labels,
         rows[:2],
         classes,

@@ -15,7 +15,7 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
-from fedpgp.methods import METHODS, Batch
+from fedpgp.methods import METHODS, Batch, Images
 from fedpgp.protocols import ClientShare, Deal
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
@@ -128,7 +128,9 @@ def test_the_public_codes_leaking_momentum_is_reproduced_by_a_loop_only(mode):
                 rows = slice(first, first + BATCH)
                 count = len(labels[rows])
                 batch = Batch(
-                    features[rows][None], labels[rows][None], torch.full((1, count), 1 / count, dtype=torch.float64)
+                    Images(features[rows][None]),
+                    labels[rows][None],
+                    torch.full((1, count), 1 / count, dtype=torch.float64),
                 )
                 _, grads = method.gradients(
                     {name: tensor[None] for name, tensor in params.items()}, batch, classes, STEP

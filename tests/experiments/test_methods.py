@@ -1,0 +1,149 @@
+"""Every registered method as a federation: a run, what leaves a client, that personal tensors are personal, resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from clients.state import PrivateStore
+from experiments.runner import resume, start
+from experiments.settings import choices
+from fedpgp.methods import METHODS
+from fedpgp.seeding import generator
+from strategies.checkpoint import checkpoints, read_checkpoint
+from strategies.inline import InlineGrid
+from tests.small import small_config, small_federation
+
+LEARNING = [name for name, method in METHODS.items() if method.learns]
+SENT_BY_DESIGN: dict[str, set[str]] = {}
+"""Personal tensors that are a copy of what the client sends as well."""
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[dict]:
+    """What the nodes are sent and answer: (kind, record name, tensors)."""
+    seen: list[tuple[str, str, dict[str, np.ndarray]]] = []
+
+    def watch(message, way: str) -> None:
+        for name, record in message.content.items():
+            if isinstance(record, ArrayRecord):
+                tensors = {key: array.numpy() for key, array in record.items()}
+                seen.append((f"{way} {message.metadata.message_type.split('.')[0]}", name, tensors))
+
+    work = InlineGrid._work
+
+    def watched(self, message):
+        watch(message, "to")
+        reply = work(self, message)
+        watch(reply, "from")
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_work", watched)
+    return seen
+
+
+def test_every_method_has_a_configuration():
+    assert set(choices()["method"]) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_run(tmp_path, messages, name):
+    config = small_config(tmp_path / "run", f"method={name}", "clients=3", "participation=1", "rounds=2", "lr=0.1")
+    assert config["method"]["name"] == name
+    summary = start(config, federation_of=small_federation)
+    assert summary["status"] == "finished"
+
+    # What leaves a client.
+    fed = small_federation(json.dumps(config))
+    shared = fed.initial_shared()
+    newest = checkpoints(tmp_path / "run" / "checkpoint")[-1]
+    server, info = read_checkpoint(newest)
+    states = [private_state(tmp_path / "run", info["run"], client) for client in range(3)]
+    private = {n for n in fed.method.init_personal(generator(0, "personal", 0))} - SENT_BY_DESIGN.get(name, set())
+    sent = [tensors for way, _, tensors in messages if way == "from train"]
+    assert len(sent) == 6
+    for tensors in sent:
+        assert {n: (t.shape, t.dtype) for n, t in tensors.items()} == {n: (t.shape, t.dtype) for n, t in shared.items()}
+    everywhere = [array for _, _, tensors in messages for array in tensors.values()] + list(server.values())
+    for client in range(3):
+        for n in private:
+            mine = states[client][n].numpy()
+            assert not any(a.shape == mine.shape and np.array_equal(a, mine) for a in everywhere), (client, n)
+    floats = sum(tensor.nbytes for tensor in shared.values())
+    assert summary["bytes_up"] >= 2 * 3 * floats and summary["bytes_down"] >= 4 * 3 * floats
+
+    # Personal tensors differ, and the client's own model is made of them.
+    learned = [n for n in private if n not in fed.method.carried]
+    for n in learned:
+        assert not torch.equal(states[0][n], states[1][n]), n
+    if learned:
+        now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}
+        memory = {n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")}
+        own = {0: fed.for_client(0, memory)} if memory else None
+        mine, others = (answers(fed, now, states[k], own) for k in (0, 1))
+        assert (mine - others).abs().max() > 1e-8
+
+    # A resumed run goes on with the same numbers: the server's memory and the private states are all that is needed.
+    newest.unlink()
+    again = resume(tmp_path / "run", federation_of=small_federation)
+    assert again["accuracy"] == summary["accuracy"]
+    repeated, _ = read_checkpoint(newest)
+    assert {n: t.tobytes() for n, t in repeated.items()} == {n: t.tobytes() for n, t in server.items()}
+
+
+class Counting(METHODS["promptfl"]):
+    """A server that remembers how often each client's update came, and tells it; a client that says what it was
+    told."""
+
+    name = "counting"
+    carried = ("told", "said")
+    equal_weights = True
+
+    def init_shared(self, rng):
+        return {**super().init_shared(rng), "said": torch.zeros(1)}
+
+    def init_memory(self, clients):
+        return {"count": torch.zeros(clients)}
+
+    def for_client(self, client, memory):
+        return {"told": memory["count"][client : client + 1]}
+
+    def after_training(self, params, step):
+        return {**params, "said": params["told"]}
+
+    def after_round(self, averaged, round):
+        assert (round.weights == 1 / len(round.clients)).all()
+        assert torch.allclose(averaged["said"], round.uploads["said"].mean(0))
+        count = round.memory["count"].clone()
+        for client, said in zip(round.clients, round.uploads["said"], strict=True):
+            assert said == count[client]
+            count[client] += 1
+        return averaged, {"count": count}
+
+
+def test_server_memory_and_tensors_for_one_client(tmp_path, messages, monkeypatch):
+    monkeypatch.setitem(METHODS, "counting", Counting)
+    config = small_config(tmp_path / "run", "method=promptfl", "participation=0.5", "rounds=3", "evaluate_every=1")
+    config["method"]["name"] = "counting"
+    start(config, federation_of=small_federation)
+    server, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
+    assert server["memory/count"].sum() == 9 and server["memory/count"].max() > 1
+    told = [tensors["told"] for way, record, tensors in messages if way == "to train" and record.endswith("/own")]
+    assert len(told) == 9 - 3  # in round 1 all are told the same, which travels once
+    told = [record for way, record, _ in messages if way == "to evaluate" and record.endswith("own")]
+    assert len(told) == 1 + 3 * 6
+
+
+def private_state(run_dir, run, client) -> dict:
+    if not (run_dir / "private" / f"client_{client:05d}").exists():
+        return {}
+    return PrivateStore(run_dir / "private", run, 99).load(client, 2)
+
+
+@torch.no_grad()
+def answers(fed, shared, state, own) -> torch.Tensor:
+    """Client 0's logits for some test images, with this private state."""
+    (features,) = fed.personal_features(shared, [0], lambda client: state, [fed.base], own)
+    return fed.method.logits(features, fed.images("test")[torch.arange(4)[None]], fed.base)
