@@ -88,7 +88,7 @@ def plain_step(method: Method, params: Params, batch: Batch, classes: Candidates
     """The textbook step of every client in turn: three passes over full sequences, autograd."""
     model, tokenizer = classes.task.clip.text_model, classes.task.clip.tokenizer
     tokens = tokenizer(["X " * CONTEXT + name + "." for name in classes.names]).to(batch.labels.device)
-    photo = tokenizer([classes.task.template.format(name) for name in classes.names]).to(batch.labels.device)
+    photo = tokenizer(classes.sentences).to(batch.labels.device)
 
     def encode(tokens: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         x = model.token_embedding(tokens)

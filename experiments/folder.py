@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation import FIGURES, MODELS, client_figures
+from fedpgp.evaluation import MODELS, client_figures
 from fedpgp.files import cannot_write, write_atomically
 
 PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
@@ -124,7 +124,7 @@ class RunFolder:
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
         """clients.csv: the last evaluation, a row a client and model."""
-        figures = (*FIGURES, "hm3", "hm2")
+        figures = ("local", "base", "novel", "hm3", "hm2", "unseen")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "domain", "train_images", "test_images", "model", *figures])

@@ -62,8 +62,6 @@ _CHOICES = {
     "method.optimizer_state": ("reset", "keep"),
     "method.guidance": ("photo", "context"),
     "method.personal_init": ("zero", "normal"),
-    "protocol.base": ("all", "others"),
-    "protocol.local_labels": ("all", "own"),
 }
 
 
@@ -73,6 +71,8 @@ def check(config: Mapping) -> None:
     Raises:
         FedPGPError: naming key, value and the valid range.
     """
+    from fedpgp.protocols import make_protocol  # data sets and torch: not needed for --help
+
     flat = flatten(config)
     for key, value in flat.items():
         if value == "???":
@@ -106,6 +106,7 @@ def check(config: Mapping) -> None:
     cohort = flat["runtime.cohort_size"]
     if cohort != "auto" and (isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 1):
         raise FedPGPError(f"runtime.cohort_size={_shown(cohort)} cannot work; it is auto or a whole number, 1 or more")
+    make_protocol(config["protocol"])
     if flat["n_ctx"] is None and flat["context_init"] == "normal":
         raise FedPGPError(
             "n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number"

@@ -13,7 +13,8 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError
 
 MODELS = ("zero_shot", "global", "personal")
-FIGURES = ("local", "base", "novel")
+FIGURES = ("local", "base", "novel", "unseen")
+LAST_FEW = 5
 ECE_BINS = 15
 
 
@@ -42,14 +43,19 @@ def harmonic_mean(*values: float | None) -> float | None:
 
 
 def client_figures(row: Mapping, model: str) -> dict[str, float | None]:
-    """A client's local, base, novel, hm3, hm2 under one model, from its flat row (``"personal.local"`` …)."""
-    local, base, novel = (row.get(f"{model}.{figure}") for figure in FIGURES)
+    """A client's local, base, novel, hm3, hm2 and unseen under one model, from its flat row (``"personal.local"`` …).
+
+    ``unseen`` is its own figure of that name, or the mean over the data sets it was tested on
+    (``"personal.datasets.X"``).
+    """
+    local, base, novel, unseen = (row.get(f"{model}.{figure}") for figure in FIGURES)
     return {
         "local": local,
         "base": base,
         "novel": novel,
         "hm3": harmonic_mean(local, base, novel),
         "hm2": harmonic_mean(base, novel),
+        "unseen": _mean(_named(row, f"{model}.datasets.").values()) if unseen is None else unseen,
     }
 
 
@@ -61,35 +67,98 @@ def summarize(rows: Sequence[Mapping]) -> dict[str, dict | None]:
             personal.
 
     Returns:
-        model -> None where no client has a figure of it, else ``local, base, novel`` (means over clients), ``hm3, hm2``
-        (harmonic means of those means), ``cm`` = (local + hm2) / 2 (FedMGP), ``ece``, ``worst10`` (mean local accuracy
-        of the worst tenth of the clients, at least one), ``domains`` (mean local accuracy of each domain's clients) and
-        ``std_clients`` (sample standard deviation over clients).
+        model -> None where no client has a figure of it, else ``local, base, novel, unseen`` (means over the clients
+        that have it), ``hm3, hm2`` (harmonic means of those means), ``cm`` = (local + hm2) / 2 (FedMGP), ``ece``,
+        ``worst10`` (mean local accuracy of the worst tenth of the clients, at least one), ``domains`` (what was
+        measured on that domain, else the mean local accuracy of its clients), ``domains_base`` and ``domains_novel``
+        (of its clients), ``datasets`` (accuracy on each target), ``val`` (on validation images) and ``std_clients``
+        (sample standard deviation over clients).
     """
     return {model: _summarize(rows, model) for model in MODELS}
 
 
 def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
-    if not any(f"{model}.{figure}" in row for row in rows for figure in FIGURES):
+    if not any(name.startswith(f"{model}.") for row in rows for name in row):
         return None
     clients = [client_figures(row, model) for row in rows]
     means = {figure: _mean(c[figure] for c in clients) for figure in FIGURES}
-    hm2 = harmonic_mean(means["base"], means["novel"])
     local = sorted(c["local"] for c in clients if c["local"] is not None)
-    by_domain: dict[str, list] = {}
-    for row, figures in zip(rows, clients, strict=True):
-        if row.get("domain") is not None:
-            by_domain.setdefault(row["domain"], []).append(figures["local"])
+
+    def of_domains(figure: str) -> dict[str, float]:
+        found: dict[str, list] = {}
+        for row, figures in zip(rows, clients, strict=True):
+            if row.get("domain") is not None and figures[figure] is not None:
+                found.setdefault(row["domain"], []).append(figures[figure])
+        return {domain: _mean(values) for domain, values in found.items()}
+
+    def measured(kind: str) -> dict[str, float]:
+        own = [_named(row, f"{model}.{kind}.") for row in rows]
+        names = dict.fromkeys(name for figures in own for name in figures)
+        return {name: _mean(figures.get(name) for figures in own) for name in names}
+
     return {
-        **means,
-        "hm3": harmonic_mean(*means.values()),
-        "hm2": hm2,
-        "cm": None if hm2 is None or means["local"] is None else (means["local"] + hm2) / 2,
+        **_with_means(means),
         "ece": _mean(row.get(f"{model}.ece") for row in rows),
         "worst10": _mean(local[: math.ceil(len(local) / 10)]),
-        "domains": {domain: _mean(values) for domain, values in by_domain.items()} or None,
+        "domains": {**of_domains("local"), **measured("domains")} or None,
+        "domains_base": of_domains("base") or None,
+        "domains_novel": of_domains("novel") or None,
+        "datasets": measured("datasets") or None,
+        "val": _mean(row.get(f"{model}.val") for row in rows),
         "std_clients": {name: _std(c[name] for c in clients) for name in (*FIGURES, "hm3", "hm2")},
     }
+
+
+def _with_means(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The figures, and the harmonic means and CM made of them."""
+    local, base, novel = (figures[name] for name in ("local", "base", "novel"))
+    hm2 = harmonic_mean(base, novel)
+    return {
+        **figures,
+        "hm3": harmonic_mean(local, base, novel),
+        "hm2": hm2,
+        "cm": None if hm2 is None or local is None else (local + hm2) / 2,
+    }
+
+
+def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict | None], list[int]]:
+    """The accuracy that a run reports, and the rounds it is of.
+
+    Args:
+        records: one an evaluation, oldest first: ``round`` and a block a model, as :func:`summarize` makes them.
+        selection: ``last``; ``last_five``: the mean of the last five evaluations (of those after round 0), figure by
+            figure, harmonic means of the means; ``validation``: the evaluation with the highest mean ``val`` of the
+            personal models, the earliest of equals.
+    """
+    trained = [record for record in records if record["round"] > 0] or list(records)
+    chosen = trained[-1:]
+    if selection == "last_five":
+        chosen = trained[-LAST_FEW:]
+    elif selection == "validation":
+        chosen = (
+            [max(trained, key=lambda r: ((r.get("personal") or {}).get("val") or 0.0, -r["round"]))] if trained else []
+        )
+    blocks = {model: [record.get(model) for record in chosen] for model in MODELS}
+    return {model: _mean_block(own) for model, own in blocks.items()}, [record["round"] for record in chosen]
+
+
+def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
+    if not blocks or any(block is None for block in blocks):
+        return None
+    if len(blocks) == 1:
+        return dict(blocks[0])
+
+    def mean(values: Sequence) -> object:
+        if isinstance(values[0], Mapping):
+            return {key: mean([value[key] for value in values]) for key in values[0]}
+        return _mean(values)
+
+    block = {key: mean([block[key] for block in blocks]) for key in blocks[0]}
+    return {**block, **_with_means({name: block[name] for name in FIGURES})}
+
+
+def _named(row: Mapping, prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
 def _present(values: Iterable[float | None]) -> list[float]:

@@ -7,7 +7,7 @@ dictionaries.
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Protocol
 
@@ -19,15 +19,16 @@ from torch import Tensor
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.features import encode_split
+from fedpgp.data.joint import Concat
 from fedpgp.data.lookup import Pictures, Rows
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import METHODS, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
-from fedpgp.protocols import ClientShare, Deal, deal
+from fedpgp.protocols import Deal, Exam, deal
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
-from fedpgp.training import TrainingSettings, gather, train_cohort
+from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
 
 State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
@@ -80,7 +81,6 @@ class Federation:
         training: how a client trains in a round.
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
-        local_labels: candidates of local accuracy: ``all`` trained classes, or the client's ``own``.
         keep_optimizer: a client goes on with its own optimizer state from round to round.
     """
 
@@ -95,15 +95,12 @@ class Federation:
         patches: FeatureSource | None = None,
         seed: int = 0,
         cohort_size: int | None = None,
-        local_labels: str = "all",
         keep_optimizer: bool = False,
     ):
-        if local_labels not in ("all", "own"):
-            raise FedPGPError(unknown("protocol.local_labels", local_labels, ["all", "own"]))
         self._method, self.dataset, self.deal = method, dataset, dealt
         self._sources = {"features": features, "patches": patches}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
-        self.local_labels, self.keep_optimizer = local_labels, keep_optimizer
+        self.keep_optimizer = keep_optimizer
         self._images: dict[tuple[str, str], Tensor | Rows | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
@@ -126,12 +123,12 @@ class Federation:
 
     @cached_property
     def base(self) -> Candidates:
-        """Candidates of training, local and base accuracy."""
-        return self.method.task.candidates(self.deal.base_classes)
+        """All classes that some client trains."""
+        return self.candidates(self.deal.base_classes)
 
-    @cached_property
-    def novel(self) -> Candidates:
-        return self.method.task.candidates(self.deal.novel_classes)
+    def candidates(self, classes: Sequence[int]) -> Candidates:
+        """The candidates with these labels."""
+        return self.method.task.candidates(classes)
 
     # The tensors. -----------------------------------------------------------------------------------------------------
 
@@ -190,9 +187,10 @@ class Federation:
             params[name] = torch.stack([tensor(state[name]) for state in states])
         if type(method).prepare is not Method.prepare:
             rows = [self.deal.shares[client].train for client in clients]
-            batch = gather(self.images("train"), self.labels("train", self.deal.base_classes), rows)
+            classes = self.deal.shares[clients[0]].classes
+            batch = gather(self.images("train"), self.labels("train", classes), rows)
             with torch.no_grad():
-                params |= method.prepare(params, batch, self.base)
+                params |= method.prepare(params, batch, self.candidates(classes))
         if extra := set(params) - set(shared) - set(self._personal_names) - set(method.carried):
             raise FedPGPError(f"method {method.name}: {sorted(extra)} are not learned, so they belong into `carried`")
         return params
@@ -214,11 +212,17 @@ class Federation:
     def _personal_names(self) -> tuple[str, ...]:
         return tuple(self.method.init_personal(generator(self.seed, "personal", 0)))
 
-    def _cohorts(self, clients: Sequence[int], classes: Candidates, gradients: bool) -> Iterator[list[int]]:
-        size = self.cohort_size or self._affordable(classes, gradients)
-        ordered = sorted(clients, key=lambda c: (-len(self.deal.shares[c].train), c))  # equal lengths finish together
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
+    def _cohorts(self, clients: Sequence[int], gradients: bool) -> Iterator[list[int]]:
+        """Clients that go through in one tensor program: of the same classes, and alike in whether they train."""
+        shares = self.deal.shares
+        alike: dict[tuple, list[int]] = {}
+        for client in sorted(clients, key=lambda c: (-len(shares[c].train), c)):  # equal lengths finish together
+            alike.setdefault((shares[client].classes, shares[client].trains), []).append(client)
+        for (classes, _), members in alike.items():
+            lists = {classes} if gradients else {e.classes for c in members for e in shares[c].exams.values()}
+            size = self.cohort_size or min(self._affordable(self.candidates(ids), gradients) for ids in lists)
+            for start in range(0, len(members), size):
+                yield members[start : start + size]
 
     def _affordable(self, classes: Candidates, gradients: bool) -> int:
         """Clients whose activations fit into memory, at least 1.
@@ -258,25 +262,8 @@ class Federation:
             own: what the server sent to one client alone (:meth:`for_client`).
         """
         task = self.method.task
-        images, labels = self.images("train"), self.labels("train", self.deal.base_classes)
-        for cohort in self._cohorts(clients, self.base, gradients=True):
-            stored = [load_state(client) for client in cohort]
-            states = [s if s is not None else self.initial_state(c) for s, c in zip(stored, cohort, strict=True)]
-            params = self._params(shared, cohort, states, own)
-            result = train_cohort(
-                self.method,
-                params,
-                images,
-                labels,
-                [self.deal.shares[client].train for client in cohort],
-                self.base,
-                self.training,
-                received={name: params[name] for name in shared},
-                seed=self.seed,
-                clients=cohort,
-                round=round,
-                optimizer_state=self._stored_optimizer(params, states) if self.keep_optimizer else None,
-            )
+        for cohort in self._cohorts(clients, gradients=True):
+            result = self._train_cohort(shared, cohort, round, load_state, own, self.training)
             for k, client in enumerate(cohort):
                 state = {name: result.params[name][k].cpu() for name in self._personal_names}
                 if self.keep_optimizer:
@@ -287,6 +274,34 @@ class Federation:
                 )
                 metrics = {"loss": float(result.loss[k]), "steps": float(result.steps[k])}
                 yield TrainResult(client, update, state, len(self.deal.shares[client].train), metrics, error)
+
+    def _train_cohort(
+        self,
+        shared: Arrays,
+        cohort: Sequence[int],
+        round: int,
+        load_state: LoadState,
+        own: Mapping[int, Arrays] | None,
+        settings: TrainingSettings,
+    ) -> CohortResult:
+        stored = [load_state(client) for client in cohort]
+        states = [s if s is not None else self.initial_state(c) for s, c in zip(stored, cohort, strict=True)]
+        params = self._params(shared, cohort, states, own)
+        classes = self.deal.shares[cohort[0]].classes
+        return train_cohort(
+            self.method,
+            params,
+            self.images("train"),
+            self.labels("train", classes),
+            [self.deal.shares[client].train for client in cohort],
+            self.candidates(classes),
+            settings,
+            received={name: params[name] for name in shared},
+            seed=self.seed,
+            clients=cohort,
+            round=round,
+            optimizer_state=self._stored_optimizer(params, states) if self.keep_optimizer else None,
+        )
 
     def _stored_optimizer(self, params: Params, states: Sequence[State]) -> dict[str, Tensor]:
         """The cohort's optimizer state; zeros for a client that has none yet."""
@@ -363,69 +378,74 @@ class Federation:
         """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on that client's test
         images."""
         method, task = self.method, self.method.task
-        parts = {"base": self.base, **({"novel": self.novel} if self.deal.novel_classes else {})}
-        common: dict[str, Answer] = {}
-        if zero_shot:  # CLIP's own answer, whatever the method does with its own models
-            images = self.features("test")
-            common["zero_shot"] = lambda part, rows: cosine_logits(parts[part].photo, images[rows], task.logit_scale)
         params = {n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0) for n, a in shared.items()}
-        features = {part: method.global_features(params, classes) for part, classes in parts.items()}
-        if all(part is not None for part in features.values()):
-            everything = {part: self._scored(clients, part) for part in parts}
-            common["global"] = _looked_up(everything, self._answer(features))
-        personal = type(method).personal_features is not Method.personal_features
-        for cohort in self._cohorts(clients, self.base, gradients=False):
-            if personal:
-                of_part = self.personal_features(shared, cohort, load_state, list(parts.values()), own)
+        needed: dict[Paper, list[np.ndarray]] = {}
+        for client in clients:
+            for exam in self.deal.shares[client].exams.values():
+                needed.setdefault(paper(exam), []).append(exam.rows)
+        common: dict[str, dict[Paper, Answer]] = {"zero_shot": {}, "global": {}}
+        for sheet, lists in needed.items():
+            classes, rows = self.candidates(sheet[1]), np.unique(np.concatenate(lists))
+            if zero_shot:
+                common["zero_shot"][sheet] = _looked_up(rows, partial(self._zero_shot, sheet))
+            features = method.global_features(params, classes)
+            if features is not None:
+                common["global"][sheet] = _looked_up(rows, partial(self._answer, sheet, features))
+        common = {model: answers for model, answers in common.items() if answers}
+        for cohort in self._cohorts(clients, gradients=False):
+            shares = [self.deal.shares[client] for client in cohort]
+            lists = list(dict.fromkeys(exam.classes for share in shares for exam in share.exams.values()))
+            features = self._own_features(shared, cohort, load_state, own, lists, "global" in common)
             for k, client in enumerate(cohort):
-                mine = common.get("global")
-                if personal:
-                    mine = self._answer({part: _of_client(f, k) for part, f in zip(parts, of_part, strict=True)})
                 figures: dict[str, float] = {}
-                for model, answer in {**common, "personal": mine}.items():
-                    for figure, value in self._score(self.deal.shares[client], answer).items():
-                        figures[f"{model}.{figure}"] = value
-                yield EvalResult(client, len(self.deal.shares[client].test), figures)
+                for name, exam in shares[k].exams.items():
+                    sheet, labels = paper(exam), self.labels(exam.split, exam.classes)[exam.rows]
+                    answers = {model: answers[sheet] for model, answers in common.items()}
+                    answers["personal"] = answers.get("global")
+                    if features:
+                        answers["personal"] = partial(self._answer, sheet, _of_client(features[exam.classes], k))
+                    for model, answer in answers.items() if len(labels) else ():
+                        logits = _allowed(exam, answer(exam.rows))
+                        figures[f"{model}.{name}"] = accuracy(logits, labels)
+                        if exam is shares[k].own:
+                            figures[f"{model}.ece"] = calibration_error(logits, labels)
+                yield EvalResult(client, len(shares[k].test), figures)
 
-    def _answer(self, features: Mapping[str, Features]) -> "Answer":
-        """What one of the method's models (part -> features with a client axis of one) says to test images."""
-        images, parts = self.images("test"), {"base": lambda: self.base, "novel": lambda: self.novel}
+    def _own_features(
+        self,
+        shared: Arrays,
+        cohort: Sequence[int],
+        load_state: LoadState,
+        own: Mapping[int, Arrays] | None,
+        lists: Sequence[tuple[int, ...]],
+        has_global: bool,
+    ) -> dict[tuple[int, ...], Features]:
+        """Class features of these clients' own models for each list of classes; none where the global model is theirs
+        too."""
+        candidates = [self.candidates(ids) for ids in lists]
+        if self.deal.shares[cohort[0]].trains:
+            if type(self.method).personal_features is Method.personal_features:
+                return {}
+        elif self.deal.adapt_epochs:
+            settings = replace(self.training, epochs=self.deal.adapt_epochs)
+            adapted = self._train_cohort(shared, cohort, self.training.rounds, load_state, own, settings).params
+            return {classes.ids: self.method.personal_features(adapted, classes) for classes in candidates}
+        elif has_global:
+            return {}
+        return dict(zip(lists, self.personal_features(shared, cohort, load_state, candidates, own), strict=True))
 
-        def answer(part: str, rows: np.ndarray) -> Tensor:
-            index = torch.from_numpy(rows).to(self.method.task.device)
-            chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
-            classes = parts[part]()
-            return torch.cat([self.method.logits(features[part], images[chunk], classes)[0] for chunk in chunks])
+    def _answer(self, sheet: "Paper", features: Features, rows: np.ndarray) -> Tensor:
+        """What one of the method's models (features with a client axis of one) says to these images: logits."""
+        split, ids = sheet
+        images, classes = self.images(split), self.candidates(ids)
+        index = torch.from_numpy(rows).to(self.method.task.device)
+        chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
+        return torch.cat([self.method.logits(features, images[chunk], classes)[0] for chunk in chunks])
 
-        return answer
-
-    def _scored(self, clients: Sequence[int], part: str) -> np.ndarray:
-        """Every test image that some of these clients' figures need with the candidates of ``part``, ascending."""
-        shares = [self.deal.shares[client] for client in clients]
-        lists = [s.novel for s in shares] if part == "novel" else [rows for s in shares for rows in (s.test, s.base)]
-        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(rows for rows in lists if rows is not None)]))
-
-    def _score(self, share: ClientShare, answer: "Answer") -> dict[str, float]:
-        """local, ece, base, novel of one model on one client's test images; what has no image is absent."""
-        figures: dict[str, float] = {}
-        labels = self.labels("test", self.deal.base_classes)
-        if len(share.test):
-            logits = self._local(answer("base", share.test), share)
-            figures["local"] = accuracy(logits, labels[share.test])
-            figures["ece"] = calibration_error(logits, labels[share.test])
-        if share.base is not None and len(share.base):
-            figures["base"] = accuracy(answer("base", share.base), labels[share.base])
-        if share.novel is not None and len(share.novel):
-            novel = self.labels("test", self.deal.novel_classes)
-            figures["novel"] = accuracy(answer("novel", share.novel), novel[share.novel])
-        return figures
-
-    def _local(self, logits: Tensor, share: ClientShare) -> Tensor:
-        """Logits over the candidates of local accuracy; with ``local_labels=own`` others' classes are no answer."""
-        if self.local_labels == "own":
-            others = np.setdiff1d(np.arange(logits.shape[-1]), share.own_classes)
-            logits[..., others] = float("-inf")
-        return logits
+    def _zero_shot(self, sheet: "Paper", rows: np.ndarray) -> Tensor:
+        """CLIP's own answer, whatever the method does with its own models."""
+        split, ids = sheet
+        return cosine_logits(self.candidates(ids).photo, self.features(split)[rows], self.method.task.logit_scale)
 
     @torch.no_grad()
     def samples(
@@ -446,11 +466,11 @@ class Federation:
             share = self.deal.shares[client]
             if not len(share.test):
                 continue
-            (features,) = self.personal_features(shared, [client], load_state, [self.base], own)
-            logits = self._answer({"base": features})("base", share.test)
-            probability = self._local(logits, share).softmax(-1)
-            confidence, predicted = (t.cpu().numpy() for t in probability.max(-1))
-            truth = self.labels("test", self.deal.base_classes)[share.test].cpu().numpy()
+            classes = self.candidates(share.own.classes)
+            (features,) = self.personal_features(shared, [client], load_state, [classes], own)
+            logits = _allowed(share.own, self._answer(paper(share.own), features, share.test))
+            confidence, predicted = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))
+            truth = self.labels("test", classes.ids)[share.test].cpu().numpy()
             order = generator(self.seed, "samples", client).permutation(len(share.test))
             right, wrong = ([i for i in order if (predicted[i] == truth[i]) == hit] for hit in (True, False))
             chosen = [i for pair in zip(right, wrong, strict=False) for i in pair]
@@ -462,8 +482,8 @@ class Federation:
                     {
                         "client": int(client),
                         "domain": share.domain,
-                        "label": self.base.names[truth[i]],
-                        "predicted": self.base.names[predicted[i]],
+                        "label": classes.names[truth[i]],
+                        "predicted": classes.names[predicted[i]],
                         "correct": bool(predicted[i] == truth[i]),
                         "confidence": float(confidence[i]),
                         "png": buffer.getvalue(),
@@ -472,7 +492,7 @@ class Federation:
         return pictures
 
     def client_table(self) -> list[dict]:
-        """A row a client: id, domain, numbers of train and test images, and how many of which class."""
+        """A row a client: id, domain, numbers of train and test images, how many of which class, whether it trains."""
         names = self.dataset.class_names
 
         def counts(labels: np.ndarray) -> dict[str, int]:
@@ -487,23 +507,39 @@ class Federation:
                 "test_images": len(share.test),
                 "train_counts": counts(self.dataset.train.labels[share.train]),
                 "test_counts": counts(self.dataset.test.labels[share.test]),
+                "trains": share.trains,
             }
             for client, share in enumerate(self.deal.shares)
         ]
 
 
-Answer = Callable[[str, np.ndarray], Tensor]
-"""A model at work: part (``base`` or ``novel``: its candidates), test images (n,) -> logits (n, candidates)."""
+Paper = tuple[str, tuple[int, ...]]
+"""Split and candidates of an exam: exams alike in both are answered by the same features."""
+Answer = Callable[[np.ndarray], Tensor]
+"""A model at work on a paper: images (n,) -> logits (n, candidates)."""
 
 
-def _looked_up(rows: Mapping[str, np.ndarray], answer: Answer) -> Answer:
-    """The same model for many clients: each part's images are answered once, the first time one is asked for."""
-    answers: dict[str, Tensor] = {}
+def paper(exam: Exam) -> Paper:
+    """Split and candidates of an exam."""
+    return exam.split, exam.classes
 
-    def look_up(part: str, wanted: np.ndarray) -> Tensor:
-        if part not in answers:
-            answers[part] = answer(part, rows[part])
-        return answers[part][torch.from_numpy(np.searchsorted(rows[part], wanted)).to(answers[part].device)]
+
+def _allowed(exam: Exam, logits: Tensor) -> Tensor:
+    """Logits of an exam; what may not be answered is at -inf."""
+    if exam.allowed is None:
+        return logits
+    shut = torch.tensor([label not in exam.allowed for label in exam.classes], device=logits.device)
+    return logits.masked_fill(shut, float("-inf"))
+
+
+def _looked_up(rows: np.ndarray, answer: Answer) -> Answer:
+    """The same model for many clients: all images are answered once, the first time one is asked for."""
+    answers: list[Tensor] = []
+
+    def look_up(wanted: np.ndarray) -> Tensor:
+        if not answers:
+            answers.append(answer(rows))
+        return answers[0][torch.from_numpy(np.searchsorted(rows, wanted)).to(answers[0].device)]
 
     return look_up
 
@@ -521,6 +557,16 @@ def _of_client(features: Features, k: int) -> Features:
     if isinstance(features, Tensor):
         return features[k : k + 1]
     return {name: tensor[k : k + 1] for name, tensor in features.items()}
+
+
+def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
+    """The data set of a configuration, or another one (``name`` and its options) from where that one comes from."""
+    chosen = config["dataset"]
+    common = {key: chosen[key] for key in ("download", "on_bad_image") if key in chosen}
+    options = {**common, **spec} if spec else dict(chosen)
+    name, root = options.pop("name"), options.pop("root", chosen.get("root"))
+    options.pop("views", None)
+    return load_dataset(name, root, **options)
 
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -544,11 +590,16 @@ class _Builder:
             raise FedPGPError(
                 f"dataset.views={config['dataset']['views']}: augmented views are not there yet; 1 is the centre crop"
             )
-        options = {k: v for k, v in config["dataset"].items() if k not in ("name", "root", "views")}
-        dataset = load_dataset(config["dataset"]["name"], config["dataset"].get("root"), **options)
         dealt = deal(
-            dataset, config["clients"], config["seed"], config["shots"], config["protocol"], config["partition"]
+            load_configured(config),
+            config["clients"],
+            config["seed"],
+            config["shots"],
+            config["protocol"],
+            config["partition"],
+            lambda spec: load_configured(config, spec),
         )
+        dataset = dealt.dataset
         settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
         method_class = METHODS[config["method"]["name"]]
         try:
@@ -569,7 +620,7 @@ class _Builder:
             task = Task(
                 clip(),
                 dataset.class_names,
-                template=dataset.template,
+                template=dataset.templates,
                 n_ctx=config["n_ctx"],
                 context_init=config["context_init"],
                 dtype=DTYPES[config["dtype"]],
@@ -577,14 +628,19 @@ class _Builder:
             return method_class(method_settings, task)
 
         def encoded(split: str, what: str) -> np.ndarray:
-            return encode_split(
-                clip(),
-                getattr(dataset, split),
-                cache_dir=config["runtime"].get("cache_dir"),
-                dataset_name=dataset.name,
-                split_name=split,
-                what=what,
-            )
+            whole = getattr(dataset, split)
+            parts = [
+                encode_split(
+                    clip(),
+                    part,
+                    cache_dir=config["runtime"].get("cache_dir"),
+                    dataset_name=dataset.name,
+                    split_name=split,
+                    what=what,
+                )
+                for part in (whole.parts if isinstance(whole, Concat) else [whole])
+            ]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         size = config["runtime"].get("cohort_size", "auto")
         return Federation(
@@ -602,6 +658,5 @@ class _Builder:
             patches=partial(encoded, what="patches"),
             seed=config["seed"],
             cohort_size=None if size == "auto" else int(size),
-            local_labels=config["protocol"].get("local_labels", "all"),
             keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
         )

@@ -30,11 +30,16 @@ class Candidates:
             self._encoders[n_ctx] = PromptedTextEncoder(self.task.clip, self.names, n_ctx, dtype=self.task.dtype)
         return self._encoders[n_ctx]
 
+    @property
+    def sentences(self) -> list[str]:
+        """The hand-written template of each class, filled in ("a photo of a cat.")."""
+        templates = (self.task.templates[i] for i in self.ids)
+        return [template.format(name.replace("_", " ")) for template, name in zip(templates, self.names, strict=True)]
+
     @cached_property
     def photo(self) -> Tensor:
         """z_C of the hand-written template ("a photo of a {}."), unit norm, (classes, embed)."""
-        texts = [self.task.template.format(name.replace("_", " ")) for name in self.names]
-        return self.task.clip.encode_texts(texts).to(self.task.dtype)
+        return self.task.clip.encode_texts(self.sentences).to(self.task.dtype)
 
     @cached_property
     @torch.no_grad()
@@ -51,7 +56,7 @@ class Task:
     Args:
         clip: the frozen model.
         class_names: of the whole data set, in label order.
-        template: the hand-written template of the data set, with one ``{}``.
+        template: the hand-written template of the data set, with one ``{}``; or one for each class.
         n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
         context_init: ``"normal"`` or a phrase.
         dtype: of prompts, optimizer state and the text tower.
@@ -62,12 +67,13 @@ class Task:
         clip: FrozenCLIP,
         class_names: Sequence[str],
         *,
-        template: str = "a photo of a {}.",
+        template: str | Sequence[str] = "a photo of a {}.",
         n_ctx: int | None = 16,
         context_init: str = "normal",
         dtype: torch.dtype = torch.float32,
     ):
-        self.clip, self.class_names, self.template = clip, list(class_names), template
+        self.clip, self.class_names = clip, list(class_names)
+        self.templates = [template] * len(self.class_names) if isinstance(template, str) else list(template)
         self.n_ctx = context_length(clip, n_ctx, context_init)
         self.context_init, self.dtype = context_init, dtype
         self.logit_scale = clip.logit_scale

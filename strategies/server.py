@@ -260,10 +260,15 @@ class Server:
 
     def _sample(self, round: int) -> list[int]:
         """The clients of a round, from (seed, round) alone, among those that have images to train on."""
-        able = [client for client, row in enumerate(self.table) if row["train_images"] > 0]
-        count = min(len(able), participants(self.config))
-        drawn = generator(self.config["seed"], "participants", round).choice(able, size=count, replace=False)
+        able = self._able()
+        drawn = generator(self.config["seed"], "participants", round).choice(
+            able, size=participants(self.config, len(able)), replace=False
+        )
         return sorted(int(client) for client in drawn)
+
+    def _able(self) -> list[int]:
+        """Clients that can train: they have images to train on, and are not of those that never do."""
+        return [client for client, row in enumerate(self.table) if row["train_images"] > 0 and row.get("trains", True)]
 
     def _ask(
         self,
@@ -325,7 +330,7 @@ class Server:
 
     def _check_enough(self) -> None:
         """Refuses a run whose rounds could never have enough clients."""
-        taking_part = min(participants(self.config), sum(row["train_images"] > 0 for row in self.table))
+        taking_part = participants(self.config, len(self._able()))
         least = self.config["runtime"]["min_clients"]
         if self.rounds and least > taking_part:
             raise FedPGPError(
@@ -516,9 +521,9 @@ class _Unusable(Exception):
     """Why a reply is left out."""
 
 
-def participants(config: Mapping) -> int:
-    """Clients that take part in a round."""
-    return max(1, round(config["participation"] * config["clients"]))
+def participants(config: Mapping, able: int) -> int:
+    """Clients that take part in a round, of those that are able to."""
+    return min(able, max(1, round(config["participation"] * able)))
 
 
 def _check_answer(client: int, content: RecordDict) -> None:

@@ -18,7 +18,7 @@ from fedpgp.clip import FrozenCLIP
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import DTYPES, Federation
 from fedpgp.methods import METHODS
-from fedpgp.protocols import ClientShare, Deal
+from fedpgp.protocols import ClientShare, Deal, Exam
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -72,7 +72,7 @@ def small_federation(text: str) -> Federation:
     for client in range(clients):
         rows = np.arange(client * per_client, (client + 1) * per_client)
         train = rows[: 3 + client % 4]  # clients of different sizes
-        shares.append(ClientShare(train, rows, None, None, None, np.unique(splits["train"].labels[train])))
+        shares.append(ClientShare(train, classes, {"local": Exam(rows, classes)}))
     task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]])
     method_class = METHODS[config["method"]["name"]]
     settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
@@ -80,7 +80,7 @@ def small_federation(text: str) -> Federation:
         config["dataset"].get("faults", {}),
         method_class(method_class.Settings(**settings), task),
         dataset,
-        Deal(classes, (), shares),
+        Deal(dataset, classes, (), shares),
         features.__getitem__,
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
         patches=patches.__getitem__,

@@ -170,7 +170,7 @@ class Dataset:
     Attributes:
         name: as in :data:`DATASETS`.
         class_names: in label order; underscores are left for the prompt to replace.
-        template: of a class's sentence, with one ``{}``.
+        template: of a class's sentence, with one ``{}``; or one for each class, where several data sets are joined.
         train, val, test: splits, or None where the data set has none.
         superclasses: (classes,) int64, which superclass a class belongs to, or None (what the pachinko partition
             needs).
@@ -179,12 +179,17 @@ class Dataset:
 
     name: str
     class_names: list[str]
-    template: str
+    template: str | tuple[str, ...]
     train: Split | None
     val: Split | None
     test: Split | None
     superclasses: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of each class."""
+        return (self.template,) * len(self.class_names) if isinstance(self.template, str) else self.template
 
 
 Loader = Callable[..., Dataset]

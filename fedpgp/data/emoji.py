@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,19 @@ from fedpgp.data.base import Dataset, Split, register
 from fedpgp.errors import FedPGPError, unknown
 
 DOMAINS = ("noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji")
+
+GROUPS = {
+    "animals": ("mammal", "insect", "plant", "bird", "sea animal", "flower"),
+    "food": ("fruit", "meal", "drink", "vegetable", "Asian food", "dessert"),
+    "faces": ("smiling face", "worried face", "neutral face", "sick face", "heart"),
+    "people": ("worker", "hand gesture", "athlete", "person", "body part"),
+    "travel": ("land vehicle", "building", "clock", "aircraft", "weather"),
+    "activities": ("celebration", "music", "sports equipment"),
+    "objects": ("clothing", "tool", "office supply", "computer", "mail", "book", "camera or lamp", "science"),
+    "symbols": ("letter sign", "geometric shape", "media button", "prohibition sign", "zodiac sign", "keycap", "arrow")
+    + ("public sign",),
+}
+"""Classes by what they are of: each group can stand for a data set of its own."""
 
 
 class ZipSplit(Split):
@@ -65,26 +78,34 @@ class ZipSplit(Split):
 
 
 @register("emoji")
-def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None) -> Dataset:
+def load(
+    root: Path,
+    *,
+    download: bool = False,
+    domains: str | Sequence[str] | None = None,
+    groups: str | Sequence[str] | None = None,
+) -> Dataset:
     """The embedded federation.
 
     Args:
         root, download: not used, the pictures are shipped.
         domains: some of :data:`DOMAINS`; None is all.
+        groups: of classes, some of :data:`GROUPS`; None is all classes.
 
     Raises:
-        FedPGPError: unknown domain; a shipped file that is missing or truncated.
+        FedPGPError: unknown domain or group; a shipped file that is missing or truncated.
     """
-    chosen = DOMAINS if domains is None else [domains] if isinstance(domains, str) else list(domains)
-    for domain in chosen:
-        if domain not in DOMAINS:
-            raise FedPGPError(unknown("domain of emoji", domain, DOMAINS))
+    chosen, wanted = _chosen("domain", domains, DOMAINS), _chosen("group", groups, GROUPS)
     classes = sorted(_table("classes.csv", "label", "class", "subgroups"), key=lambda row: int(row["label"]))
+    emoji = _table("emoji.csv", "codepoints", "class", "split")
+    if not {row["class"] for row in emoji} <= {row["class"] for row in classes}:
+        raise FedPGPError(f"{asset('emoji', 'classes.csv')} lacks classes that emoji.csv names; restore both")
+    if groups is not None:
+        kept = {name for group in wanted for name in GROUPS[group]}
+        classes = [row for row in classes if row["class"] in kept]
+        emoji = [row for row in emoji if row["class"] in kept]
     class_names = [row["class"] for row in classes]
     label_of = {name: label for label, name in enumerate(class_names)}
-    emoji = _table("emoji.csv", "codepoints", "class", "split")
-    if not {row["class"] for row in emoji} <= set(class_names):
-        raise FedPGPError(f"{asset('emoji', 'classes.csv')} lacks classes that emoji.csv names; restore both")
     archives = {domain: _contents(domain) for domain in DOMAINS if domain in chosen}
     splits = {}
     for split in ("train", "test"):
@@ -96,9 +117,19 @@ def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | N
         ]
         splits[split] = ZipSplit(*([row[k] for row in rows] for k in range(4)))
     # Unicode names a subgroup after its group: animal-mammal, food-fruit, face-smiling.
-    groups = [row["subgroups"].split("-")[0] for row in classes]
-    superclasses = np.array([sorted(set(groups)).index(group) for group in groups], dtype=np.int64)
+    prefixes = [row["subgroups"].split("-")[0] for row in classes]
+    superclasses = np.array([sorted(set(prefixes)).index(prefix) for prefix in prefixes], dtype=np.int64)
     return Dataset("emoji", class_names, "a photo of a {}.", splits["train"], None, splits["test"], superclasses)
+
+
+def _chosen(what: str, asked: str | Sequence[str] | None, valid: Collection[str]) -> list[str]:
+    chosen = list(valid) if asked is None else [asked] if isinstance(asked, str) else list(asked)
+    for name in chosen:
+        if name not in valid:
+            raise FedPGPError(unknown(f"{what} of emoji", name, valid))
+    if not chosen:
+        raise FedPGPError(f"dataset.{what}s of emoji is empty; choose some of {', '.join(valid)}")
+    return chosen
 
 
 def _table(name: str, *columns: str) -> list[dict[str, str]]:

@@ -44,4 +44,5 @@ def test_a_protocol_without_novel_classes():
     rows = [{"id": 0, "domain": None, "personal.local": 40.0}]
     personal = summarize(rows)["personal"]
     assert personal["novel"] is None and personal["hm3"] is None and personal["domains"] is None
-    assert client_figures(rows[0], "personal") == {"local": 40.0, "base": None, "novel": None, "hm3": None, "hm2": None}
+    absent = dict.fromkeys(("base", "novel", "hm3", "hm2", "unseen"))
+    assert client_figures(rows[0], "personal") == {"local": 40.0, **absent}

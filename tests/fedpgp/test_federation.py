@@ -153,7 +153,9 @@ def test_kept_optimizer_state_stays_with_its_client():
 
 
 def test_local_labels_own_never_answers_another_class():
-    fed = federation(scheme={"scheme": "pathological"}, clients=3, local_labels="own")  # one class a client
+    fed = federation(
+        protocol={"local_labels": "own"}, scheme={"scheme": "pathological"}, clients=3
+    )  # one class a client
     result = next(iter(fed.evaluate(fed.initial_shared(), [0], lambda client: None)))
     assert result.metrics["personal.local"] == 100.0
     assert result.metrics["personal.base"] < 100.0
@@ -181,7 +183,7 @@ def test_samples_show_test_pictures_with_the_personal_answer():
         ({"clients": 200}, "200 clients|clients=200"),
         ({"protocol": {"bse": "all"}}, "protocol.*base"),
         ({"protocol": {"base": "others"}, "scheme": {"scheme": "iid"}}, "client 0 has no test image for base accuracy"),
-        ({"local_labels": "mine"}, "local_labels"),
+        ({"protocol": {"local_labels": "mine"}}, "local_labels"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(options, message):

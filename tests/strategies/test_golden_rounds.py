@@ -16,7 +16,7 @@ from experiments.settings import composed
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS, Batch, Images
-from fedpgp.protocols import ClientShare, Deal
+from fedpgp.protocols import ClientShare, Deal, Exam
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -49,10 +49,11 @@ def golden_federation(text: str) -> Federation:
     names = golden_class_names()
     method = METHODS["fedpgp"]
     settings = {key: value for key, value in config["method"].items() if key not in ("name", "optimizer_state")}
+    dataset, classes = Dataset("golden", names, "a photo of a {}.", split, None, split), tuple(range(5))
     return GoldenFederation(
         method(method.Settings(**settings), Task(golden_clip(), names, n_ctx=16, dtype=torch.float64)),
-        Dataset("golden", names, "a photo of a {}.", split, None, split),
-        Deal(tuple(range(5)), (), [ClientShare(r, r, None, None, None, np.unique(labels[r])) for r in rows]),
+        dataset,
+        Deal(dataset, classes, (), [ClientShare(r, classes, {"local": Exam(r, classes)}) for r in rows]),
         lambda split: features.numpy(),
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], **config["training"]),
         seed=config["seed"],

@@ -80,7 +80,7 @@ def test_clients_come_from_seed_and_round(tmp_path):
     ("clients", "share", "count"), [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)]
 )
 def test_number_of_participants(clients, share, count):
-    assert participants({"clients": clients, "participation": share}) == count
+    assert participants({"participation": share}, clients) == count
 
 
 def test_metrics_say_what_was_sent(tmp_path):

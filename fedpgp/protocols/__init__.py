@@ -1,0 +1,94 @@
+"""Protocols by name. A new one is one file here, one line below, and one YAML in ``conf/protocol/``."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from fedpgp.data import Dataset
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol
+from fedpgp.protocols.base2novel import Base2Novel
+from fedpgp.protocols.cross_class import CrossClass
+from fedpgp.protocols.cross_dataset import CrossDataset, as_spec, label_of, transfer
+from fedpgp.protocols.cross_domain import CrossDomain
+from fedpgp.protocols.dirichlet import Dirichlet
+from fedpgp.protocols.leave_one_domain_out import LeaveOneDomainOut
+from fedpgp.protocols.multidomain import MultiDomain
+from fedpgp.protocols.personal import Personal
+from fedpgp.protocols.unseen_clients import UnseenClients
+
+PROTOCOLS: dict[str, type[Protocol]] = {
+    protocol.name: protocol
+    for protocol in (
+        Base2Novel,
+        CrossClass,
+        CrossDataset,
+        CrossDomain,
+        Dirichlet,
+        LeaveOneDomainOut,
+        MultiDomain,
+        Personal,
+        UnseenClients,
+    )
+}
+"""Name -> protocol; the same names as conf/protocol/."""
+
+
+def make_protocol(config: Mapping) -> Protocol:
+    """A protocol from its ``name`` and options.
+
+    Raises:
+        FedPGPError: unknown protocol, option or value.
+    """
+    if config["name"] not in PROTOCOLS:
+        raise FedPGPError(unknown("protocol", config["name"], PROTOCOLS))
+    protocol = PROTOCOLS[config["name"]]
+    options = {key: value for key, value in config.items() if key != "name"}
+    valid = [field.name for field in dataclasses.fields(protocol)]
+    for option in options:
+        if option not in valid:
+            raise FedPGPError(unknown("setting of protocol", option, valid))
+    try:
+        return protocol(**options)
+    except TypeError as error:
+        raise FedPGPError(f"protocol={protocol.name}: {error}") from error
+
+
+def deal(
+    dataset: Dataset,
+    clients: int,
+    seed: int,
+    shots: int | None,
+    protocol: Mapping,
+    scheme: Mapping,
+    load: Load | None = None,
+) -> Deal:
+    """Deals a data set to clients.
+
+    Args:
+        dataset: with train and test split.
+        clients: number of logical clients.
+        seed: of everything random in it.
+        shots: training images a class (a class and domain, where images are dealt by domain); None keeps all.
+        protocol: its ``name`` and options.
+        scheme: the partition: ``scheme`` and its options.
+        load: finds other data sets, for the protocols that need some.
+
+    Raises:
+        FedPGPError: unknown protocol or option; a data set without the split it needs; a partition that cannot work.
+    """
+    chosen = make_protocol(protocol)
+    return chosen.finish(chosen.deal(dataset, clients, seed, shots, scheme, load), seed)
+
+
+__all__ = [
+    "PROTOCOLS",
+    "ClientShare",
+    "Deal",
+    "Exam",
+    "Protocol",
+    "as_spec",
+    "deal",
+    "label_of",
+    "make_protocol",
+    "transfer",
+]

@@ -1,0 +1,105 @@
+"""``cross_class``: one federation over several data sets; every client has a block of classes of one of them (FedTPG).
+
+The first half of each data set's classes (base) is cut into blocks of consecutive classes, a block a client, about as
+many classes in every block; the second half (novel) nobody sees. A client trains and answers among its own classes
+(local); its prompt is also scored on all base and all novel classes of its data set. FedTPG: nine data sets, blocks of
+about 20 classes (``clients=30``), 8 shots.
+
+On the embedded federation the data sets are eight groups of emoji (animals, food, faces …).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpgp.data import Dataset
+from fedpgp.data.joint import Member, join
+from fedpgp.data.subsets import CLASS_ORDERS, base_novel, few_shot
+from fedpgp.errors import FedPGPError
+from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol, one_of, splits
+from fedpgp.protocols.cross_dataset import Spec, as_spec, label_of
+
+NINE = (
+    *("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd"),
+    "ucf101",
+)
+GROUPS = ("animals", "food", "people", "faces", "travel", "activities", "objects", "symbols")
+
+
+@dataclass(frozen=True)
+class CrossClass(Protocol):
+    """Options: ``datasets`` of the federation, names or mappings of ``name`` and options, the run's own among them;
+    None takes the usual ones. ``class_order``, what the halves go by: ``label`` or ``alphabet``."""
+
+    name: ClassVar[str] = "cross_class"
+    local_labels: str = "own"
+    datasets: Sequence[str | Spec] | None = None
+    class_order: str = "label"
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("class_order", self.class_order, CLASS_ORDERS)
+
+    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+        if scheme["scheme"] != "pathological":
+            raise FedPGPError(
+                f"protocol cross_class deals blocks of classes without overlap: partition=pathological, not "
+                f"{scheme['scheme']}"
+            )
+        usual = [{"name": "emoji", "groups": [g]} for g in GROUPS] if dataset.name == "emoji" else NINE
+        specs = [as_spec(entry, "datasets") for entry in (usual if self.datasets is None else self.datasets)]
+        if dataset.name not in (spec["name"] for spec in specs):
+            raise FedPGPError(
+                f"protocol.datasets does not name {dataset.name}: the run's own data set is one of the federation's "
+                f"({', '.join(str(spec['name']) for spec in specs)})"
+            )
+        labels = [label_of(spec) for spec in specs]
+        joint, members = join([load(spec) for spec in specs])
+        train, test = splits(joint)
+        halves = [self._halves(joint, member) for member in members]
+        base = tuple(c for half, _ in halves for c in half)
+        novel = tuple(c for _, half in halves for c in half)
+        shares = []
+        for label, (mine, new), many in zip(labels, halves, self._clients(halves, clients), strict=True):
+            exams = {
+                "base": Exam(np.flatnonzero(np.isin(test.labels, mine)), mine),
+                "novel": Exam(np.flatnonzero(np.isin(test.labels, new)), new),
+            }
+            for block in np.array_split(np.array(mine), many):
+                classes = tuple(int(c) for c in block)
+                rows = np.flatnonzero(np.isin(train.labels, classes))
+                if shots is not None:
+                    rows = rows[few_shot(train.labels[rows], shots, seed)]
+                own = np.flatnonzero(np.isin(test.labels, classes))
+                candidates = classes if self.local_labels == "own" else mine
+                shares.append(ClientShare(rows, classes, {"local": Exam(own, candidates), **exams}, label))
+        for client, share in enumerate(shares):
+            for what, rows in (("training", share.train), *((f"{k} test", e.rows) for k, e in share.exams.items())):
+                if not len(rows):
+                    raise FedPGPError(f"client {client} ({share.domain}) has no {what} image: leave that data set out")
+        return Deal(joint, base, novel, shares)
+
+    def _halves(self, joint: Dataset, member: Member) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        names = [joint.class_names[c] for c in member.classes]
+        base, novel = base_novel(names, self.class_order)
+        return tuple(member.classes[i] for i in base), tuple(member.classes[i] for i in novel)
+
+    @staticmethod
+    def _clients(halves: list[tuple[tuple[int, ...], tuple[int, ...]]], clients: int) -> list[int]:
+        """Clients of each data set: at least one, and as its number of base classes."""
+        sizes = np.array([len(base) for base, _ in halves])
+        if clients < len(sizes):
+            raise FedPGPError(f"clients={clients}: {len(sizes)} data sets need a client each; use clients={len(sizes)}")
+        # One each, and the others by Sainte-Laguë's quotients, so that blocks come out alike.
+        many = np.ones(len(sizes), dtype=np.int64)
+        while many.sum() < clients:
+            many[np.argmax(sizes / (2 * many + 1))] += 1
+        if (crowded := many > np.maximum(1, sizes // 2)).any():
+            most = int(np.maximum(1, sizes // 2).sum())
+            raise FedPGPError(
+                f"clients={clients}: a block needs 2 classes or more, and data set {int(np.argmax(crowded)) + 1} has "
+                f"{sizes[crowded][0]} base classes for {many[crowded][0]} clients; use clients={most} or fewer"
+            )
+        return many.tolist()

@@ -1,0 +1,96 @@
+"""``cross_dataset``: trained on one data set, tested on others whose classes were never trained (``datasets``; their
+mean is ``unseen``). FedTPG's and FLiP's transfer: ImageNet to ten data sets.
+
+On the embedded federation the data sets are groups of emoji: animals, food, faces and people are trained; travel,
+activities, objects and symbols are the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fedpgp.data import Dataset
+from fedpgp.data.joint import join
+from fedpgp.errors import FedPGPError
+from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol, all_classes, hands, local_exam
+
+TEN = (
+    *("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd"),
+    *("eurosat", "ucf101"),
+)
+"""The ten data sets that transfer is tested on since CoOp."""
+
+Spec = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class CrossDataset(Protocol):
+    """Options: ``targets``, the data sets that are only tested on: names, or mappings of ``name`` and options; None
+    takes the usual ones. ``source``, options that narrow the data set that is trained on; None narrows emoji only."""
+
+    name: ClassVar[str] = "cross_dataset"
+    targets: Sequence[str | Spec] | None = None
+    source: Spec | None = None
+
+    def usual(self, dataset: str) -> tuple[Spec, Sequence[str | Spec]]:
+        """How the source is narrowed and what the targets are, where nothing is said."""
+        if dataset == "emoji":
+            others = ("travel", "activities", "objects", "symbols")
+            return {"groups": ["animals", "food", "faces", "people"]}, [
+                {"name": "emoji", "groups": [group]} for group in others
+            ]
+        return {}, [name for name in TEN if name != dataset]
+
+    def accept(self, source: Dataset, target: Dataset) -> None:
+        """Refuses a target that the protocol is not meant for."""
+
+    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+        narrowing, usual = self.usual(dataset.name)
+        narrowing = narrowing if self.source is None else self.source
+        if narrowing:
+            dataset = load({"name": dataset.name, **narrowing})
+        specs = [as_spec(target, "targets") for target in (usual if self.targets is None else self.targets)]
+        if not specs:
+            raise FedPGPError("protocol.targets is empty: name the data sets to be tested on")
+        classes = all_classes(dataset)
+        shares = [
+            ClientShare(hand.train, classes, {"local": local_exam(hand, classes, self.local_labels)}, hand.domain)
+            for hand in hands(dataset, classes, clients, seed, shots, scheme)
+        ]
+        targets = {label_of(spec): load(spec) for spec in specs}
+        for target in targets.values():
+            self.accept(dataset, target)
+        return transfer(Deal(dataset, classes, (), shares), targets)
+
+
+def transfer(dealt: Deal, targets: Mapping[str, Dataset]) -> Deal:
+    """Gives every client an exam on each target's whole test split, with the target's classes as candidates.
+
+    Raises:
+        FedPGPError: a target without test images.
+    """
+    for label, target in targets.items():
+        if target.test is None or not len(target.test):
+            raise FedPGPError(f"data set {label} has no test images: nothing can be tested on it")
+    joint, members = join([dealt.dataset, *targets.values()])
+    exams = {
+        f"datasets.{label}": Exam(member.test, member.classes)
+        for label, member in zip(targets, members[1:], strict=True)
+    }
+    shares = [replace(share, exams={**share.exams, **exams}) for share in dealt.shares]
+    return replace(dealt, dataset=joint, shares=shares)
+
+
+def as_spec(target: str | Spec, option: str) -> Spec:
+    """A data set by name, or by name and options, as the latter."""
+    if isinstance(target, str):
+        return {"name": target}
+    if not isinstance(target, Mapping) or "name" not in target:
+        raise FedPGPError(f"protocol.{option} has {target!r}: write a name, or {{name: NAME, OPTION: VALUE}}")
+    return target
+
+
+def label_of(spec: Spec) -> str:
+    """What a data set is called in tables: its name and the values of its options (``emoji objects``)."""
+    values = [value if isinstance(value, (list, tuple)) else [value] for key, value in spec.items() if key != "name"]
+    return " ".join([str(spec["name"]), *(str(v) for value in values for v in value)])

@@ -1,0 +1,45 @@
+"""``unseen_clients``: some clients never train. They get the global prompt, and are tested on their own test share.
+
+With ``adapt_epochs`` such a client first trains its own copy for a few local epochs, and keeps it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fedpgp.data import Dataset
+from fedpgp.errors import FedPGPError
+from fedpgp.protocols.base import Deal, Load
+from fedpgp.protocols.personal import Personal
+from fedpgp.seeding import generator
+
+
+@dataclass(frozen=True)
+class UnseenClients(Personal):
+    """Options: ``share`` of the clients that never train, drawn from the seed; ``adapt_epochs``, local epochs of such a
+    client before it is tested (0: none); and those of ``personal``."""
+
+    name: ClassVar[str] = "unseen_clients"
+    share: float = 0.25
+    adapt_epochs: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.share < 1:
+            raise FedPGPError(f"protocol.share={self.share}: the share of unseen clients is between 0 and 1")
+        if self.adapt_epochs < 0:
+            raise FedPGPError(f"protocol.adapt_epochs={self.adapt_epochs}: it is 0 or more")
+
+    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+        if clients < 2:
+            raise FedPGPError(
+                f"clients={clients}: protocol unseen_clients needs 2 or more, one that trains and one not"
+            )
+        dealt = super().deal(dataset, clients, seed, shots, scheme, load)
+        many = min(clients - 1, max(1, round(self.share * clients)))
+        unseen = set(generator(seed, "unseen clients").choice(clients, size=many, replace=False).tolist())
+        shares = [
+            replace(share, trains=False, exams={"unseen": share.exams["local"]}) if client in unseen else share
+            for client, share in enumerate(dealt.shares)
+        ]
+        return replace(dealt, shares=shares, adapt_epochs=self.adapt_epochs)

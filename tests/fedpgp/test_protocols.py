@@ -1,0 +1,322 @@
+"""Every protocol: who trains what, who is tested on what, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from golden import golden_clip
+
+from experiments.settings import choices, composed
+from fedpgp.data import ArraySplit, Dataset, load_dataset
+from fedpgp.data.emoji import GROUPS
+from fedpgp.data.joint import join
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import select, summarize
+from fedpgp.federation import Federation
+from fedpgp.methods import METHODS
+from fedpgp.protocols import PROTOCOLS, deal, label_of
+from fedpgp.task import Task
+from fedpgp.training import TrainingSettings
+
+ANIMALS = ["cat", "dog", "lion", "horse", "bird", "wolf"]
+THINGS = ["car", "cup", "house", "table"]
+DOMAINS = ["photo", "sketch", "clipart"]
+BY_DOMAIN = {"scheme": "domain_dirichlet", "beta": 0.5}
+
+
+def split(classes: int, images: int, seed: int) -> ArraySplit:
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(images) % classes)
+    pixels = rng.integers(0, 256, (images, 8, 8, 3), dtype=np.uint8)
+    return ArraySplit(pixels, labels, [DOMAINS[i % 3] for i in rng.integers(0, 3, images)])
+
+
+def dataset(name: str, names: list[str], template: str = "a photo of a {}.") -> Dataset:
+    return Dataset(name, names, template, split(len(names), 240, 0), None, split(len(names), 120, 1))
+
+
+WORLD = {
+    "animals": dataset("animals", ANIMALS),
+    "things": dataset("things", THINGS, "a drawing of a {}."),
+    "more": dataset("more", ANIMALS[:4]),
+}
+
+
+def load(spec) -> Dataset:
+    return WORLD[spec["name"]]
+
+
+def dealt(protocol: str, scheme=BY_DOMAIN, clients=6, shots=None, seed=0, data="animals", **options):
+    return deal(WORLD[data], clients, seed, shots, {"name": protocol, **options}, scheme, load)
+
+
+def federation(deal_, name="fedpgp", **options) -> Federation:
+    method = METHODS[name]
+    data = deal_.dataset
+    settings = method.Settings(rank=2, personal_init="normal") if name == "fedpgp" else method.Settings()
+    task = Task(golden_clip(), data.class_names, template=data.templates, n_ctx=4, dtype=np_dtype())
+    rng = np.random.default_rng(3)
+
+    def features(part):
+        raw = rng.normal(size=(len(getattr(data, part)), 16))
+        return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+    cached = {part: features(part) for part in ("train", "test")}
+    training = TrainingSettings(epochs=1, batch_size=8, lr=0.05)
+    return Federation(method(settings, task), data, deal_, cached.__getitem__, training, **options)
+
+
+def np_dtype():
+    import torch
+
+    return torch.float64
+
+
+def run(fed: Federation, rounds: int = 2) -> list[dict]:
+    """A few rounds by hand; the rows of the last evaluation."""
+    shared, states = fed.initial_shared(), {}
+    able = [c for c, share in enumerate(fed.deal.shares) if share.trains]
+    for round in range(1, rounds + 1):
+        results = list(fed.train(shared, able, round, states.get))
+        states |= {r.client: r.state for r in results}
+        shared = {name: np.mean([r.update[name] for r in results], axis=0) for name in shared}
+    table = {row["id"]: row["domain"] for row in fed.client_table()}
+    results = fed.evaluate(shared, range(fed.num_clients), states.get, zero_shot=True)
+    return [{"id": r.client, "domain": table[r.client], **r.metrics} for r in sorted(results, key=lambda r: r.client)]
+
+
+SETTINGS = {
+    "base2novel": {},
+    "cross_class": {"scheme": {"scheme": "pathological"}, "clients": 2, "datasets": ["animals", "things"]},
+    "cross_dataset": {"targets": ["things"]},
+    "cross_domain": {"targets": ["more"]},
+    "dirichlet": {"scheme": {"scheme": "dirichlet", "beta": 0.5}},
+    "leave_one_domain_out": {"held_out": "sketch"},
+    "multidomain": {"domains": "all"},
+    "personal": {"base": "all"},
+    "unseen_clients": {"adapt_epochs": 1},
+}
+FIGURES = {
+    "base2novel": {"local", "base", "novel"},
+    "cross_class": {"local", "base", "novel"},
+    "cross_dataset": {"local", "datasets.things"},
+    "cross_domain": {"local", "datasets.more"},
+    "dirichlet": {"local"},
+    "leave_one_domain_out": {"local", "unseen", "domains.sketch"},
+    "multidomain": {"local", *(f"domains.{d}" for d in DOMAINS)},
+    "personal": {"local", "base"},
+    "unseen_clients": {"local", "unseen"},
+}
+
+
+def test_names_of_conf_are_those_of_the_code():
+    assert set(choices()["protocol"]) == set(PROTOCOLS) == set(SETTINGS)
+    for name in PROTOCOLS:
+        given = composed([f"protocol={name}"])["protocol"]
+        assert set(given) == {"name", *(field.name for field in dataclasses.fields(PROTOCOLS[name]))}, name
+        assert PROTOCOLS[name](**{k: v for k, v in given.items() if k != "name"}) == PROTOCOLS[name](), name
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_every_protocol_measures_its_figures_the_same_twice(name):
+    first, second = (run(federation(dealt(name, **SETTINGS[name]))) for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+    found = {key.split(".", 1)[1] for row in first for key in row if "." in key} - {"ece"}
+    assert found == FIGURES[name]
+    summary = summarize(first)
+    for model in ("zero_shot", "global", "personal"):
+        assert (summary[model]["unseen"] is not None) == any(f.startswith(("unseen", "datasets")) for f in found)
+    other = dealt(name, seed=1, **SETTINGS[name])
+    assert (
+        any(
+            len(a.train) != len(b.train) or (a.train != b.train).any() or a.trains != b.trains
+            for a, b in zip(other.shares, dealt(name, **SETTINGS[name]).shares, strict=True)
+        )
+        or name == "cross_class"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_no_client_trains_what_it_is_tested_on(name):
+    given = dealt(name, selection="validation", **SETTINGS[name])
+    train = given.dataset.train
+    owners = np.concatenate([share.train for share in given.shares])
+    assert len(owners) == len(set(owners.tolist()))
+    for share in given.shares:
+        assert set(train.labels[share.train]) <= set(share.classes)
+        for exam in share.exams.values():
+            assert set(getattr(given.dataset, exam.split).labels[exam.rows]) <= set(exam.classes) and len(exam.rows)
+        if share.trains:
+            kept = share.exams["val"].rows
+            assert share.exams["val"].split == "train" and not set(kept) & set(owners)
+            assert 0 < len(kept) < len(share.train)
+
+
+def test_leave_one_domain_out_leaves_the_domain_out():
+    given = dealt("leave_one_domain_out", held_out="sketch", clients=6)
+    assert {share.domain for share in given.shares} == {"photo", "clipart"} and len(given.shares) == 4
+    whole = np.flatnonzero(np.array(given.dataset.test.domains) == "sketch")
+    assert all((share.exams["unseen"].rows == whole).all() for share in given.shares)
+    summary = summarize(run(federation(given)))["personal"]
+    assert summary["domains"]["sketch"] == summary["unseen"] and set(summary["domains"]) == set(DOMAINS)
+
+
+def test_domains_own_is_the_mean_of_the_domains_clients():
+    rows = run(federation(dealt("multidomain")))
+    photo = [row["personal.local"] for row in rows if row["domain"] == "photo"]
+    assert summarize(rows)["personal"]["domains"]["photo"] == pytest.approx(np.mean(photo))
+
+
+def test_targets_keep_their_own_classes_and_templates():
+    given = dealt("cross_dataset", targets=["things"])
+    exam = given.shares[0].exams["datasets.things"]
+    names = [given.dataset.class_names[c] for c in exam.classes]
+    assert names == THINGS and len(exam.rows) == 120
+    right = [THINGS[label] for label in WORLD["things"].test.labels]
+    assert [given.dataset.class_names[given.dataset.test.labels[row]] for row in exam.rows] == right
+    assert federation(given).candidates(exam.classes).sentences[0] == "a drawing of a car."
+    assert federation(given).base.sentences[0] == "a photo of a cat."
+
+
+def test_unseen_clients_get_the_global_prompt_or_adapt_it():
+    plain, adapted = (dealt("unseen_clients", share=0.34, adapt_epochs=e) for e in (0, 2))
+    unseen = [c for c, share in enumerate(plain.shares) if not share.trains]
+    assert len(unseen) == 2 and [s.trains for s in plain.shares] == [s.trains for s in adapted.shares]
+    rows, rows_adapted = run(federation(plain)), run(federation(adapted))
+    for client in unseen:
+        assert rows[client]["personal.unseen"] == rows[client]["global.unseen"] == rows_adapted[client]["global.unseen"]
+        assert "personal.local" not in rows[client]
+    assert {row["trains"] for row in federation(adapted).client_table()} == {True, False}
+    for name in ("coop", "promptfl"):
+        assert "personal.unseen" in run(federation(plain, name))[unseen[0]]
+
+
+def test_cross_class_trains_and_answers_among_the_clients_own_block():
+    given = dealt("cross_class", {"scheme": "pathological"}, 2, datasets=["animals", "things"])
+    assert [share.domain for share in given.shares] == ["animals", "things"]
+    assert [share.classes for share in given.shares] == [(0, 1, 2), (6, 7)]
+    assert given.novel_classes == (3, 4, 5, 8, 9) and given.shares[1].exams["novel"].classes == (8, 9)
+    # FedTPG's nine data sets by their numbers of base classes: blocks of about 20 classes make its 30 clients.
+    sizes = [50, 19, 98, 51, 51, 50, 199, 24, 51]
+    halves = [(tuple(range(n)), ()) for n in sizes]
+    assert PROTOCOLS["cross_class"]._clients(halves, 30) == [2, 1, 5, 3, 3, 2, 10, 1, 3]
+    summary = summarize(run(federation(given)))["global"]
+    assert set(summary["domains_base"]) == set(summary["domains_novel"]) == {"animals", "things"}
+
+
+def test_local_labels_own_are_the_clients_classes():
+    scheme = {"scheme": "pathological"}
+    given = dealt("personal", scheme, 3, local_labels="own", base="others")
+    for share in given.shares:
+        assert share.exams["local"].allowed == tuple(sorted(set(given.dataset.train.labels[share.train])))
+        others = given.dataset.test.labels[share.exams["base"].rows]
+        assert not set(others) & set(share.exams["local"].allowed) and share.exams["base"].allowed is None
+
+
+def test_class_halves_by_label_or_alphabet():
+    assert dealt("base2novel").base_classes == (0, 1, 2)
+    assert dealt("base2novel", class_order="alphabet").base_classes == (4, 0, 1)
+
+
+def test_which_round_is_reported():
+    def record(round, local, val):
+        block = {"local": local, "base": 50.0, "novel": 40.0, "unseen": None, "val": val, "domains": {"a": local}}
+        return {
+            "round": round,
+            "zero_shot": None,
+            "global": block,
+            "personal": {**block, "std_clients": {"local": 1.0}},
+        }
+
+    records = [record(r, 10.0 * r, val) for r, val in enumerate([99, 1, 7, 7, 5, 3, 2])]
+    last, rounds = select(records, "last")
+    assert rounds == [6] and last["personal"]["local"] == 60 and last["zero_shot"] is None
+    five, rounds = select(records, "last_five")
+    assert rounds == [2, 3, 4, 5, 6] and five["personal"]["local"] == 40 and five["personal"]["domains"] == {"a": 40}
+    assert five["personal"]["hm3"] == pytest.approx(3 / (1 / 40 + 1 / 50 + 1 / 40))
+    best, rounds = select(records, "validation")
+    assert rounds == [2] and best["personal"]["local"] == 20
+    assert select(records[:1], "last_five")[1] == [0] and select([], "last")[1] == []
+
+
+def test_the_joint_data_set_is_its_members_one_after_the_other():
+    joint, members = join([WORLD["animals"], WORLD["things"]])
+    assert joint.class_names == ANIMALS + THINGS and len(joint.test) == 240
+    assert members[1].classes == (6, 7, 8, 9) and members[1].test.tolist() == list(range(120, 240))
+    assert (np.asarray(joint.test.image(125)) == WORLD["things"].test.pixels[5]).all()
+    assert joint.test.describe(125) == "number 5"
+
+
+def test_groups_of_emoji_are_data_sets_of_their_own():
+    whole = load_dataset("emoji")
+    assert sorted(name for group in GROUPS.values() for name in group) == sorted(whole.class_names)
+    part = load_dataset("emoji", groups="food", domains=["noto"])
+    assert part.class_names == [name for name in whole.class_names if name in GROUPS["food"]]
+    assert set(part.test.labels) == set(range(6)) and set(part.test.domains) == {"noto"}
+    first = part.test.describe(0)
+    row = next(i for i in range(len(whole.test)) if whole.test.describe(i) == first)
+    assert whole.class_names[whole.test.labels[row]] == part.class_names[part.test.labels[0]]
+    with pytest.raises(FedPGPError, match="unknown group of emoji 'foood'; did you mean food"):
+        load_dataset("emoji", groups=["foood"])
+
+
+@pytest.mark.parametrize(
+    ("name", "clients"), [(name, 10 if name == "cross_class" else 24) for name in sorted(PROTOCOLS)]
+)
+def test_every_protocol_deals_the_embedded_federation_with_its_defaults(name, clients):
+    config = composed([f"protocol={name}"])
+    emoji = load_dataset("emoji")
+    parts = PROTOCOLS[name]().values(emoji)
+    assert parts == (["noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji"] if parts else ())
+    protocol = {**config["protocol"], **({PROTOCOLS[name].parts: parts[0]} if parts else {})}
+    given = deal(
+        emoji, clients, 0, None, protocol, config["partition"], lambda s: load_dataset(**{k: v for k, v in s.items()})
+    )
+    assert len(given.shares) == (20 if parts else clients)
+    if name == "cross_dataset":
+        trained = {given.dataset.class_names[c] for c in given.base_classes}
+        assert trained == {n for g in ("animals", "food", "faces", "people") for n in GROUPS[g]}
+        assert set(given.shares[0].exams) - {"local"} == {
+            f"datasets.emoji {g}" for g in ("travel", "activities", "objects", "symbols")
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("dirichlet", {"scheme": {"scheme": "iid"}}, "label shift; partition=iid has none"),
+        ("multidomain", {"scheme": {"scheme": "iid"}}, "needs clients of one domain each"),
+        ("leave_one_domain_out", {}, "protocol.held_out has no value"),
+        ("leave_one_domain_out", {"held_out": "sketsh"}, "did you mean sketch"),
+        ("cross_dataset", {"targets": []}, "protocol.targets is empty"),
+        ("cross_dataset", {"targets": [{"group": "x"}]}, "protocol.targets has"),
+        ("cross_domain", {"targets": ["things"]}, "things has classes that animals has not"),
+        ("cross_domain", {}, "knows no variants of animals"),
+        ("cross_class", {}, "partition=pathological, not domain_dirichlet"),
+        ("cross_class", {"scheme": {"scheme": "pathological"}, "datasets": ["things"]}, "does not name animals"),
+        (
+            "cross_class",
+            {"scheme": {"scheme": "pathological"}, "datasets": ["animals", "things"], "clients": 1},
+            "2 data sets need a client each",
+        ),
+        (
+            "cross_class",
+            {"scheme": {"scheme": "pathological"}, "datasets": ["animals", "things"], "clients": 4},
+            "use clients=2 or fewer",
+        ),
+        ("unseen_clients", {"share": 1.0}, "protocol.share=1.0"),
+        ("unseen_clients", {"adapt_epochs": -1}, "protocol.adapt_epochs=-1"),
+        ("unseen_clients", {"clients": 1}, "needs 2 or more"),
+        ("personal", {"selection": "best"}, "unknown protocol.selection 'best'"),
+        ("personal", {"validation_share": 1}, "protocol.validation_share=1"),
+        ("personal", {"base": "some"}, "unknown protocol.base 'some'"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(name, settings, message):
+    with pytest.raises(FedPGPError, match=message):
+        dealt(name, **settings)
+
+
+def test_labels_of_data_sets():
+    assert label_of({"name": "emoji", "groups": ["food", "faces"], "domains": "noto"}) == "emoji food faces noto"
