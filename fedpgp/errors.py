@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from math import inf
 
 
 class FedPGPError(Exception):
@@ -18,3 +19,19 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
     return (
         f"unknown {kind} {str(name)!r}; choose one of {', '.join(valid)}" if valid else f"unknown {kind} {str(name)!r}"
     )
+
+
+def check_number(
+    name: str, value: object, *, least: float = -inf, most: float = inf, above: float = -inf, whole: bool = False
+) -> None:
+    """Refuses a setting that is no number, or outside its range.
+
+    Raises:
+        FedPGPError: naming the setting, its value and the range.
+    """
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if number and least <= value <= most and value > above:  # NaN is in no range
+        return
+    limits = [f"above {above:g}"] * (above > -inf) + [f"{least:g} or more"] * (least > -inf)
+    limits += [f"at most {most:g}"] * (most < inf)
+    raise FedPGPError(f"{name}={value!r} cannot work; it is a {'whole ' * whole}number {' and '.join(limits)}".strip())

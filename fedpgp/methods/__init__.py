@@ -2,11 +2,34 @@
 
 from fedpgp.methods.base import Batch, Features, Images, Method, Params, Round, Step, cosine_logits
 from fedpgp.methods.coop import CoOp
+from fedpgp.methods.ditto import Ditto
+from fedpgp.methods.fedper import FedPer
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.fedprox import FedProx
+from fedpgp.methods.kgcoop import KgCoOp
+from fedpgp.methods.prograd import ProGrad
 from fedpgp.methods.promptfl import PromptFL
+from fedpgp.methods.promptfl_ft import PromptFLFT
+from fedpgp.methods.promptfolio import PromptFolio
+from fedpgp.methods.scaffold import Scaffold
 from fedpgp.methods.zero_shot import ZeroShot
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (ZeroShot, CoOp, PromptFL, FedProx, FedPGP)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        ZeroShot,
+        CoOp,
+        PromptFL,
+        PromptFLFT,
+        FedProx,
+        FedPer,
+        Ditto,
+        Scaffold,
+        FedPGP,
+        PromptFolio,
+        KgCoOp,
+        ProGrad,
+    )
+}
 
 __all__ = ["METHODS", "Batch", "Features", "Images", "Method", "Params", "Round", "Step", "cosine_logits"]

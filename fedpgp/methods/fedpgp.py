@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods.base import Batch, Method, Params, Step
 from fedpgp.prompts import low_rank_term, personal_context, starting_context
@@ -44,15 +44,8 @@ class FedPGPSettings:
     personal_init: str = "zero"
 
     def __post_init__(self):
-        for name in ("rank", "mu", "tau"):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise FedPGPError(f"method.{name}={getattr(self, name)!r} is not a number")
-        if self.tau <= 0:
-            raise FedPGPError(f"method.tau={self.tau}: a temperature is above 0 (the paper's is 0.5)")
-        if self.mu < 0:
-            raise FedPGPError(
-                f"method.mu={self.mu}: the weight of the contrastive loss is 0 or more (the paper's is 1)"
-            )
+        check_number("method.tau", self.tau, above=0)
+        check_number("method.mu", self.mu, least=0)
         if self.guidance not in ("photo", "context"):
             raise FedPGPError(f"method.guidance={self.guidance!r} is unknown; choose 'photo' or 'context'")
 

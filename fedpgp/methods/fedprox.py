@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import check_number
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import Candidates
@@ -26,8 +26,7 @@ class FedProxSettings:
     mu: float = 0.5
 
     def __post_init__(self):
-        if self.mu < 0:
-            raise FedPGPError(f"method.mu={self.mu}: the weight of the proximal term is 0 or more")
+        check_number("method.mu", self.mu, least=0)
 
 
 class FedProx(PromptFL):

@@ -1,0 +1,42 @@
+"""KgCoOp, federated: the learned class features are kept near CLIP's own (Yao et al., CVPR 2023, arXiv 2303.13283).
+
+    L = CE + w * (1 - mean_c cos(z_c, z_C,c))        z_C: the hand-written template, frozen
+
+Only the context is trained and sent.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class KgCoOpSettings:
+    """Settings of KgCoOp.
+
+    Attributes:
+        weight: w, of the knowledge term.
+    """
+
+    weight: float = 8.0
+
+    def __post_init__(self):
+        check_number("method.weight", self.weight, least=0)
+
+
+class KgCoOp(PromptFL):
+    """One shared context (m, d), no personal tensor."""
+
+    name = "kgcoop"
+    Settings = KgCoOpSettings
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        features = self.global_features(params, classes)
+        ce = cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
+        return ce + self.settings.weight * (1 - (features * classes.photo).sum(-1).mean(-1))

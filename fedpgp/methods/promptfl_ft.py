@@ -1,0 +1,33 @@
+"""PromptFL with local fine-tuning: everybody answers with its own copy of the shared context, trained on its own images.
+
+The federation is PromptFL's. A client's own model is the context as it left the client's training of its last round:
+the shared context of that round, fine-tuned for the local epochs. (Public code of the same name trains and averages
+the text projection instead.)
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.task import Candidates
+
+
+class PromptFLFT(PromptFL):
+    """Shared: p_G (m, d). Personal: p (m, d), the fine-tuned copy, and whether there is one yet."""
+
+    name = "promptfl_ft"
+    carried = ("p", "tuned")
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        return super().loss({**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step)
+
+    def after_training(self, params: Params, step: Step) -> Params:
+        return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
+
+    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+        return self.global_features({"p_G": torch.where(params["tuned"] > 0, params["p"], params["p_G"])}, classes)

@@ -1,0 +1,46 @@
+"""PromptFolio: class features are a portfolio of a shared and a personal prompt's (Pan et al., NeurIPS 2024, arXiv
+2409.19610).
+
+    z_i = (1 - theta) g(p_G) + theta g(p_i)        not normalised again
+    L   = CE(z_i), which trains both
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.methods.base import Params
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class PromptFolioSettings:
+    """Settings of PromptFolio.
+
+    Attributes:
+        theta: share of the personal prompt: 0 is the shared one alone, 1 the personal one.
+    """
+
+    theta: float = 0.4
+
+    def __post_init__(self):
+        check_number("method.theta", self.theta, least=0, most=1)
+
+
+class PromptFolio(PromptFL):
+    """Shared: p_G (m, d). Personal: p (m, d)."""
+
+    name = "promptfolio"
+    Settings = PromptFolioSettings
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+
+    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+        z_G, z_i = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
+        return torch.lerp(z_G, z_i, self.settings.theta)

@@ -1,0 +1,46 @@
+"""SCAFFOLD on prompts: control variates against the drift of clients (Karimireddy et al., ICML 2020, arXiv 1910.06378).
+
+    client:  g <- g - c_i + c at every step;  c_i' = mean of the steps' own gradients;  sends p and c_i' - c_i
+    server:  p_G <- mean of p;  c <- c + |S|/N * mean of (c_i' - c_i)
+
+The mean of the steps' gradients is the paper's option II, (p_G - p) / (steps lr) + c_i - c, for plain SGD; taken
+directly it also holds with momentum, Adam and weight decay.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.methods.base import Batch, Params, Round, Step
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.task import Candidates
+
+
+class Scaffold(PromptFL):
+    """Shared: p_G (m, d) and its control variate c (m, d). Personal: the client's control variate c_i (m, d)."""
+
+    name = "scaffold"
+    carried = ("c", "c_i", "mean")
+    equal_weights = True
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        p_G = super().init_shared(rng)["p_G"]
+        return {"p_G": p_G, "c": torch.zeros_like(p_G)}
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"c_i": torch.zeros(self.task.n_ctx, self.task.clip.width)}
+
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        return {"mean": torch.zeros_like(params["c_i"])}
+
+    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+        loss, grads = super().gradients(params, batch, classes, step)
+        params["mean"].lerp_(grads["p_G"], 1 / (step.step + 1))
+        return loss, {"p_G": grads["p_G"] - params["c_i"] + params["c"]}
+
+    def after_training(self, params: Params, step: Step) -> Params:
+        return {"p_G": params["p_G"], "c": params["mean"] - params["c_i"], "c_i": params["mean"]}
+
+    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        share = len(round.clients) / round.population
+        return {**averaged, "c": round.sent["c"] + share * round.uploads["c"].mean(0)}, {}
