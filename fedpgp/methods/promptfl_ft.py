@@ -1,4 +1,4 @@
-"""PromptFL with local fine-tuning: everybody answers with its own copy of the shared context, trained on its own images.
+"""PromptFL with local fine-tuning: everybody answers with its own copy of the shared context, trained at home.
 
 The federation is PromptFL's. A client's own model is the context as it left the client's training of its last round:
 the shared context of that round, fine-tuned for the local epochs. (Public code of the same name trains and averages
