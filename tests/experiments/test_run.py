@@ -75,7 +75,7 @@ def test_help_explains(capsys):
     assert not end.value.code
     for words in (
         "python -m experiments.run [group=choice",
-        "method: coop, fedpgp, fedprox, promptfl, zero_shot",
+        f"method: {', '.join(sorted(METHODS))}",
         "rounds: 10",
         "resume=",
     ):
