@@ -1,7 +1,7 @@
 """The Flower ClientApp: trains, evaluates and answers questions for the logical clients named in a message.
 
 The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one
-cohort) and in a deployment (one client a node). What a client keeps for itself goes through
+cohort) and in a deployment (one client a node, :mod:`clients.site`). What a client keeps for itself goes through
 :class:`clients.state.PrivateStore` and never into a reply.
 """
 
@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.guard import guarded
+from clients.site import Site, differences, identity
 from clients.state import PrivateStore, finite
 from clients.wire import Job, Record, pack_reply, unpack
 from fedpgp.errors import FedPGPError
@@ -47,7 +47,9 @@ class Node:
         self.message, self.content = message, message.content
         self.job = Job.of(message.content)
         self.inline = bool(context.node_config.get("inline"))
-        folder = self.job.private or str(Path(str(context.node_config["state-dir"])) / self.job.run)
+        # A simulation's nodes are told where; a real one lets nobody else choose a folder of its disk.
+        self.site = None if self.job.private else Site.of(context.node_config)
+        folder = self.job.private or self.site.store_folder(self.job.run)
         self.store = PrivateStore(folder, self.job.run, self.job.attempt)
         self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))
         self.replies: dict[int, RecordDict] = {}
@@ -63,13 +65,15 @@ class Node:
         missing are tried one by one, so that one client's broken data does not cost the others their round. (A client's
         numbers do not depend on its company.)
         """
-        with nullcontext() if self.inline else guarded(self.store, self.job, self.message.metadata.created_at):
+        # Machines of a deployment need not have the same time: the clock starts when the message is here.
+        sent_at = self.message.metadata.created_at if self.site is None else time.time()
+        with nullcontext() if self.inline else guarded(self.store, self.job, sent_at):
             self.store.claim()
             if self.job.threads and not self.inline:
                 import torch
 
                 torch.set_num_threads(self.job.threads)
-            federation = self._federation_of(self.store.configuration(self.job.config))
+            federation = self.federation()
             start = time.perf_counter()
             own = self._own()
             for shared, clients in self._groups():
@@ -78,6 +82,37 @@ class Node:
                 self.store.flush()
             self.seconds = time.perf_counter() - start
         return Message(pack_reply(self.replies, self.errors, self._account()), reply_to=self.message)
+
+    def federation(self):
+        """The federation as this node sees it.
+
+        Raises:
+            FedPGPError: the message is for a client that does not live here.
+        """
+        text = self.store.configuration(self.job.config)
+        if self.site is None:
+            return self._federation_of(text)
+        if strangers := set(self.job.clients) - {self.site.client}:
+            raise FedPGPError(f"this is the node of client {self.site.client}, not of client {min(strangers)}")
+        return self._federation_of(self.site.configured(text))
+
+    def greet(self) -> Message:
+        """Answers the server's first message: which client lives here, and its row of the table, or why this node
+        cannot take part. The client's images are encoded now, or found in the cache, so that no round pays for it.
+        """
+        answer: dict[str, object] = {"client": self.site.client}
+        try:
+            self.store.claim()
+            self.store.give_configuration(str(self.content["configuration"]["json"]))
+            federation = self.federation()
+            if differing := differences(dict(self.content["identity"]), identity(federation)):
+                answer["refused"] = differing
+            else:
+                _encode(federation)
+                answer["row"] = federation.client_table()[self.site.client]
+        except Exception as error:
+            answer["refused"] = _reason(error)
+        return Message(_answer(answer), reply_to=self.message)
 
     def load_state(self, client: int):
         """The client's private tensors as of its committed round, None when it never took part."""
@@ -182,9 +217,11 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         """Answers a question, as JSON: "clients" (a client's row of the table; its images are encoded), "samples"
-        (pictures, answers).
+        (pictures, answers), "greeting" (see :meth:`Node.greet`).
         """
         node = Node(message, context, federation_of)
+        if node.job.ask == "greeting":
+            return node.greet()
 
         def work(federation, shared: Shared, clients: list[int], own: Own):
             if node.job.ask == "samples":
@@ -195,10 +232,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     ]
                     yield client, _answer(own)
             else:
-                # Encoded now, or found in the cache, so that no round pays for it.
-                federation.features("test")
-                for split in ("train", "test") if federation.method.learns else ("test",):
-                    federation.images(split)
+                _encode(federation)
                 table = {row["id"]: row for row in federation.client_table()}
                 for client in clients:
                     yield client, _answer(table[client])
@@ -212,6 +246,13 @@ def peak_rss_mb() -> float:
     """The most memory this process ever held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _encode(federation) -> None:
+    """Has the images encoded now, or found in the cache, so that no round pays for it."""
+    federation.features("test")
+    for split in ("train", "test") if federation.method.learns else ("test",):
+        federation.images(split)
 
 
 def _answer(value: object) -> RecordDict:

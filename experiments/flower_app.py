@@ -1,23 +1,47 @@
-"""The ServerApp that Flower starts (``flwr run``): one experiment on the nodes of Flower's own runtime.
+"""The ServerApp that Flower starts (``flwr run``): one experiment on the nodes of a deployment (docs/deployment.md).
 
-    flwr run . --run-config 'overrides="method=promptfl rounds=3"'
+    flwr run . SUPERLINK --run-config 'overrides="method=promptfl rounds=3 clients=5"'
 
-The run configuration has the one key ``overrides``: the same words as on the command line of ``experiments.run``.
+The run configuration has the one key ``overrides``: the same words as on the command line of ``experiments.run``;
+``resume=RUN_DIR`` goes on with a run, on the machine that has its folder.
 """
 
 import shlex
+import traceback
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from experiments.runner import start
-from experiments.settings import composed
+from experiments.run import changes_on_resume
+from experiments.runner import resume, start
+from experiments.settings import check_overrides, composed
+from fedpgp.errors import FedPGPError
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Composes the configuration and runs it on the grid."""
-    overrides = str(context.run_config.get("overrides", ""))
-    start(composed(shlex.split(overrides)), f"flwr run . --run-config 'overrides={overrides!r}'", grid=grid)
+    """Composes the configuration and runs it on the grid. What goes wrong is told in the run's log (``flwr log``)."""
+    try:
+        _run(grid, str(context.run_config.get("overrides", "")))
+    except FedPGPError as error:
+        print(f"error: {error}", flush=True)
+        raise
+    except Exception as error:  # Flower's own account of it is silenced with its other chatter
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", flush=True)
+        raise
+
+
+def _run(grid: Grid, words: str) -> None:
+    overrides = ["runtime=flower", *shlex.split(words)]
+    check_overrides(overrides)
+    config = composed(overrides)
+    if config["resume"]:
+        folder = Path(config["resume"])
+        kept = [override for override in overrides if not override.startswith("resume=")]
+        resume(folder, changes_on_resume(config, kept, folder), grid=grid)
+    else:
+        start(config, f"flwr run . --run-config 'overrides={words!r}'", grid=grid)

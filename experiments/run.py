@@ -55,7 +55,7 @@ def _job(config: dict, command: str) -> None:
             _one_of_many(config, command, Path(context.sweep.dir), overrides)
         elif config["resume"]:
             folder = Path(config["resume"])
-            resume(folder, _changes(config, overrides, folder))
+            resume(folder, changes_on_resume(config, overrides, folder))
         else:
             start(config, command)
     except Stopped as stopped:
@@ -75,10 +75,10 @@ def _one_of_many(config: dict, command: str, folder: Path, overrides: list[str])
     elif _finished(path):
         print(f"is finished: {path}")
     else:
-        resume(path, _changes(config, overrides, path))
+        resume(path, changes_on_resume(config, overrides, path))
 
 
-def _changes(config: dict, overrides: list[str], folder: Path) -> dict:
+def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
     """Settings of this command line that a resumed run may take over; others are refused."""
     from experiments.folder import RunFolder
 

@@ -63,6 +63,7 @@ def start(
     began = time.perf_counter()
     quiet(config["verbose"])
     check(config)
+    _check_runtime(config, grid)
     make_rule(config["strategy"]["name"], _options(config["strategy"]))
     path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     config = {**config, "run_dir": str(path), "resume": None}
@@ -71,13 +72,19 @@ def start(
         return _run(folder, config, began, federation_of, resumed=False, grid=grid)
 
 
-def resume(path: Path, changes: Mapping | None = None, *, federation_of: Callable = federation_of) -> dict:
+def resume(
+    path: Path,
+    changes: Mapping | None = None,
+    *,
+    federation_of: Callable = federation_of,
+    grid: Grid | None = None,
+) -> dict:
     """Goes on with a run that was stopped or killed, to the same numbers as if it had not been.
 
     Args:
         path: its folder.
         changes: settings that may differ this time (``experiments.settings.FREE``).
-        federation_of: as in :func:`start`.
+        federation_of, grid: as in :func:`start`.
 
     Returns, raises: as :func:`start`.
     """
@@ -91,8 +98,9 @@ def resume(path: Path, changes: Mapping | None = None, *, federation_of: Callabl
     }
     quiet(config["verbose"])
     check(config)
+    _check_runtime(config, grid)
     with folder.locked():
-        return _run(folder, config, began, federation_of, resumed=True)
+        return _run(folder, config, began, federation_of, resumed=True, grid=grid)
 
 
 def _run(
@@ -121,7 +129,8 @@ def _run(
             store = PrivateStore(private, run, attempt + 1)
             store.claim()
             text = json.dumps(_for_clients(config))
-            job = Job(run, store.attempt, store.give_configuration(text), str(private.resolve()), 0)
+            place = "" if grid is not None else str(private.resolve())
+            job = Job(run, store.attempt, store.give_configuration(text), place, 0)
             logger = make_logger(folder.path, config, run)
             observer = _Observer(folder, config, console, logger)
 
@@ -142,6 +151,7 @@ def _run(
                     stop=stopper.event,
                     checkpoint=checkpoint,
                     nodes=nodes,
+                    configuration=None if grid is None else text,
                     began=began,
                 )
 
@@ -183,7 +193,8 @@ def _work(
 ) -> Server:
     """Runs server and clients in the runtime of the configuration, or the server alone where Flower runs both."""
     if flower is not None:
-        server = make_server(job, len(list(flower.get_node_ids())))
+        stopper.install()  # Flower has handlers of its own
+        server = make_server(replace(job, deadline=float(config["runtime"]["round_timeout"] or 0)))
         server.run(flower)
         return server
     if config["runtime"]["name"] == "inline":
@@ -346,6 +357,19 @@ def _for_clients(config: Mapping) -> dict:
         for key, value in config.items()
         if key not in ("run_dir", "resume", "verbose", "experiment_name", "logger")
     }
+
+
+def _check_runtime(config: Mapping, grid: Grid | None) -> None:
+    """Refuses a deployment that Flower did not start, and clients' own pictures anywhere but in a deployment."""
+    name = config["runtime"]["name"]
+    if grid is None and name == "flower":
+        raise FedPGPError(
+            "runtime=flower is started by: python -m experiments.deploy local, or flwr run (docs/deployment.md)"
+        )
+    if grid is not None and name != "flower":
+        raise FedPGPError(f"runtime={name} is for experiments.run; a deployment has runtime=flower")
+    if grid is None and config["partition"]["scheme"] == "own":
+        raise FedPGPError("partition=own is for a deployment: python -m experiments.deploy local --data FOLDER")
 
 
 def _options(group: Mapping) -> dict:

@@ -58,7 +58,7 @@ _CHOICES = {
     "dtype": ("float32", "float64"),
     "training.optimizer": ("sgd", "adam", "adamw"),
     "training.schedule": ("constant", "cosine", "step"),
-    "runtime.name": ("ray", "inline"),
+    "runtime.name": ("ray", "inline", "flower"),
     "method.optimizer_state": ("reset", "keep"),
     "method.guidance": ("photo", "context"),
     "method.personal_init": ("zero", "normal"),

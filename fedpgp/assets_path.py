@@ -38,24 +38,31 @@ def asset(*parts: str) -> Path:
     )
 
 
+def package_folders(*parts: str) -> Iterator[Path]:
+    """Where a folder of this project's code may be (``package_folders("experiments", "reporting")``): in the copy that
+    is running, then in the installed one.
+    """
+    here = Path(__file__).resolve().parents[1]
+    yield here.joinpath(*parts)
+    installed = _installed()
+    if installed is not None and installed != here:
+        yield installed.joinpath(*parts)
+
+
 def _folders() -> Iterator[Path]:
     if os.environ.get(VARIABLE):
         yield Path(os.environ[VARIABLE]).expanduser()
-    here = Path(__file__).resolve().parent / "assets"
-    yield here
-    installed = _installed()
-    if installed is not None and installed != here:
-        yield installed
+    yield from package_folders("fedpgp", "assets")
 
 
 @cache
 def _installed() -> Path | None:
-    """``fedpgp/assets`` of the installed distribution, or None where none is installed."""
+    """The folder that holds the installed packages, or None where none are installed."""
     try:
         found = distribution("fedpgp")
     except PackageNotFoundError:
         return None
     direct = json.loads(found.read_text("direct_url.json") or "{}")
     if direct.get("dir_info", {}).get("editable"):
-        return Path(unquote(urlparse(direct["url"]).path)) / "fedpgp" / "assets"
-    return Path(str(found.locate_file("fedpgp"))) / "assets"
+        return Path(unquote(urlparse(direct["url"]).path))
+    return Path(str(found.locate_file("")))

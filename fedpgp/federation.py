@@ -25,6 +25,7 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import METHODS, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
+from fedpgp.own import own_pictures
 from fedpgp.protocols import Deal, Exam, deal
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
@@ -459,10 +460,11 @@ class Federation:
         """A few of each client's own test pictures with its personal model's answers, right and wrong ones in turn.
 
         Returns:
-            dicts of ``client, domain, label, predicted, correct, confidence`` (0..1) and ``png`` (bytes).
+            dicts of ``client, domain, label, predicted, correct, confidence`` (0..1) and ``png`` (bytes); none of
+            pictures that are the clients' own.
         """
         pictures = []
-        for client in clients:
+        for client in [] if self.deal.own else clients:
             share = self.deal.shares[client]
             if not len(share.test):
                 continue
@@ -492,7 +494,9 @@ class Federation:
         return pictures
 
     def client_table(self) -> list[dict]:
-        """A row a client: id, domain, numbers of train and test images, how many of which class, whether it trains."""
+        """A row a client: id, domain, numbers of train and test images, whether it trains, and how many of which class
+        (nobody else's business where the pictures are the clients' own).
+        """
         names = self.dataset.class_names
 
         def counts(labels: np.ndarray) -> dict[str, int]:
@@ -505,10 +509,16 @@ class Federation:
                 "domain": share.domain,
                 "train_images": len(share.train),
                 "test_images": len(share.test),
-                "train_counts": counts(self.dataset.train.labels[share.train]),
-                "test_counts": counts(self.dataset.test.labels[share.test]),
                 "trains": share.trains,
             }
+            | (
+                {}
+                if self.deal.own
+                else {
+                    "train_counts": counts(self.dataset.train.labels[share.train]),
+                    "test_counts": counts(self.dataset.test.labels[share.test]),
+                }
+            )
             for client, share in enumerate(self.deal.shares)
         ]
 
@@ -584,13 +594,9 @@ class _Builder:
         if config["method"]["name"] not in METHODS:
             raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
 
-    def federation(self) -> Federation:
+    def _dealt(self) -> Deal:
         config = self.config
-        if config["dataset"].get("views", 1) != 1:
-            raise FedPGPError(
-                f"dataset.views={config['dataset']['views']}: augmented views are not there yet; 1 is the centre crop"
-            )
-        dealt = deal(
+        return deal(
             load_configured(config),
             config["clients"],
             config["seed"],
@@ -599,6 +605,14 @@ class _Builder:
             config["partition"],
             lambda spec: load_configured(config, spec),
         )
+
+    def federation(self) -> Federation:
+        config = self.config
+        if config["dataset"].get("views", 1) != 1:
+            raise FedPGPError(
+                f"dataset.views={config['dataset']['views']}: augmented views are not there yet; 1 is the centre crop"
+            )
+        dealt = own_pictures(config, load_configured) if config["partition"]["scheme"] == "own" else self._dealt()
         dataset = dealt.dataset
         settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
         method_class = METHODS[config["method"]["name"]]
@@ -629,6 +643,8 @@ class _Builder:
 
         def encoded(split: str, what: str) -> np.ndarray:
             whole = getattr(dataset, split)
+            if not len(whole):  # a client may have none of its own
+                return np.empty((0, 1), dtype=np.float32)
             parts = [
                 encode_split(
                     clip(),

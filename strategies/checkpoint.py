@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 _NAME = re.compile(r"round_(\d+)\.safetensors")
 

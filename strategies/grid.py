@@ -15,6 +15,10 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from clients.wire import Job, count_bytes, pack, unpack_reply
+from strategies.roll import Roll
+
+NOWHERE = -1
+"""The node of clients that are not connected."""
 
 NO_ANSWER, CLIENT_FAILED = 1, 2
 """Codes of the error replies made here."""
@@ -93,8 +97,8 @@ class CohortGrid(Grid):
         clients: number of logical clients; their ids are 0 … clients-1.
         job: what every message carries beside the strategy's records; ``round``, ``clients`` and ``committed`` are
             filled in.
-        homes: client -> node for clients that live somewhere (a deployment); without it any node may do any client (a
-            simulation), and they are dealt largest first to the node with the least work so far.
+        roll: where each client lives (a deployment); without it any node may do any client (a simulation), and they are
+            dealt largest first to the node with the least work so far.
         nodes: how many nodes there will be; a simulation's come up one by one.
         work: how much work each client is, for that deal; equal without it.
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
@@ -108,7 +112,7 @@ class CohortGrid(Grid):
         clients: int,
         job: Job,
         *,
-        homes: Mapping[int, int] | None = None,
+        roll: Roll | None = None,
         nodes: int = 1,
         work: Sequence[float] | None = None,
         stop: threading.Event | None = None,
@@ -116,7 +120,7 @@ class CohortGrid(Grid):
         poll: float = 0.02,
     ):
         self.inner, self.clients, self.job = grid, clients, job
-        self.homes, self.nodes, self.work = homes, nodes, work
+        self.roll, self.nodes, self.work = roll, nodes, work
         self.stop, self.progress, self.poll = stop or threading.Event(), progress, poll
         self.available: list[int] = list(range(clients))
         self.committed: dict[int, int] = {}
@@ -178,6 +182,9 @@ class CohortGrid(Grid):
         self._paused = [parcel for parcel in self._paused if parcel not in due]
         for parcel in due:
             self._push(parcel)
+        for node, reason in self.roll.look().items() if self.roll else ():
+            for id in [id for id, parcel in self._sent.items() if parcel.node == node]:
+                self._node_failed(self._sent.pop(id), reason)
         if self._sent:
             for packed in self.inner.pull_messages(list(self._sent)):
                 self._take(packed)
@@ -187,10 +194,10 @@ class CohortGrid(Grid):
 
     def _deal(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Node -> its clients, ascending."""
-        if self.homes is not None:
+        if self.roll is not None:
             dealt: dict[int, list[int]] = {}
             for client in clients:
-                dealt.setdefault(self.homes[client], []).append(client)
+                dealt.setdefault(self.roll.homes.get(client, NOWHERE), []).append(client)
             return dealt
         while len(nodes := sorted(self.inner.get_node_ids())) < self.nodes:
             self._check_stop()
@@ -199,6 +206,9 @@ class CohortGrid(Grid):
         return dict(zip(nodes, balance(clients, work, len(nodes)), strict=False))
 
     def _push(self, parcel: Parcel) -> None:
+        if parcel.node == NOWHERE:
+            self._fail(parcel.messages, NO_ANSWER, "its node is not connected")
+            return
         clients = tuple(sorted(parcel.messages))
         job = replace(
             self.job,
@@ -209,7 +219,7 @@ class CohortGrid(Grid):
         content = pack(job, {client: parcel.messages[client].content for client in clients})
         self.exchange.traffic.wire_down += count_bytes([content])
         ids = list(self.inner.push_messages([Message(content, dst_node_id=parcel.node, message_type=parcel.kind)]))
-        if ids:
+        if ids and ids[0]:
             self._sent[ids[0]] = parcel
         else:
             self._fail(parcel.messages, NO_ANSWER, "its node is not connected")
@@ -219,7 +229,7 @@ class CohortGrid(Grid):
         if parcel is None:
             return  # of an exchange that was given up
         if packed.has_error():
-            self._node_failed(parcel, packed.error.reason)
+            self._node_failed(parcel, packed.error.reason or "")
             return
         try:
             contents, errors, account = unpack_reply(packed.content)

@@ -20,17 +20,22 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from clients.site import identity
 from clients.state import PrivateStore
 from clients.wire import Job
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
-from strategies.grid import CohortGrid, Exchange, Traffic
+from strategies.grid import CohortGrid, Exchange, Interrupted, Traffic
+from strategies.roll import Roll
 from strategies.rules import clients_needed, restore_rule, rule_state
 
 TRIES = 2
 """Times a round is asked before the run stops."""
+
+RETURN_PATIENCE = 60.0
+"""Seconds that a run which is gone on with, or a round, waits for nodes that are on their way."""
 
 Rows = list[dict]
 
@@ -87,7 +92,7 @@ class Server:
         observer: who is told.
         stop: set when the person wants to stop.
         checkpoint: (tensors, info) to go on from; None starts anew.
-        homes: client -> node, in a deployment.
+        configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
         nodes: number of nodes, in a simulation.
         began: when the run began (``time.perf_counter``); what was before the server counts as overhead.
     """
@@ -103,13 +108,14 @@ class Server:
         *,
         stop: threading.Event | None = None,
         checkpoint: tuple[dict[str, np.ndarray], dict] | None = None,
-        homes: Mapping[int, int] | None = None,
+        configuration: str | None = None,
         nodes: int = 1,
         began: float | None = None,
     ):
         self.config, self.federation, self.rule = config, federation, rule
         self.folder, self.job, self.observer = folder, job, observer
-        self.stop, self.homes = stop or threading.Event(), homes
+        self.stop, self.configuration = stop or threading.Event(), configuration
+        self.roll: Roll | None = None
         self.nodes = nodes
         self.rounds = config["rounds"] if federation.method.learns else 0
         self.timeout = config["runtime"]["round_timeout"]
@@ -146,11 +152,15 @@ class Server:
             FedPGPError: a round had too few usable replies, twice; or something could not be written.
             Interrupted: the person asked to stop. The state of the last finished round is saved.
         """
-        grid = CohortGrid(
-            inner, len(self.state.committed), self.job, homes=self.homes, nodes=self.nodes, stop=self.stop
-        )
+        clients = len(self.state.committed)
+        if self.configuration is not None:
+            job = replace(self.job, ask="greeting")
+            roll_of = (clients, job, self.configuration, identity(self.federation), self.observer.warn)
+            self.roll = Roll(inner, *roll_of)
+        poll = 0.02 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
+        grid = CohortGrid(inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll)
         self.observer.stage("setting up the clients, encoding their images")
-        self.table = self._describe(grid)
+        self.table = self._describe(grid) if self.roll is None else self._call_roll(self.roll)
         grid.work = [max(1, row["train_images"]) for row in self.table]
         self.observer.clients(self.table)
         self._check_enough()
@@ -288,6 +298,8 @@ class Server:
         Raises:
             FedPGPError: fewer than ``need`` again.
         """
+        if self.roll is not None:
+            self._settle(self.roll)
         grid.available, grid.exchange = list(clients), Exchange()
         grid.committed = {client: int(self.state.committed[client]) for client in clients}
         grid.job = replace(self.job, round=round, ask=ask)
@@ -310,6 +322,8 @@ class Server:
                     failed.pop(client, None)
                 except _Unusable as reason:
                     failed[client] = str(reason)
+            for client in failed if self.roll is not None else ():
+                self.roll.doubt(client)
             if len(good) >= need:
                 break
             if attempt < TRIES:
@@ -405,6 +419,43 @@ class Server:
             )
         return [answers[client] for client in clients]
 
+    def _call_roll(self, roll: Roll) -> Rows:
+        """Waits for the clients' nodes; returns every client's row of the table.
+
+        A new run needs all of them. One that is gone on with needs no more than a round does: who is missing has its
+        row from the checkpoint.
+        """
+        clients = range(len(self.state.committed))
+        rows = {row["id"]: row for row in self.table}
+        patience = RETURN_PATIENCE if rows else math.inf
+        end = time.monotonic() + min(patience, self.timeout or math.inf)
+        here = 0
+        while missing := [client for client in clients if client not in roll.rows]:
+            if self.stop.is_set():
+                raise Interrupted
+            roll.look()
+            if len(roll.rows) > here:
+                here = len(roll.rows)
+                self.observer.progress(here, len(clients), "clients that are there")
+            all_here = not roll.waiting and len(roll.homes) + len(roll.refused) >= len(clients)
+            if time.monotonic() > end or (roll.refused and all_here):
+                if unknown := [client for client in missing if client not in rows]:
+                    raise FedPGPError(
+                        f"the nodes of clients {', '.join(map(str, unknown))} are not there"
+                        + "".join(f"; {reason}" for reason in roll.refused.values())
+                    )
+                break
+            time.sleep(0.2)
+        return [roll.rows.get(client) or rows[client] for client in clients]
+
+    def _settle(self, roll: Roll) -> None:
+        """Lets nodes that have just come (back) answer the greeting before a round passes them over."""
+        end = time.monotonic() + RETURN_PATIENCE
+        roll.look()
+        while roll.waiting and time.monotonic() < end and not self.stop.is_set():
+            time.sleep(0.2)
+            roll.look()
+
     def _samples(self, grid: CohortGrid, per_client: int = 6, most: int = 8) -> Rows:
         """Pictures with answers: of the first client of each domain, or of the first few clients."""
         first: dict[object, int] = {}
@@ -476,6 +527,7 @@ class Server:
             "seconds": self.state.seconds,
             "images": self.state.images,
             "observer": self.observer.mark(),
+            "table": [] if self.roll is None else self.table,
         }
         save_checkpoint(self.folder / "checkpoint", self.state.round, tensors, info)
 
@@ -491,6 +543,7 @@ class Server:
             }
 
         restore_rule(self.rule, below("rule/"), info["rule"])
+        self.table = info["table"]
         return State(
             info["round"],
             below("shared/"),

@@ -12,6 +12,7 @@ import jinja2
 from experiments.reporting import charts
 from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number, read_run
 from experiments.reporting.words import human_bytes, human_seconds, percent, points
+from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
 
 _KEYS = [(name, key) for key, name in MODELS.items()]
@@ -36,8 +37,9 @@ def write_report(run_dir: str | Path) -> Path:
 
 def environment() -> jinja2.Environment:
     """The templates of this folder, with everything from a run folder escaped."""
+    # Where Flower sent the code alone, they are in the installed package.
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(list(package_folders("experiments", "reporting"))),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -121,6 +123,12 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
     if not table:
         return "", ""
     clients = table["clients"]
+    if any("train_counts" not in row for row in clients):
+        images = sum(row["train_images"] for row in clients)
+        return (
+            "",
+            f"{images:,} training images on {len(clients)} clients. Which classes they show is kept by the client.",
+        )
     rows = [(_client_name(row), row["train_counts"]) for row in clients[:_CLIENTS_AS_BUBBLES]]
     held = {name for row in clients for name, count in row["train_counts"].items() if count}
     names = [name for name in table["class_names"] if name in held]

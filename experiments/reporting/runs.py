@@ -122,14 +122,16 @@ class Run:
 
     @cached_property
     def partition(self) -> dict:
-        """`partition.json`: `class_names` and `clients`, each with `train_counts`; empty before it is written."""
+        """`partition.json`: `class_names` and `clients`, each with `train_counts` (not where the pictures are the
+        clients' own); empty before it is written.
+        """
         path = self.path / "partition.json"
         if not self._has(path):
             return {}
         table = _read_json(path)
         try:
             for row in table["clients"]:
-                row["train_counts"], row["id"], row["train_images"]  # noqa: B018  (a missing key names the damage)
+                row["id"], row["train_images"]  # noqa: B018  (a missing key names the damage)
             list(table["class_names"])
         except (KeyError, TypeError) as error:
             raise _damaged(path, f"no {error}") from error

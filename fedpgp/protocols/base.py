@@ -79,6 +79,7 @@ class Deal:
         novel_classes: labels nobody trains, of the exam of that name; empty where the protocol has none.
         shares: one a client.
         adapt_epochs: epochs for which a client that never trains adapts its copy before it is tested.
+        own: the pictures are the clients' own (:mod:`fedpgp.own`): nobody else may know their labels.
     """
 
     dataset: Dataset
@@ -86,6 +87,7 @@ class Deal:
     novel_classes: tuple[int, ...]
     shares: list[ClientShare]
     adapt_epochs: int = 0
+    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""A node of a deployment: what its own configuration says, and whether it fits the federation.
+
+``flower-supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/pictures'"``:
+
+* ``client-id``: which logical client lives here;
+* ``state-dir``: where its private tensors are kept, and the features of its own pictures;
+* ``data-dir``: its own pictures (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
+* ``weights``: a file with the model's weights, where the federation's configuration names another machine's;
+* ``cache-dir``: where features are kept instead.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import fedpgp
+from fedpgp.errors import FedPGPError, unknown
+
+KEYS = ("client-id", "state-dir", "data-dir", "weights", "cache-dir")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node's own configuration.
+
+    Attributes:
+        client: the logical client that lives here.
+        state_dir: folder of what it keeps for itself.
+        data_dir: its own pictures; None where the federation's data set is dealt.
+        weights: a weights file; None takes what the federation's configuration says.
+        cache_dir: folder of features; None is one in ``state_dir`` for its own pictures, the usual one for others.
+    """
+
+    client: int
+    state_dir: Path
+    data_dir: Path | None = None
+    weights: str | None = None
+    cache_dir: str | None = None
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, object]) -> "Site":
+        """Reads ``--node-config``.
+
+        Raises:
+            FedPGPError: a key that is missing or unknown, or a value that cannot work.
+        """
+        for key in node_config:
+            if key not in KEYS:
+                raise FedPGPError(unknown("key of --node-config", key, KEYS))
+        for key in ("client-id", "state-dir"):
+            if key not in node_config:
+                raise FedPGPError(
+                    f"this node has no {key}: start it with --node-config \"client-id=0 state-dir='DIR'\""
+                )
+        client = node_config["client-id"]
+        if isinstance(client, bool) or not isinstance(client, int) or client < 0:
+            raise FedPGPError(f"client-id={client!r} in --node-config cannot work; it is a whole number, 0 or more")
+        own, weights, cache = (node_config.get(key) for key in ("data-dir", "weights", "cache-dir"))
+        return cls(
+            client,
+            Path(str(node_config["state-dir"])).expanduser(),
+            None if own is None else Path(str(own)).expanduser(),
+            None if weights is None else str(weights),
+            None if cache is None else str(cache),
+        )
+
+    def store_folder(self, run: str) -> Path:
+        """Where the private tensors of a run are kept.
+
+        Raises:
+            FedPGPError: the run's id is no plain name (it comes from the server).
+        """
+        if not re.fullmatch(r"[0-9a-f]{8,64}", run):
+            raise FedPGPError(f"the run's id {run!r} is not one of this project's")
+        return self.state_dir / run
+
+    def configured(self, text: str) -> str:
+        """The federation's configuration (JSON text) with this node's own paths.
+
+        Raises:
+            FedPGPError: the federation deals a data set and this node has its own pictures, or the other way round; a
+                client number that the federation does not have.
+        """
+        config = json.loads(text)
+        if self.client >= config["clients"]:
+            raise FedPGPError(f"client-id={self.client}, but the federation has {config['clients']} clients, from 0")
+        own = config["partition"]["scheme"] == "own"
+        if own and self.data_dir is None:
+            raise FedPGPError("partition=own: each node names its own pictures in --node-config: data-dir='DIR'")
+        if not own and self.data_dir is not None:
+            raise FedPGPError(
+                f"this node has its own pictures (data-dir), but the federation deals data set "
+                f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
+            )
+        cache = self.cache_dir
+        if own:
+            config["dataset"]["root"] = str(self.data_dir)
+            config["partition"]["client"] = self.client
+            cache = cache or str(self.state_dir / "features")
+        config["runtime"]["cache_dir"] = cache
+        if self.weights is not None:
+            config["model"]["pretrained"] = self.weights
+        return json.dumps(config)
+
+
+def identity(federation) -> dict[str, str]:
+    """What server and node must have in common, each as a short text: package version, class list, model weights."""
+    names = hashlib.sha256(json.dumps(federation.dataset.class_names).encode()).hexdigest()
+    return {
+        "fedpgp version": installed_version(),
+        "class list": f"{len(federation.dataset.class_names)} classes, sha256 {names[:16]}",
+        "model weights": f"sha256 {federation.method.task.clip.fingerprint[:16]}",
+    }
+
+
+def installed_version() -> str:
+    """Version of the installed package, not of the copy of its code that Flower sends with an application."""
+    try:
+        return version("fedpgp")
+    except PackageNotFoundError:
+        return fedpgp.__version__
+
+
+def differences(server: Mapping[str, str], node: Mapping[str, str]) -> str:
+    """What a node has that is not the server's, for a person; empty when nothing differs."""
+    return "; ".join(
+        f"{name}: {node.get(name)} here, {value} on the server"
+        for name, value in server.items()
+        if node.get(name) != value
+    )

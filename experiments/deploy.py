@@ -1,0 +1,125 @@
+"""A real federation on this machine, and what separate machines need to trust each other (docs/deployment.md).
+
+python -m experiments.deploy local --clients 5 [--data FOLDER] [overrides]
+python -m experiments.deploy keys --host NAME --clients 5 --to FOLDER
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.certificates import make_certificates, make_node_key
+from experiments.folder import default_folder
+from experiments.loopback import Loopback
+from experiments.run import BAD_INPUT
+from experiments.settings import check, check_overrides, composed
+from fedpgp.errors import FedPGPError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 2 for bad input or a run that failed, 130 and 143 for Ctrl-C and
+    SIGTERM.
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments.deploy", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    local = commands.add_parser("local", help="a SuperLink and SuperNodes on loopback, as processes of their own")
+    local.add_argument("--clients", type=int, help="number of clients (and SuperNodes)")
+    local.add_argument("--data", type=Path, help="folder with a folder of pictures for each client (partition=own)")
+    local.add_argument("overrides", nargs="*", help="as for experiments.run: method=promptfl rounds=3 …")
+    keys = commands.add_parser("keys", help="certificates and keys for separate machines")
+    keys.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
+    keys.add_argument("--clients", type=int, required=True)
+    keys.add_argument("--to", type=Path, required=True)
+    options, late = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in late) or (late and options.command == "keys"):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if options.command == "local":
+        options.overrides += late  # those after an option
+    try:
+        return _keys(options) if options.command == "keys" else _local(options)
+    except FedPGPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+class _Asked(BaseException):
+    """Ctrl-C or SIGTERM."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.code = 128 + number
+
+
+def _local(options: argparse.Namespace) -> int:
+    sites = _sites(options)
+    overrides = ["runtime=flower", *options.overrides, f"clients={len(sites)}"]
+    check_overrides(overrides)
+    config = composed(overrides)
+    check(config)
+    run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
+    where = f"resume={run_dir}" if config["resume"] else f"run_dir={run_dir}"
+    kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
+    if config["runtime"]["cache_dir"]:
+        sites = [{**site, "cache-dir": str(Path(config["runtime"]["cache_dir"]).resolve())} for site in sites]
+
+    def ask(number: int, frame: object) -> None:
+        raise _Asked(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        print(f"starting a SuperLink and {len(sites)} SuperNodes", flush=True)
+        with Loopback(run_dir.with_name(f"{run_dir.name}_nodes"), sites) as federation:
+            try:
+                federation.run([*kept, where], lambda line: print(line, flush=True))
+            except _Asked as asked:
+                for number in before:
+                    signal.signal(number, signal.SIG_IGN)
+                federation.interrupt()
+                again = f"python -m experiments.deploy local --clients {len(sites)} resume={run_dir}"
+                print(f"interrupted; go on with: {again}")
+                return asked.code
+    except _Asked as asked:
+        return asked.code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0 if _finished(run_dir) else BAD_INPUT
+
+
+def _sites(options: argparse.Namespace) -> list[dict]:
+    """What each node is told of itself."""
+    if options.data is None:
+        if options.clients is None or options.clients < 1:
+            raise FedPGPError("say how many clients: --clients 5 (1 or more)")
+        return [{"client-id": client} for client in range(options.clients)]
+    folders = sorted(path for path in options.data.glob("*") if path.is_dir()) if options.data.is_dir() else []
+    if not folders:
+        raise FedPGPError(f"--data {options.data}: there is no folder in it; it holds one for each client")
+    if options.clients not in (None, len(folders)):
+        raise FedPGPError(f"--clients {options.clients}, but --data {options.data} holds {len(folders)} folders")
+    return [{"client-id": client, "data-dir": str(path.resolve())} for client, path in enumerate(folders)]
+
+
+def _keys(options: argparse.Namespace) -> int:
+    if (options.to / "server.key").exists():
+        raise FedPGPError(f"{options.to} has certificates already; choose another folder")
+    make_certificates(options.to, options.host)
+    for client in range(options.clients):
+        make_node_key(options.to / f"client_{client}.key")
+    print(f"{options.to}: ca.crt for everybody, server.pem and server.key for the server,")
+    print("client_I.key for the node of client I, client_I.key.pub to register it (docs/deployment.md)")
+    return 0
+
+
+def _finished(run_dir: Path) -> bool:
+    try:
+        return json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

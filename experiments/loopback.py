@@ -1,0 +1,261 @@
+"""A real federation on this machine: a SuperLink and SuperNodes as processes of their own on 127.0.0.1.
+
+As on separate machines (docs/deployment.md): TLS, a registered key for each node, nothing fetched from the internet.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from experiments.certificates import make_certificates, make_node_key
+from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = "127.0.0.1"
+START_SECONDS = 120
+STOP_SECONDS = 20
+
+
+class Loopback:
+    """The processes of a federation; a context manager that stops all it started.
+
+    Args:
+        folder: certificates, keys, logs and the nodes' own folders (``client_0`` …: their state-dir).
+        nodes: for each node what its ``--node-config`` says beside ``state-dir``.
+    """
+
+    def __init__(self, folder: Path, nodes: Sequence[Mapping[str, object]]):
+        self.folder, self.nodes = folder.resolve(), list(nodes)
+        self.superlink: subprocess.Popen | None = None
+        self.supernodes: list[subprocess.Popen | None] = [None] * len(self.nodes)
+        self._port, self._node_ports = free_port(), [free_port() for _ in self.nodes]
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self._port}"
+
+    def __enter__(self) -> "Loopback":
+        if not (ROOT / "pyproject.toml").exists():
+            raise FedPGPError(
+                "a deployment is started from a checkout of the project: Flower sends its code to the nodes"
+            )
+        try:
+            self._make_keys()
+            self._start_superlink()
+            self._register()
+            for node in range(len(self.nodes)):
+                self.start_node(node)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(self, overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
+        """Runs the ServerApp with these overrides to its end, and says what it says.
+
+        Raises:
+            FedPGPError: Flower did not take it.
+        """
+        words = json.dumps(" ".join(_quoted(o) for o in overrides))
+        command = [_flower("flwr"), "run", str(ROOT), "lo", "--stream", "--run-config", f"overrides={words}"]
+        process = self._popen(command, "flwr-run", stdout=subprocess.PIPE, text=True)
+        try:
+            for line in process.stdout:
+                if not _FLOWERS_OWN.match(line):
+                    say(line.rstrip("\n"))
+                if _ENDED.search(line):
+                    break
+            else:
+                if process.wait():
+                    raise FedPGPError(f"flwr run failed: {' '.join(self.log('flwr-run').split())}")
+        finally:
+            _end([process], 0)
+
+    def interrupt(self) -> None:
+        """Asks the ServerApp to stop and save, as Ctrl-C does in a simulation, and waits until it has."""
+        running = self._server_apps()
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        psutil.wait_procs(running, timeout=STOP_SECONDS)
+
+    def start_node(self, node: int, key: Path | None = None, *options: str) -> subprocess.Popen:
+        """Starts (again) the SuperNode of a client.
+
+        Args:
+            node: which.
+            key: another private key than its own.
+            options: in place of TLS and key.
+        """
+        home = self.folder / f"client_{node}"
+        config = {**self.nodes[node], "state-dir": str(home / "state")}
+        secure = ["--root-certificates", self._file("ca.crt"), "--auth-supernode-private-key", str(key or home / "key")]
+        command = [
+            *(_flower("flower-supernode"), "--superlink", self.address, *(options or secure)),
+            *("--node-config", " ".join(f"{name}={_toml(value)}" for name, value in config.items())),
+            *("--host", HOST, "--port", str(self._node_ports[node]), *self._own_tls()),
+        ]
+        threads = max(1, (os.cpu_count() or 1) // len(self.nodes))
+        environment = {"FLWR_HOME": str(home / "flwr"), "OMP_NUM_THREADS": str(threads)}
+        self.supernodes[node] = self._popen(command, f"client_{node}", environment=environment)
+        return self.supernodes[node]
+
+    def kill_node(self, node: int, number: int = signal.SIGKILL) -> None:
+        """Ends a client's SuperNode and what it has started."""
+        process = self.supernodes[node]
+        os.killpg(process.pid, number)
+        process.wait()
+
+    def log(self, name: str) -> str:
+        """What a process has written: ``superlink``, ``client_0`` …"""
+        path = self.folder / "logs" / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """Ends every process that was started."""
+        _end([process for process in [*self.supernodes, self.superlink] if process is not None], STOP_SECONDS)
+
+    # Underneath. ------------------------------------------------------------------------------------------------------
+
+    def _make_keys(self) -> None:
+        if not (self.folder / "server.key").exists():
+            make_certificates(self.folder, ["localhost", HOST])
+        for node in range(len(self.nodes)):
+            if not (path := self.folder / f"client_{node}" / "key").exists():
+                make_node_key(path)
+        connection = f'[superlink]\ndefault = "lo"\n\n[superlink.lo]\naddress = "{self.address}"\n'
+        connection += f"root-certificates = {_toml(self._file('ca.crt'))}\n"
+        write_atomically(self.folder / "flwr" / "config.toml", connection.encode())
+
+    def _start_superlink(self) -> None:
+        command = [
+            *(_flower("flower-superlink"), *self._own_tls(), "--enable-supernode-auth"),
+            *("--disable-runtime-dependency-installation", "--host", HOST, "--port", str(self._port)),
+        ]
+        self.superlink = self._popen(command, "superlink")
+        end = time.monotonic() + START_SECONDS
+        while not _answers(self._port):
+            if self.superlink.poll() is not None or time.monotonic() > end:
+                raise FedPGPError(f"the SuperLink did not start; its log: {self.folder / 'logs' / 'superlink.log'}")
+            time.sleep(0.1)
+
+    def _register(self) -> None:
+        started = []
+        for node in range(len(self.nodes)):
+            public = str(self.folder / f"client_{node}" / "key.pub")
+            command = [_flower("flwr"), "supernode", "register", public, "lo", "--format", "json"]
+            started.append(self._popen(command, f"register_{node}"))
+        for node, process in enumerate(started):
+            if process.wait(START_SECONDS) != 0 or '"success": true' not in self.log(f"register_{node}"):
+                raise FedPGPError(f"the key of client {node} could not be registered: {self.log(f'register_{node}')}")
+
+    def _popen(
+        self, command: Sequence[str], name: str, *, environment: Mapping[str, str] | None = None, **options
+    ) -> subprocess.Popen:
+        log = self.folder / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        surroundings = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "FLWR_HOME": str(self.folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FEDPGP_ASSETS": str(ROOT / "fedpgp" / "assets"),
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        }
+        with open(log, "ab") as file:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **options}
+            return subprocess.Popen(
+                command, env=surroundings, cwd=self.folder, start_new_session=True, preexec_fn=_die_with_us, **streams
+            )
+
+    def _own_tls(self) -> list[str]:
+        files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+        return [word for option, name in files.items() for word in (option, self._file(name))]
+
+    def _file(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def _server_apps(self) -> list[psutil.Process]:
+        if self.superlink is None or self.superlink.poll() is not None:
+            return []
+        found = []
+        for process in psutil.Process(self.superlink.pid).children(recursive=True):
+            try:
+                if any("flwr-serverapp" in word for word in process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+_FLOWERS_OWN = re.compile(r"\s*$|(\x1b\[\d+m)*(INFO|WARNING|DEBUG|ERROR)\s|.*(Successfully|Using SuperLink: )")
+_ENDED = re.compile(r"^(done in|interrupted after|error:)")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _flower(name: str) -> str:
+    """Flower's command beside this interpreter."""
+    return str(Path(sys.executable).parent / name)
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value) if isinstance(value, str) else str(value)
+
+
+def _quoted(override: str) -> str:
+    import shlex
+
+    return shlex.quote(override)
+
+
+def _die_with_us() -> None:
+    """In the child: on Linux it gets SIGTERM when this process ends, even by kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _end(processes: Sequence[subprocess.Popen], patience: float) -> None:
+    """Ends processes and their groups: asked first, then made to."""
+    members = []
+    for process in processes:
+        try:
+            members += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            os.killpg(process.pid, signal.SIGTERM)
+        except (psutil.Error, ProcessLookupError):
+            continue
+    _, alive = psutil.wait_procs(members, timeout=patience)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    for process in processes:
+        process.wait()

@@ -1,0 +1,66 @@
+"""Clients with pictures of their own (``partition=own``): nothing is dealt, and nobody sees more than its own.
+
+The class list is the federation's. A client sees its own folder; the server sees none, and knows of a client's images
+only how many there are.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fedpgp.data import Dataset
+from fedpgp.data.subsets import base_novel, few_shot
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.protocols import ClientShare, Deal, Exam, make_protocol
+from fedpgp.protocols.base import rows_of
+from fedpgp.protocols.base2novel import Base2Novel
+
+PROTOCOLS = ("base2novel", "personal")
+NOTHING = np.empty(0, dtype=np.int64)
+
+
+def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
+    """The deal as one participant knows it.
+
+    Args:
+        config: the resolved configuration; ``partition.client`` is the client whose pictures are in ``dataset.root``,
+            absent on the server.
+        load: loads the data set of a configuration.
+
+    Returns:
+        shares of which only the client's own is not empty; its local exam is on its test images of the classes it
+        trains on, base and novel are on all its test images of those classes. On the server the data set has no split.
+
+    Raises:
+        FedPGPError: no class list; a protocol that deals images; pictures of other classes.
+    """
+    names = config["dataset"].get("class_names")
+    if config["dataset"]["name"] != "folder" or not names:
+        raise FedPGPError(
+            "partition=own needs the federation's class list: dataset=folder 'dataset.class_names=[first,second,…]'"
+        )
+    protocol = make_protocol(config["protocol"])
+    if protocol.name not in PROTOCOLS:
+        raise FedPGPError(unknown("protocol for clients with their own pictures", protocol.name, PROTOCOLS))
+    if protocol.selection == "validation":
+        raise FedPGPError("protocol.selection=validation is not there for clients with their own pictures; use last")
+    base, novel = tuple(range(len(names))), ()
+    if isinstance(protocol, Base2Novel):
+        base, novel = (tuple(ids) for ids in base_novel(names, order=protocol.class_order))
+    shares = [ClientShare(NOTHING, base, {"local": Exam(NOTHING, base)}) for _ in range(config["clients"])]
+    client = config["partition"].get("client")
+    if client is None:
+        dataset = Dataset("folder", list(names), config["dataset"]["template"], None, None, None)
+        return Deal(dataset, base, novel, shares, own=True)
+    dataset = load(config)
+    train = rows_of(dataset.train, base)
+    if config["shots"] is not None and len(train):
+        train = train[few_shot(dataset.train.labels[train], config["shots"], config["seed"])]
+    has = np.unique(dataset.train.labels[train])
+    labels = tuple(label for label in base if label in has)
+    exams = {"local": Exam(rows_of(dataset.test, labels), base, labels if protocol.local_labels == "own" else None)}
+    if novel:
+        wanted = {"base": Exam(rows_of(dataset.test, base), base), "novel": Exam(rows_of(dataset.test, novel), novel)}
+        exams |= {figure: exam for figure, exam in wanted.items() if len(exam.rows)}
+    shares[client] = ClientShare(train, base, exams)
+    return Deal(dataset, base, novel, shares, own=True)

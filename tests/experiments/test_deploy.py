@@ -1,0 +1,125 @@
+"""A real federation on loopback: SuperLink and SuperNodes as processes, TLS, keys, a real FAB."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from clients.state import owner
+from experiments.certificates import make_node_key
+from experiments.loopback import Loopback
+from experiments.runner import start
+from experiments.settings import composed
+from strategies.checkpoint import checkpoints, read_checkpoint
+
+SETTINGS = [
+    "dataset.domains=[noto]",
+    "partition=dirichlet",
+    "partition.beta=0.5",
+    "clients=2",
+    "rounds=2",
+    "shots=4",
+    "local_epochs=1",
+    "evaluate_every=0",
+    "dtype=float64",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("simulated")
+    cache = folder.parent / "features"
+    start(composed([*SETTINGS, "runtime=inline", f"runtime.cache_dir={cache}", f"run_dir={folder / 'run'}"]))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory, simulated):
+    folder = tmp_path_factory.mktemp("deployed")
+    cache = str(simulated.parent.parent / "features")
+    with Loopback(folder / "nodes", [{"client-id": client, "cache-dir": cache} for client in range(2)]) as running:
+        yield running
+        members = psutil.Process(running.superlink.pid).children(recursive=True)
+        members += [
+            member for node in running.supernodes for member in psutil.Process(node.pid).children(recursive=True)
+        ]
+    assert members and not [member for member in members if member.is_running()], "processes were left behind"
+
+
+@pytest.fixture(scope="module")
+def deployed(federation) -> Path:
+    run_dir = federation.folder.parent / "run"
+    said: list[str] = []
+    cache = federation.nodes[0]["cache-dir"]
+    federation.run(
+        [*SETTINGS, f"runtime.cache_dir={cache}", "runtime.round_timeout=100", f"run_dir={run_dir}"], said.append
+    )
+    assert any("personal prompt" in line for line in said), "\n".join([*said, federation.log("superlink")])
+    return run_dir
+
+
+def metrics(run_dir: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_a_deployment_gives_the_simulation_s_numbers(simulated, deployed, federation):
+    (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (deployed, simulated))
+    assert set(ours) == set(theirs) and {"shared/p_G"} <= set(ours)
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+    run, _ = owner(deployed / "private")
+    for client in range(2):
+        state = Path(f"client_{client:05d}") / "round_00002.safetensors"
+        own = load_file(federation.folder / f"client_{client}" / "state" / run / state)
+        for name, tensor in load_file(simulated / "private" / state).items():
+            np.testing.assert_allclose(own[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (deployed, simulated))
+    assert ours["status"] == "finished"
+    for model, figures in theirs["accuracy"].items():
+        for name in ("local", "base", "novel", "hm3", "hm2"):
+            assert ours["accuracy"][model][name] == figures[name], (model, name)
+        assert ours["accuracy"][model]["ece"] == pytest.approx(figures["ece"], rel=1e-9)
+    assert (deployed / "clients.csv").read_text() == (simulated / "clients.csv").read_text()
+    assert not list((deployed / "private").glob("client_*")), "the server has no private state"
+    names = {path.name for path in simulated.iterdir()} - {".lock"}
+    assert names <= {path.name for path in deployed.iterdir()}
+
+
+def test_bytes_of_a_round_are_two_prompts_a_client(deployed):
+    """p_G down and p_G up for each client, and at most 5 % beside (for the paper's 16 x 512 context in float32)."""
+    prompt = 4 * 192 * 8
+    for line in metrics(deployed, "train"):
+        beside = line["bytes_up"] + line["bytes_down"] - line["clients"] * 2 * prompt
+        assert 0 < beside / (line["clients"] * 2) < 0.05 * 16 * 512 * 4
+
+
+def test_a_node_with_an_unknown_key_is_refused(federation, deployed):
+    federation.kill_node(1)
+    make_node_key(federation.folder / "stranger")
+    node = federation.start_node(1, federation.folder / "stranger")
+    assert _refused(federation, node, "client_1")
+
+
+def test_a_plain_text_node_is_refused(federation, deployed):
+    node = federation.start_node(1, None, "--insecure")
+    assert _refused(federation, node, "client_1")
+
+
+def _refused(federation: Loopback, node, name: str) -> bool:
+    """The SuperLink never activates it; it ends, or goes on knocking."""
+    before = federation.log("superlink").count("Activated node_id")
+    end = time.monotonic() + 12
+    while node.poll() is None and time.monotonic() < end:
+        time.sleep(0.2)
+    if node.poll() is None:
+        federation.kill_node(1)
+    return (
+        federation.log("superlink").count("Activated node_id") == before
+        and "SuperNode ID" not in federation.log(name)[-500:]
+    )
