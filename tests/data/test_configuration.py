@@ -13,7 +13,7 @@ from fedpgp.protocols import deal
 
 CONF = Path(__file__).parents[2] / "conf"
 DATASET_FILES = sorted((CONF / "dataset").glob("*.yaml"))
-PARTITION_FILES = sorted((CONF / "partition").glob("*.yaml"))
+PARTITION_FILES = sorted(path for path in (CONF / "partition").glob("*.yaml") if path.stem != "own")  # deals nothing
 
 
 def options(function):

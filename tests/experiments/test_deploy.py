@@ -44,10 +44,8 @@ def federation(tmp_path_factory, simulated):
     cache = str(simulated.parent.parent / "features")
     with Loopback(folder / "nodes", [{"client-id": client, "cache-dir": cache} for client in range(2)]) as running:
         yield running
-        members = psutil.Process(running.superlink.pid).children(recursive=True)
-        members += [
-            member for node in running.supernodes for member in psutil.Process(node.pid).children(recursive=True)
-        ]
+        started = [running.superlink, *(node for node in running.supernodes if node.poll() is None)]
+        members = [member for process in started for member in psutil.Process(process.pid).children(recursive=True)]
     assert members and not [member for member in members if member.is_running()], "processes were left behind"
 
 

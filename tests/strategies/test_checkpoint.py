@@ -20,7 +20,7 @@ def test_it_comes_back_exactly(tmp_path):
     path = save_checkpoint(tmp_path, 5, TENSORS, INFO)
     assert path.name == "round_00005.safetensors"
     tensors, info = read_checkpoint(path)
-    assert info == {"format": 1, "round": 5, **INFO}
+    assert info == {"format": module.FORMAT, "round": 5, **INFO}
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         np.testing.assert_array_equal(tensors[name], tensor)
@@ -70,7 +70,7 @@ def test_another_format_is_refused_by_name(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, TENSORS, INFO)
     monkeypatch.undo()
     with pytest.raises(
-        FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads format 1"
+        FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads format 2"
     ):
         latest_checkpoint(tmp_path, print)
 
