@@ -19,15 +19,17 @@ Towers and layouts that cannot share a prefix take the full path (:mod:`fedpgp.f
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.full_text import FullSequences
+from fedpgp.packed_attention import Group, Packing, attend, attend_at_ends
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,16 @@ class _Block:
 
 
 class TextTower:
-    """The folded weights of a causal CLIP text tower, in one dtype; shared by all encoders of a model."""
+    """The folded weights of a causal CLIP text tower, shared by all encoders of a model.
 
-    def __init__(self, clip: FrozenCLIP, dtype: torch.dtype):
+    Matrix products run in ``compute`` precision; contexts, the residual stream, norms and features stay in ``dtype``
+    (the same, or float32 above bfloat16 products).
+    """
+
+    def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, compute: torch.dtype):
         text = clip.text_model
         block = text.transformer.resblocks[0]
-        self.dtype, self.device = dtype, clip.device
+        self.dtype, self.compute, self.device = dtype, compute, clip.device
         self.heads = block.attn.num_heads
         self.eps = block.ln_1.eps
         quick = not isinstance(block.mlp.gelu, nn.GELU)
@@ -70,20 +76,21 @@ class TextTower:
         else:
             projection, bias = _double(text.text_projection).T, 0
         projection, shift = _fold_norm(text.ln_final, projection, 0)
-        self.projection, self.projection_bias = (t.to(self.device, dtype) for t in (projection, bias + shift))
+        self.projection, self.projection_bias = (t.to(self.device, compute) for t in (projection, bias + shift))
         self.embedding = text.token_embedding.weight  # rows are cast when looked up
         self.positions = text.positional_embedding.to(dtype)
         self.width = clip.width
         self.context_length = clip.context_length
 
     @classmethod
-    def of(cls, clip: FrozenCLIP, dtype: torch.dtype | None) -> "TextTower":
-        """The tower of this model in this dtype (None: the model's), folded once."""
+    def of(cls, clip: FrozenCLIP, dtype: torch.dtype | None, compute: torch.dtype | None) -> "TextTower":
+        """The tower of this model in these precisions (None: the model's, and the same), folded once."""
         towers = clip.__dict__.setdefault("text_towers", {})
         dtype = dtype or clip.dtype
-        if dtype not in towers:
-            towers[dtype] = cls(clip, dtype)
-        return towers[dtype]
+        key = (dtype, compute or dtype)
+        if key not in towers:
+            towers[key] = cls(clip, *key)
+        return towers[key]
 
     def _fold(self, block: nn.Module, activation_factor: float) -> _Block:
         d = block.attn.embed_dim
@@ -102,11 +109,16 @@ class TextTower:
             _double(block.mlp.c_proj.weight) / activation_factor,
             block.mlp.c_proj.bias,
         )
-        return _Block(*(tensor.detach().to(self.device, self.dtype) for tensor in tensors))
+        return _Block(*(tensor.detach().to(self.device, self.compute) for tensor in tensors))
 
     def normalize(self, x: Tensor) -> Tensor:
         """LayerNorm without scale and shift (they are folded into what follows)."""
         return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x @ weight.T + bias`` in the precision of the weight."""
+    return F.linear(x.to(weight.dtype), weight, bias)
 
 
 def _double(tensor: Tensor | None) -> Tensor | int:
@@ -142,15 +154,6 @@ def why_not_shared(text: nn.Module) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Classes whose suffixes have the same number of tokens; consecutive in the packed sequence."""
-
-    length: int
-    count: int
-    start: int  # of its first token among the suffix tokens
-
-
 class PromptedTextEncoder:
     """Context vectors -> one unit-norm text feature a class.
 
@@ -161,12 +164,15 @@ class PromptedTextEncoder:
         clip: the frozen model.
         class_names: in label order; underscores become spaces.
         n_ctx: number of context vectors, at least 1.
-        dtype: of the computation; None is the model's own.
+        dtype: of contexts and features; None is the model's own.
+        compute: of the matrix products; None is ``dtype``, ``torch.bfloat16`` is faster and inexact.
         position: of the class name: ``end`` (the only layout that shares a prefix), ``middle`` or ``front``.
         class_specific: every class has a context of its own; the call then takes (..., classes, n_ctx, width).
 
     Attributes:
         path: ``"shared prefix"``, or ``"full sequences"`` and why; logged when the encoder is made.
+        checkpointing: keep only each block's input for the backward pass and compute the rest again: about a fifth of
+            the memory for a third more time.
 
     Raises:
         FedPGPError: a class name that does not fit (names it and the limit, where the tokenizer would cut it silently),
@@ -180,6 +186,7 @@ class PromptedTextEncoder:
         n_ctx: int,
         *,
         dtype: torch.dtype | None = None,
+        compute: torch.dtype | None = None,
         position: str = "end",
         class_specific: bool = False,
     ):
@@ -193,15 +200,19 @@ class PromptedTextEncoder:
         elif class_specific:
             reason = "every class has its own context"
         self.path = f"full sequences ({reason})" if reason else "shared prefix"
+        self.checkpointing = False
         self._encode = FullSequences(clip, self.class_names, n_ctx, position) if reason else None
+        self._options = (clip, n_ctx, dtype, compute, position, class_specific)
+        self._parts: dict[tuple[int, ...], PromptedTextEncoder] = {}
         log.info("prompted text encoder: %d classes, %s", len(self.class_names), self.path)
         if reason:
-            if dtype not in (None, clip.dtype):
+            if {dtype, compute} - {None, clip.dtype}:
                 raise FedPGPError(
-                    f"dtype={dtype}: this model takes full sequences, in its own {clip.dtype} only ({reason})"
+                    f"dtype={compute or dtype}: this model takes full sequences, in its own {clip.dtype} only "
+                    f"({reason})"
                 )
             return
-        self.tower = TextTower.of(clip, dtype)
+        self.tower = TextTower.of(clip, dtype, compute)
         tokenizer, tower = clip.tokenizer, self.tower
         limit = tower.context_length - n_ctx - 3  # start, full stop, end
         suffixes = []
@@ -220,118 +231,126 @@ class PromptedTextEncoder:
     def _pack(self, suffixes: list[list[int]]) -> None:
         """Sorts classes by suffix length and precomputes all that does not depend on the context."""
         tower, device = self.tower, self.tower.device
-        self._order = sorted(range(len(suffixes)), key=lambda c: len(suffixes[c]))
+        order = sorted(range(len(suffixes)), key=lambda c: len(suffixes[c]))
         inverse = torch.empty(len(suffixes), dtype=torch.int64)
-        inverse[self._order] = torch.arange(len(suffixes))
+        inverse[order] = torch.arange(len(suffixes))
         self._inverse = inverse.to(device)
-        self._groups: list[_Group] = []
+        groups: list[Group] = []
         tokens, places, ends = [], [], []
-        for c in self._order:
+        for first, c in enumerate(order):
             length = len(suffixes[c])
-            if self._groups and self._groups[-1].length == length:
-                last = self._groups[-1]
-                self._groups[-1] = _Group(length, last.count + 1, last.start)
+            if groups and groups[-1].length == length:
+                groups[-1] = replace(groups[-1], count=groups[-1].count + 1)
             else:
-                self._groups.append(_Group(length, 1, len(tokens)))
+                groups.append(Group(length, 1, len(tokens), first))
             tokens += suffixes[c]
             places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
             ends.append(1 + self.n_ctx + len(tokens) - 1)
+        self._packing = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
         rows = tower.embedding[torch.tensor(tokens, device=device)].to(tower.dtype)
         self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
         self._ends = torch.tensor(ends, device=device)
-        first = tower.blocks[0]
-        self._suffix_qkv = F.linear(tower.normalize(self._suffix), first.in_weight, first.in_bias).detach()
-        self._masks = {
-            group.length: torch.full(
-                (group.length, group.length), float("-inf"), dtype=tower.dtype, device=device
-            ).triu(1)
-            for group in self._groups
-        }
+        first_block = tower.blocks[0]
+        self._suffix_qkv = linear(tower.normalize(self._suffix), first_block.in_weight, first_block.in_bias).detach()
 
     @property
     def tokens(self) -> int:
         """Tokens computed for one context: the packed sequence, or all classes' full ones."""
         return 1 + self.n_ctx + len(self._suffix) if self._encode is None else self._encode.tokens.numel()
 
-    def __call__(self, context: Tensor) -> Tensor:
-        """(..., n_ctx, width) -> (..., classes, embed), unit norm."""
+    def __call__(self, context: Tensor, subset: Tensor | None = None) -> Tensor:
+        """(..., n_ctx, width) -> (..., classes, embed), unit norm.
+
+        Args:
+            context: with any leading axes.
+            subset: bool, broadcastable to (..., classes): the classes each context is asked for. The others cost
+                nothing and their features are zero. None asks for all.
+        """
         own = 3 if self.class_specific else 2
+        leading = context.shape[:-own]
         flat = context.reshape(-1, *context.shape[-own:])
-        features = self._shared(flat) if self._encode is None else self._encode(flat)
-        return features.reshape(*context.shape[:-own], len(self.class_names), -1)
+        if subset is None:
+            features = self._features(flat)
+        else:
+            wanted = subset.expand(*leading, len(self.class_names)).reshape(len(flat), -1)
+            features = self._of_subsets(flat, wanted)
+        return features.reshape(*leading, len(self.class_names), -1)
+
+    def _features(self, context: Tensor) -> Tensor:
+        return self._shared(context) if self._encode is None else self._encode(context)
+
+    def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
+        """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""
+        kinds, kind_of = torch.unique(wanted, dim=0, return_inverse=True)
+        rows, parts = [], []
+        for i, kind in enumerate(kinds):
+            ids = kind.nonzero().squeeze(1)
+            if not len(ids):
+                raise FedPGPError("a context is asked for no class at all: its client has no candidate class")
+            rows.append((kind_of == i).nonzero().squeeze(1))
+            chosen = context[rows[-1]][:, ids] if self.class_specific else context[rows[-1]]
+            found = self._only(tuple(ids.tolist()))._features(chosen)
+            whole = found.new_zeros(len(found), len(self.class_names), found.shape[-1])
+            parts.append(whole.index_copy(1, ids, found))
+        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+    def _only(self, ids: tuple[int, ...]) -> "PromptedTextEncoder":
+        """The encoder of these classes, made once."""
+        if len(ids) == len(self.class_names):
+            return self
+        if ids not in self._parts:
+            clip, n_ctx, dtype, compute, position, class_specific = self._options
+            names = [self.class_names[i] for i in ids]
+            self._parts[ids] = PromptedTextEncoder(
+                clip,
+                names,
+                n_ctx,
+                dtype=dtype,
+                compute=compute,
+                position=position,
+                class_specific=class_specific,
+            )
+        self._parts[ids].checkpointing = self.checkpointing
+        return self._parts[ids]
 
     def _shared(self, context: Tensor) -> Tensor:
         """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix."""
         tower = self.tower
         context, n = context.to(tower.dtype), len(context)
-        prefix = torch.cat(
-            [self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]],
-            dim=1,
-        )
+        prefix = torch.cat([self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1)
         x = torch.cat([prefix, self._suffix.expand(n, -1, -1)], dim=1)
-        first = tower.blocks[0]
-        prefix_qkv = F.linear(tower.normalize(prefix), first.in_weight, first.in_bias)
-        qkv = torch.cat([prefix_qkv, self._suffix_qkv.expand(n, -1, -1)], dim=1)
-        for block in tower.blocks[:-1]:
-            if qkv is None:
-                qkv = F.linear(tower.normalize(x), block.in_weight, block.in_bias)
-            x = self._mlp(block, x + F.linear(self._attend(qkv), block.out_weight, block.out_bias))
-            qkv = None
-        last = tower.blocks[-1]
-        if qkv is None:
-            qkv = F.linear(tower.normalize(x), last.in_weight, last.in_bias)
-        attended = self._attend_at_ends(qkv)
-        x = self._mlp(last, x[:, self._ends] + F.linear(attended, last.out_weight, last.out_bias))
-        features = F.normalize(F.linear(tower.normalize(x), tower.projection, tower.projection_bias), dim=-1)
-        return features[:, self._inverse]
+        blocks = [self._first, *[self._middle] * (len(tower.blocks) - 2), self._last]
+        if len(tower.blocks) == 1:
+            blocks = [self._last]
+        for run, block in zip(blocks, tower.blocks, strict=True):
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(run, block, x, use_reentrant=False)
+            else:
+                x = run(block, x)
+        features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
+        return F.normalize(features.to(tower.dtype), dim=-1)[:, self._inverse]
+
+    def _first(self, block: _Block, x: Tensor) -> Tensor:
+        """The suffix does not depend on the context yet: only the prefix's queries, keys and values are computed."""
+        prefix = self.tower.normalize(x[:, : self._packing.prefix])
+        qkv = torch.cat(
+            [linear(prefix, block.in_weight, block.in_bias), self._suffix_qkv.expand(len(x), -1, -1)], dim=1
+        )
+        return self._mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
+
+    def _middle(self, block: _Block, x: Tensor) -> Tensor:
+        qkv = linear(self.tower.normalize(x), block.in_weight, block.in_bias)
+        return self._mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
+
+    def _last(self, block: _Block, x: Tensor) -> Tensor:
+        """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, classes, width) remain."""
+        normal, width = self.tower.normalize, x.shape[-1]
+        ends = x.index_select(1, self._ends)
+        queries = linear(normal(ends), block.in_weight[:width], block.in_bias[:width])
+        kv = linear(normal(x), block.in_weight[width:], block.in_bias[width:])
+        attended = attend_at_ends(self._packing, queries, kv)
+        return self._mlp(block, ends + linear(attended, block.out_weight, block.out_bias))
 
     def _mlp(self, block: _Block, x: Tensor) -> Tensor:
-        hidden = self.tower.activation(F.linear(self.tower.normalize(x), block.fc_weight, block.fc_bias))
-        return x + F.linear(hidden, block.proj_weight, block.proj_bias)
-
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n, tokens, width = qkv.shape
-        q, k, v = qkv.view(n, tokens, 3, self.tower.heads, width // (3 * self.tower.heads)).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """Attention of every token: (n, tokens, 3d) -> (n, tokens, d)."""
-        q, k, v = self._heads(qkv)
-        p = 1 + self.n_ctx
-        prefix = F.scaled_dot_product_attention(q[:, :, :p], k[:, :, :p], v[:, :, :p], is_causal=True, scale=1.0)
-        suffix = [prefix]
-        for group in self._groups:
-            rows = slice(p + group.start, p + group.start + group.count * group.length)
-            own = (group.count, group.length)
-            suffix.append(self._attend_group(q[:, :, rows], k, v, rows, own, self._masks[group.length]))
-        return torch.cat(suffix, dim=2).transpose(1, 2).flatten(2)
-
-    def _attend_at_ends(self, qkv: Tensor) -> Tensor:
-        """Attention of the EOT tokens alone: (n, tokens, 3d) -> (n, classes, d), classes in packed order."""
-        q, k, v = self._heads(qkv)
-        p, done, parts = 1 + self.n_ctx, 0, []
-        for group in self._groups:
-            rows = slice(p + group.start, p + group.start + group.count * group.length)
-            ends = self._ends[done : done + group.count]
-            parts.append(self._attend_group(q[:, :, ends], k, v, rows, (group.count, group.length), None))
-            done += group.count
-        return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
-
-    def _attend_group(
-        self, q: Tensor, k: Tensor, v: Tensor, rows: slice, own: tuple[int, int], mask: Tensor | None
-    ) -> Tensor:
-        """Queries of one group against the shared prefix and against their own class: one softmax over both.
-
-        ``q`` is (n, heads, count * queries a class, head), ``own`` = (count, length) of the group, ``rows`` its keys.
-        """
-        n, heads, queries, size = q.shape
-        p = 1 + self.n_ctx
-        own_k, own_v = (t[:, :, rows].reshape(n, heads, *own, size) for t in (k, v))
-        per_class = q.reshape(n, heads, own[0], queries // own[0], size)
-        to_own = per_class @ own_k.transpose(-1, -2)
-        if mask is not None:
-            to_own = to_own + mask
-        to_prefix = (q @ k[:, :, :p].transpose(-1, -2)).view(n, heads, own[0], queries // own[0], p)
-        shares = torch.cat([to_prefix, to_own], dim=-1).softmax(-1)
-        from_prefix = shares[..., :p].reshape(n, heads, queries, p) @ v[:, :, :p]
-        return from_prefix + (shares[..., p:] @ own_v).view(n, heads, queries, size)
+        hidden = self.tower.activation(linear(self.tower.normalize(x), block.fc_weight, block.fc_bias))
+        return x + linear(hidden, block.proj_weight, block.proj_bias)

@@ -1,6 +1,7 @@
 """Pretrains the small CLIP models of the embedded federation on 2 CPU cores; each stage goes on where it stopped.
 
     python -m experiments.embedded.pretrain image --minutes 60     # image tower of `tiny`, from labels, not captions
+    python -m experiments.embedded.pretrain image --minutes 60 --start fedpgp/assets/tiny   # … from a finished one
     python -m experiments.embedded.pretrain text --minutes 5       # text tower on the frozen image tower; writes tiny
     python -m experiments.embedded.pretrain distill --minutes 30   # a ViT taught by the image tower; writes tiny_vit
 
@@ -293,10 +294,35 @@ def encode(visual: torch.nn.Module, images: np.ndarray, size: int, batch: int = 
     return torch.cat(parts)
 
 
+class Budget:
+    """Seconds of work over all sittings. A step that took longer than ``LONGEST`` was paused; the pause is not work."""
+
+    LONGEST = 20.0
+
+    def __init__(self, used: float):
+        self.used, self._last = used, time.monotonic()
+
+    def tick(self) -> float:
+        """Adds the time since the last call; returns the total."""
+        now = time.monotonic()
+        self.used += min(now - self._last, self.LONGEST)
+        self._last = now
+        return self.used
+
+
 def train_image(
-    work: Path, minutes: float, seed: int, name: str, fixed_size: int | None = None, peak_rate: float = LEARNING_RATE
+    work: Path,
+    minutes: float,
+    seed: int,
+    name: str,
+    fixed_size: int | None = None,
+    peak_rate: float = LEARNING_RATE,
+    start: Path | None = None,
 ) -> None:
-    """Stage 1. The learning rate follows the used part of the time budget, however fast the machine is."""
+    """Stage 1. The learning rate follows the used part of the time budget, however fast the machine is.
+
+    ``start`` is the folder of a finished model whose image tower the first sitting begins from.
+    """
     corpus = load_corpus(work)
     labels = Labels(corpus)
     rows, weights = sampler(corpus, labels)
@@ -306,6 +332,15 @@ def train_image(
     )
     torch.manual_seed(seed)
     visual = new_clip(TINY_CFG).visual.to(memory_format=torch.channels_last)
+    if start is not None:
+        finished = load_file(start / "open_clip_model.safetensors")
+        visual.load_state_dict(
+            {
+                key.removeprefix("visual."): value.float() if value.dtype.is_floating_point else value
+                for key, value in finished.items()
+                if key.startswith("visual.")
+            }
+        )
     speed_up_stem(visual)
     heads = Heads(len(corpus.emoji_list), len(labels.group_names), len(labels.vocabulary))
     matrices = [p for p in visual.parameters() if p.ndim > 1]
@@ -346,7 +381,7 @@ def train_image(
     counts = [round(BATCH * share) for share in KIND_SHARES.values()]
     log = {"loss": 0.0, "emoji": 0.0, "group": 0.0, "words": 0.0}
     logged, log_step, last_save = time.time(), step, time.time()
-    started = time.time() - used
+    budget = Budget(used)
     visual.train()
     while used < 60 * minutes:
         progress = used / (60 * minutes)
@@ -377,7 +412,7 @@ def train_image(
                     average[key].lerp_(value, 1 - decay)
                 else:
                     average[key].copy_(value)
-        step, seen, used = step + 1, seen + len(picked), time.time() - started
+        step, seen, used = step + 1, seen + len(picked), budget.tick()
         for key, value in zip(log, (loss, emoji_loss, group_loss, word_loss), strict=True):
             log[key] += value.item()
         if step % 100 == 0:
@@ -624,7 +659,7 @@ def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, clas
             path,
         )
 
-    begun, last_save = time.time() - used, time.time()
+    budget, last_save = Budget(used), time.time()
     while used < 60 * minutes:
         progress = used / (60 * minutes)
         rate = TEXT_RATE * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * progress))
@@ -659,7 +694,7 @@ def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, clas
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(math.log(50), math.log(100))
-        step, used = step + 1, time.time() - begun
+        step, used = step + 1, budget.tick()
         if step % 50 == 0:
             print(f"step {step} min {used / 60:.1f} loss {loss.item():.3f} scale {scale.item():.1f}", flush=True)
         if time.time() - last_save > 60:
@@ -742,7 +777,7 @@ def train_vit(work: Path, minutes: float, seed: int, name: str, raw: bool, tiny:
         held = {"visual": visual.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
         save_atomic(held | {"step": step, "seconds": used, "image_step": state["step"], "raw": raw, "seed": seed}, path)
 
-    begun, last_save = time.time() - used, time.time()
+    budget, last_save = Budget(used), time.time()
     visual.train()
     while used < 60 * minutes:
         progress = used / (60 * minutes)
@@ -763,7 +798,7 @@ def train_vit(work: Path, minutes: float, seed: int, name: str, raw: bool, tiny:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
         optimizer.step()
-        step, used = step + 1, time.time() - begun
+        step, used = step + 1, budget.tick()
         if step % 100 == 0:
             cosine = (student * teacher).sum(1).mean().item()
             print(f"step {step} min {used / 60:.1f} loss {loss.item():.3f} cosine {cosine:.3f}", flush=True)
@@ -799,6 +834,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=LEARNING_RATE, help="image stage: peak rate (default %(default)s)"
     )
+    parser.add_argument("--start", type=Path, help="image stage: folder of a finished model to begin from")
     parser.add_argument(
         "--raw", action="store_true", help="text, distill: the image tower's last weights, not their average"
     )
@@ -807,7 +843,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "image":
-        train_image(arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.size, arguments.rate)
+        train_image(
+            arguments.work,
+            arguments.minutes,
+            arguments.seed,
+            arguments.name,
+            arguments.size,
+            arguments.rate,
+            arguments.start,
+        )
     elif arguments.stage == "text":
         target = arguments.to or ASSETS / "tiny"
         train_text(

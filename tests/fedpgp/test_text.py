@@ -154,3 +154,53 @@ def test_full_path_refuses_what_does_not_fit():
         PromptedTextEncoder(golden_clip(), [" ".join(["cat"] * 70)], 16, position="front")
     with pytest.raises(FedPGPError, match="did you mean"):
         PromptedTextEncoder(golden_clip(), ["cat"], 4, position="centre front")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_subset_of_classes(data):
+    """Features of the classes a context asks for equal the full computation's; the others are zero."""
+    clip = golden_clip()
+    wanted = torch.tensor(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=3, max_size=3))
+    )
+    context = torch.randn(2, 3, 4, 32, dtype=torch.float64)
+    features = PromptedTextEncoder(clip, NAMES, 4)(context, subset=wanted)  # the same for both of the first axis
+    assert features.shape == (2, 3, len(NAMES), 16)
+    for i in range(2):
+        for k in range(3):
+            slow = slow_features(clip, NAMES, context[i, k])
+            assert_close(features[i, k], slow * wanted[k].unsqueeze(-1), rtol=0, atol=1e-10)
+
+
+def test_a_subset_costs_only_its_own_classes():
+    clip = golden_clip()
+    encoder = PromptedTextEncoder(clip, NAMES, 4)
+    encoder(torch.randn(4, 32, dtype=torch.float64), subset=torch.tensor([True, False, False, False, False, True]))
+    (part,) = encoder._parts.values()
+    assert part.class_names == ["cat", "cat"] and part.tokens == 1 + 4 + 2 * 3
+    with pytest.raises(FedPGPError, match="no candidate class"):
+        encoder(torch.randn(4, 32, dtype=torch.float64), subset=torch.zeros(6, dtype=torch.bool))
+
+
+def test_checkpointing_changes_memory_only():
+    clip = random_clip(True, layers=3)
+    context = torch.randn(3, 5, 32, dtype=torch.float64, requires_grad=True)
+    encoder = PromptedTextEncoder(clip, NAMES, 5)
+    weights = torch.randn(3, len(NAMES), 24, dtype=torch.float64)
+    (plain,) = torch.autograd.grad((encoder(context) * weights).sum(), context)
+    encoder.checkpointing = True
+    (again,) = torch.autograd.grad((encoder(context) * weights).sum(), context)
+    assert torch.equal(plain, again)
+
+
+def test_bfloat16_products_keep_float32_contexts():
+    clip = random_clip(False)
+    context = torch.randn(5, 32, requires_grad=True)
+    exact = PromptedTextEncoder(clip, NAMES, 5, dtype=torch.float32)
+    fast = PromptedTextEncoder(clip, NAMES, 5, dtype=torch.float32, compute=torch.bfloat16)
+    assert fast(context).dtype == torch.float32 and fast.tower.blocks[0].fc_weight.dtype == torch.bfloat16
+    assert (fast(context) * exact(context)).sum(-1).min() > 0.99  # cosines
+    (grad,) = torch.autograd.grad(fast(context)[:, 0].sum(), context)
+    (true,) = torch.autograd.grad(exact(context)[:, 0].sum(), context)
+    assert grad.dtype == torch.float32 and F.cosine_similarity(grad.flatten(), true.flatten(), dim=0) > 0.95

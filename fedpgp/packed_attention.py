@@ -1,0 +1,178 @@
+"""Attention over a packed sequence ``[prefix | class | class | …]``: every class sees the prefix and itself.
+
+Autograd would record dozens of slices and give each a zero-filled gradient of the whole sequence; here forward and
+backward are written out over contiguous pieces, one a class length, so that what is left is matrix products.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes with the same number of tokens, one behind the other in the packed sequence.
+
+    Attributes:
+        length: tokens of each class.
+        count: classes.
+        start: position of the first one's first token, behind the prefix.
+        first: number of the first one, in packed order.
+    """
+
+    length: int
+    count: int
+    start: int
+    first: int
+
+    @property
+    def tokens(self) -> slice:
+        """Its positions behind the prefix."""
+        return slice(self.start, self.start + self.count * self.length)
+
+    @property
+    def classes(self) -> slice:
+        """Its classes, in packed order."""
+        return slice(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one sequence is packed.
+
+    Attributes:
+        prefix: tokens that every class sees.
+        heads: attention heads.
+        groups: the classes by length.
+    """
+
+    prefix: int
+    heads: int
+    groups: Sequence[Group]
+
+
+def attend(packing: Packing, qkv: Tensor) -> Tensor:
+    """Attention of every token: (n, tokens, 3d), queries scaled already -> (n, tokens, d)."""
+    return _Attention.apply(packing, qkv, None)
+
+
+def attend_at_ends(packing: Packing, queries: Tensor, kv: Tensor) -> Tensor:
+    """Attention of each class's last token alone: queries (n, classes, d) in packed order, kv (n, tokens, 2d) ->
+    (n, classes, d)."""
+    return _Attention.apply(packing, kv, queries)
+
+
+def _split(x: Tensor, count: int, length: int, parts: int, heads: int) -> Tensor:
+    """(n, count * length, parts * d) -> contiguous (parts, n * heads, count * length, d / heads)."""
+    n, width = len(x), x.shape[-1]
+    x = x.reshape(n, count * length, parts, heads, width // (parts * heads))
+    return x.permute(2, 0, 3, 1, 4).contiguous().view(parts, n * heads, count * length, -1)
+
+
+def _join(x: Tensor, into: Tensor) -> None:
+    """Writes (parts, n * heads, tokens, d / heads) back to (n, tokens, parts * d)."""
+    parts, _, tokens, size = x.shape
+    n = len(into)
+    into.unflatten(-1, (parts, -1, size)).copy_(x.view(parts, n, -1, tokens, size).permute(1, 3, 0, 2, 4))
+
+
+class _Attention(torch.autograd.Function):
+    """Softmax attention of the prefix (causal) and of each class over the prefix and itself (causal).
+
+    With ``queries`` only the last token of each class asks, and ``tensor`` holds keys and values alone.
+    """
+
+    @staticmethod
+    def forward(ctx, packing: Packing, tensor: Tensor, queries: Tensor | None) -> Tensor:
+        heads, p = packing.heads, packing.prefix
+        n, parts = len(tensor), 3 if queries is None else 2
+        saved: list[Tensor] = []
+        *q, k_prefix, v_prefix = _split(tensor[:, :p], 1, p, parts, heads).unbind()
+        saved += [k_prefix, v_prefix]
+        if queries is None:
+            out = tensor.new_empty(n, tensor.shape[1], tensor.shape[2] // 3)
+            scores = q[0] @ k_prefix.transpose(-1, -2)
+            shares = scores.masked_fill_(_future(p, scores), float("-inf")).softmax(-1)
+            _join((shares @ v_prefix).unsqueeze(0), out[:, :p])
+            saved += [q[0], shares]
+        else:
+            out = torch.empty_like(queries)
+        for group in packing.groups:
+            rows = slice(p + group.tokens.start, p + group.tokens.stop)
+            *q, k, v = _split(tensor[:, rows], group.count, group.length, parts, heads).unbind()
+            asking = group.length if q else 1
+            q = q[0] if q else _split(queries[:, group.classes], group.count, 1, 1, heads)[0]
+            each = len(q) * group.count  # one class of one head
+            own = q.view(each, asking, -1) @ k.view(each, group.length, -1).transpose(-1, -2)
+            if asking > 1:
+                own.masked_fill_(_future(group.length, own), float("-inf"))
+            shared = q @ k_prefix.transpose(-1, -2)
+            shares = torch.cat([shared, own.view(len(q), group.count * asking, -1)], dim=-1).softmax(-1)
+            answer = shares[..., :p] @ v_prefix
+            of_own = shares[..., p:].view(each, asking, group.length)
+            answer.view(each, asking, -1).baddbmm_(of_own, v.view(each, group.length, -1))
+            _join(answer.unsqueeze(0), out[:, rows] if queries is None else out[:, group.classes])
+            saved += [q, k, v, shares]
+        ctx.packing, ctx.alone = packing, queries is not None
+        ctx.save_for_backward(*saved)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        packing, saved = ctx.packing, list(ctx.saved_tensors)
+        heads, p, n = packing.heads, packing.prefix, len(grad)
+        k_prefix, v_prefix = saved[:2]
+        tokens = p + sum(group.count * group.length for group in packing.groups)
+        parts = 2 if ctx.alone else 3
+        d_tensor = grad.new_empty(n, tokens, parts * grad.shape[-1])
+        d_queries = torch.empty_like(grad) if ctx.alone else None
+        if ctx.alone:
+            d_prefix = torch.zeros_like(torch.stack([k_prefix, v_prefix]))
+            groups = saved[2:]
+        else:
+            q, shares = saved[2:4]
+            d = _split(grad[:, :p], 1, p, 1, heads)[0]
+            d_scores = _softmax_backward(d @ v_prefix.transpose(-1, -2), shares)
+            d_prefix = torch.stack([d_scores @ k_prefix, d_scores.transpose(-1, -2) @ q, shares.transpose(-1, -2) @ d])
+            groups = saved[4:]
+        for i, group in enumerate(packing.groups):
+            q, k, v, shares = groups[4 * i : 4 * i + 4]
+            rows = slice(p + group.tokens.start, p + group.tokens.stop)
+            asking = 1 if ctx.alone else group.length
+            each = len(q) * group.count
+            d = _split(grad[:, group.classes if ctx.alone else rows], group.count, asking, 1, heads)[0]
+            d_own = d.view(each, asking, -1) @ v.view(each, group.length, -1).transpose(-1, -2)
+            d_shared = d @ v_prefix.transpose(-1, -2)
+            d_shares = torch.cat([d_shared, d_own.view(len(q), group.count * asking, -1)], dim=-1)
+            d_scores = _softmax_backward(d_shares, shares)
+            to_prefix, to_own = d_scores[..., :p], d_scores[..., p:].view(each, asking, group.length)
+            d_q = to_prefix @ k_prefix
+            d_q.view(each, asking, -1).baddbmm_(to_own, k.view(each, group.length, -1))
+            d_prefix[-2].baddbmm_(to_prefix.transpose(-1, -2), q)
+            d_prefix[-1].baddbmm_(shares[..., :p].transpose(-1, -2), d)
+            d_k = to_own.transpose(-1, -2) @ q.view(each, asking, -1)
+            of_own = shares[..., p:].view(each, asking, group.length)
+            d_v = of_own.transpose(-1, -2) @ d.view(each, asking, -1)
+            pieces = [d_k.view_as(k), d_v.view_as(v)]
+            if ctx.alone:
+                _join(d_q.unsqueeze(0), d_queries[:, group.classes])
+            else:
+                pieces.insert(0, d_q)
+            for part, piece in enumerate(pieces):
+                width = grad.shape[-1]
+                _join(piece.unsqueeze(0), d_tensor[:, rows, part * width : (part + 1) * width])
+        _join(d_prefix, d_tensor[:, :p])
+        return None, d_tensor, d_queries
+
+
+def _future(length: int, like: Tensor) -> Tensor:
+    """True where a token would look at a later one, (length, length)."""
+    return torch.ones(length, length, dtype=torch.bool, device=like.device).triu(1)
+
+
+def _softmax_backward(grad: Tensor, shares: Tensor) -> Tensor:
+    return torch._softmax_backward_data(grad, shares, -1, shares.dtype)
