@@ -108,7 +108,8 @@ class Node:
             if differing := differences(dict(self.content["identity"]), identity(federation)):
                 answer["refused"] = differing
             else:
-                _encode(federation)
+                # Encoded now, or found in the cache, so that no round pays for it.
+                federation.encode()
                 answer["row"] = federation.client_table()[self.site.client]
         except Exception as error:
             answer["refused"] = _reason(error)
@@ -232,7 +233,8 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     ]
                     yield client, _answer(own)
             else:
-                _encode(federation)
+                # Encoded now, or found in the cache, so that no round pays for it.
+                federation.encode()
                 table = {row["id"]: row for row in federation.client_table()}
                 for client in clients:
                     yield client, _answer(table[client])
@@ -246,13 +248,6 @@ def peak_rss_mb() -> float:
     """The most memory this process ever held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _encode(federation) -> None:
-    """Has the images encoded now, or found in the cache, so that no round pays for it."""
-    federation.features("test")
-    for split in ("train", "test") if federation.method.learns else ("test",):
-        federation.images(split)
 
 
 def _answer(value: object) -> RecordDict:

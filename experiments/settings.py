@@ -36,7 +36,6 @@ _INTEGERS = {  # key: (least, what it is)
     "training.warmup_rounds": (0, "0 or more"),
     "runtime.min_clients": (1, "1 or more"),
     "method.rank": (1, "1 or more"),
-    "dataset.views": (1, "1 or more"),
 }
 _INTEGERS_OR_NULL = {
     "shots": (1, "1 or more, or null for all images"),
@@ -55,7 +54,7 @@ _NUMBERS = {  # key: (test, what it is)
 }
 _CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
-    "dtype": ("float32", "float64"),
+    "dtype": ("float32", "float64", "bfloat16"),
     "training.optimizer": ("sgd", "adam", "adamw"),
     "training.schedule": ("constant", "cosine", "step"),
     "runtime.name": ("ray", "inline", "flower"),
@@ -107,6 +106,9 @@ def check(config: Mapping) -> None:
     if cohort != "auto" and (isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 1):
         raise FedPGPError(f"runtime.cohort_size={_shown(cohort)} cannot work; it is auto or a whole number, 1 or more")
     make_protocol(config["protocol"])
+    views = flat.get("dataset.views", 1)
+    if views != "live" and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
+        raise FedPGPError(f"dataset.views={_shown(views)} cannot work; it is a whole number, 1 or more, or live")
     if flat["n_ctx"] is None and flat["context_init"] == "normal":
         raise FedPGPError(
             "n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number"

@@ -76,6 +76,12 @@ class FrozenCLIP:
         return image_transform(self.model.visual.image_size, is_train=False)
 
     @property
+    def image_size(self) -> int:
+        """Side R of the pictures that the image tower takes, in pixels."""
+        size = self.model.visual.image_size
+        return int(size if isinstance(size, int) else size[0])
+
+    @property
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 

@@ -6,6 +6,7 @@ dictionaries.
 """
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.data import Dataset, load_dataset
+from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split
 from fedpgp.data.joint import Concat
-from fedpgp.data.lookup import Pictures, Rows
+from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import METHODS, Features, Images, Method, Params, Round, cosine_logits
@@ -30,6 +32,8 @@ from fedpgp.protocols import Deal, Exam, deal
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
 from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
@@ -102,7 +106,7 @@ class Federation:
         self._sources = {"features": features, "patches": patches}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
         self.keep_optimizer = keep_optimizer
-        self._images: dict[tuple[str, str], Tensor | Rows | Pictures] = {}
+        self._images: dict[tuple[str, str, int | None], Tensor | Rows | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
     @classmethod
@@ -146,21 +150,51 @@ class Federation:
         """What the method reads of the ``train`` or ``test`` images; patches and pixels are looked up when indexed."""
         return Images(**{what: self._read(split, what) for what in self.method.reads})
 
+    def encode(self) -> None:
+        """Computes, or finds in the cache, all image features that training and evaluation will ask for."""
+        self.features("test")
+        self.images("test")
+        if self.method.learns:
+            self.images("train")
+            for view in range(self.training.views or 0) if self.training.views != 1 else ():
+                for what in self.method.reads:
+                    self._view(what, view)
+
+    def training_images(self) -> Images:
+        """What the method trains on: the plain pictures, or all their augmented views one behind the other."""
+        if self.training.views == 1:
+            return self.images("train")
+        size = len(self.dataset.train)
+        return Images(**{what: Views(partial(self._view, what), size) for what in self.method.reads})
+
+    def _view(self, what: str, view: int) -> Tensor | Rows | Pictures | Encoded:
+        """One augmented view of the training split. A view that is seen once is encoded as it is read, not kept."""
+        if self.training.views is not None and what != "pixels":
+            return self._read("train", what, view)
+        task = self.method.task
+        split = AugmentedSplit(self.dataset.train, view, task.clip.image_size)
+        pictures = Pictures(split, task.clip.preprocess, task.device, task.dtype, keep=0)
+        if what == "pixels":
+            return pictures
+        return Encoded(
+            pictures, task.clip.encode_images if what == "features" else task.clip.encode_patches, task.dtype
+        )
+
     def features(self, split: str) -> Tensor:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""
         return self._read(split, "features")
 
-    def _read(self, split: str, what: str) -> Tensor | Rows | Pictures:
-        if (split, what) not in self._images:
-            task = self.method.task
+    def _read(self, split: str, what: str, view: int | None = None) -> Tensor | Rows | Pictures:
+        if (split, what, view) not in self._images:
+            task, which = self.method.task, (split,) if view is None else (split, view)
             if what == "pixels":
                 images = Pictures(getattr(self.dataset, split), task.clip.preprocess, task.device, task.dtype)
             elif what == "patches":
-                images = Rows(self._sources[what](split), task.device, task.dtype)
+                images = Rows(self._sources[what](*which), task.device, task.dtype)
             else:  # a copy: torch must not write into, nor hold open, the memory-mapped cache
-                images = torch.from_numpy(np.array(self._sources[what](split))).to(task.device, task.dtype)
-            self._images[split, what] = images
-        return self._images[split, what]
+                images = torch.from_numpy(np.array(self._sources[what](*which))).to(task.device, task.dtype)
+            self._images[split, what, view] = images
+        return self._images[split, what, view]
 
     def labels(self, split: str, classes: Sequence[int]) -> Tensor:
         """Columns of ``classes`` for every image of a split, -1 for images of other classes."""
@@ -226,22 +260,35 @@ class Federation:
                 yield members[start : start + size]
 
     def _affordable(self, classes: Candidates, gradients: bool) -> int:
-        """Clients whose activations fit into memory, at least 1.
+        """Clients whose activations fit into memory, at least 1; where a single one does not fit, the text tower keeps
+        less and computes more.
 
         From the memory the machine has, not from what is free just now: float32 results depend on the packing in their
         last digits, and the same run must give the same numbers twice.
         """
         task = self.method.task
-        blocks, width = len(task.clip.text_model.transformer.resblocks), task.clip.width
-        kept = 12 * blocks if gradients else 24  # widths a token: what autograd keeps of a block, or one block's peak
-        client = (
-            2 * classes.encoder(task.n_ctx).tokens * width * kept * torch.finfo(task.dtype).bits // 8
-        )  # two passes: global and personal
         if task.device.type == "cuda":
             memory = torch.cuda.get_device_properties(task.device).total_memory
         else:
             memory = psutil.virtual_memory().total
+        client = self._activations(classes, gradients)
+        if gradients and client > MEMORY_SHARE * memory and not task.checkpointing:
+            log.info("one client's activations (%.1f GB) do not fit: gradient checkpointing", client / 1e9)
+            task.checkpointing = True
+            client = self._activations(classes, gradients)
         return max(1, int(memory * MEMORY_SHARE / client))
+
+    def _activations(self, classes: Candidates, gradients: bool) -> float:
+        """Bytes that one client's step takes in the text tower at its highest: two passes (global and personal)."""
+        task = self.method.task
+        blocks = len(task.clip.text_model.transformer.resblocks)
+        kept = 12 * blocks  # widths a token that autograd keeps; measured: 10 a block, and what is at work
+        if not gradients:
+            kept = 24  # one block's peak
+        elif task.checkpointing:
+            kept = blocks + 24
+        values = 2 * classes.encoder(task.n_ctx).tokens * task.clip.width * kept
+        return values * torch.finfo(task.dtype).bits / 8
 
     # Training. --------------------------------------------------------------------------------------------------------
 
@@ -292,7 +339,7 @@ class Federation:
         return train_cohort(
             self.method,
             params,
-            self.images("train"),
+            self.training_images(),
             self.labels("train", classes),
             [self.deal.shares[client].train for client in cohort],
             self.candidates(classes),
@@ -579,7 +626,12 @@ def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     return load_dataset(name, root, **options)
 
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float64),
+    "bfloat16": (torch.float32, torch.bfloat16),
+}
+"""Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
 
 
 class _Builder:
@@ -630,6 +682,8 @@ class _Builder:
             )
         )
 
+        dtype, compute = DTYPES[config["dtype"]]
+
         def method() -> Method:
             task = Task(
                 clip(),
@@ -637,28 +691,33 @@ class _Builder:
                 template=dataset.templates,
                 n_ctx=config["n_ctx"],
                 context_init=config["context_init"],
-                dtype=DTYPES[config["dtype"]],
+                dtype=dtype,
+                compute=compute,
             )
             return method_class(method_settings, task)
 
-        def encoded(split: str, what: str) -> np.ndarray:
-            whole = getattr(dataset, split)
+        def encoded(split: str, view: int | None = None, *, what: str) -> np.ndarray:
+            whole, name = getattr(dataset, split), split
             if not len(whole):  # a client may have none of its own
                 return np.empty((0, 1), dtype=np.float32)
-            parts = [
+            parts = whole.parts if isinstance(whole, Concat) else [whole]
+            if view is not None:
+                name = f"{split}-view{view}"
+                parts = [AugmentedSplit(part, view, clip().image_size) for part in parts]
+            found = [
                 encode_split(
                     clip(),
                     part,
                     cache_dir=config["runtime"].get("cache_dir"),
                     dataset_name=dataset.name,
-                    split_name=split,
+                    split_name=name,
                     what=what,
                 )
-                for part in (whole.parts if isinstance(whole, Concat) else [whole])
+                for part in parts
             ]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return found[0] if len(found) == 1 else np.concatenate(found)
 
-        size = config["runtime"].get("cohort_size", "auto")
+        size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
         return Federation(
             method,
             dataset,
@@ -669,6 +728,7 @@ class _Builder:
                 batch_size=config["batch_size"],
                 lr=config["lr"],
                 rounds=config["rounds"],
+                views=None if views == "live" else views,
                 **config["training"],
             ),
             patches=partial(encoded, what="patches"),

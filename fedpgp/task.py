@@ -27,7 +27,10 @@ class Candidates:
     def encoder(self, n_ctx: int) -> PromptedTextEncoder:
         """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens."""
         if n_ctx not in self._encoders:
-            self._encoders[n_ctx] = PromptedTextEncoder(self.task.clip, self.names, n_ctx, dtype=self.task.dtype)
+            self._encoders[n_ctx] = PromptedTextEncoder(
+                self.task.clip, self.names, n_ctx, dtype=self.task.dtype, compute=self.task.compute
+            )
+        self._encoders[n_ctx].checkpointing = self.task.checkpointing
         return self._encoders[n_ctx]
 
     @property
@@ -59,7 +62,11 @@ class Task:
         template: the hand-written template of the data set, with one ``{}``; or one for each class.
         n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
         context_init: ``"normal"`` or a phrase.
-        dtype: of prompts, optimizer state and the text tower.
+        dtype: of prompts, optimizer state, losses and features.
+        compute: of the text tower's matrix products; None is ``dtype``.
+
+    Attributes:
+        checkpointing: text encoders keep only each block's input for the backward pass (less memory, more time).
     """
 
     def __init__(
@@ -71,11 +78,13 @@ class Task:
         n_ctx: int | None = 16,
         context_init: str = "normal",
         dtype: torch.dtype = torch.float32,
+        compute: torch.dtype | None = None,
     ):
         self.clip, self.class_names = clip, list(class_names)
         self.templates = [template] * len(self.class_names) if isinstance(template, str) else list(template)
         self.n_ctx = context_length(clip, n_ctx, context_init)
-        self.context_init, self.dtype = context_init, dtype
+        self.context_init, self.dtype, self.compute = context_init, dtype, compute
+        self.checkpointing = False
         self.logit_scale = clip.logit_scale
         self._candidates: dict[tuple[int, ...], Candidates] = {}
 

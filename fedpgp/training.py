@@ -39,6 +39,8 @@ class TrainingSettings:
         rounds: of the whole run, for ``cosine``.
         shuffle: a new order every epoch; False walks the images in stored order.
         drop_last: leave out an epoch's last partial batch (when there is a full one).
+        views: views of each training image: 1 is the plain picture, V > 1 draws one of V augmented ones for every image
+            and epoch, None has a new one every time.
     """
 
     epochs: int = 2
@@ -54,6 +56,7 @@ class TrainingSettings:
     rounds: int = 1
     shuffle: bool = True
     drop_last: bool = False
+    views: int | None = 1
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "step"):
@@ -110,6 +113,15 @@ def batches(images: int, settings: TrainingSettings, seed: int, client: int, rou
     return chunks
 
 
+def drawn_views(images: int, settings: TrainingSettings, seed: int, client: int, round: int) -> np.ndarray:
+    """Which view of each of a client's images is seen in each epoch of a round, (epochs, images) from 0."""
+    if settings.views is None:
+        epochs = settings.epochs * (round - 1) + np.arange(settings.epochs)
+        return np.repeat(epochs[:, None], images, axis=1)
+    rng = generator(seed, "views", client, round)
+    return rng.integers(settings.views, size=(settings.epochs, images))
+
+
 def train_cohort(
     method: Method,
     params: Params,
@@ -130,7 +142,7 @@ def train_cohort(
     Args:
         method: gives losses and gradients.
         params: name -> (K, …), every tensor at the start of the round; not changed.
-        images: the whole training split, (N,).
+        images: the whole training split, (N,), and behind it its other views (``settings.views``).
         labels: columns of ``classes``, (N,) int64.
         indices: the rows that belong to each client.
         classes: the candidate classes.
@@ -154,6 +166,7 @@ def train_cohort(
     plans = [plans[k] for k in order]
     rows = [indices[k] for k in order]
     ids = [clients[k] for k in order]
+    views = [drawn_views(len(own), settings, seed, client, round) for own, client in zip(rows, ids, strict=True)]
     lengths = np.array([len(plan) for plan in plans])
     lr = settings.learning_rate(round)
     # Apple's devices have no float64.
@@ -162,7 +175,11 @@ def train_cohort(
 
     for step in range(int(lengths.max(initial=0))):
         active = int((lengths > step).sum())
-        batch = gather(images, labels, [row[plan[step]] for row, plan in zip(rows, plans[:active], strict=False)])
+        chosen = []
+        for own, plan, seen in zip(rows[:active], plans, views, strict=False):
+            epoch = step // (len(plan) // settings.epochs)
+            chosen.append(own[plan[step]] + len(labels) * seen[epoch, plan[step]])
+        batch = gather(images, labels, chosen)
         now = {name: tensor[:active] for name, tensor in params.items()}
         sent = {name: tensor[:active] for name, tensor in received.items()}
         loss, grads = method.gradients(now, batch, classes, Step(round, step, ids[:active], sent, lr, seed))
@@ -197,11 +214,11 @@ def train_cohort(
 
 def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray]) -> Batch:
     """The images of these rows, one list of rows a client. A shorter list is padded with its own images again, at
-    weight zero."""
+    weight zero. Row ``v * N + i`` is view v of image i of N."""
     counts = torch.tensor([len(own) for own in rows], device=labels.device).unsqueeze(1)
     size = max(1, int(counts.max()))
     index = torch.as_tensor(np.stack([np.resize(own, size) for own in rows]), device=labels.device)
     inside = torch.arange(size, device=labels.device) < counts
     chosen = images[index]
     kind = next(tensor.dtype for tensor in vars(chosen).values() if tensor is not None)
-    return Batch(chosen, labels[index], inside.to(kind) / counts.clamp(min=1))
+    return Batch(chosen, labels[index % len(labels)], inside.to(kind) / counts.clamp(min=1))

@@ -73,7 +73,7 @@ def small_federation(text: str) -> Federation:
         rows = np.arange(client * per_client, (client + 1) * per_client)
         train = rows[: 3 + client % 4]  # clients of different sizes
         shares.append(ClientShare(train, classes, {"local": Exam(rows, classes)}))
-    task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]])
+    task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0])
     method_class = METHODS[config["method"]["name"]]
     settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
     return Faulty(

@@ -14,6 +14,9 @@ from fedpgp.data.base import Split
 KEPT_BYTES = 2**30
 """Preprocessed pictures of one split that are kept in memory, so that they are not decoded anew every epoch."""
 
+ENCODED_AT_ONCE = 128
+"""Pictures in one pass through the image tower."""
+
 
 class Rows:
     """Rows of an array that stays on disk (memory-mapped).
@@ -38,12 +41,18 @@ class Pictures:
         split: N pictures.
         preprocess: PIL image -> (3, R, R).
         device, dtype: of the tensors given out.
+        keep: bytes of preprocessed pictures that stay in memory.
     """
 
     def __init__(
-        self, split: Split, preprocess: Callable[[Image.Image], Tensor], device: torch.device, dtype: torch.dtype
+        self,
+        split: Split,
+        preprocess: Callable[[Image.Image], Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        keep: int = KEPT_BYTES,
     ):
-        self.split, self.preprocess, self.device, self.dtype = split, preprocess, device, dtype
+        self.split, self.preprocess, self.device, self.dtype, self.keep = split, preprocess, device, dtype, keep
         self._kept: dict[int, Tensor] = {}
 
     def __getitem__(self, index: Tensor) -> Tensor:
@@ -53,6 +62,43 @@ class Pictures:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             decoded = dict(zip(missing, pool.map(lambda i: self.preprocess(self.split.image(i)), missing), strict=True))
         pixels = torch.stack([self._kept[i] if i in self._kept else decoded[i] for i in wanted])
-        if (len(self._kept) + len(decoded)) * pixels[0].nbytes <= KEPT_BYTES:
+        if (len(self._kept) + len(decoded)) * pixels[0].nbytes <= self.keep:
             self._kept.update(decoded)
         return pixels.to(self.device, self.dtype).view(*index.shape, *pixels.shape[1:])
+
+
+class Encoded:
+    """Pictures that are encoded whenever they are asked for.
+
+    Args:
+        pictures: positions -> (..., 3, R, R).
+        encode: (B, 3, R, R) -> (B, *row).
+        dtype: of the tensors given out.
+    """
+
+    def __init__(self, pictures: Pictures, encode: Callable[[Tensor], Tensor], dtype: torch.dtype):
+        self.pictures, self.encode, self.dtype = pictures, encode, dtype
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Positions (...) -> (..., *row)."""
+        encoded = torch.cat([self.encode(chunk) for chunk in self.pictures[index.flatten()].split(ENCODED_AT_ONCE)])
+        return encoded.to(self.dtype).view(*index.shape, *encoded.shape[1:])
+
+
+class Views:
+    """Several views of the same N pictures, one behind the other: position ``v * N + i`` is view v of picture i.
+
+    Args:
+        source: view -> what its N pictures are looked up in.
+        size: N.
+    """
+
+    def __init__(self, source: "Callable[[int], Tensor | Rows | Pictures | Encoded]", size: int):
+        self.source, self.size = source, size
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Positions (...) -> (..., *row)."""
+        views, rows = index.flatten() // self.size, index.flatten() % self.size
+        order = views.argsort(stable=True)
+        found = [self.source(int(view))[rows[order][views[order] == view]] for view in views.unique()]
+        return torch.cat(found)[order.argsort()].view(*index.shape, *found[0].shape[1:])

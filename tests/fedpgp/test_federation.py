@@ -6,6 +6,8 @@ import torch
 from golden import golden_clip
 
 from fedpgp.data import ArraySplit, Dataset
+from fedpgp.data.augment import AugmentedSplit
+from fedpgp.data.features import encode_split
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation
@@ -203,3 +205,32 @@ def test_rank_out_of_range(rank):
 def test_context_length_out_of_range(n_ctx, init):
     with pytest.raises(FedPGPError, match="n_ctx|context_init"):
         Task(golden_clip(), NAMES, n_ctx=n_ctx, context_init=init)
+
+
+def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
+    """Both ways of training on augmented pictures see the same view under the same number, and train."""
+    clip = golden_clip()
+
+    def source(part, view=None):
+        pictures = getattr(DATASET, part)
+        if view is not None:
+            pictures = AugmentedSplit(pictures, view, clip.image_size)
+        return encode_split(clip, pictures, cache_dir=tmp_path, dataset_name="made_up", split_name=f"{part}-{view}")
+
+    def made(views):
+        settings = TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views)
+        task = Task(clip, NAMES, n_ctx=4, dtype=torch.float64)
+        method = METHODS["promptfl"](METHODS["promptfl"].Settings(), task)
+        dealt = deal(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"})
+        return Federation(method, DATASET, dealt, source, settings)
+
+    cached, live = made(4), made(None)
+    cached.encode()
+    index = torch.tensor([[0, 241], [500, 3 * 240 + 7]])
+    found = cached.training_images().features[index]
+    # The cache keeps float32.
+    torch.testing.assert_close(found, live.training_images().features[index], rtol=0, atol=1e-6)
+    assert not torch.allclose(found[0, 0], cached.features("train")[0])  # augmented, not plain
+    for fed in (cached, live):
+        before = fed.initial_shared()
+        assert all(not np.array_equal(r.update["p_G"], before["p_G"]) for r in fed.train(before, [0, 1], 1, {}.get))

@@ -168,3 +168,26 @@ def test_kept_optimizer_state_equals_one_long_round(task):
     )
     whole = train(task, "promptfl", [0, 1], TrainingSettings(epochs=4, batch_size=5, lr=0.05, shuffle=False))
     assert_close(second.params["p_G"], whole.params["p_G"], rtol=1e-12, atol=1e-14)
+
+
+def test_training_on_views_equals_training_on_the_views_drawn(task):
+    """A client's round on V views is a round on the pictures it drew."""
+    from fedpgp.training import drawn_views
+
+    settings = TrainingSettings(epochs=1, batch_size=5, lr=0.05, views=3)
+    method = METHODS["promptfl"](METHODS["promptfl"].Settings(), task)
+    features, labels, rows, classes = world(task)
+    views = torch.stack([features, features.roll(1, 0), features.roll(2, 0)])
+    seen = features.clone()
+    for client, own in enumerate(rows):
+        drawn = drawn_views(len(own), settings, 5, client, 2)[0]
+        seen[own] = views[torch.from_numpy(drawn), torch.from_numpy(own)]
+
+    def run(images, settings):
+        params = start(method, range(4))
+        options = {"seed": 5, "clients": [0, 1, 2, 3], "round": 2}
+        return train_cohort(method, params, Images(images), labels, rows, classes, settings, **options)
+
+    drawn = run(views.flatten(0, 1), settings)
+    plain = run(seen, TrainingSettings(epochs=1, batch_size=5, lr=0.05))
+    assert torch.equal(drawn.params["p_G"], plain.params["p_G"])
