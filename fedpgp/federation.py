@@ -279,7 +279,7 @@ class Federation:
         return max(1, int(memory * MEMORY_SHARE / client))
 
     def _activations(self, classes: Candidates, gradients: bool) -> float:
-        """Bytes that one client's step takes in the text tower at its highest: two passes (global and personal)."""
+        """Bytes that one client's step takes in the text tower at its highest."""
         task = self.method.task
         blocks = len(task.clip.text_model.transformer.resblocks)
         kept = 12 * blocks  # widths a token that autograd keeps; measured: 10 a block, and what is at work
@@ -287,7 +287,8 @@ class Federation:
             kept = 24  # one block's peak
         elif task.checkpointing:
             kept = blocks + 24
-        values = 2 * classes.encoder(task.n_ctx).tokens * task.clip.width * kept
+        contexts = self.method.contexts(self.training.batch_size)
+        values = contexts * classes.encoder(task.n_ctx).tokens * task.clip.width * kept
         return values * torch.finfo(task.dtype).bits / 8
 
     # Training. --------------------------------------------------------------------------------------------------------
@@ -406,6 +407,7 @@ class Federation:
                 sent=_tensors(sent),
                 uploads=stacked,
                 memory=_tensors(memory),
+                lr=self.training.learning_rate(round),
                 seed=self.seed,
             ),
         )

@@ -83,3 +83,11 @@ def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator
         raise FedPGPError(f"method.personal_init={init!r} is unknown; choose 'zero' or 'normal'")
     u = normal((m, rank), rng)
     return (torch.zeros_like(u) if init == "zero" else u), normal((rank, d), rng)
+
+
+def starting_contexts(count: int, clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Generator) -> Tensor:
+    """Several contexts of one model, (count, n_ctx, d): drawn one by one, or the phrase's embeddings plus N(0, 0.02²),
+    since equal ones would stay equal."""
+    if init == "normal":
+        return normal((count, n_ctx, clip.width), rng)
+    return starting_context(clip, n_ctx, init, rng) + normal((count, n_ctx, clip.width), rng)

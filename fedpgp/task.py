@@ -45,6 +45,11 @@ class Candidates:
         return self.task.clip.encode_texts(self.sentences).to(self.task.dtype)
 
     @cached_property
+    def bare(self) -> Tensor:
+        """Features of the bare class names, unit norm, (classes, embed)."""
+        return self.task.clip.encode_texts([name.replace("_", " ") for name in self.names]).to(self.task.dtype)
+
+    @cached_property
     @torch.no_grad()
     def placeholder(self) -> Tensor:
         """z_C of "X X … X {class}." with as many placeholder words as the context is long (the public code's

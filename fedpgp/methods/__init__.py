@@ -1,12 +1,20 @@
 """Every method by name. A new one is a file in this folder and a line here."""
 
 from fedpgp.methods.base import Batch, Features, Images, Method, Params, Round, Step, cosine_logits
+from fedpgp.methods.cocoop import CoCoOp
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.ditto import Ditto
+from fedpgp.methods.dp_fpl import DPFPL
+from fedpgp.methods.fedclip import FedCLIP
+from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedper import FedPer
 from fedpgp.methods.fedpgp import FedPGP
+from fedpgp.methods.fedpha import FedPHA
 from fedpgp.methods.fedprox import FedProx
+from fedpgp.methods.fedtpg import FedTPG
 from fedpgp.methods.kgcoop import KgCoOp
+from fedpgp.methods.plot import Plot
+from fedpgp.methods.proda import ProDA
 from fedpgp.methods.prograd import ProGrad
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.methods.promptfl_ft import PromptFLFT
@@ -26,9 +34,17 @@ METHODS: dict[str, type[Method]] = {
         Ditto,
         Scaffold,
         FedPGP,
+        FedOTP,
         PromptFolio,
-        KgCoOp,
+        FedTPG,
+        DPFPL,
+        FedPHA,
+        FedCLIP,
+        CoCoOp,
+        Plot,
+        ProDA,
         ProGrad,
+        KgCoOp,
     )
 }
 

@@ -97,6 +97,7 @@ class Round:
         sent: the shared tensors as they were sent.
         uploads: name -> (S, ...), the shared tensors as the clients sent them back.
         memory: what the server remembered before.
+        lr: learning rate of the round.
         seed: of the run.
     """
 
@@ -108,6 +109,7 @@ class Round:
     sent: Params
     uploads: Params
     memory: Params
+    lr: float
     seed: int
 
 
@@ -187,6 +189,11 @@ class Method(ABC):
     def after_training(self, params: Params, step: Step) -> Params:
         """After the last step: what each client keeps and sends, by name. By default, what it learned."""
         return params
+
+    def contexts(self, images: int) -> int:
+        """Contexts of one client that go through the text tower in a step with so many images: what a cohort's size is
+        reckoned from."""
+        return 2
 
     # How it answers. --------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class Scaffold(PromptFL):
         return loss, {"p_G": grads["p_G"] - params["c_i"] + params["c"]}
 
     def after_training(self, params: Params, step: Step) -> Params:
-        return {"p_G": params["p_G"], "c": params["mean"] - params["c_i"], "c_i": params["mean"]}
+        return {**params, "c": params["mean"] - params["c_i"], "c_i": params["mean"]}
 
     def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         share = len(round.clients) / round.population

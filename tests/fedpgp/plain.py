@@ -4,8 +4,12 @@ Each function takes (task, settings, batch, client k, that client's tensors, the
 loss, or (loss, gradients) where a method changes gradients.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
+
+from fedpgp.seeding import generator
 
 PLAIN: list[tuple] = []
 """(method, its settings, function)."""
@@ -142,3 +146,189 @@ def fedpgp(task, s, batch, k, p, received):
         pull, push = z_G @ photo(task, c) / s.tau, z_G @ z_i / s.tau
         total = total - torch.log(pull.exp() / (pull.exp() + push.exp())) / len(classes(task))
     return cosine_cross_entropy(task, batch, k, prompted(task, own)) + s.mu * total
+
+
+def transported(task, k, batch, texts, s, unbalanced):
+    """``texts``: for each prompt, a feature a class. Sinkhorn written out in ordinary numbers, a problem at a time."""
+
+    def logits(b):
+        for c in classes(task):
+            sim = torch.stack(
+                [torch.stack([patch @ text[c] for text in texts]) for patch in batch.images.patches[k, b]]
+            )
+            rows, columns = sim.shape
+            kernel = torch.exp(-(1 - sim.detach()) / s.epsilon)
+            a, mass = 1 / rows, (s.mass if unbalanced else 1) / columns
+            v = torch.ones(columns, dtype=sim.dtype)
+            for _ in range(s.iterations):
+                u = a / (kernel @ v)
+                if unbalanced:
+                    u = u.clamp(max=1)
+                before, v = v, mass / (kernel.T @ u)
+                if (v.log() - before.log()).abs().mean() < s.threshold:
+                    break
+            yield task.logit_scale * (u[:, None] * kernel * v[None] * sim).sum()
+
+    return cross_entropy_of(batch, k, logits)
+
+
+@plain("fedotp")
+@plain("fedotp", mass=0.5, epsilon=0.02, iterations=7)
+@plain("fedotp", transport="balanced", threshold=1e-6)
+def fedotp(task, s, batch, k, p, received):
+    texts = [prompted(task, p["p_G"]), prompted(task, p["p"])]
+    return transported(task, k, batch, texts, s, s.transport == "unbalanced")
+
+
+@plain("plot", prompts=3)
+def plot(task, s, batch, k, p, received):
+    return transported(task, k, batch, [prompted(task, context) for context in p["p_G"]], s, False)
+
+
+def layer(p, name, x):
+    return p[f"{name}.weight"] @ x + p[f"{name}.bias"]
+
+
+def normed(p, name, x):
+    centred = x - x.mean()
+    return centred / (centred.square().mean() + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def attended(p, name, query, tokens, heads):
+    q, outputs = layer(p, f"{name}.q", query), []
+    keys, values = ([layer(p, f"{name}.{part}", t) for t in tokens] for part in ("k", "v"))
+    size = len(q) // heads
+    for h in range(heads):
+        own = slice(h * size, (h + 1) * size)
+        scores = torch.stack([q[own] @ key[own] / size**0.5 for key in keys])
+        outputs.append(sum(a * value[own] for a, value in zip(scores.exp() / scores.exp().sum(), values, strict=True)))
+    return layer(p, f"{name}.out", torch.cat(outputs))
+
+
+def gated(p, name, x):
+    hidden = layer(p, f"{name}.in", normed(p, f"{name}.norm", x))
+    value, gate = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
+    return layer(p, f"{name}.out", value * F.gelu(gate))
+
+
+@plain("fedtpg", heads=2)
+def fedtpg(task, s, batch, k, p, received):
+    own = sorted({y for _, y, _ in real(batch, k)})
+    names = [normed(p, "norm_e", sentence(task, task.class_names[c])) for c in own]
+    context = []
+    for query in p["Q"]:
+        x = attended(p, "attention", normed(p, "norm_q", query), names, s.heads)
+        context.append(x + gated(p, "ff", x))
+    return cosine_cross_entropy(task, batch, k, prompted(task, torch.stack(context)))
+
+
+def adapted(p, f):
+    a = torch.softmax(layer(p, "2", torch.tanh(layer(p, "1", f))), 0)
+    return F.normalize(a * f, dim=0)
+
+
+@plain("fedclip")
+def fedclip(task, s, batch, k, p, received):
+    images = [(adapted(p, batch.images.features[k, b]), photo(task, y), w) for b, y, w in real(batch, k)]
+    total = 0.0
+    for i, (f, t, w) in enumerate(images):
+        rows = torch.stack([task.logit_scale * (f @ other) for _, other, _ in images])
+        columns = torch.stack([task.logit_scale * (other @ t) for other, _, _ in images])
+        total = total - w / 2 * sum(torch.log(z.exp()[i] / z.exp().sum()) for z in (rows, columns))
+    return total
+
+
+@plain("fedclip", loss="cross_entropy")
+def fedclip_cross_entropy(task, s, batch, k, p, received):
+    def logits(b):
+        f = adapted(p, batch.images.features[k, b])
+        return [task.logit_scale * (f @ photo(task, c)) for c in classes(task)]
+
+    return cross_entropy_of(batch, k, logits)
+
+
+@plain("dp_fpl", rank=2, clip=0.5, epsilon=40.0)
+@plain("dp_fpl", rank=3, epsilon=0.0)
+def dp_fpl(task, s, batch, k, p, received):
+    loss = cosine_cross_entropy(task, batch, k, prompted(task, p["p_G"] + p["p_L"]))
+    (g,) = torch.autograd.grad(loss, p["p_G"])
+    rng = generator(0, "dp_fpl", k, 2, 1)
+    std = 0.0
+    if s.epsilon:
+        std = s.clip / s.batch * (s.steps * math.log(1 / s.delta)) ** 0.5 / s.epsilon
+
+    def orthonormal(columns):  # Gram-Schmidt
+        found = []
+        for column in columns.T:
+            for other in found:
+                column = column - (column @ other) * other
+            found.append(column / column.norm())
+        return torch.stack(found, 1)
+
+    def clip(gradient):
+        return gradient * min(1.0, s.clip / gradient.norm())
+
+    m, d = g.shape
+    p_L = p["p_L"].detach()
+    u = orthonormal(p_L @ torch.from_numpy(rng.normal(size=(d, s.rank))))
+    v = orthonormal(p_L.T @ u).T
+    # A factor's signs are free, and decide where the noise goes: the ones of torch's QR are taken.
+    omega = torch.from_numpy(generator(0, "dp_fpl", k, 2, 1).normal(size=(d, s.rank)))
+    signed_u = torch.linalg.qr(p_L @ omega)[0]
+    signed_v = torch.linalg.qr(p_L.T @ signed_u)[0].T
+    assert torch.allclose(u.abs(), signed_u.abs()) and torch.allclose(v.abs(), signed_v.abs())
+    u, v = signed_u, signed_v
+    g_u = clip(g @ v.T) + std * torch.from_numpy(rng.normal(size=(m, s.rank)))
+    g_v = clip(u.T @ g) + std * torch.from_numpy(rng.normal(size=(s.rank, d)))
+    return loss, {"p_G": clip(g), "p_L": g_u @ v + u @ g_v - u @ u.T @ g_u @ v}
+
+
+@plain("fedpha", ratio=0.5, alpha=0.7)
+@plain("fedpha", ratio=0.34, through_svd=True)
+def fedpha(task, s, batch, k, p, received):
+    p_G = p["p_G"] if s.through_svd else p["p_G"].detach()
+    values, vectors = torch.linalg.eigh(p_G @ p_G.T)  # ascending; right singular vectors are p_G^T u / sigma
+    kept = len(values) - int(len(values) * (1 - s.ratio))
+    weak = torch.stack([p_G.T @ vectors[:, i] / values[i].sqrt() for i in range(kept)], 1)
+    z_L, z_G = prompted(task, p["p_L"]), prompted(task, p["p_G"])
+    z_P = prompted(task, p["p_L"] @ weak @ weak.T)
+    loss = cosine_cross_entropy(task, batch, k, z_L) + cosine_cross_entropy(task, batch, k, z_G)
+    for own, shared, weakened in zip(z_L, z_G, z_P, strict=True):
+        push = torch.relu(s.alpha - (own - shared).norm())
+        loss = loss + (((own - weakened) ** 2).mean() + push) / len(z_L)
+    return loss
+
+
+@plain("proda", prompts=3, a_step=3, ratio=0.4)
+@plain("proda", prompts=4, a_step=2)
+@plain("proda", prompts=2, a_step=1)
+def proda(task, s, batch, k, p, received):
+    drawn = generator(0, "proda", k, 2, 1).permutation(s.prompts)[: s.a_step]
+    contexts = [p["p_G"][int(i)] for i in drawn]
+    z = [prompted(task, context) for context in contexts]
+    n = len(z)
+    mean = [sum(text[c] for text in z) / n for c in classes(task)]
+
+    def covariance(c, other):
+        return sum((text[c] - mean[c]) * (text[other] - mean[other]) for text in z) / (n + 1)
+
+    total = 0.0
+    for b, y, w in real(batch, k):
+        x, scale, logits = batch.images.features[k, b], task.logit_scale, []
+        for c in classes(task):
+            spread = covariance(y, y) + covariance(c, c) - 2 * covariance(y, c)
+            logits.append(scale * (x @ mean[c]) + scale**2 / 2 * (x**2 * spread).sum())
+        total = total - w * torch.log_softmax(torch.stack(logits), 0)[y]
+    free = [feature(task, "", context) for context in contexts]
+    pairs = [abs(free[i] @ free[j]) for i in range(n) for j in range(n) if i != j]
+    return total + (s.ratio * sum(pairs) / len(pairs) if pairs else 0.0)
+
+
+@plain("cocoop")
+def cocoop(task, s, batch, k, p, received):
+    def logits(b):
+        x = batch.images.features[k, b]
+        shift = layer(p, "2", torch.relu(layer(p, "1", x)))
+        return [task.logit_scale * (x @ t) for t in prompted(task, p["p_G"] + shift)]
+
+    return cross_entropy_of(batch, k, logits)

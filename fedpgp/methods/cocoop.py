@@ -1,0 +1,49 @@
+"""CoCoOp, federated: the context is shifted by what the image shows (Zhou et al., CVPR 2022, arXiv 2203.05557).
+
+    pi(x) = W2 relu(W1 x + b1) + b2        one shift for all m tokens
+    y_c   = s * cos(x, g(p_G + pi(x))_c)   one pass of the text tower for each image
+
+Context and network are shared. The classes of one image still share its prefix.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.layers import linear, linear_start
+from fedpgp.methods.base import Images, Method, Params
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates
+
+AT_ONCE = 32
+"""Images whose texts are encoded together in prediction."""
+
+
+class CoCoOp(Method):
+    """Shared: p_G (m, d), W1 (e/16, e), W2 (d, e/16) and their biases. Nothing personal."""
+
+    name = "cocoop"
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        task, embed = self.task, self.task.candidates([0]).photo.shape[-1]
+        hidden = max(8, embed // 16)  # small models would be left with none
+        return {
+            "p_G": starting_context(task.clip, task.n_ctx, task.context_init, rng),
+            **linear_start("1", hidden, embed, rng),
+            **linear_start("2", task.clip.width, hidden, rng),
+        }
+
+    def contexts(self, images: int) -> int:
+        return images
+
+    def global_features(self, shared: Params, classes: Candidates) -> Params:
+        """The tensors themselves: class features depend on the image."""
+        return shared
+
+    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+        encoder, x = classes.encoder(self.task.n_ctx), images.features
+        shift = linear(features, "2", linear(features, "1", x).relu())
+        context = features["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)
+        size = context.shape[1] if torch.is_grad_enabled() else AT_ONCE
+        texts = torch.cat([encoder(part) for part in context.split(size, dim=1)], dim=1)  # (K, B, C, e)
+        return self.task.logit_scale * (texts @ x.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,74 @@
+"""FedCLIP: an attention adapter on the image feature, no prompt (Lu et al., IEEE Data Eng. Bull. 2023, arXiv
+2302.13485).
+
+    a  = softmax(W2 tanh(W1 f + b1) + b2)
+    f' = a * f, normalised        the answer is the cosine with the hand-written template's features
+
+The loss is the symmetric contrastive one inside a batch, each image with the text of its own label; images of one
+class in a batch count as each other's negatives. ``loss=cross_entropy`` is the cross-entropy over the class texts. The
+adapter is shared; the server takes the plain mean.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.layers import linear, linear_start
+from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
+from fedpgp.task import Candidates
+
+LOSSES = ("contrastive", "cross_entropy")
+
+
+@dataclass(frozen=True)
+class FedCLIPSettings:
+    """Settings of FedCLIP.
+
+    Attributes:
+        loss: ``contrastive`` or ``cross_entropy``.
+    """
+
+    loss: str = "contrastive"
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise FedPGPError(unknown("value of method.loss", self.loss, LOSSES))
+
+
+class FedCLIP(Method):
+    """Shared: W1, W2 (e, e), b1, b2 (e). Nothing personal."""
+
+    name = "fedclip"
+    Settings = FedCLIPSettings
+    equal_weights = True
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        embed = self.task.candidates([0]).photo.shape[-1]
+        return {**linear_start("1", embed, embed, rng), **linear_start("2", embed, embed, rng)}
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        if self.settings.loss == "cross_entropy":
+            return super().loss(params, batch, classes, step)
+        texts = classes.photo[batch.labels]
+        logits = cosine_logits(texts, self.adapted(params, batch.images), self.task.logit_scale)
+        padding = torch.where(batch.weights > 0, 0.0, float("-inf"))
+        of_image = (logits + padding.unsqueeze(1)).log_softmax(-1).diagonal(dim1=1, dim2=2)
+        of_text = (logits + padding.unsqueeze(2)).log_softmax(-2).diagonal(dim1=1, dim2=2)
+        # A padded image is no candidate, not even its own.
+        own = torch.where(batch.weights > 0, of_image + of_text, 0.0)
+        return -(own * batch.weights).sum(-1) / 2
+
+    def adapted(self, params: Params, images: Images) -> Tensor:
+        """f', unit norm, (K, B, e)."""
+        f = images.features
+        return F.normalize(linear(params, "2", linear(params, "1", f).tanh()).softmax(-1) * f, dim=-1)
+
+    def global_features(self, shared: Params, classes: Candidates) -> Params:
+        return {**shared, "texts": classes.photo.expand(len(shared["1.weight"]), -1, -1)}
+
+    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+        return cosine_logits(features["texts"], self.adapted(features, images), self.task.logit_scale)

@@ -1,0 +1,75 @@
+"""FedOTP: a shared and a personal prompt, to which the patches of an image are transported (Li et al., CVPR 2024, arXiv
+2403.00041).
+
+    sim[m, i] = cos(patch_m, z_i,c)        i: the shared prompt, the personal prompt
+    y_c       = s * sum_m,i T[m, i] sim[m, i]        T: unbalanced transport, cost 1 - sim, no gradient through it
+    L         = CE(y)
+
+The shared prompt is averaged, the personal one stays. The pooled feature is not used.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.methods.base import Images, Method, Params
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates
+from fedpgp.transport import plans, similarities
+
+
+@dataclass(frozen=True)
+class FedOTPSettings:
+    """Settings of FedOTP.
+
+    Attributes:
+        transport: ``unbalanced`` (a patch may send less than its share) or ``balanced``.
+        mass: gamma, total mass of an unbalanced plan.
+        epsilon: of the entropy.
+        threshold, iterations: when Sinkhorn's iteration stops.
+    """
+
+    transport: str = "unbalanced"
+    mass: float = 0.8
+    epsilon: float = 0.1
+    threshold: float = 1e-3
+    iterations: int = 100
+
+    def __post_init__(self):
+        if self.transport not in ("unbalanced", "balanced"):
+            raise FedPGPError(unknown("value of method.transport", self.transport, ["unbalanced", "balanced"]))
+        check_number("method.mass", self.mass, above=0, most=1)
+        check_number("method.epsilon", self.epsilon, above=0)
+        check_number("method.threshold", self.threshold, least=0)
+        check_number("method.iterations", self.iterations, least=1, whole=True)
+
+
+class FedOTP(Method):
+    """Shared: p_G (m, d). Personal: p (m, d)."""
+
+    name = "fedotp"
+    Settings = FedOTPSettings
+    reads = ("patches",)
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+
+    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+        """(K, 1, classes, embed): all mass goes to the shared prompt."""
+        return classes.encoder(self.task.n_ctx)(shared["p_G"].unsqueeze(1))
+
+    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+        """(K, 2, classes, embed)."""
+        return classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]], dim=1))
+
+    def logits(self, features: Tensor, images: Images, classes: Candidates) -> Tensor:
+        s = self.settings
+        sim = similarities(images.patches, features)
+        plan = plans(1 - sim, s.mass, s.epsilon, s.threshold, s.iterations, unbalanced=s.transport == "unbalanced")
+        return self.task.logit_scale * (plan * sim).sum((-2, -1))

@@ -1,0 +1,77 @@
+"""FedTPG: a network that writes the prompt from the class names (Qiu et al., ICLR 2024, arXiv 2310.06123).
+
+    E = text features of the bare class names, (C, e), frozen
+    x = MHA(LN(Q), LN(E), LN(E))        Q: m learned queries; no residual
+    p = x + FF(x)                       one context for the whole list of classes
+    L = CE(g(p))
+
+In training E holds the client's own classes, in evaluation all candidates. The whole network is shared; the server
+takes the plain mean.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, check_number
+from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Method, Params, Step
+from fedpgp.prompts import normal
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class FedTPGSettings:
+    """Settings of FedTPG.
+
+    Attributes:
+        heads: of the attention.
+    """
+
+    heads: int = 4
+
+    def __post_init__(self):
+        check_number("method.heads", self.heads, least=1, whole=True)
+
+
+class FedTPG(Method):
+    """Shared: the generator (about 4.2 million numbers at width 512). Nothing personal."""
+
+    name = "fedtpg"
+    Settings = FedTPGSettings
+    carried = ("own_classes",)
+    equal_weights = True
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        width, embed = self.task.clip.width, self.task.candidates([0]).photo.shape[-1]
+        if width % self.settings.heads:
+            raise FedPGPError(f"method.heads={self.settings.heads} does not divide the text tower's width {width}")
+        return {
+            "Q": normal((self.task.n_ctx, width), rng),
+            **norm_start("norm_q", width),
+            **norm_start("norm_e", embed),
+            **attention_start("attention", width, embed, rng),
+            **gated_start("ff", width, rng),
+        }
+
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        one_hot = torch.nn.functional.one_hot(own.labels, len(classes.ids)).to(own.weights.dtype)
+        return {"own_classes": (one_hot * own.weights.unsqueeze(-1)).sum(1)}
+
+    def context(self, params: Params, classes: Candidates, among: Tensor | None = None) -> Tensor:
+        """The generated context (K, m, d) from all classes, or from those where ``among`` (K, C) is True."""
+        queries = norm(params, "norm_q", params["Q"])
+        names = norm(params, "norm_e", classes.bare.expand(len(queries), -1, -1))
+        x = attention(params, "attention", queries, names, self.settings.heads, among)
+        return x + gated(params, "ff", x)
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        context = self.context(params, classes, params["own_classes"] > 0)
+        features = classes.encoder(self.task.n_ctx)(context)
+        return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
+
+    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+        return classes.encoder(self.task.n_ctx)(self.context(shared, classes))

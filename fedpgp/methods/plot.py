@@ -1,0 +1,65 @@
+"""PLOT, federated: several prompts, to which the patches of an image are transported (Chen et al., ICLR 2023, arXiv
+2210.01253).
+
+    y_c = s * sum_m,i T[m, i] cos(patch_m, z_i,c)        T: balanced optimal transport, no gradient through it
+
+All prompts are averaged.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.methods.base import Images, Method, Params
+from fedpgp.prompts import starting_contexts
+from fedpgp.task import Candidates
+from fedpgp.transport import plans, similarities
+
+
+@dataclass(frozen=True)
+class PlotSettings:
+    """Settings of PLOT.
+
+    Attributes:
+        prompts: N.
+        epsilon: of the entropy.
+        threshold, iterations: when Sinkhorn's iteration stops.
+    """
+
+    prompts: int = 4
+    epsilon: float = 0.1
+    threshold: float = 1e-2
+    iterations: int = 100
+
+    def __post_init__(self):
+        check_number("method.prompts", self.prompts, least=1, whole=True)
+        check_number("method.epsilon", self.epsilon, above=0)
+        check_number("method.threshold", self.threshold, least=0)
+        check_number("method.iterations", self.iterations, least=1, whole=True)
+
+
+class Plot(Method):
+    """Shared: p_G (N, m, d). Nothing personal."""
+
+    name = "plot"
+    Settings = PlotSettings
+    reads = ("patches",)
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        task = self.task
+        return {"p_G": starting_contexts(self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng)}
+
+    def contexts(self, images: int) -> int:
+        return self.settings.prompts
+
+    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+        """(K, N, classes, embed)."""
+        return classes.encoder(self.task.n_ctx)(shared["p_G"])
+
+    def logits(self, features: Tensor, images: Images, classes: Candidates) -> Tensor:
+        s = self.settings
+        sim = similarities(images.patches, features)
+        plan = plans(1 - sim, 1.0, s.epsilon, s.threshold, s.iterations, unbalanced=False)
+        return self.task.logit_scale * (plan * sim).sum((-2, -1))

@@ -1,0 +1,94 @@
+"""ProDA, federated: a distribution of prompts for each class (Lu et al., CVPR 2022, arXiv 2205.03340).
+
+    m_c       = mean_i z_i,c        of N prompts, not normalised
+    A_ck[dim] = sum_i (z_i,c - m_c)(z_i,k - m_k) / (N + 1)
+    y_k       = s x.m_k + s^2/2 sum_dim x^2 (A_yy + A_kk - 2 A_yk)        in training, for an image x of class y
+    L         = CE(y) + ratio * mean over pairs of |cos| of the prompts' features without a class
+    y_k       = s x.m_k                                                     in prediction
+
+A step uses a random part of the prompts. The paper has no code; class names stand at the end of every prompt here. All
+prompts are averaged.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, check_number
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Method, Params, Step
+from fedpgp.prompts import starting_contexts
+from fedpgp.seeding import generator
+from fedpgp.task import Candidates
+from fedpgp.text import PromptedTextEncoder
+
+
+@dataclass(frozen=True)
+class ProDASettings:
+    """Settings of ProDA.
+
+    Attributes:
+        prompts: N.
+        a_step: prompts drawn for each step of training, at most N.
+        ratio: weight of the diversity term.
+    """
+
+    prompts: int = 32
+    a_step: int = 4
+    ratio: float = 0.1
+
+    def __post_init__(self):
+        check_number("method.prompts", self.prompts, least=1, whole=True)
+        check_number("method.a_step", self.a_step, least=1, whole=True)
+        check_number("method.ratio", self.ratio, least=0)
+        if self.a_step > self.prompts:
+            raise FedPGPError(f"method.a_step={self.a_step}: there are only method.prompts={self.prompts}")
+
+
+class ProDA(Method):
+    """Shared: p_G (N, m, d). Nothing personal."""
+
+    name = "proda"
+    Settings = ProDASettings
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        task = self.task
+        return {"p_G": starting_contexts(self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng)}
+
+    def contexts(self, images: int) -> int:
+        return self.settings.prompts
+
+    @cached_property
+    def nameless(self) -> PromptedTextEncoder:
+        """Encodes a context followed by a full stop alone."""
+        return PromptedTextEncoder(self.task.clip, [""], self.task.n_ctx, dtype=self.task.dtype)
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(batch.labels.device)
+        p = params["p_G"].gather(1, drawn[:, :, None, None].expand(-1, -1, *params["p_G"].shape[2:]))
+        count, scale = p.shape[1], self.task.logit_scale
+        z = classes.encoder(self.task.n_ctx)(p)  # (K, N, C, e)
+        mean, away = z.mean(1), z - z.mean(1, keepdim=True)
+        x = batch.images.features
+        spread = x.square() @ away.square().sum(1).mT  # (K, B, C): sum_dim x^2 A_kk (N + 1)
+        own = away.gather(2, batch.labels[:, None, :, None].expand(-1, count, -1, away.shape[-1]))  # of class y
+        between = torch.einsum("knbe,knce->kbc", x.square().unsqueeze(1) * own, away)
+        of_own = spread.gather(2, batch.labels.unsqueeze(-1))
+        logits = scale * x @ mean.mT + scale**2 / 2 * (of_own + spread - 2 * between) / (count + 1)
+        loss = cross_entropy(logits, batch.labels, batch.weights)
+        if count == 1:
+            return loss
+        free = self.nameless(p).squeeze(2)  # (K, N, e)
+        pairs = (free @ free.mT).abs().sum((1, 2)) - count
+        return loss + self.settings.ratio * pairs / (count * (count - 1))
+
+    def drawn(self, step: Step, client: int) -> Tensor:
+        """The prompts of a client's step."""
+        rng = generator(step.seed, "proda", client, step.round, step.step)
+        return torch.from_numpy(rng.permutation(self.settings.prompts)[: self.settings.a_step])
+
+    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+        return classes.encoder(self.task.n_ctx)(shared["p_G"]).mean(1)
