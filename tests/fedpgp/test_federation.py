@@ -36,16 +36,17 @@ FEATURES = {
 
 def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options) -> Federation:
     method = METHODS[name]
-    settings = method.Settings(rank=2, personal_init="normal") if name == "fedpgp" else method.Settings()
+    settings = {"fedpgp": {"rank": 2, "personal_init": "normal"}, "dp_fpl": {"rank": 2}}.get(name, {})
     task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
     protocol = {"name": "base2novel", **(protocol or {})}
     scheme = scheme or {"scheme": "domain_dirichlet", "beta": 0.5}
     return Federation(
-        method(settings, task),
+        method(method.Settings(**settings), task),
         DATASET,
         deal(DATASET, clients, 0, shots, protocol, scheme),
         lambda part: FEATURES[part].numpy(),
         TrainingSettings(epochs=1, batch_size=8, lr=0.05),
+        patches=lambda part: FEATURES[part][:, None].numpy(),
         **options,
     )
 
