@@ -33,7 +33,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("method=fedpg", "unknown method 'fedpg'; did you mean fedpgp"),
+        ("method=zeroshot", "unknown method 'zeroshot'; did you mean zero_shot"),
         ("model=vitb16", "did you mean vit_b16"),
         ("partition=dirichlett", "did you mean dirichlet"),
         ("-m method=fedpgp,promtfl", "did you mean promptfl"),
