@@ -102,6 +102,7 @@ class Site:
             config["partition"]["client"] = self.client
             cache = cache or str(self.state_dir / "features")
         config["runtime"]["cache_dir"] = cache
+        config["model"]["memory"] = str(self.state_dir / "model")
         if self.weights is not None:
             config["model"]["pretrained"] = self.weights
         return json.dumps(config)

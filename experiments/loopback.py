@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -70,8 +71,9 @@ class Loopback:
         Raises:
             FedPGPError: Flower did not take it.
         """
-        words = json.dumps(" ".join(_quoted(o) for o in overrides))
-        command = [_flower("flwr"), "run", str(ROOT), "lo", "--stream", "--run-config", f"overrides={words}"]
+        words = self.folder / "run.toml"  # on the command line Flower would not take quotes inside quotes
+        write_atomically(words, f"overrides = {_toml(shlex.join(overrides))}\n".encode())
+        command = [_flower("flwr"), "run", str(ROOT), "lo", "--stream", "--run-config", str(words)]
         process = self._popen(command, "flwr-run", stdout=subprocess.PIPE, text=True)
         try:
             for line in process.stdout:
@@ -228,12 +230,6 @@ def _flower(name: str) -> str:
 
 def _toml(value: object) -> str:
     return json.dumps(value) if isinstance(value, str) else str(value)
-
-
-def _quoted(override: str) -> str:
-    import shlex
-
-    return shlex.quote(override)
 
 
 def _die_with_us() -> None:

@@ -16,6 +16,9 @@ from fedpgp.errors import FedPGPError
 
 VARIABLE = "FEDPGP_ASSETS"
 
+SHIPPED = ("tiny", "tiny_vit")
+"""Models whose weights come with the package (experiments/embedded)."""
+
 
 def asset(*parts: str) -> Path:
     """Path of a file or folder that is shipped with the package: ``asset("emoji", "noto.zip")``.

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from fedpgp.clip import load_clip, resolve_device
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split
@@ -25,6 +25,7 @@ from fedpgp.data.joint import Concat
 from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
+from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import METHODS, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.own import own_pictures
@@ -281,7 +282,7 @@ class Federation:
     def _activations(self, classes: Candidates, gradients: bool) -> float:
         """Bytes that one client's step takes in the text tower at its highest."""
         task = self.method.task
-        blocks = len(task.clip.text_model.transformer.resblocks)
+        blocks = task.clip.text_blocks
         kept = 12 * blocks  # widths a token that autograd keeps; measured: 10 a block, and what is at work
         if not gradients:
             kept = 24  # one block's peak
@@ -660,6 +661,21 @@ class _Builder:
             lambda spec: load_configured(config, spec),
         )
 
+    def _clip(self) -> FrozenCLIP:
+        model, device = self.config["model"], self.config["device"]
+        name, pretrained = model["name"], model.get("pretrained")
+
+        def load() -> FrozenCLIP:
+            from fedpgp.clip import load_clip  # seconds, with open_clip and torchvision
+
+            return load_clip(name, pretrained, resolve_device(device))
+
+        if "memory" not in model:
+            return load()
+        from fedpgp.remembered import RememberedCLIP
+
+        return RememberedCLIP.of(load, name, pretrained, Path(model["memory"]), device)
+
     def federation(self) -> Federation:
         config = self.config
         if config["dataset"].get("views", 1) != 1:
@@ -678,11 +694,7 @@ class _Builder:
             if not wrong:
                 raise FedPGPError(f"method={method_class.name}: {error}") from error
             raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong[0], valid)) from None
-        clip = cache(
-            lambda: load_clip(
-                config["model"]["name"], config["model"].get("pretrained"), resolve_device(config["device"])
-            )
-        )
+        clip = cache(self._clip)
 
         dtype, compute = DTYPES[config["dtype"]]
 

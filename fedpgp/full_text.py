@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpgp.clip import FrozenCLIP, word_ids
 from fedpgp.errors import FedPGPError
+from fedpgp.frozen import FrozenCLIP, word_ids
 
 PLACEHOLDER = "X"
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedpgp.clip import FrozenCLIP
+from fedpgp.frozen import FrozenCLIP
 from fedpgp.prompts import context_length
 from fedpgp.text import PromptedTextEncoder
 

@@ -19,15 +19,15 @@ Towers and layouts that cannot share a prefix take the full path (:mod:`fedpgp.f
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.frozen import FrozenCLIP
 from fedpgp.full_text import FullSequences
 from fedpgp.packed_attention import Group, Packing, attend, attend_at_ends
 
@@ -63,24 +63,21 @@ class TextTower:
     """
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, compute: torch.dtype):
-        text = clip.text_model
-        block = text.transformer.resblocks[0]
         self.dtype, self.compute, self.device = dtype, compute, clip.device
-        self.heads = block.attn.num_heads
-        self.eps = block.ln_1.eps
-        quick = not isinstance(block.mlp.gelu, nn.GELU)
-        self.activation = F.silu if quick else F.gelu
-        self.blocks = [self._fold(block, QUICK_GELU if quick else 1.0) for block in text.transformer.resblocks]
-        if isinstance(text.text_projection, nn.Linear):
-            projection, bias = _double(text.text_projection.weight), _double(text.text_projection.bias)
-        else:
-            projection, bias = _double(text.text_projection).T, 0
-        projection, shift = _fold_norm(text.ln_final, projection, 0)
-        self.projection, self.projection_bias = (t.to(self.device, compute) for t in (projection, bias + shift))
-        self.embedding = text.token_embedding.weight  # rows are cast when looked up
-        self.positions = text.positional_embedding.to(dtype)
-        self.width = clip.width
-        self.context_length = clip.context_length
+        self.width, self.context_length = clip.width, clip.context_length
+        about = clip.remember("text tower", lambda: _about(clip.text_model))
+        self.heads, self.eps = about["heads"], about["eps"]
+        self.activation = F.silu if about["quick"] else F.gelu
+        folded = clip.remember(
+            f"text tower in {dtype} and {compute}", lambda: _fold(clip.text_model, dtype, compute, about["quick"])
+        )
+        folded = {name: tensor.to(self.device) for name, tensor in folded.items()}
+        self.blocks = [
+            _Block(**{field.name: folded[f"{i}.{field.name}"] for field in fields(_Block)})
+            for i in range(clip.text_blocks)
+        ]
+        self.projection, self.projection_bias = folded["projection"], folded["projection_bias"]
+        self.positions = folded["positions"]
 
     @classmethod
     def of(cls, clip: FrozenCLIP, dtype: torch.dtype | None, compute: torch.dtype | None) -> "TextTower":
@@ -92,25 +89,6 @@ class TextTower:
             towers[key] = cls(clip, *key)
         return towers[key]
 
-    def _fold(self, block: nn.Module, activation_factor: float) -> _Block:
-        d = block.attn.embed_dim
-        in_weight, in_bias = _fold_norm(block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias)
-        head_scale = (d // self.heads) ** -0.5
-        in_weight[:d] *= head_scale
-        in_bias[:d] *= head_scale
-        fc_weight, fc_bias = _fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
-        tensors = (
-            in_weight,
-            in_bias,
-            block.attn.out_proj.weight,
-            block.attn.out_proj.bias,
-            fc_weight * activation_factor,
-            fc_bias * activation_factor,
-            _double(block.mlp.c_proj.weight) / activation_factor,
-            block.mlp.c_proj.bias,
-        )
-        return _Block(*(tensor.detach().to(self.device, self.compute) for tensor in tensors))
-
     def normalize(self, x: Tensor) -> Tensor:
         """LayerNorm without scale and shift (they are folded into what follows)."""
         return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
@@ -119,6 +97,47 @@ class TextTower:
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``x @ weight.T + bias`` in the precision of the weight."""
     return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def _about(text: nn.Module) -> dict:
+    """A tower's settings that no weight shows."""
+    block = text.transformer.resblocks[0]
+    quick = not isinstance(block.mlp.gelu, nn.GELU)
+    return {"heads": block.attn.num_heads, "eps": block.ln_1.eps, "quick": quick}
+
+
+def _fold(text: nn.Module, dtype: torch.dtype, compute: torch.dtype, quick: bool) -> dict[str, Tensor]:
+    """The folded weights of a tower, on the CPU: each block's as ``"<number>.<name>"``, and what is around them."""
+    folded: dict[str, Tensor] = {}
+    for i, block in enumerate(text.transformer.resblocks):
+        folded |= {f"{i}.{name}": tensor for name, tensor in _fold_block(block, QUICK_GELU if quick else 1.0).items()}
+    if isinstance(text.text_projection, nn.Linear):
+        projection, bias = _double(text.text_projection.weight), _double(text.text_projection.bias)
+    else:
+        projection, bias = _double(text.text_projection).T, 0
+    folded["projection"], shift = _fold_norm(text.ln_final, projection, 0)
+    folded["projection_bias"] = bias + shift
+    folded = {name: tensor.detach().cpu().to(compute).contiguous() for name, tensor in folded.items()}
+    return {**folded, "positions": text.positional_embedding.detach().cpu().to(dtype)}
+
+
+def _fold_block(block: nn.Module, activation_factor: float) -> dict[str, Tensor]:
+    d, heads = block.attn.embed_dim, block.attn.num_heads
+    in_weight, in_bias = _fold_norm(block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    head_scale = (d // heads) ** -0.5
+    in_weight[:d] *= head_scale
+    in_bias[:d] *= head_scale
+    fc_weight, fc_bias = _fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
+    return {
+        "in_weight": in_weight,
+        "in_bias": in_bias,
+        "out_weight": block.attn.out_proj.weight,
+        "out_bias": block.attn.out_proj.bias,
+        "fc_weight": fc_weight * activation_factor,
+        "fc_bias": fc_bias * activation_factor,
+        "proj_weight": _double(block.mlp.c_proj.weight) / activation_factor,
+        "proj_bias": block.mlp.c_proj.bias,
+    }
 
 
 def _double(tensor: Tensor | None) -> Tensor | int:
@@ -194,7 +213,7 @@ class PromptedTextEncoder:
             raise FedPGPError(unknown("class position", position, ["end", "middle", "front"]))
         self.class_names = [name.replace("_", " ") for name in class_names]
         self.n_ctx, self.class_specific = n_ctx, class_specific
-        reason = why_not_shared(clip.text_model)
+        reason = clip.remember("why not shared", lambda: why_not_shared(clip.text_model))
         if position != "end":
             reason = f"the class name stands at the {position}"
         elif class_specific:
@@ -213,22 +232,21 @@ class PromptedTextEncoder:
                 )
             return
         self.tower = TextTower.of(clip, dtype, compute)
-        tokenizer, tower = clip.tokenizer, self.tower
+        tower, (start, end) = self.tower, clip.special_tokens
         limit = tower.context_length - n_ctx - 3  # start, full stop, end
         suffixes = []
         for name in self.class_names:
-            ids = tokenizer.encode(name + ".")
+            ids = clip.token_ids(name + ".")
             if len(ids) - 1 > limit:
                 raise FedPGPError(
                     f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit "
                     f"into the model's {tower.context_length}: shorten the name or n_ctx"
                 )
-            suffixes.append([*ids, tokenizer.eot_token_id])
-        self._pack(suffixes)
-        sos = torch.tensor([tokenizer.sot_token_id], device=tower.device)
-        self._sos = (tower.embedding[sos].to(tower.dtype) + tower.positions[:1]).detach()
+            suffixes.append([*ids, end])
+        self._pack(clip, suffixes)
+        self._sos = (clip.embed_tokens([start]).to(tower.dtype) + tower.positions[:1]).detach()
 
-    def _pack(self, suffixes: list[list[int]]) -> None:
+    def _pack(self, clip: FrozenCLIP, suffixes: list[list[int]]) -> None:
         """Sorts classes by suffix length and precomputes all that does not depend on the context."""
         tower, device = self.tower, self.tower.device
         order = sorted(range(len(suffixes)), key=lambda c: len(suffixes[c]))
@@ -247,7 +265,7 @@ class PromptedTextEncoder:
             places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
             ends.append(1 + self.n_ctx + len(tokens) - 1)
         self._packing = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
-        rows = tower.embedding[torch.tensor(tokens, device=device)].to(tower.dtype)
+        rows = clip.embed_tokens(tokens).to(tower.dtype)
         self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
         self._ends = torch.tensor(ends, device=device)
         first_block = tower.blocks[0]

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from fedpgp.data.store import cache_folder, cannot_write, locked, remove_leftove
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
-    from fedpgp.clip import FrozenCLIP
+    from fedpgp.frozen import FrozenCLIP
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +85,7 @@ def encode_split(
 
 def feature_key(clip: "FrozenCLIP", split: Split, what: str = "features") -> str:
     """SHA-256 (hex) of all that features depend on: the pictures, the model's weights, its preprocessing, and which."""
-    # Functions among the transforms show their address, which differs from process to process.
-    preprocessing = re.sub(r" at 0x[0-9a-f]+", "", repr(clip.preprocess))
-    parts = [FORMAT, clip.fingerprint, preprocessing, split.fingerprint, *([what] if what != "features" else [])]
+    parts = [FORMAT, clip.fingerprint, clip.preprocessing, split.fingerprint, *([what] if what != "features" else [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from fedpgp.clip import FrozenCLIP, _attention_pool, load_clip, resolve_device
+from fedpgp.clip import FrozenCLIP, load_clip, resolve_device
 from fedpgp.errors import FedPGPError
+from fedpgp.frozen import _attention_pool
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,231 @@
+"""A frozen open_clip model: encode images, encode texts, the logit scale, preprocessing.
+
+Everything that learns in this project lives outside the model. What is wrapped here never changes, so it is put in
+evaluation mode without gradients, and identified by a fingerprint of its weights (the key of every cache). Torch alone:
+open_clip is imported by what loads a model (:mod:`fedpgp.clip`), or where one of its parts is needed.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from fedpgp.errors import FedPGPError, unknown
+
+Remembered = TypeVar("Remembered")
+
+
+class FrozenCLIP:
+    """An open_clip ``CLIP`` or ``CustomTextCLIP`` whose weights never change.
+
+    Args:
+        model: the open_clip model; put in evaluation mode, gradients off.
+        tokenizer: texts -> token ids (n, context_length); None is CLIP's own at the model's context length.
+        preprocess: PIL image -> (3, R, R) tensor; None is OpenAI's evaluation transform at the model's image size.
+    """
+
+    def __init__(self, model, tokenizer: Callable | None = None, preprocess: Callable | None = None):
+        self.model = model.eval().requires_grad_(False)
+        self.text_model = getattr(model, "text", model)
+        if not hasattr(self.text_model, "token_embedding"):
+            raise FedPGPError(
+                f"the text tower {type(self.text_model).__name__} has no token embedding that could be prompted"
+            )
+        self.context_length = int(self.text_model.context_length)
+        if tokenizer is None:
+            from open_clip.tokenizer import SimpleTokenizer
+
+            tokenizer = SimpleTokenizer(context_length=self.context_length)
+        self.tokenizer = tokenizer
+        self._preprocess = preprocess
+        self.model.visual.to(memory_format=torch.channels_last)
+
+    def remember(self, key: str, compute: Callable[[], Remembered]) -> Remembered:
+        """Something of the model that never changes: computed here; :mod:`fedpgp.remembered` keeps it on disk.
+
+        Args:
+            key: what it is.
+            compute: gives a tensor, a dictionary of tensors, or what JSON can hold.
+        """
+        return compute()
+
+    @cached_property
+    def preprocess(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> (3, R, R) tensor, as the model was trained to see it (evaluation transform)."""
+        if self._preprocess is not None:
+            return self._preprocess
+        from open_clip import image_transform
+
+        return image_transform(self.model.visual.image_size, is_train=False)
+
+    @property
+    def image_size(self) -> int:
+        """Side R of the pictures that the image tower takes, in pixels."""
+        size = self.model.visual.image_size
+        return int(size if isinstance(size, int) else size[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_model.token_embedding.weight.dtype
+
+    @property
+    def width(self) -> int:
+        """Width d of the text tower: the length of one context vector."""
+        return int(self.text_model.token_embedding.weight.shape[1])
+
+    @property
+    def logit_scale(self) -> float:
+        """``exp(logit_scale)``: what a cosine is multiplied with to give a logit (about 100 for OpenAI's models)."""
+        return float(self.model.logit_scale.detach().cpu().double().exp())
+
+    @property
+    def text_blocks(self) -> int:
+        """Number of blocks of the text tower."""
+        return self.remember("text blocks", lambda: len(self.text_model.transformer.resblocks))
+
+    @property
+    def preprocessing(self) -> str:
+        """What :attr:`preprocess` does, in words that change whenever it does."""
+        # Functions among the transforms show their address, which differs from process to process.
+        return self.remember("preprocessing", lambda: re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess)))
+
+    @property
+    def special_tokens(self) -> list[int]:
+        """Ids of the start and the end token of CLIP's tokenizer."""
+        return self.remember("special tokens", lambda: [self.tokenizer.sot_token_id, self.tokenizer.eot_token_id])
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a text without start, end and padding."""
+        return self.remember(f"token ids {text}", lambda: word_ids(self.tokenizer, text))
+
+    @torch.no_grad()
+    def embed_tokens(self, ids: Sequence[int]) -> Tensor:
+        """Rows of the token table: n ids -> (n, d)."""
+
+        def look_up() -> Tensor:
+            return self.text_model.token_embedding.weight[torch.tensor(ids, device=self.device)].detach()
+
+        return self.remember(f"token rows {list(ids)}", look_up).clone()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the architecture (activations too, which no weight shows) and of every weight."""
+        digest = hashlib.sha256(repr(self.model).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Unit-norm image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64
+        model)."""
+        images = images.to(self.device, self.dtype, memory_format=torch.channels_last)  # convolutions are faster so
+        features = self.model.encode_image(images)
+        return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """Unit-norm patch features in the joint space: (B, 3, R, R) preprocessed pixels -> (B, patches, e).
+
+        Every token of the image tower goes through what makes the pooled feature of the class token (ViT), of the mean
+        token (ResNet's attention pool) or of the mean (a pooled convolutional tower).
+
+        Raises:
+            FedPGPError: a tower whose pooled feature is made otherwise.
+        """
+        images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
+        return F.normalize(self._patches(self.model.visual, images), dim=-1)
+
+    def _patches(self, tower: nn.Module, images: Tensor) -> Tensor:
+        if getattr(tower, "pool_type", None) == "tok" and tower.attn_pool is None:
+            tokens = tower.ln_post(tower.transformer(tower._embeds(images)))
+            return tokens[:, 1:] @ tower.proj
+        if hasattr(tower, "attnpool"):
+            found = []
+            hook = tower.attnpool.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+            try:
+                tower(images)
+            finally:
+                hook.remove()
+            return _attention_pool(tower.attnpool, found[0])[:, 1:]
+        head = list(getattr(tower, "head", ()))
+        if [type(layer) for layer in head] == [nn.Dropout, nn.Linear]:
+            grid = tower.trunk.forward_features(images)
+            if grid.dim() == 4 and torch.allclose(tower.trunk(images), grid.mean((2, 3)), atol=1e-4):
+                return head[1](grid.flatten(2).transpose(1, 2))
+        raise FedPGPError(
+            f"the image tower {type(tower).__name__} does not say which features its patches have; methods that "
+            "transport patches to prompts need a CLIP ViT (class token), a CLIP ResNet or a mean-pooled tower"
+        )
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm text features of whole sentences, by the model's own forward: n strings -> (n, e)."""
+
+        def encode() -> Tensor:
+            tokens = self.tokenizer(list(texts)).to(self.device)
+            features = [self.model.encode_text(chunk) for chunk in tokens.split(256)]
+            return F.normalize(torch.cat(features), dim=-1)
+
+        return self.remember(f"text features {list(texts)}", encode)
+
+    @torch.no_grad()
+    def embed_phrase(self, phrase: str) -> Tensor:
+        """Token embeddings of a phrase, without start and end tokens: (tokens, d).
+
+        Raises:
+            FedPGPError: the phrase has no token.
+        """
+        ids = self.token_ids(phrase)
+        if not ids:
+            raise FedPGPError(
+                f"context_init={phrase!r} has no token; give a phrase such as 'a photo of a', or 'normal'"
+            )
+        return self.embed_tokens(ids)
+
+
+def _attention_pool(pool: nn.Module, grid: Tensor) -> Tensor:
+    """ResNet's attention pool with every token as a query: (B, width, h, w) -> (B, 1 + hw, e), the mean token first."""
+    tokens = grid.flatten(2).transpose(1, 2)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + pool.positional_embedding
+    q, k, v = (
+        layer(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        for layer in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    return pool.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def word_ids(tokenizer: Callable, text: str) -> list[int]:
+    """Token ids without start, end and padding: of CLIP's tokenizer, or the Hugging Face one in open_clip's wrapper."""
+    if hasattr(tokenizer, "encode"):
+        return tokenizer.encode(text)
+    return tokenizer.tokenizer.encode(text, add_special_tokens=False)
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto|cpu|cuda|cuda:1|mps`` -> a torch device that exists here.
+
+    Raises:
+        FedPGPError: no such device on this machine.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise FedPGPError(unknown("device", device, ["auto", "cpu", "cuda", "mps"]))
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise FedPGPError(
+            f"device={device} is asked for, but torch sees none on this machine; use device=auto or device=cpu"
+        )
+    return torch.device(device)

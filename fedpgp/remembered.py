@@ -1,0 +1,135 @@
+"""A frozen model that remembers, on disk, what was asked of it: training needs a few megabytes of it, and no open_clip.
+
+Flower starts a process for every message to a node. Loading a model there costs seconds, while a prompt that is trained
+on cached image features needs the folded text tower and the class names' tokens alone. So each answer is kept in a
+file, and the model is loaded when something is asked for the first time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedpgp.assets_path import SHIPPED, asset
+from fedpgp.files import write_atomically
+from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
+
+FORMAT = 1
+OWN = ("model", "text_model", "tokenizer", "preprocess")
+"""What a memory has no file of: the model is loaded for it."""
+
+
+class RememberedCLIP(FrozenCLIP):
+    """A frozen model behind its own memory.
+
+    Args:
+        load: loads it, when it is needed.
+        folder: of the memory; it belongs to this model's weights alone.
+        device: where the tensors go.
+    """
+
+    def __init__(self, load: Callable[[], FrozenCLIP], folder: Path, device: str):
+        self._load, self._folder, self._device = load, folder, resolve_device(device)
+        self._known: dict[str, object] = {}
+
+    @classmethod
+    def of(cls, load: Callable[[], FrozenCLIP], name: str, pretrained: str | None, folder: Path, device: str):
+        """The memory of the model of this name and these weights: a folder of its own below ``folder``. Of a weights
+        file another size or time is another model.
+        """
+        about = [str(FORMAT), name, str(pretrained)]
+        file = asset(name, "open_clip_model.safetensors") if name in SHIPPED else Path(pretrained or "")
+        if file.is_file():
+            about += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
+        return cls(load, folder / hashlib.sha256("\n".join(about).encode()).hexdigest()[:32], device)
+
+    @cached_property
+    def _clip(self) -> FrozenCLIP:
+        return self._load()
+
+    def __getattr__(self, name: str):
+        if name not in OWN:
+            raise AttributeError(name)
+        return getattr(self._clip, name)
+
+    @property
+    def preprocess(self):
+        return self._clip.preprocess
+
+    def remember(self, key: str, compute: Callable[[], Remembered]) -> Remembered:
+        if key not in self._known:
+            path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+            found = _read(path, key, self.device)
+            if found is MISSING:
+                found = compute()
+                _write(path, key, found)
+            self._known[key] = found
+        return self._known[key]
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.remember("dtype", lambda: str(self._clip.dtype).removeprefix("torch.")))
+
+    @property
+    def width(self) -> int:
+        return self.remember("width", lambda: self._clip.width)
+
+    @property
+    def context_length(self) -> int:
+        return self.remember("context length", lambda: self._clip.context_length)
+
+    @property
+    def logit_scale(self) -> float:
+        return self.remember("logit scale", lambda: self._clip.logit_scale)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.remember("fingerprint", lambda: self._clip.fingerprint)
+
+
+MISSING = object()
+"""What :func:`_read` gives when there is no file, or none that can be trusted."""
+
+
+def _write(path: Path, key: str, value: object) -> None:
+    """A file whose header holds the key, a checksum of the tensors, and the value where it is no tensor."""
+    tensors = {"": value} if isinstance(value, Tensor) else value if _is_tensors(value) else {}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = "" if tensors else json.dumps(value)
+    metadata = {"key": key, "json": text, "sha256": _digest(text, tensors)}
+    write_atomically(path, save(tensors, metadata), flush=False)
+
+
+def _read(path: Path, key: str, device: torch.device) -> object:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        if metadata["key"] != key or metadata["sha256"] != _digest(metadata["json"], tensors):
+            return MISSING
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return tensors.get("", tensors) if tensors else json.loads(metadata["json"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return MISSING
+
+
+def _is_tensors(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

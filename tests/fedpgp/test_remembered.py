@@ -1,0 +1,87 @@
+"""A model's memory gives what the model gives, without loading it, and never what is damaged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.settings import composed
+from fedpgp.clip import load_clip
+from fedpgp.remembered import RememberedCLIP
+from fedpgp.text import PromptedTextEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["cat", "golden retriever", "tea cup"]
+
+
+SCRIPT = """
+import sys, json
+from fedpgp.federation import Federation
+
+federation = Federation.from_config(json.loads(sys.argv[1]))
+shared = federation.initial_shared()
+list(federation.train(shared, [0], 1, lambda client: None))
+list(federation.evaluate(shared, [0], lambda client: None, zero_shot=True))
+print(sorted({"open_clip", "torchvision", "timm"} & set(sys.modules)))
+"""
+
+
+def answers(clip):
+    context = clip.embed_phrase("a photo of a").double()
+    encoder = PromptedTextEncoder(clip, NAMES, 4, dtype=torch.float64)
+    return {
+        "photo": clip.encode_texts([f"a photo of a {name}." for name in NAMES]),
+        "prompted": encoder(context),
+        "about": (clip.logit_scale, clip.fingerprint, clip.width, clip.dtype, clip.preprocessing, encoder.path),
+    }
+
+
+def same(one, other):
+    assert one["about"] == other["about"]
+    for name in ("photo", "prompted"):
+        torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12)
+
+
+def refuse():
+    raise AssertionError("the model was loaded")
+
+
+def test_the_memory_answers_as_the_model(tmp_path):
+    model = load_clip("tiny")
+    first = answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    again = answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    same(first, answers(model))
+    same(again, first)
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu").encode_images(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        answers(RememberedCLIP.of(refuse, "tiny_vit", None, tmp_path, "cpu"))
+
+
+def test_a_damaged_memory_is_made_anew(tmp_path):
+    model = load_clip("tiny")
+    first = answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    for path in tmp_path.rglob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 4
+        path.write_bytes(bytes(data))
+    same(answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu")), first)
+    with_nothing = answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    same(with_nothing, first)
+
+
+def test_training_from_memory_imports_no_open_clip(tmp_path):
+    """With cached features a node trains and evaluates without open_clip, torchvision or the image tower."""
+    config = composed(
+        ["runtime=inline", "clients=2", "dataset.domains=[noto]", "partition=dirichlet", "shots=2", "local_epochs=1"]
+    )
+    config["runtime"]["cache_dir"] = str(tmp_path / "features")
+    config["model"]["memory"] = str(tmp_path / "model")
+    found = []
+    for _ in range(2):
+        command = [sys.executable, "-c", SCRIPT, json.dumps(config)]
+        found.append(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    assert "open_clip" in found[0] and found[1] == "[]\n"
