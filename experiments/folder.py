@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from experiments.settings import NOT_FREE
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS, client_figures
 from fedpgp.files import cannot_write, write_atomically
@@ -34,7 +35,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.table: list[dict] = []
-        self.last_evaluation: dict = {}
+        self.evaluations: list[dict] = []
 
     # Opening. ---------------------------------------------------------------------------------------------------------
 
@@ -91,15 +92,18 @@ class RunFolder:
 
     # Writing. ---------------------------------------------------------------------------------------------------------
 
-    def clients(self, table: Sequence[dict], scheme: Mapping, class_names: Sequence[str]) -> None:
-        """partition.json: who got how many images of which class."""
+    def clients(
+        self, table: Sequence[dict], scheme: Mapping, class_names: Sequence[str], notes: Sequence[str] = ()
+    ) -> None:
+        """partition.json: who got how many images of which class, and what is to be said of the data."""
         self.table = list(table)
-        self.json("partition.json", {**scheme, "class_names": list(class_names), "clients": self.table})
+        names = list(dict.fromkeys(class_names))  # data sets that are joined may have a class of the same name
+        self.json("partition.json", {**scheme, "class_names": names, "notes": list(notes), "clients": self.table})
 
     def metric(self, record: dict) -> None:
         """Appends a line to metrics.jsonl."""
         if record["kind"] == "eval":
-            self.last_evaluation = record
+            self.evaluations.append(record)
         path = self.path / "metrics.jsonl"
         try:
             with open(path, "a") as file:
@@ -115,12 +119,12 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def cut_metrics(self, length: int) -> None:
-        """Drops what a killed attempt wrote after its last checkpoint, and reads the last evaluation of what stays."""
+        """Drops what a killed attempt wrote after its last checkpoint, and reads the evaluations of what stays."""
         path = self.path / "metrics.jsonl"
         path.touch()
         os.truncate(path, min(length, path.stat().st_size))
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        self.last_evaluation = next((r for r in reversed(records) if r["kind"] == "eval"), {})
+        self.evaluations = [record for record in records if record["kind"] == "eval"]
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
         """clients.csv: the last evaluation, a row a client and model."""
@@ -136,6 +140,13 @@ class RunFolder:
                     about = [row["id"], row["domain"] or "", own["train_images"], own["test_images"], model]
                     writer.writerow([*about, *("" if values[name] is None else values[name] for name in figures)])
         write_atomically(self.path / "clients.csv", text.getvalue().encode())
+
+    def summary(self) -> dict:
+        """summary.json; empty when there is none, or a part of one."""
+        try:
+            return json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
     def json(self, name: str, value: object) -> None:
         """Writes a JSON file."""
@@ -157,11 +168,8 @@ def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
 
 def job_name(overrides: Sequence[str]) -> str:
     """The folder of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``."""
-    kept = sorted(
-        o
-        for o in overrides
-        if not o.lstrip("+~").startswith(("run_dir", "resume", "verbose", "runtime", "logger", "hydra"))
-    )
+    unnamed = ("run_dir", "resume", "verbose", "runtime", "logger", "hydra")
+    kept = sorted(o for o in (o.lstrip("+~") for o in overrides) if o.startswith(NOT_FREE) or not o.startswith(unnamed))
     return re.sub(r"[^\w=.,+-]+", "-", ",".join(kept))[:180] or "run"
 
 

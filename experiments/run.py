@@ -1,8 +1,10 @@
 """One experiment, or a sweep: ``python -m experiments.run [group=choice ...] [key=value ...]``; ``--help`` explains."""
 
+import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,27 +16,37 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, parse, register_resolvers
+from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, free, parse, register_resolvers
 from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
 
 BAD_INPUT = 2
 """Exit status when a person has to mend something."""
+UNFORESEEN = 1
+SWEEP = "sweep.json"
+"""In a sweep's folder: the arguments it was started with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 130 and 143 for Ctrl-C and SIGTERM."""
+    """Runs the command; returns its exit status: 0, 1 for a failure nobody foresaw, 2 for bad input, 130 and 143 for
+    Ctrl-C and SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = "python -m experiments.run " + shlex.join(arguments)
     failures: list[int] = []
 
     def task(config: DictConfig) -> None:
         try:
-            _job(OmegaConf.to_container(config, resolve=True), command)
+            _job(OmegaConf.to_container(config, resolve=True), arguments)
         except FedPGPError as error:
             failures.append(_complain(error))
+        except Exception:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            traceback.print_exc()  # the sweep goes on
+            failures.append(UNFORESEEN)
 
     register_resolvers()
     try:
+        arguments = _sweep_again(arguments)
         check_overrides(get_args_parser().parse_args(arguments).overrides)
     except FedPGPError as error:
         return _complain(error)
@@ -43,46 +55,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return max(failures, default=0)
 
 
-def _job(config: dict, command: str) -> None:
+def _job(config: dict, arguments: list[str]) -> None:
     """One run: new, gone on with, or (in a sweep) one that is finished already."""
-    from experiments.runner import Stopped, resume, start  # torch and Flower: not needed for --help
+    from experiments import several  # torch and Flower: not needed for --help
+    from experiments.runner import Stopped
 
     context = HydraConfig.get()
     overrides = [o for o in context.overrides.task if not o.startswith("resume=")]
-    sweep = context.mode == RunMode.MULTIRUN
+    command = "python -m experiments.run " + shlex.join(arguments)
     try:
-        if sweep:
-            _one_of_many(config, command, Path(context.sweep.dir), overrides)
+        if context.mode == RunMode.MULTIRUN:
+            _one_of_many(config, arguments, Path(context.sweep.dir), overrides)
         elif config["resume"]:
             folder = Path(config["resume"])
-            resume(folder, changes_on_resume(config, overrides, folder))
+            several.go_on(folder, changes_on_resume(config, overrides, folder))
         else:
-            start(config, command)
+            several.begin(config, command)
     except Stopped as stopped:
         sys.exit(stopped.code)
 
 
-def _one_of_many(config: dict, command: str, folder: Path, overrides: list[str]) -> None:
+def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: list[str]) -> None:
+    from experiments import several
     from experiments.folder import job_name
-    from experiments.runner import resume, start
 
     path = folder / job_name(overrides)
     print(f"\n{path.name}")
-    if not (path / "config.yaml").exists():
-        start({**config, "run_dir": str(path)}, command)
+    if not (folder / SWEEP).exists():
+        write_atomically(folder / SWEEP, json.dumps({"arguments": arguments}, indent=1).encode())
+    if not several.started(path):
+        command = "python -m experiments.run " + shlex.join(arguments)
+        several.begin({**config, "run_dir": str(path)}, command)
     elif not config["resume"]:
         raise FedPGPError(f"{path} exists already; go on with the sweep by resume={folder}, or choose another run_dir")
-    elif _finished(path):
+    elif several.finished(path):
         print(f"is finished: {path}")
     else:
-        resume(path, changes_on_resume(config, overrides, path))
+        several.go_on(path, changes_on_resume(config, overrides, path))
+
+
+def _sweep_again(arguments: list[str]) -> list[str]:
+    """The arguments of a sweep that is gone on with: after ``-m resume=FOLDER`` alone, those it was started with.
+
+    Raises:
+        FedPGPError: nothing can be gone on with there, or a part of the first command line is missing.
+    """
+    parsed = get_args_parser().parse_args(arguments)
+    given = parse(parsed.overrides)
+    folders = [str(o.value()) for o in given if o.key_or_group == "resume" and o.value()]
+    if not parsed.multirun or not folders:
+        return arguments
+    try:
+        before = json.loads((Path(folders[0]) / SWEEP).read_text())["arguments"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FedPGPError(f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read") from error
+    named = {o.key_or_group for o in given} | {"run_dir", "resume"}
+    kept = [a for a in before if a.startswith("-") or parse([a])[0].key_or_group not in named]
+    if all(free(o.key_or_group) for o in given):
+        return [*kept, *(a for a in arguments if a not in ("-m", "--multirun"))]
+    if forgotten := [a for a in kept if not a.startswith("-") and not free(parse([a])[0].key_or_group)]:
+        raise FedPGPError(
+            f"the sweep in {folders[0]} was started with {' '.join(forgotten)} too: give -m resume={folders[0]} "
+            "alone, or the whole command line (more values are allowed)"
+        )
+    return arguments
 
 
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
     """Settings of this command line that a resumed run may take over; others are refused."""
-    from experiments.folder import RunFolder
+    from experiments.several import stored as stored_in
 
-    _, stored = RunFolder.open(folder)
+    stored = stored_in(folder)
     if differing := changed_on_resume(overrides, config, stored):
         raise FedPGPError(
             f"{folder} was started with another configuration: {', '.join(differing)} differ; "
@@ -96,15 +139,6 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
         elif top in config:
             changes[top] = config[top]
     return changes
-
-
-def _finished(path: Path) -> bool:
-    import json
-
-    try:
-        return json.loads((path / "summary.json").read_text())["status"] == "finished"
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _complain(error: FedPGPError) -> int:

@@ -23,9 +23,9 @@ from experiments.console import Console
 from experiments.folder import RunFolder, default_folder
 from experiments.loggers import Logger, make_logger
 from experiments.reporting.page import write_report
-from experiments.settings import FREE, check, flatten
+from experiments.settings import FREE, check, flatten, free
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation import MODELS
+from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
 from strategies.grid import Interrupted
 from strategies.inline import InlineGrid, run_inline
@@ -137,7 +137,7 @@ def _run(
             def make_server(job: Job, nodes: int = 1) -> Server:
                 console.stage("loading the model")
                 federation = federation_of(text)
-                observer.class_names = federation.dataset.class_names
+                observer.class_names, observer.notes = federation.dataset.class_names, federation.dataset.notes
                 for note in federation.dataset.notes:
                     console.note(note)
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
@@ -262,6 +262,7 @@ class _Observer:
     def __init__(self, folder: RunFolder, config: Mapping, console: Console, logger: Logger):
         self.folder, self.config, self.console, self.logger = folder, config, console, logger
         self.class_names: list[str] = []
+        self.notes: tuple[str, ...] = ()
         self.stage, self.warn = console.stage, console.warn
         self._train: dict | None = None
         self._evaluation: dict | None = None
@@ -271,7 +272,7 @@ class _Observer:
             self.console.progress(done, total, what)
 
     def clients(self, table: list[dict]) -> None:
-        self.folder.clients(table, self.config["partition"], self.class_names)
+        self.folder.clients(table, self.config["partition"], self.class_names, self.notes)
 
     def trained(self, record: dict) -> None:
         self._train = record
@@ -297,6 +298,8 @@ class _Observer:
 
 def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: str) -> dict:
     """Writes summary.json and report.html."""
+    selection = config["protocol"].get("selection", "last")
+    accuracy, rounds = select(folder.evaluations, selection)
     summary = {
         "method": config["method"]["name"],
         "dataset": config["dataset"]["name"],
@@ -305,10 +308,12 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         "protocol": config["protocol"]["name"],
         "seed": config["seed"],
         "rounds": config["rounds"],
-        "clients": config["clients"],
+        "clients": len(folder.table) or config["clients"],
         "status": status,
-        "accuracy": {model: folder.last_evaluation.get(model) for model in MODELS},
+        "accuracy": accuracy,
     }
+    if selection != "last":
+        summary["selected_rounds"] = rounds
     if server is not None:
         summary |= _cost(server)
     folder.json("summary.json", summary)
@@ -344,7 +349,7 @@ def _save_what_there_is(folder: RunFolder, config: Mapping, server: Server | Non
 def _same_configuration(saved: Mapping, config: Mapping) -> None:
     """Refuses a config.yaml that is not the one the checkpoint was made with."""
     old, new = flatten(saved), flatten(config)
-    differing = sorted(k for k in {**old, **new} if k.split(".")[0] not in FREE and old.get(k) != new.get(k))
+    differing = sorted(k for k in {**old, **new} if not free(k) and old.get(k) != new.get(k))
     if differing:
         shown = ", ".join(f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing)
         raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")

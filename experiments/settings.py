@@ -26,6 +26,9 @@ MOST_COMBINATIONS = 64
 FREE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
 """Settings that do not change a run's numbers (but for rounding), and so may change when it is resumed."""
 
+NOT_FREE = ("runtime.dropout", "runtime.slow_clients")
+"""Those of the runtime that do change them: who drops out, who is slow."""
+
 _INTEGERS = {  # key: (least, what it is)
     "seed": (0, "0 or more"),
     "rounds": (0, "0 or more"),
@@ -49,6 +52,8 @@ _NUMBERS = {  # key: (test, what it is)
     "training.weight_decay": (lambda x: x >= 0, "0 or more"),
     "partition.beta": (lambda x: x > 0, "above 0"),
     "runtime.gpus_per_worker": (lambda x: x > 0, "above 0"),
+    "runtime.dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+    "runtime.slow_clients": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "method.mu": (lambda x: x >= 0, "0 or more"),
     "method.tau": (lambda x: x > 0, "above 0"),
 }
@@ -109,6 +114,8 @@ def check(config: Mapping) -> None:
     views = flat.get("dataset.views", 1)
     if views != "live" and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
         raise FedPGPError(f"dataset.views={_shown(views)} cannot work; it is a whole number, 1 or more, or live")
+    if flat.get("runtime.slow_clients") and flat["local_epochs"] < 2:
+        raise FedPGPError("runtime.slow_clients needs local_epochs=2 or more: a slow client does not finish its epochs")
     if flat["n_ctx"] is None and flat["context_init"] == "normal":
         raise FedPGPError(
             "n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number"
@@ -162,7 +169,12 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
             named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
         else:
             named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
-    return sorted(k for k in named if k.split(".")[0] not in FREE and new.get(k) != old.get(k))
+    return sorted(k for k in named if not free(k) and new.get(k) != old.get(k))
+
+
+def free(key: str) -> bool:
+    """Whether a setting may change when a run is resumed."""
+    return key.split(".")[0] in FREE and key not in NOT_FREE
 
 
 def composed(overrides: Iterable[str] = ()) -> dict:

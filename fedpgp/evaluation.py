@@ -138,8 +138,13 @@ def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict |
         chosen = (
             [max(trained, key=lambda r: ((r.get("personal") or {}).get("val") or 0.0, -r["round"]))] if trained else []
         )
-    blocks = {model: [record.get(model) for record in chosen] for model in MODELS}
-    return {model: _mean_block(own) for model, own in blocks.items()}, [record["round"] for record in chosen]
+    return mean_accuracy(chosen), [record["round"] for record in chosen]
+
+
+def mean_accuracy(records: Sequence[Mapping]) -> dict[str, dict | None]:
+    """The mean of several accuracies, block by block and figure by figure (harmonic means of the means); None where one
+    of them has none."""
+    return {model: _mean_block([record.get(model) for record in records]) for model in MODELS}
 
 
 def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
@@ -148,12 +153,15 @@ def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
     if len(blocks) == 1:
         return dict(blocks[0])
 
-    def mean(values: Sequence) -> object:
-        if isinstance(values[0], Mapping):
-            return {key: mean([value[key] for value in values]) for key in values[0]}
+    def mean(values: Iterable) -> object:
+        values = _present(values)
+        if values and isinstance(values[0], Mapping):
+            return {
+                key: mean(value.get(key) for value in values) for key in dict.fromkeys(k for v in values for k in v)
+            }
         return _mean(values)
 
-    block = {key: mean([block[key] for block in blocks]) for key in blocks[0]}
+    block = {key: mean(block[key] for block in blocks) for key in blocks[0]}
     return {**block, **_with_means({name: block[name] for name in FIGURES})}
 
 

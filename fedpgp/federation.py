@@ -88,6 +88,7 @@ class Federation:
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
         keep_optimizer: a client goes on with its own optimizer state from round to round.
+        slow_clients: share of the clients that finish only some of their local epochs.
     """
 
     def __init__(
@@ -102,11 +103,12 @@ class Federation:
         seed: int = 0,
         cohort_size: int | None = None,
         keep_optimizer: bool = False,
+        slow_clients: float = 0.0,
     ):
         self._method, self.dataset, self.deal = method, dataset, dealt
         self._sources = {"features": features, "patches": patches}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
-        self.keep_optimizer = keep_optimizer
+        self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
         self._images: dict[tuple[str, str, int | None], Tensor | Rows | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
@@ -248,13 +250,17 @@ class Federation:
     def _personal_names(self) -> tuple[str, ...]:
         return tuple(self.method.init_personal(generator(self.seed, "personal", 0)))
 
-    def _cohorts(self, clients: Sequence[int], gradients: bool) -> Iterator[list[int]]:
-        """Clients that go through in one tensor program: of the same classes, and alike in whether they train."""
+    def _cohorts(
+        self, clients: Sequence[int], gradients: bool, epochs: Mapping[int, int] | None = None
+    ) -> Iterator[list[int]]:
+        """Clients that go through in one tensor program: of the same classes, and alike in whether and how long they
+        train."""
         shares = self.deal.shares
         alike: dict[tuple, list[int]] = {}
         for client in sorted(clients, key=lambda c: (-len(shares[c].train), c)):  # equal lengths finish together
-            alike.setdefault((shares[client].classes, shares[client].trains), []).append(client)
-        for (classes, _), members in alike.items():
+            key = (shares[client].classes, shares[client].trains, epochs[client] if epochs else None)
+            alike.setdefault(key, []).append(client)
+        for (classes, *_), members in alike.items():
             lists = {classes} if gradients else {e.classes for c in members for e in shares[c].exams.values()}
             size = self.cohort_size or min(self._affordable(self.candidates(ids), gradients) for ids in lists)
             for start in range(0, len(members), size):
@@ -312,8 +318,10 @@ class Federation:
             own: what the server sent to one client alone (:meth:`for_client`).
         """
         task = self.method.task
-        for cohort in self._cohorts(clients, gradients=True):
-            result = self._train_cohort(shared, cohort, round, load_state, own, self.training)
+        epochs = {client: self._epochs(client, round) for client in clients}
+        for cohort in self._cohorts(clients, gradients=True, epochs=epochs):
+            settings = replace(self.training, epochs=epochs[cohort[0]])
+            result = self._train_cohort(shared, cohort, round, load_state, own, settings)
             for k, client in enumerate(cohort):
                 state = {name: result.params[name][k].cpu() for name in self._personal_names}
                 if self.keep_optimizer:
@@ -323,7 +331,20 @@ class Federation:
                     None if error else {name: result.params[name][k].cpu().to(task.dtype).numpy() for name in shared}
                 )
                 metrics = {"loss": float(result.loss[k]), "steps": float(result.steps[k])}
+                metrics["epochs"] = float(settings.epochs)
                 yield TrainResult(client, update, state, len(self.deal.shares[client].train), metrics, error)
+
+    def _epochs(self, client: int, round: int) -> int:
+        """Local epochs of a client in a round: fewer than asked for, drawn anew each round, for a slow one (FedProx's
+        stragglers, Li et al. 2020)."""
+        if not self.slow_clients or client not in self._slow or self.training.epochs < 2:
+            return self.training.epochs
+        return int(generator(self.seed, "slow epochs", client, round).integers(1, self.training.epochs))
+
+    @cached_property
+    def _slow(self) -> set[int]:
+        many = round(self.slow_clients * self.num_clients)
+        return set(generator(self.seed, "slow clients").choice(self.num_clients, size=many, replace=False).tolist())
 
     def _train_cohort(
         self,
@@ -749,4 +770,5 @@ class _Builder:
             seed=config["seed"],
             cohort_size=None if size == "auto" else int(size),
             keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
+            slow_clients=config["runtime"].get("slow_clients", 0.0),
         )

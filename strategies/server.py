@@ -181,21 +181,22 @@ class Server:
         began = time.perf_counter()
         self._seed_libraries(round)
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
-        clients = self._sample(round)
+        need = max(self.config["runtime"]["min_clients"], clients_needed(self.rule) if self.state.shared else 1)
+        clients, gone = self._drop_out(round, self._sample(round), need)
 
         def configure() -> list[Message]:
             return list(self.rule.configure_train(round, arrays, ConfigRecord(), grid))
 
-        need = max(self.config["runtime"]["min_clients"], clients_needed(self.rule) if self.state.shared else 1)
         good, dropped, exchange = self._ask(grid, round, clients, configure, self._check_update, need)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
         weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
+        epochs = [metrics.get("epochs", self.config["local_epochs"]) for metrics in numbers.values()]
         if self.state.shared:
             self._aggregate(round, good)
         for client in exchange.kept & set(good):
             self.state.committed[client] = round
         self.state.round = round
-        self.state.images += int(weights.sum()) * self.config["local_epochs"]
+        self.state.images += int(weights @ epochs)
         self._account(exchange, "train")
         record = {
             "kind": "train",
@@ -205,7 +206,7 @@ class Server:
             "seconds": time.perf_counter() - began,
             "bytes_up": exchange.traffic.up,
             "bytes_down": exchange.traffic.down,
-            "dropped": [{"client": client, "reason": reason} for client, reason in sorted(dropped.items())],
+            "dropped": [{"client": client, "reason": reason} for client, reason in sorted({**gone, **dropped}.items())],
         }
         self.observer.trained(record)
 
@@ -275,6 +276,16 @@ class Server:
             able, size=participants(self.config, len(able)), replace=False
         )
         return sorted(int(client) for client in drawn)
+
+    def _drop_out(self, round: int, clients: list[int], need: int) -> tuple[list[int], dict[int, str]]:
+        """The clients that stay, and why the others do not: each drops out by a draw from (seed, round, client). As
+        many as a round needs always stay."""
+        chance = self.config["runtime"].get("dropout", 0.0)
+        draws = {c: float(generator(self.config["seed"], "dropout", round, c).random()) for c in clients}
+        most = max(0, len(clients) - need)
+        gone = sorted((c for c in clients if draws[c] < chance), key=draws.__getitem__)[:most]
+        reason = f"dropped out (runtime.dropout={chance})"
+        return [c for c in clients if c not in gone], dict.fromkeys(gone, reason)
 
     def _able(self) -> list[int]:
         """Clients that can train: they have images to train on, and are not of those that never do."""

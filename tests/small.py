@@ -86,6 +86,7 @@ def small_federation(text: str) -> Federation:
         patches=patches.__getitem__,
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
+        slow_clients=config["runtime"]["slow_clients"],
     )
 
 

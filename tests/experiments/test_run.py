@@ -162,6 +162,84 @@ def test_a_sweep_and_going_on_with_it(tmp_path, small, capsys):
     assert capsys.readouterr().out.count("is finished") == 3
 
 
+def test_a_failed_job_does_not_end_a_sweep_and_it_goes_on_by_its_folder_alone(tmp_path, small, capsys, monkeypatch):
+    folder = tmp_path / "sweep"
+    broken = experiments.runner.start
+
+    def start(config, command=""):
+        if config["seed"] == 1:
+            raise RuntimeError("nobody foresaw this")
+        return broken(config, command)
+
+    monkeypatch.setattr(experiments.runner, "start", start)
+    sweep = ["-m", *(o for o in SMALL if "rank" not in o), "method=promptfl", "strategy=fedavg,bulyan", "seed=0,1"]
+    assert main([*sweep, f"run_dir={folder}"]) == 2  # bulyan needs seven clients
+    said = capsys.readouterr().err
+    assert "strategy=bulyan needs 7 clients" in said and "nobody foresaw this" in said
+    (done,) = folder.glob("*/summary.json")
+    monkeypatch.setattr(experiments.runner, "start", broken)
+    before = done.stat().st_mtime_ns
+    assert main(["-m", f"resume={folder}", "strategy=fedavg"]) == 2  # not the whole command line
+    assert "was started with" in capsys.readouterr().err
+    assert main(["-m", f"resume={folder}"]) == 2
+    out = capsys.readouterr()
+    assert out.out.count("is finished") == 1 and done.stat().st_mtime_ns == before
+    assert len(list(folder.glob("*/summary.json"))) == 2
+    assert main(["-m", f"resume={tmp_path}"]) == 2
+    assert "is no sweep's folder" in capsys.readouterr().err
+
+
+def test_a_protocol_of_several_runs_makes_them_all_and_one_report(tmp_path, small, capsys):
+    folder = tmp_path / "run"
+    command = [*SMALL, "protocol=leave_one_domain_out", "partition=domain", "dataset.domains=[noto,twemoji]"]
+    assert main([*command, f"run_dir={folder}"]) == 0
+    parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert parts == ["held_out=noto", "held_out=twemoji"]
+    assert "held_out" in capsys.readouterr().out and "<html" in (folder / "comparison.html").read_text()
+    both = [json.loads((folder / part / "summary.json").read_text())["accuracy"]["personal"] for part in parts]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["accuracy"]["personal"]["local"] == pytest.approx((both[0]["local"] + both[1]["local"]) / 2)
+    assert set(summary["accuracy"]["personal"]["domains"]) == {"noto", "twemoji"} and summary["status"] == "finished"
+    assert main([*command, f"run_dir={folder}"]) == 2  # exists
+    (folder / parts[1] / "summary.json").unlink()
+    assert main([f"resume={folder}", "verbose=false"]) == 0
+    assert "is finished" in capsys.readouterr().out and (folder / parts[1] / "summary.json").exists()
+    assert main([f"resume={folder}", "lr=0.5"]) == 2
+    assert main([*command, "protocol.held_out=noto", f"run_dir={tmp_path / 'one'}"]) == 0
+    assert (tmp_path / "one" / "summary.json").exists()
+
+
+def test_clients_that_drop_out_or_are_slow_are_drawn_from_the_seed(tmp_path, small):
+    def losses(name, *overrides):
+        assert main([*SMALL, "rounds=3", "local_epochs=3", f"run_dir={tmp_path / name}", *overrides]) == 0
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [(r["loss"], r["clients"], [d["client"] for d in r["dropped"]]) for r in lines if r["kind"] == "train"]
+
+    plain, once, twice = losses("a"), losses("b", "runtime.dropout=0.4"), losses("c", "runtime.dropout=0.4")
+    assert once == twice != plain and any(dropped for _, _, dropped in once)
+    assert all(clients + len(dropped) == 4 for _, clients, dropped in once)
+    slow = losses("d", "runtime.slow_clients=0.5")
+    assert slow == losses("e", "runtime.slow_clients=0.5") and slow[0][0] != plain[0][0] and slow[0][1:] == (4, [])
+    assert main([f"resume={tmp_path / 'b'}", "runtime.dropout=0.1"]) == 2
+    assert main([*SMALL, "runtime.slow_clients=0.5", "local_epochs=1", f"run_dir={tmp_path / 'f'}"]) == 2
+    assert main([*SMALL, "runtime.dropout=1", f"run_dir={tmp_path / 'f'}"]) == 2
+
+
+@pytest.mark.parametrize("selection", ["last_five", "validation"])
+def test_another_round_may_be_reported(tmp_path, small, selection):
+    folder = tmp_path / "run"
+    assert main([*SMALL, "rounds=3", f"protocol.selection={selection}", f"run_dir={folder}"]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    evals = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    evals = {row["round"]: row for row in evals if row["kind"] == "eval"}
+    if selection == "last_five":
+        assert summary["selected_rounds"] == [1, 2, 3]
+    else:
+        assert len(summary["selected_rounds"]) == 1
+    mean = sum(evals[r]["personal"]["local"] for r in summary["selected_rounds"]) / len(summary["selected_rounds"])
+    assert summary["accuracy"]["personal"]["local"] == pytest.approx(mean)
+
+
 @pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
 def test_loggers_write_offline(tmp_path, small, logger, monkeypatch):
     pytest.importorskip(logger)

@@ -1,0 +1,111 @@
+"""Protocols of several runs (``leave_one_domain_out``): a run folder for each part, and one report of all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from experiments import report, runner
+from experiments.folder import RunFolder, default_folder
+from experiments.settings import check
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import mean_accuracy
+from fedpgp.federation import load_configured
+from fedpgp.files import write_atomically
+from fedpgp.protocols import make_protocol
+
+WHOLE = "parts.yaml"
+"""The configuration of all parts together, in the folder that holds theirs."""
+
+
+def begin(config: dict, command: str) -> None:
+    """Runs a new experiment, or each of its parts in turn.
+
+    Raises:
+        FedPGPError: anything a person can mend; of the parts, after all were tried.
+        Stopped: the person asked to stop.
+    """
+    check(config)
+    protocol = make_protocol(config["protocol"])
+    if protocol.parts is None or config["protocol"][protocol.parts] is not None:
+        runner.start(config, command)
+        return
+    protocol.values(load_configured(config))  # refused before a folder is made
+    path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
+    if path.exists() and any(path.iterdir()):
+        raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
+    text = yaml.safe_dump({**config, "run_dir": str(path), "command": command}, sort_keys=False, allow_unicode=True)
+    write_atomically(path / WHOLE, text.encode())
+    _all(path, {})
+
+
+def go_on(path: Path, changes: Mapping) -> None:
+    """Goes on with a run, or with those parts that are not finished.
+
+    Raises:
+        As :func:`begin`.
+    """
+    if (path / WHOLE).exists():
+        _all(path, changes)
+    else:
+        runner.resume(path, changes)
+
+
+def started(path: Path) -> bool:
+    """Whether there is a run, or parts of one, in a folder."""
+    return (path / "config.yaml").exists() or (path / WHOLE).exists()
+
+
+def finished(path: Path) -> bool:
+    """Whether the run in a folder, or the last of its parts, is finished."""
+    return RunFolder(path).summary().get("status") == "finished"
+
+
+def stored(path: Path) -> dict:
+    """The configuration that a folder's run, or all its parts, were started with.
+
+    Raises:
+        FedPGPError: it is no run's folder.
+    """
+    if not (path / WHOLE).exists():
+        return RunFolder.open(path)[1]
+    try:
+        config = yaml.safe_load((path / WHOLE).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise FedPGPError(f"{path / WHOLE} cannot be read: {str(error).splitlines()[0]}") from error
+    return {key: value for key, value in config.items() if key != "command"}
+
+
+def _all(path: Path, changes: Mapping) -> None:
+    whole = stored(path)
+    command = yaml.safe_load((path / WHOLE).read_text())["command"]
+    option = make_protocol(whole["protocol"]).parts
+    values = make_protocol(whole["protocol"]).values(load_configured(whole))
+    failures = []
+    for value in values:
+        part = path / f"{option}={value}"
+        print(f"\n{part.name}")
+        try:
+            if finished(part):
+                print(f"is finished: {part}")
+            elif started(part):
+                runner.resume(part, changes)
+            else:
+                config = {**whole, **changes, "protocol": {**whole["protocol"], option: value}, "run_dir": str(part)}
+                runner.start(config, command)
+        except FedPGPError as error:
+            failures.append(f"{part.name}: {error}")
+    if failures:
+        raise FedPGPError(f"{len(failures)} of {len(values)} parts failed: {'; '.join(failures)}")
+    parts = [RunFolder(path / f"{option}={value}").summary() for value in values]
+    accuracy = mean_accuracy([part["accuracy"] for part in parts])
+    for model, block in accuracy.items():
+        if block is not None:  # what a domain's own clients reached in the other runs is no part of the mean
+            unseen = [part["accuracy"][model]["unseen"] for part in parts]
+            block["domains"] = dict(zip(values, unseen, strict=True))
+    about = ("method", "dataset", "model", "partition", "protocol", "seed", "rounds", "clients", "status")
+    summary = {**{key: parts[0][key] for key in about}, "accuracy": accuracy}
+    RunFolder(path).json("summary.json", summary)
+    print(f"\nall {len(values)} parts")
+    report.main([str(path), "--models", ",".join(summary["accuracy"])])
+    report.main([str(path), "--models", ",".join(summary["accuracy"]), "--format", "html"])
