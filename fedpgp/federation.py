@@ -219,7 +219,9 @@ class Federation:
             return torch.as_tensor(array).to(task.device, task.dtype)
 
         params = {name: tensor(array).expand(len(clients), *np.shape(array)) for name, array in shared.items()}
-        for name in own[clients[0]] if own else ():
+        memory = {} if own else self.initial_memory()
+        own = own or {client: self.for_client(client, memory) for client in clients if memory}
+        for name in own.get(clients[0], ()):
             params[name] = torch.stack([tensor(own[client][name]) for client in clients])
         for name in self._personal_names:
             params[name] = torch.stack([tensor(state[name]) for state in states])
@@ -315,7 +317,7 @@ class Federation:
             clients: logical ids.
             round: of the run.
             load_state: a client's newest private tensors; None for a client that never trained.
-            own: what the server sent to one client alone (:meth:`for_client`).
+            own: what the server sent to one client alone (:meth:`for_client`); None: as before round 1.
         """
         task = self.method.task
         epochs = {client: self._epochs(client, round) for client in clients}

@@ -44,8 +44,7 @@ def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = Non
             *overrides,
         ]
     )
-    if config["method"]["name"] == "fedpgp":
-        config["method"]["rank"] = 2
+    config["method"] |= {"fedpgp": {"rank": 2}, "pfedmoap": {"width": 16}}.get(config["method"]["name"], {})
     config["dataset"]["faults"] = faults or {}
     return config
 

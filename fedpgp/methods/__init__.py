@@ -5,6 +5,7 @@ from fedpgp.methods.cocoop import CoCoOp
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.ditto import Ditto
 from fedpgp.methods.dp_fpl import DPFPL
+from fedpgp.methods.fedamp import FedAMP
 from fedpgp.methods.fedclip import FedCLIP
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedper import FedPer
@@ -13,6 +14,8 @@ from fedpgp.methods.fedpha import FedPHA
 from fedpgp.methods.fedprox import FedProx
 from fedpgp.methods.fedtpg import FedTPG
 from fedpgp.methods.kgcoop import KgCoOp
+from fedpgp.methods.pfedmoap import PFedMoAP
+from fedpgp.methods.pfedprompt import PFedPrompt
 from fedpgp.methods.plot import Plot
 from fedpgp.methods.proda import ProDA
 from fedpgp.methods.prograd import ProGrad
@@ -39,6 +42,9 @@ METHODS: dict[str, type[Method]] = {
         FedTPG,
         DPFPL,
         FedPHA,
+        PFedMoAP,
+        PFedPrompt,
+        FedAMP,
         FedCLIP,
         CoCoOp,
         Plot,

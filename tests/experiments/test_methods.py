@@ -17,7 +17,7 @@ from strategies.inline import InlineGrid
 from tests.small import small_config, small_federation
 
 LEARNING = [name for name, method in METHODS.items() if method.learns]
-SENT_BY_DESIGN = {"promptfl_ft": {"p"}}
+SENT_BY_DESIGN = {"promptfl_ft": {"p"}, "pfedmoap": {"p"}, "fedamp": {"p"}}
 """Personal tensors that are a copy of what the client sends as well."""
 NOT_ANSWERING = {"scaffold"}
 """Methods whose personal tensors serve training alone."""

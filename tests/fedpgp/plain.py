@@ -332,3 +332,41 @@ def cocoop(task, s, batch, k, p, received):
         return [task.logit_scale * (x @ t) for t in prompted(task, p["p_G"] + shift)]
 
     return cross_entropy_of(batch, k, logits)
+
+
+@plain("pfedprompt")
+def pfedprompt(task, s, batch, k, p, received):
+    assert torch.equal(p["keys"], batch.images.features[k])
+    return promptfl(task, s, batch, k, p, received)
+
+
+@plain("fedamp", sigma=2.0, alpha=0.4)
+def fedamp(task, s, batch, k, p, received):
+    pull = sum((a - b) ** 2 for a, b in zip(p["p"].flatten(), p["u"].flatten(), strict=True))
+    return cosine_cross_entropy(task, batch, k, prompted(task, p["p"])) + s.pull / 2 * pull
+
+
+@plain("pfedmoap", experts=3, width=8, heads=2, gate_rate=1.0)
+def pfedmoap(task, s, batch, k, p, received):
+    own = prompted(task, p["p_G"])
+    experts = [prompted(task, context) for context in p["experts"]]
+    assert len(experts) == 2
+
+    def pool(x):
+        return torch.stack([x[i] for i in range(0, len(x), len(x) // s.width)])
+
+    def logits(b):
+        x = batch.images.features[k, b]
+        q = layer(p, "gate.q", pool(x))
+        for c in classes(task):
+            tokens = [pool(own[c]), *(pool(expert[c]) for expert in experts)]
+            heads = []
+            for h in range(s.heads):
+                part = slice(h * s.width // s.heads, (h + 1) * s.width // s.heads)
+                scores = torch.stack([10 * (q[part] @ layer(p, "gate.k", t)[part]) for t in tokens])
+                values = torch.stack([layer(p, "gate.v", t)[part] for t in tokens])
+                heads.append(torch.softmax(scores, 0) @ values)
+            mixed = layer(p, "gate.o", torch.cat(heads))
+            yield s.text * task.logit_scale * (x @ own[c]) + task.logit_scale * (pool(x) @ mixed)
+
+    return cross_entropy_of(batch, k, logits)

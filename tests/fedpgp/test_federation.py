@@ -36,7 +36,9 @@ FEATURES = {
 
 def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options) -> Federation:
     method = METHODS[name]
-    settings = {"fedpgp": {"rank": 2, "personal_init": "normal"}, "dp_fpl": {"rank": 2}}.get(name, {})
+    settings = {"fedpgp": {"rank": 2, "personal_init": "normal"}, "dp_fpl": {"rank": 2}, "pfedmoap": {"width": 16}}.get(
+        name, {}
+    )
     task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
     protocol = {"name": "base2novel", **(protocol or {})}
     scheme = scheme or {"scheme": "domain_dirichlet", "beta": 0.5}

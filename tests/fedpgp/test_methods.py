@@ -30,7 +30,10 @@ def parameters(method, batch, classes):
     noise = torch.Generator().manual_seed(7)
     shared = method.init_shared(generator(0, "shared"))
     states = [method.init_personal(generator(0, "personal", k)) for k in range(K)]
-    memory = {n: t.double() for n, t in method.init_memory(K).items()}
+    memory = {
+        n: torch.ones_like(t).double() if n == "known" else 0.1 * torch.randn(t.shape, generator=noise).double()
+        for n, t in method.init_memory(K).items()
+    }
     params = {n: t.double().repeat(K, *[1] * t.dim()) for n, t in shared.items()}
     params |= {n: torch.stack([s[n] for s in states]).double() for n in states[0]}
     for n in method.learned(params):
@@ -67,3 +70,43 @@ def test_loss_and_gradients(task, batch, name, options, plain):
                 reached.add(n)
             assert_close(grad[k], gradients[n], rtol=1e-8, atol=1e-10, msg=lambda m, n=n: f"{name} {n}: {m}")
     assert reached == set(grads), "a tensor that no client's loss depends on"
+
+
+def test_pfedprompt_answers_from_its_memory(task, batch):
+    """An image like the client's own ones of a class is drawn to that class; other classes are untouched."""
+    method, classes = METHODS["pfedprompt"](METHODS["pfedprompt"].Settings(alpha=2.0, beta=3.0), task), [4, 1, 2]
+    trained, asked = task.candidates(range(C)), task.candidates(classes)
+    params, _ = parameters(method, batch, trained)
+    logits = method.logits(method.personal_features(params, asked), batch.images, asked)
+    text = method.logits(method.global_features(params, asked), batch.images, asked)
+    for k in range(K):
+        for b in range(B):
+            for column, c in enumerate(classes):
+                memory = 0.0
+                for i in range(B):
+                    if batch.weights[k, i] and batch.labels[k, i] == c:
+                        cosine = batch.images.features[k, b] @ batch.images.features[k, i]
+                        memory += 2.0 * torch.exp(-3.0 * (1 - cosine))
+                assert_close(logits[k, b, column], text[k, b, column] + memory)
+
+
+def test_fedamp_server(task):
+    """u_i written out; a client that never sent is in nobody's mixture."""
+    method = METHODS["fedamp"](METHODS["fedamp"].Settings(sigma=0.5, alpha=0.6), task)
+    models = 0.1 * torch.randn(4, task.n_ctx, task.clip.width, generator=torch.Generator().manual_seed(3))
+    known = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    sent = method.for_client(0, {"models": models, "known": known})
+    share = {j: 0.6 / 2 * torch.exp(-((models[0] - models[j]).norm() ** 2) / 0.5) for j in (1, 3)}
+    expected = (1 - sum(share.values())) * models[0] + sum(a * models[j] for j, a in share.items())
+    assert_close(sent["u"], expected)
+    assert sent["known"] == 1 and method.for_client(2, {"models": models, "known": known})["known"] == 0
+
+
+def test_pfedmoap_takes_the_nearest_experts_but_itself(task):
+    method = METHODS["pfedmoap"](METHODS["pfedmoap"].Settings(experts=4), task)
+    places = torch.tensor([0.0, 5.0, 1.0, 3.0, 0.5, 2.0])
+    pool = places.view(-1, 1, 1).expand(-1, task.n_ctx, task.clip.width)
+    sent = method.for_client(0, {"pool": pool, "known": torch.tensor([1.0, 1, 1, 1, 0, 1])})
+    assert sent["experts"][:, 0, 0].tolist() == [1.0, 2.0, 3.0] and sent["real"].tolist() == [1, 1, 1]
+    few = method.for_client(0, {"pool": pool, "known": torch.tensor([1.0, 1, 0, 0, 0, 0])})
+    assert few["experts"][0, 0, 0] == 5.0 and few["real"].tolist() == [1, 0, 0]

@@ -1,0 +1,81 @@
+"""FedAMP on prompts: each client is drawn towards the prompts that are like its own (Huang et al., AAAI 2021, arXiv
+2007.03797).
+
+    a_ij = alpha/(n-1) exp(-|p_i - p_j|^2 / sigma)        n clients that have sent a prompt
+    u_i  = (1 - sum_j a_ij) p_i + sum_j a_ij p_j           made by the server, for client i alone
+    L    = CE(p_i) + lambda/2 |p_i - u_i|^2
+
+Every client sends its own prompt: nothing is private. The global model is the average of the prompts. (Public
+prompt-learning code turns the kernel's sign round and lets no gradient through the pull.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.methods.base import Batch, Params, Round, Step
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class FedAMPSettings:
+    """Settings of FedAMP.
+
+    Attributes:
+        pull: lambda, weight of the pull towards u_i.
+        sigma: width of the kernel.
+        alpha: largest share of the others in u_i, 0 to 1.
+    """
+
+    pull: float = 1.0
+    sigma: float = 1.0
+    alpha: float = 0.5
+
+    def __post_init__(self):
+        check_number("method.pull", self.pull, least=0)
+        check_number("method.sigma", self.sigma, above=0)
+        check_number("method.alpha", self.alpha, least=0, most=1)
+
+
+class FedAMP(PromptFL):
+    """Shared: p_G (m, d), the average of the clients' prompts. Personal, and sent: p (m, d)."""
+
+    name = "fedamp"
+    Settings = FedAMPSettings
+    carried = ("p_G", "u", "known")
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+
+    def init_memory(self, clients: int) -> Params:
+        return {"models": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
+
+    def for_client(self, client: int, memory: Params) -> Params:
+        known, models = memory["known"].clone(), memory["models"]
+        mine = models[client]
+        others = known.clone()
+        others[client] = 0
+        closeness = (-(models - mine).square().sum((1, 2)) / self.settings.sigma).exp()
+        a = self.settings.alpha / others.sum().clamp(min=1) * others * closeness
+        return {"u": (1 - a.sum()) * mine + torch.einsum("n,nmd->md", a, models), "known": known[client].view(1, 1)}
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        towards = torch.where(params["known"] > 0, params["u"], params["p_G"])
+        distance = (params["p"] - towards).square().sum((-2, -1))
+        return super().loss(params, batch, classes, step) + self.settings.pull / 2 * distance
+
+    def after_training(self, params: Params, step: Step) -> Params:
+        return {**params, "p_G": params["p"]}
+
+    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        models, known = round.memory["models"].clone(), round.memory["known"].clone()
+        models[round.clients], known[round.clients] = round.uploads["p_G"], 1
+        return averaged, {"models": models, "known": known}
+
+    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+        return classes.encoder(self.task.n_ctx)(params["p"])

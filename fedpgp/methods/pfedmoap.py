@@ -1,0 +1,146 @@
+"""pFedMoAP: a mixture of other clients' prompts, gated for each image (Luo et al., ICLR 2025, arXiv 2410.10114).
+
+    T_0        = g(p_i);    T_1..T_E: class features of the E prompts nearest to p_i in the server's pool, frozen
+    pool(x)    = every (e/128)-th coordinate of x
+    T_moe,c    = Wo concat_h softmax(10 q_h k_h^T) v_h        q = Wq pool(x), k = Wk pool(T), v = Wv pool(T), h of 8
+    y_c        = lambda s x.T_0,c + s pool(x).T_moe,c
+    L          = CE(y), which trains p_i and the gate; without a gate as long as the client is not in the pool
+
+A round starts from the average of the prompts; the client sends its own, keeps it for prediction, and keeps its gate
+to itself. The server's pool holds every client's last prompt. (Public code always takes the same "random" experts, and
+hands one client's gate to the next.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, check_number
+from fedpgp.layers import linear, linear_start
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Features, Images, Params, Round, Step, cosine_logits
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.task import Candidates
+
+SHARPNESS = 10.0
+"""Factor on the attention's products, in the place of 1/sqrt(size)."""
+
+
+@dataclass(frozen=True)
+class PFedMoAPSettings:
+    """Settings of pFedMoAP.
+
+    Attributes:
+        experts: prompts in the mixture, the client's own included.
+        text: lambda, weight of the client's own prompt beside the mixture.
+        width: of the pooled features; it divides the embedding.
+        heads: of the gate.
+        gate_rate: learning rate of the gate relative to the prompt's (under SGD).
+    """
+
+    experts: int = 10
+    text: float = 0.5
+    width: int = 128
+    heads: int = 8
+    gate_rate: float = 5.0
+
+    def __post_init__(self):
+        check_number("method.experts", self.experts, least=2, whole=True)
+        check_number("method.text", self.text, least=0)
+        check_number("method.width", self.width, least=1, whole=True)
+        check_number("method.heads", self.heads, least=1, whole=True)
+        check_number("method.gate_rate", self.gate_rate, above=0)
+        if self.width % self.heads:
+            raise FedPGPError(f"method.heads={self.heads} does not divide method.width={self.width}")
+
+
+class PFedMoAP(PromptFL):
+    """Shared: p_G (m, d). Personal: the gate (4 x 128 x 128 and biases), and the prompt p (m, d) as it was sent."""
+
+    name = "pfedmoap"
+    Settings = PFedMoAPSettings
+    carried = ("p", "tuned", "experts", "real", "known", "pooled")
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        width, embed = self.settings.width, self.task.candidates([0]).photo.shape[-1]
+        if embed % width:
+            raise FedPGPError(f"method.width={width} does not divide the model's embedding of {embed}")
+        state = {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
+        for part in ("q", "k", "v", "o"):
+            state |= linear_start(f"gate.{part}", width, width, rng)
+        return state
+
+    # The server's pool. -----------------------------------------------------------------------------------------------
+
+    def init_memory(self, clients: int) -> Params:
+        return {"pool": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
+
+    def for_client(self, client: int, memory: Params) -> Params:
+        pool, known = memory["pool"], memory["known"]
+        distance = (pool - pool[client]).flatten(1).norm(dim=1).masked_fill(known == 0, float("inf"))
+        distance[client] = float("inf")
+        count = min(self.settings.experts, len(pool)) - 1
+        nearest = distance.sort(stable=True).indices[:count]
+        real = distance[nearest].isfinite().to(pool.dtype)
+        return {"experts": pool[nearest], "real": real, "known": known[client].view(1, 1)}
+
+    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        pool, known = round.memory["pool"].clone(), round.memory["known"].clone()
+        pool[round.clients], known[round.clients] = round.uploads["p_G"], 1
+        return averaged, {"pool": pool, "known": known}
+
+    # Training. --------------------------------------------------------------------------------------------------------
+
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        return {"pooled": self.pooled_experts(params, classes)}
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        features = self.mixture(params, self.global_features(params, classes), params["pooled"])
+        return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
+
+    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+        loss, grads = super().gradients(params, batch, classes, step)
+        rate = self.settings.gate_rate
+        return loss, {name: grad * rate if name.startswith("gate.") else grad for name, grad in grads.items()}
+
+    def after_training(self, params: Params, step: Step) -> Params:
+        return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
+
+    # Answers. ---------------------------------------------------------------------------------------------------------
+
+    def personal_features(self, params: Params, classes: Candidates) -> Params:
+        own = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
+        texts = self.global_features({"p_G": own}, classes)
+        return self.mixture(params, texts, self.pooled_experts(params, classes))
+
+    def mixture(self, params: Params, texts: Tensor, experts: Tensor) -> Params:
+        """What the mixture answers from: the client's own class features, the pooled experts', the gate."""
+        gate = {name: tensor for name, tensor in params.items() if name.startswith("gate.")}
+        return {"texts": texts, "experts": experts, "real": params["real"], "known": params["known"], **gate}
+
+    def pooled_experts(self, params: Params, classes: Candidates) -> Tensor:
+        """(K, E, classes, 128)."""
+        return self.pool(classes.encoder(self.task.n_ctx)(params["experts"]))
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features[..., :: features.shape[-1] // self.settings.width]
+
+    def logits(self, features: Features, images: Images, classes: Candidates) -> Tensor:
+        x, scale = images.features, self.task.logit_scale
+        if isinstance(features, Tensor):
+            return cosine_logits(features, x, scale)
+        own, query = features["texts"], self.pool(x)
+        tokens = torch.cat([self.pool(own).unsqueeze(1), features["experts"]], dim=1)  # (K, 1 + E, C, 128)
+        real = torch.cat([torch.ones_like(features["known"][:, 0]), features["real"]], dim=1)
+        q = linear(features, "gate.q", query).unflatten(-1, (self.settings.heads, -1))
+        k, v = (
+            linear(features, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1)) for part in ("k", "v")
+        )
+        scores = SHARPNESS * torch.einsum("kbhd,kechd->kbche", q, k)
+        shares = scores.masked_fill(real[:, None, None, None] == 0, float("-inf")).softmax(-1)
+        mixed = linear(features, "gate.o", torch.einsum("kbche,kechd->kbchd", shares, v).flatten(-2))
+        text = cosine_logits(own, x, scale)
+        gated = self.settings.text * text + scale * torch.einsum("kbd,kbcd->kbc", query, mixed)
+        return torch.where(features["known"] > 0, gated, text)

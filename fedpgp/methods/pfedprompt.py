@@ -1,0 +1,67 @@
+"""pFedPrompt (reconstructed): PromptFL's shared prompt, and a memory of the client's own images, which learns
+nothing (after Guo et al., WWW 2023, doi 10.1145/3543507.3583518).
+
+    y = s x T^T + alpha * exp(-beta (1 - x F^T)) Y        T = g(p_G); F: features of the client's training images,
+                                                           Y: their classes, one-hot
+    L = CE(s x T^T)
+
+The paper has no code, and its exact attention is not public: this is the non-parametric key-value attention of its
+abstract in its usual form. The prompt is trained without the memory, in which every training image would find itself.
+The memory is made of the client's images when it is needed and never sent.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Features, Images, Params, Step, cosine_logits
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class PFedPromptSettings:
+    """Settings of pFedPrompt.
+
+    Attributes:
+        alpha: weight of the memory.
+        beta: sharpness of its attention.
+    """
+
+    alpha: float = 1.0
+    beta: float = 5.5
+
+    def __post_init__(self):
+        check_number("method.alpha", self.alpha, least=0)
+        check_number("method.beta", self.beta, above=0)
+
+
+class PFedPrompt(PromptFL):
+    """Shared: p_G (m, d). Personal: the memory, which is no state."""
+
+    name = "pfedprompt"
+    Settings = PFedPromptSettings
+    carried = ("keys", "ids", "real")
+
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        ids = own.weights.new_tensor(classes.ids)
+        return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        logits = self.logits(self.global_features(params, classes), batch.images, classes)
+        return cross_entropy(logits, batch.labels, batch.weights)
+
+    def personal_features(self, params: Params, classes: Candidates) -> Params:
+        ids = params["ids"].new_tensor(classes.ids)
+        values = (params["ids"].unsqueeze(-1) == ids) * params["real"].unsqueeze(-1)
+        return {"texts": self.global_features(params, classes), "keys": params["keys"], "values": values}
+
+    def logits(self, features: Features, images: Images, classes: Candidates) -> Tensor:
+        x = images.features
+        if isinstance(features, Tensor):
+            return cosine_logits(features, x, self.task.logit_scale)
+        near = (self.settings.beta * (x @ features["keys"].mT - 1)).exp()
+        text = cosine_logits(features["texts"], x, self.task.logit_scale)
+        return text + self.settings.alpha * near @ features["values"]
