@@ -45,7 +45,7 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
     """
     import open_clip
 
-    architecture, tag = _resolve(name, pretrained)
+    architecture, tag = resolve_name(name, pretrained)
     transform = {}
     if pretrained == "random":
         warnings.warn(
@@ -82,7 +82,12 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
     return FrozenCLIP(model.float(), tokenizer, preprocess)
 
 
-def _resolve(name: str, pretrained: str | None) -> tuple[str, str | None]:
+def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
+    """What open_clip calls a model of this project: (architecture or ``local-dir:FOLDER``, tag or file).
+
+    Raises:
+        FedPGPError: an unknown name, or no weights for it.
+    """
     import open_clip
 
     if name in SHIPPED:

@@ -248,6 +248,12 @@ class Federation:
         params = self._params(shared, clients, states, own)
         return [self.method.personal_features(params, classes) for classes in candidates]
 
+    def global_features(self, shared: Arrays, classes: Candidates) -> Features | None:
+        """Class features of the global model, with a client axis of one; None where the method has none."""
+        task = self.method.task
+        params = {n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0) for n, a in shared.items()}
+        return self.method.global_features(params, classes)
+
     @cached_property
     def _personal_names(self) -> tuple[str, ...]:
         return tuple(self.method.init_personal(generator(self.seed, "personal", 0)))
@@ -451,8 +457,6 @@ class Federation:
     ) -> Iterator[EvalResult]:
         """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on that client's test
         images."""
-        method, task = self.method, self.method.task
-        params = {n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0) for n, a in shared.items()}
         needed: dict[Paper, list[np.ndarray]] = {}
         for client in clients:
             for exam in self.deal.shares[client].exams.values():
@@ -462,7 +466,7 @@ class Federation:
             classes, rows = self.candidates(sheet[1]), np.unique(np.concatenate(lists))
             if zero_shot:
                 common["zero_shot"][sheet] = _looked_up(rows, partial(self._zero_shot, sheet))
-            features = method.global_features(params, classes)
+            features = self.global_features(shared, classes)
             if features is not None:
                 common["global"][sheet] = _looked_up(rows, partial(self._answer, sheet, features))
         common = {model: answers for model, answers in common.items() if answers}
@@ -736,7 +740,7 @@ class _Builder:
         def encoded(split: str, view: int | None = None, *, what: str) -> np.ndarray:
             whole, name = getattr(dataset, split), split
             if not len(whole):  # a client may have none of its own
-                return np.empty((0, 1), dtype=np.float32)
+                return np.empty((0, clip().embed), dtype=np.float32)
             parts = whole.parts if isinstance(whole, Concat) else [whole]
             if view is not None:
                 name = f"{split}-view{view}"

@@ -84,6 +84,11 @@ class FrozenCLIP:
         return int(self.text_model.token_embedding.weight.shape[1])
 
     @property
+    def embed(self) -> int:
+        """Length e of an image or text feature."""
+        return self.encode_texts(["a photo"]).shape[1]
+
+    @property
     def logit_scale(self) -> float:
         """``exp(logit_scale)``: what a cosine is multiplied with to give a logit (about 100 for OpenAI's models)."""
         return float(self.model.logit_scale.detach().cpu().double().exp())

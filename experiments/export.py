@@ -1,0 +1,74 @@
+"""Writes a client's classifier for any user of open_clip: one text feature a class, and what belongs to it.
+
+    python -m experiments.export --run outputs/default/TIME --client 3 --to FOLDER
+
+``FOLDER/classifier.safetensors`` holds ``class_embeddings``, (classes, embed) float32, unit norm;
+``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template and temperature.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from experiments.personal import load_personal
+from experiments.run import BAD_INPUT
+from fedpgp.clip import resolve_name
+from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
+from fedpgp.methods import Method
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--client", type=int, required=True, help="logical client, from 0")
+    parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
+    parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        export(options.run, options.client, options.to, options.state, all_classes=options.all_classes)
+    except FedPGPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"wrote {options.to / 'classifier.safetensors'} and {options.to / 'classifier.json'}")
+    return 0
+
+
+def export(run: Path, client: int, to: Path, state: Path | None = None, *, all_classes: bool = False) -> None:
+    """Writes the two files.
+
+    Raises:
+        FedPGPError: a method whose models answer by more than one feature a class; nothing to load or no room to write.
+    """
+    personal = load_personal(run, client, state, all_classes=all_classes)
+    method, task = personal.federation.method, personal.federation.method.task
+    if type(method).logits is not Method.logits or not isinstance(personal.features, torch.Tensor):
+        raise FedPGPError(f"method={method.name} answers by more than one feature a class: it cannot be exported")
+    config = personal.config
+    architecture, pretrained = resolve_name(config["model"]["name"], config["model"].get("pretrained"))
+    about = {
+        "model": architecture,
+        "pretrained": pretrained,
+        "model_sha256": task.clip.fingerprint,
+        "classes": personal.classes.names,
+        "template": personal.federation.dataset.template,
+        "temperature": 1 / task.logit_scale,
+        "method": method.name,
+        "client": client,
+        "own_prompt": personal.own,
+        "round": personal.round,
+    }
+    embeddings = personal.features[0].float().cpu().contiguous()
+    write_atomically(to / "classifier.safetensors", save({"class_embeddings": embeddings}))
+    write_atomically(to / "classifier.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Classifies pictures with a client's own prompt.
+
+python -m experiments.predict --run outputs/default/TIME --client 3 IMAGE...
+python -m experiments.predict --run RUN_DIR --client 0 --state STATE_DIR IMAGE...     where a deployed client lives
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from experiments.personal import Personal, load_personal
+from experiments.run import BAD_INPUT
+from fedpgp.data.base import FileSplit
+from fedpgp.errors import FedPGPError
+from fedpgp.methods import Images
+
+SHOWN = 3
+"""Answers shown of each picture."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--client", type=int, required=True, help="logical client, from 0")
+    parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
+    parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
+    parser.add_argument("images", nargs="+", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        personal = load_personal(options.run, options.client, options.state, all_classes=options.all_classes)
+        pictures = FileSplit(Path(), [str(path) for path in options.images], [0] * len(options.images))
+        answers = predict(personal, [pictures.image(i) for i in range(len(pictures))])
+    except FedPGPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    if not personal.own:
+        print(f"client {options.client} has no prompt of its own: the global one answers", file=sys.stderr)
+    for path, probability in zip(options.images, answers, strict=True):
+        best = probability.topk(min(SHOWN, len(probability)))
+        words = [
+            f"{personal.classes.names[i]} {100 * p:.1f} %"
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        print(f"{path}: {', '.join(words)}")
+    return 0
+
+
+@torch.no_grad()
+def predict(personal: Personal, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """Probability of each class for each picture, (pictures, classes)."""
+    method, clip = personal.federation.method, personal.federation.method.task.clip
+    pixels = torch.stack([clip.preprocess(picture) for picture in pictures])
+    read = {"features": clip.encode_images, "patches": clip.encode_patches, "pixels": lambda x: x}
+    dtype, device = method.task.dtype, method.task.device
+    images = Images(**{what: read[what](pixels).to(device, dtype).unsqueeze(0) for what in method.reads})
+    return method.logits(personal.features, images, personal.classes)[0].softmax(-1).cpu()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
