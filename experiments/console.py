@@ -19,7 +19,7 @@ from rich.text import Text
 from experiments.reporting.runs import MODELS, block_figure, number
 from experiments.reporting.words import human_bytes, human_seconds, percent
 
-_COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM"}
+_COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "unseen": "unseen"}
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 
@@ -197,7 +197,8 @@ class Console:
 
 
 def accuracy_table(accuracy: dict[str, dict | None]) -> Table:
-    """Rows zero-shot, global and personal prompt; columns local, base, novel and HM where the protocol has them."""
+    """Rows zero-shot, global and personal prompt; columns local, base, novel, HM and unseen where the protocol has
+    them."""
     columns = [
         name
         for name in _COLUMNS

@@ -113,13 +113,18 @@ class Federation:
         self._labels: dict[tuple, Tensor] = {}
 
     @classmethod
-    def from_config(cls, config: Mapping) -> "Federation":
+    def from_config(cls, config: Mapping, dealt: Deal | None = None) -> "Federation":
         """Builds a federation from the resolved configuration (a plain nested mapping; the keys are conf/'s).
+
+        Args:
+            config: the configuration.
+            dealt: another deal than the configuration's own.
 
         Raises:
             FedPGPError: anything in the configuration that cannot work, by name.
         """
-        return _Builder(config).federation()
+        builder = _Builder(config)
+        return builder.federation(deal_configured(config) if dealt is None else dealt)
 
     @cached_property
     def method(self) -> Method:
@@ -656,6 +661,21 @@ def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     return load_dataset(name, root, **options)
 
 
+def deal_configured(config: Mapping) -> Deal:
+    """Who owns what, by a configuration."""
+    if config["partition"]["scheme"] == "own":
+        return own_pictures(config, load_configured)
+    return deal(
+        load_configured(config),
+        config["clients"],
+        config["seed"],
+        config["shots"],
+        config["protocol"],
+        config["partition"],
+        lambda spec: load_configured(config, spec),
+    )
+
+
 DTYPES = {
     "float32": (torch.float32, torch.float32),
     "float64": (torch.float64, torch.float64),
@@ -676,18 +696,6 @@ class _Builder:
         if config["method"]["name"] not in METHODS:
             raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
 
-    def _dealt(self) -> Deal:
-        config = self.config
-        return deal(
-            load_configured(config),
-            config["clients"],
-            config["seed"],
-            config["shots"],
-            config["protocol"],
-            config["partition"],
-            lambda spec: load_configured(config, spec),
-        )
-
     def _clip(self) -> FrozenCLIP:
         model, device = self.config["model"], self.config["device"]
         name, pretrained = model["name"], model.get("pretrained")
@@ -703,13 +711,12 @@ class _Builder:
 
         return RememberedCLIP.of(load, name, pretrained, Path(model["memory"]), device)
 
-    def federation(self) -> Federation:
+    def federation(self, dealt: Deal) -> Federation:
         config = self.config
         if config["dataset"].get("views", 1) != 1:
             raise FedPGPError(
                 f"dataset.views={config['dataset']['views']}: augmented views are not there yet; 1 is the centre crop"
             )
-        dealt = own_pictures(config, load_configured) if config["partition"]["scheme"] == "own" else self._dealt()
         dataset = dealt.dataset
         settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
         method_class = METHODS[config["method"]["name"]]

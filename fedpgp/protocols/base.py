@@ -59,14 +59,14 @@ class ClientShare:
     trains: bool = True
 
     @property
-    def own(self) -> Exam:
-        """The exam on its own test share."""
-        return self.exams["local" if self.trains else "unseen"]
+    def own(self) -> Exam | None:
+        """The exam on its own test share; None where it is only tested on other data."""
+        return self.exams.get("local" if self.trains else "unseen")
 
     @property
     def test(self) -> np.ndarray:
         """Rows of its own test share."""
-        return self.own.rows
+        return np.empty(0, dtype=np.int64) if self.own is None else self.own.rows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""Scores a finished run without training: on its own data, told otherwise, or on other data.
+
+python -m experiments.evaluate --run RUN_DIR                              the run's own protocol again
+python -m experiments.evaluate --run RUN_DIR protocol.local_labels=own    with another option of it
+python -m experiments.evaluate --run RUN_DIR dataset=imagenet_sketch      every client's prompt on another data set
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console as RichConsole
+
+from clients.state import PrivateStore, owner
+from experiments.console import accuracy_table
+from experiments.folder import RunFolder, job_name
+from experiments.run import BAD_INPUT
+from experiments.settings import check, check_overrides, choices, composed, flatten, parse
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import summarize
+from fedpgp.federation import Federation, deal_configured, load_configured
+from fedpgp.protocols import Deal, label_of, transfer
+from strategies.checkpoint import latest_checkpoint
+
+GROUPS = ("dataset", "protocol", "runtime")
+KEYS = ("device", "dtype", "verbose")
+WHERE = ("root", "download", "on_bad_image", "views", "memory")
+"""Options of a data set that say where and how its pictures are read, not which they are."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="the folder of a run")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="default: RUN_DIR/evaluations/<overrides>.json")
+    parser.add_argument("overrides", nargs="*", help="of dataset, protocol, runtime, device and dtype")
+    options, late = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in late):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    overrides = [*options.overrides, *late]
+    try:
+        record = evaluate(options.run, overrides)
+        path = options.to or options.run / "evaluations" / f"{job_name(overrides) if overrides else 'own'}.json"
+        RunFolder(path.parent).json(path.name, record)
+    except FedPGPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    console = RichConsole(highlight=False, markup=False)
+    console.print(accuracy_table(record["accuracy"]))
+    console.print(f"percent, mean over {len(record['clients'])} clients, after round {record['round']}")
+    print(f"wrote {path}")
+    return 0
+
+
+def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
+    """Scores a run's last checkpoint.
+
+    Args:
+        run: its folder.
+        overrides: what is different from the run: ``dataset=…`` for other data, options of its protocol.
+
+    Returns:
+        ``round``, ``accuracy`` as in summary.json, and ``clients``: a row each, as :func:`fedpgp.evaluation.summarize`
+        takes them.
+
+    Raises:
+        FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here.
+    """
+    _, config = RunFolder.open(run)
+    checkpoint = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {text}", file=sys.stderr))
+    if checkpoint is None:
+        raise FedPGPError(f"{run} has no checkpoint: there is nothing to score yet")
+    tensors, info = checkpoint
+    changed = _changed(config, overrides)
+    check(changed)
+    dealt = deal_configured({**config, "dataset": {**config["dataset"], **_where(changed["dataset"])}})
+    if _which(changed["dataset"]) != _which(config["dataset"]):
+        spec = _which(changed["dataset"])
+        dealt = _only(transfer(dealt, {label_of(spec): load_configured(changed)}), f"datasets.{label_of(spec)}")
+    else:
+        dealt = _same_training(dealt, deal_configured(changed))
+    federation = Federation.from_config(changed, dealt)
+    shared = _below(tensors, "shared/")
+    memory = _below(tensors, "memory/")
+    clients = range(federation.num_clients)
+    own = {client: federation.for_client(client, memory) for client in clients} if memory else None
+    store = PrivateStore(run / "private", info["run"], owner(run / "private")[1])
+    committed = tensors["committed"]
+
+    def load_state(client: int):
+        return store.load(client, int(committed[client]))
+
+    results = federation.evaluate(shared, clients, load_state, own, zero_shot=True)
+    domains = [share.domain for share in dealt.shares]
+    rows = [{"id": r.client, "domain": domains[r.client], **r.metrics} for r in results]
+    rows.sort(key=lambda row: row["id"])
+    return {"round": info["round"], "overrides": list(overrides), "accuracy": summarize(rows), "clients": rows}
+
+
+def _changed(config: Mapping, overrides: Sequence[str]) -> dict:
+    """The run's configuration with the overrides."""
+    check_overrides(overrides)
+    groups = choices()
+    changed = json.loads(json.dumps(config))
+    given = parse(overrides)
+    new = composed(overrides)
+    for override in sorted(given, key=lambda o: o.key_or_group not in groups):  # a choice, then what is set inside it
+        key = override.key_or_group
+        top, _, inner = key.partition(".")
+        if top not in (*GROUPS, *KEYS):
+            raise FedPGPError(
+                f"{key} has no meaning for a run that is trained; what can differ: {', '.join((*GROUPS, *KEYS))}"
+            )
+        if key in groups:
+            kept = {name: config[key][name] for name in WHERE if key == "dataset" and config[key].get(name) is not None}
+            changed[key] = {**new[key], **kept, "name": new[key]["name"]}
+        elif inner:
+            changed[top][inner] = flatten(new).get(key, new[top].get(inner))
+        else:
+            changed[key] = new[key]
+    return changed
+
+
+def _which(dataset: Mapping) -> dict:
+    """The part of a data set's configuration that says which pictures."""
+    return {key: value for key, value in dataset.items() if key not in WHERE and value is not None}
+
+
+def _where(dataset: Mapping) -> dict:
+    return {key: value for key, value in dataset.items() if key in WHERE}
+
+
+def _only(dealt: Deal, figure: str) -> Deal:
+    """The same clients with one exam, which takes the place of their own."""
+    shares = [replace(share, exams={figure: share.exams[figure]}) for share in dealt.shares]
+    return replace(dealt, shares=shares)
+
+
+def _same_training(dealt: Deal, other: Deal) -> Deal:
+    """The other deal, when its clients train on the same images and classes.
+
+    Raises:
+        FedPGPError: they would not.
+    """
+    before, after = dealt.shares, other.shares
+    if len(before) != len(after) or any(
+        a.classes != b.classes or a.trains != b.trains or not np.array_equal(a.train, b.train)
+        for a, b in zip(before, after, strict=True)
+    ):
+        raise FedPGPError(
+            "these overrides of protocol would have given the clients other images or classes to train on: a trained "
+            "run cannot be scored by them"
+        )
+    return other
+
+
+def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
