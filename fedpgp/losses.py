@@ -19,7 +19,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return ((logits.logsumexp(-1) - picked) * weights).sum(-1)
 
 
-def prompt_contrastive_loss(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
+def prompt_contrastive_loss(
+    anchor: Tensor, positive: Tensor | None, negative: Tensor | None, temperature: float
+) -> Tensor:
     """Prompt-wise contrastive loss (FedPGP, section 3): one positive and one negative for each class.
 
     ``mean_c -log( exp(s+/tau) / (exp(s+/tau) + exp(s-/tau)) )`` with ``s+ = cos(anchor_c, positive_c)``,
@@ -27,13 +29,13 @@ def prompt_contrastive_loss(anchor: Tensor, positive: Tensor, negative: Tensor, 
 
     Args:
         anchor: z_G, the features under the global context, (..., classes, embed).
-        positive: z_C, the frozen guidance, (..., classes, embed).
-        negative: z_i, the features under the personal context, (..., classes, embed).
+        positive: z_C, the frozen guidance, (..., classes, embed); None: its similarity is 0 (ablation).
+        negative: z_i, the features under the personal context, (..., classes, embed); None likewise.
         temperature: tau.
 
     Returns:
         (...): the mean over classes. Leading axes broadcast.
     """
-    attract = F.cosine_similarity(anchor, positive, dim=-1)
-    repel = F.cosine_similarity(anchor, negative, dim=-1)
+    attract = 0 if positive is None else F.cosine_similarity(anchor, positive, dim=-1)
+    repel = 0 if negative is None else F.cosine_similarity(anchor, negative, dim=-1)
     return F.softplus((repel - attract) / temperature).mean(-1)

@@ -7,7 +7,8 @@
     L   = CE(z_i) + mu * L_con               cross-entropy of the personal prompt, and
     L_con = mean_c -log( e^{cos(z_G, z_C)/tau} / (e^{cos(z_G, z_C)/tau} + e^{cos(z_G, z_i)/tau}) )
 
-The client trains p_G, U_i and V_i together; p_G goes to the server, U_i and V_i stay.
+The client trains p_G, U_i and V_i together; p_G goes to the server, U_i and V_i stay. Other personal terms in the place
+of U_i V_i are in :mod:`fedpgp.personal_terms`.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods.base import Batch, Method, Params, Step
-from fedpgp.prompts import low_rank_term, personal_context, starting_context
-from fedpgp.task import Candidates
+from fedpgp.personal_terms import TERMS
+from fedpgp.prompts import starting_context
+from fedpgp.task import Candidates, Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class FedPGPSettings:
             public code does).
         personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both N(0, 0.02²), as the
             public code does).
+        personal: the personal term, a name of :data:`fedpgp.personal_terms.TERMS`.
+        contrast: ``both``, or ablations in which one similarity of the contrastive loss is 0: ``positive`` (z_G is
+            drawn to z_C alone) and ``negative`` (z_G is pushed from z_i alone).
+        images_a_rank: above 0, a client has one rank for so many images, at most ``rank``.
+        experts: number of shared low-rank experts (``personal=experts``).
     """
 
     rank: int = 8
@@ -42,12 +49,23 @@ class FedPGPSettings:
     tau: float = 0.5
     guidance: str = "photo"
     personal_init: str = "zero"
+    personal: str = "low_rank"
+    contrast: str = "both"
+    images_a_rank: int = 0
+    experts: int = 4
 
     def __post_init__(self):
         check_number("method.tau", self.tau, above=0)
         check_number("method.mu", self.mu, least=0)
-        if self.guidance not in ("photo", "context"):
-            raise FedPGPError(f"method.guidance={self.guidance!r} is unknown; choose 'photo' or 'context'")
+        check_number("method.images_a_rank", self.images_a_rank, least=0, whole=True)
+        check_number("method.experts", self.experts, least=1, whole=True)
+        for name, valid in (
+            ("guidance", ("photo", "context")),
+            ("personal", TERMS),
+            ("contrast", ("both", "positive", "negative")),
+        ):
+            if getattr(self, name) not in valid:
+                raise FedPGPError(unknown(f"value of method.{name}", getattr(self, name), valid))
 
 
 class FedPGP(Method):
@@ -57,24 +75,45 @@ class FedPGP(Method):
     Settings = FedPGPSettings
     settings: FedPGPSettings
 
+    def __init__(self, settings: FedPGPSettings, task: Task):
+        super().__init__(settings, task)
+        self.term = TERMS[settings.personal](settings, task)
+        self.carried = self.term.carried
+
     def init_shared(self, rng: np.random.Generator) -> Params:
-        return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+        p_G = starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
+        return {"p_G": p_G, **self.term.shared(rng)}
 
     def init_personal(self, rng: np.random.Generator) -> Params:
-        u, v = low_rank_term(
-            self.task.n_ctx, self.task.clip.width, self.settings.rank, self.settings.personal_init, rng
-        )
-        return {"U": u, "V": v}
+        return self.term.start(rng)
+
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        return self.term.prepare(params, (own.weights > 0).sum(1, keepdim=True))
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
-        p_G = params["p_G"]
-        p_i = personal_context(p_G, params["U"], params["V"])
+        return self._loss(params["p_G"], self.term.context(params), batch, classes)
+
+    def _loss(self, p_G: Tensor, p_i: Tensor, batch: Batch, classes: Candidates) -> Tensor:
         if self.settings.mu == 0:
             z_i = self._encode(p_i, classes)
             return cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
         z_G, z_i = self._encode(torch.stack([p_G, p_i]), classes)
         ce = cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
-        return ce + self.settings.mu * prompt_contrastive_loss(z_G, self.guidance(classes), z_i, self.settings.tau)
+        positive = None if self.settings.contrast == "negative" else self.guidance(classes)
+        negative = None if self.settings.contrast == "positive" else z_i
+        return ce + self.settings.mu * prompt_contrastive_loss(z_G, positive, negative, self.settings.tau)
+
+    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+        if step.step == 0:
+            self.term.fit(params, lambda: self._gradient_at_p_i(params, batch, classes), step.lr)
+        loss, grads = super().gradients(params, batch, classes, step)
+        return loss, self.term.change(grads, params)
+
+    def _gradient_at_p_i(self, params: Params, batch: Batch, classes: Candidates) -> Tensor:
+        p_i = self.term.context(params).detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self._loss(params["p_G"], p_i, batch, classes)
+            return torch.autograd.grad(loss.sum(), p_i)[0]
 
     def guidance(self, classes: Candidates) -> Tensor:
         """z_C, (classes, embed): frozen, so that gradients reach p_G, U and V through z_G and z_i alone."""
@@ -84,7 +123,7 @@ class FedPGP(Method):
         return self._encode(shared["p_G"], classes)
 
     def personal_features(self, params: Params, classes: Candidates) -> Tensor:
-        return self._encode(personal_context(params["p_G"], params["U"], params["V"]), classes)
+        return self._encode(self.term.context(params), classes)
 
     def _encode(self, context: Tensor, classes: Candidates) -> Tensor:
         return classes.encoder(context.shape[-2])(context)

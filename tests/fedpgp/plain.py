@@ -137,15 +137,82 @@ def prograd(task, s, batch, k, p, received):
     return loss, {"p_G": a if along >= 0 else a - s.strength * along * unit}
 
 
-@plain("fedpgp", rank=2, mu=0.6, tau=0.4, personal_init="normal")
-def fedpgp(task, s, batch, k, p, received):
-    own = p["p_G"] + p["U"] @ p["V"]
+def fedpgp_of(task, s, batch, k, p_G, own):
     total = 0.0
     for c in classes(task):
-        z_G, z_i = feature(task, c, p["p_G"]), feature(task, c, own)
-        pull, push = z_G @ photo(task, c) / s.tau, z_G @ z_i / s.tau
-        total = total - torch.log(pull.exp() / (pull.exp() + push.exp())) / len(classes(task))
+        z_G, z_i = feature(task, c, p_G), feature(task, c, own)
+        pull, push = (z_G @ photo(task, c) / s.tau).exp(), (z_G @ z_i / s.tau).exp()
+        pull, push = {"both": (pull, push), "positive": (pull, 1), "negative": (1, push)}[s.contrast]
+        total = total - torch.log(pull / (pull + push)) / len(classes(task))
     return cosine_cross_entropy(task, batch, k, prompted(task, own)) + s.mu * total
+
+
+@plain("fedpgp", rank=2, mu=0.6, tau=0.4, personal_init="normal")
+@plain("fedpgp", rank=2, mu=0.6, contrast="positive", personal_init="normal")
+@plain("fedpgp", rank=2, mu=0.6, contrast="negative", personal_init="normal")
+def fedpgp(task, s, batch, k, p, received):
+    return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["U"] @ p["V"])
+
+
+@plain("fedpgp", rank=3, images_a_rank=2, personal_init="normal")
+def fedpgp_ranks(task, s, batch, k, p, received):
+    rank = 3 if len(real(batch, k)) == 5 else 2  # ceil(5/2), ceil(3/2)
+    return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["U"][:, :rank] @ p["V"][:rank])
+
+
+@plain("fedpgp", personal="none")
+def fedpgp_none(task, s, batch, k, p, received):
+    return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"])
+
+
+@plain("fedpgp", personal="full")
+def fedpgp_full(task, s, batch, k, p, received):
+    return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["D"])
+
+
+@plain("fedpgp", rank=2, personal="lora_pro", personal_init="normal")
+def fedpgp_lora_pro(task, s, batch, k, p, received):
+    """The step moves U V as the projected gradient says; of all such steps it is the nearest to the plain one."""
+    loss = fedpgp(task, s, batch, k, p, received)
+    names = ("p_G", "U", "V")
+    plain_ = dict(zip(names, torch.autograd.grad(loss, [p[n] for n in names]), strict=True))
+    u, v, b = p["U"].detach(), p["V"].detach(), 2
+    a, c = torch.linalg.inv(u.T @ u), torch.linalg.inv(v @ v.T)
+    fixed_v, fixed_u = a @ plain_["V"], (plain_["U"] - u @ a @ u.T @ plain_["U"]) @ c
+    # |h - g|^2 is quadratic in X: its minimum by least squares over the b*b unit matrices.
+    units = torch.eye(b * b, dtype=u.dtype).view(-1, b, b)
+    columns = torch.stack([torch.cat([(-u @ x).flatten(), (x @ v).flatten()]) for x in units], 1)
+    target = torch.cat([(plain_["U"] - fixed_u).flatten(), (plain_["V"] - fixed_v).flatten()])
+    x = torch.linalg.lstsq(columns, target[:, None]).solution.view(b, b)
+    return loss, {"p_G": plain_["p_G"], "U": fixed_u - u @ x, "V": fixed_v + x @ v}
+
+
+@plain("fedpgp", rank=2, personal="lora_sb")
+def fedpgp_lora_sb(task, s, batch, k, p, received):
+    return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["U"] @ p["R"] @ p["V"])
+
+
+@plain("fedpgp", rank=2, personal="experts", experts=3, personal_init="normal")
+def fedpgp_experts(task, s, batch, k, p, received):
+    own = p["p_G"]
+    for e in range(3):
+        share = p["gate"][e].exp() / p["gate"].exp().sum()
+        own = own + share * p["experts.U"][e] @ p["experts.V"][e]
+    return fedpgp_of(task, s, batch, k, p["p_G"], own)
+
+
+@plain("fedpgp", rank=2, personal="masked", personal_init="normal")
+def fedpgp_masked(task, s, batch, k, p, received):
+    term = p["U"] @ p["V"]
+    rows = [p["p_G"][i] + term[i] / (1 + torch.exp(-p["s"][i])) for i in range(len(term))]
+    return fedpgp_of(task, s, batch, k, p["p_G"], torch.stack(rows))
+
+
+@plain("fedpgp", personal="rank_one", personal_init="normal")
+def fedpgp_rank_one(task, s, batch, k, p, received):
+    values, vectors = torch.linalg.eigh(p["p_G"].detach().T @ p["p_G"].detach())
+    v = vectors[:, -1] * vectors[:, -1][vectors[:, -1].abs().argmax()].sign()
+    return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + torch.outer(p["U"][:, 0], v))
 
 
 def transported(task, k, batch, texts, s, unbalanced):

@@ -110,3 +110,39 @@ def test_pfedmoap_takes_the_nearest_experts_but_itself(task):
     assert sent["experts"][:, 0, 0].tolist() == [1.0, 2.0, 3.0] and sent["real"].tolist() == [1, 1, 1]
     few = method.for_client(0, {"pool": pool, "known": torch.tensor([1.0, 1, 0, 0, 0, 0])})
     assert few["experts"][0, 0, 0] == 5.0 and few["real"].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("init", ["normal", "zero"])
+def test_lora_pro_moves_the_context_along_the_projected_gradient(task, batch, init):
+    """U h_V + h_U V = P_U g + g P_V - P_U g P_V; with U = 0 that is g P_V."""
+    settings = METHODS["fedpgp"].Settings(rank=2, personal="lora_pro", personal_init=init)
+    method, classes = METHODS["fedpgp"](settings, task), task.candidates(range(C))
+    params, _ = parameters(method, batch, classes)
+    if init == "zero":
+        params["U"] = torch.zeros_like(params["U"])
+    step = Step(round=1, step=1, clients=range(K), received={}, lr=0.1, seed=0)
+    _, h = method.gradients(params, batch, classes, step)
+    g = method._gradient_at_p_i(params, batch, classes)
+    for k in range(K):
+        u, v = params["U"][k], params["V"][k]
+        p_u, p_v = u @ torch.linalg.pinv(u), torch.linalg.pinv(v) @ v
+        moved = u @ h["V"][k] + h["U"][k] @ v
+        assert_close(moved, p_u @ g[k] + g[k] @ p_v - p_u @ g[k] @ p_v, rtol=1e-7, atol=1e-12)
+
+
+def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
+    settings = METHODS["fedpgp"].Settings(rank=2, personal="lora_sb")
+    method, classes = METHODS["fedpgp"](settings, task), task.candidates(range(C))
+    params, _ = parameters(method, batch, classes)
+    params["R"] = torch.zeros_like(params["R"])
+    full = -0.1 * method._gradient_at_p_i(params, batch, classes)
+    step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
+    params["fitted"][1] = 1  # this one goes on with what it has
+    before = {n: t.clone() for n, t in params.items()}
+    method.gradients(params, batch, classes, step)
+    for k in (0, 2):
+        left, values, right = torch.linalg.svd(full[k], full_matrices=False)
+        assert_close(params["U"][k] @ params["R"][k] @ params["V"][k], left[:, :2] * values[:2] @ right[:2])
+        assert params["fitted"][k] == 1
+    for n, tensor in before.items():
+        assert torch.equal(params[n][1], tensor[1])
