@@ -1,0 +1,61 @@
+"""``python -m experiments.bench WHAT``: measures this project against a plain reference in the same process.
+
+    step        one training step against the textbook step: full sequences, three passes, autograd
+    cohort      K clients in one tensor program against one alone
+    growth      how a step's cost grows with classes, context length, clients and rank (--plot FILE draws it)
+    features    image features: encoded once and kept, against encoded in every epoch
+    federation  a round of the embedded federation against a loop over its clients; a whole run on Ray: overhead, memory
+
+Each row has the ratio of the medians, the achieved GFLOP/s, its share of this machine's measured GEMM speed at the same
+shapes, and the peak memory that a call adds. Run it on an idle machine: a busy core slows both sides, not always alike.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from experiments.bench import cohort, features, federation, growth, step
+from experiments.bench.measure import machine
+
+BENCHES = {
+    "step": step.rows,
+    "cohort": cohort.rows,
+    "growth": growth.rows,
+    "features": features.rows,
+    "federation": federation.rows,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=BENCHES, help="what to measure")
+    parser.add_argument("--classes", type=int, nargs="+", default=[50, 100], help="numbers of classes (default 50 100)")
+    parser.add_argument("--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)")
+    parser.add_argument("--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)")
+    parser.add_argument("--model", help="model (default ViT-B-16 with random weights; features, federation: tiny)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products")
+    parser.add_argument("--repeats", type=int, default=5, help="counted calls of each, in turn (default 5)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to FILE")
+    arguments = parser.parse_args()
+    found = []
+    for row in BENCHES[arguments.what](arguments):
+        found.append(row)
+        shown = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
+        print("  ".join(shown), flush=True)
+    if arguments.plot and arguments.what == "growth":
+        growth.plot(found, arguments.plot)
+        print(f"wrote {arguments.plot}")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n")
+        print(f"wrote {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()
