@@ -46,9 +46,10 @@ class Node:
     def __init__(self, message: Message, context: Context, federation_of: Callable):
         self.message, self.content = message, message.content
         self.job = Job.of(message.content)
-        self.inline = bool(context.node_config.get("inline"))
+        node_config = dict(context.node_config)
+        self.inline = bool(node_config.pop("inline", False))
         # A simulation's nodes are told where; a real one lets nobody else choose a folder of its disk.
-        self.site = None if self.job.private else Site.of(context.node_config)
+        self.site = None if self.job.private else Site.of(node_config)
         folder = self.job.private or self.site.store_folder(self.job.run)
         self.store = PrivateStore(folder, self.job.run, self.job.attempt)
         self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))

@@ -166,8 +166,9 @@ def _run(
     except FedPGPError:
         if server is not None and checkpoints(folder.path / "checkpoint"):
             _save_what_there_is(folder, config, server, console)
-            console.note(f"what is done is saved; go on with: python -m experiments.run resume={folder.path}")
-        elif not resumed:  # refused before anything was done: the same run_dir is free for the next try
+            console.note(f"what is done is saved; go on with: {_again(config)} resume={folder.path}")
+        elif not resumed and not checkpoints(folder.path / "checkpoint"):
+            # Refused before anything was done: the same run_dir is free for the next try.
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     except Interrupted:
@@ -195,7 +196,7 @@ def _work(
     if flower is not None:
         stopper.install()  # Flower has handlers of its own
         server = make_server(replace(job, deadline=float(config["runtime"]["round_timeout"] or 0)))
-        server.run(flower)
+        server.try_run(flower)
         return server
     if config["runtime"]["name"] == "inline":
         grid = InlineGrid(app)
@@ -362,6 +363,14 @@ def _for_clients(config: Mapping) -> dict:
         for key, value in config.items()
         if key not in ("run_dir", "resume", "verbose", "experiment_name", "logger")
     }
+
+
+def _again(config: Mapping) -> str:
+    """The command that goes on with a run."""
+    deployed = config["runtime"]["name"] == "flower"
+    return (
+        f"python -m experiments.deploy local --clients {config['clients']}" if deployed else "python -m experiments.run"
+    )
 
 
 def _check_runtime(config: Mapping, grid: Grid | None) -> None:

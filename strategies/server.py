@@ -130,20 +130,24 @@ class Server:
         self._before = self.state.seconds["total"]
 
     def app(self) -> ServerApp:
-        """The Flower ServerApp of this run. It never raises: what went wrong is in ``failure``."""
+        """The Flower ServerApp of this run."""
         app = ServerApp()
 
         @app.main()
         def main(grid: Grid, context: Context) -> None:
-            try:
-                self.run(grid)
-            except (
-                BaseException
-            ) as failure:  # also Interrupted: Flower's runtimes would print a traceback and go on waiting
-                self.failure = failure
-                self._fence()
+            self.try_run(grid)
 
         return app
+
+    def try_run(self, grid: Grid) -> None:
+        """Runs, and never raises: what went wrong is in ``failure``. Flower's runtimes would print a traceback and go
+        on waiting.
+        """
+        try:
+            self.run(grid)
+        except BaseException as failure:  # also Interrupted
+            self.failure = failure
+            self._fence()
 
     def run(self, inner: Grid) -> None:
         """All rounds, from where the state is to the last.
@@ -441,10 +445,10 @@ class Server:
         patience = RETURN_PATIENCE if rows else math.inf
         end = time.monotonic() + min(patience, self.timeout or math.inf)
         here = 0
+        roll.look()
         while missing := [client for client in clients if client not in roll.rows]:
             if self.stop.is_set():
                 raise Interrupted
-            roll.look()
             if len(roll.rows) > here:
                 here = len(roll.rows)
                 self.observer.progress(here, len(clients), "clients that are there")
@@ -457,6 +461,7 @@ class Server:
                     )
                 break
             time.sleep(0.2)
+            roll.look()
         return [roll.rows.get(client) or rows[client] for client in clients]
 
     def _settle(self, roll: Roll) -> None:

@@ -85,7 +85,7 @@ def small_federation(text: str) -> Federation:
         patches=patches.__getitem__,
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
-        slow_clients=config["runtime"]["slow_clients"],
+        slow_clients=config["runtime"].get("slow_clients", 0.0),
     )
 
 

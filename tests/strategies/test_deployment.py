@@ -1,0 +1,183 @@
+"""The server and real nodes of a deployment, in one process: who lives where, what is refused, who comes back."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from safetensors.numpy import load_file
+
+import strategies.roll as roll
+from clients.app import client_app
+from clients.site import Site, identity
+from clients.state import owner
+from clients.wire import Job
+from experiments.runner import resume, start
+from fedpgp.errors import FedPGPError
+from fedpgp.seeding import generator
+from strategies.checkpoint import checkpoints, read_checkpoint
+from tests.nodes import Nodes
+from tests.small import small_config, small_federation
+
+CLIENTS = 3
+SMALL = ("runtime=flower", f"clients={CLIENTS}", "participation=1", "evaluate_every=0")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(roll, "INTERVAL", 0.0)
+
+
+def sites(folder: Path, count: int = CLIENTS) -> list[dict]:
+    return [{"client-id": client, "state-dir": str(folder / f"client_{client}")} for client in range(count)]
+
+
+def deployed(run_dir: Path, *overrides: str, before=None, configs=None, faults=None) -> Nodes:
+    nodes = Nodes(client_app(small_federation), configs or sites(run_dir.parent / f"{run_dir.name}_nodes"))
+    if before is not None:
+        nodes.before = before
+    start(small_config(run_dir, *SMALL, *overrides, faults=faults), federation_of=small_federation, grid=nodes)
+    return nodes
+
+
+def simulated(run_dir: Path, *overrides: str, faults=None) -> None:
+    settings = (*SMALL[1:], *overrides)
+    start(small_config(run_dir, *settings, faults=faults), federation_of=small_federation)
+
+
+def metrics(run_dir: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def same(one: Path, other: Path) -> None:
+    (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (one, other))
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def training(message: Message, round: int) -> bool:
+    return message.metadata.message_type == "train" and Job.of(message.content).round == round
+
+
+def test_the_same_numbers_as_a_simulation(tmp_path):
+    deployed(tmp_path / "a", configs=list(reversed(sites(tmp_path / "nodes"))))  # whichever node comes first
+    simulated(tmp_path / "b")
+    same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_node_that_is_started_again_gets_its_message_again(tmp_path):
+    """Nobody is dropped: a second try is a function of the message and the last committed state."""
+    done = []
+
+    def before(nodes, node, message):
+        if training(message, 2) and node == 1 and not done:
+            done.append(node)
+            nodes.restart(node)
+
+    deployed(tmp_path / "a", before=before)
+    simulated(tmp_path / "b")
+    assert done and all(line["dropped"] == [] for line in metrics(tmp_path / "a", "train"))
+    same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_node_that_goes_and_comes_back(tmp_path):
+    """It is dropped where it was away, goes on with its last committed state, and a replay gives the same numbers."""
+
+    def before(nodes, node, message):
+        if training(message, 2) and node == 1:
+            nodes.leave(node)
+        if message.metadata.message_type == "evaluate" and Job.of(message.content).round == 2:
+            nodes.since.setdefault(1, 7)  # back, after the round
+
+    deployed(tmp_path / "a", "evaluate_every=1", before=before)
+    rounds = metrics(tmp_path / "a", "train")
+    assert [[entry["client"] for entry in line["dropped"]] for line in rounds] == [[], [1], []]
+    assert "its node is not connected" in rounds[1]["dropped"][0]["reason"]
+    simulated(tmp_path / "b", faults={"raise": [1], "round": 2})
+    same(tmp_path / "a", tmp_path / "b")
+    run, _ = owner(tmp_path / "a" / "private")
+    kept = tmp_path / "a_nodes" / "client_1" / run / "client_00001"
+    assert sorted(path.name for path in kept.iterdir()) == ["round_00001.safetensors", "round_00003.safetensors"]
+    theirs = load_file(tmp_path / "b" / "private" / "client_00001" / "round_00003.safetensors")
+    for name, tensor in load_file(kept / "round_00003.safetensors").items():
+        np.testing.assert_allclose(tensor, theirs[name], rtol=1e-9, atol=1e-12)
+
+
+def test_the_server_goes_on_after_a_stop(tmp_path):
+    """Stopped in round 3 and resumed with one node away: the same as a run that lost it there."""
+    marker = tmp_path / "mended"
+    nodes = sites(tmp_path / "nodes")
+    faults = {"raise": [0, 1, 2], "round": 3, "until": str(marker)}
+    with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients"):
+        deployed(tmp_path / "a", configs=nodes, faults=faults)
+    marker.touch()
+    resume(tmp_path / "a", federation_of=small_federation, grid=Nodes(client_app(small_federation), nodes))
+    simulated(tmp_path / "b")
+    same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):
+    twice = [*sites(tmp_path)[:2], {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
+    with pytest.raises(FedPGPError, match="the nodes of clients 2 are not there; two nodes say they are client 1"):
+        deployed(tmp_path / "a", configs=twice)
+    assert "two nodes say they are client 1" in capsys.readouterr().out
+    with pytest.raises(FedPGPError, match="the nodes of clients 1, 2 are not there"):
+        deployed(tmp_path / "b", "runtime.round_timeout=0.5", configs=sites(tmp_path)[:1])
+    stranger = [*sites(tmp_path)[:2], {"client-id": 9, "state-dir": str(tmp_path / "other")}]
+    with pytest.raises(FedPGPError, match="client-id=9, but the federation has 3 clients"):
+        deployed(tmp_path / "c", configs=stranger)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("fedpgp version", "0.0.9"), ("class list", "5 classes, sha256 00"), ("model weights", "sha256 00")],
+)
+def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
+    text = json.dumps({**small_config(tmp_path / "run", *SMALL), "run_dir": None})
+    expected = identity(small_federation(text))
+    content = RecordDict(
+        {
+            "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest(), "", 0, ask="greeting").record(),
+            "configuration": ConfigRecord({"json": text}),
+            "identity": ConfigRecord({**expected, name: other}),
+        }
+    )
+    (config, *_) = sites(tmp_path)
+    Nodes(client_app(small_federation), [config])  # Flower's identity of this process
+    message = Message(content, dst_node_id=1, message_type="query")
+    reply = client_app(small_federation)(message, Context(1, 1, {"inline": True, **config}, RecordDict(), {}))
+    answer = json.loads(reply.content["answer"]["json"])
+    assert answer["refused"] == f"{name}: {expected[name]} here, {other} on the server" and "row" not in answer
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"state-dir": "/x"}, "has no client-id"),
+        ({"client-id": 1}, "has no state-dir"),
+        ({"client-id": "1", "state-dir": "/x"}, "client-id='1' .* whole number"),
+        ({"client-id": 1, "statedir": "/x"}, "state-dir"),
+    ],
+)
+def test_a_node_s_own_configuration_is_checked(config, said):
+    with pytest.raises(FedPGPError, match=said):
+        Site.of(config)
+
+
+def test_the_server_cannot_choose_a_folder_on_a_node(tmp_path):
+    site = Site.of({"client-id": 0, "state-dir": str(tmp_path)})
+    with pytest.raises(FedPGPError, match="not one of this project's"):
+        site.store_folder("../../etc")
+
+
+def test_clients_are_drawn_as_in_a_simulation(tmp_path):
+    deployed(tmp_path / "a", "participation=0.67")
+    committed = read_checkpoint(checkpoints(tmp_path / "a" / "checkpoint")[-1])[0]["committed"]
+    expected = np.zeros(CLIENTS, dtype=int)
+    for round in (1, 2, 3):
+        expected[generator(0, "participants", round).choice(range(CLIENTS), size=2, replace=False)] = round
+    assert committed.tolist() == expected.tolist()

@@ -1,0 +1,132 @@
+"""What leaves a client with pictures of its own: every byte is recorded and searched."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import strategies.roll as roll
+from clients.app import client_app
+from clients.state import owner
+from experiments.runner import start
+from experiments.settings import composed
+from fedpgp.data import load_dataset
+from strategies.checkpoint import checkpoints, read_checkpoint
+from tests.nodes import Nodes
+
+CLASSES = ["mammal", "insect", "plant", "fruit", "meal", "drink"]
+HELD = {0: ["mammal", "plant", "fruit", "drink"], 1: ["insect", "mammal"]}  # client 1 has no novel class
+LONGEST_CHANCE = 16
+"""Bytes that agree by chance are fewer."""
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    """Two clients with their own folders, two rounds; the run's folder, the nodes, and all they sent."""
+    folder = tmp_path_factory.mktemp("own")
+    emoji = load_dataset("emoji")
+    for client, domain in enumerate(("noto", "twemoji")):
+        for part in ("train", "test"):
+            split = getattr(emoji, part)
+            for name in HELD[client]:
+                wanted = emoji.class_names.index(name)
+                rows = [i for i in range(len(split)) if split.labels[i] == wanted and split.domains[i] == domain]
+                for row in rows[:4]:
+                    path = folder / f"site_{client}" / part / name / f"patient-{client}-{row}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    split.image(row).save(path)
+    configs = [
+        {"client-id": c, "state-dir": str(folder / f"state_{c}"), "data-dir": str(folder / f"site_{c}")} for c in HELD
+    ]
+    overrides = ["runtime=flower", "partition=own", "dataset=folder", f"dataset.class_names=[{','.join(CLASSES)}]"]
+    overrides += ["clients=2", "rounds=2", "local_epochs=1", "batch_size=4", "evaluate_every=1", "n_ctx=4"]
+    nodes = Nodes(client_app(), configs)
+    interval, roll.INTERVAL = roll.INTERVAL, 0.0
+    try:
+        start(composed([*overrides, f"run_dir={folder / 'run'}"]), grid=nodes)
+    finally:
+        roll.INTERVAL = interval
+    return folder, nodes, b"\0".join(nodes.sent)
+
+
+def pieces(tensor: np.ndarray) -> list[bytes]:
+    """The rows of a tensor as bytes, in each precision they might be sent in; rows of zeros say nothing."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return [row.astype(kind).tobytes() for row in rows if row.any() for kind in ("<f4", "<f8", "<f2")]
+
+
+def test_the_shared_prompt_is_found_in_what_was_sent(federation):
+    """The search finds what is there."""
+    folder, nodes, sent = federation
+    received = b"\0".join(nodes.received)
+    shared = read_checkpoint(checkpoints(folder / "run" / "checkpoint")[0])[0]["shared/p_G"]
+    assert all(row.tobytes() in received for row in shared)
+    assert b"p_G" in sent and b"num-examples" in sent
+
+
+def test_personal_terms_stay(federation):
+    folder, _, sent = federation
+    run, _ = owner(folder / "run" / "private")
+    for client in HELD:
+        for path in (folder / f"state_{client}" / run).rglob("round_*.safetensors"):
+            state = load_file(path)
+            assert {"U", "V"} <= set(state)
+            for name, tensor in state.items():
+                assert not [piece for piece in pieces(tensor) if piece in sent], (path, name)
+    assert not list((folder / "run" / "private").glob("client_*"))
+
+
+def test_features_and_pictures_stay(federation):
+    folder, _, sent = federation
+    caches = [path for client in HELD for path in (folder / f"state_{client}" / "features").glob("*.safetensors")]
+    assert len(caches) == 4
+    for path in caches:
+        for row in load_file(path)["features"]:
+            assert not [piece for piece in pieces(row[None]) if piece in sent]
+    for path in folder.glob("site_*/*/*/*.png"):
+        data, pixels = path.read_bytes(), np.asarray(Image.open(path).convert("RGB"))
+        assert data[64 : 64 + LONGEST_CHANCE] not in sent and data[-64 : -64 + LONGEST_CHANCE] not in sent
+        busy = [row.tobytes() for row in pixels.reshape(len(pixels), -1) if len(set(row.tobytes())) > LONGEST_CHANCE]
+        assert busy and not [row for row in busy if row in sent]
+
+
+def test_labels_and_names_stay(federation):
+    """No file or folder name, no class name, no list of labels; of the images only their number."""
+    folder, _, sent = federation
+    names = {part for path in folder.glob("site_*/*/*/*.png") for part in path.relative_to(folder).parts}
+    names |= {str(folder), *CLASSES} - {"train", "test"}
+    said = sent.decode("latin-1")
+    assert not [name for name in names - {"train", "test"} if re.search(rf"(?<![a-z]){re.escape(name)}(?![a-z])", said)]
+    table = json.loads((folder / "run" / "partition.json").read_text())["clients"]
+    assert [set(row) for row in table] == [{"id", "domain", "train_images", "test_images", "trains"}] * 2
+    # base classes are the first three: client 0 trains on two of them, client 1 on two
+    assert [row["train_images"] for row in table] == [8, 8] and [row["test_images"] for row in table] == [8, 8]
+
+
+def test_only_what_the_method_shares_leaves(federation):
+    """Every tensor that was sent has a shared name, and every other value is a figure or the account of the work."""
+    _, nodes, _ = federation
+    tensors = {name for content in nodes.replies for record in content.array_records.values() for name in record}
+    figures = {name for content in nodes.replies for record in content.metric_records.values() for name in record}
+    others = {name for content in nodes.replies for record in content.config_records.values() for name in record}
+    assert tensors == {"p_G"} and others <= {"json", "account"}
+    assert {"num-examples", "loss", "personal.local"} <= figures
+
+
+def test_the_run_folder_says_what_is_kept_by_the_client(federation):
+    folder, _, _ = federation
+    page = (folder / "run" / "report.html").read_text()
+    assert "kept by the client" in page and "Kept by the client" in page and "data:image/png" not in page
+    assert json.loads((folder / "run" / "samples.json").read_text())["samples"] == []
+
+
+def test_base_and_novel_are_null_where_a_client_has_no_such_images(federation):
+    folder, _, _ = federation
+    with open(folder / "run" / "clients.csv") as file:
+        rows = {(row["id"], row["model"]): row for row in csv.DictReader(file)}
+    assert rows["0", "personal"]["novel"] != "" and rows["1", "personal"]["novel"] == ""
+    assert rows["1", "personal"]["base"] != "" and rows["1", "personal"]["local"] != ""
