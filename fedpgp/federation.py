@@ -299,7 +299,7 @@ class Federation:
         return max(1, int(memory * MEMORY_SHARE / client))
 
     def _activations(self, classes: Candidates, gradients: bool) -> float:
-        """Bytes that one client's step takes in the text tower at its highest."""
+        """Bytes that one client's step takes in the towers at its highest."""
         task = self.method.task
         blocks = task.clip.text_blocks
         kept = 12 * blocks  # widths a token that autograd keeps; measured: 10 a block, and what is at work
@@ -309,6 +309,8 @@ class Federation:
             kept = blocks + 24
         contexts = self.method.contexts(self.training.batch_size)
         values = contexts * classes.encoder(task.n_ctx).tokens * task.clip.width * kept
+        if gradients:
+            values += 12 * self.method.image_values(self.training.batch_size)
         return values * torch.finfo(task.dtype).bits / 8
 
     # Training. --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Candidates:
         self.task, self.ids = task, ids
         self.names = [task.class_names[i] for i in ids]
         self._encoders: dict[int, PromptedTextEncoder] = {}
+        self._described: dict[str, Tensor] = {}
 
     def encoder(self, n_ctx: int) -> PromptedTextEncoder:
         """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens."""
@@ -44,10 +45,12 @@ class Candidates:
         """z_C of the hand-written template ("a photo of a {}."), unit norm, (classes, embed)."""
         return self.task.clip.encode_texts(self.sentences).to(self.task.dtype)
 
-    @cached_property
-    def bare(self) -> Tensor:
-        """Features of the bare class names, unit norm, (classes, embed)."""
-        return self.task.clip.encode_texts([name.replace("_", " ") for name in self.names]).to(self.task.dtype)
+    def described(self, template: str) -> Tensor:
+        """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (classes, embed)."""
+        if template not in self._described:
+            texts = [template.format(name.replace("_", " ")) for name in self.names]
+            self._described[template] = self.task.clip.encode_texts(texts).to(self.task.dtype)
+        return self._described[template]
 
     @cached_property
     @torch.no_grad()

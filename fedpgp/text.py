@@ -18,7 +18,7 @@ Towers and layouts that cannot share a prefix take the full path (:mod:`fedpgp.f
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -294,6 +294,23 @@ class PromptedTextEncoder:
             features = self._of_subsets(flat, wanted)
         return features.reshape(*leading, len(self.class_names), -1)
 
+    def deep(self, contexts: Tensor, beside: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+        """Features under contexts of several blocks: (n, depth, n_ctx, width) -> (n, classes, embed).
+
+        The first is the context; at the input of block l < depth the context's states are replaced by the l-th. They
+        never see a class name either, so the prefix is still shared.
+
+        Args:
+            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (n, tokens, width) its input (in the
+                last block the end tokens' rows alone); of each token by itself.
+
+        Raises:
+            FedPGPError: a model that takes full sequences.
+        """
+        if self._encode is not None:
+            raise FedPGPError(f"prompts and adapters inside the text tower need a shared prefix: {self.path}")
+        return self._shared(contexts[:, 0], contexts[:, 1:], beside)
+
     def _features(self, context: Tensor) -> Tensor:
         return self._shared(context) if self._encode is None else self._encode(context)
 
@@ -331,8 +348,13 @@ class PromptedTextEncoder:
         self._parts[ids].checkpointing = self.checkpointing
         return self._parts[ids]
 
-    def _shared(self, context: Tensor) -> Tensor:
-        """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix."""
+    def _shared(
+        self,
+        context: Tensor,
+        deeper: Tensor | None = None,
+        beside: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix; the rest as :meth:`deep` has it."""
         tower = self.tower
         context, n = context.to(tower.dtype), len(context)
         prefix = torch.cat([self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1)
@@ -340,11 +362,16 @@ class PromptedTextEncoder:
         blocks = [self._first, *[self._middle] * (len(tower.blocks) - 2), self._last]
         if len(tower.blocks) == 1:
             blocks = [self._last]
-        for run, block in zip(blocks, tower.blocks, strict=True):
+        for i, (run, block) in enumerate(zip(blocks, tower.blocks, strict=True)):
+            if deeper is not None and 0 < i <= deeper.shape[1]:
+                x = torch.cat([x[:, :1], deeper[:, i - 1].to(x.dtype), x[:, 1 + self.n_ctx :]], dim=1)
+            before = x
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run, block, x, use_reentrant=False)
             else:
                 x = run(block, x)
+            if beside is not None:
+                x = x + beside(i, before if run != self._last else before.index_select(1, self._ends))
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
         return F.normalize(features.to(tower.dtype), dim=-1)[:, self._inverse]
 

@@ -24,6 +24,13 @@ from fedpgp.training import TrainingSettings
 
 CLASSES = ["cat", "golden retriever", "airplane", "clover", "swimming pool", "tea cup"]
 EMBED = 16
+SMALL = {
+    "fedpgp": {"rank": 2},
+    "dp_fpl": {"rank": 2},
+    "pfedmoap": {"width": 16},
+    **dict.fromkeys(("vpt", "maple", "promptsrc"), {"depth": 2}),
+}
+"""Settings that fit the small model."""
 
 
 def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = None) -> dict:
@@ -44,7 +51,7 @@ def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = Non
             *overrides,
         ]
     )
-    config["method"] |= {"fedpgp": {"rank": 2}, "pfedmoap": {"width": 16}}.get(config["method"]["name"], {})
+    config["method"] |= SMALL.get(config["method"]["name"], {})
     config["dataset"]["faults"] = faults or {}
     return config
 

@@ -14,6 +14,7 @@ from fedpgp.methods.fedpha import FedPHA
 from fedpgp.methods.fedprox import FedProx
 from fedpgp.methods.fedtpg import FedTPG
 from fedpgp.methods.kgcoop import KgCoOp
+from fedpgp.methods.maple import MaPLe
 from fedpgp.methods.pfedmoap import PFedMoAP
 from fedpgp.methods.pfedprompt import PFedPrompt
 from fedpgp.methods.plot import Plot
@@ -22,7 +23,9 @@ from fedpgp.methods.prograd import ProGrad
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.methods.promptfl_ft import PromptFLFT
 from fedpgp.methods.promptfolio import PromptFolio
+from fedpgp.methods.promptsrc import PromptSRC
 from fedpgp.methods.scaffold import Scaffold
+from fedpgp.methods.vpt import VPT
 from fedpgp.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -51,6 +54,9 @@ METHODS: dict[str, type[Method]] = {
         ProDA,
         ProGrad,
         KgCoOp,
+        PromptSRC,
+        MaPLe,
+        VPT,
     )
 }
 

@@ -195,6 +195,11 @@ class Method(ABC):
         reckoned from."""
         return 2
 
+    def image_values(self, images: int) -> int:
+        """Tokens x width x blocks of the image tower for one client's images in a step, where gradients go through it:
+        likewise."""
+        return 0
+
     # How it answers. --------------------------------------------------------------------------------------------------
 
     @abstractmethod

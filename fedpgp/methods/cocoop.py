@@ -25,7 +25,7 @@ class CoCoOp(Method):
     name = "cocoop"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        task, embed = self.task, self.task.candidates([0]).photo.shape[-1]
+        task, embed = self.task, self.task.clip.embed
         hidden = max(8, embed // 16)  # small models would be left with none
         return {
             "p_G": starting_context(task.clip, task.n_ctx, task.context_init, rng),

@@ -47,7 +47,7 @@ class FedCLIP(Method):
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        embed = self.task.candidates([0]).photo.shape[-1]
+        embed = self.task.clip.embed
         return {**linear_start("1", embed, embed, rng), **linear_start("2", embed, embed, rng)}
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:

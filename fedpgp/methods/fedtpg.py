@@ -46,7 +46,7 @@ class FedTPG(Method):
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        width, embed = self.task.clip.width, self.task.candidates([0]).photo.shape[-1]
+        width, embed = self.task.clip.width, self.task.clip.embed
         if width % self.settings.heads:
             raise FedPGPError(f"method.heads={self.settings.heads} does not divide the text tower's width {width}")
         return {
@@ -64,7 +64,7 @@ class FedTPG(Method):
     def context(self, params: Params, classes: Candidates, among: Tensor | None = None) -> Tensor:
         """The generated context (K, m, d) from all classes, or from those where ``among`` (K, C) is True."""
         queries = norm(params, "norm_q", params["Q"])
-        names = norm(params, "norm_e", classes.bare.expand(len(queries), -1, -1))
+        names = norm(params, "norm_e", classes.described("{}").expand(len(queries), -1, -1))
         x = attention(params, "attention", queries, names, self.settings.heads, among)
         return x + gated(params, "ff", x)
 

@@ -64,7 +64,7 @@ class PFedMoAP(PromptFL):
     carried = ("p", "tuned", "experts", "real", "known", "pooled")
 
     def init_personal(self, rng: np.random.Generator) -> Params:
-        width, embed = self.settings.width, self.task.candidates([0]).photo.shape[-1]
+        width, embed = self.settings.width, self.task.clip.embed
         if embed % width:
             raise FedPGPError(f"method.width={width} does not divide the model's embedding of {embed}")
         state = {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}

@@ -29,3 +29,10 @@ def test_the_page_works_in_under_forty_lines(tmp_path, monkeypatch):
     summary = start(config, federation_of=small_federation)
     assert summary["status"] == "finished" and summary["method"] == "scaled_prompt"
     assert summary["accuracy"]["personal"]["local"] is not None
+
+
+def test_the_files_it_points_to_exist():
+    folder = Path(__file__).resolve().parents[2] / "fedpgp" / "methods"
+    for row in re.findall(r"^\| .* \|$", PAGE, re.MULTILINE):
+        for name in re.findall(r"`(\w+\.py)`", row):
+            assert (folder / name).exists(), name

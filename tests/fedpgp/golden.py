@@ -29,16 +29,18 @@ def golden_class_names() -> list[str]:
 
 @cache
 def golden_clip() -> FrozenCLIP:
-    """The text tower of the golden numbers in float64; its image tower is never used (features are given)."""
+    """The text tower of the golden numbers in float64, with a random image tower."""
     from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
 
     inputs = golden("inputs")
-    model = CLIP(
-        embed_dim=16,
-        vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-        quick_gelu=True,
-    ).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIP(
+            embed_dim=16,
+            vision_cfg={"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
+            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+            quick_gelu=True,
+        ).double()
     state = {
         name.removeprefix("weights/"): tensor.double() for name, tensor in inputs.items() if name.startswith("weights/")
     }

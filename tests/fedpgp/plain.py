@@ -34,6 +34,39 @@ def feature(task, c, context):
     return F.normalize(x[0, tokens[0].argmax()] @ model.text_projection, dim=0)
 
 
+def through(blocks, x, prompts, where, mask=None, beside=None):
+    """Tokens (t, width) through blocks; in block i < depth the tokens at ``where`` are replaced by prompts[i]."""
+    for i, block in enumerate(blocks):
+        if 0 < i < len(prompts):
+            x = torch.cat([x[: where.start], prompts[i], x[where.stop :]])
+        before = x
+        x = block(x[None], attn_mask=mask)[0]
+        if beside is not None:
+            x = x + torch.stack([beside(i, block, token) for token in before])
+    return x
+
+
+def deep_feature(task, c, prompts, beside=None):
+    """:func:`feature` with prompts (J, n, d) of the first J blocks."""
+    model, n = task.clip.text_model, prompts.shape[1]
+    tokens = task.clip.tokenizer([" ".join(["X"] * n + [task.class_names[c]]) + "."])[0]
+    x = model.token_embedding(tokens)
+    x = torch.cat([x[:1], prompts[0], x[1 + n :]]) + model.positional_embedding
+    x = through(model.transformer.resblocks, x, prompts, slice(1, 1 + n), model.attn_mask, beside)
+    return F.normalize(model.ln_final(x)[tokens.argmax()] @ model.text_projection, dim=0)
+
+
+def pictured(task, pixels, prompts, beside=None):
+    """Image feature with prompts (J, n, W) behind the patches of the first J blocks."""
+    tower = task.clip.model.visual
+    x = tower.conv1(pixels[None])[0].flatten(1).T
+    x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
+    places = slice(len(x), len(x) + prompts.shape[1])
+    x = tower.ln_pre(torch.cat([x, *prompts[:1]]))
+    x = through(tower.transformer.resblocks, x, prompts, places, None, beside)
+    return F.normalize(tower.ln_post(x[0]) @ tower.proj, dim=0)
+
+
 def sentence(task, text):
     return task.clip.encode_texts([text])[0]
 
@@ -437,3 +470,44 @@ def pfedmoap(task, s, batch, k, p, received):
             yield s.text * task.logit_scale * (x @ own[c]) + task.logit_scale * (pool(x) @ mixed)
 
     return cross_entropy_of(batch, k, logits)
+
+
+def both_towers(task, batch, k, texts, prompts):
+    def logits(b):
+        x = pictured(task, batch.images.pixels[k, b], prompts)
+        return [task.logit_scale * (x @ t) for t in texts]
+
+    return cross_entropy_of(batch, k, logits)
+
+
+@plain("vpt", tokens=3, depth=1)
+@plain("vpt", tokens=2, depth=2)
+def vpt(task, s, batch, k, p, received):
+    return both_towers(task, batch, k, [photo(task, c) for c in classes(task)], p["v"])
+
+
+@plain("maple", depth=1)
+@plain("maple", depth=2)
+def maple(task, s, batch, k, p, received):
+    v = torch.stack([torch.stack([p["W"][i] @ t + p["b"][i] for t in p["t"][i]]) for i in range(s.depth)])
+    return both_towers(task, batch, k, [deep_feature(task, c, p["t"]) for c in classes(task)], v)
+
+
+@plain("promptsrc", depth=2, text_weight=3.0, image_weight=2.0)
+def promptsrc(task, s, batch, k, p, received):
+    texts = [deep_feature(task, c, p["t"]) for c in classes(task)]
+    fixed = []
+    for c in classes(task):
+        name, many = task.class_names[c], ("itap of a", "a bad photo of the", "a origami", "a photo of the large")
+        several = [sentence(task, f"{words} {name}.") for words in (*many, "art of the", "a photo of the small")]
+        fixed.append(F.normalize(sum([*several, sentence(task, f"a {name} in a video game.")]) / 7, dim=0))
+    loss = both_towers(task, batch, k, texts, p["v"])
+    for t, z in zip(texts, fixed, strict=True):
+        loss = loss + s.text_weight * (t - z).abs().mean() / len(texts)
+    for b, _, w in real(batch, k):
+        x, known = pictured(task, batch.images.pixels[k, b], p["v"]), batch.images.features[k, b]
+        loss = loss + w * s.image_weight * (x - known).abs().mean()
+        q = torch.softmax(torch.stack([task.logit_scale * (x @ t) for t in texts]), 0)
+        q_C = torch.softmax(torch.stack([task.logit_scale * (known @ z) for z in fixed]), 0)
+        loss = loss + w * sum(q_C[c] * torch.log(q_C[c] / q[c]) for c in classes(task)) / len(texts)
+    return loss

@@ -15,6 +15,7 @@ from fedpgp.methods import METHODS
 from fedpgp.protocols import deal
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
+from tests.small import SMALL
 
 NAMES = ["cat", "dog", "airplane", "ship", "clover", "rose"]
 DOMAINS = ["photo", "sketch"]
@@ -36,9 +37,7 @@ FEATURES = {
 
 def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options) -> Federation:
     method = METHODS[name]
-    settings = {"fedpgp": {"rank": 2, "personal_init": "normal"}, "dp_fpl": {"rank": 2}, "pfedmoap": {"width": 16}}.get(
-        name, {}
-    )
+    settings = {"personal_init": "normal", "rank": 2} if name == "fedpgp" else SMALL.get(name, {})
     task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
     protocol = {"name": "base2novel", **(protocol or {})}
     scheme = scheme or {"scheme": "domain_dirichlet", "beta": 0.5}

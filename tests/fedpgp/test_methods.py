@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from plain import PLAIN
 from torch.testing import assert_close
 
-from fedpgp.methods import METHODS, Batch, Images, Step
+from fedpgp.clip import load_clip
+from fedpgp.errors import FedPGPError
+from fedpgp.image_tower import ImageTower
+from fedpgp.methods import METHODS, Batch, Images, Round, Step
 from fedpgp.seeding import generator
 
 K, B, C = 3, 5, 5
@@ -146,3 +149,24 @@ def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
         assert params["fitted"][k] == 1
     for n, tensor in before.items():
         assert torch.equal(params[n][1], tensor[1])
+
+
+def test_promptsrc_ends_with_the_gaussian_sum_of_its_rounds(task):
+    method = METHODS["promptsrc"](METHODS["promptsrc"].Settings(depth=2, mean=0.6, std=0.3), task)
+    memory, last = method.init_memory(3), 5
+    rounds = [{n: torch.full_like(t, float(r)) for n, t in memory.items()} for r in range(1, last + 1)]
+    weights = torch.exp(-((torch.arange(1, last + 1) / last - 0.6) ** 2) / (2 * 0.3**2)).double()
+    for r, averaged in enumerate(rounds, 1):
+        shared, memory = method.after_round(
+            averaged, Round(r, last, [0], 3, torch.ones(1), averaged, averaged, memory, lr=0.1, seed=0)
+        )
+        if r < last:
+            assert all(torch.equal(shared[n], averaged[n]) for n in averaged)
+    expected = sum(w * (r + 1) for r, w in enumerate(weights)) / weights.sum()
+    for tensor in shared.values():
+        assert_close(tensor, torch.full_like(tensor, float(expected)))
+
+
+def test_methods_inside_the_image_tower_refuse_a_convolutional_one():
+    with pytest.raises(FedPGPError, match="method=vpt.*model=tiny_vit"):
+        ImageTower(load_clip("tiny"), torch.float32, "vpt")

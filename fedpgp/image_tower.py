@@ -1,0 +1,130 @@
+"""CLIP's vision transformer with the clients' prompts among its tokens and their adapters beside its blocks.
+
+The weights are frozen; prompts and adapters carry the client axis. Every client's pictures go through in one batch.
+Image features cannot be cached for such methods, and the tower is most of their cost.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpgp.errors import FedPGPError
+from fedpgp.frozen import FrozenCLIP
+
+
+class ImageTower:
+    """The image tower of a model, in one precision.
+
+    Args:
+        clip: the frozen model.
+        dtype: of the computation.
+        method: who asks, for the error.
+
+    Raises:
+        FedPGPError: the image tower is not a CLIP ViT.
+    """
+
+    def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, method: str):
+        tower = clip.model.visual
+        blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+        if (
+            blocks is None
+            or getattr(tower, "pool_type", None) != "tok"
+            or getattr(tower, "attn_pool", None) is not None
+            or not isinstance(getattr(blocks[0], "attn", None), nn.MultiheadAttention)
+            or not isinstance(blocks[0].ls_1, nn.Identity)
+        ):
+            raise FedPGPError(
+                f"method={method} works inside the image tower, which {type(tower).__name__} does not allow: it needs "
+                "a CLIP vision transformer (model=tiny_vit, vit_b16, vit_b32, vit_l14 ...)"
+            )
+        self.dtype, self.heads, self.eps = dtype, blocks[0].attn.num_heads, blocks[0].ln_1.eps
+        self.activation = blocks[0].mlp.gelu
+        self.weights = {name: tensor.detach().to(dtype) for name, tensor in tower.state_dict().items()}
+        self.stride = tower.conv1.stride
+        self.depth, self.width = len(blocks), tower.conv1.out_channels
+        self.tokens = 1 + tower.grid_size[0] * tower.grid_size[1]
+
+    def __call__(
+        self,
+        pixels: Tensor,
+        prompts: Tensor | None = None,
+        beside: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Image features.
+
+        Args:
+            pixels: preprocessed pictures, (K, B, 3, R, R).
+            prompts: (K, depth, n, width). The first n stand behind the patches; at the input of block l < depth their
+                outputs are replaced by the l-th ones.
+            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input.
+
+        Returns:
+            unit norm, (K, B, embed).
+        """
+        return self.encode(self.embed(pixels), prompts, beside)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R) -> (K, B, tokens, width)."""
+        w = self.weights
+        x = F.conv2d(pixels.flatten(0, 1).to(self.dtype), w["conv1.weight"], stride=self.stride)
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([w["class_embedding"].expand(len(x), 1, -1), x], dim=1) + w["positional_embedding"]
+        return x.view(*pixels.shape[:2], *x.shape[1:])
+
+    def encode(
+        self,
+        x: Tensor,
+        prompts: Tensor | None = None,
+        beside: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """As calling it, from what :meth:`embed` gives."""
+        clients, images = x.shape[:2]
+        x = x.flatten(0, 1)
+
+        def of_block(block: int) -> Tensor:
+            own = prompts[:, block].unsqueeze(1).expand(-1, images, -1, -1)
+            return own.flatten(0, 1).to(self.dtype)
+
+        count = 0 if prompts is None else prompts.shape[2]
+        if count:
+            x = torch.cat([x, of_block(0)], dim=1)
+        x = self.norm("ln_pre", x) if "ln_pre.weight" in self.weights else x
+        for block in range(self.depth):
+            if count and 0 < block < prompts.shape[1]:
+                x = torch.cat([x[:, :-count], of_block(block)], dim=1)
+            before = x
+            x = self._block(block, x)
+            if beside is not None:
+                x = x + beside(block, before.reshape(clients, -1, self.width)).view_as(x)
+        features = self.norm("ln_post", x[:, 0]) @ self.weights["proj"]
+        return F.normalize(features, dim=-1).view(clients, images, -1)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """A layer norm of the tower by name (``ln_pre``, ``ln_post``, ``transformer.resblocks.0.ln_1`` ...)."""
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+    def _block(self, block: int, x: Tensor) -> Tensor:
+        name, w = f"transformer.resblocks.{block}", self.weights
+
+        def linear(layer: str, x: Tensor) -> Tensor:
+            return F.linear(x, w[f"{name}.{layer}.weight"], w[f"{name}.{layer}.bias"])
+
+        qkv = F.linear(self.norm(f"{name}.ln_1", x), w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"])
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + linear("attn.out_proj", mixed)
+        return x + linear("mlp.c_proj", self.activation(linear("mlp.c_fc", self.norm(f"{name}.ln_2", x))))
+
+
+def check_depth(name: str, depth: int, blocks: int, tower: str) -> None:
+    """Refuses prompts or adapters in more blocks than there are.
+
+    Raises:
+        FedPGPError: naming the setting.
+    """
+    if depth > blocks:
+        raise FedPGPError(f"{name}={depth}: the {tower} tower of this model has {blocks} blocks")

@@ -1,0 +1,67 @@
+"""MaPLe, federated: text prompts, and image prompts that are linear in them (Khattak et al., CVPR 2023, arXiv
+2210.03117).
+
+    t_0..t_J-1 (n, d)         text prompts: the context, and n for each of the next blocks of the text tower
+    v_l = t_l W_l^T + b_l     image prompts of block l
+    y   = s cos(f(patches, v), g(t))
+
+Prompts and couplings are shared. n is n_ctx here, for both towers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedpgp.errors import check_number
+from fedpgp.image_tower import check_depth
+from fedpgp.methods.base import Params
+from fedpgp.methods.vpt import VPT
+from fedpgp.prompts import normal, starting_context
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class MaPLeSettings:
+    """Settings of MaPLe.
+
+    Attributes:
+        depth: J, blocks with prompts, in both towers.
+    """
+
+    depth: int = 9
+
+    def __post_init__(self):
+        check_number("method.depth", self.depth, least=1, whole=True)
+
+
+class MaPLe(VPT):
+    """Shared: t (J, n, d), W (J, W, d), b (J, W). Nothing personal."""
+
+    name = "maple"
+    Settings = MaPLeSettings
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        return {**deep_text_prompts(self.task, self.settings.depth, rng), **self._coupling(rng)}
+
+    def _coupling(self, rng: np.random.Generator) -> Params:
+        depth, width, bound = self.settings.depth, self.task.clip.width, self.task.clip.width**-0.5
+        check_depth("method.depth", depth, self.tower.depth, "image")
+        return {
+            "W": torch.from_numpy(rng.uniform(-bound, bound, (depth, self.tower.width, width))),
+            "b": torch.from_numpy(rng.uniform(-bound, bound, (depth, self.tower.width))),
+        }
+
+    def contexts(self, images: int) -> int:
+        return 1
+
+    def global_features(self, shared: Params, classes: Candidates) -> Params:
+        v = shared["t"] @ shared["W"].mT + shared["b"].unsqueeze(-2)
+        return {"v": v, "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
+
+
+def deep_text_prompts(task, depth: int, rng: np.random.Generator) -> Params:
+    """``t`` (depth, n, d): the starting context, then N(0, 0.02²) for each further block of the text tower."""
+    check_depth("method.depth", depth, task.clip.text_blocks, "text")
+    first = starting_context(task.clip, task.n_ctx, task.context_init, rng)
+    return {"t": torch.cat([first.unsqueeze(0), normal((depth - 1, *first.shape), rng)])}

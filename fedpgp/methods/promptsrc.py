@@ -1,0 +1,109 @@
+"""PromptSRC, federated: deep prompts in both towers that regulate themselves (Khattak et al., ICCV 2023, arXiv
+2307.06948).
+
+    z = g(t), x = f(patches, v)        t (J, n, d), v (J, n, W): independent prompts of the first J blocks
+    z' = mean of several templates' features, normalised;  x' = CLIP's own feature of the image;  both frozen
+    L = CE + 25 mean |z - z'| + 10 mean |x - x'| + KL(softmax(s x' z'^T) || softmax(s x z^T)) / C
+
+The server averages the prompts. Gaussian prompt aggregation: the result of the run is the weighted sum of all rounds'
+averages, with weights from a Gaussian over the rounds; the rounds themselves go on from the plain average. (Public code
+overwrites the working prompts with the unfinished sum.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.image_tower import check_depth
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Params, Round, Step, cosine_logits
+from fedpgp.methods.maple import deep_text_prompts
+from fedpgp.methods.vpt import VPT
+from fedpgp.prompts import normal
+from fedpgp.task import Candidates
+
+TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""CLIP's seven templates for ImageNet."""
+
+
+@dataclass(frozen=True)
+class PromptSRCSettings:
+    """Settings of PromptSRC.
+
+    Attributes:
+        depth: J, blocks with prompts, in both towers.
+        text_weight, image_weight: of the two distances.
+        mean, std: of the Gaussian over rounds, as shares of their number (the paper's 15 and 1 of 20 epochs); std 0
+            takes the last round alone.
+    """
+
+    depth: int = 9
+    text_weight: float = 25.0
+    image_weight: float = 10.0
+    mean: float = 0.75
+    std: float = 0.05
+
+    def __post_init__(self):
+        check_number("method.depth", self.depth, least=1, whole=True)
+        for name in ("text_weight", "image_weight", "mean", "std"):
+            check_number(f"method.{name}", getattr(self, name), least=0)
+
+
+class PromptSRC(VPT):
+    """Shared: t (J, n, d), v (J, n, W). Nothing personal."""
+
+    name = "promptsrc"
+    Settings = PromptSRCSettings
+    reads = ("features", "pixels")
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        check_depth("method.depth", self.settings.depth, self.tower.depth, "image")
+        v = normal((self.settings.depth, self.task.n_ctx, self.tower.width), rng)
+        return {**deep_text_prompts(self.task, self.settings.depth, rng), "v": v}
+
+    def contexts(self, images: int) -> int:
+        return 1
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        s, scale = self.settings, self.task.logit_scale
+        features = self.global_features(params, classes)
+        z, x = features["texts"], self.tower(batch.images.pixels, features["v"])
+        fixed_z, fixed_x = self.ensemble(classes), batch.images.features
+        logits = cosine_logits(z, x, scale)
+        text = (z - fixed_z).abs().mean((-2, -1))
+        image = ((x - fixed_x).abs().mean(-1) * batch.weights).sum(-1)
+        known = cosine_logits(fixed_z, fixed_x, scale).log_softmax(-1)
+        apart = (known.exp() * (known - logits.log_softmax(-1))).mean(-1)
+        ce = cross_entropy(logits, batch.labels, batch.weights)
+        return ce + s.text_weight * text + s.image_weight * image + (apart * batch.weights).sum(-1)
+
+    def ensemble(self, classes: Candidates) -> Tensor:
+        """z', unit norm, (classes, embed)."""
+        return F.normalize(torch.stack([classes.described(template) for template in TEMPLATES]).mean(0), dim=-1)
+
+    def global_features(self, shared: Params, classes: Candidates) -> Params:
+        return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
+
+    def init_memory(self, clients: int) -> Params:
+        return {name: torch.zeros_like(tensor) for name, tensor in self.init_shared(np.random.default_rng(0)).items()}
+
+    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        if self.settings.std == 0:
+            return averaged, round.memory
+        rounds = torch.arange(1, round.last + 1, dtype=torch.float64)
+        weights = (-((rounds / round.last - self.settings.mean) ** 2) / (2 * self.settings.std**2)).softmax(0)
+        weight = weights[round.number - 1].item()
+        total = {name: sum_so_far + weight * averaged[name] for name, sum_so_far in round.memory.items()}
+        return (total if round.number == round.last else averaged), total

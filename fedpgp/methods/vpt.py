@@ -1,0 +1,65 @@
+"""VPT, federated: prompts among the image tower's tokens, CLIP's own text (Jia et al., ECCV 2022, arXiv 2203.12119).
+
+    x = f(patches, v)        shallow (depth 1): n prompts behind the patches
+                             deep: block l < depth has n of its own, which replace the outputs of those before
+    y = s cos(x, z_C)        z_C: the hand-written template
+
+All prompts are shared.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from fedpgp.errors import check_number
+from fedpgp.image_tower import ImageTower, check_depth
+from fedpgp.methods.base import Images, Method, Params, cosine_logits
+from fedpgp.prompts import normal
+from fedpgp.task import Candidates
+
+
+@dataclass(frozen=True)
+class VPTSettings:
+    """Settings of VPT.
+
+    Attributes:
+        tokens: n, prompts of a block.
+        depth: blocks with prompts of their own: 1 is shallow.
+    """
+
+    tokens: int = 4
+    depth: int = 9
+
+    def __post_init__(self):
+        check_number("method.tokens", self.tokens, least=1, whole=True)
+        check_number("method.depth", self.depth, least=1, whole=True)
+
+
+class VPT(Method):
+    """Shared: v (depth, n, W). Nothing personal."""
+
+    name = "vpt"
+    Settings = VPTSettings
+    reads = ("pixels",)
+
+    @cached_property
+    def tower(self) -> ImageTower:
+        return ImageTower(self.task.clip, self.task.dtype, self.name)
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        check_depth("method.depth", self.settings.depth, self.tower.depth, "image")
+        return {"v": normal((self.settings.depth, self.settings.tokens, self.tower.width), rng)}
+
+    def contexts(self, images: int) -> int:
+        return 1
+
+    def image_values(self, images: int) -> int:
+        return images * self.tower.tokens * self.tower.width * self.tower.depth
+
+    def global_features(self, shared: Params, classes: Candidates) -> Params:
+        return {"v": shared["v"], "texts": classes.photo.expand(len(shared["v"]), -1, -1)}
+
+    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+        return cosine_logits(features["texts"], self.tower(images.pixels, features["v"]), self.task.logit_scale)
