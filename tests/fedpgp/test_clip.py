@@ -75,7 +75,7 @@ def save_folder(folder, model, quick_gelu=True):
     config = {
         "embed_dim": 16,
         "quick_gelu": quick_gelu,
-        "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
