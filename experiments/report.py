@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from experiments.reporting import tables
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.page import render_run
+from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
@@ -33,12 +34,17 @@ examples:
       a single run: its report.html, made again
   python -m experiments.report outputs/a outputs/b --format latex --out table.tex --significance
       two folders as one LaTeX table, and paired t-tests of the best row against the others
+  python -m experiments.report outputs/dg --mean-over held_out
+      one row for all domains held out (dataset: for all data sets)
+  python -m experiments.report --published paper_base2novel
+      what others published for an experiment; after it was run, ours stand beside it
   python -m experiments.report multirun --models zero_shot,global,personal --columns worst10,ece,domains
       all three prompts, and more columns
 
-columns: local, base, novel, hm3 (HM), hm2 (of base and novel), bytes and seconds are always there where the
-runs have them. Others to ask for: cm, ece, worst10, std_clients.local, domains (one a domain), and any number
-in summary.json such as bytes_up, wire_bytes_up, seconds.train, images_per_second, peak_rss_mb."""
+columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes and seconds are always there where
+the runs have them. Others to ask for: cm, ece, worst10, std_clients.local, domains, domains_base, domains_novel,
+datasets (one a domain or data set), and any number in summary.json such as bytes_up, wire_bytes_up, seconds.train,
+images_per_second, peak_rss_mb."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +64,11 @@ def _report(options: argparse.Namespace, command: str) -> None:
     for model in models:
         if model not in MODELS:
             raise FedPGPError(f"no model {model!r}; there are: {', '.join(MODELS)}")
+    if options.published and not options.folders:
+        _nothing_run(options)
+        return
+    if not options.folders:
+        raise FedPGPError("name run folders, or folders that hold some; or experiments, with --published")
     folders = find_runs(options.folders)
     if not folders:
         raise FedPGPError(
@@ -83,17 +94,22 @@ def _report(options: argparse.Namespace, command: str) -> None:
     columns = tables.expand_columns([*FIGURES, *_names(options.columns), "bytes", "seconds"], finished)
     groups, notes = tables.group_runs(finished)
     rows = tables.make_rows(groups, models, columns)
+    if options.mean_over:
+        rows = tables.mean_over(rows, options.mean_over, columns)
+    experiments = dict.fromkeys([*_names(options.published), *(run.config.get("experiment_name", "") for run in runs)])
+    beside = [(name, grid) for name in experiments if (grid := published_grid(name, finished)) is not None]
     comparisons = tables.compare(rows, tables.shown_columns(rows, columns)) if options.significance else None
 
     if options.format == "html":
         drawn = tables.make_rows(groups, ["zero_shot", *(m for m in models if m != "zero_shot")], columns)
-        page = render_comparison(rows, drawn, columns, models, comparisons, left_out, notes, command)
+        page = render_comparison(rows, drawn, columns, models, comparisons, left_out, notes, command, beside)
         default = options.folders[0] if len(options.folders) == 1 else Path()
         _write(options.out or default / "comparison.html", page)
         return
 
     grid = tables.result_grid(rows, columns, models)
     grids = [grid] + ([tables.comparison_grid(comparisons, models)] if comparisons else [])
+    grids += [grid for _, grid in beside]
     remarks = [f"not in the table: {line}" for line in left_out] + [f"note: {line}" for line in notes]
     if options.significance and not comparisons:
         remarks.append("note: no significance, it takes two rows with seeds in common")
@@ -103,7 +119,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
             console.print(tables.rich_table(one))
             console.print()
     else:
-        text = _as(options.format, grids, rows, columns, comparisons or ())
+        text = _as(options.format, grids, rows, columns, comparisons or (), [grid for _, grid in beside])
         if options.out:
             _write(options.out, text)
         else:
@@ -112,11 +128,27 @@ def _report(options: argparse.Namespace, command: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _as(form: str, grids: list[tables.Grid], rows: list[tables.Row], columns: list[str], comparisons: Sequence) -> str:
+def _as(
+    form: str,
+    grids: list[tables.Grid],
+    rows: list[tables.Row],
+    columns: list[str],
+    comparisons: Sequence,
+    published: list[tables.Grid],
+) -> str:
     if form == "csv":
-        return tables.as_csv(rows, columns, comparisons)
+        return "\n".join([tables.as_csv(rows, columns, comparisons), *map(tables.grid_as_csv, published)])
     write = {"text": tables.as_text, "markdown": tables.as_markdown, "latex": tables.as_latex}[form]
     return "\n".join(write(grid) for grid in grids)
+
+
+def _nothing_run(options: argparse.Namespace) -> None:
+    """The published figures of experiments of which nothing was run."""
+    for name in _names(options.published):
+        grid = published_grid(name, [])
+        if grid is None:
+            raise FedPGPError(f"no published figures stand beside the experiment {name!r} (conf/experiment/{name}.csv)")
+        print(tables.as_text(grid))
 
 
 def _unfinished(run: Run) -> str:
@@ -141,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or folders that hold some")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders, or folders that hold some")
     parser.add_argument("--format", choices=_FORMATS, default="text", help="what to make (default: text)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write there instead of to the terminal (html: to comparison.html)"
@@ -151,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--models", default="personal", metavar="LIST", help="of zero_shot,global,personal (default: personal)"
+    )
+    parser.add_argument("--mean-over", metavar="LABEL", help="one row for those that differ in it: dataset, held_out …")
+    parser.add_argument(
+        "--published",
+        default="",
+        metavar="LIST",
+        help="experiments whose published figures are shown too (those of the runs always are)",
     )
     parser.add_argument("--columns", default="", metavar="LIST", help="further columns, see below")
     return parser

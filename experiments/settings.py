@@ -163,7 +163,7 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
     named: set[str] = set()
     for override in parse(arguments):
         key = override.key_or_group
-        if key == "experiment":
+        if key in ("experiment", "recipe"):
             named |= set(new)  # an overlay may touch anything
         elif key in groups:
             named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}

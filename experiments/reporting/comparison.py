@@ -42,8 +42,10 @@ def render_comparison(
     unfinished: Sequence[str],
     notes: Sequence[str],
     command: str,
+    published: Sequence[tuple[str, tables.Grid]] = (),
 ) -> str:
-    """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out."""
+    """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out;
+    `published` are tables of published figures by experiment."""
     tasks = list(dict.fromkeys(row.task for row in chart_rows))
     return (
         environment()
@@ -60,6 +62,7 @@ def render_comparison(
             unfinished=unfinished,
             notes=notes,
             command=command,
+            published=[(name, tables.as_html(grid)) for name, grid in published],
         )
     )
 

@@ -17,7 +17,7 @@ import yaml
 from fedpgp.errors import FedPGPError
 
 MODELS = {"zero_shot": "zero-shot", "global": "global prompt", "personal": "personal prompt"}
-FIGURES = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "hm2": "HM2"}
+FIGURES = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "hm2": "HM2", "unseen": "unseen"}
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own .hydra/config.yaml has none).
 _BESIDE_CONFIG = ("metrics.jsonl", "summary.json", "partition.json", "checkpoint")

@@ -18,6 +18,7 @@ from rich.text import Text
 from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
 from experiments.reporting.words import human_bytes, human_seconds
+from experiments.settings import NOT_FREE
 from fedpgp.errors import FedPGPError
 
 #: Settings that say where and how a run was carried out, not what it computed.
@@ -29,6 +30,8 @@ _NOT_A_DIFFERENCE = {
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 _LOWER_IS_BETTER = ("ece",)
 _COSTS = ("bytes", "seconds")
+#: Figures that are one number a domain or data set.
+_MANY = {"domains": "", "domains_base": " base", "domains_novel": " novel", "datasets": ""}
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,33 @@ def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[
     return rows
 
 
+def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[Row]:
+    """Rows that differ only in one label (`dataset`, `held_out`) as one: the mean over them, seed by seed.
+
+    Raises FedPGPError when the rows have no such label.
+    """
+    names = [name for name in (rows[0].labels if rows else ()) if name == label or name.endswith(f".{label}")]
+    if not names:
+        raise FedPGPError(f"the runs do not differ in {label!r}; they do in: {', '.join(rows[0].labels)}")
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        rest = tuple((key, value) for key, value in row.labels.items() if key != names[0])
+        groups[rest, row.model].append(row)
+    merged: list[Row] = []
+    for (rest, model), members in groups.items():
+        seeds = [seed for seed in members[0].seeds if all(seed in row.seeds for row in members)]
+        cells = {}
+        for column in columns:
+            parts = [row.cells[column].values for row in members if column in row.cells]
+            values = {seed: sum(part[seed] for part in parts) / len(parts) for seed in seeds} if parts else {}
+            cells[column] = Cell(values, *mean_std(list(values.values())))
+        task = tuple((key, v) for key, v in members[0].task if label not in (_short(key), *key.split(".")))
+        runs = tuple(run for row in members for run in row.runs)
+        merged.append(Row(dict(rest), model, tuple(seeds), task, cells, runs))
+    tasks = list(dict.fromkeys(row.task for row in merged))
+    return [row for task in tasks for row in _marked([row for row in merged if row.task == task], columns)]
+
+
 def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
     """The best row of each task and column against each other one: paired t-tests over common seeds.
 
@@ -183,16 +213,18 @@ def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
 
 
 def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """The columns asked for: `domains` becomes one a domain, a name that no run has is refused."""
-    columns = []
-    domains = list(dict.fromkeys(d for run in runs for d in ((run.accuracy["personal"] or {}).get("domains") or {})))
-    for name in asked:
-        columns += [f"domains.{domain}" for domain in domains] if name == "domains" else [name]
-    known = {*FIGURES, *_COSTS, "cm", "ece", "worst10"} | {f"std_clients.{name}" for name in FIGURES}
-    known |= {f"domains.{domain}" for domain in domains} | _summary_numbers(runs)
+    """The columns asked for: `domains` becomes one a domain, `datasets` one a data set; a name that no run has is
+    refused."""
+    inside = {
+        many: [f"{many}.{name}" for run in runs for name in ((run.accuracy["personal"] or {}).get(many) or {})]
+        for many in _MANY
+    }
+    columns = [column for name in asked for column in inside.get(name, [name])]
+    known = {*FIGURES, *_COSTS, "cm", "ece", "worst10", "val"} | {f"std_clients.{name}" for name in FIGURES}
+    known |= {name for names in inside.values() for name in names} | _summary_numbers(runs)
     for name in columns:
         if name not in known:
-            raise FedPGPError(f"no column {name!r}; there are: {', '.join(sorted(known | {'domains'}))}")
+            raise FedPGPError(f"no column {name!r}; there are: {', '.join(sorted(known | set(_MANY)))}")
     return list(dict.fromkeys(columns))
 
 
@@ -237,8 +269,9 @@ def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) ->
 
 def column_name(column: str) -> str:
     """What stands above a column."""
-    names = {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %"}
-    return names.get(column, column.removeprefix("domains."))
+    names = {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %", "val": "validation"}
+    many, _, name = column.partition(".")
+    return names.get(column, name + _MANY[many] if many in _MANY else column)
 
 
 def cell_text(column: str, cell: Cell) -> str:
@@ -324,6 +357,13 @@ def as_html(grid: Grid) -> Markup:
     return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, Markup("\n").join(body))
 
 
+def grid_as_csv(grid: Grid) -> str:
+    """A table as it is shown, as CSV."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([grid.header, *([text for text, _ in row] for row in grid.rows)])
+    return file.getvalue()
+
+
 def as_csv(rows: Sequence[Row], columns: Sequence[str], comparisons: Sequence[Comparison] = ()) -> str:
     """Numbers as they are, a row a group and model: mean, std (empty for one seed) and n of each column.
 
@@ -401,12 +441,14 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = flatten(config)
     if "partition.scheme" in flat and "partition.name" not in flat:
         flat["partition.name"] = flat.pop("partition.scheme")
-    return flat
+    return {key: value for key, value in flat.items() if value or key not in NOT_FREE}  # nobody drops out: no setting
 
 
 def _is_difference(key: str) -> bool:
     group = key.split(".")[0]
-    return group != "runtime" and key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
+    if group == "runtime":
+        return key in NOT_FREE
+    return key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
 
 
 def _distinguishes(key: str, setups: list[dict[str, Any]]) -> bool:

@@ -607,3 +607,70 @@ def test_words():
         "2.5 GB",
     ]
     assert [human_seconds(s) for s in (0.44, 12.3, 65, 7384)] == ["0.4 s", "12 s", "1:05 min", "2:03:04 h"]
+
+
+def published_row(text, *words):
+    """The line of the table of published figures that holds all these words."""
+    return next(line for line in text.splitlines() if all(word in line for word in words))
+
+
+def test_published_figures_stand_beside_ours(tmp_path, capsys):
+    five = ("oxford_pets", "flowers102", "dtd", "caltech101", "food101")
+    last = {}
+    for seed in (1, 2):
+        for dataset in five if seed == 1 else five[:4]:  # the second seed lacks one, so it does not count
+            path = tmp_path / f"{dataset}{seed}"
+            about = {"experiment_name": "paper_base2novel", "shots": 16}
+            last[dataset, seed] = write_run(path, "fedpgp", seed, dataset=dataset, **about)
+    assert report.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    ours = statistics.fmean(last[dataset, 1]["personal"]["local"] for dataset in five)
+    line = published_row(out, "pFedMMA", "fedpgp", "local")
+    assert f"{ours:.2f}" in line and "95.38" in line and f"{ours - 95.38:+.2f}" in line
+    assert "not run" in published_row(out, "pFedMMA", "promptfl", "local")
+    assert "not run" in published_row(out, "FedDnC", "fedpgp")  # 8 shots
+    assert report.main([str(tmp_path), "--format", "html", "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Published figures: paper_base2novel" in page and "not run" in page
+    assert report.main(["--published", "dp_fpl_neighbour"]) == 0
+    assert capsys.readouterr().out.count("not run") == 24
+    assert report.main(["--published", "smoke"]) == 2 and report.main([]) == 2
+
+
+def test_every_published_figure_can_be_read():
+    from experiments.reporting.published import published
+    from experiments.settings import CONF, choices
+    from fedpgp.methods import METHODS
+
+    files = [path.stem for path in (CONF / "experiment").glob("*.csv")]
+    assert set(files) <= set(choices()["experiment"])
+    for name in files:
+        for row in published(name):
+            assert row.figure in ("local", "base", "novel", "hm3", "unseen") and 0 < row.value <= 100
+            assert row.where["method"] in METHODS
+            assert set(row.mean_of) | {row.where["dataset"] or "emoji"} <= set(choices()["dataset"])
+
+
+def test_rows_may_be_averaged_over_a_label(tmp_path, capsys):
+    last = {}
+    for dataset in ("emoji", "dtd"):
+        for seed in (1, 2):
+            last[dataset, seed] = write_run(tmp_path / f"{dataset}{seed}", "fedpgp", seed, dataset=dataset)
+            write_run(tmp_path / f"{dataset}p{seed}", "promptfl", seed, dataset=dataset)
+    assert report.main([str(tmp_path), "--mean-over", "dataset", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["method"] for row in rows] == ["fedpgp", "promptfl"] and "dataset" not in rows[0]
+    seeds = [(last["emoji", s]["personal"]["local"] + last["dtd", s]["personal"]["local"]) / 2 for s in (1, 2)]
+    assert float(rows[0]["local_mean"]) == pytest.approx(statistics.fmean(seeds))
+    assert float(rows[0]["local_std"]) == pytest.approx(statistics.stdev(seeds))
+    assert report.main([str(tmp_path), "--mean-over", "rank"]) == 2
+    assert "the runs do not differ in 'rank'" in capsys.readouterr().err
+
+
+def test_dropping_out_is_a_setting_and_nobody_dropping_out_is_none(tmp_path, capsys):
+    write_run(tmp_path / "a", "fedpgp", 1)
+    write_run(tmp_path / "b", "fedpgp", 2, runtime__dropout=0.0)
+    write_run(tmp_path / "c", "fedpgp", 1, runtime__dropout=0.3)
+    assert report.main([str(tmp_path), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert sorted((row["runtime.dropout"], row["seeds"]) for row in rows) == [("", "1 2"), ("0.3", "1")]
