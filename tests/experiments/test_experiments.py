@@ -1,0 +1,55 @@
+"""conf/experiment: every table can be asked for by its command, and its embedded variant can be dealt."""
+
+import pytest
+import yaml
+
+from experiments.settings import CONF, check, choices, composed
+from fedpgp.federation import load_configured
+from fedpgp.protocols import PROTOCOLS, deal
+
+NAMES = sorted(set(choices()["experiment"]) - {"smoke"})
+
+
+def sweep(name: str) -> dict[str, list[str]]:
+    """The values that an experiment sweeps over, by key."""
+    text = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    return {key: str(values).split(",") for key, values in text["hydra"]["sweeper"]["params"].items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_sweep_names_settings_that_exist(name):
+    lists, groups = sweep(name), choices()
+    for key, values in lists.items():
+        assert set(values) <= set(groups.get(key, values)), key
+    plain = [f"{key}={values[0]}" for key, values in lists.items()]
+    config = composed([f"experiment={name}", *plain])
+    check(config)
+    assert config["experiment_name"] == name
+    for key, values in lists.items():
+        group, dot, inner = key.partition(".")
+        assert not dot or inner in config[group]
+        for value in values[-1:] if dot or key not in groups else ():
+            check(composed([f"experiment={name}", *plain, f"{key}={value}"]))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_embedded")])
+def test_its_embedded_variant_can_be_dealt(name):
+    lists = sweep(name)
+    assert name.removesuffix("_embedded") in NAMES and lists["seed"] == ["0"]
+    for clients in lists.get("clients", [None]):
+        config = composed([f"experiment={name}", *([f"clients={clients}"] if clients else [])])
+        assert config["dataset"]["name"] == "emoji" and config["model"]["name"] == "tiny" and config["rounds"] <= 5
+        protocol, data = dict(config["protocol"]), load_configured(config)
+        chosen = PROTOCOLS[protocol["name"]]
+        if chosen.parts:
+            protocol[chosen.parts] = chosen().values(data)[0]
+        given = deal(
+            data,
+            config["clients"],
+            0,
+            config["shots"],
+            protocol,
+            config["partition"],
+            lambda spec, config=config: load_configured(config, spec),
+        )
+        assert all(len(share.train) and share.exams for share in given.shares)
