@@ -49,9 +49,9 @@ SCORED_AT_ONCE = 512
 
 
 class FeatureSource(Protocol):
-    """Where features come from: unit norm, one row an image of the train or the test split."""
+    """Where features come from: unit norm, one row an image of the train or the test split, or of an augmented view."""
 
-    def __call__(self, split: str) -> np.ndarray: ...
+    def __call__(self, split: str, view: int | None = None) -> np.ndarray: ...
 
 
 @dataclass
@@ -715,10 +715,6 @@ class _Builder:
 
     def federation(self, dealt: Deal) -> Federation:
         config = self.config
-        if config["dataset"].get("views", 1) != 1:
-            raise FedPGPError(
-                f"dataset.views={config['dataset']['views']}: augmented views are not there yet; 1 is the centre crop"
-            )
         dataset = dealt.dataset
         settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
         method_class = METHODS[config["method"]["name"]]

@@ -15,6 +15,7 @@ from experiments.run import main
 from experiments.settings import CONF, changed_on_resume, check, choices, composed
 from fedpgp.clip import MODELS, SHIPPED
 from fedpgp.errors import FedPGPError
+from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from tests.small import small_config, small_federation
 
@@ -280,3 +281,9 @@ def test_a_value_of_the_wrong_kind_is_refused(tmp_path):
 
 def test_nothing_of_this_machine_is_in_conf():
     assert not [path for path in CONF.rglob("*.yaml") if str(Path.home()) + "/" in path.read_text()]
+
+
+@pytest.mark.parametrize(("views", "expected"), [("1", 1), ("4", 4), ("live", None)])
+def test_views_of_a_configuration_reach_the_training(views, expected):
+    federation = Federation.from_config(composed([f"dataset.views={views}", "runtime=inline"]))
+    assert federation.training.views == expected
