@@ -166,8 +166,10 @@ class Node:
         return dict(self.content.get("config", {}))
 
     def _account(self) -> dict:
-        account = {"seconds": self.seconds, "process": f"{socket.gethostname()}/{os.getpid()}", "rss_mb": peak_rss_mb()}
-        account["kept"] = self.kept
+        # A deployed client does not tell the name of its machine.
+        process = f"{_machine()}/{os.getpid()}" if self.site is None else f"client {self.site.client}"
+        account = {"seconds": self.seconds, "process": process, "rss_mb": peak_rss_mb()}
+        account |= {"clients": len(self.replies), "kept": self.kept}
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             account["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
@@ -249,6 +251,14 @@ def peak_rss_mb() -> float:
     """The most memory this process ever held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _machine() -> str:
+    """This machine's name, and in a Ray cluster the node's."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return socket.gethostname()
+    return f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:8]}"
 
 
 def _answer(value: object) -> RecordDict:

@@ -115,12 +115,16 @@ def unpack_reply(content: RecordDict) -> tuple[dict[int, RecordDict], dict[int, 
                 replies.setdefault(int(client), RecordDict())[rest] = record
         account = json.loads(content["node"]["account"])
         figures = {name: float(account[name]) for name in ("seconds", "rss_mb")}
-        kept = [int(client) for client in account["kept"]]
+        clients, kept = int(account["clients"]), [int(client) for client in account["kept"]]
         if not all(map(math.isfinite, figures.values())):
             raise ValueError("its seconds or memory are not finite")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a packed reply ({type(error).__name__}: {error})") from error
-    return replies, errors, {**account, **figures, "process": str(account.get("process")), "kept": kept}
+    return (
+        replies,
+        errors,
+        {**account, **figures, "process": str(account.get("process")), "clients": clients, "kept": kept},
+    )
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:

@@ -89,7 +89,7 @@ class Loopback:
 
     def interrupt(self) -> None:
         """Asks the ServerApp to stop and save, as Ctrl-C does in a simulation, and waits until it has."""
-        running = self._server_apps()
+        running = self.server_apps()
         for process in running:
             process.send_signal(signal.SIGTERM)
         psutil.wait_procs(running, timeout=STOP_SECONDS)
@@ -193,7 +193,8 @@ class Loopback:
     def _file(self, name: str) -> str:
         return str(self.folder / name)
 
-    def _server_apps(self) -> list[psutil.Process]:
+    def server_apps(self) -> list[psutil.Process]:
+        """The processes of ServerApps that are at work."""
         if self.superlink is None or self.superlink.poll() is not None:
             return []
         found = []

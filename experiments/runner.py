@@ -336,6 +336,7 @@ def _cost(server: Server) -> dict:
         "images_per_second": state.images / state.seconds["train"] if state.seconds["train"] else None,
         "peak_rss_mb": own + sum(peak for process, peak in server.memory.items() if not process.endswith(mine)),
         "peak_gpu_mb": sum(server.gpu_memory.values()) or None,
+        "trained_on": dict(sorted(state.placed.items())),
     }
 
 

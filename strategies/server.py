@@ -68,6 +68,7 @@ class State:
         traffic: bytes so far.
         seconds: ``total``, and ``train``/``evaluate``: the slowest node's time, summed over rounds.
         images: training images processed so far.
+        placed: machine -> clients it has trained, summed over rounds.
     """
 
     round: int
@@ -78,6 +79,7 @@ class State:
     traffic: Traffic = field(default_factory=Traffic)
     seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "evaluate": 0.0})
     images: int = 0
+    placed: dict[str, int] = field(default_factory=dict)
 
 
 class Server:
@@ -508,6 +510,9 @@ class Server:
             self.memory[process] = max(self.memory.get(process, 0.0), account["rss_mb"])
             if "gpu_mb" in account:
                 self.gpu_memory[process] = max(self.gpu_memory.get(process, 0.0), account["gpu_mb"])
+            if what == "train":
+                machine = process.rpartition("/")[0] or process
+                self.state.placed[machine] = self.state.placed.get(machine, 0) + account["clients"]
         if what is not None:
             self.state.traffic += exchange.traffic
             self.state.seconds[what] += max((account["seconds"] for account in exchange.accounts), default=0.0)
@@ -542,6 +547,7 @@ class Server:
             "traffic": vars(self.state.traffic),
             "seconds": self.state.seconds,
             "images": self.state.images,
+            "placed": self.state.placed,
             "observer": self.observer.mark(),
             "table": [] if self.roll is None else self.table,
         }
@@ -569,6 +575,7 @@ class Server:
             Traffic(**info["traffic"]),
             dict(info["seconds"]),
             info["images"],
+            dict(info["placed"]),
         )
 
     def _seed_libraries(self, round: int) -> None:

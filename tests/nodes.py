@@ -21,7 +21,8 @@ class Nodes(Grid):
     Args:
         app: the ClientApp of all.
         configs: ``--node-config`` of each node.
-        before: called with (node, message) when a node takes a message up; it may call :meth:`leave`, :meth:`restart`.
+        before: called with (nodes, node, message) when a node takes a message up; it may call :meth:`leave` or
+            :meth:`restart`, or raise what the client's code would.
     """
 
     def __init__(
@@ -71,18 +72,22 @@ class Nodes(Grid):
                 continue
             message = self.waiting[id]
             node = message.metadata.dst_node_id
-            self.before(self, node, message)
-            if self.waiting.pop(id, None) is None:
-                continue
-            context = Context(1, node, {"inline": True, **self.configs[node]}, RecordDict(), {})
-            content = _through(message.content, self.received)
-            asked = Message(content, dst_node_id=node, message_type=message.metadata.message_type)
-            asked.metadata.__dict__["_message_id"] = id
             try:
+                self.before(self, node, message)
+                if self.waiting.pop(id, None) is None:
+                    continue
+                context = Context(1, node, {"inline": True, **self.configs[node]}, RecordDict(), {})
+                asked = Message(
+                    _through(message.content, self.received),
+                    dst_node_id=node,
+                    message_type=message.metadata.message_type,
+                )
+                asked.metadata.__dict__["_message_id"] = id
                 reply = self.app(asked, context)
                 self.replies.append(reply.content)
                 replies.append(Message(_through(reply.content, self.sent), reply_to=message))
             except Exception as error:
+                self.waiting.pop(id, None)
                 replies.append(Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message))
         return replies
 

@@ -253,6 +253,10 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         facts.append(
             ("Memory", human_bytes(memory * 1e6), f"and {human_bytes(gpu * 1e6)} on the GPU" if gpu > 0 else "")
         )
+    placed = summary.get("trained_on") or {}
+    if len(placed) > 1 and run.choice("runtime") in _IN_ONE_PROCESS_TREE:
+        shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())
+        facts.append(("Machines", f"{len(placed)}", f"clients trained, over all rounds: {shown}"))
     error = run.figure("personal", "ece")
     if not math.isnan(error):
         facts.append(("Calibration error", f"{error:.1f} %", "personal prompt, expected"))

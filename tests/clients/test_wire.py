@@ -30,7 +30,7 @@ def test_the_job_comes_back():
 
 def test_a_reply_comes_back():
     answer = RecordDict({"arrays": content(3.0)["arrays"], "metrics": MetricRecord({"loss": 0.5})})
-    said = {"seconds": 1.5, "rss_mb": 80.0, "process": "here/7", "kept": [1]}
+    said = {"seconds": 1.5, "rss_mb": 80.0, "process": "here/7", "clients": 1, "kept": [1]}
     replies, errors, account = unpack_reply(pack_reply({1: answer}, {4: "fell over"}, said))
     assert replies == {1: answer} and errors == {4: "fell over"} and account == said
 

@@ -66,7 +66,9 @@ class Nodes(Grid):
         own = unpack(message.content, Job.of(message.content).clients)
         replies = {client: train_one(client, records) for client, records in own.items() if client != 13}
         return Message(
-            pack_reply(replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "kept": []}),
+            pack_reply(
+                replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "clients": 1, "kept": []}
+            ),
             reply_to=message,
         )
 
@@ -170,7 +172,9 @@ def test_a_dead_node_costs_its_clients_only():
     assert all(len(clients) == 1 for clients in alone) and len(alone) == 5  # a second try each, alone
 
 
-@pytest.mark.parametrize("reply", [RecordDict(), pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "kept": []})])
+@pytest.mark.parametrize(
+    "reply", [RecordDict(), pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "clients": 1, "kept": []})]
+)
 def test_a_reply_that_cannot_be_read_costs_its_clients_only(reply):
     class Stranger(Nodes):
         def answer(self, message):

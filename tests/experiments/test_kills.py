@@ -1,0 +1,11 @@
+"""A few kills at random moments; ``python -m tests.kills`` does many and prints the table."""
+
+import pytest
+
+from tests.kills import main
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["simulation", "server", "node"])
+def test_nothing_is_lost(kind):
+    assert main([f"--{kind}", "2"]) == 0
