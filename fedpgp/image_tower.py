@@ -51,7 +51,7 @@ class ImageTower:
         self,
         pixels: Tensor,
         prompts: Tensor | None = None,
-        beside: Callable[[int, Tensor], Tensor] | None = None,
+        beside: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
         """Image features.
 
@@ -59,7 +59,8 @@ class ImageTower:
             pixels: preprocessed pictures, (K, B, 3, R, R).
             prompts: (K, depth, n, width). The first n stand behind the patches; at the input of block l < depth their
                 outputs are replaced by the l-th ones.
-            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input.
+            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input;
+                None adds nothing.
 
         Returns:
             unit norm, (K, B, embed).
@@ -78,7 +79,7 @@ class ImageTower:
         self,
         x: Tensor,
         prompts: Tensor | None = None,
-        beside: Callable[[int, Tensor], Tensor] | None = None,
+        beside: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
         """As calling it, from what :meth:`embed` gives."""
         clients, images = x.shape[:2]
@@ -97,8 +98,9 @@ class ImageTower:
                 x = torch.cat([x[:, :-count], of_block(block)], dim=1)
             before = x
             x = self._block(block, x)
-            if beside is not None:
-                x = x + beside(block, before.reshape(clients, -1, self.width)).view_as(x)
+            added = None if beside is None else beside(block, before.reshape(clients, -1, self.width))
+            if added is not None:
+                x = x + added.view_as(x)
         features = self.norm("ln_post", x[:, 0]) @ self.weights["proj"]
         return F.normalize(features, dim=-1).view(clients, images, -1)
 

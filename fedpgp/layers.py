@@ -55,16 +55,23 @@ def norm(params: Params, name: str, x: Tensor) -> Tensor:
 
 
 def attention(
-    params: Params, name: str, queries: Tensor, tokens: Tensor, heads: int, mask: Tensor | None = None
+    params: Params,
+    name: str,
+    queries: Tensor,
+    tokens: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """Each client's own multi-head attention: queries (K, n, width), keys and values (K, t, inputs) -> (K, n, width).
 
     Args:
         mask: (K, t), True where a token may be attended to.
+        values: (K, t, inputs) where they are not the keys' tokens.
     """
     q, k, v = (
         linear(params, f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(-3, -2)
-        for part, x in (("q", queries), ("k", tokens), ("v", tokens))
+        for part, x in (("q", queries), ("k", tokens), ("v", tokens if values is None else values))
     )
     allowed = None if mask is None else mask[:, None, None, :]
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)

@@ -294,7 +294,7 @@ class PromptedTextEncoder:
             features = self._of_subsets(flat, wanted)
         return features.reshape(*leading, len(self.class_names), -1)
 
-    def deep(self, contexts: Tensor, beside: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+    def deep(self, contexts: Tensor, beside: Callable[[int, Tensor], Tensor | None] | None = None) -> Tensor:
         """Features under contexts of several blocks: (n, depth, n_ctx, width) -> (n, classes, embed).
 
         The first is the context; at the input of block l < depth the context's states are replaced by the l-th. They
@@ -302,7 +302,7 @@ class PromptedTextEncoder:
 
         Args:
             beside: ``beside(l, x)`` is added to the output of block l (from 0), x (n, tokens, width) its input (in the
-                last block the end tokens' rows alone); of each token by itself.
+                last block the end tokens' rows alone); of each token by itself. None adds nothing.
 
         Raises:
             FedPGPError: a model that takes full sequences.
@@ -352,7 +352,7 @@ class PromptedTextEncoder:
         self,
         context: Tensor,
         deeper: Tensor | None = None,
-        beside: Callable[[int, Tensor], Tensor] | None = None,
+        beside: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
         """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix; the rest as :meth:`deep` has it."""
         tower = self.tower
@@ -371,7 +371,8 @@ class PromptedTextEncoder:
             else:
                 x = run(block, x)
             if beside is not None:
-                x = x + beside(i, before if run != self._last else before.index_select(1, self._ends))
+                added = beside(i, before if run != self._last else before.index_select(1, self._ends))
+                x = x if added is None else x + added
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
         return F.normalize(features.to(tower.dtype), dim=-1)[:, self._inverse]
 

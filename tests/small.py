@@ -28,6 +28,7 @@ SMALL = {
     "fedpgp": {"rank": 2},
     "dp_fpl": {"rank": 2},
     "pfedmoap": {"width": 16},
+    "pfedmma": {"first": 1, "last": 2},
     **dict.fromkeys(("vpt", "maple", "promptsrc"), {"depth": 2}),
 }
 """Settings that fit the small model."""

@@ -7,6 +7,8 @@ from fedpgp.methods.ditto import Ditto
 from fedpgp.methods.dp_fpl import DPFPL
 from fedpgp.methods.fedamp import FedAMP
 from fedpgp.methods.fedclip import FedCLIP
+from fedpgp.methods.fedmgp import FedMGP
+from fedpgp.methods.fedmvp import FedMVP
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedper import FedPer
 from fedpgp.methods.fedpgp import FedPGP
@@ -15,6 +17,7 @@ from fedpgp.methods.fedprox import FedProx
 from fedpgp.methods.fedtpg import FedTPG
 from fedpgp.methods.kgcoop import KgCoOp
 from fedpgp.methods.maple import MaPLe
+from fedpgp.methods.pfedmma import PFedMMA
 from fedpgp.methods.pfedmoap import PFedMoAP
 from fedpgp.methods.pfedprompt import PFedPrompt
 from fedpgp.methods.plot import Plot
@@ -48,6 +51,9 @@ METHODS: dict[str, type[Method]] = {
         PFedMoAP,
         PFedPrompt,
         FedAMP,
+        PFedMMA,
+        FedMGP,
+        FedMVP,
         FedCLIP,
         CoCoOp,
         Plot,

@@ -82,7 +82,7 @@ def test_a_run(tmp_path, messages, name, more):
     assert summary["bytes_up"] >= 2 * 3 * floats and summary["bytes_down"] >= 4 * 3 * floats
 
     # Personal tensors differ, and the client's own model is made of them.
-    for n in personal:
+    for n in personal - {"sent_T", "sent_V"}:  # FedMGP's draws may be the same
         assert not torch.equal(states[0][n], states[1][n]), n
     if personal and name not in NOT_ANSWERING:
         now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}

@@ -294,9 +294,10 @@ def normed(p, name, x):
     return centred / (centred.square().mean() + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
-def attended(p, name, query, tokens, heads):
+def attended(p, name, query, tokens, heads, values=None):
     q, outputs = layer(p, f"{name}.q", query), []
-    keys, values = ([layer(p, f"{name}.{part}", t) for t in tokens] for part in ("k", "v"))
+    keys = [layer(p, f"{name}.k", t) for t in tokens]
+    values = [layer(p, f"{name}.v", t) for t in values or tokens]
     size = len(q) // heads
     for h in range(heads):
         own = slice(h * size, (h + 1) * size)
@@ -511,3 +512,90 @@ def promptsrc(task, s, batch, k, p, received):
         q_C = torch.softmax(torch.stack([task.logit_scale * (known @ z) for z in fixed]), 0)
         loss = loss + w * sum(q_C[c] * torch.log(q_C[c] / q[c]) for c in classes(task)) / len(texts)
     return loss
+
+
+@plain("pfedmma", size=6, first=1, last=2, alpha=0.1)
+@plain("pfedmma", size=6, first=2, last=2, alpha=0.01)
+def pfedmma(task, s, batch, k, p, received):
+    def adapter(tower):
+        def beside(i, block, token):
+            if not s.first <= i + 1 <= s.last:
+                return torch.zeros_like(token)
+            at, x = i + 1 - s.first, block.ln_1(token)
+            x = torch.relu(p[f"{tower}.down.weight"][at] @ x + p[f"{tower}.down.bias"][at])
+            x = torch.relu(p["middle.weight"][at] @ x + p["middle.bias"][at])
+            return s.alpha * (p[f"{tower}.up.weight"][at] @ x + p[f"{tower}.up.bias"][at])
+
+        return beside
+
+    phrase = task.clip.embed_phrase("a photo of a")[None].double()
+    texts = [deep_feature(task, c, phrase, adapter("text")) for c in classes(task)]
+    nothing = torch.zeros(1, 0, 64, dtype=torch.float64)
+
+    def logits(b):
+        x = pictured(task, batch.images.pixels[k, b], nothing, adapter("image"))
+        return [task.logit_scale * (x @ t) for t in texts]
+
+    loss = cross_entropy_of(batch, k, logits)
+    learned = {n: t for n, t in p.items() if t.requires_grad}
+    grads = torch.autograd.grad(loss, list(learned.values()))
+    return loss, {n: g / s.alpha for n, g in zip(learned, grads, strict=True)}
+
+
+@plain("fedmgp", groups=3, weight=0.7)
+@plain("fedmgp", groups=1, sent=1)
+def fedmgp(task, s, batch, k, p, received):
+    texts = [prompted(task, t) for t in p["T"]]
+    images = [{b: pictured(task, batch.images.pixels[k, b], v[None]) for b, _, _ in real(batch, k)} for v in p["V"]]
+    total = 0.0
+    for text, image in zip(texts, images, strict=True):
+
+        def logits(b, text=text, image=image):
+            return [task.logit_scale * (image[b] @ t) for t in text]
+
+        total = total + cross_entropy_of(batch, k, logits) / s.groups
+    pairs = [(g, h) for g in range(s.groups) for h in range(g)]
+    for g, h in pairs:
+        text = sum(texts[g][c] @ texts[h][c] for c in classes(task)) / len(texts[g])
+        image = sum(w * (images[g][b] @ images[h][b]) for b, _, w in real(batch, k))
+        total = total + s.weight * (text + image) / 2 / len(pairs)
+    return total
+
+
+@plain("fedmvp", heads=2, rank=3, switch=33.0)  # one client is below it, two are not
+def fedmvp(task, s, batch, k, p, received):
+    many = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
+    many = (*many, "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
+    described = [[sentence(task, words.format(task.class_names[c])) for words in many] for c in classes(task)]
+    projected = [layer(p, "project", d) for own in described for d in own]
+    tower = task.clip.model.visual
+
+    def low_rank(part, x):
+        return x + x @ p[f"lora.{part}.A"] @ p[f"lora.{part}.B"]
+
+    keys = [low_rank("k", normed(p, "norm_k", a)) for a in projected]
+    values = [low_rank("v", a) for a in projected]
+
+    def seen(pixels):
+        x = tower.conv1(pixels[None])[0].flatten(1).T
+        x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
+        mixed = []
+        for patch in x[1:]:
+            out = attended(p, "attention", low_rank("q", normed(p, "norm_q", patch)), keys, s.heads, values)
+            mixed.append(out + gated(p, "ff", out))
+        # 4 patches are pooled to 4 tokens: each is its own.
+        return pictured(task, pixels, torch.stack(mixed)[None])
+
+    images = {b: seen(batch.images.pixels[k, b]) for b, _, _ in real(batch, k)}
+
+    def logits(b):
+        return [sum(task.logit_scale * (images[b] @ d) for d in own) / len(own) for own in described]
+
+    loss = cross_entropy_of(batch, k, logits)
+    for b, _, w in real(batch, k):
+        mirrored = task.clip.encode_images(batch.images.pixels[k, b][None].flip(-1))[0]
+        loss = loss + w * s.weight * (1 - images[b] @ mirrored)
+    learned = {n: t for n, t in p.items() if t.requires_grad}
+    grads = torch.autograd.grad(loss, list(learned.values()))
+    trained = {n: (n.startswith("lora")) == (s.switch > loss) for n in learned}
+    return loss, {n: g * trained[n] for n, g in zip(learned, grads, strict=True)}

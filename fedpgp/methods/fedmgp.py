@@ -1,0 +1,162 @@
+"""FedMGP: several pairs of a text and an image prompt on each client, some of which are sent each round (Bo et al.,
+NeurIPS 2025, arXiv 2511.00480).
+
+    y_g = s cos(f(patches, v_g), g(t_g))        group g of G; in prediction the mean over groups
+    L   = mean_g CE(y_g) + lambda * (text + image)/2
+          text, image: mean cosine of two groups' features, over pairs of groups and classes or images
+
+After training a client draws s groups without replacement, p = softmax(sim / tau), sim_j the largest cosine of group j
+with a global prompt (uniform in round 1), text and image prompts each by themselves, and sends them in the order
+drawn. The server averages them rank by rank; the client puts the i-th average in the place of the i-th it sent. The
+other groups stay with it. A client that did not take part in a round still sees the newest averages. (Public code adds
+the similarity with the wrong sign, and draws the image prompts' start from the clock.)
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, check_number
+from fedpgp.image_tower import ImageTower
+from fedpgp.losses import cross_entropy
+from fedpgp.methods.base import Batch, Images, Method, Params, Step
+from fedpgp.prompts import normal, starting_context
+from fedpgp.seeding import generator
+from fedpgp.task import Candidates
+
+SPREAD = 0.01
+"""Standard deviation of the groups' text prompts around the starting phrase."""
+
+
+@dataclass(frozen=True)
+class FedMGPSettings:
+    """Settings of FedMGP.
+
+    Attributes:
+        groups: G.
+        sent: s, groups a client sends each round.
+        tokens: image prompts of a group.
+        weight: lambda, of the similarity between groups.
+        tau: temperature of the draw.
+    """
+
+    groups: int = 5
+    sent: int = 2
+    tokens: int = 2
+    weight: float = 1.0
+    tau: float = 1.0
+
+    def __post_init__(self):
+        for name in ("groups", "sent", "tokens"):
+            check_number(f"method.{name}", getattr(self, name), least=1, whole=True)
+        check_number("method.weight", self.weight, least=0)
+        check_number("method.tau", self.tau, above=0)
+        if self.sent > self.groups:
+            raise FedPGPError(f"method.sent={self.sent}: there are only method.groups={self.groups}")
+
+
+class FedMGP(Method):
+    """Shared: t (s, n, d), v (s, n_v, W), rank by rank. Personal: T (G, n, d), V (G, n_v, W), and which were sent."""
+
+    name = "fedmgp"
+    Settings = FedMGPSettings
+    reads = ("pixels",)
+    carried = ("t", "v", "sent_T", "sent_V")
+
+    @cached_property
+    def tower(self) -> ImageTower:
+        return ImageTower(self.task.clip, self.task.dtype, self.name)
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        t, v = self._groups(self.settings.sent, rng)
+        return {"t": t, "v": v}
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        t, v = self._groups(self.settings.groups, rng)
+        never = torch.full((self.settings.sent,), -1.0)
+        return {"T": t, "V": v, "sent_T": never, "sent_V": never.clone()}
+
+    def _groups(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        task = self.task
+        start = starting_context(task.clip, task.n_ctx, task.context_init, rng)
+        t = start + normal((count, *start.shape), rng, SPREAD)
+        if task.context_init == "normal":
+            t = normal((count, *start.shape), rng)
+        return t, normal((count, self.settings.tokens, self.tower.width), rng)
+
+    def contexts(self, images: int) -> int:
+        return self.settings.groups
+
+    def image_values(self, images: int) -> int:
+        return self.settings.groups * images * self.tower.tokens * self.tower.width * self.tower.depth
+
+    # Which groups travel. ---------------------------------------------------------------------------------------------
+
+    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+        """The averages in the place of the groups that were sent."""
+        merged = {}
+        for groups, averages in (("T", "t"), ("V", "v")):
+            merged[groups] = params[groups].clone()
+            for k, places in enumerate(params[f"sent_{groups}"].long()):
+                if (places >= 0).all():
+                    merged[groups][k, places] = params[averages][k]
+        return merged
+
+    def after_training(self, params: Params, step: Step) -> Params:
+        result = dict(params)
+        for kind, (groups, averages) in enumerate((("T", "t"), ("V", "v"))):
+            drawn = torch.stack(
+                [
+                    self.draw(params[groups][k], step.received[averages][k], step, client, kind)
+                    for k, client in enumerate(step.clients)
+                ]
+            )
+            result[f"sent_{groups}"] = drawn.to(params[groups])
+            result[averages] = torch.stack([own[places] for own, places in zip(params[groups], drawn, strict=True)])
+        return result
+
+    def draw(self, groups: Tensor, averages: Tensor, step: Step, client: int, kind: int) -> Tensor:
+        """Positions (s,) of the groups that a client sends, in the order drawn."""
+        noise = generator(step.seed, "fedmgp", client, step.round, kind).gumbel(size=len(groups))
+        similarity = F.cosine_similarity(groups.flatten(1).unsqueeze(1), averages.flatten(1), dim=-1).amax(1)
+        if step.round == 1:
+            similarity = torch.zeros_like(similarity)
+        # The s largest of logits plus Gumbel noise are a draw without replacement, in order.
+        keys = similarity.double().cpu() / self.settings.tau + torch.from_numpy(noise)
+        return keys.argsort(descending=True)[: self.settings.sent].to(groups.device)
+
+    # Training and answers. --------------------------------------------------------------------------------------------
+
+    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+        z, x = self.texts(params["T"], classes), self.pictures(params["V"], batch.images)
+        logits = self.task.logit_scale * x @ z.mT  # (K, G, B, C)
+        labels, weights = (t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights))
+        loss = cross_entropy(logits, labels, weights).mean(1)
+        pairs = z.shape[1] * (z.shape[1] - 1)
+        if not pairs:
+            return loss
+        text = (torch.einsum("kgce,khce->k", z, z) / z.shape[2] - z.shape[1]) / pairs
+        image = (torch.einsum("kgbe,khbe,kb->k", x, x, batch.weights) - z.shape[1]) / pairs
+        return loss + self.settings.weight * (text + image) / 2
+
+    def texts(self, t: Tensor, classes: Candidates) -> Tensor:
+        """(K, G, n, d) -> (K, G, classes, embed)."""
+        return classes.encoder(self.task.n_ctx)(t)
+
+    def pictures(self, v: Tensor, images: Images) -> Tensor:
+        """(K, G, n_v, W) -> (K, G, B, embed)."""
+        embedded = self.tower.embed(images.pixels)
+        return torch.stack([self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1)
+
+    def global_features(self, shared: Params, classes: Candidates) -> Params:
+        return {"texts": self.texts(shared["t"], classes), "v": shared["v"]}
+
+    def personal_features(self, params: Params, classes: Candidates) -> Params:
+        return {"texts": self.texts(params["T"], classes), "v": params["V"]}
+
+    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+        return self.task.logit_scale * (self.pictures(features["v"], images) @ features["texts"].mT).mean(1)

@@ -1,0 +1,122 @@
+"""pFedMMA: adapters beside the blocks of both towers, with a small layer in the middle that is shared (Ghiasvand et
+al., arXiv 2507.05394). No prompt: the text is "a photo of a {class}.".
+
+    x <- block(x) + alpha * up(relu(S relu(down(LN1(x)))))
+         down (32, W), up (W, 32): of a tower and a block, personal
+         S (32, 32): of a block, for both towers, shared
+    L = CE; gradients of the adapters are taken as if alpha were 1
+
+Only S is sent. (Public code tests later rounds with the first round's text features.)
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpgp.errors import FedPGPError, check_number
+from fedpgp.image_tower import ImageTower, check_depth
+from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
+from fedpgp.task import Candidates
+
+PHRASE = "a photo of a"
+
+
+@dataclass(frozen=True)
+class PFedMMASettings:
+    """Settings of pFedMMA.
+
+    Attributes:
+        size: of the adapters' middle.
+        first, last: blocks with adapters, from 1.
+        alpha: factor on the adapters' output.
+    """
+
+    size: int = 32
+    first: int = 5
+    last: int = 12
+    alpha: float = 1e-3
+
+    def __post_init__(self):
+        check_number("method.size", self.size, least=1, whole=True)
+        check_number("method.first", self.first, least=1, whole=True)
+        check_number("method.last", self.last, least=1, whole=True)
+        check_number("method.alpha", self.alpha, above=0)
+        if self.first > self.last:
+            raise FedPGPError(f"method.first={self.first} is behind method.last={self.last}")
+
+
+class PFedMMA(Method):
+    """Shared: S (L, 32, 32) and bias. Personal: down and up of both towers (L, ...)."""
+
+    name = "pfedmma"
+    Settings = PFedMMASettings
+    reads = ("pixels",)
+
+    @cached_property
+    def tower(self) -> ImageTower:
+        return ImageTower(self.task.clip, self.task.dtype, self.name)
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        return self._layer("middle", self.settings.size, self.settings.size, rng)
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        params: Params = {}
+        check_depth("method.last", self.settings.last, self.task.clip.text_blocks, "text")
+        check_depth("method.last", self.settings.last, self.tower.depth, "image")
+        for tower, width in (("text", self.task.clip.width), ("image", self.tower.width)):
+            params |= self._layer(f"{tower}.down", self.settings.size, width, rng)
+            params |= self._layer(f"{tower}.up", width, self.settings.size, rng)
+        return params
+
+    def _layer(self, name: str, outputs: int, inputs: int, rng: np.random.Generator) -> Params:
+        """A linear layer of each block: Kaiming-normal over its outputs, no bias at the start."""
+        blocks = self.settings.last - self.settings.first + 1
+        weight = torch.from_numpy(rng.normal(0, (2 / outputs) ** 0.5, (blocks, outputs, inputs)))
+        return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(blocks, outputs)}
+
+    def contexts(self, images: int) -> int:
+        return 1
+
+    def image_values(self, images: int) -> int:
+        return images * self.tower.tokens * self.tower.width * self.tower.depth
+
+    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+        loss, grads = super().gradients(params, batch, classes, step)
+        return loss, {name: grad / self.settings.alpha for name, grad in grads.items()}
+
+    def adapter(self, params: Params, tower: str, block: int, x: Tensor) -> Tensor | None:
+        """What stands beside a block (from 0): x (K, tokens, W), after the block's first layer norm, likewise."""
+        at = block + 1 - self.settings.first
+        if not 0 <= at <= self.settings.last - self.settings.first:
+            return None
+        for name in (f"{tower}.down", "middle", f"{tower}.up"):
+            x = x @ params[f"{name}.weight"][:, at].mT + params[f"{name}.bias"][:, at].unsqueeze(1)
+            x = x if name.endswith("up") else x.relu()
+        return self.settings.alpha * x
+
+    def global_features(self, shared: Params, classes: Candidates) -> None:
+        """There is none: the shared layer says nothing without a client's others."""
+        return None
+
+    def personal_features(self, params: Params, classes: Candidates) -> Params:
+        phrase = self.task.clip.embed_phrase(PHRASE).to(self.task.dtype)
+        context = phrase.expand(len(params["middle.bias"]), 1, -1, -1)
+
+        def beside(block: int, x: Tensor) -> Tensor | None:
+            norm = self.task.clip.text_model.transformer.resblocks[block].ln_1
+            weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+            return self.adapter(params, "text", block, F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps))
+
+        return {**params, "texts": classes.encoder(len(phrase)).deep(context, beside)}
+
+    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+        def beside(block: int, x: Tensor) -> Tensor | None:
+            normed = self.tower.norm(f"transformer.resblocks.{block}.ln_1", x)
+            return self.adapter(features, "image", block, normed)
+
+        x = self.tower(images.pixels, beside=beside)
+        return cosine_logits(features["texts"], x, self.task.logit_scale)
