@@ -233,9 +233,9 @@ class Federation:
         if type(method).prepare is not Method.prepare:
             rows = [self.deal.shares[client].train for client in clients]
             classes = self.deal.shares[clients[0]].classes
-            batch = gather(self.images("train"), self.labels("train", classes), rows)
+            own_images = partial(gather, self.images("train"), self.labels("train", classes), rows)
             with torch.no_grad():
-                params |= method.prepare(params, batch, self.candidates(classes))
+                params |= method.prepare(params, own_images, self.candidates(classes))
         if extra := set(params) - set(shared) - set(self._personal_names) - set(method.carried):
             raise FedPGPError(f"method {method.name}: {sorted(extra)} are not learned, so they belong into `carried`")
         return params

@@ -37,11 +37,11 @@ class LowRank:
         u, v = self._factors(rng)
         return {"U": u, "V": v}
 
-    def prepare(self, params: "Params", images: Tensor) -> "Params":
-        """Tensors of a round; ``images`` (K, 1): how many each client has."""
+    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
+        """Tensors of a round; ``images()`` (K, 1): how many each client has."""
         if not self.settings.images_a_rank:
             return {}
-        rank = (images / self.settings.images_a_rank).ceil().clamp(min=1)
+        rank = (images() / self.settings.images_a_rank).ceil().clamp(min=1)
         return {"columns": (torch.arange(self.settings.rank, device=rank.device) < rank).to(params["U"].dtype)}
 
     def context(self, params: "Params") -> Tensor:
@@ -72,7 +72,7 @@ class Nothing(LowRank):
     def start(self, rng: np.random.Generator) -> "Params":
         return {}
 
-    def prepare(self, params: "Params", images: Tensor) -> "Params":
+    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
         return {}
 
     def context(self, params: "Params") -> Tensor:
@@ -101,9 +101,10 @@ class LoRAPro(LowRank):
     """
 
     def change(self, grads: "Params", params: "Params") -> "Params":
-        u, v, g_u, g_v = (t.double() for t in (params["U"], params["V"], grads["U"], grads["V"]))
+        u, v, g_u, g_v = (t.cpu().double() for t in (params["U"], params["V"], grads["U"], grads["V"]))
         if "columns" in params:
-            u = u * params["columns"].unsqueeze(-2)
+            columns = params["columns"].to(u)
+            u, v = u * columns.unsqueeze(-2), v * columns.unsqueeze(-1)
         (values_u, basis_u), (values_v, basis_v) = torch.linalg.eigh(u.mT @ u), torch.linalg.eigh(v @ v.mT)
         inverse_u, inverse_v = _inverse(values_u, basis_u), _inverse(values_v, basis_v)
         right = -inverse_u @ g_v @ v.mT
@@ -135,7 +136,7 @@ class LoRASB(LowRank):
         u, v = torch.linalg.qr(normal(tuple(u.shape), rng))[0], torch.linalg.qr(v.mT)[0].mT
         return {"U": u, "V": v, "R": torch.zeros(u.shape[1], u.shape[1]), "fitted": torch.zeros(1, 1)}
 
-    def prepare(self, params: "Params", images: Tensor) -> "Params":
+    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
         return {}
 
     def context(self, params: "Params") -> Tensor:
@@ -191,7 +192,7 @@ class RankOne(LowRank):
     def start(self, rng: np.random.Generator) -> "Params":
         return {"U": self._start((self.task.n_ctx, 1), rng)}
 
-    def prepare(self, params: "Params", images: Tensor) -> "Params":
+    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
         v = torch.linalg.svd(params["p_G"], full_matrices=False)[2][..., :1, :]
         return {"v": v * v.gather(-1, v.abs().argmax(-1, keepdim=True)).sign()}
 

@@ -1,6 +1,6 @@
 """Every method by name. A new one is a file in this folder and a line here."""
 
-from fedpgp.methods.base import Batch, Features, Images, Method, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Features, Images, Method, Own, Params, Round, Step, cosine_logits
 from fedpgp.methods.cocoop import CoCoOp
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.ditto import Ditto
@@ -66,4 +66,4 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["METHODS", "Batch", "Features", "Images", "Method", "Params", "Round", "Step", "cosine_logits"]
+__all__ = ["METHODS", "Batch", "Features", "Images", "Method", "Own", "Params", "Round", "Step", "cosine_logits"]

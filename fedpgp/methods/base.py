@@ -13,7 +13,7 @@ one tensor program. A method never sees Flower or files; it says
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,6 +61,9 @@ class Batch:
     images: Images
     labels: Tensor
     weights: Tensor
+
+
+Own = Callable[[], Batch]
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,13 @@ class Method(ABC):
 
     # How it is trained. -----------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
         """Before a cohort's training and before its evaluation: tensors (K, ...) to put into ``params``, new ones or in
         the place of others. Without gradients.
 
         Args:
             params: shared tensors as received, the client's own, and :meth:`for_client`'s.
-            own: all training images of each client.
+            own: gives all training images of each client; they are gathered when it is called.
             classes: those that are trained.
         """
         return {}

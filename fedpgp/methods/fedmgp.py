@@ -23,7 +23,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Params, Step
+from fedpgp.methods.base import Batch, Images, Method, Own, Params, Step
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
@@ -96,7 +96,7 @@ class FedMGP(Method):
 
     # Which groups travel. ---------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
         """The averages in the place of the groups that were sent."""
         merged = {}
         for groups, averages in (("T", "t"), ("V", "v")):
@@ -126,7 +126,7 @@ class FedMGP(Method):
         if step.round == 1:
             similarity = torch.zeros_like(similarity)
         # The s largest of logits plus Gumbel noise are a draw without replacement, in order.
-        keys = similarity.double().cpu() / self.settings.tau + torch.from_numpy(noise)
+        keys = similarity.cpu().double() / self.settings.tau + torch.from_numpy(noise)
         return keys.argsort(descending=True)[: self.settings.sent].to(groups.device)
 
     # Training and answers. --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods.base import Batch, Method, Params, Step
+from fedpgp.methods.base import Batch, Method, Own, Params, Step
 from fedpgp.personal_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.task import Candidates, Task
@@ -87,8 +87,8 @@ class FedPGP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return self.term.start(rng)
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
-        return self.term.prepare(params, (own.weights > 0).sum(1, keepdim=True))
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+        return self.term.prepare(params, lambda: (own().weights > 0).sum(1, keepdim=True))
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)

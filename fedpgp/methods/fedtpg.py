@@ -18,7 +18,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Method, Params, Step
+from fedpgp.methods.base import Batch, Method, Own, Params, Step
 from fedpgp.prompts import normal
 from fedpgp.task import Candidates
 
@@ -57,7 +57,8 @@ class FedTPG(Method):
             **gated_start("ff", width, rng),
         }
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+        own = own()
         one_hot = torch.nn.functional.one_hot(own.labels, len(classes.ids)).to(own.weights.dtype)
         return {"own_classes": (one_hot * own.weights.unsqueeze(-1)).sum(1)}
 

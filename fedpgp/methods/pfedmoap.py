@@ -20,7 +20,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.layers import linear, linear_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Features, Images, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Features, Images, Own, Params, Round, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import Candidates
 
@@ -93,7 +93,7 @@ class PFedMoAP(PromptFL):
 
     # Training. --------------------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:

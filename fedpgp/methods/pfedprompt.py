@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Features, Images, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Features, Images, Own, Params, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import Candidates
 
@@ -45,7 +45,8 @@ class PFedPrompt(PromptFL):
     Settings = PFedPromptSettings
     carried = ("keys", "ids", "real")
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+        own = own()
         ids = own.weights.new_tensor(classes.ids)
         return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.methods.base import Batch, Params, Round, Step
+from fedpgp.methods.base import Batch, Own, Params, Round, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import Candidates
 
@@ -30,7 +30,7 @@ class Scaffold(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"c_i": torch.zeros(self.task.n_ctx, self.task.clip.width)}
 
-    def prepare(self, params: Params, own: Batch, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
         return {"mean": torch.zeros_like(params["c_i"])}
 
     def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:

@@ -43,7 +43,7 @@ def parameters(method, batch, classes):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
     own = [method.for_client(k, memory) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in own]) for n in own[0]}
-    return params | method.prepare(params, batch, classes), set(shared)
+    return params | method.prepare(params, lambda: batch, classes), set(shared)
 
 
 def test_every_learning_method_is_written_out():
@@ -201,3 +201,21 @@ def test_fedmgp_draws_what_is_like_the_averages(task):
         counts[method.draw(groups, torch.tensor([[[1.0, 1.0, 0.0]]]), step, client, 0)] += 1
     expected = torch.softmax(torch.tensor([0.5, 0.5, 0.0]).sqrt() / 0.5, 0)
     assert_close(counts / 600, expected, atol=0.06, rtol=0)
+
+
+def test_lora_pro_with_a_rank_a_client_is_lora_pro_of_that_rank(task, batch):
+    """Columns that do not count change nothing."""
+    steps = []
+    for rank, images in ((3, 2), (2, 0)):  # the third client has ceil(3 / 2) = 2 of 3
+        settings = METHODS["fedpgp"].Settings(
+            rank=rank, images_a_rank=images, personal="lora_pro", personal_init="normal"
+        )
+        method, classes = METHODS["fedpgp"](settings, task), task.candidates(range(C))
+        if not steps:
+            params, _ = parameters(method, batch, classes)
+        else:
+            params = {"p_G": params["p_G"], "U": params["U"][..., :2], "V": params["V"][..., :2, :]}
+        step = Step(round=1, step=1, clients=range(K), received={}, lr=0.1, seed=0)
+        steps.append(method.gradients(params, batch, classes, step)[1])
+    assert_close(steps[0]["U"][2][:, :2], steps[1]["U"][2], rtol=1e-7, atol=1e-12)
+    assert_close(steps[0]["V"][2][:2], steps[1]["V"][2], rtol=1e-7, atol=1e-12)
