@@ -1,12 +1,17 @@
 """Loggers beside the run folder. Each gets the same names: ``train/loss``, ``eval/personal/local`` …, the round as
-step.
+step; at the end ``clients/personal/local`` … (a histogram over clients), the configuration and the run's page.
 """
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import yaml
+
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.evaluation import FIGURES
 
 
 class Logger(Protocol):
@@ -34,6 +39,7 @@ class WandbLogger:
             import wandb
         except ImportError:
             raise FedPGPError("logger=wandb needs the package wandb: pip install wandb") from None
+        self.folder = folder
         settings = wandb.Settings(silent=not config["verbose"])
         project = config["logger"].get("project", "fedpgp")
         try:
@@ -53,26 +59,36 @@ class WandbLogger:
         self.run.log(numbers(record), step=record["round"])
 
     def close(self, summary: Mapping | None) -> None:
+        import wandb
+
         if summary:
             self.run.summary.update(numbers({"kind": "summary", **summary}))
+            page = self.folder / "report.html"
+            figures = {name: wandb.Histogram(values) for name, values in over_clients(self.folder).items()}
+            self.run.log({**figures, **({"report": wandb.Html(str(page))} if page.exists() else {})})
         self.run.finish()
 
 
 class TensorBoardLogger:
     """TensorBoard files in ``RUN_DIR/tensorboard``."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, config: Mapping):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise FedPGPError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self.folder = folder
         self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```")
 
     def log(self, record: Mapping) -> None:
         for name, value in numbers(record).items():
             self.writer.add_scalar(name, value, record["round"])
 
     def close(self, summary: Mapping | None) -> None:
+        if summary:
+            for name, values in over_clients(self.folder).items():
+                self.writer.add_histogram(name, np.array(values), summary["rounds"])
         self.writer.close()
 
 
@@ -88,8 +104,21 @@ def make_logger(folder: Path, config: Mapping, run: str) -> Logger:
     if name == "wandb":
         return WandbLogger(folder, config, run)
     if name == "tensorboard":
-        return TensorBoardLogger(folder)
+        return TensorBoardLogger(folder, config)
     raise FedPGPError(unknown("logger", name, ["none", "wandb", "tensorboard"]))
+
+
+def over_clients(folder: Path) -> dict[str, list[float]]:
+    """The figures of clients.csv, a value a client: ``clients/<model>/<figure>``."""
+    found: dict[str, list[float]] = {}
+    path = folder / "clients.csv"
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for figure in FIGURES:
+                    if row[figure]:
+                        found.setdefault(f"clients/{row['model']}/{figure}", []).append(float(row[figure]))
+    return found
 
 
 def numbers(record: Mapping) -> dict[str, float]:

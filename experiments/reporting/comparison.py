@@ -96,11 +96,12 @@ def _lead(rows: Sequence[Row]) -> str:
 
 
 def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
-    title = (
-        ", ".join(f"{key} {value}" for key, value in rows[-1].labels.items() if key != "method" and value != "–")
-        if several
-        else ""
-    )
+    common = {
+        key: value
+        for key, value in rows[-1].labels.items()
+        if key != "method" and value != "–" and all(row.labels[key] in (value, "–") for row in rows)
+    }
+    title = ", ".join(f"{key} {value}" for key, value in common.items()) if several else ""
     with_model = len(models) > 1
     named: list[tuple[str, str, Row]] = []
     colour = 0
@@ -108,7 +109,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         style = "zero_shot"
         if row.model != "zero_shot":
             style, colour = f"c{colour % _STYLES}" + (" dashed" if colour >= _STYLES else ""), colour + 1
-        named.append((row.name(with_model and row.model != "zero_shot"), style, row))
+        named.append((row.name(with_model and row.model != "zero_shot", common if several else ()), style, row))
 
     curves = []
     for figure in ("local", "base", "novel"):

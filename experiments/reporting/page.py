@@ -49,7 +49,7 @@ def environment() -> jinja2.Environment:
 
 def render_run(run: Run) -> str:
     """The page of one run as HTML text."""
-    domains = _domain_table(run)
+    tables = [("Domain by domain", _domain_table(run)), ("Other data sets", _table_of(run, "datasets"))]
     panels, client_words = _client_panels(run)
     bubbles, partition_words = partition_bubbles(run)
     return (
@@ -72,7 +72,7 @@ def render_run(run: Run) -> str:
             curves=_curves(run),
             client_panels=panels,
             client_words=client_words,
-            domains=domains,
+            tables=[(title, table) for title, table in tables if table],
             bubbles=bubbles,
             partition_words=partition_words,
             **_samples(run),
@@ -183,6 +183,14 @@ def _lead(run: Run) -> str:
     return " ".join(sentences)
 
 
+_UNSEEN = {
+    "leave_one_domain_out": "Unseen: the domain that was left out.",
+    "unseen_clients": "Unseen: the clients that never trained.",
+    "cross_dataset": "Unseen: the other data sets, each counting alike.",
+    "cross_domain": "Unseen: the variants of the data set, each counting alike.",
+}
+
+
 def _reading(run: Run) -> str:
     """What the columns mean, as far as the protocol has them, and how far to trust one run."""
     meaning = {
@@ -191,6 +199,7 @@ def _reading(run: Run) -> str:
         "novel": "Novel: classes that no client has seen.",
         "hm3": "HM: the harmonic mean of the three.",
         "hm2": "HM2: of base and novel.",
+        "unseen": _UNSEEN.get(run.choice("protocol"), "Unseen: what no client trained on."),
     }
     words = [meaning[name] for name in _columns(run)]
     if run.one_prompt:
@@ -325,17 +334,23 @@ def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
 
 def _domain_table(run: Run) -> dict | None:
-    """Mean local accuracy of each domain; None without domains, or with one client each (the bars show it)."""
+    """Accuracy of each domain; None without domains, or with one client each (the bars show it)."""
     clients = _by_client(run)
     domains = (run.accuracy["personal"] or {}).get("domains") or {}
     if len(domains) < 2 or (clients and len(clients) <= len(domains)):
         return None
+    return _table_of(run, "domains")
+
+
+def _table_of(run: Run, kind: str) -> dict | None:
+    """A table of a figure that is one number a domain or data set; None where there is none."""
+    names = list((run.accuracy["personal"] or {}).get(kind) or {})
     rows = [
-        {"key": key, "name": name, "cells": [percent(run.figure(key, f"domains.{domain}")) for domain in domains]}
+        {"key": key, "name": name, "cells": [percent(run.figure(key, f"{kind}.{one}")) for one in names]}
         for key, name in MODELS.items()
         if run.accuracy[key]
     ]
-    return {"names": list(domains), "rows": rows}
+    return {"names": names, "rows": rows} if names else None
 
 
 def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,9 +64,10 @@ class Row:
     cells: dict[str, Cell]
     runs: tuple[Run, ...]
 
-    def name(self, with_model: bool = False) -> str:
-        """What tells the row from the others: `fedpgp, rank 8`."""
-        words = [value if key == "method" else f"{key} {value}" for key, value in self.labels.items() if value != "–"]
+    def name(self, with_model: bool = False, without: Collection[str] = ()) -> str:
+        """What tells the row from the others: `fedpgp, rank 8`; labels that all have alike may be left out."""
+        labels = {key: value for key, value in self.labels.items() if value != "–" and key not in without}
+        words = [value if key == "method" else f"{key} {value}" for key, value in labels.items()]
         return ", ".join(words) + (f" ({MODELS[self.model]})" if with_model else "")
 
 

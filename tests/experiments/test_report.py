@@ -667,6 +667,24 @@ def test_rows_may_be_averaged_over_a_label(tmp_path, capsys):
     assert "the runs do not differ in 'rank'" in capsys.readouterr().err
 
 
+def test_unseen_data_and_other_data_sets_have_their_place(tmp_path, capsys):
+    last = write_run(tmp_path / "run", "fedpgp", 1, novel=False, protocol={"name": "cross_dataset"})
+    for name in ("summary.json", "metrics.jsonl"):  # what a transfer adds
+        lines = [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for line in lines:
+            for block in (line.get("accuracy", line).get(model) for model in last):
+                if block:
+                    block |= {"unseen": 61.25, "datasets": {"dtd": 62.5, "emoji objects": 60.0}}
+        (tmp_path / "run" / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(tmp_path / "run")
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    for words in ("Other data sets", "emoji objects", "62.5", "61.2", "unseen"):
+        assert words in page.text, words
+    assert report.main([str(tmp_path), "--columns", "datasets"]) == 0
+    out = capsys.readouterr().out
+    assert "61.25" in out and "emoji objects" in out and "62.50" in out
+
+
 def test_dropping_out_is_a_setting_and_nobody_dropping_out_is_none(tmp_path, capsys):
     write_run(tmp_path / "a", "fedpgp", 1)
     write_run(tmp_path / "b", "fedpgp", 2, runtime__dropout=0.0)
