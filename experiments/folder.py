@@ -44,14 +44,25 @@ class RunFolder:
         """A new folder with its config.yaml.
 
         Raises:
-            FedPGPError: it exists already and is not empty, or cannot be made.
+            FedPGPError: it exists already and is not empty, or cannot be made; another process is just making it.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
         about = {"versions": _versions(), "git_commit": _git_commit(), "command": command}
         text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
-        write_atomically(path / "config.yaml", text.encode())
-        return cls(path)
+        folder = cls(path)
+        folder._refuse_if_used()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        with folder.locked():  # of two processes that came at once, one gets it
+            folder._refuse_if_used()
+            write_atomically(path / "config.yaml", text.encode())
+        return folder
+
+    def _refuse_if_used(self) -> None:
+        path = self.path
+        if path.exists() and (not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())):
+            raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", dict]:
@@ -121,9 +132,18 @@ class RunFolder:
     def cut_metrics(self, length: int) -> None:
         """Drops what a killed attempt wrote after its last checkpoint, and reads the evaluations of what stays."""
         path = self.path / "metrics.jsonl"
-        path.touch()
-        os.truncate(path, min(length, path.stat().st_size))
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        try:
+            path.touch()
+            if path.stat().st_size < length:
+                raise FedPGPError(
+                    f"{path} is shorter than the checkpoint says: it was cut; restore it, or start a new run"
+                )
+            os.truncate(path, length)
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        except ValueError as error:
+            raise FedPGPError(f"{path} is damaged ({error}); restore it, or start a new run") from error
         self.evaluations = [record for record in records if record["kind"] == "eval"]
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
