@@ -317,6 +317,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         summary["selected_rounds"] = rounds
     if server is not None:
         summary |= _cost(server)
+        folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)
     write_report(folder.path)
     return summary
@@ -336,7 +337,6 @@ def _cost(server: Server) -> dict:
         "images_per_second": state.images / state.seconds["train"] if state.seconds["train"] else None,
         "peak_rss_mb": own + sum(peak for process, peak in server.memory.items() if not process.endswith(mine)),
         "peak_gpu_mb": sum(server.gpu_memory.values()) or None,
-        "trained_on": dict(sorted(state.placed.items())),
     }
 
 

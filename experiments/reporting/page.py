@@ -262,7 +262,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         facts.append(
             ("Memory", human_bytes(memory * 1e6), f"and {human_bytes(gpu * 1e6)} on the GPU" if gpu > 0 else "")
         )
-    placed = summary.get("trained_on") or {}
+    placed = run.machines
     if len(placed) > 1 and run.choice("runtime") in _IN_ONE_PROCESS_TREE:
         shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())
         facts.append(("Machines", f"{len(placed)}", f"clients trained, over all rounds: {shown}"))

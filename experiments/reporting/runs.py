@@ -137,6 +137,12 @@ class Run:
             raise _damaged(path, f"no {error}") from error
         return table
 
+    @property
+    def machines(self) -> dict[str, int]:
+        """Machine -> clients it has trained, summed over rounds, from `machines.json`."""
+        path = self.path / "machines.json"
+        return dict(_read_json(path).get("trained_on") or {}) if path.exists() else {}
+
     @cached_property
     def samples(self) -> list[dict]:
         """The pictures of `samples.json` with the personal prompt's answers; none in a deployment."""

@@ -52,7 +52,7 @@ def cluster():
 
 
 def placed(run_dir: Path) -> dict[str, int]:
-    return json.loads((run_dir / "summary.json").read_text())["trained_on"]
+    return json.loads((run_dir / "machines.json").read_text())["trained_on"]
 
 
 @pytest.mark.slow

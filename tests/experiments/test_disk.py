@@ -84,10 +84,11 @@ def test_a_metrics_file_that_was_cut_is_named(tmp_path):
 
 def test_of_two_that_start_at_once_one_gets_the_folder(tmp_path):
     said: list[str] = []
+    config = small_config(tmp_path / "run", "rounds=1")
 
     def run() -> None:
         try:
-            start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
+            start(config, federation_of=small_federation)
             said.append("ran")
         except FedPGPError as error:
             said.append(str(error))
