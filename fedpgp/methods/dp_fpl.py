@@ -35,7 +35,7 @@ class DPFPLSettings:
 
     Attributes:
         rank: k of the factors.
-        epsilon: of the noise; 0 is no noise.
+        epsilon: of the noise; 0 is no noise (the paper: also 0.4 to 0.01).
         delta: of the noise.
         clip: C, largest norm of a gradient.
         steps: T, steps the noise is reckoned for.
@@ -43,7 +43,7 @@ class DPFPLSettings:
     """
 
     rank: int = 8
-    epsilon: float = 0.1
+    epsilon: float = 0.0
     delta: float = 1e-5
     clip: float = 10.0
     steps: int = 100

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord
 
 from clients.state import PrivateStore
 from experiments.runner import resume, start
-from experiments.settings import choices
+from experiments.settings import choices, composed
 from fedpgp.methods import METHODS
 from fedpgp.personal_terms import TERMS
 from fedpgp.seeding import generator
@@ -50,6 +50,16 @@ def messages(monkeypatch) -> list[dict]:
 
 def test_every_method_has_a_configuration():
     assert set(choices()["method"]) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recipe_paper_has_the_published_settings(name):
+    """conf/method suits the embedded federation; recipe=paper is what the papers and the dataclass say."""
+    config = composed([f"method={name}", "recipe=paper"])["method"]
+    settings = {key: value for key, value in config.items() if key not in ("name", "optimizer_state")}
+    assert METHODS[name].Settings(**settings) == METHODS[name].Settings()
+    here = composed([f"method={name}"])["method"]
+    assert set(here) == set(config)
 
 
 @pytest.mark.parametrize(("name", "more"), [(name, more) for name, *more in LEARNING], ids=map("-".join, LEARNING))
