@@ -15,7 +15,7 @@ from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import default_folder
 from experiments.loopback import Loopback
 from experiments.run import BAD_INPUT
-from experiments.settings import check, check_overrides, composed
+from experiments.settings import check, check_overrides, check_runtime, composed
 from fedpgp.errors import FedPGPError
 
 
@@ -59,6 +59,7 @@ def _local(options: argparse.Namespace) -> int:
     check_overrides(overrides)
     config = composed(overrides)
     check(config)
+    check_runtime(config, deployed=True)
     run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
     where = f"resume={run_dir}" if config["resume"] else f"run_dir={run_dir}"
     kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]

@@ -23,7 +23,7 @@ from experiments.console import Console
 from experiments.folder import RunFolder, default_folder
 from experiments.loggers import Logger, make_logger
 from experiments.reporting.page import write_report
-from experiments.settings import FREE, check, flatten, free
+from experiments.settings import FREE, check, check_runtime, flatten, free
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
@@ -63,7 +63,7 @@ def start(
     began = time.perf_counter()
     quiet(config["verbose"])
     check(config)
-    _check_runtime(config, grid)
+    check_runtime(config, deployed=grid is not None)
     make_rule(config["strategy"]["name"], _options(config["strategy"]))
     path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     config = {**config, "run_dir": str(path), "resume": None}
@@ -98,7 +98,7 @@ def resume(
     }
     quiet(config["verbose"])
     check(config)
-    _check_runtime(config, grid)
+    check_runtime(config, deployed=grid is not None)
     with folder.locked():
         return _run(folder, config, began, federation_of, resumed=True, grid=grid)
 
@@ -372,19 +372,6 @@ def _again(config: Mapping) -> str:
     return (
         f"python -m experiments.deploy local --clients {config['clients']}" if deployed else "python -m experiments.run"
     )
-
-
-def _check_runtime(config: Mapping, grid: Grid | None) -> None:
-    """Refuses a deployment that Flower did not start, and clients' own pictures anywhere but in a deployment."""
-    name = config["runtime"]["name"]
-    if grid is None and name == "flower":
-        raise FedPGPError(
-            "runtime=flower is started by: python -m experiments.deploy local, or flwr run (docs/deployment.md)"
-        )
-    if grid is not None and name != "flower":
-        raise FedPGPError(f"runtime={name} is for experiments.run; a deployment has runtime=flower")
-    if grid is None and config["partition"]["scheme"] == "own":
-        raise FedPGPError("partition=own is for a deployment: python -m experiments.deploy local --data FOLDER")
 
 
 def _options(group: Mapping) -> dict:

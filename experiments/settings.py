@@ -122,6 +122,23 @@ def check(config: Mapping) -> None:
         )
 
 
+def check_runtime(config: Mapping, *, deployed: bool) -> None:
+    """Refuses a deployment that Flower does not start, and clients' own pictures anywhere but in a deployment.
+
+    Raises:
+        FedPGPError: saying which command it is for.
+    """
+    name = config["runtime"]["name"]
+    if not deployed and name == "flower":
+        raise FedPGPError(
+            "runtime=flower is started by: python -m experiments.deploy local, or flwr run (docs/deployment.md)"
+        )
+    if deployed and name != "flower":
+        raise FedPGPError(f"runtime={name} is for experiments.run; a deployment has runtime=flower")
+    if not deployed and config["partition"]["scheme"] == "own":
+        raise FedPGPError("partition=own is for a deployment: python -m experiments.deploy local --data FOLDER")
+
+
 def check_overrides(arguments: Sequence[str]) -> None:
     """Refuses overrides that name a group, choice or key that does not exist.
 

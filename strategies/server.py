@@ -339,14 +339,14 @@ class Server:
                     failed.pop(client, None)
                 except _Unusable as reason:
                     failed[client] = str(reason)
-            for client in failed if self.roll is not None else ():
-                self.roll.doubt(client)
             if len(good) >= need:
                 break
             if attempt < TRIES:
                 self.observer.warn(
                     f"{what}: {self._few(len(good), len(messages), need, failed)}; asking the others again"
                 )
+        for client in failed if self.roll is not None else ():
+            self.roll.doubt(client)
         if len(good) < need:
             raise FedPGPError(f"{what}: {self._few(len(good), len(messages), need, failed)}")
         return good, failed, grid.exchange

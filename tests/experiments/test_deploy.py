@@ -1,6 +1,12 @@
 """A real federation on loopback: SuperLink and SuperNodes as processes, TLS, keys, a real FAB."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,9 +17,11 @@ from safetensors.numpy import load_file
 
 from clients.state import owner
 from experiments.certificates import make_node_key
-from experiments.loopback import Loopback
+from experiments.deploy import main
+from experiments.loopback import ROOT, Loopback
 from experiments.runner import start
 from experiments.settings import composed
+from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 
 SETTINGS = [
@@ -49,8 +57,36 @@ def federation(tmp_path_factory, simulated):
     assert members and not [member for member in members if member.is_running()], "processes were left behind"
 
 
+class Watch(threading.Thread):
+    """What the processes that Flower starts for messages cost: pid -> (start, seconds it lived, of them on the CPU)."""
+
+    def __init__(self, node: int):
+        super().__init__(daemon=True)
+        self.node, self.cost, self.over = psutil.Process(node), {}, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            for process in self.node.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if any("flwr-clientapp" in word for word in process.cmdline()):
+                        times, start = process.cpu_times(), process.create_time()
+                        self.cost[process.pid] = (start, time.time() - start, times.user + times.system)
+
+    def messages(self) -> list[tuple[float, float]]:
+        """(seconds, CPU seconds) of each message, in order (without what was forked for a moment)."""
+        return [cost[1:] for cost in sorted(self.cost.values()) if cost[1] > 1]
+
+
 @pytest.fixture(scope="module")
-def deployed(federation) -> Path:
+def watch(federation) -> Watch:
+    thread = Watch(federation.supernodes[0].pid)
+    thread.start()
+    yield thread
+    thread.over.set()
+
+
+@pytest.fixture(scope="module")
+def deployed(federation, watch) -> Path:
     run_dir = federation.folder.parent / "run"
     said: list[str] = []
     cache = federation.nodes[0]["cache-dir"]
@@ -89,6 +125,13 @@ def test_a_deployment_gives_the_simulation_s_numbers(simulated, deployed, federa
     assert names <= {path.name for path in deployed.iterdir()}
 
 
+def test_a_training_message_costs_a_small_process(deployed, watch):
+    """At most 4 s from the start of its process on an idle machine; a busy one makes CPU seconds longer, too."""
+    greeting, _, first, second, *_ = messages = watch.messages()
+    print("seconds and CPU seconds of each message:", [(round(lived, 1), round(cpu, 1)) for lived, cpu in messages])
+    assert len(messages) == 6 and second[1] < 5 and second[1] < greeting[1]
+
+
 def test_bytes_of_a_round_are_two_prompts_a_client(deployed):
     """p_G down and p_G up for each client, and at most 5 % beside (for the paper's 16 x 512 context in float32)."""
     prompt = 4 * 192 * 8
@@ -121,3 +164,61 @@ def _refused(federation: Loopback, node, name: str) -> bool:
         federation.log("superlink").count("Activated node_id") == before
         and "SuperNode ID" not in federation.log(name)[-500:]
     )
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_leaves_nothing_behind(simulated, tmp_path):
+    """The command of a person, stopped in the middle and gone on with: the simulation's numbers."""
+    run_dir = tmp_path / "run"
+    cache = f"runtime.cache_dir={simulated.parent.parent / 'features'}"
+    command = [sys.executable, "-u", "-m", "experiments.deploy", "local", "--clients", "2"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    first = [*command, *SETTINGS, cache, f"run_dir={run_dir}"]
+    process = subprocess.Popen(first, cwd=ROOT, start_new_session=True, **streams)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("round 1/"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, "".join(said)
+    assert "go on with: python -m experiments.deploy local --clients 2 resume=" in "".join(said)
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "interrupted"
+    mine = [p for p in psutil.process_iter(["cmdline"]) if any(str(tmp_path) in w for w in p.info["cmdline"] or ())]
+    assert not mine
+    again = subprocess.run([*command, f"resume={run_dir}"], cwd=ROOT, timeout=280, **streams)
+    assert again.returncode == 0, again.stdout
+    (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (run_dir, simulated))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["local"], "say how many clients"),
+        (["local", "--clients", "0"], "say how many clients"),
+        (["local", "--data", "/nowhere"], "there is no folder in it"),
+        (["local", "--clients", "2", "methd=coop"], "methd"),
+        (["local", "--clients", "2", "runtime=inline"], "runtime=inline is for experiments.run"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_keys_for_separate_machines(tmp_path, capsys):
+    assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(tmp_path / "secrets")]) == 0
+    names = {path.name for path in (tmp_path / "secrets").iterdir()}
+    clients = {f"client_{i}.key{end}" for i in range(2) for end in ("", ".pub")}
+    assert names == {"ca.crt", "server.pem", "server.key", *clients}
+    assert all((tmp_path / "secrets" / name).stat().st_mode & 0o077 == 0 for name in names if name.endswith(".key"))
+    assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(tmp_path / "secrets")]) == 2
+    assert "has certificates already" in capsys.readouterr().err
+
+
+def test_experiments_run_does_not_start_a_deployment(tmp_path):
+    with pytest.raises(FedPGPError, match="runtime=flower is started by: python -m experiments.deploy"):
+        start(composed(["runtime=flower", f"run_dir={tmp_path / 'run'}"]))
+    with pytest.raises(FedPGPError, match="partition=own is for a deployment"):
+        start(composed(["runtime=inline", "partition=own", "dataset=folder", f"run_dir={tmp_path / 'run'}"]))
