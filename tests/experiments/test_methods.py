@@ -1,6 +1,7 @@
 """Every registered method as a federation: a run, what leaves a client, that personal tensors are personal, resume."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from flwr.app import ArrayRecord
 
 from clients.state import PrivateStore
 from experiments.runner import resume, start
-from experiments.settings import choices, composed
+from experiments.settings import CONF, choices, composed
 from fedpgp.methods import METHODS
 from fedpgp.personal_terms import TERMS
 from fedpgp.seeding import generator
@@ -163,3 +164,12 @@ def answers(fed, shared, state, own) -> torch.Tensor:
     """Client 0's logits for some test images, with this private state."""
     (features,) = fed.personal_features(shared, [0], lambda client: state, [fed.base], own)
     return fed.method.logits(features, fed.images("test")[torch.arange(4)[None]], fed.base)
+
+
+def test_the_comparison_has_every_method():
+    compared = set()
+    for file in ("compare_all", "compare_all_vit"):
+        text = (CONF / "experiment" / f"{file}.yaml").read_text()
+        compared |= set(re.search(r"^ +method: (.*)$", text, re.MULTILINE)[1].split(","))
+        assert composed([f"experiment={file}"])["evaluate_every"] == 0
+    assert compared == set(METHODS)
