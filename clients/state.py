@@ -61,25 +61,25 @@ class PrivateStore:
         return owner(self.folder)[1] <= self.attempt
 
     def give_configuration(self, text: str) -> str:
-        """Keeps the run's configuration (JSON text) beside the states; returns its SHA-256 (hex), its name in
-        messages.
+        """Keeps the run's configuration (JSON text) beside the states; returns its name in messages: the beginning of
+        its SHA-256.
         """
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        write_atomically(self.folder / f"config_{digest[:16]}.json", text.encode())
-        return digest
+        name = _short_digest(text.encode())
+        write_atomically(self.folder / f"config_{name}.json", text.encode())
+        return name
 
-    def configuration(self, digest: str) -> str:
+    def configuration(self, name: str) -> str:
         """The configuration of this name.
 
         Raises:
             FedPGPError: it was never given, or is damaged.
         """
-        path = self.folder / f"config_{digest[:16]}.json"
+        path = self.folder / f"config_{name}.json"
         try:
             data = path.read_bytes()
         except OSError as error:
             raise FedPGPError(f"the run's configuration cannot be read: {path} ({error.strerror})") from error
-        if hashlib.sha256(data).hexdigest() != digest:
+        if _short_digest(data) != name:
             raise FedPGPError(f"the run's configuration is damaged: {path}")
         return data.decode()
 
@@ -163,6 +163,10 @@ def owner(folder: Path) -> tuple[str | None, int]:
         return None, 0
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FedPGPError(f"{folder / 'attempt.json'} cannot be read: {error}") from error
+
+
+def _short_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def finite(state: dict[str, Tensor]) -> bool:

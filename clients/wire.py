@@ -30,7 +30,7 @@ class Job:
     Attributes:
         run: the run's id.
         attempt: the number of this attempt at the run (see :mod:`clients.state`).
-        config: SHA-256 (hex) of the configuration's text, which the node has been given.
+        config: name of the configuration, which the node has been given.
         private: folder of the private states and the configuration; empty where the node has its own.
         round: the round, from 1; 0 before training.
         clients: logical clients of this message, ascending.

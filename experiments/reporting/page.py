@@ -253,7 +253,11 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         facts.append(("Sent by the clients", human_bytes(up), f"{human_bytes(down)} received, as a deployment would"))
     wire_up, wire_down = number(summary.get("wire_bytes_up")), number(summary.get("wire_bytes_down"))
     if not math.isnan(wire_up):
-        facts.append(("Sent in this simulation", human_bytes(wire_up + wire_down), "both ways, clients share a node"))
+        simulated = run.choice("runtime") in _IN_ONE_PROCESS_TREE
+        name, note = (
+            ("Sent in this simulation", "clients share a node") if simulated else ("Sent", "with their headers")
+        )
+        facts.append((name, human_bytes(wire_up + wire_down), f"both ways, {note}"))
     speed = number(summary.get("images_per_second"))
     if not math.isnan(speed):
         facts.append(("Images a second", f"{speed:,.0f}", "in training"))

@@ -141,7 +141,7 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     expected = identity(small_federation(text))
     content = RecordDict(
         {
-            "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest(), "", 0, ask="greeting").record(),
+            "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest()[:16], "", 0, ask="greeting").record(),
             "configuration": ConfigRecord({"json": text}),
             "identity": ConfigRecord({**expected, name: other}),
         }
