@@ -6,6 +6,7 @@ clients on the same node travel together in one ``RecordDict``:
 * a record that is equal for all of them stands there once, under its own name;
 * one that differs (``"own"``: what a method's server sends to one client alone) stands there for each client as
   ``"<client>/<name>"``;
+* tensors travel as their bytes alone, without the header that Flower's own serialization puts before each;
 * ``"job"`` says which clients, which round, what each has committed, and which configuration (its text is not sent
   again with every message: :meth:`clients.state.PrivateStore.configuration`).
 
@@ -18,9 +19,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
+
+BARE = "bytes"
+"""How Flower's ``Array`` calls tensors that travel as bytes, row by row, little-endian."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +76,22 @@ def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
     for name in contents[clients[0]]:
         records = [contents[client].get(name) for client in clients]
         if all(record is records[0] or record == records[0] for record in records):
-            packed[name] = records[0]
+            packed[name] = _lean(records[0])
         else:
             for client, record in zip(clients, records, strict=True):
                 if record is not None:
-                    packed[f"{client}/{name}"] = record
+                    packed[f"{client}/{name}"] = _lean(record)
     return packed
 
 
 def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, Record]]:
     """The inverse of :func:`pack`: client -> its records by name."""
-    common = {name: record for name, record in content.items() if "/" not in name and name != "job"}
+    common = {name: _full(record) for name, record in content.items() if "/" not in name and name != "job"}
     own: dict[int, dict[str, Record]] = {client: dict(common) for client in clients}
     for name, record in content.items():
         client, slash, rest = name.partition("/")
         if slash and client.isdigit() and int(client) in own:
-            own[int(client)][rest] = record
+            own[int(client)][rest] = _full(record)
     return own
 
 
@@ -96,7 +101,7 @@ def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], no
     packed["node"] = ConfigRecord({"account": json.dumps(node)})
     for client, content in contents.items():
         for name, record in content.items():
-            packed[f"{client}/{name}"] = record
+            packed[f"{client}/{name}"] = _lean(record)
     return packed
 
 
@@ -112,7 +117,7 @@ def unpack_reply(content: RecordDict) -> tuple[dict[int, RecordDict], dict[int, 
         for name, record in content.items():
             client, slash, rest = name.partition("/")
             if slash:
-                replies.setdefault(int(client), RecordDict())[rest] = record
+                replies.setdefault(int(client), RecordDict())[rest] = _full(record)
         account = json.loads(content["node"]["account"])
         figures = {name: float(account[name]) for name in ("seconds", "rss_mb")}
         clients, kept = int(account["clients"]), [int(client) for client in account["kept"]]
@@ -132,7 +137,25 @@ def count_bytes(contents: Iterable[RecordDict]) -> int:
     return sum(len(name) + _record_bytes(record) for content in contents for name, record in content.items())
 
 
+def _lean(record: Record) -> Record:
+    """Tensors as bare bytes."""
+    if not isinstance(record, ArrayRecord):
+        return record
+    return ArrayRecord({name: Array(a.dtype, a.shape, BARE, a.numpy().tobytes()) for name, a in record.items()})
+
+
+def _full(record: Record) -> Record:
+    """The inverse of :func:`_lean`."""
+    if not isinstance(record, ArrayRecord):
+        return record
+    return ArrayRecord(
+        {name: Array(np.frombuffer(a.data, a.dtype).reshape(tuple(a.shape)).copy()) for name, a in record.items()}
+    )
+
+
 def _record_bytes(record: Record) -> int:
+    if isinstance(record, ArrayRecord):
+        return sum(len(name) + math.prod(a.shape) * np.dtype(a.dtype).itemsize for name, a in record.items())
     if not isinstance(record, ConfigRecord):
         return record.count_bytes()
     total = 0
