@@ -50,6 +50,17 @@ def guarded(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def end_with_parent() -> None:
+    """Has this process end when its parent does: a ServerApp whose SuperLink was killed would wait for it for ever."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(INTERVAL)
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True, name="parent").start()
+
+
 def _watch(parent: int) -> None:
     while True:
         time.sleep(INTERVAL)

@@ -13,6 +13,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from clients.guard import end_with_parent
 from experiments.run import changes_on_resume
 from experiments.runner import resume, start
 from experiments.settings import check_overrides, composed
@@ -24,6 +25,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Composes the configuration and runs it on the grid. What goes wrong is told in the run's log (``flwr log``)."""
+    end_with_parent()
     try:
         _run(grid, str(context.run_config.get("overrides", "")))
     except FedPGPError as error:
