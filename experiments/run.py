@@ -25,6 +25,8 @@ BAD_INPUT = 2
 UNFORESEEN = 1
 SWEEP = "sweep.json"
 """In a sweep's folder: the arguments it was started with."""
+FAILED = "failed"
+"""In a sweep's folder: why runs failed, a file each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             _job(OmegaConf.to_container(config, resolve=True), arguments)
         except FedPGPError as error:
+            _remember(str(error))
             failures.append(_complain(error))
         except Exception:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
+            _remember(traceback.format_exc())
             traceback.print_exc()  # the sweep goes on
             failures.append(UNFORESEEN)
 
@@ -53,6 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.argv = ["python -m experiments.run", *arguments]
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
     return max(failures, default=0)
+
+
+def _remember(failure: str) -> None:
+    """Keeps why a run of a sweep failed: a launcher may have started it on another machine, and goes on."""
+    context = HydraConfig.get()
+    if context.mode == RunMode.MULTIRUN:
+        from experiments.folder import job_name
+
+        write_atomically(Path(context.sweep.dir) / FAILED / f"{job_name(context.overrides.task)}.txt", failure.encode())
 
 
 def _job(config: dict, arguments: list[str]) -> None:
@@ -81,6 +94,7 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
 
     path = folder / job_name(overrides)
     print(f"\n{path.name}")
+    (folder / FAILED / f"{path.name}.txt").unlink(missing_ok=True)
     if not (folder / SWEEP).exists():
         write_atomically(folder / SWEEP, json.dumps({"arguments": arguments}, indent=1).encode())
     if not several.started(path):

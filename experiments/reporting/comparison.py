@@ -112,11 +112,14 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         named.append((row.name(with_model and row.model != "zero_shot", common if several else ()), style, row))
 
     curves = []
-    for figure in ("local", "base", "novel"):
+    for figure in ("local", "base", "novel", "unseen"):
         series = [charts.Series(name, style, *_mean_curve(row, figure)) for name, style, row in named]
         heading = f"{figure.capitalize()} accuracy, %"
         curves.append((heading, charts.line_chart(series, title=heading, unit=" %", end_labels=len(named) <= 8)))
-    other = next((f for f in ("novel", "base") if any(not math.isnan(row.cells[f].mean) for row in rows)), None)
+    other = next(
+        (f for f in ("novel", "unseen", "base") if any(not math.isnan(row.cells[f].mean) for row in rows)), None
+    )
+    up = "unseen data" if other == "unseen" else f"{other} classes"
     trade_off, trade_off_title = "", ""
     if other:
         marks = []
@@ -151,7 +154,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         curves=[(heading, svg) for heading, svg in curves if svg],
         trade_off=trade_off,
         trade_off_title=trade_off_title,
-        trade_off_words=f"Further right: better for each client. Further up: better on {other} classes. "
+        trade_off_words=f"Further right: better for each client. Further up: better on {up}. "
         "The small dots are seeds, the whiskers one standard deviation.",
         histogram=charts.histogram(
             clients, title="Local accuracy of the clients", what="local accuracy of a client, %"

@@ -282,6 +282,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 def _curves(run: Run) -> list[tuple[str, Any]]:
     drawn = []
     titles = {"local": "Local accuracy, %", "base": "Base accuracy, %", "novel": "Novel accuracy, %"}
+    titles |= {"unseen": "Unseen, %"}
     if math.isnan(run.figure("personal", "base")):
         titles |= {"worst10": "Worst tenth of the clients, %", "ece": "Calibration error, %"}
     for figure, title in titles.items():

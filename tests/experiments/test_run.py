@@ -185,6 +185,7 @@ def test_a_failed_job_does_not_end_a_sweep_and_it_goes_on_by_its_folder_alone(tm
     said = capsys.readouterr().err
     assert "strategy=bulyan needs 7 clients" in said and "nobody foresaw this" in said
     (done,) = folder.glob("*/summary.json")
+    assert len(list((folder / "failed").iterdir())) == 3
     monkeypatch.setattr(experiments.runner, "start", broken)
     before = done.stat().st_mtime_ns
     assert main(["-m", f"resume={folder}", "strategy=fedavg"]) == 2  # not the whole command line
@@ -192,7 +193,7 @@ def test_a_failed_job_does_not_end_a_sweep_and_it_goes_on_by_its_folder_alone(tm
     assert main(["-m", f"resume={folder}"]) == 2
     out = capsys.readouterr()
     assert out.out.count("is finished") == 1 and done.stat().st_mtime_ns == before
-    assert len(list(folder.glob("*/summary.json"))) == 2
+    assert len(list(folder.glob("*/summary.json"))) == 2 and len(list((folder / "failed").iterdir())) == 2
     assert main(["-m", f"resume={tmp_path}"]) == 2
     assert "is no sweep's folder" in capsys.readouterr().err
 
@@ -259,8 +260,10 @@ def test_loggers_write_offline(tmp_path, small, logger, monkeypatch):
 
 def wandb_names(folder):
     """What wandb would send, from the file it kept."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # its service writes on after a run's end, until the process ends
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, at, block, whole = path.read_bytes(), 7, 2**15, b""  # a log as LevelDB writes it, after a header of 7 bytes
     names, config = set(), ""
