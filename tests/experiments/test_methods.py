@@ -89,8 +89,9 @@ def test_a_run(tmp_path, messages, name, more):
         for n in private:
             mine = states[client][n].numpy()
             assert not any(a.shape == mine.shape and np.array_equal(a, mine) for a in everywhere), (client, n)
-    floats = sum(tensor.nbytes for tensor in shared.values())
-    assert summary["bytes_up"] >= 2 * 3 * floats and summary["bytes_down"] >= 4 * 3 * floats
+    sent_back = sum(tensor.nbytes for tensor in shared.values())
+    received = sent_back + sum(tensor.nbytes for tensor in fed.for_client(0, fed.initial_memory()).values())
+    assert summary["bytes_up"] >= 2 * 3 * sent_back and summary["bytes_down"] >= 5 * 3 * received
 
     # Personal tensors differ, and the client's own model is made of them.
     for n in personal - {"sent_T", "sent_V"}:  # FedMGP's draws may be the same
