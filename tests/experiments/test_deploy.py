@@ -24,6 +24,7 @@ from experiments.settings import composed
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 
+pytestmark = pytest.mark.timeout(600)  # half a minute on an idle machine
 SETTINGS = [
     "dataset.domains=[noto]",
     "partition=dirichlet",
@@ -91,7 +92,7 @@ def deployed(federation, watch) -> Path:
     said: list[str] = []
     cache = federation.nodes[0]["cache-dir"]
     federation.run(
-        [*SETTINGS, f"runtime.cache_dir={cache}", "runtime.round_timeout=100", f"run_dir={run_dir}"], said.append
+        [*SETTINGS, f"runtime.cache_dir={cache}", "runtime.round_timeout=300", f"run_dir={run_dir}"], said.append
     )
     assert any("personal prompt" in line for line in said), "\n".join([*said, federation.log("superlink")])
     return run_dir
