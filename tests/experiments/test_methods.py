@@ -34,7 +34,7 @@ def messages(monkeypatch) -> list[dict]:
     def watch(message, way: str) -> None:
         for name, record in message.content.items():
             if isinstance(record, ArrayRecord):
-                tensors = {key: array.numpy() for key, array in record.items()}
+                tensors = {key: np.frombuffer(a.data, a.dtype).reshape(a.shape) for key, a in record.items()}
                 seen.append((f"{way} {message.metadata.message_type.split('.')[0]}", name, tensors))
 
     work = InlineGrid._work
