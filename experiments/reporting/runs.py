@@ -21,6 +21,8 @@ FIGURES = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "hm2
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own .hydra/config.yaml has none).
 _BESIDE_CONFIG = ("metrics.jsonl", "summary.json", "partition.json", "checkpoint")
+#: A method whose global and personal figures are alike in these has one prompt for all.
+_TOLD_APART = ("local", "base", "novel", "unseen")
 _NEVER_INSIDE = {"private", "checkpoint", ".hydra", ".git", ".venv", "wandb"}
 
 
@@ -85,7 +87,7 @@ class Run:
     def one_prompt(self) -> bool:
         """Whether the method has one prompt for all: its global and its personal figures are the same."""
         shared, personal = self.accuracy["global"], self.accuracy["personal"]
-        return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in ("local", "base", "novel"))
+        return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in _TOLD_APART)
 
     def figure(self, model: str, name: str) -> float:
         """One figure of one model in percent: `local`, `worst10`, `std_clients.local`, `domains.noto`; else NaN."""
