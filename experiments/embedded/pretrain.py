@@ -310,6 +310,15 @@ class Budget:
         return self.used
 
 
+def finished_image_tower(folder: Path) -> dict[str, torch.Tensor]:
+    """The image tower's weights of a model that :func:`write_model` wrote, in float32."""
+    return {
+        key.removeprefix("visual."): value.float() if value.dtype.is_floating_point else value
+        for key, value in load_file(folder / "open_clip_model.safetensors").items()
+        if key.startswith("visual.")
+    }
+
+
 def train_image(
     work: Path,
     minutes: float,
@@ -333,14 +342,7 @@ def train_image(
     torch.manual_seed(seed)
     visual = new_clip(TINY_CFG).visual.to(memory_format=torch.channels_last)
     if start is not None:
-        finished = load_file(start / "open_clip_model.safetensors")
-        visual.load_state_dict(
-            {
-                key.removeprefix("visual."): value.float() if value.dtype.is_floating_point else value
-                for key, value in finished.items()
-                if key.startswith("visual.")
-            }
-        )
+        visual.load_state_dict(finished_image_tower(start))
     speed_up_stem(visual)
     heads = Heads(len(corpus.emoji_list), len(labels.group_names), len(labels.vocabulary))
     matrices = [p for p in visual.parameters() if p.ndim > 1]
@@ -743,8 +745,13 @@ def distill_views(
     return kept
 
 
-def train_vit(work: Path, minutes: float, seed: int, name: str, raw: bool, tiny: Path, target: Path) -> None:
-    """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of them."""
+def train_vit(
+    work: Path, minutes: float, seed: int, name: str, raw: bool, tiny: Path, target: Path, start: Path | None = None
+) -> None:
+    """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of them.
+
+    ``start`` is the folder of a finished ViT that the first sitting begins from.
+    """
     corpus = load_corpus(work)
     labels = Labels(corpus)
     state = torch.load(work / name / "image.pt", weights_only=True)
@@ -757,6 +764,8 @@ def train_vit(work: Path, minutes: float, seed: int, name: str, raw: bool, tiny:
     torch.manual_seed(seed)
     model = new_clip(TINY_VIT_CFG)
     visual = model.visual
+    if start is not None:
+        visual.load_state_dict(finished_image_tower(start))
     matrices = [p for p in visual.parameters() if p.ndim > 1]
     others = [p for p in visual.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -834,7 +843,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=LEARNING_RATE, help="image stage: peak rate (default %(default)s)"
     )
-    parser.add_argument("--start", type=Path, help="image stage: folder of a finished model to begin from")
+    parser.add_argument("--start", type=Path, help="image, distill: folder of a finished model to begin from")
     parser.add_argument(
         "--raw", action="store_true", help="text, distill: the image tower's last weights, not their average"
     )
@@ -866,7 +875,14 @@ def main() -> None:
     else:
         target = arguments.to or ASSETS / "tiny_vit"
         train_vit(
-            arguments.work, arguments.minutes, arguments.seed, arguments.name, arguments.raw, ASSETS / "tiny", target
+            arguments.work,
+            arguments.minutes,
+            arguments.seed,
+            arguments.name,
+            arguments.raw,
+            ASSETS / "tiny",
+            target,
+            arguments.start,
         )
 
 
