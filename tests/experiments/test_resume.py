@@ -142,8 +142,8 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 def test_a_configuration_edited_by_hand_is_refused(tmp_path):
     start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
     path = tmp_path / "run" / "config.yaml"
-    path.write_text(path.read_text().replace("lr: 0.05", "lr: 0.2"))
-    with pytest.raises(FedPGPError, match=r"another configuration: lr \(0.05 in the checkpoint, 0.2 now\)"):
+    path.write_text(path.read_text().replace("lr: 0.03", "lr: 0.2"))
+    with pytest.raises(FedPGPError, match=r"another configuration: lr \(0.03 in the checkpoint, 0.2 now\)"):
         resume(tmp_path / "run", federation_of=small_federation)
 
 
