@@ -44,7 +44,7 @@ def encode_split(
     dataset_name: str,
     split_name: str,
     what: str = "features",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Unit-norm features of a split's images or of their patches, from the cache or, the first time, from the model.
@@ -57,7 +57,8 @@ def encode_split(
         cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
         dataset_name, split_name: only make the file's name readable.
         what: ``features`` or ``patches``.
-        batch_size: pictures in one pass through the image tower.
+        batch_size: pictures in one pass through the image tower; None: 128 on a GPU, 32 on a CPU, whose caches hold
+            no more.
         progress: called with (pictures done, N) after each batch.
 
     Returns:
@@ -67,6 +68,7 @@ def encode_split(
         FedPGPError: a picture that cannot be read; no space left (says where, and how to move the cache).
     """
     key = feature_key(clip, split, what)
+    batch_size = batch_size or (32 if clip.device.type == "cpu" else 128)
     folder = cache_folder(cache_dir)
     path = folder / f"{dataset_name}-{split_name}-{key[:24]}.safetensors"
     found = _open_cached(path, key, len(split))
@@ -121,14 +123,18 @@ def _encode(
 
 
 def _batches(clip: "FrozenCLIP", split: Split, batch_size: int) -> Iterator[Tensor]:
-    """Preprocessed batches (B, 3, R, R) in order, decoded by threads a few batches ahead."""
+    """Preprocessed batches (B, 3, R, R) in order; for a GPU decoded by threads a few batches ahead (on a CPU they would
+    only take the image tower's cores from it)."""
     preprocess = clip.preprocess
 
     def load(start: int) -> Tensor:
         return torch.stack([preprocess(split.image(i)) for i in range(start, min(start + batch_size, len(split)))])
 
-    workers = min(8, os.cpu_count() or 1)
     starts = iter(range(0, len(split), batch_size))
+    if clip.device.type == "cpu":
+        yield from map(load, starts)
+        return
+    workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         ahead = deque(pool.submit(load, start) for start in islice(starts, workers + 1))
         try:

@@ -164,7 +164,7 @@ def test_several_processes_at_once_encode_once(tmp_path):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=120).stdout
     answers = [line.split() for line in output.splitlines()]
-    assert sorted(int(batches) for batches, _ in answers) == [0, 0, 1]
+    assert sorted(int(batches) > 0 for batches, _ in answers) == [False, False, True]
     assert len({total for _, total in answers}) == 1
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
