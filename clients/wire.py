@@ -119,7 +119,11 @@ def unpack_reply(content: RecordDict) -> tuple[dict[int, RecordDict], dict[int, 
             if slash:
                 replies.setdefault(int(client), RecordDict())[rest] = _full(record)
         account = json.loads(content["node"]["account"])
-        figures = {name: float(account[name]) for name in ("seconds", "rss_mb")}
+        figures = {
+            name: float(account[name])
+            for name in ("seconds", "rss_mb", "gpu_mb")
+            if name in account or name != "gpu_mb"
+        }
         clients, kept = int(account["clients"]), [int(client) for client in account["kept"]]
         if not all(map(math.isfinite, figures.values())):
             raise ValueError("its seconds or memory are not finite")

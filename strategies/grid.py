@@ -233,13 +233,16 @@ class CohortGrid(Grid):
             return
         try:
             contents, errors, account = unpack_reply(packed.content)
-        except ValueError as error:
+            wire_up = count_bytes([packed.content])
+            # A node speaks for the clients it was asked for, and for nobody else's.
+            up = count_bytes(content for client, content in contents.items() if client in parcel.messages)
+        except (ValueError, TypeError) as error:
             self._fail(parcel.messages, CLIENT_FAILED, f"its node's reply cannot be read: {error}")
             return
         self.exchange.accounts.append(account)
-        self.exchange.kept.update(account["kept"])
-        self.exchange.traffic.wire_up += count_bytes([packed.content])
-        self.exchange.traffic.up += count_bytes(contents.values())
+        self.exchange.kept.update(set(account["kept"]) & set(parcel.messages))
+        self.exchange.traffic.wire_up += wire_up
+        self.exchange.traffic.up += up
         for client, message in parcel.messages.items():
             if client in contents:
                 self._answer(message, contents[client])

@@ -55,6 +55,10 @@ class Observer(Protocol):
         ...
 
 
+UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")
+"""What every client says of its training."""
+
+
 @dataclass
 class State:
     """All that the server must not lose.
@@ -196,7 +200,7 @@ class Server:
         good, dropped, exchange = self._ask(grid, round, clients, configure, self._check_update, need)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
         weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
-        epochs = [metrics.get("epochs", self.config["local_epochs"]) for metrics in numbers.values()]
+        epochs = [metrics["epochs"] for metrics in numbers.values()]
         if self.state.shared:
             self._aggregate(round, good)
         for client in exchange.kept & set(good):
@@ -385,8 +389,10 @@ class Server:
     # Checks. ----------------------------------------------------------------------------------------------------------
 
     def _check_update(self, client: int, content: RecordDict) -> None:
-        """Refuses an update that must not enter the average."""
-        self._check_metrics(content, "num-examples", "loss")
+        """Refuses an update that must not enter the average; leaves in it what every reply has, as Flower's rules
+        refuse all replies when one has more than another.
+        """
+        self._check_metrics(content, *UPDATE_METRICS)
         expected = self.table[client]["train_images"]
         count = content["metrics"]["num-examples"]
         if count != expected:
@@ -403,6 +409,9 @@ class Server:
                 raise _Unusable(f"tensor {name} of its update is NaN or Inf")
         # In the order of the global tensors: some rules pair tensors by position.
         content["arrays"] = ArrayRecord({name: arrays[name] for name in self._reference})
+        content["metrics"] = MetricRecord({name: content["metrics"][name] for name in UPDATE_METRICS})
+        for name in set(content) - {"arrays", "metrics"}:
+            del content[name]
 
     def _check_figures(self, client: int, content: RecordDict) -> None:
         self._check_metrics(content, "num-examples")

@@ -130,6 +130,10 @@ class Faulty(Federation):
                     result.update = {name: tensor[:-1] for name, tensor in result.update.items()}
                 if result.client in faults.get("wrong_count", ()):
                     result.num_examples = 10**6
+                if result.client in faults.get("extra_metric", ()):
+                    result.metrics["mood"] = 1.0
+                if result.client in faults.get("no_steps", ()):
+                    del result.metrics["steps"]
             yield result
 
 

@@ -173,7 +173,12 @@ def test_a_dead_node_costs_its_clients_only():
 
 
 @pytest.mark.parametrize(
-    "reply", [RecordDict(), pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "clients": 1, "kept": []})]
+    "reply",
+    [
+        RecordDict(),
+        pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "clients": 1, "kept": []}),
+        pack_reply({}, {}, {"seconds": 1.0, "rss_mb": 1.0, "gpu_mb": "much", "clients": 1, "kept": []}),
+    ],
 )
 def test_a_reply_that_cannot_be_read_costs_its_clients_only(reply):
     class Stranger(Nodes):
@@ -185,6 +190,20 @@ def test_a_reply_that_cannot_be_read_costs_its_clients_only(reply):
     replies = grid.send_and_receive([Message(content, client, "train") for client in range(CLIENTS)])
     said = [reply.error.reason for reply in replies if reply.has_error()]
     assert len(said) == CLIENTS // 2 and all("its node's reply cannot be read" in text for text in said)
+
+
+def test_a_node_speaks_for_its_own_clients_only():
+    class Liar(Nodes):
+        def answer(self, message):
+            own = unpack(message.content, Job.of(message.content).clients)
+            replies = {client: train_one(client, next(iter(own.values()))) for client in range(CLIENTS)}
+            account = {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "clients": 1, "kept": list(range(CLIENTS))}
+            return Message(pack_reply(replies, {}, account), reply_to=message)
+
+    grid = CohortGrid(Liar(1, cohort=True), CLIENTS, Job("run", 1, "", "/p", 1))
+    grid.send_and_receive(messages_for(grid, {3: content()}))
+    assert grid.exchange.kept == {3}
+    assert grid.exchange.traffic.up < grid.exchange.traffic.wire_up / 5
 
 
 def test_a_silent_node_is_given_up_in_time():

@@ -39,6 +39,7 @@ def same_tensors(one, other, **tolerance):
         ("inf_update", "tensor p_G of its update is NaN or Inf"),
         ("wrong_shape", r"tensor p_G is float64[3, 32] instead of float64[4, 32]"),
         ("wrong_count", "says it trained on 1000000 images, but it has 5"),
+        ("no_steps", "did not send the metrics num-examples, loss, steps, epochs"),
     ],
 )
 def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):
@@ -53,6 +54,12 @@ def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):
     if fault != "raise":
         run(tmp_path / "b", "rounds=1", "participation=1", "evaluate_every=0", faults={"raise": [2]})
         same_tensors(tmp_path / "a", tmp_path / "b", rtol=1e-9, atol=1e-12)
+
+
+def test_a_client_that_says_more_than_others_ends_nobody_s_run(tmp_path):
+    run(tmp_path / "a", "rounds=1", "participation=1", "evaluate_every=0", faults={"extra_metric": [2]})
+    (line,) = metrics(tmp_path / "a", "train")
+    assert line["clients"] == 6 and line["dropped"] == []
 
 
 def test_too_few_clients_stop_the_run_saved(tmp_path, capsys):
