@@ -4,7 +4,8 @@
 client after another, full sequences for every class, the guidance pass in every step, torch's own SGD.
 
 ``run``: a whole run on two Ray workers: how much of its time is neither training nor evaluation, and whether its memory
-grows with the rounds. Once with the default clients, once with 2,000 of which a tenth takes part in a round.
+grows with the rounds. Once with the default clients, once with 2,000 of which a tenth takes part in a round; these own
+two made-up pictures each (the embedded federation has not enough).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 
 from experiments.bench.measure import in_turn, peak_memory, relative
 from experiments.bench.step import textbook_loss
@@ -37,8 +39,21 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row for the round, one for each run."""
     clients = arguments.clients or 24
     yield _round(arguments, clients)
-    for count, options in ((clients, []), (MANY, ["participation=0.1", "partition=iid", "evaluate_every=0"])):
-        yield _run(arguments, count, options)
+    yield _run(arguments, clients, [])
+    with tempfile.TemporaryDirectory() as folder:
+        _made_up(Path(folder))
+        options = ["participation=0.1", "partition=iid", "protocol=personal", "evaluate_every=0"]
+        yield _run(arguments, MANY, [*options, "dataset=folder", f"dataset.root='{folder}'"])
+
+
+def _made_up(root: Path) -> None:
+    """Pictures of noise, two of each split a client, in ten classes."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i in range(2 * MANY):
+            folder = root / split / f"class {i % 10}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
 def _round(arguments: argparse.Namespace, clients: int) -> dict:
