@@ -49,6 +49,8 @@ class Node:
         node_config = dict(context.node_config)
         self.inline = bool(node_config.pop("inline", False))
         # A simulation's nodes are told where; a real one lets nobody else choose a folder of its disk.
+        if self.job.private and not (self.inline or "partition-id" in node_config):
+            raise FedPGPError("a server may choose a folder on the nodes of a simulation only, and this is none")
         self.site = None if self.job.private else Site.of(node_config)
         folder = self.job.private or self.site.store_folder(self.job.run)
         self.store = PrivateStore(folder, self.job.run, self.job.attempt)

@@ -26,7 +26,7 @@ from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.frozen import FrozenCLIP, resolve_device
-from fedpgp.methods import METHODS, Features, Images, Method, Params, Round, cosine_logits
+from fedpgp.methods import METHODS, Batch, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.own import own_pictures
 from fedpgp.protocols import Deal, Exam, deal
@@ -233,7 +233,12 @@ class Federation:
         if type(method).prepare is not Method.prepare:
             rows = [self.deal.shares[client].train for client in clients]
             classes = self.deal.shares[clients[0]].classes
-            own_images = partial(gather, self.images("train"), self.labels("train", classes), rows)
+
+            def own_images() -> Batch:
+                if self.dataset.train is None:
+                    raise FedPGPError(f"method {method.name} needs the client's own training images, and here are none")
+                return gather(self.images("train"), self.labels("train", classes), rows)
+
             with torch.no_grad():
                 params |= method.prepare(params, own_images, self.candidates(classes))
         if extra := set(params) - set(shared) - set(self._personal_names) - set(method.carried):
