@@ -115,7 +115,7 @@ class Node:
                 federation.encode()
                 answer["row"] = federation.client_table()[self.site.client]
         except Exception as error:
-            answer["refused"] = _reason(error)
+            answer["refused"] = self._reason(error)
         return Message(_answer(answer), reply_to=self.message)
 
     def load_state(self, client: int):
@@ -141,7 +141,16 @@ class Node:
                 for client in missing:
                     self._collect(work, federation, shared, [client], own)
             else:
-                self.errors.update({client: _reason(error) for client in missing})
+                self.errors.update({client: self._reason(error) for client in missing})
+
+    def _reason(self, error: Exception) -> str:
+        """What the server is told of an error. One about a client's own pictures names files, folders or classes, so it
+        stays in the node's log."""
+        reason = str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
+        if self.site is None or self.site.data_dir is None:
+            return reason
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        return "something is wrong with its data or its machine; the log of its node says what"
 
     def _groups(self) -> Iterator[tuple[Shared, list[int]]]:
         """Clients that share the same tensors, together: usually all."""
@@ -265,10 +274,6 @@ def _machine() -> str:
 
 def _answer(value: object) -> RecordDict:
     return RecordDict({"answer": ConfigRecord({"json": json.dumps(value)})})
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
 
 
 app = client_app()

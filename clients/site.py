@@ -4,6 +4,7 @@
 
 * ``client-id``: which logical client lives here;
 * ``state-dir``: where its private tensors are kept, and the features of its own pictures;
+* ``data-root``: the folder that holds the public data sets, where the federation deals one; else $FEDPGP_DATA;
 * ``data-dir``: its own pictures (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
 * ``weights``: a file with the model's weights, where the federation's configuration names another machine's;
 * ``cache-dir``: where features are kept instead.
@@ -20,7 +21,7 @@ from pathlib import Path
 import fedpgp
 from fedpgp.errors import FedPGPError, unknown
 
-KEYS = ("client-id", "state-dir", "data-dir", "weights", "cache-dir")
+KEYS = ("client-id", "state-dir", "data-root", "data-dir", "weights", "cache-dir")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Site:
     Attributes:
         client: the logical client that lives here.
         state_dir: folder of what it keeps for itself.
+        data_root: folder of public data sets, for one that is dealt; None is the usual one.
         data_dir: its own pictures; None where the federation's data set is dealt.
         weights: a weights file; None takes what the federation's configuration says.
         cache_dir: folder of features; None is one in ``state_dir`` for its own pictures, the usual one for others.
@@ -37,6 +39,7 @@ class Site:
 
     client: int
     state_dir: Path
+    data_root: str | None = None
     data_dir: Path | None = None
     weights: str | None = None
     cache_dir: str | None = None
@@ -59,10 +62,11 @@ class Site:
         client = node_config["client-id"]
         if isinstance(client, bool) or not isinstance(client, int) or client < 0:
             raise FedPGPError(f"client-id={client!r} in --node-config cannot work; it is a whole number, 0 or more")
-        own, weights, cache = (node_config.get(key) for key in ("data-dir", "weights", "cache-dir"))
+        root, own, weights, cache = (node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir"))
         return cls(
             client,
             Path(str(node_config["state-dir"])).expanduser(),
+            None if root is None else str(root),
             None if own is None else Path(str(own)).expanduser(),
             None if weights is None else str(weights),
             None if cache is None else str(cache),
@@ -97,6 +101,7 @@ class Site:
                 f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
             )
         cache = self.cache_dir
+        config["dataset"] |= {"root": self.data_root, "download": False}  # a server's paths and wishes are its own
         if own:
             config["dataset"]["root"] = str(self.data_dir)
             config["partition"]["client"] = self.client

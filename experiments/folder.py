@@ -25,6 +25,10 @@ ABOUT = ("versions", "git_commit", "command")
 """Keys of config.yaml that are no settings."""
 
 
+GLANCE = 1.0
+"""Seconds for which another start may hold a folder just to see that it is used."""
+
+
 class RunFolder:
     """The files of one run (design: "A run's folder").
 
@@ -93,12 +97,17 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.path / ".lock", error) from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FedPGPError(
-                    f"another process is at work in {self.path}; wait for it, or choose another run_dir"
-                ) from None
+            end = time.monotonic() + GLANCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise FedPGPError(
+                            f"another process is at work in {self.path}; wait for it, or choose another run_dir"
+                        ) from None
+                time.sleep(0.02)
             yield
 
     # Writing. ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ greeted: it gets the run's configuration and says which client lives there, or w
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -26,6 +26,8 @@ class Roll:
         job: of the greeting.
         configuration: of the federation, as JSON text.
         identity: what a node must have in common with the server (:func:`clients.site.identity`).
+        table: the rows of clients whose images the server deals; None where their pictures are their own, and what they
+            say of them is believed.
         warn: told about nodes that cannot take part.
 
     Attributes:
@@ -41,9 +43,11 @@ class Roll:
         job: Job,
         configuration: str,
         identity: Mapping[str, str],
+        table: Sequence[Mapping] | None,
         warn: Callable[[str], None],
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
+        self._table = None if table is None else json.loads(json.dumps(list(table)))  # as it comes from a node
         self._content = {"configuration": ConfigRecord({"json": configuration}), "identity": ConfigRecord({**identity})}
         self.homes: dict[int, int] = {}
         self.rows: dict[int, dict] = {}
@@ -74,7 +78,7 @@ class Roll:
             self._forget(node)
         for node, since in here.items():
             if self._since.get(node) != since:
-                if node in self._since:
+                if self._since.get(node):  # not one that is only doubted
                     lost[node] = "its node was started again"
                 self._greet(node, since)
         if self._greeted:
@@ -86,6 +90,7 @@ class Roll:
         """Something went wrong with a client: its node is greeted again."""
         if client in self.homes:
             self._since[self.homes[client]] = ""
+            self._looked = -INTERVAL  # before it is sent anything else
 
     def _greet(self, node: int, since: str) -> None:
         self._greeted = {id: other for id, other in self._greeted.items() if other != node}
@@ -109,10 +114,25 @@ class Roll:
             elif self.homes.get(client, node) != node:
                 self._refuse(node, f"two nodes say they are client {client}; only the first takes part")
             else:
-                self.rows[client] = {**answer["row"], "id": client}
+                self.rows[client] = self._checked(client, answer["row"])
                 self.homes = {c: n for c, n in self.homes.items() if n != node} | {client: node}
         except (ValueError, KeyError, TypeError) as error:
             self._refuse(node, f"a node cannot take part: its answer cannot be read ({error})")
+
+    def _checked(self, client: int, row: Mapping) -> dict:
+        """A client's row of the table.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none, or not what the server dealt.
+        """
+        if self._table is not None and row != self._table[client]:
+            raise ValueError(f"client {client} does not have the images that it was dealt")
+        for name in ("train_images", "test_images"):
+            if isinstance(row[name], bool) or not isinstance(row[name], int) or row[name] < 0:
+                raise ValueError(f"client {client} says {name}={row[name]!r}")
+        if not isinstance(row["domain"], str | None) or not isinstance(row["trains"], bool):
+            raise ValueError(f"the row of client {client} is none")
+        return {**row, "id": client}
 
     def _refuse(self, node: int, reason: str) -> None:
         self._forget_home(node)

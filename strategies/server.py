@@ -165,7 +165,8 @@ class Server:
         clients = len(self.state.committed)
         if self.configuration is not None:
             job = replace(self.job, ask="greeting")
-            roll_of = (clients, job, self.configuration, identity(self.federation), self.observer.warn)
+            table = None if self.federation.deal.own else self.federation.client_table()
+            roll_of = (clients, job, self.configuration, identity(self.federation), table, self.observer.warn)
             self.roll = Roll(inner, *roll_of)
         poll = 0.02 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
         grid = CohortGrid(inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll)
