@@ -108,8 +108,9 @@ class Console:
         self.close()
         self._line(Text.assemble(("error: ", "bold red"), text))
 
-    def summary(self, summary: dict, run_dir: Path, seconds: float) -> None:
-        """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command."""
+    def summary(self, summary: dict, run_dir: Path, seconds: float, again: str = "python -m experiments.run") -> None:
+        """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command,
+        `again` the command that goes on with a run."""
         self._end_stage()
         self._stop()
         self._line("")
@@ -129,7 +130,7 @@ class Console:
         if (run_dir / "report.html").exists():
             self._line(f"report:     {run_dir / 'report.html'}")
         if summary.get("status") == "interrupted":
-            self._line(f"go on with: python -m experiments.run resume={run_dir}")
+            self._line(f"go on with: {again} resume={run_dir}")
 
     def close(self) -> None:
         """Ends the live line; a stage that is going on was broken off and gets no tick. Safe to call twice."""

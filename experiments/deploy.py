@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.certificates import make_certificates, make_node_key
-from experiments.folder import default_folder
+from experiments.folder import RunFolder, default_folder
 from experiments.loopback import Loopback
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, check_runtime, composed
@@ -61,10 +61,18 @@ def _local(options: argparse.Namespace) -> int:
     check(config)
     check_runtime(config, deployed=True)
     run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
-    where = f"resume={run_dir}" if config["resume"] else f"run_dir={run_dir}"
+    path = str(run_dir).replace("'", "\\'")
+    where = f"resume='{path}'" if config["resume"] else f"run_dir='{path}'"
+    if config["resume"]:
+        _, config = RunFolder.open(run_dir)
+    else:
+        RunFolder(run_dir).refuse_if_used()
     kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
-    if config["runtime"]["cache_dir"]:
-        sites = [{**site, "cache-dir": str(Path(config["runtime"]["cache_dir"]).resolve())} for site in sites]
+    for key, chosen in (("cache-dir", config["runtime"]["cache_dir"]), ("data-root", config["dataset"].get("root"))):
+        if chosen:
+            sites = [{**site, key: str(Path(chosen).resolve())} for site in sites]
+    who = f"--data {options.data}" if options.data else f"--clients {len(sites)}"
+    again = f"python -m experiments.deploy local {who} resume={run_dir}"
 
     def ask(number: int, frame: object) -> None:
         raise _Asked(number)
@@ -79,7 +87,6 @@ def _local(options: argparse.Namespace) -> int:
                 for number in before:
                     signal.signal(number, signal.SIG_IGN)
                 federation.interrupt()
-                again = f"python -m experiments.deploy local --clients {len(sites)} resume={run_dir}"
                 print(f"interrupted; go on with: {again}")
                 return asked.code
     except _Asked as asked:
@@ -87,7 +94,10 @@ def _local(options: argparse.Namespace) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0 if _finished(run_dir) else BAD_INPUT
+    if not _finished(run_dir):
+        return BAD_INPUT
+    print(f"run folder: {run_dir}\nreport:     {run_dir / 'report.html'}")
+    return 0
 
 
 def _sites(options: argparse.Namespace) -> list[dict]:

@@ -15,9 +15,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from clients.guard import end_with_parent
 from experiments.run import changes_on_resume
-from experiments.runner import resume, start
+from experiments.runner import Stopped, resume, start
 from experiments.settings import check_overrides, composed
 from fedpgp.errors import FedPGPError
+
+DEPLOYED = "runtime=flower"
 
 app = ServerApp()
 
@@ -28,6 +30,8 @@ def main(grid: Grid, context: Context) -> None:
     end_with_parent()
     try:
         _run(grid, str(context.run_config.get("overrides", "")))
+    except Stopped:  # saved, and said so
+        return
     except FedPGPError as error:
         print(f"error: {error}", flush=True)
         raise
@@ -38,12 +42,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, words: str) -> None:
-    overrides = ["runtime=flower", *shlex.split(words)]
+    # The runtime is given here, and not chosen by anybody: a run that is gone on with keeps its own settings of it.
+    chosen = [override for override in shlex.split(words) if override != DEPLOYED]
+    overrides = [DEPLOYED, *chosen]
     check_overrides(overrides)
     config = composed(overrides)
     if config["resume"]:
         folder = Path(config["resume"])
-        kept = [override for override in overrides if not override.startswith("resume=")]
+        kept = [override for override in chosen if not override.startswith("resume=")]
         resume(folder, changes_on_resume(config, kept, folder), grid=grid)
     else:
         start(config, f"flwr run . --run-config 'overrides={words!r}'", grid=grid)

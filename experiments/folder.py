@@ -53,17 +53,18 @@ class RunFolder:
         about = {"versions": _versions(), "git_commit": _git_commit(), "command": command}
         text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
         folder = cls(path)
-        folder._refuse_if_used()
+        folder.refuse_if_used()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
         with folder.locked():  # of two processes that came at once, one gets it
-            folder._refuse_if_used()
+            folder.refuse_if_used()
             write_atomically(path / "config.yaml", text.encode())
         return folder
 
-    def _refuse_if_used(self) -> None:
+    def refuse_if_used(self) -> None:
+        """Raises FedPGPError where the folder holds anything."""
         path = self.path
         if path.exists() and (not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())):
             raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")

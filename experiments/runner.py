@@ -177,7 +177,7 @@ def _run(
         if logger is not None:
             logger.close(summary)
         console.close()
-    console.summary(summary, folder.path, time.perf_counter() - began)
+    console.summary(summary, folder.path, time.perf_counter() - began, _again(config))
     if summary["status"] != "finished":
         raise Stopped(stopper.code)
     return summary
@@ -369,9 +369,10 @@ def _for_clients(config: Mapping) -> dict:
 def _again(config: Mapping) -> str:
     """The command that goes on with a run."""
     deployed = config["runtime"]["name"] == "flower"
-    return (
-        f"python -m experiments.deploy local --clients {config['clients']}" if deployed else "python -m experiments.run"
-    )
+    if not deployed:
+        return "python -m experiments.run"
+    own = config["partition"]["scheme"] == "own"
+    return f"python -m experiments.deploy local {'--data FOLDER' if own else '--clients ' + str(config['clients'])}"
 
 
 def _options(group: Mapping) -> dict:

@@ -172,11 +172,11 @@ def _refused(federation: Loopback, node, name: str) -> bool:
 @pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_nothing_behind(simulated, tmp_path):
     """The command of a person, stopped in the middle and gone on with: the simulation's numbers."""
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "run (1)"  # a name that Hydra would not read without quotes
     cache = f"runtime.cache_dir={simulated.parent.parent / 'features'}"
     command = [sys.executable, "-u", "-m", "experiments.deploy", "local", "--clients", "2"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    first = [*command, *SETTINGS, cache, f"run_dir={run_dir}"]
+    first = [*command, *SETTINGS, cache, "runtime.round_timeout=500", f"run_dir='{run_dir}'"]
     process = subprocess.Popen(first, cwd=ROOT, start_new_session=True, **streams)
     said = []
     for line in process.stdout:
@@ -188,8 +188,11 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(simulated, tmp_path):
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "interrupted"
     mine = [p for p in psutil.process_iter(["cmdline"]) if any(str(tmp_path) in w for w in p.info["cmdline"] or ())]
     assert not mine
-    again = subprocess.run([*command, f"resume={run_dir}"], cwd=ROOT, timeout=280, **streams)
+    again = subprocess.run([*command, f"resume='{run_dir}'"], cwd=ROOT, timeout=280, **streams)
     assert again.returncode == 0, again.stdout
+    assert f"run folder: {run_dir}" in again.stdout
+    words = json.loads((run_dir.with_name(f"{run_dir.name}_nodes") / "run.toml").read_text().partition("=")[2])
+    assert "runtime=flower" in words and "round_timeout" not in words  # the run keeps the one it was started with
     (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (run_dir, simulated))
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
@@ -208,6 +211,15 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(simulated, tmp_path):
 def test_bad_input_is_refused_before_anything_starts(arguments, said, capsys):
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_used_run_dir_and_a_run_that_is_not_there_are_refused_before_anything_starts(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["local", "--clients", "2", f"run_dir={tmp_path}"]) == 2
+    assert f"{tmp_path} exists already" in capsys.readouterr().err
+    assert main(["local", "--clients", "2", f"resume={tmp_path / 'nowhere'}"]) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_keys_for_separate_machines(tmp_path, capsys):
