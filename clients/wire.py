@@ -57,9 +57,7 @@ class Job:
     ask: str = ""
 
     def record(self) -> ConfigRecord:
-        """As a Flower record; lists of no clients are left out, which Flower's empty lists could not be told apart
-        from.
-        """
+        """As a Flower record."""
         return ConfigRecord({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
 
     @staticmethod

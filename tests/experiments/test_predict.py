@@ -15,6 +15,7 @@ from experiments.personal import load_personal
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.errors import FedPGPError
+from fedpgp.federation import Federation
 
 SETTINGS = ["dataset.domains=[noto]", "partition=dirichlet", "partition.beta=0.5", "clients=2", "participation=0.5"]
 
@@ -122,3 +123,27 @@ def test_bad_input(run, tmp_path, arguments, said, capsys):
 def test_a_lost_private_state_is_named(run, clients, tmp_path):
     with pytest.raises(FedPGPError, match=f"private state of client {clients[0]} after round 1 is not there"):
         load_personal(run, clients[0], tmp_path)
+
+
+def deployed(method: str) -> Federation:
+    """What the machine of a run knows when the pictures are the clients' own: none of them."""
+    words = ["runtime=flower", "partition=own", "dataset=folder", "dataset.root=null", "protocol=personal"]
+    return Federation.from_config(
+        composed([*words, "dataset.class_names=[cat,dog,fox,owl]", "clients=2", f"method={method}"])
+    )
+
+
+@pytest.mark.parametrize("method", ["fedpgp", "scaffold", "ditto"])
+def test_a_client_is_answered_for_without_its_pictures(method):
+    federation = deployed(method)
+    classes = federation.candidates(federation.deal.base_classes)
+    (features,) = federation.personal_features(federation.initial_shared(), [0], federation.initial_state, [classes])
+    assert features.shape[:2] == (1, 4)
+
+
+@pytest.mark.parametrize("method", ["fedtpg", "pfedprompt"])
+def test_a_method_that_needs_the_pictures_says_so(method):
+    federation = deployed(method)
+    classes = federation.candidates(federation.deal.base_classes)
+    with pytest.raises(FedPGPError, match=f"method {method} needs the client's own training images"):
+        federation.personal_features(federation.initial_shared(), [0], federation.initial_state, [classes])
