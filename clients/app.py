@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from clients.guard import guarded
-from clients.site import Site, differences, identity
+from clients.site import Site, Unfit, differences, identity
 from clients.state import PrivateStore, finite
 from clients.wire import Job, Record, pack_reply, unpack
 from fedpgp.errors import FedPGPError
@@ -101,7 +101,7 @@ class Node:
 
     def greet(self) -> Message:
         """Answers the server's first message: which client lives here, and its row of the table, or why this node
-        cannot take part. The client's images are encoded now, or found in the cache, so that no round pays for it.
+        cannot take part, and whether that may pass.
         """
         answer: dict[str, object] = {"client": self.site.client}
         try:
@@ -109,13 +109,14 @@ class Node:
             self.store.give_configuration(str(self.content["configuration"]["json"]))
             federation = self.federation()
             if differing := differences(dict(self.content["identity"]), identity(federation)):
-                answer["refused"] = differing
-            else:
-                # Encoded now, or found in the cache, so that no round pays for it.
-                federation.encode()
-                answer["row"] = federation.client_table()[self.site.client]
+                raise Unfit(differing)
+            # Encoded now, or found in the cache, so that no round pays for it.
+            federation.encode()
+            answer["row"] = federation.client_table()[self.site.client]
+        except Unfit as error:
+            answer["refused"] = str(error)
         except Exception as error:
-            answer["refused"] = self._reason(error)
+            answer |= {"refused": self._reason(error), "passing": True}
         return Message(_answer(answer), reply_to=self.message)
 
     def load_state(self, client: int):

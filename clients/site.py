@@ -24,6 +24,10 @@ from fedpgp.errors import FedPGPError, unknown
 KEYS = ("client-id", "state-dir", "data-root", "data-dir", "weights", "cache-dir")
 
 
+class Unfit(FedPGPError):
+    """A node differs from the federation, and does for as long as it runs."""
+
+
 @dataclass(frozen=True)
 class Site:
     """One node's own configuration.
@@ -86,17 +90,17 @@ class Site:
         """The federation's configuration (JSON text) with this node's own paths.
 
         Raises:
-            FedPGPError: the federation deals a data set and this node has its own pictures, or the other way round; a
-                client number that the federation does not have.
+            Unfit: the federation deals a data set and this node has its own pictures, or the other way round; a client
+                number that the federation does not have.
         """
         config = json.loads(text)
         if self.client >= config["clients"]:
-            raise FedPGPError(f"client-id={self.client}, but the federation has {config['clients']} clients, from 0")
+            raise Unfit(f"client-id={self.client}, but the federation has {config['clients']} clients, from 0")
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:
-            raise FedPGPError("partition=own: each node names its own pictures in --node-config: data-dir='DIR'")
+            raise Unfit("partition=own: each node names its own pictures in --node-config: data-dir='DIR'")
         if not own and self.data_dir is not None:
-            raise FedPGPError(
+            raise Unfit(
                 f"this node has its own pictures (data-dir), but the federation deals data set "
                 f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
             )

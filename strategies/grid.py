@@ -195,9 +195,10 @@ class CohortGrid(Grid):
     def _deal(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Node -> its clients, ascending."""
         if self.roll is not None:
+            homes = self.roll.homes
             dealt: dict[int, list[int]] = {}
             for client in clients:
-                dealt.setdefault(self.roll.homes.get(client, NOWHERE), []).append(client)
+                dealt.setdefault(homes.get(client, NOWHERE), []).append(client)
             return dealt
         while len(nodes := sorted(self.inner.get_node_ids())) < self.nodes:
             self._check_stop()

@@ -2,11 +2,17 @@
 
 A Flower SuperNode is known to the server by a number alone. So each one that connects, or was started again, is
 greeted: it gets the run's configuration and says which client lives there, or why it cannot take part.
+
+A client is on one node at a time: the first that says it is this client holds its seat for as long as it is connected,
+and another one that says the same waits until it is gone. A node that differs from the server is refused until it is
+started again; one where something went wrong is greeted again after a while.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -15,6 +21,39 @@ from clients.wire import Job
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""
+
+AGAIN = 30.0
+"""Seconds before a node where something went wrong is greeted again; twice as many after every further time."""
+
+GREETINGS = 8
+"""Times in a row that is done, over about an hour."""
+
+
+@dataclass
+class Guest:
+    """A node that is connected.
+
+    Attributes:
+        since: when it connected, in Flower's words; empty before it is greeted, and when it is doubted.
+        greeting: id of the greeting that it has not answered yet; empty when it has.
+        silent: somebody waited for that answer in vain.
+        client: which client it says it is; None before it said so.
+        seated: it is that client, and nobody else can be while it is connected.
+        refusal: why it cannot take part; empty when it can.
+        rival: it cannot because another node holds its client's seat.
+        failures: times in a row that something went wrong there.
+        due: when it is greeted again, in monotonic seconds.
+    """
+
+    since: str = ""
+    greeting: str = ""
+    silent: bool = False
+    client: int | None = None
+    seated: bool = False
+    refusal: str = ""
+    rival: bool = False
+    failures: int = 0
+    due: float = math.inf
 
 
 class Roll:
@@ -28,12 +67,10 @@ class Roll:
         identity: what a node must have in common with the server (:func:`clients.site.identity`).
         table: the rows of clients whose images the server deals; None where their pictures are their own, and what they
             say of them is believed.
-        warn: told about nodes that cannot take part.
+        warn: told about nodes that cannot take part, and clients that are on another node than before.
 
     Attributes:
-        homes: client -> node.
         rows: client -> its row of the table.
-        refused: node -> why it cannot take part.
     """
 
     def __init__(
@@ -49,17 +86,37 @@ class Roll:
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
         self._table = None if table is None else json.loads(json.dumps(list(table)))  # as it comes from a node
         self._content = {"configuration": ConfigRecord({"json": configuration}), "identity": ConfigRecord({**identity})}
-        self.homes: dict[int, int] = {}
         self.rows: dict[int, dict] = {}
-        self.refused: dict[int, str] = {}
-        self._since: dict[int, str] = {}  # node -> when it connected
-        self._greeted: dict[str, int] = {}  # id of a greeting without an answer yet -> node
-        self._looked = 0.0
+        self._guests: dict[int, Guest] = {}
+        self._last: dict[int, int] = {}  # client -> the last node that held its seat
+        self._looked = -math.inf
 
     @property
-    def waiting(self) -> bool:
-        """True while a greeted node has not answered yet."""
-        return bool(self._greeted)
+    def homes(self) -> dict[int, int]:
+        """Client -> its node, for those that can be asked."""
+        return {g.client: n for n, g in self._guests.items() if g.seated and not g.refusal and not g.silent}
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Node -> why it cannot take part."""
+        return {node: guest.refusal for node, guest in self._guests.items() if guest.refusal}
+
+    @property
+    def hopeless(self) -> set[int]:
+        """Clients whose own nodes cannot take part before somebody starts them again."""
+        lasting = (g for g in self._guests.values() if g.refusal and not g.rival and g.due == math.inf)
+        return {guest.client for guest in lasting if guest.client is not None} - set(self.homes)
+
+    @property
+    def waiting(self) -> int:
+        """Number of greeted nodes whose answer is worth waiting for."""
+        return sum(bool(guest.greeting) and not guest.silent for guest in self._guests.values())
+
+    def wait_no_more(self) -> None:
+        """The nodes that have not answered yet are taken for silent: nobody waits for them, or asks them anything,
+        before they answer."""
+        for guest in self._guests.values():
+            guest.silent = bool(guest.greeting)
 
     def look(self) -> dict[int, str]:
         """Greets who came, hears who answered, forgets who went; does nothing when it did so just now.
@@ -73,51 +130,71 @@ class Roll:
         self._looked = time.monotonic()
         here = {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
         lost: dict[int, str] = {}
-        for node in set(self._since) - set(here):
+        for node in set(self._guests) - set(here):
             lost[node] = "its node went away"
-            self._forget(node)
+            del self._guests[node]
         for node, since in here.items():
-            if self._since.get(node) != since:
-                if self._since.get(node):  # not one that is only doubted
-                    lost[node] = "its node was started again"
-                self._greet(node, since)
-        if self._greeted:
-            for reply in self._grid.pull_messages(list(self._greeted)):
-                self._hear(self._greeted.pop(reply.metadata.reply_to_message_id), reply)
+            guest = self._guests.setdefault(node, Guest())
+            if guest.since not in ("", since):
+                lost[node] = "its node was started again"
+                self._guests[node] = guest = Guest(client=guest.client, seated=guest.seated)
+            if guest.since != since or self._has_another_chance(guest):
+                self._greet(node, guest, since)
+        greeted = {guest.greeting: node for node, guest in self._guests.items() if guest.greeting}
+        if greeted:
+            for reply in self._grid.pull_messages(list(greeted)):
+                self._hear(greeted[reply.metadata.reply_to_message_id], reply)
         return lost
 
     def doubt(self, client: int) -> None:
         """Something went wrong with a client: its node is greeted again."""
         if client in self.homes:
-            self._since[self.homes[client]] = ""
-            self._looked = -INTERVAL  # before it is sent anything else
+            self._guests[self.homes[client]].since = ""
+            self._looked = -math.inf  # before it is sent anything else
 
-    def _greet(self, node: int, since: str) -> None:
-        self._greeted = {id: other for id, other in self._greeted.items() if other != node}
-        self.refused.pop(node, None)
+    def _has_another_chance(self, guest: Guest) -> bool:
+        if not guest.refusal or guest.greeting:
+            return False
+        free = guest.rival and self._holder(guest.client) is None
+        return free or guest.due <= time.monotonic()
+
+    def _holder(self, client: int) -> int | None:
+        """The node that holds a client's seat."""
+        return next((node for node, g in self._guests.items() if g.seated and g.client == client), None)
+
+    def _greet(self, node: int, guest: Guest, since: str) -> None:
         content = RecordDict({"job": self._job.record(), **self._content})
         for id in self._grid.push_messages([Message(content, dst_node_id=node, message_type=MessageType.QUERY)]):
             if id:
-                self._since[node] = since
-                self._greeted[id] = node
+                guest.since, guest.greeting = since, id
 
     def _hear(self, node: int, reply: Message) -> None:
+        guest = self._guests[node]
+        guest.greeting, guest.silent = "", False
+        client = None
         try:
             if reply.has_error():
-                raise ValueError(reply.error.reason)
+                self._refuse(guest, f"a node cannot take part: {reply.error.reason}", guest.client, passing=True)
+                return
             answer = json.loads(reply.content["answer"]["json"])
             client = int(answer["client"])
+            holder = self._holder(client)
             if refusal := answer.get("refused"):
-                self._refuse(node, f"the node of client {client} cannot take part: {refusal}")
+                reason = f"the node of client {client} cannot take part: {refusal}"
+                self._refuse(guest, reason, client, passing=bool(answer.get("passing")))
             elif not 0 <= client < self._clients:
-                self._refuse(node, f"a node says it is client {client}; there are {self._clients}, from 0")
-            elif self.homes.get(client, node) != node:
-                self._refuse(node, f"two nodes say they are client {client}; only the first takes part")
+                self._refuse(guest, f"a node says it is client {client}; there are {self._clients}, from 0")
+            elif holder not in (None, node):
+                reason = (
+                    f"two nodes say they are client {client}: node {holder} is, and node {node} has to wait until that "
+                    "one is gone; each node needs a client-id of its own in --node-config"
+                )
+                self._refuse(guest, reason, client, rival=True)
             else:
                 self.rows[client] = self._checked(client, answer["row"])
-                self.homes = {c: n for c, n in self.homes.items() if n != node} | {client: node}
+                self._seat(node, client)
         except (ValueError, KeyError, TypeError) as error:
-            self._refuse(node, f"a node cannot take part: its answer cannot be read ({error})")
+            self._refuse(guest, f"a node cannot take part: its answer cannot be read ({error})", client)
 
     def _checked(self, client: int, row: Mapping) -> dict:
         """A client's row of the table.
@@ -134,16 +211,30 @@ class Roll:
             raise ValueError(f"the row of client {client} is none")
         return {**row, "id": client}
 
-    def _refuse(self, node: int, reason: str) -> None:
-        self._forget_home(node)
-        self.refused[node] = reason
-        self._warn(reason)
+    def _seat(self, node: int, client: int) -> None:
+        self._guests[node] = Guest(self._guests[node].since, client=client, seated=True)
+        if self._last.get(client, node) != node:
+            self._warn(f"client {client} is on node {node} now; before, it was on node {self._last[client]}")
+        self._last[client] = node
 
-    def _forget(self, node: int) -> None:
-        self._forget_home(node)
-        self._since.pop(node, None)
-        self.refused.pop(node, None)
-        self._greeted = {id: other for id, other in self._greeted.items() if other != node}
+    def _refuse(
+        self, guest: Guest, reason: str, client: int | None = None, *, passing: bool = False, rival: bool = False
+    ) -> None:
+        """Refuses a node.
 
-    def _forget_home(self, node: int) -> None:
-        self.homes = {client: home for client, home in self.homes.items() if home != node}
+        Args:
+            guest: the node.
+            reason: why, for a person.
+            client: which client it says it is.
+            passing: something went wrong there, which may pass: it is greeted again after a while, and keeps its seat.
+            rival: another node holds that client's seat.
+        """
+        guest.seated = guest.seated and passing and client == guest.client
+        guest.client, guest.rival, guest.due = client, rival, math.inf
+        guest.failures = guest.failures + 1 if passing else 0
+        if 0 < guest.failures < GREETINGS:
+            guest.due = time.monotonic() + AGAIN * 2 ** (guest.failures - 1)
+            reason += "; it is asked again from time to time"
+        if reason != guest.refusal:  # and not every time
+            self._warn(reason)
+        guest.refusal = reason

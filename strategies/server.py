@@ -449,8 +449,8 @@ class Server:
     def _call_roll(self, roll: Roll) -> Rows:
         """Waits for the clients' nodes; returns every client's row of the table.
 
-        A new run needs all of them. One that is gone on with needs no more than a round does: who is missing has its
-        row from the checkpoint.
+        A new run needs all of them; it is refused early when only those are missing whose nodes cannot take part. One
+        that is gone on with needs no more than a round does: who is missing has its row from the checkpoint.
         """
         clients = range(len(self.state.committed))
         rows = {row["id"]: row for row in self.table}
@@ -464,23 +464,24 @@ class Server:
             if len(roll.rows) > here:
                 here = len(roll.rows)
                 self.observer.progress(here, len(clients), "clients that are there")
-            all_here = not roll.waiting and len(roll.homes) + len(roll.refused) >= len(clients)
-            if time.monotonic() > end or (roll.refused and all_here):
+            if time.monotonic() > end or (not roll.waiting and roll.hopeless.issuperset(missing)):
                 if unknown := [client for client in missing if client not in rows]:
-                    raise FedPGPError(
-                        f"the nodes of clients {', '.join(map(str, unknown))} are not there"
-                        + "".join(f"; {reason}" for reason in roll.refused.values())
-                    )
+                    raise FedPGPError("; ".join([_not_there(unknown, roll.waiting), *roll.refused.values()]))
+                roll.wait_no_more()
                 break
             time.sleep(0.2)
             roll.look()
         return [roll.rows.get(client) or rows[client] for client in clients]
 
     def _settle(self, roll: Roll) -> None:
-        """Lets nodes that have just come (back) answer the greeting before a round passes them over."""
+        """Lets nodes that have just come (back) answer the greeting before a round passes them over: once, and then
+        they are waited for no more before they do."""
         end = time.monotonic() + RETURN_PATIENCE
         roll.look()
-        while roll.waiting and time.monotonic() < end and not self.stop.is_set():
+        while roll.waiting and not self.stop.is_set():
+            if time.monotonic() > end:
+                roll.wait_no_more()
+                break
             time.sleep(0.2)
             roll.look()
 
@@ -610,6 +611,17 @@ class _Unusable(Exception):
 def participants(config: Mapping, able: int) -> int:
     """Clients that take part in a round, of those that are able to."""
     return min(able, max(1, round(config["participation"] * able)))
+
+
+def _not_there(clients: Sequence[int], waiting: int) -> str:
+    """What to say of clients that were waited for in vain."""
+    text = f"the nodes of clients {', '.join(map(str, clients))} are not there"
+    if waiting:
+        text += (
+            f"; {waiting} that are connected did not answer yet: if they are still encoding their pictures, give the "
+            "next run more seconds (runtime.round_timeout)"
+        )
+    return text
 
 
 def _check_answer(client: int, content: RecordDict) -> None:

@@ -15,6 +15,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 
+class Hangs(Exception):
+    """The node does not answer this message yet; it is asked again at the next look."""
+
+
 class Nodes(Grid):
     """One node for each configuration.
 
@@ -22,7 +26,7 @@ class Nodes(Grid):
         app: the ClientApp of all.
         configs: ``--node-config`` of each node.
         before: called with (nodes, node, message) when a node takes a message up; it may call :meth:`leave` or
-            :meth:`restart`, or raise what the client's code would.
+            :meth:`restart`, raise what the client's code would, or :class:`Hangs`.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class Nodes(Grid):
                 reply = self.app(asked, context)
                 self.replies.append(reply.content)
                 replies.append(Message(_through(reply.content, self.sent), reply_to=message))
+            except Hangs:
+                continue
             except Exception as error:
                 self.waiting.pop(id, None)
                 replies.append(Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message))

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from safetensors.numpy import load_file
 
 import strategies.roll as roll
+import strategies.server as server
 from clients.app import client_app
 from clients.site import Site, identity
 from clients.state import owner
@@ -18,7 +19,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.nodes import Nodes
+from tests.nodes import Hangs, Nodes
 from tests.small import small_config, small_federation
 
 CLIENTS = 3
@@ -120,16 +121,103 @@ def test_the_server_goes_on_after_a_stop(tmp_path):
     same(tmp_path / "a", tmp_path / "b")
 
 
+def greeting(message: Message) -> bool:
+    return Job.of(message.content).ask == "greeting"
+
+
+def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, monkeypatch):
+    """It is left out of every round after that, at once, and takes part again when it has answered."""
+    monkeypatch.setattr(server, "RETURN_PATIENCE", 0.1)
+    waits = []
+    give_up = roll.Roll.wait_no_more
+    monkeypatch.setattr(roll.Roll, "wait_no_more", lambda self: (waits.append(self.waiting), give_up(self)))
+    seen = set()
+
+    def before(nodes, node, message):
+        if greeting(message) and node == 1 and nodes.since[1] > 1 and 3 not in seen:
+            raise Hangs
+        if message.metadata.message_type == "train" and node == 2:
+            seen.add(Job.of(message.content).round)
+            if seen == {1}:
+                nodes.restart(1)
+
+    deployed(tmp_path / "a", "rounds=4", before=before)
+    dropped = [[entry["client"] for entry in line["dropped"]] for line in metrics(tmp_path / "a", "train")]
+    assert dropped == [[], [1], [1], []] and waits == [1]
+
+
+def test_a_node_whose_disk_comes_late_takes_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(roll, "AGAIN", 0.0)
+    disk, greetings = tmp_path / "disk", []
+    disk.touch()  # nothing can be written below it
+    configs = sites(tmp_path / "nodes")
+    configs[1]["state-dir"] = str(disk / "client_1")
+
+    def before(nodes, node, message):
+        if greeting(message) and node == 1:
+            greetings.append(node)
+            if len(greetings) == 3:
+                disk.unlink()
+
+    deployed(tmp_path / "a", configs=configs, before=before)
+    simulated(tmp_path / "b")
+    assert len(greetings) == 3
+    same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("stranger", [{"client-id": 1}, {"client-id": 9}, {}])
+def test_a_stranger_does_not_end_the_wait_for_a_client(tmp_path, stranger):
+    """The last client's node comes after a node was refused that is none of those that are missing."""
+    configs = [*sites(tmp_path), {"state-dir": str(tmp_path / "other"), **stranger}]
+
+    def before(nodes, node, message):
+        if node == 3:
+            nodes.since[2] = 1
+
+    nodes = Nodes(client_app(small_federation), configs, before)
+    del nodes.since[2]
+    start(small_config(tmp_path / "a", *SMALL), federation_of=small_federation, grid=nodes)
+    assert all(line["dropped"] == [] for line in metrics(tmp_path / "a", "train"))
+
+
+def test_another_node_in_a_client_s_place_does_not_have_what_it_learned(tmp_path, capsys):
+    """It gets the seat when the first is gone, and is left out of the rounds by name."""
+    configs = [*sites(tmp_path), {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
+
+    def before(nodes, node, message):
+        if training(message, 1) and node == 2:
+            nodes.leave(1)
+
+    deployed(tmp_path / "a", before=before, configs=configs)
+    assert "client 1 is on node 3 now; before, it was on node 1" in capsys.readouterr().out
+    second = metrics(tmp_path / "a", "train")[1]["dropped"]
+    assert [entry["client"] for entry in second] == [1] and "state of client 1 after round 1 is not there" in str(
+        second
+    )
+
+
 def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):
+    with pytest.raises(FedPGPError, match="the nodes of clients 1, 2 are not there$"):
+        deployed(tmp_path / "a", "runtime.round_timeout=0.5", configs=sites(tmp_path)[:1])
     twice = [*sites(tmp_path)[:2], {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
     with pytest.raises(FedPGPError, match="the nodes of clients 2 are not there; two nodes say they are client 1"):
-        deployed(tmp_path / "a", configs=twice)
+        deployed(tmp_path / "b", "runtime.round_timeout=0.5", configs=twice)
     assert "two nodes say they are client 1" in capsys.readouterr().out
-    with pytest.raises(FedPGPError, match="the nodes of clients 1, 2 are not there"):
-        deployed(tmp_path / "b", "runtime.round_timeout=0.5", configs=sites(tmp_path)[:1])
-    stranger = [*sites(tmp_path)[:2], {"client-id": 9, "state-dir": str(tmp_path / "other")}]
-    with pytest.raises(FedPGPError, match="client-id=9, but the federation has 3 clients"):
-        deployed(tmp_path / "c", configs=stranger)
+
+    def hang(nodes, node, message):
+        if node == 2:
+            raise Hangs
+
+    with pytest.raises(FedPGPError, match="1 that are connected did not answer yet: .*encoding .*runtime.round_time"):
+        deployed(tmp_path / "c", "runtime.round_timeout=0.5", before=hang)
+
+
+def test_a_run_does_not_wait_for_a_client_whose_node_cannot_take_part(tmp_path):
+    """It would for ever: its node has pictures of its own, and the federation deals some."""
+    configs = sites(tmp_path)
+    configs[2]["data-dir"] = str(tmp_path)
+    with pytest.raises(FedPGPError, match="clients 2 are not there; the node of client 2 cannot .* its own pictures"):
+        deployed(tmp_path / "a", "runtime.round_timeout=null", configs=configs)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +239,8 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     message = Message(content, dst_node_id=1, message_type="query")
     reply = client_app(small_federation)(message, Context(1, 1, {"inline": True, **config}, RecordDict(), {}))
     answer = json.loads(reply.content["answer"]["json"])
-    assert answer["refused"] == f"{name}: {expected[name]} here, {other} on the server" and "row" not in answer
+    assert answer["refused"] == f"{name}: {expected[name]} here, {other} on the server"
+    assert not {"row", "passing"} & set(answer)
 
 
 @pytest.mark.parametrize(

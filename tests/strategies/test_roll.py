@@ -12,36 +12,68 @@ from clients.wire import Job
 ROW = {"id": 0, "domain": None, "train_images": 5, "test_images": 2, "trains": True}
 
 
-class OneNode:
-    """A grid with one node that answers every greeting with the same row."""
+class Grid:
+    """Nodes that answer a greeting as told.
 
-    def __init__(self, row: object):
-        self.row, self.greetings, self.looks = row, 0, 0
+    Attributes:
+        nodes: node -> (when it connected, its answer: a mapping, an error as text, or None for no answer yet).
+        greeted: the nodes that were greeted, in order.
+    """
+
+    def __init__(self, nodes: dict[int, tuple[str, object]]):
+        self.nodes, self.greeted, self.looks = nodes, [], 0
 
     def get_nodes(self):
         self.looks += 1
-        return [SimpleNamespace(node_id=7, last_activated_at="now")]
+        return [SimpleNamespace(node_id=node, last_activated_at=since) for node, (since, _) in self.nodes.items()]
 
     def push_messages(self, messages):
-        self.greetings += 1
-        return [f"greeting-{self.greetings}"]
+        self.greeted += [message.dst_node_id for message in messages]
+        return [str(len(self.greeted) - 1)]
 
     def pull_messages(self, ids):
-        content = RecordDict({"answer": ConfigRecord({"json": json.dumps({"client": 0, "row": self.row})})})
-        metadata = SimpleNamespace(reply_to_message_id=ids[0])
-        return [SimpleNamespace(has_error=lambda: False, content=content, metadata=metadata)]
+        for id in ids:
+            answer = self.nodes[self.greeted[int(id)]][1]
+            if answer is not None:
+                failed = isinstance(answer, str)
+                content = RecordDict({"answer": ConfigRecord({"json": json.dumps(answer)})})
+                yield SimpleNamespace(
+                    has_error=lambda failed=failed: failed,
+                    error=SimpleNamespace(reason=answer),
+                    content=content,
+                    metadata=SimpleNamespace(reply_to_message_id=id),
+                )
 
 
-def called(monkeypatch, row, table) -> tuple[roll.Roll, OneNode]:
-    monkeypatch.setattr(roll, "Message", lambda content, **options: SimpleNamespace(content=content, **options))
-    grid = OneNode(row)
-    rolled = roll.Roll(grid, 1, Job("run", 1, "c", "", 0), "{}", {}, table, lambda warning: None)
-    rolled.look()
-    return rolled, grid
+class Called:
+    """A roll on such a grid, with a clock that is set by hand; every :meth:`look` is long enough after the last."""
+
+    def __init__(self, monkeypatch, nodes: dict, clients: int = 1, table: list | None = None):
+        self.grid, self.now, self.told = Grid(nodes), 0.0, []
+        monkeypatch.setattr(roll, "Message", lambda content, **options: SimpleNamespace(content=content, **options))
+        monkeypatch.setattr(roll, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.roll = roll.Roll(self.grid, clients, Job("run", 1, "c", "", 0), "{}", {}, table, self.told.append)
+        self.look()
+
+    def look(self, later: float = roll.INTERVAL) -> dict[int, str]:
+        self.now += later
+        return self.roll.look()
+
+
+def here(client: int, since: str = "now") -> tuple[str, dict]:
+    return since, {"client": client, "row": {**ROW, "id": client}}
+
+
+def fails(client: int, since: str = "now") -> tuple[str, dict]:
+    return since, {"client": client, "refused": "the disk is not there", "passing": True}
+
+
+def differs(client: int, since: str = "now") -> tuple[str, dict]:
+    return since, {"client": client, "refused": "model weights: a here, b on the server"}
 
 
 def test_a_row_that_is_the_servers_own_is_taken(monkeypatch):
-    rolled, _ = called(monkeypatch, ROW, [ROW])
+    rolled = Called(monkeypatch, {7: here(0)}, table=[ROW]).roll
     assert rolled.homes == {0: 7} and rolled.rows == {0: ROW}
 
 
@@ -57,12 +89,111 @@ def test_a_row_that_is_the_servers_own_is_taken(monkeypatch):
     ],
 )
 def test_a_row_that_cannot_be_is_refused(monkeypatch, row, table, said):
-    rolled, _ = called(monkeypatch, row, table)
+    rolled = Called(monkeypatch, {7: ("now", {"client": 0, "row": row})}, table=table).roll
     assert not rolled.homes and said in rolled.refused[7]
 
 
 def test_a_doubted_node_is_greeted_at_once_and_has_lost_nothing(monkeypatch):
-    rolled, grid = called(monkeypatch, ROW, [ROW])
-    assert rolled.look() == {} and grid.looks == 1  # it has just looked
-    rolled.doubt(0)
-    assert rolled.look() == {} and (grid.looks, grid.greetings) == (2, 2)
+    called = Called(monkeypatch, {7: here(0)})
+    assert called.look(0) == {} and called.grid.looks == 1  # it has just looked
+    called.roll.doubt(0)
+    assert called.look(0) == {} and (called.grid.looks, called.grid.greeted) == (2, [7, 7])
+
+
+def test_a_node_that_does_not_answer_is_waited_for_once(monkeypatch):
+    called = Called(monkeypatch, {1: here(0), 2: ("now", None)}, clients=2)
+    assert called.roll.waiting == 1
+    called.roll.wait_no_more()
+    called.look()
+    assert called.roll.waiting == 0 and called.grid.greeted == [1, 2]
+    called.grid.nodes[2] = here(1)  # at last
+    called.look()
+    assert called.roll.homes == {0: 1, 1: 2}
+    called.grid.nodes[2] = ("later", None)  # started again: it may answer this time
+    assert called.look() == {2: "its node was started again"} and called.roll.waiting == 1
+
+
+def test_a_client_that_stopped_answering_is_asked_nothing_until_it_does(monkeypatch):
+    called = Called(monkeypatch, {1: here(0)})
+    called.grid.nodes[1] = ("now", None)
+    called.roll.doubt(0)
+    called.look()
+    assert called.roll.homes == {0: 1}  # there is hope
+    called.roll.wait_no_more()
+    called.roll.doubt(0)
+    called.look()
+    assert called.roll.homes == {} and called.roll.waiting == 0 and called.grid.greeted == [1, 1]
+    called.grid.nodes[1] = here(0)
+    called.look()
+    assert called.roll.homes == {0: 1}
+
+
+@pytest.mark.parametrize("failure", [fails(0), ("now", "out of memory")])
+def test_a_node_where_something_went_wrong_is_greeted_again_a_few_times(monkeypatch, failure):
+    called = Called(monkeypatch, {1: failure})
+    called.look()
+    assert called.grid.greeted == [1] and called.roll.refused and not called.roll.hopeless
+    called.look(roll.AGAIN)
+    called.look(roll.AGAIN)
+    assert called.grid.greeted == [1, 1]  # the second pause is longer
+    for _ in range(50):
+        called.look(1000 * roll.AGAIN)
+    assert len(called.grid.greeted) == roll.GREETINGS
+    assert len(called.told) == 2  # that it is asked again, and that it is no more
+    called.grid.nodes[1] = here(0, "later")
+    called.look()
+    assert called.roll.homes == {0: 1} and not called.roll.refused
+
+
+def test_a_node_whose_trouble_passed_takes_part(monkeypatch):
+    called = Called(monkeypatch, {1: fails(0)})
+    called.grid.nodes[1] = here(0)
+    called.look(roll.AGAIN)
+    assert called.roll.homes == {0: 1} and not called.roll.refused
+
+
+def test_a_node_that_differs_is_greeted_again_when_it_was_started_again(monkeypatch):
+    called = Called(monkeypatch, {1: differs(0)})
+    for _ in range(50):
+        called.look(1000 * roll.AGAIN)
+    assert called.grid.greeted == [1] and called.roll.hopeless == {0}
+    called.grid.nodes = {2: here(0)}  # as another node, where Flower does not know its key
+    called.look()
+    assert called.roll.homes == {0: 2} and not called.roll.hopeless
+
+
+def test_the_first_node_of_a_client_wins_and_another_takes_over_when_it_is_gone(monkeypatch):
+    called = Called(monkeypatch, {1: here(0), 2: here(0)})
+    assert called.roll.homes == {0: 1} and not called.roll.hopeless
+    assert "two nodes say they are client 0: node 1 is, and node 2 has to wait" in called.roll.refused[2]
+    for _ in range(50):
+        called.look(1000 * roll.AGAIN)
+    assert called.grid.greeted == [1, 2]
+    del called.grid.nodes[1]
+    assert called.look() == {1: "its node went away"}
+    assert called.roll.homes == {0: 2} and called.told[-1] == "client 0 is on node 2 now; before, it was on node 1"
+    called.grid.nodes[1] = here(0, "later")
+    called.look()
+    assert called.roll.homes == {0: 2} and "node 1 has to wait" in called.roll.refused[1]
+
+
+def test_a_seat_is_kept_through_trouble_and_not_through_a_difference(monkeypatch):
+    called = Called(monkeypatch, {1: here(0), 2: here(0)})
+    called.grid.nodes[1] = fails(0)
+    called.roll.doubt(0)
+    called.look()
+    called.look()
+    assert called.roll.homes == {} and called.grid.greeted == [1, 2, 1]
+    called.grid.nodes[1] = differs(0, "later")
+    called.look()
+    called.look()
+    assert called.roll.homes == {0: 2} and set(called.roll.refused) == {1}
+
+
+def test_only_a_client_s_own_refused_node_makes_it_hopeless(monkeypatch):
+    nodes = {1: here(0), 2: here(0), 3: differs(9), 4: ("now", {"client": 7, "row": ROW}), 5: ("now", "no client-id")}
+    called = Called(monkeypatch, nodes, clients=2)
+    assert set(called.roll.refused) == {2, 3, 4, 5} and 1 not in called.roll.hopeless
+    called.grid.nodes[6] = differs(1)
+    called.look()
+    assert 1 in called.roll.hopeless
