@@ -10,7 +10,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
@@ -27,7 +29,7 @@ from experiments.settings import FREE, check, check_runtime, flatten, free
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
-from strategies.grid import Interrupted
+from strategies.grid import Bell, Interrupted
 from strategies.inline import InlineGrid, run_inline
 from strategies.rules import make_rule
 from strategies.server import Server
@@ -134,9 +136,12 @@ def _run(
             logger = make_logger(folder.path, config, run)
             observer = _Observer(folder, config, console, logger)
 
-            def make_server(job: Job, nodes: int = 1) -> Server:
-                console.stage("loading the model")
+            def prepare():
                 federation = federation_of(text)
+                federation.initial_shared()  # loads the model
+                return federation
+
+            def make_server(job: Job, federation, nodes: int = 1, bell: Bell | None = None) -> Server:
                 observer.class_names, observer.notes = federation.dataset.class_names, federation.dataset.notes
                 for note in federation.dataset.notes:
                     console.note(note)
@@ -151,13 +156,14 @@ def _run(
                     stop=stopper.event,
                     checkpoint=checkpoint,
                     nodes=nodes,
+                    bell=bell,
                     configuration=None if grid is None else text,
                     began=began,
                 )
 
             if checkpoint:
                 console.note(f"going on after round {checkpoint[1]['round']} of {config['rounds']}")
-            server = _work(config, job, make_server, client_app(federation_of), stopper, console, grid)
+            server = _work(config, job, prepare, make_server, client_app(federation_of), stopper, console, grid)
             if server.failure is not None:
                 raise server.failure
             if stopper.event.is_set():
@@ -186,6 +192,7 @@ def _run(
 def _work(
     config: Mapping,
     job: Job,
+    prepare: Callable[[], object],
     make_server: Callable[..., Server],
     app: ClientApp,
     stopper: "Stopper",
@@ -193,23 +200,29 @@ def _work(
     flower: Grid | None,
 ) -> Server:
     """Runs server and clients in the runtime of the configuration, or the server alone where Flower runs both."""
+    deadline = float(config["runtime"]["round_timeout"] or 0)
     if flower is not None:
         stopper.install()  # Flower has handlers of its own
-        server = make_server(replace(job, deadline=float(config["runtime"]["round_timeout"] or 0)))
+        console.stage("loading the model")
+        server = make_server(replace(job, deadline=deadline), prepare())
         server.try_run(flower)
         return server
     if config["runtime"]["name"] == "inline":
         grid = InlineGrid(app)
-        server = make_server(job)
+        console.stage("loading the model")
+        server = make_server(job, prepare())
         stopper.breaks_in = lambda: grid.working
         run_inline(server.app(), grid)
         return server
-    console.stage("starting Ray")
-    with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
-        stopper.install()  # Ray puts its own handler for SIGTERM
-        job = replace(job, threads=workers.threads, deadline=float(config["runtime"]["round_timeout"] or 0))
-        server = make_server(job, workers.count)
-        workers.run(server.app(), app, verbose=config["verbose"])
+    console.stage("starting Ray, loading the model")
+    with ThreadPoolExecutor(1) as aside:
+        prepared = aside.submit(prepare)  # while Ray starts, most of which is waiting
+        aside.submit(import_module, "flwr.simulation")
+        with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
+            stopper.install()  # Ray puts its own handler for SIGTERM
+            job = replace(job, threads=workers.threads, deadline=deadline)
+            server = make_server(job, prepared.result(), workers.count, workers.bell)
+            workers.run(server.app(), app, verbose=config["verbose"])
     return server
 
 

@@ -63,7 +63,8 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
             "pip install transformers, and have its files in the Hugging Face cache"
         ) from error
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights are the same in every worker
             # An activation mismatch costs accuracy silently; open_clip only warns of it.
             warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
             model, _, preprocess = open_clip.create_model_and_transforms(

@@ -23,6 +23,7 @@ from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split
 from fedpgp.data.joint import Concat
 from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
+from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.frozen import FrozenCLIP, resolve_device
@@ -30,6 +31,7 @@ from fedpgp.methods import METHODS, Batch, Features, Images, Method, Params, Rou
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.own import own_pictures
 from fedpgp.protocols import Deal, Exam, deal
+from fedpgp.remembered import RememberedCLIP
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
 from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
@@ -712,11 +714,12 @@ class _Builder:
 
             return load_clip(name, pretrained, resolve_device(device))
 
-        if "memory" not in model:
-            return load()
-        from fedpgp.remembered import RememberedCLIP
-
-        return RememberedCLIP.of(load, name, pretrained, Path(model["memory"]), device)
+        memory = model.get("memory")
+        if memory is None:
+            if pretrained == "random" or name.startswith("hf-hub:"):  # a hub's name may stand for something else later
+                return load()
+            memory = cache_folder(self.config["runtime"].get("cache_dir")) / "models"
+        return RememberedCLIP.of(load, name, pretrained, Path(memory), device)
 
     def federation(self, dealt: Deal) -> Federation:
         config = self.config

@@ -1,14 +1,14 @@
 """A frozen model that remembers, on disk, what was asked of it: training needs a few megabytes of it, and no open_clip.
 
-Flower starts a process for every message to a node. Loading a model there costs seconds, while a prompt that is trained
-on cached image features needs the folded text tower and the class names' tokens alone. So each answer is kept in a
-file, and the model is loaded when something is asked for the first time.
+A simulation starts a process for each worker, and a deployment one for every message. Loading a model there costs
+seconds, while a prompt that is trained on cached image features needs the folded text tower and the class names' tokens
+alone. So each answer is kept in a file, and the model is loaded when something is asked for the first time.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -17,10 +17,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedpgp.assets_path import SHIPPED, asset
-from fedpgp.files import write_atomically
+from fedpgp.data.store import write_cache
 from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
 
-FORMAT = 1
+FORMAT = 2
+COMPUTED_BY = ("frozen.py", "text.py")
+"""What is remembered is what this code makes of the weights."""
+
 OWN = ("model", "text_model", "tokenizer", "preprocess")
 """What a memory has no file of: the model is loaded for it."""
 
@@ -41,12 +44,11 @@ class RememberedCLIP(FrozenCLIP):
     @classmethod
     def of(cls, load: Callable[[], FrozenCLIP], name: str, pretrained: str | None, folder: Path, device: str):
         """The memory of the model of this name and these weights: a folder of its own below ``folder``. Of a weights
-        file another size or time is another model.
+        file another size or time is another model; and what one kind of device computed is not another's.
         """
-        about = [str(FORMAT), name, str(pretrained)]
-        file = asset(name, "open_clip_model.safetensors") if name in SHIPPED else Path(pretrained or "")
-        if file.is_file():
-            about += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
+        about = [str(FORMAT), _code(), torch.__version__, resolve_device(device).type, name, str(pretrained)]
+        for file in _weights(name, pretrained):
+            about += [file.name, str(file.stat().st_size), str(file.stat().st_mtime_ns)]
         return cls(load, folder / hashlib.sha256("\n".join(about).encode()).hexdigest()[:32], device)
 
     @cached_property
@@ -97,6 +99,23 @@ class RememberedCLIP(FrozenCLIP):
         return self.remember("fingerprint", lambda: self._clip.fingerprint)
 
 
+def _weights(name: str, pretrained: str | None) -> Iterator[Path]:
+    """The files of this machine that a model's weights come from."""
+    if name in SHIPPED:
+        yield asset(name, "open_clip_model.safetensors")
+    elif name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        yield from sorted(file for file in folder.glob("*") if file.is_file())
+    elif pretrained and (file := Path(pretrained).expanduser()).is_file():
+        yield file
+
+
+@cache
+def _code() -> str:
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in COMPUTED_BY)).hexdigest()
+
+
 MISSING = object()
 """What :func:`_read` gives when there is no file, or none that can be trusted."""
 
@@ -107,7 +126,7 @@ def _write(path: Path, key: str, value: object) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = "" if tensors else json.dumps(value)
     metadata = {"key": key, "json": text, "sha256": _digest(text, tensors)}
-    write_atomically(path, save(tensors, metadata), flush=False)
+    write_cache(path, save(tensors, metadata), flush=False)
 
 
 def _read(path: Path, key: str, device: torch.device) -> object:

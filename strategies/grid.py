@@ -89,6 +89,23 @@ class Exchange:
     kept: set[int] = field(default_factory=set)
 
 
+class Bell:
+    """Rings for what is new, so that neither side of a grid has to look for it all the time.
+
+    Attributes:
+        sent: messages have been sent.
+        answered: a reply has come.
+    """
+
+    def __init__(self):
+        self.sent, self.answered = threading.Event(), threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Until a reply has come, or that long."""
+        self.answered.wait(seconds)
+        self.answered.clear()
+
+
 class CohortGrid(Grid):
     """Packs the messages of logical clients by node, and unpacks the replies.
 
@@ -104,6 +121,7 @@ class CohortGrid(Grid):
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
         progress: called with (clients answered, clients asked) while waiting.
         poll: seconds between two looks for replies.
+        bell: of a grid that rings it for a reply.
     """
 
     def __init__(
@@ -117,11 +135,13 @@ class CohortGrid(Grid):
         work: Sequence[float] | None = None,
         stop: threading.Event | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-        poll: float = 0.02,
+        poll: float = 0.1,
+        bell: Bell | None = None,
     ):
         self.inner, self.clients, self.job = grid, clients, job
         self.roll, self.nodes, self.work = roll, nodes, work
-        self.stop, self.progress, self.poll = stop or threading.Event(), progress, poll
+        self.stop, self.progress = stop or threading.Event(), progress
+        self.poll, self.bell = poll, bell or Bell()
         self.available: list[int] = list(range(clients))
         self.committed: dict[int, int] = {}
         self.exchange = Exchange()
@@ -159,7 +179,7 @@ class CohortGrid(Grid):
                 replies += self._give_up(ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)")
                 break
             if not news:
-                time.sleep(self.poll)
+                self.bell.wait(self.poll)
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -202,7 +222,7 @@ class CohortGrid(Grid):
             return dealt
         while len(nodes := sorted(self.inner.get_node_ids())) < self.nodes:
             self._check_stop()
-            time.sleep(self.poll)
+            time.sleep(0.02)
         work = self.work if self.work is not None else [1.0] * self.clients
         return dict(zip(nodes, balance(clients, work, len(nodes)), strict=False))
 
@@ -220,6 +240,7 @@ class CohortGrid(Grid):
         content = pack(job, {client: parcel.messages[client].content for client in clients})
         self.exchange.traffic.wire_down += count_bytes([content])
         ids = list(self.inner.push_messages([Message(content, dst_node_id=parcel.node, message_type=parcel.kind)]))
+        self.bell.sent.set()
         if ids and ids[0]:
             self._sent[ids[0]] = parcel
         else:

@@ -18,13 +18,13 @@ def cache_folder(folder: str | Path | None = None) -> Path:
     return Path(folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/fedpgp/features").expanduser()
 
 
-def write_cache(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a cache file whole or not at all.
+def write_cache(path: Path, *parts: bytes | memoryview, flush: bool = True) -> None:
+    """Writes a cache file whole or not at all; ``flush`` as in :func:`fedpgp.files.write_atomically`.
 
     Raises:
         FedPGPError: no space left, or the folder cannot be written; says where, and how to move the cache.
     """
-    write_atomically(path, *parts, refusal=lambda path, error: cannot_write(path.parent, error))
+    write_atomically(path, *parts, flush=flush, refusal=lambda path, error: cannot_write(path.parent, error))
 
 
 def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> FedPGPError:

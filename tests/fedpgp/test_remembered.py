@@ -1,6 +1,7 @@
 """A model's memory gives what the model gives, without loading it, and never what is damaged."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from experiments.settings import composed
+from fedpgp.assets_path import asset
 from fedpgp.clip import load_clip
 from fedpgp.remembered import RememberedCLIP
 from fedpgp.text import PromptedTextEncoder
@@ -73,13 +75,30 @@ def test_a_damaged_memory_is_made_anew(tmp_path):
     same(with_nothing, first)
 
 
-def test_training_from_memory_imports_no_open_clip(tmp_path):
-    """With cached features a node trains and evaluates without open_clip, torchvision or the image tower."""
+def test_other_weights_in_the_same_folder_are_another_model(tmp_path):
+    folder, memory = tmp_path / "weights", tmp_path / "memory"
+    folder.mkdir()
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (folder / name).write_bytes(asset("tiny", name).read_bytes())
+    name = f"local-dir:{folder}"
+    RememberedCLIP.of(lambda: load_clip(name), name, None, memory, "cpu").encode_texts(["a cat"])
+    RememberedCLIP.of(refuse, name, None, memory, "cpu").encode_texts(["a cat"])
+    os.utime(folder / "open_clip_model.safetensors", (1, 1))
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        RememberedCLIP.of(refuse, name, None, memory, "cpu").encode_texts(["a cat"])
+
+
+@pytest.mark.parametrize("memory", [None, "model"])
+def test_training_from_memory_imports_no_open_clip(tmp_path, memory):
+    """With cached features a worker, or a node of a deployment, trains and evaluates without open_clip, torchvision or
+    the image tower.
+    """
     config = composed(
         ["runtime=inline", "clients=2", "dataset.domains=[noto]", "partition=dirichlet", "shots=2", "local_epochs=1"]
     )
     config["runtime"]["cache_dir"] = str(tmp_path / "features")
-    config["model"]["memory"] = str(tmp_path / "model")
+    if memory:
+        config["model"]["memory"] = str(tmp_path / memory)
     found = []
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, json.dumps(config)]
