@@ -24,6 +24,7 @@ from clients.wire import Job
 from experiments.console import Console
 from experiments.folder import RunFolder, default_folder
 from experiments.loggers import Logger, make_logger
+from experiments.memory import start_peak
 from experiments.reporting.page import write_report
 from experiments.settings import FREE, check, check_runtime, flatten, free
 from fedpgp.errors import FedPGPError
@@ -114,6 +115,7 @@ def _run(
     resumed: bool,
     grid: Grid | None = None,
 ) -> dict:
+    start_peak()  # in a sweep the runs before this one were in the same process
     console = Console(config["rounds"])
     stopper = Stopper()
     logger: Logger | None = None

@@ -1,7 +1,5 @@
 """What every benchmark measures with: two functions in turn, peak memory, this machine's GEMM speed."""
 
-import ctypes
-import gc
 import platform
 import statistics
 import time
@@ -11,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.memory import start_peak, status_mb
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[list[float], list[float]]:
@@ -40,20 +40,11 @@ def peak_memory(function: Callable) -> float | None:
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    status = Path("/proc/self/status")
-    if not status.exists():
+    if not start_peak():
         return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = _status_mb(status, "VmRSS")
+    before = status_mb("VmRSS")
     function()
-    return max(0.0, _status_mb(status, "VmHWM") - before)
-
-
-def _status_mb(status: Path, field: str) -> float:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 2**10
+    return max(0.0, status_mb("VmHWM") - before)
 
 
 def gflop(function: Callable) -> float:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import experiments.runner
+from clients.app import peak_rss_mb
 from experiments.run import main
 from experiments.settings import CONF, changed_on_resume, check, choices, composed
 from fedpgp.clip import MODELS, SHIPPED
@@ -105,6 +106,19 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     assert mean == pytest.approx(summary["accuracy"]["personal"]["local"])
     assert json.loads((folder / "samples.json").read_text())["samples"]
     assert "<html" in (folder / "report.html").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be reset on Linux")
+def test_peak_memory_is_the_runs_own(tmp_path, small):
+    """What the process held before, an earlier run of a sweep for one, is not counted."""
+    held = 1024
+    ballast = bytearray(b"1") * (held * 2**20)
+    assert len(ballast) / 2**20 == held and peak_rss_mb() > held
+    before = peak_rss_mb()
+    del ballast
+    assert main([*SMALL, f"run_dir={tmp_path / 'run'}"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 < summary["peak_rss_mb"] < before - held / 2
 
 
 def test_a_folder_that_exists_is_refused(tmp_path, small, capsys):
