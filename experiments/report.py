@@ -41,10 +41,10 @@ examples:
   python -m experiments.report multirun --models zero_shot,global,personal --columns worst10,ece,domains
       all three prompts, and more columns
 
-columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes and seconds are always there where
-the runs have them. Others to ask for: cm, ece, worst10, std_clients.local, domains, domains_base, domains_novel,
-datasets (one a domain or data set), and any number in summary.json such as bytes_up, wire_bytes_up, seconds.train,
-images_per_second, peak_rss_mb."""
+columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes, seconds and peak_rss_mb (peak memory)
+are always there where the runs have them. Others to ask for: cm, ece, worst10, std_clients.local, domains,
+domains_base, domains_novel, datasets (one a domain or data set), and any number in summary.json such as bytes_up,
+wire_bytes_up, seconds.train, images_per_second, peak_gpu_mb."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
     left_out += [_unfinished(run) for run in runs if run.status != "finished"]
     if not finished:
         raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
-    columns = tables.expand_columns([*FIGURES, *_names(options.columns), "bytes", "seconds"], finished)
+    columns = tables.expand_columns([*FIGURES, *_names(options.columns), *tables.COSTS], finished)
     groups, notes = tables.group_runs(finished)
     rows = tables.make_rows(groups, models, columns)
     if options.mean_over:

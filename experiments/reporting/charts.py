@@ -278,12 +278,13 @@ class Mark:
     points: Sequence[tuple[float, float]]
 
 
-def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str) -> Markup:
-    """Means with whiskers of one standard deviation, and each seed as a small dot; the top right corner is best."""
+def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wide: bool = False) -> Markup:
+    """Means with whiskers of one standard deviation, and each seed as a small dot; the top right corner is best.
+    `wide` takes the page's whole width."""
     marks = [mark for mark in marks if not any(map(math.isnan, mark.mean))]
     if not marks:
         return Markup("")
-    width, height, left, right, top, bottom = WIDTH, 300, 42, 14, 10, 36
+    (width, height), left, right, top, bottom = (_PAGE_WIDTH, 560) if wide else (WIDTH, 300), 42, 14, 10, 36
     spreads = [tuple(0 if math.isnan(s) else s for s in mark.std) for mark in marks]
     every = [p for mark in marks for p in (*mark.points, mark.mean)]
     every += [
@@ -324,7 +325,7 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str) ->
         marks, _label_places(centres, taken, [len(m.name) for m in marks], width - right), strict=True
     ):
         parts.append(f'<text class="end {mark.style}" x="{x:.1f}" y="{y:.1f}">{escape(mark.name)}</text>')
-    return _svg(width, height, title, parts)
+    return _svg(width, height, title, parts, fixed=wide)
 
 
 def _label_places(

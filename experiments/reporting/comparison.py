@@ -14,7 +14,9 @@ from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import Row
 from experiments.reporting.words import human_bytes, human_seconds
 
-_STYLES = 8
+_COLOURS = 8
+_PATTERNS = ("", " dashed", " dotted")
+_MANY = 10  # marks more than fit a narrow chart with their names
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Section:
     trade_off: Any
     trade_off_title: str
     trade_off_words: str
+    wide: bool
     histogram: Any
     costs: list[tuple[str, Any]]
     bubbles: Any
@@ -108,7 +111,8 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     for row in rows:
         style = "zero_shot"
         if row.model != "zero_shot":
-            style, colour = f"c{colour % _STYLES}" + (" dashed" if colour >= _STYLES else ""), colour + 1
+            pattern = _PATTERNS[colour // _COLOURS % len(_PATTERNS)]
+            style, colour = f"c{colour % _COLOURS}{pattern}", colour + 1
         named.append((row.name(with_model and row.model != "zero_shot", common if several else ()), style, row))
 
     curves = []
@@ -130,7 +134,11 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
             marks.append(charts.Mark(name, style, (x.mean, y.mean), (x.std, y.std), seeds if len(seeds) > 1 else []))
         trade_off_title = f"Local against {other} accuracy"
         trade_off = charts.scatter(
-            marks, title=trade_off_title, x_label="local accuracy, %", y_label=f"{other} accuracy, %"
+            marks,
+            title=trade_off_title,
+            x_label="local accuracy, %",
+            y_label=f"{other} accuracy, %",
+            wide=len(marks) > _MANY,
         )
     clients = [
         (name, style, [client["local"] for run in row.runs for client in run.clients if client["model"] == row.model])
@@ -156,6 +164,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         trade_off_title=trade_off_title,
         trade_off_words=f"Further right: better for each client. Further up: better on {up}. "
         "The small dots are seeds, the whiskers one standard deviation.",
+        wide=len(named) > _MANY,
         histogram=charts.histogram(
             clients, title="Local accuracy of the clients", what="local accuracy of a client, %"
         ),

@@ -11,7 +11,7 @@ import jinja2
 
 from experiments.reporting import charts
 from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number, read_run
-from experiments.reporting.words import human_bytes, human_seconds, percent, points
+from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, percent, points
 from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
 
@@ -263,9 +263,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         facts.append(("Images a second", f"{speed:,.0f}", "in training"))
     memory, gpu = number(summary.get("peak_rss_mb")), number(summary.get("peak_gpu_mb"))
     if not math.isnan(memory):
-        facts.append(
-            ("Memory", human_bytes(memory * 1e6), f"and {human_bytes(gpu * 1e6)} on the GPU" if gpu > 0 else "")
-        )
+        facts.append(("Memory", human_megabytes(memory), f"and {human_megabytes(gpu)} on the GPU" if gpu > 0 else ""))
     placed = run.machines
     if len(placed) > 1 and run.choice("runtime") in _IN_ONE_PROCESS_TREE:
         shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
-from experiments.reporting.words import human_bytes, human_seconds
+from experiments.reporting.words import human_bytes, human_megabytes, human_seconds
 from experiments.settings import NOT_FREE
 from fedpgp.errors import FedPGPError
 
@@ -29,7 +29,7 @@ _NOT_A_DIFFERENCE = {
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 _LOWER_IS_BETTER = ("ece",)
-_COSTS = ("bytes", "seconds")
+COSTS = ("bytes", "seconds", "peak_rss_mb")
 #: Figures that are one number a domain or data set.
 _MANY = {"domains": "", "domains_base": " base", "domains_novel": " novel", "datasets": ""}
 
@@ -142,7 +142,7 @@ def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[
             by_seed = {seed: run for group in together for seed, run in group.runs.items()}
             same = {k: v for k, v in together[0].labels.items() if all(g.labels[k] == v for g in together)}
             labels = {key: same.get(key, "–") for key in together[0].labels} | {"method": "zero-shot CLIP"}
-            block.append(_row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in _COSTS]))
+            block.append(_row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in COSTS]))
         for group in together:
             for model in models:
                 alone = group.labels["method"] == "zero_shot"
@@ -193,7 +193,7 @@ def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
         block = [row for row in rows if row.task == task]
         for column in columns:
             best = next((row for row in block if column in row.cells and row.cells[column].mark == "best"), None)
-            if best is None or column in _COSTS:
+            if best is None or column in COSTS:
                 continue
             others = []
             for row in block:
@@ -221,7 +221,7 @@ def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
         for many in _MANY
     }
     columns = [column for name in asked for column in inside.get(name, [name])]
-    known = {*FIGURES, *_COSTS, "cm", "ece", "worst10", "val"} | {f"std_clients.{name}" for name in FIGURES}
+    known = {*FIGURES, *COSTS, "cm", "ece", "worst10", "val"} | {f"std_clients.{name}" for name in FIGURES}
     known |= {name for names in inside.values() for name in names} | _summary_numbers(runs)
     for name in columns:
         if name not in known:
@@ -271,6 +271,7 @@ def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) ->
 def column_name(column: str) -> str:
     """What stands above a column."""
     names = {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %", "val": "validation"}
+    names |= {"peak_rss_mb": "memory"}
     many, _, name = column.partition(".")
     return names.get(column, name + _MANY[many] if many in _MANY else column)
 
@@ -283,6 +284,8 @@ def cell_text(column: str, cell: Cell) -> str:
         return human_bytes(cell.mean)
     if column.startswith("seconds"):
         return human_seconds(cell.mean)
+    if column in ("peak_rss_mb", "peak_gpu_mb"):
+        return human_megabytes(cell.mean)
     return f"{cell.mean:.2f}" if math.isnan(cell.std) else f"{cell.mean:.2f} ± {cell.std:.2f}"
 
 
@@ -419,7 +422,7 @@ def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
     """The rows with best and second marked; rows that print the same number share a mark; one row alone has none."""
     marks: dict[tuple[int, str], str] = {}
     for column in columns:
-        if column in _COSTS or column.split(".")[0] in (*_COSTS, "std_clients") or "bytes" in column:
+        if column in COSTS or column.split(".")[0] in (*COSTS, "std_clients") or "bytes" in column:
             continue
         means = {i: round(row.cells[column].mean, 2) for i, row in enumerate(block) if column in row.cells}
         means = {i: mean for i, mean in means.items() if not math.isnan(mean)}

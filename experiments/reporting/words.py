@@ -16,6 +16,11 @@ def human_bytes(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
+def human_megabytes(count: float) -> str:
+    """Memory as summary.json has it, in MiB, in the units of :func:`human_bytes`."""
+    return human_bytes(count * 2**20)
+
+
 def human_seconds(seconds: float) -> str:
     """`"0.4 s"`, `"12 s"`, `"1:05 min"`, `"2:03:04 h"`."""
     if math.isnan(seconds):

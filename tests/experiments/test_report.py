@@ -23,6 +23,7 @@ from experiments.reporting.words import human_bytes, human_seconds
 from fedpgp.errors import FedPGPError
 
 DOMAINS = ("noto", "twemoji", "fluent", "openmoji")
+COSTS = ["bytes", "seconds", "memory"]
 CLASSES = (
     "mammal",
     "land vehicle",
@@ -356,8 +357,9 @@ def test_text_markdown_latex_agree_and_mark_the_best(sweep, capsys):
     assert rf"\underline{{{cell[order[1]].replace('±', '$' + chr(92) + 'pm$')}}}" in texts["latex"]
     assert texts["latex"].count(r"\\") == 1 + len(LEVELS)
     lines = texts["text"].splitlines()
-    assert lines[0].split() == ["method", "seeds", "local", "base", "novel", "HM", "HM2", "bytes", "seconds"]
+    assert lines[0].split() == ["method", "seeds", "local", "base", "novel", "HM", "HM2", *COSTS]
     assert len(lines) == 1 + len(LEVELS) and max(map(len, lines)) < 130
+    assert all(line.endswith(" 851 MB") for line in lines[1:])  # 812 MiB
 
 
 def test_significance_is_the_paired_t_test(sweep, capsys):
@@ -436,7 +438,7 @@ def test_a_protocol_without_novel_classes(tmp_path, capsys):
     for seed in (1, 2):
         write_run(tmp_path / str(seed), seed=seed, novel=False)
     _, out, _ = run_report(capsys, tmp_path)
-    assert out.splitlines()[0].split() == ["method", "seeds", "local", "bytes", "seconds"]
+    assert out.splitlines()[0].split() == ["method", "seeds", "local", *COSTS]
     shown = page(write_report(tmp_path / "1"))
     assert "Novel accuracy" not in shown.text and "Local accuracy" in shown.text
     assert run_report(capsys, tmp_path, "--format", "html")[0] == 0
@@ -454,7 +456,7 @@ def test_zero_shot_is_one_row(tmp_path, capsys):
 def test_columns_by_name(tmp_path, capsys):
     write_run(tmp_path / "1")
     _, out, _ = run_report(capsys, tmp_path, "--columns", "domains,ece,seconds.train,wire_bytes_up")
-    assert out.splitlines()[0].split()[7:] == [*DOMAINS, "ECE", "seconds.train", "wire_bytes_up", "bytes", "seconds"]
+    assert out.splitlines()[0].split()[7:] == [*DOMAINS, "ECE", "seconds.train", "wire_bytes_up", *COSTS]
     status, _, err = run_report(capsys, tmp_path, "--columns", "accurracy")
     assert status == 2 and err.startswith("error: no column 'accurracy'; there are:")
 
