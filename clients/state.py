@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ class PrivateStore:
 
     def owned(self) -> bool:
         """True as long as no newer attempt has claimed the folder."""
-        return owner(self.folder)[1] <= self.attempt
+        return _claimed(self.folder)[1] <= self.attempt
 
     def give_configuration(self, text: str) -> str:
         """Keeps the run's configuration (JSON text) beside the states; returns its name in messages: the beginning of
@@ -135,7 +136,7 @@ class PrivateStore:
         return [int(match[1]) for path in folder.iterdir() if (match := _STATE.fullmatch(path.name))]
 
     def _owner(self) -> int:
-        run, attempt = owner(self.folder)
+        run, attempt = _claimed(self.folder)
         if run is not None and run != self.run:
             raise FedPGPError(f"{self.folder} holds the private states of another run; choose another folder")
         if attempt > self.attempt:
@@ -155,14 +156,31 @@ class PrivateStore:
 
 
 def owner(folder: Path) -> tuple[str | None, int]:
-    """Who owns a folder of private states: (run id, attempt), (None, 0) when nobody does yet."""
+    """Who owns a folder of private states: (run id, attempt), (None, 0) when nobody does yet.
+
+    In a folder that a run has used and whose record was lost, the attempt is the seconds since the epoch: more than
+    anybody ever counted to, so that the next one is the highest on every machine that remembers the last.
+
+    Raises:
+        FedPGPError: the record cannot be read.
+    """
+    run, attempt = _claimed(folder)
+    if run is None and any(folder.glob("config_*.json")):
+        attempt = int(time.time())
+    return run, attempt
+
+
+def _claimed(folder: Path) -> tuple[str | None, int]:
+    path = folder / "attempt.json"
     try:
-        record = json.loads((folder / "attempt.json").read_bytes())
-        return record["run"], int(record["attempt"])
+        record = json.loads(path.read_bytes())
+        return str(record["run"]), int(record["attempt"])
     except FileNotFoundError:
         return None, 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FedPGPError(f"{folder / 'attempt.json'} cannot be read: {error}") from error
+    except OSError as error:
+        raise FedPGPError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FedPGPError(f"{path} is damaged ({error}); remove it and go on with resume=: nothing is lost") from error
 
 
 def _short_digest(data: bytes) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console as RichConsole
 
-from clients.state import PrivateStore, owner
+from clients.state import PrivateStore
 from experiments.console import accuracy_table
 from experiments.folder import RunFolder, job_name
 from experiments.run import BAD_INPUT
@@ -92,7 +92,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
     memory = _below(tensors, "memory/")
     clients = range(federation.num_clients)
     own = {client: federation.for_client(client, memory) for client in clients} if memory else None
-    store = PrivateStore(run / "private", info["run"], owner(run / "private")[1])
+    store = PrivateStore(run / "private", info["run"], 0)
     committed = tensors["committed"]
 
     def load_state(client: int):

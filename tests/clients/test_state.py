@@ -81,6 +81,35 @@ def test_claiming_twice_is_harmless(tmp_path):
     assert owner(tmp_path) == ("run", 2)
 
 
+def test_a_lost_record_does_not_set_the_count_back(tmp_path):
+    """Nodes remember the attempt they last heard of, and hear no lower one."""
+    server, node = store(tmp_path / "server", attempt=7), tmp_path / "node"
+    server.give_configuration("{}")
+    store(node, attempt=7)
+    (tmp_path / "server" / "attempt.json").unlink()
+    run, attempt = owner(tmp_path / "server")
+    assert run is None and attempt > 7
+    store(tmp_path / "server", attempt + 1)
+    store(node, attempt + 1)
+    assert owner(node) == owner(tmp_path / "server") == ("run", attempt + 1)
+
+
+def test_a_lost_record_ends_no_work_under_way(tmp_path):
+    private = store(tmp_path)
+    private.give_configuration("{}")
+    (tmp_path / "attempt.json").unlink()
+    assert private.owned()
+    private.claim()
+    assert owner(tmp_path) == ("run", 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "a"}', '{"run": "a", "attempt": "two"}'])
+def test_a_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "attempt.json").write_text(text)
+    with pytest.raises(FedPGPError, match="attempt.json is damaged .*; remove it and go on with resume="):
+        owner(tmp_path)
+
+
 def test_a_folder_belongs_to_one_run(tmp_path):
     store(tmp_path, run="a")
     with pytest.raises(FedPGPError, match="another run"):

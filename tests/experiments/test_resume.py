@@ -103,6 +103,20 @@ def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
     assert results(tmp_path / "run") == results(whole)
 
 
+def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
+    """Damaged, it is said what to do; lost, the run goes on."""
+    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
+    process.communicate(timeout=120)
+    _mend(tmp_path / "run")
+    record = tmp_path / "run" / "private" / "attempt.json"
+    record.write_text('{"run"')
+    with pytest.raises(FedPGPError, match=f"{record} is damaged .*remove it and go on with resume="):
+        resume(tmp_path / "run", federation_of=small_federation)
+    record.unlink()
+    resume(tmp_path / "run", federation_of=small_federation)
+    assert results(tmp_path / "run") == results(whole)
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path, whole):
     start(small_config(tmp_path / "run"), federation_of=small_federation)
     resume(tmp_path / "run", federation_of=small_federation)
