@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 
 from experiments.reporting import charts
-from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number, read_run
-from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, percent, points
+from experiments.reporting.runs import FIGURES, MODELS, Run, number, read_run
+from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, percent, points, setting
+from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
 
@@ -408,17 +409,13 @@ def _versions(run: Run) -> str:
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """The configuration, its single values first, then a list a group."""
     config = {key: value for key, value in run.config.items() if key not in _ABOUT_THE_RUN}
-    top = [(key, _setting(value)) for key, value in config.items() if not isinstance(value, dict)]
+    top = [(key, setting(value)) for key, value in config.items() if not isinstance(value, dict)]
     groups = [
-        (name, [(key, _setting(value)) for key, value in flatten(group).items()])
+        (name, [(key, setting(value)) for key, value in flatten(group).items()])
         for name, group in config.items()
         if isinstance(group, dict) and group
     ]
     return [("", top), *groups]
-
-
-def _setting(value: Any) -> str:
-    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _sure(confidence: Any) -> str:

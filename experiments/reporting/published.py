@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from experiments.reporting.runs import MODELS, Run, flatten
+from experiments.reporting.runs import MODELS, Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import Grid, column_name
-from experiments.settings import CONF
+from experiments.reporting.words import mean_and_std
+from experiments.settings import CONF, flatten
 from fedpgp.errors import FedPGPError
 
 _KNOWN = ("source", "figure", "prompt", "value", "mean_of", "note")
@@ -90,7 +91,7 @@ def published_grid(name: str, runs: Sequence[Run]) -> Grid | None:
     body = []
     for row in rows:
         mean, std = row.ours(mine)
-        ours = NOT_RUN if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
+        ours = NOT_RUN if math.isnan(mean) else mean_and_std(mean, std)
         difference = "–" if math.isnan(mean) else f"{mean - row.value:+.2f}"
         several = f"mean of {len(row.mean_of)}" if row.mean_of else "any"
         settings = [row.where[key] or (several if key == "dataset" else "any") for key in keys]

@@ -33,17 +33,6 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as `{"a.b": value}`; lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 @dataclass(frozen=True)
 class Run:
     """One run folder. `summary` is None while a run is under way, or when it was killed."""

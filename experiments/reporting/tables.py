@@ -15,10 +15,10 @@ from rich.console import Console as RichConsole
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from experiments.reporting.runs import FIGURES, MODELS, Run, flatten, number
+from experiments.reporting.runs import FIGURES, MODELS, Run, number
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
-from experiments.reporting.words import human_bytes, human_megabytes, human_seconds
-from experiments.settings import NOT_FREE
+from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std, setting
+from experiments.settings import NOT_FREE, flatten
 from fedpgp.errors import FedPGPError
 
 #: Settings that say where and how a run was carried out, not what it computed.
@@ -106,7 +106,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     settings: dict[tuple, dict[str, Any]] = {}
     notes = []
     for run in sorted(runs, key=_age):
-        differing = {key: _text(value) for key, value in _settings(run).items() if _is_difference(key)}
+        differing = {key: setting(value) for key, value in _settings(run).items() if _is_difference(key)}
         setup = tuple(sorted(differing.items()))
         settings[setup] = differing
         if run.seed in by_setup[setup]:
@@ -261,9 +261,8 @@ def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) ->
             breaks.add(index)
         p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
         t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
-        spread = "" if math.isnan(one.std) else f" ± {one.std:.2f}"
         texts = [column_name(one.column), one.best.name(len(models) > 1), one.other.name(len(models) > 1)]
-        texts += [f"{one.difference:+.2f}{spread}", str(one.seeds), t, p]
+        texts += [mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
         body.append([(text, "") for text in texts])
     return Grid(["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks))
 
@@ -278,15 +277,13 @@ def column_name(column: str) -> str:
 
 def cell_text(column: str, cell: Cell) -> str:
     """`72.41 ± 0.53`; no spread for a single seed; a dash where the protocol has no such figure."""
-    if math.isnan(cell.mean):
-        return "–"
     if column == "bytes" or column.endswith(("bytes_up", "bytes_down")):
         return human_bytes(cell.mean)
     if column.startswith("seconds"):
         return human_seconds(cell.mean)
     if column in ("peak_rss_mb", "peak_gpu_mb"):
         return human_megabytes(cell.mean)
-    return f"{cell.mean:.2f}" if math.isnan(cell.std) else f"{cell.mean:.2f} ± {cell.std:.2f}"
+    return mean_and_std(cell.mean, cell.std)
 
 
 # --------------------------------------------------------------------------------------------- the ways to print a Grid
@@ -503,10 +500,6 @@ def _natural(text: str) -> list:
         except ValueError:
             keys.append((1, 0.0, word))
     return keys
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _blank(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 def human_bytes(count: float) -> str:
@@ -42,3 +43,15 @@ def points(difference: float) -> str:
     """The size of a difference of two percentages: `"8.1 points"`."""
     text = f"{abs(difference):.1f}"
     return f"{text} point" if text == "1.0" else f"{text} points"
+
+
+def mean_and_std(mean: float, std: float, sign: str = "") -> str:
+    """`"72.41 ± 0.53"`, `"72.41"` without a spread, a dash without a mean; `sign="+"` writes a plus too."""
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:{sign}.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
+
+
+def setting(value: Any) -> str:
+    """A value of the configuration, as it is written on the command line; a dash for null."""
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
