@@ -72,13 +72,15 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
         takes them.
 
     Raises:
-        FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here.
+        FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here; a
+            deployment whose clients have their own pictures, or prompts of their own.
     """
     _, config = RunFolder.open(run)
     checkpoint = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {text}", file=sys.stderr))
     if checkpoint is None:
         raise FedPGPError(f"{run} has no checkpoint: there is nothing to score yet")
     tensors, info = checkpoint
+    _refuse_what_is_elsewhere(run, config, tensors["committed"])
     changed = _changed(config, overrides)
     check(changed)
     dealt = deal_configured({**config, "dataset": {**config["dataset"], **_where(changed["dataset"])}})
@@ -103,6 +105,18 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
     rows = [{"id": r.client, "domain": domains[r.client], **r.metrics} for r in results]
     rows.sort(key=lambda row: row["id"])
     return {"round": info["round"], "overrides": list(overrides), "accuracy": summarize(rows), "clients": rows}
+
+
+def _refuse_what_is_elsewhere(run: Path, config: Mapping, committed: np.ndarray) -> None:
+    """Refuses a deployment of which a part that is needed is on the clients' machines."""
+    own = config["partition"]["scheme"] == "own"
+    if own or (config["runtime"]["name"] == "flower" and committed.any()):
+        what = "the pictures of this run are" if own else "what its clients learned for themselves is"
+        raise FedPGPError(
+            f"{what} on its clients' own machines and not here: its figures, as they gave them, are in "
+            f"{run / 'summary.json'} and clients.csv; a client's prompt answers on its machine: "
+            f"python -m experiments.predict --run {run} --client ID --state STATE_DIR IMAGE..."
+        )
 
 
 def _changed(config: Mapping, overrides: Sequence[str]) -> dict:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from experiments.personal import load_personal
+from experiments.personal import Personal, add_options, load_asked
 from experiments.run import BAD_INPUT
 from fedpgp.clip import resolve_name
 from fedpgp.errors import FedPGPError
@@ -26,14 +26,11 @@ from fedpgp.methods import Method
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--client", type=int, required=True, help="logical client, from 0")
-    parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
-    parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
+    add_options(parser)
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        export(options.run, options.client, options.to, options.state, all_classes=options.all_classes)
+        export(load_asked(options), options.client, options.to)
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -41,13 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(run: Path, client: int, to: Path, state: Path | None = None, *, all_classes: bool = False) -> None:
+def export(personal: Personal, client: int, to: Path) -> None:
     """Writes the two files.
 
     Raises:
-        FedPGPError: a method whose models answer by more than one feature a class; nothing to load or no room to write.
+        FedPGPError: a method whose models answer by more than one feature a class; no room to write.
     """
-    personal = load_personal(run, client, state, all_classes=all_classes)
     method, task = personal.federation.method, personal.federation.method.task
     if type(method).logits is not Method.logits or not isinstance(personal.features, torch.Tensor):
         raise FedPGPError(f"method={method.name} answers by more than one feature a class: it cannot be exported")

@@ -1,5 +1,7 @@
 """A client's own classifier, from the folder of a run."""
 
+import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,26 +37,49 @@ class Personal:
     own: bool
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`load_asked` takes."""
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--client", type=int, required=True, help="logical client, from 0")
+    parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
+    parser.add_argument(
+        "--weights", type=Path, help="the model's weights file, where the run's path is not this machine's"
+    )
+    parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
+
+
+def load_asked(options: argparse.Namespace) -> Personal:
+    """What a command line asks for."""
+    how = {"weights": options.weights, "all_classes": options.all_classes}
+    return load_personal(options.run, options.client, options.state, **how)
+
+
 @torch.no_grad()
-def load_personal(run: Path, client: int, state: Path | None = None, *, all_classes: bool = False) -> Personal:
+def load_personal(
+    run: Path, client: int, state: Path | None = None, *, weights: Path | None = None, all_classes: bool = False
+) -> Personal:
     """Loads a client's model from a run's folder.
 
     Args:
         run: the run's folder.
         client: logical client, from 0; one that the run did not have is a new one.
         state: the ``state-dir`` of a deployed client's node; None takes the run's ``private/``.
+        weights: a file with the model's weights; None takes what the run's configuration says.
         all_classes: candidates are all classes of the data set, not only those that were trained.
 
     Raises:
-        FedPGPError: no run's folder, no checkpoint, a private state that is not there, or a client that never trained
-            with a method that has no global model.
+        FedPGPError: no run's folder, no checkpoint, a private state or weights that are not there, other weights than
+            the run's, or a client that never trained with a method that has no global model.
     """
     _, config = RunFolder.open(run)
+    config["model"]["pretrained"] = _weights(config["model"], weights)
     saved = latest_checkpoint(run / "checkpoint", print)
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
     federation = Federation.from_config(config)
+    if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
+        raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
     shared, memory = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("shared/", "memory/")
@@ -65,6 +90,11 @@ def load_personal(run: Path, client: int, state: Path | None = None, *, all_clas
         raise FedPGPError(f"--client {client}: clients are numbered from 0")
     committed = int(tensors["committed"][client]) if client < len(tensors["committed"]) else 0
     if committed:
+        if state is None and config["runtime"]["name"] == "flower":
+            raise FedPGPError(
+                f"what client {client} learned for itself is on its own machine alone: run this there, with --state "
+                f"STATE_DIR, its node's (after experiments.deploy local it is {run}_nodes/client_{client}/state)"
+            )
         store = PrivateStore(state / info["run"] if state else run / "private", info["run"], 0)
         own = {client: federation.for_client(client, memory)} if memory else None
         (features,) = federation.personal_features(
@@ -77,3 +107,18 @@ def load_personal(run: Path, client: int, state: Path | None = None, *, all_clas
                 f"client {client} never trained, and method={config['method']['name']} has no global model for it"
             )
     return Personal(config, federation, features, classes, info["round"], bool(committed))
+
+
+def _weights(model: Mapping, given: Path | None) -> str | None:
+    """Where the model's weights come from.
+
+    Raises:
+        FedPGPError: the run's weights are a file that this machine does not have.
+    """
+    if given is not None:
+        return str(given.expanduser().resolve())
+    pretrained = model.get("pretrained")
+    file = pretrained and (Path(pretrained).suffix or "/" in pretrained)
+    if file and not Path(pretrained).expanduser().is_file():
+        raise FedPGPError(f"the run's weights, {pretrained}, are not on this machine; name the file: --weights FILE")
+    return pretrained

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from experiments.personal import Personal, load_personal
+from experiments.personal import Personal, add_options, load_asked
 from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
 from fedpgp.errors import FedPGPError
@@ -25,14 +25,11 @@ SHOWN = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--client", type=int, required=True, help="logical client, from 0")
-    parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
-    parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
+    add_options(parser)
     parser.add_argument("images", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     try:
-        personal = load_personal(options.run, options.client, options.state, all_classes=options.all_classes)
+        personal = load_asked(options)
         pictures = FileSplit(Path(), [str(path) for path in options.images], [0] * len(options.images))
         answers = predict(personal, [pictures.image(i) for i in range(len(pictures))])
     except FedPGPError as error:

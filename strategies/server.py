@@ -558,6 +558,7 @@ class Server:
         info = {
             "run": self.job.run,
             "config": self.config,
+            "model_sha256": self.federation.method.task.clip.fingerprint,
             "rule": rule_values,
             "traffic": vars(self.state.traffic),
             "seconds": self.state.seconds,

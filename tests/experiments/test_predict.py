@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from experiments import export, predict
+from clients.app import client_app
+from experiments import evaluate, export, predict
 from experiments.personal import load_personal
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from tests.nodes import Nodes
 
 SETTINGS = ["dataset.domains=[noto]", "partition=dirichlet", "partition.beta=0.5", "clients=2", "participation=0.5"]
 
@@ -123,6 +125,71 @@ def test_bad_input(run, tmp_path, arguments, said, capsys):
 def test_a_lost_private_state_is_named(run, clients, tmp_path):
     with pytest.raises(FedPGPError, match=f"private state of client {clients[0]} after round 1 is not there"):
         load_personal(run, clients[0], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A deployment: (the run's folder, the state-dir of client 0)."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    small = ["runtime=flower", "rounds=1", "shots=4", "local_epochs=1", "evaluate_every=0", f"run_dir={folder / 'run'}"]
+    configs = [{"client-id": client, "state-dir": str(folder / f"state_{client}")} for client in range(2)]
+    start(composed([*SETTINGS, "participation=1", *small]), grid=Nodes(client_app(), configs))
+    return folder / "run", folder / "state_0"
+
+
+def test_a_deployed_client_is_answered_for_where_it_lives(elsewhere, tmp_path, capsys):
+    run, state = elsewhere
+    command = ["--run", str(run), "--client", "0", "--to", str(tmp_path)]
+    assert export.main(command) == 2
+    said = capsys.readouterr().err
+    assert "is on its own machine alone" in said and "--state STATE_DIR" in said
+    assert export.main([*command, "--state", str(state)]) == 0
+    assert json.loads((tmp_path / "classifier.json").read_text())["own_prompt"]
+
+
+def test_a_deployment_is_not_scored_where_its_prompts_are_not(elsewhere, capsys):
+    run, _ = elsewhere
+    assert evaluate.main(["--run", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "learned for themselves is on its clients' own machines" in said and "experiments.predict" in said
+
+
+@pytest.fixture(scope="module")
+def own_weights(tmp_path_factory):
+    """A run of a model whose weights are a file: (the run's folder, the file, other weights)."""
+    import fedpgp._torchvision  # noqa: F401, I001
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("weights")
+    size = {"embed_dim": 16, "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}}
+    size["text_cfg"] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    (folder / "SmallForTests.json").write_text(json.dumps(size))
+    open_clip.add_model_config(folder / "SmallForTests.json")
+    files = [folder / "one.pt", folder / "other.pt"]
+    for seed, file in enumerate(files):
+        torch.manual_seed(seed)
+        torch.save(open_clip.create_model("SmallForTests").state_dict(), file)
+    small = ["runtime=inline", "rounds=1", "shots=1", "local_epochs=1", "evaluate_every=0"]
+    model = ["model.name=SmallForTests", f"model.pretrained={files[0]}", f"runtime.cache_dir={folder / 'cache'}"]
+    start(composed([*SETTINGS, *small, *model, "participation=1", f"run_dir={folder / 'run'}"]))
+    return folder / "run", *files
+
+
+def test_weights_that_are_elsewhere_on_this_machine(own_weights, tmp_path, capsys):
+    run, file, other = own_weights
+    command = ["--run", str(run), "--client", "0", "--to", str(tmp_path)]
+    assert export.main(command) == 0
+    expected = load_file(tmp_path / "classifier.safetensors")["class_embeddings"]
+    here = file.rename(tmp_path / "moved.pt")
+    assert export.main(command) == 2
+    assert (
+        f"the run's weights, {file}, are not on this machine; name the file: --weights FILE" in capsys.readouterr().err
+    )
+    assert export.main([*command, "--weights", str(here)]) == 0
+    torch.testing.assert_close(load_file(tmp_path / "classifier.safetensors")["class_embeddings"], expected)
+    assert json.loads((tmp_path / "classifier.json").read_text())["pretrained"] == str(here)
+    assert export.main([*command, "--weights", str(other)]) == 2
+    assert f"--weights {other}: the run was trained with other weights" in capsys.readouterr().err
 
 
 def deployed(method: str) -> Federation:

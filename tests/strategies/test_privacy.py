@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import strategies.roll as roll
 from clients.app import client_app
 from clients.state import owner
+from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import load_dataset
@@ -92,6 +93,13 @@ def test_features_and_pictures_stay(federation):
         assert data[64 : 64 + LONGEST_CHANCE] not in sent and data[-64 : -64 + LONGEST_CHANCE] not in sent
         busy = [row.tobytes() for row in pixels.reshape(len(pixels), -1) if len(set(row.tobytes())) > LONGEST_CHANCE]
         assert busy and not [row for row in busy if row in sent]
+
+
+def test_their_figures_cannot_be_made_again_without_their_pictures(federation, capsys):
+    folder, _, _ = federation
+    assert evaluate.main(["--run", str(folder / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "the pictures of this run are on its clients' own machines" in said and "experiments.predict" in said
 
 
 def test_labels_and_names_stay(federation):
