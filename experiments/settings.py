@@ -140,7 +140,7 @@ def check_runtime(config: Mapping, *, deployed: bool) -> None:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuses overrides that name a group, choice or key that does not exist.
+    """Refuses overrides that name a group, choice or key that does not exist, or that promise what cannot be kept.
 
     Raises:
         FedPGPError: with the nearest names that do exist.
@@ -165,6 +165,15 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
             if override.is_add() and override.key_or_group.split(".")[0] not in config:
                 raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
+            if (
+                override.key_or_group == "runtime.round_timeout"
+                and config["runtime"]["name"] == "inline"
+                and _values(override) != [None]
+            ):
+                raise FedPGPError(
+                    "runtime.round_timeout cannot be kept with runtime=inline: client code runs in the server's own "
+                    "process, and nobody could end it; leave it out, or use runtime=ray"
+                )
 
 
 def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping) -> list[str]:

@@ -13,7 +13,7 @@ import yaml
 import experiments.runner
 from clients.app import peak_rss_mb
 from experiments.run import main
-from experiments.settings import CONF, changed_on_resume, check, choices, composed
+from experiments.settings import CONF, changed_on_resume, check, check_overrides, choices, composed
 from fedpgp.clip import MODELS, SHIPPED
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -58,6 +58,7 @@ def small(monkeypatch):
         ("dtype=float16", "dtype 'float16'; did you mean"),
         ("verbose=perhaps", "verbose=perhaps cannot work; it is true or false"),
         ("runtime.round_timeout=0", "runtime.round_timeout=0 cannot work"),
+        ("runtime=inline runtime.round_timeout=60", "runtime.round_timeout cannot be kept with runtime=inline"),
         ("dataset=folder", "dataset.root has no value; give it one: dataset.root=..."),
         ("resume=/nowhere", "/nowhere is no run's folder: it has no config.yaml"),
     ],
@@ -68,6 +69,12 @@ def test_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and said in error and "\n" not in error
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_no_timeout_is_none_that_cannot_be_kept():
+    check_overrides(["runtime=inline", "runtime.round_timeout=null"])
+    check_overrides(["runtime=ray", "runtime.round_timeout=60"])
+    assert composed(["runtime=inline"])["runtime"]["round_timeout"] is None
 
 
 def test_help_explains(capsys):
