@@ -131,7 +131,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[str]) -> list[Row]:
     """A row a group and model, best and second marked among the rows of a task.
 
-    A method with one prompt for all has one row where both its prompts are asked for, the personal one. Zero-shot
+    A method with one prompt for all has one row where both its prompts are asked for, the global one. Zero-shot
     accuracy has nothing to do with the method, so a task has one such row, from all of its seeds.
     """
     rows: list[Row] = []
@@ -144,13 +144,13 @@ def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[
             labels = {key: same.get(key, "–") for key in together[0].labels} | {"method": "zero-shot CLIP"}
             block.append(_row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in COSTS]))
         for group in together:
+            if group.labels["method"] == "zero_shot":
+                block.append(_row(group.labels, "zero_shot", group.runs, task, columns))
+                continue
+            one_prompt = all(run.one_prompt for run in group.runs.values())
             for model in models:
-                alone = group.labels["method"] == "zero_shot"
-                has_model = any(run.accuracy[model] for run in group.runs.values())
-                doubled = (
-                    model == "global" and "personal" in models and all(run.one_prompt for run in group.runs.values())
-                )
-                if has_model and not doubled and (model != "zero_shot" if not alone else model == models[0]):
+                has_model = model != "zero_shot" and any(run.accuracy[model] for run in group.runs.values())
+                if has_model and not (one_prompt and model == "personal" and "global" in models):
                     block.append(_row(group.labels, model, group.runs, task, columns))
         rows += _marked(block, columns)
     return rows

@@ -453,6 +453,16 @@ def test_zero_shot_is_one_row(tmp_path, capsys):
         assert sorted(line.split()[0] for line in out.splitlines()) == ["fedpgp", "method", "zero_shot"]
 
 
+def test_one_prompt_for_all_is_the_global_one(tmp_path, capsys):
+    for method in ("zero_shot", "promptfl", "fedpgp", "coop"):
+        write_run(tmp_path / method, method)
+    lines = run_report(capsys, tmp_path, "--models", "personal,global")[1].splitlines()[1:]
+    assert sorted(tuple(line.split()[:2]) for line in lines) == [
+        *(("coop", "personal"), ("fedpgp", "global"), ("fedpgp", "personal")),
+        *(("promptfl", "global"), ("zero_shot", "zero-shot")),
+    ]
+
+
 def test_columns_by_name(tmp_path, capsys):
     write_run(tmp_path / "1")
     _, out, _ = run_report(capsys, tmp_path, "--columns", "domains,ece,seconds.train,wire_bytes_up")
