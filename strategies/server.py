@@ -5,18 +5,17 @@ draws the clients of a round from (seed, round), checks every reply, retries a r
 saves after each round, so that a run can be killed at any moment and goes on with the same numbers.
 """
 
-import json
 import math
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
@@ -27,9 +26,11 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
-from strategies.grid import Bell, CohortGrid, Exchange, Interrupted, Traffic
+from strategies.grid import Bell, CohortGrid, Exchange, Interrupted
+from strategies.replies import Unusable, check_answer, check_figures, check_update, json_of
 from strategies.roll import Roll
 from strategies.rules import clients_needed, restore_rule, rule_state
+from strategies.state import State, below
 
 TRIES = 2
 """Times a round is asked before the run stops."""
@@ -53,37 +54,6 @@ class Observer(Protocol):
     def mark(self) -> dict:
         """What the observer needs to go on from here; saved in the checkpoint."""
         ...
-
-
-UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")
-"""What every client says of its training."""
-
-
-@dataclass
-class State:
-    """All that the server must not lose.
-
-    Attributes:
-        round: the last finished round; 0 before training.
-        shared: the global tensors, names in ascending order.
-        memory: what the method's server side remembers beside them.
-        committed: for each client the last round whose private state counts, 0 for none.
-        zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
-        traffic: bytes so far.
-        seconds: ``total``, and ``train``/``evaluate``: the slowest node's time, summed over rounds.
-        images: training images processed so far.
-        placed: machine -> clients it has trained, summed over rounds.
-    """
-
-    round: int
-    shared: dict[str, np.ndarray]
-    committed: np.ndarray
-    memory: dict[str, np.ndarray] = field(default_factory=dict)
-    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
-    traffic: Traffic = field(default_factory=Traffic)
-    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "evaluate": 0.0})
-    images: int = 0
-    placed: dict[str, int] = field(default_factory=dict)
 
 
 class Server:
@@ -132,7 +102,12 @@ class Server:
         self.gpu_memory: dict[str, float] = {}
         self.failure: BaseException | None = None
         self._restored = checkpoint is not None
-        self.state = self._restore(*checkpoint) if checkpoint else self._fresh()
+        if checkpoint:
+            tensors, info = checkpoint
+            self.state, self.table = State.restored(tensors, info), info["table"]
+            restore_rule(rule, below("rule/", tensors), info["rule"])
+        else:
+            self.state = State.fresh(federation)
         self._reference = dict(self.state.shared)
         self._began = time.perf_counter() if began is None else began
         self._before = self.state.seconds["total"]
@@ -202,7 +177,10 @@ class Server:
         def configure() -> list[Message]:
             return list(self.rule.configure_train(round, arrays, ConfigRecord(), grid))
 
-        good, dropped, exchange = self._ask(grid, round, clients, configure, self._check_update, need)
+        def check(client: int, content: RecordDict) -> None:
+            check_update(content, self.table[client]["train_images"], self._reference)
+
+        good, dropped, exchange = self._ask(grid, round, clients, configure, check, need)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
         weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
         epochs = [metrics["epochs"] for metrics in numbers.values()]
@@ -237,7 +215,7 @@ class Server:
                 f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
             )
         averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
-        self._check_finite(round, averaged)
+        _check_finite(round, averaged)
         shared, self.state.memory = self.federation.after_round(
             averaged,
             round=round,
@@ -247,7 +225,7 @@ class Server:
             weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
             memory=self.state.memory,
         )
-        self._check_finite(round, shared)
+        _check_finite(round, shared)
         self.state.shared = {name: shared[name] for name in self._reference}
 
     def _evaluate(self, grid: CohortGrid, round: int) -> None:
@@ -262,7 +240,7 @@ class Server:
             return list(self.rule.configure_evaluate(round, arrays, ConfigRecord(), grid))
 
         need = min(self.config["runtime"]["min_clients"], len(clients))
-        good, dropped, exchange = self._ask(grid, round, clients, configure, self._check_figures, need, ask)
+        good, dropped, exchange = self._ask(grid, round, clients, configure, _for_any(check_figures), need, ask)
         figures = {client: dict(reply.content["metrics"]) for client, reply in good.items()}
         if not self.state.zero_shot:
             self._keep_zero_shot(figures)
@@ -342,11 +320,11 @@ class Server:
                 client = reply.metadata.src_node_id
                 try:
                     if reply.has_error():
-                        raise _Unusable(reply.error.reason.removeprefix(f"client {client}: "))
+                        raise Unusable(reply.error.reason.removeprefix(f"client {client}: "))
                     check(client, reply.content)
                     good[client] = reply
                     failed.pop(client, None)
-                except _Unusable as reason:
+                except Unusable as reason:
                     failed[client] = str(reason)
             if len(good) >= need:
                 break
@@ -390,53 +368,6 @@ class Server:
             client = min(failed)
             text += f". Client {client}: {failed[client]}"
         return text
-
-    # Checks. ----------------------------------------------------------------------------------------------------------
-
-    def _check_update(self, client: int, content: RecordDict) -> None:
-        """Refuses an update that must not enter the average; leaves in it what every reply has, as Flower's rules
-        refuse all replies when one has more than another.
-        """
-        self._check_metrics(content, *UPDATE_METRICS)
-        expected = self.table[client]["train_images"]
-        count = content["metrics"]["num-examples"]
-        if count != expected:
-            raise _Unusable(f"says it trained on {count} images, but it has {expected}")
-        arrays = content.get("arrays")
-        if not isinstance(arrays, ArrayRecord) or set(arrays) != set(self._reference):
-            raise _Unusable(f"sent tensors {sorted(arrays or ())} instead of {sorted(self._reference)}")
-        for name, reference in self._reference.items():
-            tensor = arrays[name].numpy()
-            if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
-                got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (tensor, reference))
-                raise _Unusable(f"tensor {name} is {got} instead of {wanted}")
-            if not np.isfinite(tensor).all():
-                raise _Unusable(f"tensor {name} of its update is NaN or Inf")
-        # In the order of the global tensors: some rules pair tensors by position.
-        content["arrays"] = ArrayRecord({name: arrays[name] for name in self._reference})
-        content["metrics"] = MetricRecord({name: content["metrics"][name] for name in UPDATE_METRICS})
-        for name in set(content) - {"arrays", "metrics"}:
-            del content[name]
-
-    def _check_figures(self, client: int, content: RecordDict) -> None:
-        self._check_metrics(content, "num-examples")
-
-    @staticmethod
-    def _check_metrics(content: RecordDict, *names: str) -> None:
-        metrics = content.get("metrics")
-        if not isinstance(metrics, MetricRecord) or not set(names) <= set(metrics):
-            raise _Unusable(f"did not send the metrics {', '.join(names)}")
-        for name, value in metrics.items():
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise _Unusable(f"metric {name} is {value}")
-
-    @staticmethod
-    def _check_finite(round: int, shared: Mapping[str, np.ndarray]) -> None:
-        for name, tensor in shared.items():
-            if not np.isfinite(tensor).all():
-                raise FedPGPError(
-                    f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy"
-                )
 
     # Questions. -------------------------------------------------------------------------------------------------------
 
@@ -510,7 +441,7 @@ class Server:
             return [Message(content, dst_node_id=client, message_type=MessageType.QUERY) for client in clients]
 
         need = len(clients) if ask == "clients" else 0
-        good, _, exchange = self._ask(grid, self.state.round, clients, configure, _check_answer, need, ask)
+        good, _, exchange = self._ask(grid, self.state.round, clients, configure, _for_any(check_answer), need, ask)
         self._account(exchange, None)
         return {client: json_of(reply) for client, reply in good.items()}
 
@@ -548,51 +479,17 @@ class Server:
     def _save(self) -> None:
         self._clock()
         rule_tensors, rule_values = rule_state(self.rule)
-        tensors = {
-            **{f"shared/{name}": tensor for name, tensor in self.state.shared.items()},
-            **{f"memory/{name}": tensor for name, tensor in self.state.memory.items()},
-            **{f"rule/{path}": tensor for path, tensor in rule_tensors.items()},
-            **{f"zero_shot/{name}": values for name, values in self.state.zero_shot.items()},
-            "committed": self.state.committed,
-        }
+        tensors = {**self.state.tensors(), **{f"rule/{path}": tensor for path, tensor in rule_tensors.items()}}
         info = {
             "run": self.job.run,
             "config": self.config,
             "model_sha256": self.federation.method.task.clip.fingerprint,
             "rule": rule_values,
-            "traffic": vars(self.state.traffic),
-            "seconds": self.state.seconds,
-            "images": self.state.images,
-            "placed": self.state.placed,
             "observer": self.observer.mark(),
             "table": [] if self.roll is None else self.table,
+            **self.state.values(),
         }
         save_checkpoint(self.folder / "checkpoint", self.state.round, tensors, info)
-
-    def _fresh(self) -> State:
-        shared = dict(sorted(self.federation.initial_shared().items()))
-        committed = np.zeros(self.federation.num_clients, dtype=np.int64)
-        return State(0, shared, committed, self.federation.initial_memory())
-
-    def _restore(self, tensors: Mapping[str, np.ndarray], info: Mapping) -> State:
-        def below(prefix: str) -> dict[str, np.ndarray]:
-            return {
-                name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)
-            }
-
-        restore_rule(self.rule, below("rule/"), info["rule"])
-        self.table = info["table"]
-        return State(
-            info["round"],
-            below("shared/"),
-            tensors["committed"].copy(),
-            below("memory/"),
-            below("zero_shot/"),
-            Traffic(**info["traffic"]),
-            dict(info["seconds"]),
-            info["images"],
-            dict(info["placed"]),
-        )
 
     def _seed_libraries(self, round: int) -> None:
         """Flower draws from the libraries' global generators (order of clients, noise of privacy wrappers)."""
@@ -607,10 +504,6 @@ class Server:
             store.claim()
         except FedPGPError as error:
             self.observer.warn(str(error))
-
-
-class _Unusable(Exception):
-    """Why a reply is left out."""
 
 
 def participants(config: Mapping, able: int) -> int:
@@ -629,14 +522,17 @@ def _not_there(clients: Sequence[int], waiting: int) -> str:
     return text
 
 
-def _check_answer(client: int, content: RecordDict) -> None:
-    if "answer" not in content:
-        raise _Unusable("sent no answer")
+def _for_any(check: Callable[[RecordDict], None]) -> Callable[[int, RecordDict], None]:
+    """A check that does not depend on the client."""
+    return lambda client, content: check(content)
 
 
-def json_of(reply: Message) -> object:
-    """The JSON in an answer to a question."""
-    return json.loads(reply.content["answer"]["json"])
+def _check_finite(round: int, shared: Mapping[str, np.ndarray]) -> None:
+    for name, tensor in shared.items():
+        if not np.isfinite(tensor).all():
+            raise FedPGPError(
+                f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy"
+            )
 
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, float]:

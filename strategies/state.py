@@ -1,0 +1,79 @@
+"""All that a server must not lose: how a run stands after a round, and how that is put into a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from strategies.grid import Traffic
+
+
+@dataclass
+class State:
+    """How a run stands.
+
+    Attributes:
+        round: the last finished round; 0 before training.
+        shared: the global tensors, names in ascending order.
+        committed: for each client the last round whose private state counts, 0 for none.
+        memory: what the method's server side remembers beside them.
+        zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
+        traffic: bytes so far.
+        seconds: ``total``, and ``train``/``evaluate``: the slowest node's time, summed over rounds.
+        images: training images processed so far.
+        placed: machine -> clients it has trained, summed over rounds.
+    """
+
+    round: int
+    shared: dict[str, np.ndarray]
+    committed: np.ndarray
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
+    zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "evaluate": 0.0})
+    images: int = 0
+    placed: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def fresh(cls, federation) -> "State":
+        """Before the first round of a :class:`fedpgp.federation.Federation`."""
+        shared = dict(sorted(federation.initial_shared().items()))
+        return cls(0, shared, np.zeros(federation.num_clients, dtype=np.int64), federation.initial_memory())
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, np.ndarray], values: Mapping) -> "State":
+        """From a checkpoint that holds :meth:`tensors` and :meth:`values`, beside others' perhaps."""
+        return cls(
+            values["round"],
+            below("shared/", tensors),
+            tensors["committed"].copy(),
+            below("memory/", tensors),
+            below("zero_shot/", tensors),
+            Traffic(**values["traffic"]),
+            dict(values["seconds"]),
+            values["images"],
+            dict(values["placed"]),
+        )
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What of it is arrays, by name."""
+        return {
+            **{f"shared/{name}": tensor for name, tensor in self.shared.items()},
+            **{f"memory/{name}": tensor for name, tensor in self.memory.items()},
+            **{f"zero_shot/{name}": values for name, values in self.zero_shot.items()},
+            "committed": self.committed,
+        }
+
+    def values(self) -> dict:
+        """The rest, for JSON; ``round`` is the checkpoint's own."""
+        return {
+            "traffic": vars(self.traffic),
+            "seconds": self.seconds,
+            "images": self.images,
+            "placed": self.placed,
+        }
+
+
+def below(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors whose names start with ``prefix``, without it, in ascending order."""
+    return {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
