@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -144,29 +146,41 @@ def test_bytes_of_a_round_are_two_prompts_a_client(deployed):
 
 
 def test_a_node_with_an_unknown_key_is_refused(federation, deployed):
+    """The SuperLink says so, and the node ends."""
     federation.kill_node(1)
+    before = _lengths(federation)
     make_node_key(federation.folder / "stranger")
     node = federation.start_node(1, federation.folder / "stranger")
-    assert _refused(federation, node, "client_1")
+    node.wait(120)
+    refused, ended = _said_since(federation, before)
+    assert "No SuperNode found with the given public key" in refused and "Activated node_id" not in refused
+    assert "Failed to activate SuperNode" in ended
 
 
 def test_a_plain_text_node_is_refused(federation, deployed):
+    """It fails to connect to a SuperLink that answers those who speak TLS, and tries again."""
+    before = _lengths(federation)
     node = federation.start_node(1, None, "--insecure")
-    assert _refused(federation, node, "client_1")
-
-
-def _refused(federation: Loopback, node, name: str) -> bool:
-    """The SuperLink never activates it; it ends, or goes on knocking."""
-    before = federation.log("superlink").count("Activated node_id")
-    end = time.monotonic() + 12
-    while node.poll() is None and time.monotonic() < end:
+    end = time.monotonic() + 120
+    while _said_since(federation, before)[1].count("Connection attempt failed, retrying") < 2:
+        assert node.poll() is None and time.monotonic() < end, federation.log("client_1")
         time.sleep(0.2)
-    if node.poll() is None:
-        federation.kill_node(1)
-    return (
-        federation.log("superlink").count("Activated node_id") == before
-        and "SuperNode ID" not in federation.log(name)[-500:]
-    )
+    federation.kill_node(1)
+    trusted = ssl.create_default_context(cafile=federation.folder / "ca.crt")
+    host, port = federation.address.split(":")
+    with socket.create_connection((host, int(port)), 60) as plain, trusted.wrap_socket(plain, server_hostname=host):
+        pass
+    connected, _ = _said_since(federation, before)
+    assert "Activated node_id" not in connected
+
+
+def _lengths(federation: Loopback) -> list[int]:
+    return [len(federation.log(name)) for name in ("superlink", "client_1")]
+
+
+def _said_since(federation: Loopback, lengths: list[int]) -> list[str]:
+    """What the SuperLink and the node of client 1 have said since."""
+    return [federation.log(name)[n:] for name, n in zip(("superlink", "client_1"), lengths, strict=True)]
 
 
 @pytest.mark.slow
