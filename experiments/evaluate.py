@@ -20,9 +20,10 @@ from experiments.console import accuracy_table
 from experiments.folder import RunFolder, job_name
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
+from fedpgp.configured import deal_configured, load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
-from fedpgp.federation import Federation, deal_configured, load_configured
+from fedpgp.federation import Federation
 from fedpgp.protocols import Deal, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 

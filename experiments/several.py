@@ -8,9 +8,9 @@ import yaml
 from experiments import report, runner
 from experiments.folder import RunFolder, default_folder
 from experiments.settings import check
+from fedpgp.configured import load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import mean_accuracy
-from fedpgp.federation import load_configured
 from fedpgp.files import write_atomically
 from fedpgp.protocols import make_protocol
 

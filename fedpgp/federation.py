@@ -9,8 +9,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -18,22 +17,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from fedpgp.data import Dataset, load_dataset
+from fedpgp.data import Dataset
 from fedpgp.data.augment import AugmentedSplit
-from fedpgp.data.features import encode_split
-from fedpgp.data.joint import Concat
 from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
-from fedpgp.data.store import cache_folder
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import accuracy, calibration_error
-from fedpgp.frozen import FrozenCLIP, resolve_device
-from fedpgp.methods import METHODS, Batch, Features, Images, Method, Params, Round, cosine_logits
+from fedpgp.methods import Batch, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
-from fedpgp.own import own_pictures
-from fedpgp.protocols import Deal, Exam, deal
-from fedpgp.remembered import RememberedCLIP
+from fedpgp.protocols import Deal, Exam
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates, Task
+from fedpgp.task import Candidates
 from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
 
 log = logging.getLogger(__name__)
@@ -125,8 +118,9 @@ class Federation:
         Raises:
             FedPGPError: anything in the configuration that cannot work, by name.
         """
-        builder = _Builder(config)
-        return builder.federation(deal_configured(config) if dealt is None else dealt)
+        from fedpgp.configured import build
+
+        return build(config, dealt)
 
     @cached_property
     def method(self) -> Method:
@@ -658,136 +652,3 @@ def _of_client(features: Features, k: int) -> Features:
     if isinstance(features, Tensor):
         return features[k : k + 1]
     return {name: tensor[k : k + 1] for name, tensor in features.items()}
-
-
-def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
-    """The data set of a configuration, or another one (``name`` and its options) from where that one comes from."""
-    chosen = config["dataset"]
-    common = {key: chosen[key] for key in ("download", "on_bad_image") if key in chosen}
-    options = {**common, **spec} if spec else dict(chosen)
-    name, root = options.pop("name"), options.pop("root", chosen.get("root"))
-    options.pop("views", None)
-    return load_dataset(name, root, **options)
-
-
-def deal_configured(config: Mapping) -> Deal:
-    """Who owns what, by a configuration."""
-    if config["partition"]["scheme"] == "own":
-        return own_pictures(config, load_configured)
-    return deal(
-        load_configured(config),
-        config["clients"],
-        config["seed"],
-        config["shots"],
-        config["protocol"],
-        config["partition"],
-        lambda spec: load_configured(config, spec),
-    )
-
-
-DTYPES = {
-    "float32": (torch.float32, torch.float32),
-    "float64": (torch.float64, torch.float64),
-    "bfloat16": (torch.float32, torch.bfloat16),
-}
-"""Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
-
-
-class _Builder:
-    """Configuration -> federation, checking names and ranges on the way."""
-
-    def __init__(self, config: Mapping):
-        self.config = config
-        if config["dtype"] not in DTYPES:
-            raise FedPGPError(unknown("dtype", config["dtype"], list(DTYPES)))
-        if config["dtype"] == "float64" and resolve_device(config["device"]).type == "mps":
-            raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
-        if config["method"]["name"] not in METHODS:
-            raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
-
-    def _clip(self) -> FrozenCLIP:
-        model, device = self.config["model"], self.config["device"]
-        name, pretrained = model["name"], model.get("pretrained")
-
-        def load() -> FrozenCLIP:
-            from fedpgp.clip import load_clip  # seconds, with open_clip and torchvision
-
-            return load_clip(name, pretrained, resolve_device(device))
-
-        memory = model.get("memory")
-        if memory is None:
-            if pretrained == "random" or name.startswith("hf-hub:"):  # a hub's name may stand for something else later
-                return load()
-            memory = cache_folder(self.config["runtime"].get("cache_dir")) / "models"
-        return RememberedCLIP.of(load, name, pretrained, Path(memory), device)
-
-    def federation(self, dealt: Deal) -> Federation:
-        config = self.config
-        dataset = dealt.dataset
-        settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
-        method_class = METHODS[config["method"]["name"]]
-        try:
-            method_settings = method_class.Settings(**settings)
-        except TypeError as error:
-            valid = list(method_class.Settings.__dataclass_fields__)
-            wrong = [key for key in settings if key not in valid]
-            if not wrong:
-                raise FedPGPError(f"method={method_class.name}: {error}") from error
-            raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong[0], valid)) from None
-        clip = cache(self._clip)
-
-        dtype, compute = DTYPES[config["dtype"]]
-
-        def method() -> Method:
-            task = Task(
-                clip(),
-                dataset.class_names,
-                template=dataset.templates,
-                n_ctx=config["n_ctx"],
-                context_init=config["context_init"],
-                dtype=dtype,
-                compute=compute,
-            )
-            return method_class(method_settings, task)
-
-        def encoded(split: str, view: int | None = None, *, what: str) -> np.ndarray:
-            whole, name = getattr(dataset, split), split
-            if not len(whole):  # a client may have none of its own
-                return np.empty((0, clip().embed), dtype=np.float32)
-            parts = whole.parts if isinstance(whole, Concat) else [whole]
-            if view is not None:
-                name = f"{split}-view{view}"
-                parts = [AugmentedSplit(part, view, clip().image_size) for part in parts]
-            found = [
-                encode_split(
-                    clip(),
-                    part,
-                    cache_dir=config["runtime"].get("cache_dir"),
-                    dataset_name=dataset.name,
-                    split_name=name,
-                    what=what,
-                )
-                for part in parts
-            ]
-            return found[0] if len(found) == 1 else np.concatenate(found)
-
-        size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
-        return Federation(
-            method,
-            dataset,
-            dealt,
-            partial(encoded, what="features"),
-            TrainingSettings(
-                epochs=config["local_epochs"],
-                batch_size=config["batch_size"],
-                lr=config["lr"],
-                rounds=config["rounds"],
-                views=None if views == "live" else views,
-                **config["training"],
-            ),
-            patches=partial(encoded, what="patches"),
-            seed=config["seed"],
-            cohort_size=None if size == "auto" else int(size),
-            keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
-            slow_clients=config["runtime"].get("slow_clients", 0.0),
-        )

@@ -15,8 +15,9 @@ import torch
 
 from experiments.settings import composed
 from fedpgp.clip import FrozenCLIP
+from fedpgp.configured import DTYPES
 from fedpgp.data import ArraySplit, Dataset
-from fedpgp.federation import DTYPES, Federation
+from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.protocols import ClientShare, Deal, Exam
 from fedpgp.task import Task

@@ -1,0 +1,166 @@
+"""From a resolved configuration (a plain nested mapping; the keys are conf/'s) to data set, deal, model and federation.
+
+Names and ranges are checked on the way. Nothing heavy is loaded before it is asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedpgp.data import Dataset, load_dataset
+from fedpgp.data.augment import AugmentedSplit
+from fedpgp.data.features import encode_split
+from fedpgp.data.joint import Concat
+from fedpgp.data.store import cache_folder
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.federation import Federation
+from fedpgp.frozen import FrozenCLIP, resolve_device
+from fedpgp.methods import METHODS, Method
+from fedpgp.own import own_pictures
+from fedpgp.protocols import Deal, deal
+from fedpgp.remembered import RememberedCLIP
+from fedpgp.task import Task
+from fedpgp.training import TrainingSettings
+
+DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float64),
+    "bfloat16": (torch.float32, torch.bfloat16),
+}
+"""Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
+
+
+def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
+    """The data set of a configuration, or another one (``name`` and its options) from where that one comes from."""
+    chosen = config["dataset"]
+    common = {key: chosen[key] for key in ("download", "on_bad_image") if key in chosen}
+    options = {**common, **spec} if spec else dict(chosen)
+    name, root = options.pop("name"), options.pop("root", chosen.get("root"))
+    options.pop("views", None)
+    return load_dataset(name, root, **options)
+
+
+def deal_configured(config: Mapping) -> Deal:
+    """Who owns what, by a configuration."""
+    if config["partition"]["scheme"] == "own":
+        return own_pictures(config, load_configured)
+    return deal(
+        load_configured(config),
+        config["clients"],
+        config["seed"],
+        config["shots"],
+        config["protocol"],
+        config["partition"],
+        lambda spec: load_configured(config, spec),
+    )
+
+
+def build(config: Mapping, dealt: Deal | None = None) -> Federation:
+    """The federation of a configuration.
+
+    Args:
+        config: the configuration.
+        dealt: another deal than the configuration's own.
+
+    Raises:
+        FedPGPError: anything in the configuration that cannot work, by name.
+    """
+    make_method = _method(config)
+    clip = cache(partial(_clip, config))
+    dealt = deal_configured(config) if dealt is None else dealt
+    dataset = dealt.dataset
+    size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
+    return Federation(
+        lambda: make_method(clip(), dataset),
+        dataset,
+        dealt,
+        partial(_encoded, config, dataset, clip, "features"),
+        TrainingSettings(
+            epochs=config["local_epochs"],
+            batch_size=config["batch_size"],
+            lr=config["lr"],
+            rounds=config["rounds"],
+            views=None if views == "live" else views,
+            **config["training"],
+        ),
+        patches=partial(_encoded, config, dataset, clip, "patches"),
+        seed=config["seed"],
+        cohort_size=None if size == "auto" else int(size),
+        keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
+        slow_clients=config["runtime"].get("slow_clients", 0.0),
+    )
+
+
+def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
+    """What makes the method, once there is a model; its name and settings are checked now."""
+    if config["dtype"] not in DTYPES:
+        raise FedPGPError(unknown("dtype", config["dtype"], list(DTYPES)))
+    if config["dtype"] == "float64" and resolve_device(config["device"]).type == "mps":
+        raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
+    if config["method"]["name"] not in METHODS:
+        raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
+    method_class = METHODS[config["method"]["name"]]
+    given = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
+    try:
+        settings = method_class.Settings(**given)
+    except TypeError as error:
+        valid = list(method_class.Settings.__dataclass_fields__)
+        wrong = [key for key in given if key not in valid]
+        if not wrong:
+            raise FedPGPError(f"method={method_class.name}: {error}") from error
+        raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong[0], valid)) from None
+    dtype, compute = DTYPES[config["dtype"]]
+
+    def make(clip: FrozenCLIP, dataset: Dataset) -> Method:
+        task = Task(
+            clip,
+            dataset.class_names,
+            template=dataset.templates,
+            n_ctx=config["n_ctx"],
+            context_init=config["context_init"],
+            dtype=dtype,
+            compute=compute,
+        )
+        return method_class(settings, task)
+
+    return make
+
+
+def _clip(config: Mapping) -> FrozenCLIP:
+    """The model, behind its memory: it is loaded when something is asked of it for the first time."""
+    model, device = config["model"], config["device"]
+    name, pretrained = model["name"], model.get("pretrained")
+
+    def load() -> FrozenCLIP:
+        from fedpgp.clip import load_clip  # seconds, with open_clip and torchvision
+
+        return load_clip(name, pretrained, resolve_device(device))
+
+    memory = model.get("memory")
+    if memory is None:
+        if pretrained == "random" or name.startswith("hf-hub:"):  # a hub's name may stand for something else later
+            return load()
+        memory = cache_folder(config["runtime"].get("cache_dir")) / "models"
+    return RememberedCLIP.of(load, name, pretrained, Path(memory), device)
+
+
+def _encoded(
+    config: Mapping, dataset: Dataset, clip: Callable[[], FrozenCLIP], what: str, split: str, view: int | None = None
+) -> np.ndarray:
+    """Features or patches of a split, or of an augmented view of it, from the cache where they are there."""
+    whole, name = getattr(dataset, split), split
+    if not len(whole):  # a client may have none of its own
+        return np.empty((0, clip().embed), dtype=np.float32)
+    parts = whole.parts if isinstance(whole, Concat) else [whole]
+    if view is not None:
+        name = f"{split}-view{view}"
+        parts = [AugmentedSplit(part, view, clip().image_size) for part in parts]
+    cache_dir = config["runtime"].get("cache_dir")
+    found = [
+        encode_split(clip(), part, cache_dir=cache_dir, dataset_name=dataset.name, split_name=name, what=what)
+        for part in parts
+    ]
+    return found[0] if len(found) == 1 else np.concatenate(found)
