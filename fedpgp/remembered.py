@@ -22,7 +22,7 @@ from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
 
 FORMAT = 2
 COMPUTED_BY = ("frozen.py", "text.py")
-"""What is remembered is what this code makes of the weights."""
+"""What is remembered is what the code in these files makes of the weights."""
 
 OWN = ("model", "text_model", "tokenizer", "preprocess")
 """What a memory has no file of: the model is loaded for it."""
@@ -46,7 +46,7 @@ class RememberedCLIP(FrozenCLIP):
         """The memory of the model of this name and these weights: a folder of its own below ``folder``. Of a weights
         file another size or time is another model; and what one kind of device computed is not another's.
         """
-        about = [str(FORMAT), _code(), torch.__version__, resolve_device(device).type, name, str(pretrained)]
+        about = [str(FORMAT), resolve_device(device).type, name, str(pretrained)]
         for file in _weights(name, pretrained):
             about += [file.name, str(file.stat().st_size), str(file.stat().st_mtime_ns)]
         return cls(load, folder / hashlib.sha256("\n".join(about).encode()).hexdigest()[:32], device)
@@ -67,10 +67,11 @@ class RememberedCLIP(FrozenCLIP):
     def remember(self, key: str, compute: Callable[[], Remembered]) -> Remembered:
         if key not in self._known:
             path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-            found = _read(path, key, self.device)
+            stamp = f"{key}\n{_maker()}"
+            found = _read(path, stamp, self.device)
             if found is MISSING:
                 found = compute()
-                _write(path, key, found)
+                _write(path, stamp, found)
             self._known[key] = found
         return self._known[key]
 
@@ -111,30 +112,32 @@ def _weights(name: str, pretrained: str | None) -> Iterator[Path]:
 
 
 @cache
-def _code() -> str:
+def _maker() -> str:
+    """Who computes: what another version of the code, or another torch, has written is made anew in its place."""
     folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in COMPUTED_BY)).hexdigest()
+    code = hashlib.sha256(b"".join((folder / name).read_bytes() for name in COMPUTED_BY)).hexdigest()
+    return f"{code} torch {torch.__version__}"
 
 
 MISSING = object()
 """What :func:`_read` gives when there is no file, or none that can be trusted."""
 
 
-def _write(path: Path, key: str, value: object) -> None:
-    """A file whose header holds the key, a checksum of the tensors, and the value where it is no tensor."""
+def _write(path: Path, stamp: str, value: object) -> None:
+    """A file whose header holds the stamp, a checksum of the tensors, and the value where it is no tensor."""
     tensors = {"": value} if isinstance(value, Tensor) else value if _is_tensors(value) else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = "" if tensors else json.dumps(value)
-    metadata = {"key": key, "json": text, "sha256": _digest(text, tensors)}
+    metadata = {"stamp": stamp, "json": text, "sha256": _digest(text, tensors)}
     write_cache(path, save(tensors, metadata), flush=False)
 
 
-def _read(path: Path, key: str, device: torch.device) -> object:
+def _read(path: Path, stamp: str, device: torch.device) -> object:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if metadata["key"] != key or metadata["sha256"] != _digest(metadata["json"], tensors):
+        if metadata["stamp"] != stamp or metadata["sha256"] != _digest(metadata["json"], tensors):
             return MISSING
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return tensors.get("", tensors) if tensors else json.loads(metadata["json"])

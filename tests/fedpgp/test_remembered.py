@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from experiments.settings import composed
+from fedpgp import remembered
 from fedpgp.assets_path import asset
 from fedpgp.clip import load_clip
 from fedpgp.remembered import RememberedCLIP
@@ -73,6 +74,18 @@ def test_a_damaged_memory_is_made_anew(tmp_path):
     same(answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu")), first)
     with_nothing = answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
     same(with_nothing, first)
+
+
+def test_another_version_of_the_code_overwrites_what_the_last_one_wrote(tmp_path, monkeypatch):
+    model = load_clip("tiny")
+    answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    monkeypatch.setattr(remembered, "_maker", lambda: "the next version")
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    assert sorted(tmp_path.rglob("*.safetensors")) == files
 
 
 def test_other_weights_in_the_same_folder_are_another_model(tmp_path):
