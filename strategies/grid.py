@@ -228,7 +228,8 @@ class CohortGrid(Grid):
 
     def _push(self, parcel: Parcel) -> None:
         if parcel.node == NOWHERE:
-            self._fail(parcel.messages, NO_ANSWER, "its node is not connected")
+            for client, message in parcel.messages.items():
+                self._fail({client: message}, NO_ANSWER, self.roll.absence(client))
             return
         clients = tuple(sorted(parcel.messages))
         job = replace(

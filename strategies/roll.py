@@ -96,6 +96,13 @@ class Roll:
         """Client -> its node, for those that can be asked."""
         return {g.client: n for n, g in self._guests.items() if g.seated and not g.refusal and not g.silent}
 
+    def absence(self, client: int) -> str:
+        """Why a client without a home cannot be asked."""
+        holder = self._holder(client)
+        if holder is None:
+            return "its node is not connected"
+        return self._guests[holder].refusal or "its node does not answer"
+
     @property
     def refused(self) -> dict[int, str]:
         """Node -> why it cannot take part."""

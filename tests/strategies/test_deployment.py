@@ -142,8 +142,9 @@ def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, m
                 nodes.restart(1)
 
     deployed(tmp_path / "a", "rounds=4", before=before)
-    dropped = [[entry["client"] for entry in line["dropped"]] for line in metrics(tmp_path / "a", "train")]
-    assert dropped == [[], [1], [1], []] and waits == [1]
+    dropped = [[*map(tuple, map(dict.values, line["dropped"]))] for line in metrics(tmp_path / "a", "train")]
+    left_out = [(1, "its node does not answer")]
+    assert dropped == [[], left_out, left_out, []] and waits == [1]
 
 
 def test_a_node_whose_disk_comes_late_takes_part(tmp_path, monkeypatch):

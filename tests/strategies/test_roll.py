@@ -170,6 +170,7 @@ def test_the_first_node_of_a_client_wins_and_another_takes_over_when_it_is_gone(
         called.look(1000 * roll.AGAIN)
     assert called.grid.greeted == [1, 2]
     del called.grid.nodes[1]
+    assert called.roll.absence(9) == "its node is not connected"
     assert called.look() == {1: "its node went away"}
     assert called.roll.homes == {0: 2} and called.told[-1] == "client 0 is on node 2 now; before, it was on node 1"
     called.grid.nodes[1] = here(0, "later")
@@ -184,6 +185,7 @@ def test_a_seat_is_kept_through_trouble_and_not_through_a_difference(monkeypatch
     called.look()
     called.look()
     assert called.roll.homes == {} and called.grid.greeted == [1, 2, 1]
+    assert "the disk is not there" in called.roll.absence(0)
     called.grid.nodes[1] = differs(0, "later")
     called.look()
     called.look()
