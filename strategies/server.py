@@ -178,7 +178,7 @@ class Server:
             return list(self.rule.configure_train(round, arrays, ConfigRecord(), grid))
 
         def check(client: int, content: RecordDict) -> None:
-            check_update(content, self.table[client]["train_images"], self._reference)
+            check_update(content, self._row(client)["train_images"], self._reference)
 
         good, dropped, exchange = self._ask(grid, round, clients, configure, check, need)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
@@ -202,6 +202,12 @@ class Server:
             "dropped": [{"client": client, "reason": reason} for client, reason in sorted({**gone, **dropped}.items())],
         }
         self.observer.trained(record)
+
+    def _row(self, client: int) -> dict:
+        """A client's row of the table; where its pictures are its own, as its node said when it last came."""
+        if self.roll is not None and self.federation.deal.own:
+            self.table[client] = self.roll.rows.get(client, self.table[client])
+        return self.table[client]
 
     def _aggregate(self, round: int, good: Mapping[int, Message]) -> None:
         """The strategy's average of the replies, then what the method makes of it."""

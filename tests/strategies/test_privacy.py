@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from safetensors.numpy import load_file
 import strategies.roll as roll
 from clients.app import client_app
 from clients.state import owner
+from clients.wire import Job
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import load_dataset
+from fedpgp.federation import Federation
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.nodes import Nodes
 
@@ -25,10 +29,8 @@ LONGEST_CHANCE = 16
 """Bytes that agree by chance are fewer."""
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory):
-    """Two clients with their own folders, two rounds; the run's folder, the nodes, and all they sent."""
-    folder = tmp_path_factory.mktemp("own")
+def sites(folder: Path) -> list[dict]:
+    """Two clients' folders of pictures, and the configurations of their nodes."""
     emoji = load_dataset("emoji")
     for client, domain in enumerate(("noto", "twemoji")):
         for part in ("train", "test"):
@@ -40,17 +42,28 @@ def federation(tmp_path_factory):
                     path = folder / f"site_{client}" / part / name / f"patient-{client}-{row}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     split.image(row).save(path)
-    configs = [
+    return [
         {"client-id": c, "state-dir": str(folder / f"state_{c}"), "data-dir": str(folder / f"site_{c}")} for c in HELD
     ]
+
+
+def run_rounds(folder: Path, nodes: Nodes, *more: str) -> None:
+    """Two rounds."""
     overrides = ["runtime=flower", "partition=own", "dataset=folder", f"dataset.class_names=[{','.join(CLASSES)}]"]
     overrides += ["clients=2", "rounds=2", "local_epochs=1", "batch_size=4", "evaluate_every=1", "n_ctx=4"]
-    nodes = Nodes(client_app(), configs)
     interval, roll.INTERVAL = roll.INTERVAL, 0.0
     try:
-        start(composed([*overrides, f"run_dir={folder / 'run'}"]), grid=nodes)
+        start(composed([*overrides, *more, f"run_dir={folder / 'run'}"]), grid=nodes)
     finally:
         roll.INTERVAL = interval
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    """The run's folder, the nodes, and all they sent."""
+    folder = tmp_path_factory.mktemp("own")
+    nodes = Nodes(client_app(), sites(folder))
+    run_rounds(folder, nodes)
     return folder, nodes, b"\0".join(nodes.sent)
 
 
@@ -138,3 +151,20 @@ def test_base_and_novel_are_null_where_a_client_has_no_such_images(federation):
         rows = {(row["id"], row["model"]): row for row in csv.DictReader(file)}
     assert rows["0", "personal"]["novel"] != "" and rows["1", "personal"]["novel"] == ""
     assert rows["1", "personal"]["base"] != "" and rows["1", "personal"]["local"] != ""
+
+
+def test_a_node_that_comes_back_with_other_pictures_counts_with_those(tmp_path):
+    """A picture comes while client 1's node is being started again: its updates are not refused for the new count."""
+
+    def before(nodes, node, message):
+        job = Job.of(message.content)
+        extra = tmp_path / "site_1" / "train" / "mammal" / "new.png"
+        if message.metadata.message_type == "train" and job.round == 2 and node == 1 and not extra.exists():
+            shutil.copy(next(extra.parent.glob("*.png")), extra)
+            nodes.restart(node)
+
+    # A real node reads its folder in a new process for every message.
+    app = client_app(lambda text: Federation.from_config(json.loads(text)))
+    run_rounds(tmp_path, Nodes(app, sites(tmp_path), before=before), "evaluate_every=0")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["dropped"] for line in lines if line["kind"] == "train"] == [[], []]
