@@ -13,7 +13,7 @@ help: ## this list
 
 setup: $(STAMP) ## the environment, in .venv
 
-run: $(STAMP) ## the main job: FedPGP on the embedded federation, about two minutes on two cores
+run: $(STAMP) ## the main job: FedPGP on the embedded federation, a minute on two idle cores
 	@$(BIN)/python -m experiments.run $(ARGS)
 
 test: $(STAMP) ## the test suite (fast tests; `make slow` runs the rest)

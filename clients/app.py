@@ -116,7 +116,7 @@ class Node:
         except Unfit as error:
             answer["refused"] = str(error)
         except Exception as error:
-            answer |= {"refused": self._reason(error), "passing": True}
+            answer |= {"refused": self.reason(error), "passing": True}
         return Message(_answer(answer), reply_to=self.message)
 
     def load_state(self, client: int):
@@ -142,9 +142,9 @@ class Node:
                 for client in missing:
                     self._collect(work, federation, shared, [client], own)
             else:
-                self.errors.update({client: self._reason(error) for client in missing})
+                self.errors.update({client: self.reason(error) for client in missing})
 
-    def _reason(self, error: Exception) -> str:
+    def reason(self, error: Exception) -> str:
         """What the server is told of an error. One about a client's own pictures names files, folders or classes, so it
         stays in the node's log."""
         reason = str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
@@ -249,7 +249,11 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     yield client, _answer(own)
             else:
                 # Encoded now, or found in the cache, so that no round pays for it.
-                federation.encode()
+                try:
+                    federation.encode()
+                except FedPGPError as error:  # the same for each of them: they are not tried one by one
+                    yield from ((client, node.reason(error)) for client in clients)
+                    return
                 table = {row["id"]: row for row in federation.client_table()}
                 for client in clients:
                     yield client, _answer(table[client])

@@ -35,6 +35,7 @@ class Console:
     def __init__(self, total_rounds: int, stream: TextIO | None = None):
         """`stream`: where to write, standard output by default."""
         self.total_rounds = total_rounds
+        self.one_prompt = False  # whether the method has one prompt for all, which the server finds out
         self._out = RichConsole(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
         self._spinner: Spinner | None = None
@@ -115,7 +116,7 @@ class Console:
         self._stop()
         self._line("")
         if summary.get("accuracy"):
-            self._out.print(accuracy_table(summary["accuracy"]))
+            self._out.print(accuracy_table(summary["accuracy"], self.one_prompt))
             self._line(Text("percent, mean over clients", style="dim"))
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
@@ -138,13 +139,13 @@ class Console:
         self._stop()
 
     def _accuracy(self, evaluation: dict) -> Text:
-        """Local accuracy: the personal prompt's, and beside it the global one's where they differ."""
+        """Local accuracy: the personal prompt's, beside it the global one's, or zero-shot's where that is the same."""
         zero, shared, personal = (block_figure(evaluation.get(model), "local") for model in MODELS)
         text = Text("  local ", style="not bold")
         text.append(percent(personal), style="bold")
-        if not math.isnan(shared) and shared != personal:
+        if not math.isnan(shared) and not self.one_prompt:
             text.append(f" (global {percent(shared)})")
-        elif not math.isnan(zero) and zero != personal:
+        elif not math.isnan(zero):
             text.append(f" (zero-shot {percent(zero)})")
         return text
 
@@ -197,9 +198,10 @@ class Console:
             self._live = None
 
 
-def accuracy_table(accuracy: dict[str, dict | None]) -> Table:
-    """Rows zero-shot, global and personal prompt; columns local, base, novel, HM and unseen where the protocol has
-    them."""
+def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -> Table:
+    """Rows zero-shot, global and, unless there is one prompt for all, personal prompt; columns local, base, novel, HM
+    and unseen where the protocol has them.
+    """
     columns = [
         name
         for name in _COLUMNS
@@ -209,7 +211,8 @@ def accuracy_table(accuracy: dict[str, dict | None]) -> Table:
     table.add_column("")
     for column in columns:
         table.add_column(_COLUMNS[column], justify="right", min_width=6)
-    for model, name in MODELS.items():
-        style = "bold" if model == "personal" else ""
+    shown = [model for model in MODELS if not (one_prompt and model == "personal")]
+    for model in shown:
+        name, style = MODELS[model], "bold" if model == shown[-1] else ""
         table.add_row(name, *(percent(block_figure(accuracy.get(model), column)) for column in columns), style=style)
     return table

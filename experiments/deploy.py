@@ -17,6 +17,7 @@ from experiments.loopback import Loopback
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, check_runtime, composed
 from fedpgp.errors import FedPGPError
+from fedpgp.federation import Federation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,11 +56,16 @@ class _Asked(BaseException):
 
 def _local(options: argparse.Namespace) -> int:
     sites = _sites(options)
-    overrides = ["runtime=flower", *options.overrides, f"clients={len(sites)}"]
+    # Any number of clients can be dealt by label; the default partition needs one for each art style.
+    partition = "partition=own" if options.data else "partition=dirichlet"
+    given = [] if any(word.startswith(("partition=", "resume=")) for word in options.overrides) else [partition]
+    overrides = ["runtime=flower", *given, *options.overrides, f"clients={len(sites)}"]
     check_overrides(overrides)
     config = composed(overrides)
     check(config)
     check_runtime(config, deployed=True)
+    if not config["resume"]:
+        Federation.from_config(config)  # what cannot work is said before anything is started
     run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
     path = str(run_dir).replace("'", "\\'")
     where = f"resume='{path}'" if config["resume"] else f"run_dir='{path}'"

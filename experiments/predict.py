@@ -23,28 +23,52 @@ SHOWN = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 for bad input."""
+    """Runs the command; returns its exit status: 0, or 2 for bad input (pictures that can be read are answered)."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("images", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     try:
         personal = load_asked(options)
-        pictures = FileSplit(Path(), [str(path) for path in options.images], [0] * len(options.images))
-        answers = predict(personal, [pictures.image(i) for i in range(len(pictures))])
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    if not personal.own:
-        print(f"client {options.client} has no prompt of its own: the global one answers", file=sys.stderr)
-    for path, probability in zip(options.images, answers, strict=True):
+    pictures, unreadable = _read(options.images)
+    _say_what_answers(personal, options)
+    answers = predict(personal, list(pictures.values())) if pictures else []
+    for path, probability in zip(pictures, answers, strict=True):
         best = probability.topk(min(SHOWN, len(probability)))
         words = [
             f"{personal.classes.names[i]} {100 * p:.1f} %"
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         print(f"{path}: {', '.join(words)}")
-    return 0
+    for reason in unreadable:
+        print(f"error: {reason}", file=sys.stderr)
+    return BAD_INPUT if unreadable else 0
+
+
+def _read(paths: Sequence[Path]) -> tuple[dict[Path, Image.Image], list[str]]:
+    """The pictures that can be read, and what is wrong with the others."""
+    pictures, unreadable = {}, []
+    for path in paths:
+        try:
+            pictures[path] = FileSplit(Path(), [str(path)], [0]).image(0)
+        except FedPGPError as error:
+            unreadable.append(str(error).partition(";")[0])  # what follows is about data sets
+    return pictures, unreadable
+
+
+def _say_what_answers(personal: Personal, options: argparse.Namespace) -> None:
+    """What somebody might not expect, on standard error."""
+    client, clients = options.client, personal.config["clients"]
+    if client >= clients:
+        print(f"client {client} is none of the run's, 0 to {clients - 1}: the global prompt answers", file=sys.stderr)
+    elif not personal.own:
+        print(f"client {client} has no prompt of its own: the global one answers", file=sys.stderr)
+    known, all_of_them = len(personal.classes.names), len(personal.federation.dataset.class_names)
+    if known < all_of_them:
+        print(f"among the {known} classes that were trained; --all-classes: among all {all_of_them}", file=sys.stderr)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ examples:
       the table of all runs in that folder, in the terminal
   python -m experiments.report outputs/table1 --format html
       one self-contained page with table, curves and trade-off: outputs/table1/comparison.html
-  python -m experiments.report outputs/2026-05-01/12-00-00 --format html
+  python -m experiments.report outputs/default/2026-05-01_12-00-00 --format html
       a single run: its report.html, made again
   python -m experiments.report outputs/a outputs/b --format latex --out table.tex --significance
       two folders as one LaTeX table, and paired t-tests of the best row against the others
@@ -38,7 +38,7 @@ examples:
       one row for all domains held out (dataset: for all data sets)
   python -m experiments.report --published paper_base2novel
       what others published for an experiment; after it was run, ours stand beside it
-  python -m experiments.report multirun --models zero_shot,global,personal --columns worst10,ece,domains
+  python -m experiments.report outputs/default --models zero_shot,global,personal --columns worst10,ece,domains
       all three prompts, and more columns
 
 columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes, seconds and peak_rss_mb (peak memory)

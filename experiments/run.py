@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from fedpgp.files import write_atomically
 BAD_INPUT = 2
 """Exit status when a person has to mend something."""
 UNFORESEEN = 1
+INTERRUPTED = 128 + signal.SIGINT
 SWEEP = "sweep.json"
 """In a sweep's folder: the arguments it was started with."""
 FAILED = "failed"
@@ -55,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedPGPError as error:
         return _complain(error)
     sys.argv = ["python -m experiments.run", *arguments]
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    except KeyboardInterrupt:  # a run that has begun stops in its own way, and saves
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
     return max(failures, default=0)
 
 

@@ -36,6 +36,9 @@ from strategies.rules import make_rule
 from strategies.server import Server
 from strategies.simulation import quiet, ray_cluster
 
+HEAD_START = 1.0
+"""Seconds that a run waits for its data set and model before it starts Ray beside them."""
+
 
 class Stopped(Exception):
     """The person asked to stop; the run is saved. ``code`` is the exit status (130 for Ctrl-C, 143 for SIGTERM)."""
@@ -140,11 +143,12 @@ def _run(
 
             def prepare():
                 federation = federation_of(text)
-                federation.initial_shared()  # loads the model
+                federation.initial_shared()  # loads the model, or what is remembered of it
                 return federation
 
             def make_server(job: Job, federation, nodes: int = 1, bell: Bell | None = None) -> Server:
                 observer.class_names, observer.notes = federation.dataset.class_names, federation.dataset.notes
+                console.one_prompt = federation.method.one_for_all
                 for note in federation.dataset.notes:
                     console.note(note)
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
@@ -220,6 +224,8 @@ def _work(
     with ThreadPoolExecutor(1) as aside:
         prepared = aside.submit(prepare)  # while Ray starts, most of which is waiting
         aside.submit(import_module, "flwr.simulation")
+        with contextlib.suppress(TimeoutError):  # what is wrong with the configuration is said before Ray is started
+            prepared.result(timeout=HEAD_START)
         with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)
@@ -331,6 +337,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
     if selection != "last":
         summary["selected_rounds"] = rounds
     if server is not None:
+        summary["one_prompt"] = server.federation.method.one_for_all
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)

@@ -103,8 +103,8 @@ def _all(path: Path, changes: Mapping) -> None:
         if block is not None:  # what a domain's own clients reached in the other runs is no part of the mean
             unseen = [part["accuracy"][model]["unseen"] for part in parts]
             block["domains"] = dict(zip(values, unseen, strict=True))
-    about = ("method", "dataset", "model", "partition", "protocol", "seed", "rounds", "clients", "status")
-    summary = {**{key: parts[0][key] for key in about}, "accuracy": accuracy}
+    about = ("method", "dataset", "model", "partition", "protocol", "seed", "rounds", "clients", "status", "one_prompt")
+    summary = {**{key: parts[0][key] for key in about if key in parts[0]}, "accuracy": accuracy}
     RunFolder(path).json("summary.json", summary)
     print(f"\nall {len(values)} parts")
     report.main([str(path), "--models", ",".join(summary["accuracy"])])

@@ -137,7 +137,7 @@ def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iter
             for name, value in START.items():
                 os.environ.setdefault(name, value)
             ray.init(address="local", num_cpus=workers.count, num_gpus=gpus, object_store_memory=STORE_BYTES, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises whatever it likes, a plain Exception where it takes too long
         where = f"join the Ray cluster at runtime.address={address}" if address else "start Ray"
         raise FedPGPError(f"cannot {where}: {str(error).splitlines()[0]}") from error
     if not verbose:

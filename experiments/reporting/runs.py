@@ -21,7 +21,7 @@ FIGURES = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "hm2
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own .hydra/config.yaml has none).
 _BESIDE_CONFIG = ("metrics.jsonl", "summary.json", "partition.json", "checkpoint")
-#: A method whose global and personal figures are alike in these has one prompt for all.
+#: A run whose global and personal figures are alike in these looks like one of a method with one prompt for all.
 _TOLD_APART = ("local", "base", "novel", "unseen")
 _NEVER_INSIDE = {"private", "checkpoint", ".hydra", ".git", ".venv", "wandb"}
 
@@ -74,7 +74,10 @@ class Run:
 
     @property
     def one_prompt(self) -> bool:
-        """Whether the method has one prompt for all: its global and its personal figures are the same."""
+        """Whether the method has one prompt for all. A run without a summary does not say: then, whether its global and
+        its personal figures are the same."""
+        if self.summary and "one_prompt" in self.summary:
+            return self.summary["one_prompt"]
         shared, personal = self.accuracy["global"], self.accuracy["personal"]
         return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in _TOLD_APART)
 

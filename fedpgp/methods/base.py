@@ -144,6 +144,11 @@ class Method(ABC):
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
 
+    @property
+    def one_for_all(self) -> bool:
+        """Whether all clients answer alike, with the global model: nothing of it is personal."""
+        return type(self).personal_features is Method.personal_features
+
     # What is learned. -------------------------------------------------------------------------------------------------
 
     def init_shared(self, rng: np.random.Generator) -> Params:

@@ -80,6 +80,10 @@ class FedPGP(Method):
         self.term = TERMS[settings.personal](settings, task)
         self.carried = self.term.carried
 
+    @property
+    def one_for_all(self) -> bool:
+        return self.settings.personal == "none"
+
     def init_shared(self, rng: np.random.Generator) -> Params:
         p_G = starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
         return {"p_G": p_G, **self.term.shared(rng)}

@@ -86,8 +86,12 @@ def test_dropped_clients_are_warned_of():
 def test_one_prompt_only():
     stream = io.StringIO()
     console = Console(3, stream)
-    console.round(train(1), evaluation(1, shared=None))
-    console.round(train(2), evaluation(2, shared=70.04))
+    console.round(train(1), evaluation(1, shared=None))  # a local-only method
+    assert stream.getvalue().count("local 70.0 (zero-shot 42.0)") == 1
+    console.round(train(2), evaluation(2, shared=70.04))  # alike by chance
+    assert "local 70.0 (global 70.0)" in stream.getvalue()
+    console.one_prompt = True
+    console.round(train(3), evaluation(3, shared=70.04))
     assert stream.getvalue().count("local 70.0 (zero-shot 42.0)") == 2
 
 

@@ -223,12 +223,15 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path):
         (["local", "--clients", "0"], "say how many clients"),
         (["local", "--data", "/nowhere"], "there is no folder in it"),
         (["local", "--clients", "2", "methd=coop"], "methd"),
+        (["local", "--clients", "2", "partition=domain_dirichlet"], "needs at least one client a domain"),
+        (["local", "--clients", "2", "dataset=folder", "dataset.root=/nowhere"], "/nowhere"),
         (["local", "--clients", "2", "runtime=inline"], "runtime=inline is for experiments.run"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(arguments, said, capsys):
     assert main(arguments) == 2
-    assert said in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert said in told.err and "starting a SuperLink" not in told.out
 
 
 def test_a_used_run_dir_and_a_run_that_is_not_there_are_refused_before_anything_starts(tmp_path, capsys):

@@ -85,7 +85,19 @@ def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, caps
     torch.testing.assert_close(new[0].features, new[1].features)
     assert (ours.features - new[0].features).abs().max() > 1e-6
     assert predict.main(["--run", str(run), "--client", "99", str(files[0])]) == 0
-    assert "client 99 has no prompt of its own" in capsys.readouterr().err
+    assert "client 99 is none of the run's, 0 to 1: the global prompt answers" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_does_not_cost_the_others_their_answers(run, clients, pictures, tmp_path, capsys):
+    files, _ = pictures
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(files[0].read_bytes()[:60])
+    asked = ["--run", str(run), "--client", str(clients[0]), str(files[0]), str(broken), str(files[1])]
+    assert predict.main(asked) == 2
+    said = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in said.out.splitlines()] == [str(files[0]), str(files[1])]
+    assert f"error: image {broken} cannot be read" in said.err and "on_bad_image" not in said.err
+    assert "among the 23 classes that were trained; --all-classes: among all 46" in said.err
 
 
 def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
