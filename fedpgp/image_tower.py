@@ -4,17 +4,19 @@ The weights are frozen; prompts and adapters carry the client axis. Every client
 Image features cannot be cached for such methods, and the tower is most of their cost.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpgp.blocks import QUICK_GELU, Block, FoldedTower, fold_block, linear
 from fedpgp.errors import FedPGPError
 from fedpgp.frozen import FrozenCLIP
 
 
-class ImageTower:
+class ImageTower(FoldedTower):
     """The image tower of a model, in one precision.
 
     Args:
@@ -27,6 +29,8 @@ class ImageTower:
     """
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, method: str):
+        from open_clip.transformer import QuickGELU
+
         tower = clip.model.visual
         blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
         if (
@@ -41,8 +45,17 @@ class ImageTower:
                 "a CLIP vision transformer (model=tiny_vit, vit_b16, vit_b32, vit_l14 ...)"
             )
         self.dtype, self.heads, self.eps = dtype, blocks[0].attn.num_heads, blocks[0].ln_1.eps
-        self.activation = blocks[0].mlp.gelu
-        self.weights = {name: tensor.detach().to(dtype) for name, tensor in tower.state_dict().items()}
+        quick = isinstance(blocks[0].mlp.gelu, QuickGELU)
+        self.activation = F.silu if quick else blocks[0].mlp.gelu
+        self.blocks = []
+        for block in blocks:
+            folded = fold_block(block, QUICK_GELU if quick else 1.0)
+            self.blocks.append(Block(**{name: tensor.to(clip.device, dtype) for name, tensor in folded.items()}))
+        self.weights = {
+            name: tensor.detach().to(dtype)
+            for name, tensor in tower.state_dict().items()
+            if not re.search(r"\.(attn|mlp)\.", name)
+        }
         self.stride = tower.conv1.stride
         self.depth, self.width = len(blocks), tower.conv1.out_channels
         self.tokens = 1 + tower.grid_size[0] * tower.grid_size[1]
@@ -59,8 +72,8 @@ class ImageTower:
             pixels: preprocessed pictures, (K, B, 3, R, R).
             prompts: (K, depth, n, width). The first n stand behind the patches; at the input of block l < depth their
                 outputs are replaced by the l-th ones.
-            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input;
-                None adds nothing.
+            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input (in
+                the last block the class tokens alone); of each token by itself. None adds nothing.
 
         Returns:
             unit norm, (K, B, embed).
@@ -90,14 +103,16 @@ class ImageTower:
             return own.flatten(0, 1).to(self.dtype)
 
         count = 0 if prompts is None else prompts.shape[2]
+        depth = 0 if prompts is None else prompts.shape[1]
         if count:
             x = torch.cat([x, of_block(0)], dim=1)
         x = self.norm("ln_pre", x) if "ln_pre.weight" in self.weights else x
         for block in range(self.depth):
-            if count and 0 < block < prompts.shape[1]:
-                x = torch.cat([x[:, :-count], of_block(block)], dim=1)
-            before = x
-            x = self._block(block, x)
+            if 0 < block < depth:
+                x = torch.cat([x, of_block(block)], dim=1)
+            read = 1 if block + 1 == self.depth else x.shape[1] - count * (block + 1 < depth)
+            before = x[:, :read]
+            x = self._block(self.blocks[block], x, read)
             added = None if beside is None else beside(block, before.reshape(clients, -1, self.width))
             if added is not None:
                 x = x + added.view_as(x)
@@ -109,17 +124,15 @@ class ImageTower:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
-    def _block(self, block: int, x: Tensor) -> Tensor:
-        name, w = f"transformer.resblocks.{block}", self.weights
-
-        def linear(layer: str, x: Tensor) -> Tensor:
-            return F.linear(x, w[f"{name}.{layer}.weight"], w[f"{name}.{layer}.bias"])
-
-        qkv = F.linear(self.norm(f"{name}.ln_1", x), w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"])
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + linear("attn.out_proj", mixed)
-        return x + linear("mlp.c_proj", self.activation(linear("mlp.c_fc", self.norm(f"{name}.ln_2", x))))
+    def _block(self, block: Block, x: Tensor, read: int) -> Tensor:
+        """(n, tokens, width) -> (n, read, width): the first tokens, all that the next block reads; the others are keys
+        and values alone."""
+        width, normal = self.width, self.normalize(x)
+        q = linear(normal[:, :read], block.in_weight[:width], block.in_bias[:width])
+        k, v = linear(normal, block.in_weight[width:], block.in_bias[width:]).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+        return self.mlp(block, x[:, :read] + linear(mixed, block.out_weight, block.out_bias))
 
 
 def check_depth(name: str, depth: int, blocks: int, tower: str) -> None:

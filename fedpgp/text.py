@@ -19,13 +19,14 @@ Towers and layouts that cannot share a prefix take the full path (:mod:`fedpgp.f
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fedpgp.blocks import QUICK_GELU, Block, FoldedTower, double, fold_block, fold_norm, linear
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.frozen import FrozenCLIP
 from fedpgp.full_text import FullSequences
@@ -33,29 +34,8 @@ from fedpgp.packed_attention import Group, Packing, attend, attend_at_ends
 
 log = logging.getLogger(__name__)
 
-QUICK_GELU = 1.702
-"""QuickGELU(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 
-
-@dataclass(frozen=True)
-class _Block:
-    """One transformer block with the constants folded into its linear layers.
-
-    LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors go into the neighbouring
-    weights: exact, and it leaves less to compute and to remember for the backward pass.
-    """
-
-    in_weight: Tensor  # (3d, d)
-    in_bias: Tensor
-    out_weight: Tensor  # (d, d)
-    out_bias: Tensor
-    fc_weight: Tensor  # (4d, d)
-    fc_bias: Tensor
-    proj_weight: Tensor  # (d, 4d)
-    proj_bias: Tensor
-
-
-class TextTower:
+class TextTower(FoldedTower):
     """The folded weights of a causal CLIP text tower, shared by all encoders of a model.
 
     Matrix products run in ``compute`` precision; contexts, the residual stream, norms and features stay in ``dtype``
@@ -73,7 +53,7 @@ class TextTower:
         )
         folded = {name: tensor.to(self.device) for name, tensor in folded.items()}
         self.blocks = [
-            _Block(**{field.name: folded[f"{i}.{field.name}"] for field in fields(_Block)})
+            Block(**{field.name: folded[f"{i}.{field.name}"] for field in fields(Block)})
             for i in range(clip.text_blocks)
         ]
         self.projection, self.projection_bias = folded["projection"], folded["projection_bias"]
@@ -89,15 +69,6 @@ class TextTower:
             towers[key] = cls(clip, *key)
         return towers[key]
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """LayerNorm without scale and shift (they are folded into what follows)."""
-        return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x @ weight.T + bias`` in the precision of the weight."""
-    return F.linear(x.to(weight.dtype), weight, bias)
-
 
 def _about(text: nn.Module) -> dict:
     """A tower's settings that no weight shows."""
@@ -110,45 +81,15 @@ def _fold(text: nn.Module, dtype: torch.dtype, compute: torch.dtype, quick: bool
     """The folded weights of a tower, on the CPU: each block's as ``"<number>.<name>"``, and what is around them."""
     folded: dict[str, Tensor] = {}
     for i, block in enumerate(text.transformer.resblocks):
-        folded |= {f"{i}.{name}": tensor for name, tensor in _fold_block(block, QUICK_GELU if quick else 1.0).items()}
+        folded |= {f"{i}.{name}": tensor for name, tensor in fold_block(block, QUICK_GELU if quick else 1.0).items()}
     if isinstance(text.text_projection, nn.Linear):
-        projection, bias = _double(text.text_projection.weight), _double(text.text_projection.bias)
+        projection, bias = double(text.text_projection.weight), double(text.text_projection.bias)
     else:
-        projection, bias = _double(text.text_projection).T, 0
-    folded["projection"], shift = _fold_norm(text.ln_final, projection, 0)
+        projection, bias = double(text.text_projection).T, 0
+    folded["projection"], shift = fold_norm(text.ln_final, projection, 0)
     folded["projection_bias"] = bias + shift
     folded = {name: tensor.detach().cpu().to(compute).contiguous() for name, tensor in folded.items()}
     return {**folded, "positions": text.positional_embedding.detach().cpu().to(dtype)}
-
-
-def _fold_block(block: nn.Module, activation_factor: float) -> dict[str, Tensor]:
-    d, heads = block.attn.embed_dim, block.attn.num_heads
-    in_weight, in_bias = _fold_norm(block.ln_1, block.attn.in_proj_weight, block.attn.in_proj_bias)
-    head_scale = (d // heads) ** -0.5
-    in_weight[:d] *= head_scale
-    in_bias[:d] *= head_scale
-    fc_weight, fc_bias = _fold_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
-    return {
-        "in_weight": in_weight,
-        "in_bias": in_bias,
-        "out_weight": block.attn.out_proj.weight,
-        "out_bias": block.attn.out_proj.bias,
-        "fc_weight": fc_weight * activation_factor,
-        "fc_bias": fc_bias * activation_factor,
-        "proj_weight": _double(block.mlp.c_proj.weight) / activation_factor,
-        "proj_bias": block.mlp.c_proj.bias,
-    }
-
-
-def _double(tensor: Tensor | None) -> Tensor | int:
-    """On the CPU (some devices have no float64); no bias is 0."""
-    return 0 if tensor is None else tensor.detach().cpu().double()
-
-
-def _fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | int) -> tuple[Tensor, Tensor]:
-    weight = _double(weight)
-    bias = bias if isinstance(bias, int) else _double(bias)
-    return weight * _double(norm.weight), bias + weight @ _double(norm.bias)
 
 
 def why_not_shared(text: nn.Module) -> str | None:
@@ -376,27 +317,23 @@ class PromptedTextEncoder:
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
         return F.normalize(features.to(tower.dtype), dim=-1)[:, self._inverse]
 
-    def _first(self, block: _Block, x: Tensor) -> Tensor:
+    def _first(self, block: Block, x: Tensor) -> Tensor:
         """The suffix does not depend on the context yet: only the prefix's queries, keys and values are computed."""
         prefix = self.tower.normalize(x[:, : self._packing.prefix])
         qkv = torch.cat(
             [linear(prefix, block.in_weight, block.in_bias), self._suffix_qkv.expand(len(x), -1, -1)], dim=1
         )
-        return self._mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
+        return self.tower.mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
 
-    def _middle(self, block: _Block, x: Tensor) -> Tensor:
+    def _middle(self, block: Block, x: Tensor) -> Tensor:
         qkv = linear(self.tower.normalize(x), block.in_weight, block.in_bias)
-        return self._mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
+        return self.tower.mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
 
-    def _last(self, block: _Block, x: Tensor) -> Tensor:
+    def _last(self, block: Block, x: Tensor) -> Tensor:
         """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, classes, width) remain."""
         normal, width = self.tower.normalize, x.shape[-1]
         ends = x.index_select(1, self._ends)
         queries = linear(normal(ends), block.in_weight[:width], block.in_bias[:width])
         kv = linear(normal(x), block.in_weight[width:], block.in_bias[width:])
         attended = attend_at_ends(self._packing, queries, kv)
-        return self._mlp(block, ends + linear(attended, block.out_weight, block.out_bias))
-
-    def _mlp(self, block: _Block, x: Tensor) -> Tensor:
-        hidden = self.tower.activation(linear(self.tower.normalize(x), block.fc_weight, block.fc_bias))
-        return x + linear(hidden, block.proj_weight, block.proj_bias)
+        return self.tower.mlp(block, ends + linear(attended, block.out_weight, block.out_bias))

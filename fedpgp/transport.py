@@ -1,4 +1,5 @@
-"""Entropic optimal transport between an image's patches and a class's prompts: many problems at once, in logarithms.
+"""Entropic optimal transport between an image's patches and a class's prompts: many problems at once, stable at any
+entropy.
 
 Costs are ``1 - cos``; each problem is M patches x N prompts with N of a few. No gradient goes through a plan (FedOTP,
 PLOT): it only weighs the similarities.
@@ -8,6 +9,9 @@ import math
 
 import torch
 from torch import Tensor
+
+FAR = 10.0
+"""Change of a potential behind which a kernel is made anew."""
 
 
 @torch.no_grad()
@@ -20,7 +24,11 @@ def plans(cost: Tensor, mass: float, epsilon: float, threshold: float, iteration
         u = a / (K v)      unbalanced: min(1, .)        v = b / (K^T u)
 
     Each problem stops by itself, when its mean change of log v is below the threshold: what else is in the batch does
-    not change it. (Public code stops the whole batch, on the mean change of v.)
+    not change it, and it costs nothing any more. (Public code stops the whole batch, on the mean change of v.)
+
+    u and v are kept as logarithms. Behind the first iteration, two products with a kernel take the place of two sums of
+    exponentials: K times an earlier v, each row divided by its largest value, made anew when v has gone far from that
+    one. After an iteration every column takes its share from some row, so nothing that counts underflows in it.
 
     Args:
         cost: (..., N, M).
@@ -31,23 +39,40 @@ def plans(cost: Tensor, mass: float, epsilon: float, threshold: float, iteration
     Returns:
         (..., N, M), without gradient.
     """
-    log_kernel = cost.div(-epsilon)
     columns, rows = cost.shape[-2:]
     log_a, log_b = -math.log(rows), math.log((mass if unbalanced else 1.0) / columns)
-    u, v = torch.zeros_like(cost[..., 0, :]), torch.zeros_like(cost[..., 0])
-    active = torch.ones(cost.shape[:-2], dtype=torch.bool, device=cost.device).unsqueeze(-1)
-    for _ in range(iterations):
-        new_u = log_a - (log_kernel + v.unsqueeze(-1)).logsumexp(-2)
+    log_K = cost.reshape(-1, columns, rows) / -epsilon
+    plan, left = torch.empty_like(log_K), torch.arange(len(log_K), device=cost.device)
+    log_v = log_K.new_zeros(len(log_K), columns, 1)
+    base = kernel = peak = log_v
+    for i in range(iterations):
+        before = log_v
+        if i == 0:
+            log_u = log_a - log_K.logsumexp(1, keepdim=True)
+        else:
+            if i == 1 or (log_v - base).abs().max() > FAR:
+                base, kernel = log_v, log_K + log_v
+                peak = kernel.amax(1, keepdim=True)
+                kernel.sub_(peak).exp_()
+            log_u = log_a - peak - ((log_v - base).exp().mT @ kernel).log()
         if unbalanced:
-            new_u = new_u.clamp(max=0)
-        new_v = log_b - (log_kernel + new_u.unsqueeze(-2)).logsumexp(-1)
-        u = torch.where(active, new_u, u)
-        change = (new_v - v).abs().mean(-1, keepdim=True)
-        v = torch.where(active, new_v, v)
-        active &= change >= threshold
-        if not active.any():
+            log_u.clamp_(max=0)
+        if i == 0:
+            log_v = log_b - (log_K + log_u).logsumexp(2, keepdim=True)
+        else:
+            largest = (log_u + peak).amax(2, keepdim=True)
+            log_v = base + log_b - largest - (kernel @ (log_u + peak - largest).exp().mT).log()
+        going = (log_v - before).abs().mean((1, 2)) >= threshold
+        if i + 1 == iterations:
+            going.fill_(False)
+        if going.all():
+            continue
+        done = ~going
+        plan[left[done]] = (log_K[done] + log_u[done] + log_v[done]).exp()
+        if done.all():
             break
-    return (log_kernel + u.unsqueeze(-2) + v.unsqueeze(-1)).exp()
+        left, log_K, log_v, base, kernel, peak = (t[going] for t in (left, log_K, log_v, base, kernel, peak))
+    return plan.view(cost.shape)
 
 
 def similarities(patches: Tensor, features: Tensor) -> Tensor:

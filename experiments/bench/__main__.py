@@ -1,6 +1,7 @@
 """``python -m experiments.bench WHAT``: measures this project against a plain reference in the same process.
 
     step        one training step against the textbook step: full sequences, three passes, autograd
+    methods     one training step of every method against what its own FLOPs say (--methods: of these)
     cohort      K clients in one tensor program against one alone
     growth      how a step's cost grows with classes, context length, clients and rank (--plot FILE draws it)
     features    image features: encoded once and kept, against encoded in every epoch
@@ -14,11 +15,12 @@ import argparse
 import json
 from pathlib import Path
 
-from experiments.bench import cohort, features, federation, growth, step
+from experiments.bench import cohort, features, federation, growth, methods, step
 from experiments.bench.measure import machine
 
 BENCHES = {
     "step": step.rows,
+    "methods": methods.rows,
     "cohort": cohort.rows,
     "growth": growth.rows,
     "features": features.rows,
@@ -33,6 +35,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=BENCHES, help="what to measure")
+    parser.add_argument("--methods", nargs="+", choices=methods.OWN, metavar="NAME", help="methods: these, not all")
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 100], help="numbers of classes (default 50 100)")
     parser.add_argument("--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)")
     parser.add_argument("--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)")

@@ -54,8 +54,10 @@ def gflop(function: Callable) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def gemm_gflops(rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """This machine's GEMM speed at the shapes of a transformer block's linear layers."""
+def block_products(
+    rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Callable, float]:
+    """A function that multiplies matrices of the shapes of a transformer block's linear layers, and its GFLOP."""
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for size in (width, 4 * width)}
     weights = [torch.randn(o, i, device=device, dtype=dtype) for i, o in shapes]
@@ -64,7 +66,13 @@ def gemm_gflops(rows: int, width: int, device: torch.device, dtype: torch.dtype 
         for (i, _), weight in zip(shapes, weights, strict=True):
             inputs[i] @ weight.T
 
-    return sum(2 * rows * i * o for i, o in shapes) / 1e9 / median_seconds(products, 10)
+    return products, sum(2 * rows * i * o for i, o in shapes) / 1e9
+
+
+def gemm_gflops(rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """This machine's GEMM speed at the shapes of a transformer block's linear layers."""
+    products, gflop = block_products(rows, width, device, dtype)
+    return gflop / median_seconds(products, 10)
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -19,7 +19,7 @@ from fedpgp.methods import METHODS, Batch, Images, Method, Params, Step
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
 
-MODEL, IMAGES, CONTEXT, RANK = "ViT-B-16", 32, 16, 8
+MODEL, IMAGES, CONTEXT, RANK, PATCHES = "ViT-B-16", 32, 16, 8, 196
 STEP = Step(round=1, step=0, clients=(0,), received={}, lr=0.1, seed=0)  # FedPGP needs nothing of it
 WORDS = (
     "cat",
@@ -44,30 +44,51 @@ def class_names(count: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=1 + i % 3)) for i in range(count)]
 
 
-def setting(
-    classes: int, clients: int, arguments: argparse.Namespace, *, n_ctx: int = CONTEXT, rank: int = RANK
-) -> tuple[Method, Params, Batch, Candidates]:
-    """FedPGP at its start with random images, for a number of clients."""
+def task_of(classes: int, arguments: argparse.Namespace, n_ctx: int = CONTEXT) -> Task:
+    """A model with random weights, and that many made-up classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are the point here
         clip = load_clip(arguments.model or MODEL, "random", resolve_device(arguments.device))
     compute = torch.bfloat16 if arguments.dtype == "bfloat16" else None
-    task = Task(clip, class_names(classes), n_ctx=n_ctx, compute=compute)
-    method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank, personal_init="normal"), task)
-    shared = method.init_shared(generator(0, "shared"))
+    return Task(clip, class_names(classes), n_ctx=n_ctx, compute=compute)
+
+
+def start(method: Method, clients: int) -> Params:
+    """Every tensor of a method at its start, for a number of clients."""
+    task, shared = method.task, method.init_shared(generator(0, "shared"))
     personal = [method.init_personal(generator(0, "personal", k)) for k in range(clients)]
     params = {name: tensor.expand(clients, *tensor.shape) for name, tensor in shared.items()}
     params |= {name: torch.stack([p[name] for p in personal]) for name in personal[0]}
-    params = {name: tensor.to(task.device, task.dtype).contiguous() for name, tensor in params.items()}
+    return {name: tensor.to(task.device, task.dtype).contiguous() for name, tensor in params.items()}
+
+
+def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
+    """Random images in all that the method reads, with random labels."""
+    task = method.task
     torch.manual_seed(0)
-    batch = Batch(
-        Images(
-            F.normalize(torch.randn(clients, IMAGES, task.candidates([0]).photo.shape[-1], device=task.device), dim=-1)
-        ),
-        torch.randint(0, classes, (clients, IMAGES), device=task.device),
-        torch.full((clients, IMAGES), 1 / IMAGES, device=task.device),
-    )
-    return method, params, batch, task.candidates(range(classes))
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(clients, images, *shape, device=task.device)
+
+    read: dict[str, torch.Tensor] = {}
+    if "features" in method.reads:
+        read["features"] = F.normalize(draw(task.clip.embed), dim=-1)
+    if "patches" in method.reads:  # with cosines as real ones have them, or transport would end at once
+        noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.candidates([0]).photo
+        read["patches"] = F.normalize(noise + 0.3 * draw(PATCHES, 1) * near, dim=-1)
+    if "pixels" in method.reads:
+        read["pixels"] = draw(3, task.clip.image_size, task.clip.image_size)
+    labels = torch.randint(0, len(task.class_names), (clients, images), device=task.device)
+    return Batch(Images(**read), labels, torch.full((clients, images), 1 / images, device=task.device))
+
+
+def setting(
+    classes: int, clients: int, arguments: argparse.Namespace, *, n_ctx: int = CONTEXT, rank: int = RANK
+) -> tuple[Method, Params, Batch, Candidates]:
+    """FedPGP at its start with random images, for a number of clients."""
+    task = task_of(classes, arguments, n_ctx)
+    method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank, personal_init="normal"), task)
+    return method, start(method, clients), random_batch(method, clients), task.candidates(range(classes))
 
 
 def textbook_loss(
@@ -106,19 +127,29 @@ def plain_step(method: Method, params: Params, batch: Batch, classes: Candidates
     return torch.stack(losses), {name: torch.stack(parts) for name, parts in grads.items()}
 
 
-def linear_gflop(classes: Candidates, clients: int) -> float:
-    """GFLOP of the linear layers of one step that cannot be avoided, forward and (inputs only) backward, for all
-    clients.
+def tower_gflop(width: int, blocks: int, tokens: int, *, read: int, constant: int = 0, unread: int = 0) -> float:
+    """GFLOP of the linear layers of a transformer that cannot be avoided, for one sequence in one direction (forward,
+    or backward to the inputs).
 
-    Both passes; no query, key and value of the suffix in the first block; in the last one queries, output and MLP at
-    EOT alone.
+    Args:
+        width, blocks: of the transformer; its MLP is four times as wide.
+        tokens: of the sequence.
+        read: tokens that are read behind the last block: it has queries, output and MLP of these alone.
+        constant: tokens of which the first block knows queries, keys and values, since they depend on nothing learned.
+        unread: tokens behind some block that the next one replaces (summed over the blocks): they are keys and values
+            alone.
     """
+    middle = 12 * tokens * (blocks - 1) - 10 * unread
+    return 2 * width**2 * (middle + 2 * tokens + 10 * read - 3 * constant) / 1e9
+
+
+def linear_gflop(classes: Candidates, clients: int) -> float:
+    """GFLOP of the linear layers of one step that cannot be avoided: both passes, forward and (inputs only) backward,
+    for all clients."""
     encoder = classes.encoder(classes.task.n_ctx)
-    d, blocks, tokens, ends = encoder.tower.width, len(encoder.tower.blocks), encoder.tokens, len(classes.names)
-    middle = 12 * d * d * tokens * (blocks - 1)
-    last = 2 * d * d * tokens + 10 * d * d * ends
-    saved = 3 * d * d * (tokens - 1 - encoder.n_ctx)
-    return 2 * 2 * 2 * clients * (middle + last - saved) / 1e9
+    tower, suffix = encoder.tower, encoder.tokens - 1 - encoder.n_ctx
+    one = tower_gflop(tower.width, len(tower.blocks), encoder.tokens, read=len(classes.names), constant=suffix)
+    return 2 * 2 * clients * one
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict]:

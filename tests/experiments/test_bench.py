@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from experiments.bench import measure, step
+from experiments.bench import measure, methods, step
+from fedpgp.methods import METHODS
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
 
@@ -31,10 +32,26 @@ def test_peak_memory_sees_an_allocation_whatever_was_freed_before():
     assert measure.peak_memory(lambda: None) < 20
 
 
-@pytest.mark.parametrize("what", ["step", "cohort", "features"])
+def test_own_work_is_known_of_every_method_that_learns():
+    assert set(methods.OWN) == {name for name, method in METHODS.items() if method.learns}
+
+
+@pytest.mark.filterwarnings("ignore:.*RANDOM weights")
+def test_no_method_multiplies_much_more_than_its_equations_need():
+    task = step.task_of(10, argparse.Namespace(model="tiny_vit", device="cpu", dtype="float32"))
+    for name, needed in methods.OWN.items():
+        case = methods.Case.of(methods.method_of(name, task))
+        case.run()  # what is frozen is computed in the first step
+        executed, own = measure.gflop(case.run), needed(case).gflop
+        most = 1.4 if name == "fedmvp" else 1.1  # attention; FedMVP encodes the mirrored pictures anew
+        assert own < executed < most * own, name
+
+
+@pytest.mark.parametrize("what", ["step", "methods", "cohort", "features"])
 def test_the_command_writes_its_rows(tmp_path, what):
     target = tmp_path / "bench.json"
     command = [sys.executable, "-m", "experiments.bench", what, "--model", "tiny", "--classes", "5", "--clients", "2"]
+    command += ["--methods", "promptfl"] if what == "methods" else []
     run = subprocess.run([*command, "--repeats", "1", "--json", str(target)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (row,) = json.loads(target.read_text())["rows"]
