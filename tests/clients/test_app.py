@@ -1,13 +1,15 @@
-"""A node lets nobody choose a folder of its disk, but in a simulation, where the server's folder is everybody's."""
+"""A node's own affairs: its folders, and what it tells of its errors."""
 
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from clients.app import Node
-from clients.wire import Job, pack
+from clients.app import Node, client_app
+from clients.state import PrivateStore
+from clients.wire import Job, pack, unpack_reply
 from fedpgp.errors import FedPGPError
+from strategies.inline import NODE, InlineGrid
 
 
 def node(tmp_path, node_config):
@@ -46,3 +48,24 @@ def test_a_broken_picture_is_named_to_nobody_else(tmp_path, capfd):
     assert "Jane_Doe" in told[0]  # a picture of a public data set
     assert "Jane" not in told[1] and "cat" not in told[1] and "log of its node" in told[1]
     assert "Jane_Doe" in capfd.readouterr().err
+
+
+def test_pictures_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_path):
+    """All clients of a simulation have one data set: 2,000 of them would read it 2,000 times to the same picture."""
+
+    class Broken:
+        tries = 0
+
+        def encode(self):
+            self.tries += 1
+            raise FedPGPError("image 3.png cannot be read")
+
+    federation = Broken()
+    store = PrivateStore(tmp_path, "0123456789abcdef", 1)
+    store.claim()
+    job = Job(store.run, 1, store.give_configuration("{}"), str(tmp_path), 0, (0, 1, 2), (0, 0, 0), ask="clients")
+    content = pack(job, {client: RecordDict({"config": ConfigRecord()}) for client in job.clients})
+    grid = InlineGrid(client_app(lambda text: federation))
+    (reply,) = grid.send_and_receive([Message(content, dst_node_id=NODE, message_type=MessageType.QUERY)])
+    _, errors, _ = unpack_reply(reply.content)
+    assert errors == dict.fromkeys(job.clients, "image 3.png cannot be read") and federation.tries == 1
