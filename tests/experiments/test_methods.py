@@ -72,6 +72,10 @@ def test_a_run(tmp_path, messages, name, more):
     summary = start(config, federation_of=small_federation)
     assert summary["status"] == "finished"
 
+    if summary["one_prompt"] or summary["accuracy"]["global"] is None:  # said of the method, not read off the figures
+        same = [model and model["local"] for model in map(summary["accuracy"].get, ("global", "personal"))]
+        assert summary["one_prompt"] == (same[0] == same[1])
+
     # What leaves a client.
     fed = small_federation(json.dumps(config))
     shared = fed.initial_shared()
