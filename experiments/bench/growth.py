@@ -18,9 +18,10 @@ AXES = {
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """A row for each value on each axis."""
-    for axis, values in AXES.items():
-        for value in values:
+    for axis in arguments.axes or AXES:
+        for value in AXES[axis]:
             point = {**MIDDLE, axis: value}
+            point["rank"] = min(point["rank"], point["n_ctx"])  # there is none above
             method, params, batch, classes = setting(
                 point["classes"], point["clients"], arguments, n_ctx=point["n_ctx"], rank=point["rank"]
             )
@@ -43,9 +44,10 @@ def plot(found: Sequence[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(AXES), sharey=True)
+    axes = list(dict.fromkeys(row["axis"] for row in found))
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     labels = {"classes": "classes", "n_ctx": "context tokens", "clients": "clients in one program", "rank": "rank"}
-    for panel, axis in zip(panels, AXES, strict=True):
+    for panel, axis in zip(panels, axes, strict=True):
         own = [row for row in found if row["axis"] == axis]
         panel.loglog([row[axis] for row in own], [row["ms"] for row in own], "o-")
         panel.set_xticks([row[axis] for row in own], [str(row[axis]) for row in own], minor=False)
