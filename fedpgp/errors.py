@@ -22,7 +22,14 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
 
 
 def check_number(
-    name: str, value: object, *, least: float = -inf, most: float = inf, above: float = -inf, whole: bool = False
+    name: str,
+    value: object,
+    *,
+    least: float = -inf,
+    most: float = inf,
+    above: float = -inf,
+    below: float = inf,
+    whole: bool = False,
 ) -> None:
     """Refuses a setting that is no number, or outside its range.
 
@@ -30,8 +37,8 @@ def check_number(
         FedPGPError: naming the setting, its value and the range.
     """
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if number and least <= value <= most and value > above:  # NaN is in no range
+    if number and least <= value <= most and above < value < below:  # NaN is in no range
         return
     limits = [f"above {above:g}"] * (above > -inf) + [f"{least:g} or more"] * (least > -inf)
-    limits += [f"at most {most:g}"] * (most < inf)
+    limits += [f"at most {most:g}"] * (most < inf) + [f"below {below:g}"] * (below < inf)
     raise FedPGPError(f"{name}={value!r} cannot work; it is a {'whole ' * whole}number {' and '.join(limits)}".strip())

@@ -308,7 +308,7 @@ class Federation:
             kept = 24  # one block's peak
         elif task.checkpointing:
             kept = blocks + 24
-        contexts = self.method.contexts(self.training.batch_size)
+        contexts = self.method.contexts(gradients)
         values = contexts * classes.encoder(task.n_ctx).tokens * task.clip.width * kept
         if gradients:
             values += 12 * self.method.image_values(self.training.batch_size)
@@ -478,7 +478,9 @@ class Federation:
             if features is not None:
                 common["global"][sheet] = _looked_up(rows, partial(self._answer, sheet, features))
         common = {model: answers for model, answers in common.items() if answers}
-        for cohort in self._cohorts(clients, gradients=False):
+        adapts = [c for c in clients if self.deal.adapt_epochs and not self.deal.shares[c].trains]
+        others = [c for c in clients if c not in adapts]
+        for cohort in (*self._cohorts(others, gradients=False), *self._cohorts(adapts, gradients=True)):
             shares = [self.deal.shares[client] for client in cohort]
             lists = list(dict.fromkeys(exam.classes for share in shares for exam in share.exams.values()))
             features = self._own_features(shared, cohort, load_state, own, lists, "global" in common)
@@ -510,7 +512,7 @@ class Federation:
         too."""
         candidates = [self.candidates(ids) for ids in lists]
         if self.deal.shares[cohort[0]].trains:
-            if type(self.method).personal_features is Method.personal_features:
+            if self.method.one_for_all:
                 return {}
         elif self.deal.adapt_epochs:
             settings = replace(self.training, epochs=self.deal.adapt_epochs)

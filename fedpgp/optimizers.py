@@ -4,6 +4,7 @@ torch's own optimizers hold one step count a parameter; a cohort's clients finis
 carries the client axis too and is a plain dictionary of tensors that can be kept with a client's private state.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -45,8 +46,10 @@ class Adam:
         mean.lerp_(grad, 1 - self.betas[0])
         square.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
         step = step.to(p.dtype).view(-1, *[1] * (p.dim() - 1))
-        denominator = (square / (1 - self.betas[1] ** step)).sqrt_().add_(self.eps)
-        p.sub_(lr / (1 - self.betas[0] ** step) * mean / denominator)
+        # 1 - beta^step; the difference itself would lose three digits of float32 in the first steps.
+        first, second = (-torch.expm1(step * math.log(beta)) for beta in self.betas)
+        denominator = (square / second).sqrt_().add_(self.eps)
+        p.sub_(lr / first * mean / denominator)
 
 
 def make_optimizer(name: str, momentum: float, weight_decay: float) -> SGD | Adam:

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.methods.base import Batch, Images, Method, Params, Step
 from fedpgp.optimizers import fresh_state, make_optimizer
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
+
+MOST_EPOCHS = 2**20
+"""More than anybody has in a round: what the numbers of new views are made of."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class TrainingSettings:
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "step"):
             raise FedPGPError(unknown("training.schedule", self.schedule, ["constant", "cosine", "step"]))
-        if self.step_rounds < 1:
-            raise FedPGPError(f"training.step_rounds={self.step_rounds}: the rate is lowered every 1 or more rounds")
+        check_number("training.step_rounds", self.step_rounds, least=1, whole=True)
+        check_number("training.gamma", self.gamma, above=0)
         make_optimizer(self.optimizer, self.momentum, self.weight_decay)
 
     def learning_rate(self, round: int) -> float:
@@ -116,7 +119,7 @@ def batches(images: int, settings: TrainingSettings, seed: int, client: int, rou
 def drawn_views(images: int, settings: TrainingSettings, seed: int, client: int, round: int) -> np.ndarray:
     """Which view of each of a client's images is seen in each epoch of a round, (epochs, images) from 0."""
     if settings.views is None:
-        epochs = settings.epochs * (round - 1) + np.arange(settings.epochs)
+        epochs = round * MOST_EPOCHS + np.arange(settings.epochs)  # a slow client has fewer in some rounds
         return np.repeat(epochs[:, None], images, axis=1)
     rng = generator(seed, "views", client, round)
     return rng.integers(settings.views, size=(settings.epochs, images))

@@ -14,7 +14,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     for count in arguments.classes:
         method, params, batch, classes = setting(count, clients, arguments)
         one = {name: tensor[:1] for name, tensor in params.items()}
-        one_batch = type(batch)(batch.images[:1], batch.labels[:1], batch.weights[:1])
+        one_batch = batch[:1]
 
         def together(method=method, params=params, batch=batch, classes=classes):
             return method.gradients(params, batch, classes, STEP)

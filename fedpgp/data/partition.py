@@ -9,10 +9,11 @@ import inspect
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.seeding import generator
 
 MAX_DRAWS = 100
@@ -84,8 +85,7 @@ def partition(
             raise FedPGPError(unknown(f"option of partition {scheme}", option, [*valid, "min_size"]))
     if clients < 1:
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
-    if min_size < 1:
-        raise FedPGPError(f"partition.min_size={min_size}: a client needs at least 1 image")
+    check_number("partition.min_size", min_size, least=1, whole=True)
     if not scheme.startswith("domain"):
         domains = test_domains = None  # they do not matter, in training or test
     elif domains is None or (test_labels is not None and test_domains is None):
@@ -243,7 +243,7 @@ def dirichlet(deck: Deck, clients: int, rng: np.random.Generator, *, beta: float
     ``balance``: a client that already holds its N / clients images gets nothing of the classes that follow, as in the
     code of FedPGP and its peers ("noniid-labeldir").
     """
-    _check_beta(beta)
+    check_number("partition.beta", beta, above=0, below=inf)
     full = len(deck.labels) / clients
     held, owed = np.zeros(clients), np.zeros(clients)
     pieces = []
@@ -291,8 +291,7 @@ def reference_classes(classes: int, clients: int) -> list[list[int]]:
 @scheme
 def shards(deck: Deck, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2) -> Parts:
     """Images sorted by class are cut into equal shards, and each client is dealt some (McMahan et al. 2017)."""
-    if shards_per_client < 1:
-        raise FedPGPError(f"partition.shards_per_client={shards_per_client}: a client needs at least 1 shard")
+    check_number("partition.shards_per_client", shards_per_client, least=1, whole=True)
     total = clients * shards_per_client
     if total > len(deck.labels):
         raise FedPGPError(
@@ -357,8 +356,8 @@ def pachinko(
 
     ``superclasses``: (classes,) the superclass of each class.
     """
-    _check_beta(beta)
-    _check_beta(beta_fine, "beta_fine")
+    check_number("partition.beta", beta, above=0, below=inf)
+    check_number("partition.beta_fine", beta_fine, above=0, below=inf)
     if superclasses is None:
         raise FedPGPError(
             "partition pachinko needs a data set whose classes have superclasses, such as cifar100 or emoji"
@@ -396,11 +395,6 @@ def _weights(coarse: np.ndarray, fine: np.ndarray, group: np.ndarray, left: np.n
         return left / left.sum()
     weights = (outer / outer.sum())[group] * fine * left / np.where(inside > 0, inside, 1)[group]
     return weights / weights.sum()
-
-
-def _check_beta(beta: float, name: str = "beta") -> None:
-    if not 0 < beta < float("inf"):
-        raise FedPGPError(f"partition.{name}={beta}: it must be above 0 (small: clients differ much; large: hardly)")
 
 
 _UNEVEN = (dirichlet, domain_dirichlet)

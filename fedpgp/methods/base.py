@@ -62,6 +62,10 @@ class Batch:
     labels: Tensor
     weights: Tensor
 
+    def __getitem__(self, index) -> "Batch":
+        """The part at these positions of the leading axes."""
+        return Batch(self.images[index], self.labels[index], self.weights[index])
+
 
 Own = Callable[[], Batch]
 
@@ -198,9 +202,9 @@ class Method(ABC):
         """After the last step: what each client keeps and sends, by name. By default, what it learned."""
         return params
 
-    def contexts(self, images: int) -> int:
-        """Contexts of one client that go through the text tower in a step with so many images: what a cohort's size is
-        reckoned from."""
+    def contexts(self, training: bool) -> int:
+        """Contexts of one client that go through the text tower at once, in a step of training or for its answers: what
+        a cohort's size is reckoned from."""
         return 2
 
     def image_values(self, images: int) -> int:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fedpgp.layers import linear, linear_start
-from fedpgp.methods.base import Images, Method, Params
+from fedpgp.methods.base import Batch, Images, Method, Params, Step
 from fedpgp.prompts import starting_context
 from fedpgp.task import Candidates
 
-AT_ONCE = 32
-"""Images whose texts are encoded together in prediction."""
+AT_ONCE = 8
+"""Images of a client whose texts are encoded together."""
 
 
 class CoCoOp(Method):
@@ -33,8 +33,17 @@ class CoCoOp(Method):
             **linear_start("2", task.clip.width, hidden, rng),
         }
 
-    def contexts(self, images: int) -> int:
-        return images
+    def contexts(self, training: bool) -> int:
+        return AT_ONCE
+
+    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+        """A batch's loss is a sum over its images, and so are its gradients: a few images at a time need a fraction of
+        the memory."""
+        parts = []
+        for start in range(0, batch.labels.shape[1], AT_ONCE):
+            parts.append(super().gradients(params, batch[:, start : start + AT_ONCE], classes, step))
+        losses, grads = zip(*parts, strict=True)
+        return sum(losses), {name: sum(grad[name] for grad in grads) for name in grads[0]}
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:
         """The tensors themselves: class features depend on the image."""
@@ -44,6 +53,5 @@ class CoCoOp(Method):
         encoder, x = classes.encoder(self.task.n_ctx), images.features
         shift = linear(features, "2", linear(features, "1", x).relu())
         context = features["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)
-        size = context.shape[1] if torch.is_grad_enabled() else AT_ONCE
-        texts = torch.cat([encoder(part) for part in context.split(size, dim=1)], dim=1)  # (K, B, C, e)
+        texts = torch.cat([encoder(part) for part in context.split(AT_ONCE, dim=1)], dim=1)  # (K, B, C, e)
         return self.task.logit_scale * (texts @ x.unsqueeze(-1)).squeeze(-1)

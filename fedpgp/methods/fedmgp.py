@@ -88,7 +88,7 @@ class FedMGP(Method):
             t = normal((count, *start.shape), rng)
         return t, normal((count, self.settings.tokens, self.tower.width), rng)
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return self.settings.groups
 
     def image_values(self, images: int) -> int:

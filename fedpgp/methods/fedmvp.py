@@ -83,7 +83,7 @@ class FedMVP(Method):
             params[f"lora.{part}.B"] = torch.zeros(self.settings.rank, width)
         return params
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return 1
 
     def image_values(self, images: int) -> int:

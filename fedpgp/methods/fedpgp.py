@@ -55,6 +55,7 @@ class FedPGPSettings:
     experts: int = 4
 
     def __post_init__(self):
+        check_number("method.rank", self.rank, least=1, whole=True)
         check_number("method.tau", self.tau, above=0)
         check_number("method.mu", self.mu, least=0)
         check_number("method.images_a_rank", self.images_a_rank, least=0, whole=True)

@@ -52,7 +52,7 @@ class FedPHA(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p_L": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return 3
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:

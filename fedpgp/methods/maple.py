@@ -52,7 +52,7 @@ class MaPLe(VPT):
             "b": torch.from_numpy(rng.uniform(-bound, bound, (depth, self.tower.width))),
         }
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return 1
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:

@@ -78,7 +78,7 @@ class PFedMMA(Method):
         weight = torch.from_numpy(rng.normal(0, (2 / outputs) ** 0.5, (blocks, outputs, inputs)))
         return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(blocks, outputs)}
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return 1
 
     def image_values(self, images: int) -> int:

@@ -72,6 +72,9 @@ class PFedMoAP(PromptFL):
             state |= linear_start(f"gate.{part}", width, width, rng)
         return state
 
+    def contexts(self, training: bool) -> int:
+        return 2 if training else self.settings.experts
+
     # The server's pool. -----------------------------------------------------------------------------------------------
 
     def init_memory(self, clients: int) -> Params:

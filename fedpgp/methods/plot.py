@@ -51,7 +51,7 @@ class Plot(Method):
         task = self.task
         return {"p_G": starting_contexts(self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng)}
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return self.settings.prompts
 
     def global_features(self, shared: Params, classes: Candidates) -> Tensor:

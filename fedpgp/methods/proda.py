@@ -58,13 +58,14 @@ class ProDA(Method):
         task = self.task
         return {"p_G": starting_contexts(self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng)}
 
-    def contexts(self, images: int) -> int:
-        return self.settings.prompts
+    def contexts(self, training: bool) -> int:
+        return self.settings.a_step if training else self.settings.prompts
 
     @cached_property
     def nameless(self) -> PromptedTextEncoder:
         """Encodes a context followed by a full stop alone."""
-        return PromptedTextEncoder(self.task.clip, [""], self.task.n_ctx, dtype=self.task.dtype)
+        task = self.task
+        return PromptedTextEncoder(task.clip, [""], task.n_ctx, dtype=task.dtype, compute=task.compute)
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(batch.labels.device)

@@ -73,7 +73,7 @@ class PromptSRC(VPT):
         v = normal((self.settings.depth, self.task.n_ctx, self.tower.width), rng)
         return {**deep_text_prompts(self.task, self.settings.depth, rng), "v": v}
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return 1
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:

@@ -52,7 +52,7 @@ class VPT(Method):
         check_depth("method.depth", self.settings.depth, self.tower.depth, "image")
         return {"v": normal((self.settings.depth, self.settings.tokens, self.tower.width), rng)}
 
-    def contexts(self, images: int) -> int:
+    def contexts(self, training: bool) -> int:
         return 1
 
     def image_values(self, images: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedpgp.data import Dataset, Split, partition
 from fedpgp.data.subsets import few_shot
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.seeding import generator
 
 Load = Callable[[Mapping], Dataset]
@@ -112,8 +112,7 @@ class Protocol(ABC):
     def __post_init__(self):
         one_of("local_labels", self.local_labels, LABELS)
         one_of("selection", self.selection, SELECTIONS)
-        if not 0 < self.validation_share < 1:
-            raise FedPGPError(f"protocol.validation_share={self.validation_share}: it is between 0 and 1")
+        check_number("protocol.validation_share", self.validation_share, above=0, below=1)
 
     @abstractmethod
     def deal(
@@ -131,8 +130,8 @@ class Protocol(ABC):
         labels = dealt.dataset.train.labels
         shares = []
         for client, share in enumerate(dealt.shares):
-            kept = _hold_out(labels[share.train], self.validation_share, seed, client)
             if share.trains:
+                kept = _hold_out(labels[share.train], self.validation_share, seed, client)
                 exams = {**share.exams, "val": Exam(share.train[kept], share.classes, None, "train")}
                 share = replace(share, train=np.delete(share.train, kept), exams=exams)
             shares.append(share)
@@ -157,7 +156,7 @@ def _hold_out(labels: np.ndarray, share: float, seed: int, client: int) -> np.nd
     for label in np.unique(labels):
         mine = [i for i in order if labels[i] == label]
         kept += mine[: round(share * len(mine))]
-    return np.sort(kept or order[:1]).astype(np.int64)
+    return np.sort(kept[: len(labels) - 1] or order[:1]).astype(np.int64)
 
 
 # Dealing. -----------------------------------------------------------------------------------------------------------

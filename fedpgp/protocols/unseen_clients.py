@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedpgp.data import Dataset
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, check_number
 from fedpgp.protocols.base import Deal, Load
 from fedpgp.protocols.personal import Personal
 from fedpgp.seeding import generator
@@ -25,10 +25,8 @@ class UnseenClients(Personal):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.share < 1:
-            raise FedPGPError(f"protocol.share={self.share}: the share of unseen clients is between 0 and 1")
-        if self.adapt_epochs < 0:
-            raise FedPGPError(f"protocol.adapt_epochs={self.adapt_epochs}: it is 0 or more")
+        check_number("protocol.share", self.share, above=0, below=1)
+        check_number("protocol.adapt_epochs", self.adapt_epochs, least=0, whole=True)
 
     def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
         if clients < 2:

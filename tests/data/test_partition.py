@@ -232,7 +232,7 @@ def test_pachinko_prefers_superclasses():
         ("iid", 5, {"min_size": 0}, "min_size=0"),
         ("pathological", 13, {}, "13 clients cannot share 12 classes"),
         ("pathological", 3, {"dealing": "fair"}, "partition.dealing 'fair'"),
-        ("shards", 3, {"shards_per_client": 0}, "at least 1 shard"),
+        ("shards", 3, {"shards_per_client": 0}, "shards_per_client=0 cannot work"),
         ("shards", 60, {"shards_per_client": 3}, "60 clients x 3 shards"),
         ("domain", 2, {}, "needs a data set with domains"),
         ("domain_dirichlet", 2, {}, "needs a data set with domains"),

@@ -198,8 +198,8 @@ def test_what_cannot_work_is_refused_by_name(options, message):
 @pytest.mark.parametrize("rank", [0, -1, 5, 1000])
 def test_rank_out_of_range(rank):
     task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
-    method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank), task)
-    with pytest.raises(FedPGPError, match=f"method.rank={rank}.*between 1 and 4"):
+    with pytest.raises(FedPGPError, match=f"method.rank={rank}.*(between 1 and 4|1 or more)"):
+        method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank), task)
         method.init_personal(np.random.default_rng(0))
 
 

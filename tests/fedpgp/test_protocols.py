@@ -16,6 +16,7 @@ from fedpgp.evaluation import select, summarize
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.protocols import PROTOCOLS, deal, label_of
+from fedpgp.protocols.base import _hold_out
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -320,3 +321,9 @@ def test_what_cannot_work_is_refused_by_name(name, settings, message):
 
 def test_labels_of_data_sets():
     assert label_of({"name": "emoji", "groups": ["food", "faces"], "domains": "noto"}) == "emoji food faces noto"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_validation_leaves_a_client_something_to_train_on(share):
+    """Two images of two classes: rounding class by class would take both."""
+    assert len(_hold_out(np.array([0, 1]), share, 0, 0)) == 1

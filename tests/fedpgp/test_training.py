@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS, Images
+from fedpgp.optimizers import Adam
 from fedpgp.seeding import generator
 from fedpgp.training import TrainingSettings, batches, train_cohort
 
@@ -92,6 +93,19 @@ def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
         for name, parameter in params.items():
             assert_close(result.params[name][k], parameter.detach(), rtol=1e-9, atol=1e-11)
         assert_close(result.loss[k], np.mean(losses), rtol=1e-10, atol=0)
+
+
+def test_adam_in_float32_is_adam_to_the_last_digits():
+    """1 - beta^step by subtraction would be wrong by 1e-4 in the first step."""
+    grad = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 4)))
+    moved = []
+    for dtype in (torch.float32, torch.float64):
+        p = torch.zeros(2, 3, 4, dtype=dtype)
+        state = {slot: torch.zeros_like(p) for slot in Adam.slots}
+        for step in (1, 2):
+            Adam().update(p, grad.to(dtype), state, 0.1, torch.full((2,), step))
+        moved.append(p.double())
+    assert_close(*moved, rtol=2e-6, atol=0)
 
 
 def test_a_failing_client_is_named_and_harms_nobody(task):
