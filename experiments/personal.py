@@ -45,18 +45,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Path, help="the model's weights file, where the run's path is not this machine's"
     )
+    parser.add_argument("--data-root", help="folder that holds the data sets, where the run's path is not this machine's")
     parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
 
 
 def load_asked(options: argparse.Namespace) -> Personal:
     """What a command line asks for."""
-    how = {"weights": options.weights, "all_classes": options.all_classes}
+    how = {"weights": options.weights, "data_root": options.data_root, "all_classes": options.all_classes}
     return load_personal(options.run, options.client, options.state, **how)
 
 
 @torch.no_grad()
 def load_personal(
-    run: Path, client: int, state: Path | None = None, *, weights: Path | None = None, all_classes: bool = False
+    run: Path,
+    client: int,
+    state: Path | None = None,
+    *,
+    weights: Path | None = None,
+    data_root: str | None = None,
+    all_classes: bool = False,
 ) -> Personal:
     """Loads a client's model from a run's folder.
 
@@ -65,6 +72,7 @@ def load_personal(
         client: logical client, from 0; one that the run did not have is a new one.
         state: the ``state-dir`` of a deployed client's node; None takes the run's ``private/``.
         weights: a file with the model's weights; None takes what the run's configuration says.
+        data_root: the folder that holds the data sets; None takes the configuration's.
         all_classes: candidates are all classes of the data set, not only those that were trained.
 
     Raises:
@@ -73,6 +81,8 @@ def load_personal(
     """
     _, config = RunFolder.open(run)
     config["model"]["pretrained"] = _weights(config["model"], weights)
+    if data_root:
+        config["dataset"]["root"] = data_root
     saved = latest_checkpoint(run / "checkpoint", print)
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")

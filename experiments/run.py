@@ -3,10 +3,14 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when flwr is imported
@@ -53,16 +57,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     register_resolvers()
     try:
         arguments = _sweep_again(arguments)
-        check_overrides(get_args_parser().parse_args(arguments).overrides)
+        asked = get_args_parser().parse_args(arguments)
+        check_overrides(asked.overrides)
     except FedPGPError as error:
         return _complain(error)
     sys.argv = ["python -m experiments.run", *arguments]
+    run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
     try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+        _wrapped(run) if asked.help else run()
     except KeyboardInterrupt:  # a run that has begun stops in its own way, and saves
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
     return max(failures, default=0)
+
+
+def _wrapped(show_help: Callable[[], None]) -> None:
+    """Hydra's help, whose lists of choices are one line each, in lines of a terminal's width."""
+    text = StringIO()
+    try:
+        with redirect_stdout(text):
+            show_help()
+    except SystemExit as end:
+        if end.code:
+            raise
+    wide = shutil.get_terminal_size().columns
+    for line in text.getvalue().splitlines():
+        lists = line.count(", ") > 3 and not line.startswith(" ")
+        print(textwrap.fill(line, wide, subsequent_indent="    ", break_on_hyphens=False) if lists else line)
 
 
 def _remember(failure: str) -> None:

@@ -204,6 +204,24 @@ def test_weights_that_are_elsewhere_on_this_machine(own_weights, tmp_path, capsy
     assert f"--weights {other}: the run was trained with other weights" in capsys.readouterr().err
 
 
+def test_pictures_that_are_elsewhere_on_this_machine(tmp_path, capsys):
+    there = tmp_path / "there"
+    for split in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog")):
+            (there / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (16, 16), (99 * shade, 9 * i, 9)).save(there / split / name / f"{i}.png")
+    words = ["dataset=folder", f"dataset.root={there}", "partition=iid", "protocol=personal", "clients=2"]
+    words += ["runtime=inline", "rounds=1", "local_epochs=1", "evaluate_every=0", f"runtime.cache_dir={tmp_path}"]
+    start(composed([*words, f"run_dir={tmp_path / 'run'}"]))
+    here = there.rename(tmp_path / "here")
+    command = ["--run", str(tmp_path / "run"), "--client", "0", str(here / "test" / "cat" / "0.png")]
+    assert predict.main(command) == 2
+    assert str(there) in capsys.readouterr().err
+    assert predict.main([*command, "--data-root", str(here)]) == 0
+    assert "cat" in capsys.readouterr().out
+
+
 def deployed(method: str) -> Federation:
     """What the machine of a run knows when the pictures are the clients' own: none of them."""
     words = ["runtime=flower", "partition=own", "dataset=folder", "dataset.root=null", "protocol=personal"]

@@ -77,7 +77,8 @@ def test_no_timeout_is_none_that_cannot_be_kept():
     assert composed(["runtime=inline"])["runtime"]["round_timeout"] is None
 
 
-def test_help_explains(capsys):
+def test_help_explains(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
         sys.exit(main(["--help"]))
     out = capsys.readouterr().out
@@ -88,7 +89,9 @@ def test_help_explains(capsys):
         "rounds: 10",
         "resume=",
     ):
-        assert words in out
+        assert words in " ".join(out.split())
+    choices = out.split("their choices")[1].split("Keys and")[0]
+    assert max(len(line) for line in choices.splitlines()) <= 80
 
 
 def test_the_run_folder_is_complete(tmp_path, small, capsys):
