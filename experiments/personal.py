@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Path, help="the model's weights file, where the run's path is not this machine's"
     )
-    parser.add_argument("--data-root", help="folder that holds the data sets, where the run's path is not this machine's")
+    parser.add_argument("--data-root", help="the data sets' folder, where the run's path is not this machine's")
     parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
 
 

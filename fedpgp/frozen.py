@@ -39,6 +39,7 @@ class FrozenCLIP:
             )
         self.context_length = int(self.text_model.context_length)
         if tokenizer is None:
+            import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
             from open_clip.tokenizer import SimpleTokenizer
 
             tokenizer = SimpleTokenizer(context_length=self.context_length)
@@ -60,6 +61,7 @@ class FrozenCLIP:
         """PIL image -> (3, R, R) tensor, as the model was trained to see it (evaluation transform)."""
         if self._preprocess is not None:
             return self._preprocess
+        import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
         from open_clip import image_transform
 
         return image_transform(self.model.visual.image_size, is_train=False)

@@ -29,6 +29,7 @@ class ImageTower(FoldedTower):
     """
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, method: str):
+        import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
         from open_clip.transformer import QuickGELU
 
         tower = clip.model.visual

@@ -94,6 +94,7 @@ def _fold(text: nn.Module, dtype: torch.dtype, compute: torch.dtype, quick: bool
 
 def why_not_shared(text: nn.Module) -> str | None:
     """Why an open_clip text tower cannot share a prefix; None when it can."""
+    import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
     from open_clip.transformer import QuickGELU
 
     blocks = getattr(getattr(text, "transformer", None), "resblocks", None)

@@ -124,8 +124,10 @@ class PFedMoAP(PromptFL):
         return {"texts": texts, "experts": experts, "real": params["real"], "known": params["known"], **gate}
 
     def pooled_experts(self, params: Params, classes: Candidates) -> Tensor:
-        """(K, E, classes, 128)."""
-        return self.pool(classes.encoder(self.task.n_ctx)(params["experts"]))
+        """(K, E, classes, 128). Each prompt goes through the text tower once, however many clients have it."""
+        contexts, place = params["experts"].flatten(0, 1).unique(dim=0, return_inverse=True)
+        texts = self.pool(classes.encoder(self.task.n_ctx)(contexts))
+        return texts[place.view(params["experts"].shape[:2])]
 
     def pool(self, features: Tensor) -> Tensor:
         return features[..., :: features.shape[-1] // self.settings.width]
@@ -143,7 +145,10 @@ class PFedMoAP(PromptFL):
         )
         scores = SHARPNESS * torch.einsum("kbhd,kechd->kbche", q, k)
         shares = scores.masked_fill(real[:, None, None, None] == 0, float("-inf")).softmax(-1)
-        mixed = linear(features, "gate.o", torch.einsum("kbche,kechd->kbchd", shares, v).flatten(-2))
+        # pool(x).(Wo mix + b) = (Wo^T pool(x)).mix + pool(x).b: no mixture of its own for each image and class.
+        turned = (query @ features["gate.o.weight"]).unflatten(-1, (self.settings.heads, -1))
+        mixed = (shares * torch.einsum("kbhd,kechd->kbche", turned, v)).sum((-2, -1))
+        mixed = mixed + query @ features["gate.o.bias"].unsqueeze(-1)
         text = cosine_logits(own, x, scale)
-        gated = self.settings.text * text + scale * torch.einsum("kbd,kbcd->kbc", query, mixed)
+        gated = self.settings.text * text + scale * mixed
         return torch.where(features["known"] > 0, gated, text)

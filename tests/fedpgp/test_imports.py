@@ -41,3 +41,15 @@ def test_importing_everything_in_fedpgp_loads_no_framework():
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
     code += "bad = {'flwr', 'ray', 'hydra', 'omegaconf'} & set(sys.modules)\nassert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_what_mends_torchvision_is_imported_before_open_clip():
+    """Else the first import of open_clip in a process decides whether a CPU build of torch can have it."""
+    late = []
+    for path in (ROOT / "fedpgp").rglob("*.py"):
+        mended = False
+        for line in path.read_text().splitlines():
+            mended |= "import fedpgp._torchvision" in line
+            if line.strip().startswith(("import open_clip", "from open_clip")) and not mended:
+                late.append(path.name)
+    assert not late
