@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 START_SECONDS = 120
 STOP_SECONDS = 20
+LEASE_SECONDS = 150
+"""A SuperLink keeps the place of a node that it hears no more of for twice 30 seconds; started before, the node is sent
+away, and ends."""
 
 
 class Loopback:
@@ -120,6 +123,23 @@ class Loopback:
         process = self.supernodes[node]
         os.killpg(process.pid, number)
         process.wait()
+
+    def bring_back(self, node: int) -> None:
+        """Starts a killed SuperNode again, and again while it is sent away, as the service manager of its machine would.
+
+        Raises:
+            FedPGPError: the SuperLink did not take it.
+        """
+        name, taken = f"client_{node}", "SuperNode ID:"
+        end = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < end:
+            before, process = self.log(name).count(taken), self.start_node(node)
+            while process.poll() is None:
+                if self.log(name).count(taken) > before:
+                    return
+                time.sleep(0.1)
+            time.sleep(1)
+        raise FedPGPError(f"the SuperLink did not take the node again; its log: {self.folder / 'logs' / name}.log")
 
     def log(self, name: str) -> str:
         """What a process has written: ``superlink``, ``client_0`` …"""

@@ -113,13 +113,13 @@ def deployments(folder: Path, servers: int, nodes: int, rng: np.random.Generator
             yield "server", number, moment, done, "equal" if equal(run, whole) else "DIFFERS"
         for number in range(nodes):
             run, moment, node = folder / f"node_{number}", float(rng.uniform(0, 50)), int(rng.integers(2))
-            words = [*REAL, "runtime.round_timeout=45", f"run_dir={run}"]
+            words = [*REAL, "runtime.round_timeout=30", f"run_dir={run}"]
             runner = threading.Thread(target=_run, args=(federation, words), daemon=True)
             runner.start()
             _wait(lambda run=run: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0)
             time.sleep(moment)
             federation.kill_node(node)
-            federation.start_node(node)
+            federation.bring_back(node)
             runner.join(400)
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             drops = {(e["client"], line["round"]) for line in lines if "dropped" in line for e in line["dropped"]}
