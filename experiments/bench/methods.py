@@ -142,7 +142,7 @@ def pfedmoap(case: Case) -> Work:
     settings, pairs = case.method.settings, case.images * len(case.classes.names)
     width, experts = settings.width, settings.experts
     tokens = case.layer(experts * len(case.classes.names), width, 2 * width)
-    gate = case.layer(case.images, width, width) + case.layer(pairs, width, width + 2 * experts)
+    gate = case.layer(case.images, width, 2 * width) + case.layer(pairs, width, 2 * experts)
     return case.texts() + tokens + gate
 
 
