@@ -125,7 +125,7 @@ class Loopback:
         process.wait()
 
     def bring_back(self, node: int) -> None:
-        """Starts a killed SuperNode again, and again while it is sent away, as the service manager of its machine would.
+        """Starts a killed SuperNode again, and again while it is sent away, as its service manager would.
 
         Raises:
             FedPGPError: the SuperLink did not take it.
