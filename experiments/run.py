@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.argv = ["python -m experiments.run", *arguments]
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
     try:
-        _wrapped(run) if asked.help else run()
+        if asked.help:
+            _wrapped(run)
+        else:
+            run()
     except KeyboardInterrupt:  # a run that has begun stops in its own way, and saves
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
