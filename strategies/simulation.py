@@ -73,6 +73,21 @@ class _State:
         return stored
 
 
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Has the engine's pool hand out its workers in turn. By itself it takes the one that came back last: where a machine
+    is lost, its worker again and again, which fails at once and waits for a restart that may never come.
+    """
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+
+    put_back = BasicActorPool.add_actor_back_to_pool
+    BasicActorPool.add_actor_back_to_pool = lambda pool, future: pool.pool.insert(0, pool._future_to_actor.pop(future))
+    try:
+        yield
+    finally:
+        BasicActorPool.add_actor_back_to_pool = put_back
+
+
 @dataclass(frozen=True)
 class Workers:
     """How a simulation is spread.
@@ -95,7 +110,7 @@ class Workers:
 
         # A worker that dies is started again, anywhere in the cluster (its clients get a second try: strategies.grid).
         resources = {**self.resources, "max_restarts": -1}
-        with hung_up(self.bell):
+        with hung_up(self.bell), in_turn():
             run_simulation(
                 server_app,
                 client_app,

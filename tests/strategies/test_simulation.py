@@ -4,9 +4,10 @@ import threading
 from queue import Queue
 
 from flwr.server.superlink.fleet.vce import vce_api
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
 from strategies.grid import Bell
-from strategies.simulation import hung_up
+from strategies.simulation import hung_up, in_turn
 
 
 class Mailbox:
@@ -63,3 +64,19 @@ def test_a_reply_ends_the_waiting():
     threading.Timer(0.05, bell.answered.set).start()
     bell.wait(600)
     assert not bell.answered.is_set()
+
+
+def test_a_worker_that_fails_at_once_is_not_taken_again_before_the_others():
+    def taken(messages: int) -> list[str]:
+        pool = BasicActorPool.__new__(BasicActorPool)
+        pool.pool, pool._future_to_actor = ["alive", "lost"], {}
+        order = []
+        for message in range(messages):
+            pool.submit(lambda worker, *_: order.append(worker) or len(order), (None, message, "", None))
+            pool.add_actor_back_to_pool(len(order))
+        return order
+
+    assert taken(3) == ["lost"] * 3, "Flower does it by itself now"
+    with in_turn():
+        assert taken(4) == ["lost", "alive", "lost", "alive"]
+    assert taken(2) == ["lost"] * 2
