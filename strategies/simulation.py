@@ -75,8 +75,8 @@ class _State:
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """Has the engine's pool hand out its workers in turn. By itself it takes the one that came back last: where a machine
-    is lost, its worker again and again, which fails at once and waits for a restart that may never come.
+    """Has the engine's pool hand out its workers in turn. By itself it takes the one that came back last: where a
+    machine is lost, its worker again and again, which fails at once and waits for a restart that may never come.
     """
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
