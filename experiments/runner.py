@@ -38,6 +38,9 @@ from strategies.simulation import quiet, ray_cluster
 
 HEAD_START = 1.0
 """Seconds that a run waits for its data set and model before it starts Ray beside them."""
+IMPORT_DELAY = 0.6
+"""Seconds into Ray's start at which Flower's engine is imported: by then Ray waits for its own processes, which a
+second of importing would hold up before."""
 
 
 class Stopped(Exception):
@@ -223,9 +226,9 @@ def _work(
     console.stage("starting Ray, loading the model")
     with ThreadPoolExecutor(1) as aside:
         prepared = aside.submit(prepare)  # while Ray starts, most of which is waiting
-        aside.submit(import_module, "flwr.simulation")
         with contextlib.suppress(TimeoutError):  # what is wrong with the configuration is said before Ray is started
             prepared.result(timeout=HEAD_START)
+        threading.Timer(IMPORT_DELAY, import_module, ["flwr.simulation"]).start()
         with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)

@@ -6,86 +6,24 @@ only in-process entry.
 
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedpgp.errors import FedPGPError
 from strategies.grid import Bell
+from strategies.shortcuts import START, bare, carried, hung_up, in_turn
 
 MOST_WORKERS = 8
 """Workers on one machine unless asked for more: each holds its own copy of torch and the model."""
 
 STORE_BYTES = 512 * 2**20
 """Ray's shared memory for messages in flight."""
-
-START = {
-    "RAY_raylet_client_connect_timeout_milliseconds": "20",
-    "RAY_raylet_client_num_connect_attempts": "500",
-}
-"""A Ray that starts here looks for its own parts every 20 ms; by itself it would wait a whole second for the first."""
-
-
-@contextmanager
-def hung_up(bell: Bell) -> Iterator[None]:
-    """Has both sides of Flower's simulation engine ring, and heed, a bell. By itself each looks for messages every 0.1
-    seconds only, which would be lost twice a round; it has no setting for that.
-    """
-    from flwr.server.superlink.fleet.vce import vce_api
-
-    deliver, store = vce_api.add_messages_to_queue, vce_api.put_message_into_state
-    vce_api.add_messages_to_queue = lambda *given: deliver(*given[:-1], _Stop(given[-1], bell.sent))
-    vce_api.put_message_into_state = lambda state, *given: store(_State(state, bell.answered), *given)
-    try:
-        yield
-    finally:
-        vce_api.add_messages_to_queue, vce_api.put_message_into_state = deliver, store
-
-
-class _Stop:
-    """The engine's stop event, whose wait also ends when there is something to deliver."""
-
-    def __init__(self, stop: threading.Event, sent: threading.Event):
-        self.is_set, self._sent = stop.is_set, sent
-
-    def wait(self, timeout: float) -> bool:
-        self._sent.wait(timeout)
-        self._sent.clear()
-        return self.is_set()
-
-
-class _State:
-    """The engine's store of messages, that tells when a reply is in it."""
-
-    def __init__(self, state, answered: threading.Event):
-        self._state, self._answered = state, answered
-
-    def store_message_res(self, message: Message) -> object:
-        stored = self._state.store_message_res(message)
-        self._answered.set()
-        return stored
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """Has the engine's pool hand out its workers in turn. By itself it takes the one that came back last: where a
-    machine is lost, its worker again and again, which fails at once and waits for a restart that may never come.
-    """
-    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
-
-    put_back = BasicActorPool.add_actor_back_to_pool
-    BasicActorPool.add_actor_back_to_pool = lambda pool, future: pool.pool.insert(0, pool._future_to_actor.pop(future))
-    try:
-        yield
-    finally:
-        BasicActorPool.add_actor_back_to_pool = put_back
 
 
 @dataclass(frozen=True)
@@ -110,7 +48,7 @@ class Workers:
 
         # A worker that dies is started again, anywhere in the cluster (its clients get a second try: strategies.grid).
         resources = {**self.resources, "max_restarts": -1}
-        with hung_up(self.bell), in_turn():
+        with hung_up(self.bell), in_turn(), carried():
             run_simulation(
                 server_app,
                 client_app,
@@ -151,7 +89,11 @@ def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iter
             gpus = None if workers.resources["num_gpus"] else 0
             for name, value in START.items():
                 os.environ.setdefault(name, value)
-            ray.init(address="local", num_cpus=workers.count, num_gpus=gpus, object_store_memory=STORE_BYTES, **options)
+            # Ray's log monitor is what brings the messages of its processes to the terminal.
+            with nullcontext() if verbose else bare():
+                ray.init(
+                    address="local", num_cpus=workers.count, num_gpus=gpus, object_store_memory=STORE_BYTES, **options
+                )
     except Exception as error:  # Ray raises whatever it likes, a plain Exception where it takes too long
         where = f"join the Ray cluster at runtime.address={address}" if address else "start Ray"
         raise FedPGPError(f"cannot {where}: {str(error).splitlines()[0]}") from error

@@ -1,13 +1,19 @@
-"""The bell between the server and Flower's simulation engine: heard and rung by the engine that is installed."""
+"""Shortcuts through Ray and Flower: each works with the versions that are installed, and leaves no trace."""
 
+import contextlib
+import subprocess
+import sys
 import threading
 from queue import Queue
 
+import pytest
+import ray
 from flwr.server.superlink.fleet.vce import vce_api
-from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+from ray._private.node import Node
 
 from strategies.grid import Bell
-from strategies.simulation import hung_up, in_turn
+from strategies.shortcuts import bare, carried, hung_up, in_turn, replaced
 
 
 class Mailbox:
@@ -80,3 +86,37 @@ def test_a_worker_that_fails_at_once_is_not_taken_again_before_the_others():
     with in_turn():
         assert taken(4) == ["lost", "alive", "lost", "alive"]
     assert taken(2) == ["lost"] * 2
+
+
+def test_functions_are_replaced_inside_the_block_alone_and_missing_ones_left_alone():
+    class Engine:
+        def start(self):
+            return "whole"
+
+    shorter = {"start": lambda start: lambda engine: "not " + start(engine), "gone": lambda gone: gone}
+    with pytest.raises(KeyError), replaced(Engine, **shorter):
+        assert Engine().start() == "not whole"
+        assert not hasattr(Engine, "gone")
+        raise KeyError
+    assert Engine().start() == "whole"
+
+
+def test_ray_still_has_the_parts_that_are_left_out():
+    parts = ("start_monitor", "start_log_monitor", "start_api_server")
+    before = [getattr(Node, part) for part in parts]
+    with bare():
+        node = Node.__new__(Node)
+        node.start_monitor()
+        node.start_log_monitor()
+        node.start_api_server(include_dashboard=False, raise_on_failure=False)
+        assert node.webui_url is None
+    assert [getattr(Node, part) for part in parts] == before
+
+
+def test_a_worker_does_not_import_the_whole_engine(tmp_path):
+    asked = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); print('flwr.simulation' in sys.modules)"
+    for block, imported in ((contextlib.nullcontext(), "True"), (carried(), "False")):
+        with block:
+            (tmp_path / "actor").write_bytes(ray.cloudpickle.dumps(ClientAppActor))
+        answer = subprocess.run([sys.executable, "-c", asked, tmp_path / "actor"], capture_output=True, text=True)
+        assert answer.stdout.strip() == imported, answer.stderr
