@@ -53,16 +53,14 @@ class Packing:
     heads: int
     groups: Sequence[Group]
 
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attention of every token: (n, tokens, 3d), queries scaled already -> (n, tokens, d)."""
+        return _Attention.apply(self, qkv, None)
 
-def attend(packing: Packing, qkv: Tensor) -> Tensor:
-    """Attention of every token: (n, tokens, 3d), queries scaled already -> (n, tokens, d)."""
-    return _Attention.apply(packing, qkv, None)
-
-
-def attend_at_ends(packing: Packing, queries: Tensor, kv: Tensor) -> Tensor:
-    """Attention of each class's last token alone: queries (n, classes, d) in packed order, kv (n, tokens, 2d) ->
-    (n, classes, d)."""
-    return _Attention.apply(packing, kv, queries)
+    def attend_at_ends(self, queries: Tensor, kv: Tensor) -> Tensor:
+        """Attention of each class's last token alone: queries (n, classes, d) in packed order, kv (n, tokens, 2d) ->
+        (n, classes, d)."""
+        return _Attention.apply(self, kv, queries)
 
 
 def _split(x: Tensor, count: int, length: int, parts: int, heads: int) -> Tensor:

@@ -27,12 +27,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fedpgp.blocks import QUICK_GELU, Block, FoldedTower, double, fold_block, fold_norm, linear
+from fedpgp.cuda_graphs import Graphs
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.frozen import FrozenCLIP
 from fedpgp.full_text import FullSequences
-from fedpgp.packed_attention import Group, Packing, attend, attend_at_ends
+from fedpgp.packed_attention import Group, Packing
+from fedpgp.padded_attention import PaddedAttention
 
 log = logging.getLogger(__name__)
+
+PADS = ("cuda",)
+"""Kinds of devices on which classes are padded to one length inside attention."""
 
 
 class TextTower(FoldedTower):
@@ -58,6 +63,7 @@ class TextTower(FoldedTower):
         ]
         self.projection, self.projection_bias = folded["projection"], folded["projection_bias"]
         self.positions = folded["positions"]
+        self.graphs = Graphs()
 
     @classmethod
     def of(cls, clip: FrozenCLIP, dtype: torch.dtype | None, compute: torch.dtype | None) -> "TextTower":
@@ -206,7 +212,11 @@ class PromptedTextEncoder:
             tokens += suffixes[c]
             places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
             ends.append(1 + self.n_ctx + len(tokens) - 1)
-        self._packing = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
+        if device.type in PADS:
+            lengths = [group.length for group in groups for _ in range(group.count)]
+            self._attention = PaddedAttention(1 + self.n_ctx, tower.heads, lengths, tower.compute, device)
+        else:
+            self._attention = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
         rows = clip.embed_tokens(tokens).to(tower.dtype)
         self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
         self._ends = torch.tensor(ends, device=device)
@@ -254,7 +264,9 @@ class PromptedTextEncoder:
         return self._shared(contexts[:, 0], contexts[:, 1:], beside)
 
     def _features(self, context: Tensor) -> Tensor:
-        return self._shared(context) if self._encode is None else self._encode(context)
+        if self._encode is not None:
+            return self._encode(context)
+        return self._shared(context) if self.checkpointing else self.tower.graphs(self._shared, context)
 
     def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
         """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""
@@ -316,19 +328,19 @@ class PromptedTextEncoder:
                 added = beside(i, before if run != self._last else before.index_select(1, self._ends))
                 x = x if added is None else x + added
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
-        return F.normalize(features.to(tower.dtype), dim=-1)[:, self._inverse]
+        return F.normalize(features.to(tower.dtype), dim=-1).index_select(1, self._inverse)
 
     def _first(self, block: Block, x: Tensor) -> Tensor:
         """The suffix does not depend on the context yet: only the prefix's queries, keys and values are computed."""
-        prefix = self.tower.normalize(x[:, : self._packing.prefix])
+        prefix = self.tower.normalize(x[:, : 1 + self.n_ctx])
         qkv = torch.cat(
             [linear(prefix, block.in_weight, block.in_bias), self._suffix_qkv.expand(len(x), -1, -1)], dim=1
         )
-        return self.tower.mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
+        return self.tower.mlp(block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias))
 
     def _middle(self, block: Block, x: Tensor) -> Tensor:
         qkv = linear(self.tower.normalize(x), block.in_weight, block.in_bias)
-        return self.tower.mlp(block, x + linear(attend(self._packing, qkv), block.out_weight, block.out_bias))
+        return self.tower.mlp(block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias))
 
     def _last(self, block: Block, x: Tensor) -> Tensor:
         """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, classes, width) remain."""
@@ -336,5 +348,5 @@ class PromptedTextEncoder:
         ends = x.index_select(1, self._ends)
         queries = linear(normal(ends), block.in_weight[:width], block.in_bias[:width])
         kv = linear(normal(x), block.in_weight[width:], block.in_bias[width:])
-        attended = attend_at_ends(self._packing, queries, kv)
+        attended = self._attention.attend_at_ends(queries, kv)
         return self.tower.mlp(block, ends + linear(attended, block.out_weight, block.out_bias))

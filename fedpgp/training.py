@@ -218,8 +218,9 @@ def train_cohort(
 def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray]) -> Batch:
     """The images of these rows, one list of rows a client. A shorter list is padded with its own images again, at
     weight zero. Row ``v * N + i`` is view v of image i of N."""
-    counts = torch.tensor([len(own) for own in rows], device=labels.device).unsqueeze(1)
-    size = max(1, int(counts.max()))
+    counts = [len(own) for own in rows]
+    size = max([1, *counts])
+    counts = torch.tensor(counts, device=labels.device).unsqueeze(1)
     index = torch.as_tensor(np.stack([np.resize(own, size) for own in rows]), device=labels.device)
     inside = torch.arange(size, device=labels.device) < counts
     chosen = images[index]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from experiments.bench import cohort, features, federation, growth, methods, step
 from experiments.bench.measure import machine
+from fedpgp.cuda_graphs import Graphs
 
 BENCHES = {
     "step": step.rows,
@@ -42,11 +43,13 @@ def main() -> None:
     parser.add_argument("--model", help="model (default ViT-B-16 with random weights; features, federation: tiny)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: without CUDA graphs")
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of each, in turn (default 5)")
     parser.add_argument("--axes", nargs="+", choices=growth.AXES, help="growth: what varies (default: each in turn)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to FILE")
     arguments = parser.parse_args()
+    Graphs.enabled = not arguments.eager
     found = []
     for row in BENCHES[arguments.what](arguments):
         found.append(row)

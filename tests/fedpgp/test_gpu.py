@@ -4,6 +4,7 @@ make test ARGS="-m gpu"
 """
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_training import SIZES, start, world
 from torch.testing import assert_close
 
 from fedpgp.clip import FrozenCLIP
+from fedpgp.cuda_graphs import RUNS_FIRST, Graphs
 from fedpgp.methods import METHODS, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
@@ -52,6 +54,74 @@ def test_bfloat16_products_are_near():
         assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.99
 
 
+def asked(encoder: PromptedTextEncoder, seed: int, clients: int = 2):
+    """A context, its features, and a function that gives the context's gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(clients, 4, 32, generator=generator, dtype=torch.float64).cuda().requires_grad_()
+    features = encoder(context)
+    weights = torch.linspace(-1, seed, features.numel()).view(features.shape).to(features)
+    return features.detach(), lambda: torch.autograd.grad((features * weights).sum(), context)[0]
+
+
+def answered(features: torch.Tensor, gradient: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+    return features, gradient()
+
+
+def test_replayed_graphs_give_what_running_gives(monkeypatch):
+    encoder = PromptedTextEncoder(on("cuda"), NAMES, 4)
+    calls = [(seed, 2 + seed % 2) for seed in range(12)]
+    replayed = [answered(*asked(encoder, *call)) for call in calls]
+    assert len(encoder.tower.graphs._kept) == 2, "nothing was recorded"
+    monkeypatch.setattr(Graphs, "enabled", False)
+    for call, ours in zip(calls, replayed, strict=True):
+        assert_close(ours, answered(*asked(encoder, *call)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_recording_is_not_used_again_before_its_gradient_is_there(backwards, monkeypatch):
+    encoder = PromptedTextEncoder(on("cuda"), NAMES, 4)
+    for seed in range(RUNS_FIRST + 1):
+        asked(encoder, seed)[1]()
+    assert len(encoder.tower.graphs._kept) == 1
+    pending = [asked(encoder, seed) for seed in range(4)]
+    order = [3, 2, 1, 0] if backwards else [0, 1, 2, 3]
+    gradients = {seed: pending[seed][1]() for seed in order}
+    monkeypatch.setattr(Graphs, "enabled", False)
+    for seed, gradient in gradients.items():
+        plain, plain_gradient = asked(encoder, seed)
+        assert_close(pending[seed][0], plain, rtol=0, atol=1e-12)
+        assert_close(gradient, plain_gradient(), rtol=0, atol=1e-12)
+
+
+def test_two_gradients_of_one_replay(monkeypatch):
+    """As with retain_graph=True (ProGrad)."""
+    encoder = PromptedTextEncoder(on("cuda"), NAMES, 4)
+
+    def two(seed: int) -> list[torch.Tensor]:
+        context = torch.full((2, 4, 32), 0.1 * seed, dtype=torch.float64, device="cuda", requires_grad=True)
+        features = encoder(context)
+        return [torch.autograd.grad(features[..., i].sum(), context, retain_graph=True)[0] for i in range(3)]
+
+    replayed = [two(seed) for seed in range(RUNS_FIRST + 2)]
+    assert len(encoder.tower.graphs._kept) == 1
+    monkeypatch.setattr(Graphs, "enabled", False)
+    for seed, ours in enumerate(replayed):
+        assert_close(ours, two(seed), rtol=0, atol=1e-12)
+
+
+def test_a_recording_that_fails_is_done_without(caplog):
+    def waits_for_the_gpu(x: torch.Tensor) -> torch.Tensor:
+        return x * x.detach().sum().item()
+
+    graphs = Graphs()
+    x = torch.ones(3, device="cuda", requires_grad=True)
+    for _ in range(RUNS_FIRST + 3):
+        (gradient,) = torch.autograd.grad(graphs(waits_for_the_gpu, x).sum(), x)
+        assert gradient.tolist() == [3, 3, 3]
+    assert not graphs.enabled and Graphs.enabled
+    assert caplog.text.count("CUDA graphs are not used") == 1
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_cohort_trains_as_on_the_cpu(optimizer):
     settings = TrainingSettings(epochs=2, batch_size=5, lr=0.05, optimizer=optimizer)
@@ -68,16 +138,18 @@ def test_a_cohort_trains_as_on_the_cpu(optimizer):
         assert_close(results[1].params[name].cpu(), tensor, rtol=1e-9, atol=1e-11)
 
 
-def test_a_run_on_the_gpu_scores_as_on_the_cpu(tmp_path):
-    """The embedded federation, two rounds: at most one test image a client apart."""
+@pytest.mark.parametrize("runtime", [["runtime=inline"], ["runtime.workers=2", "runtime.gpus_per_worker=0.5"]])
+def test_a_run_on_the_gpu_scores_as_on_the_cpu(runtime, tmp_path):
+    """The embedded federation, two rounds, in one process and by two workers that share a GPU."""
     from experiments.runner import start as start_run
     from experiments.settings import composed
 
     accuracy = []
     for device in ("cpu", "cuda"):
         run = tmp_path / device
-        words = ["runtime=inline", "rounds=2", "clients=6", f"device={device}", f"run_dir={run}", "evaluate_every=0"]
+        words = runtime if device == "cuda" else ["runtime=inline"]
+        words = [*words, "rounds=2", "clients=6", f"device={device}", f"run_dir={run}", "evaluate_every=0"]
         summary = start_run(composed(words))
         accuracy.append(summary["accuracy"]["personal"]["local"])
-        assert (summary["peak_gpu_mb"] is not None) == (device == "cuda")
+        assert device == "cpu" or summary["peak_gpu_mb"] > 0
     assert abs(accuracy[0] - accuracy[1]) < 1.0

@@ -1,6 +1,8 @@
 """The packed, prefix-shared encoder against open_clip's own transformer on full 77-token sequences, one class at a
 time."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import fedpgp.text
 from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError
 from fedpgp.text import PromptedTextEncoder
@@ -44,9 +47,11 @@ def random_clip(quick_gelu: bool, layers: int = 2) -> FrozenCLIP:
 NAMES = ["cat", "golden retriever", "a_very long_class name with many words", "x", "four-leaf clover", "cat"]
 
 
+@pytest.mark.parametrize("pads", [(), ("cpu",)], ids=["packed", "padded"])
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_equals_the_full_computation(quick_gelu, layers):
+def test_equals_the_full_computation(quick_gelu, layers, pads, monkeypatch):
+    monkeypatch.setattr(fedpgp.text, "PADS", pads)
     clip = random_clip(quick_gelu, layers)
     contexts = torch.randn(2, 3, 5, 32, dtype=torch.float64, requires_grad=True)
     fast = PromptedTextEncoder(clip, NAMES, 5)(contexts)
@@ -64,12 +69,16 @@ words = st.text(alphabet=st.characters(codec="utf-8", categories=["L", "N", "P",
 
 @settings(max_examples=40, deadline=None)
 @given(
-    names=st.lists(words, min_size=1, max_size=6), n_ctx=st.integers(1, 20), leading=st.sampled_from([(), (1,), (2, 1)])
+    names=st.lists(words, min_size=1, max_size=6),
+    n_ctx=st.integers(1, 20),
+    leading=st.sampled_from([(), (1,), (2, 1)]),
+    pads=st.sampled_from([(), ("cpu",)]),
 )
-def test_any_names_lengths_and_axes(names, n_ctx, leading):
+def test_any_names_lengths_and_axes(names, n_ctx, leading, pads):
     clip = golden_clip()
     context = torch.randn(*leading, n_ctx, 32, dtype=torch.float64)
-    fast = PromptedTextEncoder(clip, names, n_ctx)(context)
+    with mock.patch.object(fedpgp.text, "PADS", pads):
+        fast = PromptedTextEncoder(clip, names, n_ctx)(context)
     assert fast.shape == (*leading, len(names), 16)
     slow = slow_features(clip, names, context.reshape(-1, n_ctx, 32)[0])
     assert_close(fast.reshape(-1, len(names), 16)[0], slow, rtol=0, atol=1e-10)
