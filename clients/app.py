@@ -184,7 +184,7 @@ class Node:
         account |= {"clients": len(self.replies), "kept": self.kept}
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
-            account["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+            account["gpu_mb"] = torch.cuda.max_memory_reserved() / 2**20  # CUDA graphs' memory too
         return account
 
 

@@ -228,13 +228,20 @@ def _work(
         prepared = aside.submit(prepare)  # while Ray starts, most of which is waiting
         with contextlib.suppress(TimeoutError):  # what is wrong with the configuration is said before Ray is started
             prepared.result(timeout=HEAD_START)
-        threading.Timer(IMPORT_DELAY, import_module, ["flwr.simulation"]).start()
+        importing = threading.Timer(IMPORT_DELAY, _import_engine)
+        importing.daemon = True
+        importing.start()
         with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)
             server = make_server(job, prepared.result(), workers.count, workers.bell)
             workers.run(server.app(), app, verbose=config["verbose"])
     return server
+
+
+def _import_engine() -> None:
+    with contextlib.suppress(Exception):  # the run imports it again, and tells
+        import_module("flwr.simulation")
 
 
 class Stopper:

@@ -1,12 +1,11 @@
-"""CUDA graphs: a function of one tensor and its gradient, recorded once for each shape and replayed from then on.
+"""CUDA graphs: a pass through the text tower and its gradient, recorded once for each shape and replayed from then on.
 
-A pass through the text tower is hundreds of small kernels, and a GPU runs many of them faster than Python starts them.
-Replaying gives what running gives: the same kernels on the same shapes.
+A pass is hundreds of small kernels, and a GPU runs many of them faster than Python starts them. A recording keeps the
+memory of its activations; all recordings of a tower share it.
 """
 
 import logging
 import weakref
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -15,21 +14,22 @@ from torch.autograd.function import once_differentiable
 
 log = logging.getLogger(__name__)
 
-Function = Callable[[Tensor], Tensor]
+DEVICES = ("cuda",)
 
 RUNS_FIRST = 2
-"""Times a function runs as it is at a new shape: recording takes as long as several runs, and what the first run sets
-up (libraries, their workspaces) must not be recorded."""
+"""Times a pass runs as it is at a new shape: recording takes as long as several runs, and what the first run sets up
+(libraries, their workspaces) must not be recorded."""
 
 MOST = 32
-"""Recordings kept; a cohort whose clients finish one after the other has one for each number still training."""
+"""Recordings of a tower; further shapes run as they are. A cohort whose clients finish one after the other has one for
+each number still training."""
 
 
 class Graphs:
-    """The recordings of one model, in one pool of memory: as large as the largest of them needs.
+    """The recordings of one tower.
 
-    Because they share it, one recording's forward and backward pass must not enclose another's. As long as a result
-    may still be asked for its gradient, further calls run as they are.
+    They share one pool of memory, so one recording's forward and backward pass must not enclose another's. As long as a
+    result may still be asked for its gradient, further calls run as they are.
 
     Attributes:
         enabled: False, everything runs as it is (a class attribute too, for benchmarks and tests).
@@ -38,44 +38,68 @@ class Graphs:
     enabled = True
 
     def __init__(self):
-        self._seen: Counter = Counter()
-        self._kept: OrderedDict[tuple, _Recording] = OrderedDict()
         self._pool = None
         self._in_use: Callable[[], object | None] = lambda: None
+        self._forget()
 
-    def __call__(self, function: Function, x: Tensor) -> Tensor:
-        """``function(x)``, recorded where that helps: on a CUDA device, with a gradient.
+    def __len__(self) -> int:
+        return sum(len(kept) for kept in self._kept.values())
+
+    def __call__(self, owner: object, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``function(x)``, replayed where that helps: on a CUDA device, with a gradient.
 
         Args:
-            function: a bound method whose result depends on x alone, with kernels that do not wait for the CPU.
-            x: its shape, with the function, is what a recording belongs to.
+            owner: whose function it is; its recordings go when it goes. Always with the same function.
+            function: depends on x alone, and nothing in it waits for the GPU.
+            x: its shape and type, with the owner, are what a recording belongs to.
         """
-        if not (self.enabled and x.is_cuda and x.requires_grad and torch.is_grad_enabled()):
+        if not (self.enabled and x.device.type in DEVICES and x.requires_grad and torch.is_grad_enabled()):
             return function(x)
-        key = (function, x.shape, x.dtype)
-        if self._in_use() is not None or (key not in self._kept and not self._record(key, function, x)):
+        if self._in_use() is not None:
             return function(x)
-        self._kept.move_to_end(key)
+        key = (x.shape, x.dtype)
+        kept = self._kept.setdefault(owner, {})
+        if key not in kept:
+            seen = self._seen.setdefault(owner, {})
+            runs, size = seen.get(key, (0, 0))
+            if runs < RUNS_FIRST:
+                before = torch.cuda.memory_allocated(x.device)
+                y = function(x)
+                seen[key] = (runs + 1, torch.cuda.memory_allocated(x.device) - before)
+                return y
+            if not self._record(owner, key, size, function, x):
+                return function(x)
+            kept = self._kept[owner]
         lease = _Lease()
         self._in_use = weakref.ref(lease)
-        return _Replay.apply(x, self._kept[key], lease)
+        return _Replay.apply(x, kept[key], lease)
 
-    def _record(self, key: tuple, function: Function, x: Tensor) -> bool:
-        self._seen[key] += 1
-        if self._seen[key] <= RUNS_FIRST:
+    def _record(self, owner: object, key: tuple, size: int, function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+        """Whether there is a recording now. ``size``: bytes that a forward pass keeps for the backward pass."""
+        if size > self._largest:  # blocks of smaller ones would not hold it, and stay beside it
+            self._forget()
+        if len(self) >= MOST or (not len(self) and torch.cuda.mem_get_info(x.device)[0] < 2 * size):
             return False
+        stream = torch.cuda.current_stream(x.device)
         try:
-            if not self._kept:
+            if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            self._kept[key] = _Recording(function, x, self._pool)
+            recording = _Recording(function, x, self._pool)
         except RuntimeError as error:
-            log.warning("CUDA graphs are not used, everything else is as before: %s", str(error).splitlines()[0])
+            log.warning("CUDA graphs are not used any more: %s", str(error).splitlines()[0])
+            torch.cuda.set_stream(stream)  # torch leaves its own behind
             self.enabled = False
+            self._forget()
             return False
-        del self._seen[key]
-        if len(self._kept) > MOST:
-            self._kept.popitem(last=False)
+        self._kept.setdefault(owner, {})[key] = recording
+        self._largest = max(self._largest, size)
         return True
+
+    def _forget(self) -> None:
+        """Lets go of all recordings and their memory."""
+        self._kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> recording
+        self._seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> (runs, bytes kept)
+        self._largest, self._pool = 0, None
 
 
 class _Lease:
@@ -83,7 +107,7 @@ class _Lease:
 
 
 class _Recording:
-    def __init__(self, function: Function, x: Tensor, pool: tuple[int, int]):
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, pool: tuple[int, int]):
         self.x = x.detach().clone().requires_grad_()
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, pool=pool, capture_error_mode="thread_local"):

@@ -308,8 +308,10 @@ class Federation:
             kept = 24  # one block's peak
         elif task.checkpointing:
             kept = blocks + 24
-        contexts = self.method.contexts(gradients)
-        values = contexts * classes.encoder(task.n_ctx).tokens * task.clip.width * kept
+        attention = 4 * (blocks if gradients and not task.checkpointing else 1)  # the part in which padding counts
+        encoder = classes.encoder(task.n_ctx)
+        tokens = encoder.tokens * kept + encoder.padding * attention
+        values = self.method.contexts(gradients) * tokens * task.clip.width
         if gradients:
             values += 12 * self.method.image_values(self.training.batch_size)
         return values * torch.finfo(task.dtype).bits / 8

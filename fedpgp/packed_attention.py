@@ -6,6 +6,7 @@ backward are written out over contiguous pieces, one a class length, so that wha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,11 +48,13 @@ class Packing:
         prefix: tokens that every class sees.
         heads: attention heads.
         groups: the classes by length.
+        padding: tokens added to the sequence: none.
     """
 
     prefix: int
     heads: int
     groups: Sequence[Group]
+    padding: ClassVar[int] = 0
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attention of every token: (n, tokens, 3d), queries scaled already -> (n, tokens, d)."""

@@ -21,6 +21,9 @@ class PaddedAttention:
         heads: attention heads.
         lengths: tokens of each class, in packed order.
         dtype, device: of what will attend.
+
+    Attributes:
+        padding: tokens added to the sequence.
     """
 
     def __init__(self, prefix: int, heads: int, lengths: Sequence[int], dtype: torch.dtype, device: torch.device):
@@ -28,6 +31,7 @@ class PaddedAttention:
         self.heads, self.length = heads, -(-max(lengths) // even) * even
         ahead = -(-prefix // self.length)  # classes that the prefix takes
         self.prefix, self.classes = ahead * self.length, ahead + len(lengths)
+        self.padding = self.classes * self.length - prefix - sum(lengths)
         own = torch.tensor([0] * ahead + list(lengths)).unsqueeze(1)
         token = torch.arange(self.length)
         there = (token < own).flatten()

@@ -212,11 +212,12 @@ class PromptedTextEncoder:
             tokens += suffixes[c]
             places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
             ends.append(1 + self.n_ctx + len(tokens) - 1)
+        self._attention: Packing | PaddedAttention = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
         if device.type in PADS:
             lengths = [group.length for group in groups for _ in range(group.count)]
-            self._attention = PaddedAttention(1 + self.n_ctx, tower.heads, lengths, tower.compute, device)
-        else:
-            self._attention = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
+            padded = PaddedAttention(1 + self.n_ctx, tower.heads, lengths, tower.compute, device)
+            if padded.padding <= 1 + self.n_ctx + len(tokens):  # one long name among short ones would cost all of them
+                self._attention = padded
         rows = clip.embed_tokens(tokens).to(tower.dtype)
         self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
         self._ends = torch.tensor(ends, device=device)
@@ -227,6 +228,11 @@ class PromptedTextEncoder:
     def tokens(self) -> int:
         """Tokens computed for one context: the packed sequence, or all classes' full ones."""
         return 1 + self.n_ctx + len(self._suffix) if self._encode is None else self._encode.tokens.numel()
+
+    @property
+    def padding(self) -> int:
+        """Tokens that stand beside them in attention alone."""
+        return self._attention.padding if self._encode is None else 0
 
     def __call__(self, context: Tensor, subset: Tensor | None = None) -> Tensor:
         """(..., n_ctx, width) -> (..., classes, embed), unit norm.
@@ -266,7 +272,7 @@ class PromptedTextEncoder:
     def _features(self, context: Tensor) -> Tensor:
         if self._encode is not None:
             return self._encode(context)
-        return self._shared(context) if self.checkpointing else self.tower.graphs(self._shared, context)
+        return self._shared(context) if self.checkpointing else self.tower.graphs(self, self._shared, context)
 
     def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
         """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""

@@ -4,7 +4,10 @@ make test ARGS="-m gpu"
 """
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,7 +74,7 @@ def test_replayed_graphs_give_what_running_gives(monkeypatch):
     encoder = PromptedTextEncoder(on("cuda"), NAMES, 4)
     calls = [(seed, 2 + seed % 2) for seed in range(12)]
     replayed = [answered(*asked(encoder, *call)) for call in calls]
-    assert len(encoder.tower.graphs._kept) == 2, "nothing was recorded"
+    assert len(encoder.tower.graphs) == 2, "nothing was recorded"
     monkeypatch.setattr(Graphs, "enabled", False)
     for call, ours in zip(calls, replayed, strict=True):
         assert_close(ours, answered(*asked(encoder, *call)), rtol=0, atol=1e-12)
@@ -82,7 +85,7 @@ def test_a_recording_is_not_used_again_before_its_gradient_is_there(backwards, m
     encoder = PromptedTextEncoder(on("cuda"), NAMES, 4)
     for seed in range(RUNS_FIRST + 1):
         asked(encoder, seed)[1]()
-    assert len(encoder.tower.graphs._kept) == 1
+    assert len(encoder.tower.graphs) == 1
     pending = [asked(encoder, seed) for seed in range(4)]
     order = [3, 2, 1, 0] if backwards else [0, 1, 2, 3]
     gradients = {seed: pending[seed][1]() for seed in order}
@@ -103,28 +106,39 @@ def test_two_gradients_of_one_replay(monkeypatch):
         return [torch.autograd.grad(features[..., i].sum(), context, retain_graph=True)[0] for i in range(3)]
 
     replayed = [two(seed) for seed in range(RUNS_FIRST + 2)]
-    assert len(encoder.tower.graphs._kept) == 1
+    assert len(encoder.tower.graphs) == 1
     monkeypatch.setattr(Graphs, "enabled", False)
     for seed, ours in enumerate(replayed):
         assert_close(ours, two(seed), rtol=0, atol=1e-12)
 
 
-def test_a_recording_that_fails_is_done_without(caplog):
-    def waits_for_the_gpu(x: torch.Tensor) -> torch.Tensor:
-        return x * x.detach().sum().item()
+FAILS = """
+import torch
+from fedpgp.cuda_graphs import RUNS_FIRST, Graphs
 
-    graphs = Graphs()
-    x = torch.ones(3, device="cuda", requires_grad=True)
-    for _ in range(RUNS_FIRST + 3):
-        (gradient,) = torch.autograd.grad(graphs(waits_for_the_gpu, x).sum(), x)
-        assert gradient.tolist() == [3, 3, 3]
-    assert not graphs.enabled and Graphs.enabled
-    assert caplog.text.count("CUDA graphs are not used") == 1
+def waits_for_the_gpu(x):
+    return x * x.detach().sum().item()
+
+graphs, owner = Graphs(), torch.nn.Identity()
+x = torch.ones(3, device="cuda", requires_grad=True)
+before = torch.cuda.current_stream()
+for _ in range(RUNS_FIRST + 3):
+    (gradient,) = torch.autograd.grad(graphs(owner, waits_for_the_gpu, x).sum(), x)
+    assert gradient.tolist() == [3, 3, 3]
+assert not graphs.enabled and Graphs.enabled and torch.cuda.current_stream() == before
+"""
+
+
+def test_a_recording_that_fails_is_done_without():
+    """In a process of its own: some versions of torch remember the failure."""
+    done = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert not done.returncode, done.stderr
+    assert done.stderr.count("CUDA graphs are not used any more") == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_cohort_trains_as_on_the_cpu(optimizer):
-    settings = TrainingSettings(epochs=2, batch_size=5, lr=0.05, optimizer=optimizer)
+    settings = TrainingSettings(epochs=6, batch_size=5, lr=0.05, optimizer=optimizer)
     results = []
     for device in ("cpu", "cuda"):
         task = Task(on(device), NAMES, n_ctx=3, dtype=torch.float64)
@@ -134,6 +148,7 @@ def test_a_cohort_trains_as_on_the_cpu(optimizer):
         options = {"seed": 5, "clients": list(range(len(SIZES))), "round": 2}
         images, labels = Images(features.to(device)), labels.to(device)
         results.append(train_cohort(method, params, images, labels, rows, classes, settings, **options))
+        assert device == "cpu" or len(classes.encoder(task.n_ctx).tower.graphs) > 1, "nothing was recorded"
     for name, tensor in results[0].params.items():
         assert_close(results[1].params[name].cpu(), tensor, rtol=1e-9, atol=1e-11)
 

@@ -84,6 +84,13 @@ def test_any_names_lengths_and_axes(names, n_ctx, leading, pads):
     assert_close(fast.reshape(-1, len(names), 16)[0], slow, rtol=0, atol=1e-10)
 
 
+def test_one_long_name_does_not_make_all_long(monkeypatch):
+    monkeypatch.setattr(fedpgp.text, "PADS", ("cpu",))
+    short = ["cat", "dog", "clover", "airplane"] * 5
+    assert PromptedTextEncoder(golden_clip(), short, 4).padding > 0
+    assert PromptedTextEncoder(golden_clip(), [*short, " ".join(["word"] * 20)], 4).padding == 0
+
+
 def test_classes_do_not_influence_each_other():
     clip = golden_clip()
     context = torch.randn(4, 32, dtype=torch.float64)
