@@ -78,7 +78,7 @@ class Graphs:
         """Whether there is a recording now. ``size``: bytes that a forward pass keeps for the backward pass."""
         if size > self._largest:  # blocks of smaller ones would not hold it, and stay beside it
             self._forget()
-        if len(self) >= MOST or (not len(self) and torch.cuda.mem_get_info(x.device)[0] < 2 * size):
+        if len(self) >= MOST or (not len(self) and _free(x.device) < 2 * size):
             return False
         stream = torch.cuda.current_stream(x.device)
         try:
@@ -100,6 +100,12 @@ class Graphs:
         self._kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> recording
         self._seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> (runs, bytes kept)
         self._largest, self._pool = 0, None
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that a recording may take: nobody's, and those that torch holds for nothing."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 class _Lease:

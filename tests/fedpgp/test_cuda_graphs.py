@@ -45,7 +45,7 @@ def graphs(monkeypatch) -> Graphs:
     monkeypatch.setattr(cuda_graphs, "_Recording", Recording)
     monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu",))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(allocated))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**6, 10**6))
+    monkeypatch.setattr(cuda_graphs, "_free", lambda device: 10**6)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
@@ -146,7 +146,7 @@ def test_a_larger_recording_takes_the_place_of_all_smaller_ones(graphs, monkeypa
 
 
 def test_what_does_not_fit_runs_as_it_is(graphs, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (150, 10**6))  # a pass keeps 100
+    monkeypatch.setattr(cuda_graphs, "_free", lambda device: 150)  # a pass keeps 100
     owner = Owner()
     for _ in range(RUNS_FIRST + 4):
         passed(graphs, owner, context(3))
