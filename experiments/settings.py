@@ -123,7 +123,8 @@ def check(config: Mapping) -> None:
 
 
 def check_runtime(config: Mapping, *, deployed: bool) -> None:
-    """Refuses a deployment that Flower does not start, and clients' own pictures anywhere but in a deployment.
+    """Refuses a deployment that Flower does not start, clients' own pictures anywhere but in a deployment, and a
+    deadline that nobody could keep.
 
     Raises:
         FedPGPError: saying which command it is for.
@@ -137,6 +138,11 @@ def check_runtime(config: Mapping, *, deployed: bool) -> None:
         raise FedPGPError(f"runtime={name} is for experiments.run; a deployment has runtime=flower")
     if not deployed and config["partition"]["scheme"] == "own":
         raise FedPGPError("partition=own is for a deployment: python -m experiments.deploy local --data FOLDER")
+    if name == "inline" and config["runtime"]["round_timeout"] is not None:
+        raise FedPGPError(
+            "runtime.round_timeout cannot be kept with runtime=inline: client code runs in the server's own process, "
+            "and nobody could end it; leave it out, or use runtime=ray"
+        )
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -165,15 +171,6 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
             if override.is_add() and override.key_or_group.split(".")[0] not in config:
                 raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
-            if (
-                override.key_or_group == "runtime.round_timeout"
-                and config["runtime"]["name"] == "inline"
-                and _values(override) != [None]
-            ):
-                raise FedPGPError(
-                    "runtime.round_timeout cannot be kept with runtime=inline: client code runs in the server's own "
-                    "process, and nobody could end it; leave it out, or use runtime=ray"
-                )
 
 
 def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping) -> list[str]:

@@ -153,6 +153,13 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         pass  # no stale lock
 
 
+def test_a_deadline_that_cannot_be_kept_is_refused(tmp_path):
+    start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
+    runtime = RunFolder.open(tmp_path / "run")[1]["runtime"]
+    with pytest.raises(FedPGPError, match="round_timeout cannot be kept with runtime=inline"):
+        resume(tmp_path / "run", {"runtime": {**runtime, "round_timeout": 60}}, federation_of=small_federation)
+
+
 def test_a_configuration_edited_by_hand_is_refused(tmp_path):
     start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
     path = tmp_path / "run" / "config.yaml"
