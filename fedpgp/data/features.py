@@ -7,6 +7,7 @@ a checksum, so a stale, truncated or foreign file is never used: it is made anew
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -185,5 +186,11 @@ def _open_cached(path: Path, key: str, rows: int) -> np.ndarray | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        log.warning("the feature cache %s is damaged (%s) and made anew", path, error)
+        _tell_damaged(path, str(error))
         return None
+
+
+@functools.cache
+def _tell_damaged(path: Path, reason: str) -> None:
+    """Once: a cache is looked for again behind the lock."""
+    log.warning("the feature cache %s is damaged (%s) and made anew", path, reason)

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be reset on Linux")
+def test_warnings_are_heard_behind_hydra(tmp_path, small):
+    """A damaged cache, a broken picture: Hydra's own choices for logging would silence those who tell."""
+    assert not main([*SMALL, f"run_dir={tmp_path / 'run'}"])
+    teller = logging.getLogger("fedpgp.data.features")
+    assert not teller.disabled and teller.isEnabledFor(logging.WARNING)
+
+
 def test_peak_memory_is_the_runs_own(tmp_path, small):
     """What the process held before, an earlier run of a sweep for one, is not counted."""
     held = 1024
