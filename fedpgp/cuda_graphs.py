@@ -6,7 +6,8 @@ memory of its activations; all recordings of a tower share it.
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 log = logging.getLogger(__name__)
 
 DEVICES = ("cuda",)
+"""Kinds of devices that have them (torch calls AMD's so too)."""
 
 RUNS_FIRST = 2
 """Times a pass runs as it is at a new shape: recording takes as long as several runs, and what the first run sets up
@@ -23,6 +25,16 @@ RUNS_FIRST = 2
 MOST = 32
 """Recordings of a tower; further shapes run as they are. A cohort whose clients finish one after the other has one for
 each number still training."""
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside the block nothing is recorded or replayed."""
+    before, Graphs.enabled = Graphs.enabled, False
+    try:
+        yield
+    finally:
+        Graphs.enabled = before
 
 
 class Graphs:

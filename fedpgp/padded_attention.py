@@ -43,8 +43,8 @@ class PaddedAttention:
         hidden[self.prefix :, self.prefix :] = (token > token.unsqueeze(1)).repeat(len(lengths), 1)
         ends = torch.cat([(to_prefix >= prefix).expand(self.classes, -1), token >= own], dim=1)
         self.places = there.nonzero().squeeze(1).to(device)
+        # Where each padded token comes from; one that is none is a copy of its neighbour and looked at by nobody.
         self.sources = (there.cumsum(0) - 1).clamp(min=0).to(device)
-        """Where each padded token comes from; one that is none is a copy of its neighbour and looked at by nobody."""
         self.ends = (ahead + torch.arange(len(lengths))).to(device)
         self.end_sources = (torch.arange(self.classes) - ahead).clamp(min=0).to(device)
         self.hidden, self.hidden_from_ends = hidden.to(device), ends.to(device)

@@ -23,7 +23,8 @@ second for the first, and starts the workers' processes meanwhile."""
 
 @contextmanager
 def replaced(owner: object, **makers: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Functions of a class or module replaced inside the block, by what is made from the function there was."""
+    """Functions of a class or module replaced inside the block, by what is made from the function there was.
+    Missing ones are left alone."""
     whole = {name: getattr(owner, name) for name in makers if hasattr(owner, name)}
     try:
         for name, function in whole.items():

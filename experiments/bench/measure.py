@@ -5,14 +5,13 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.memory import start_peak, status_mb
-from fedpgp.cuda_graphs import RUNS_FIRST, Graphs
+from fedpgp.cuda_graphs import RUNS_FIRST, eager
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[list[float], list[float]]:
@@ -42,7 +41,7 @@ def peak_memory(function: Callable) -> float | None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        with mock.patch.object(Graphs, "enabled", False):  # a graph's memory is its own and not counted
+        with eager():  # the memory of CUDA graphs is not counted
             function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not start_peak():

@@ -14,7 +14,7 @@ import yaml
 import experiments.runner
 from clients.app import peak_rss_mb
 from experiments.run import main
-from experiments.settings import CONF, changed_on_resume, check, check_overrides, choices, composed
+from experiments.settings import CONF, changed_on_resume, check, check_runtime, choices, composed
 from fedpgp.clip import MODELS, SHIPPED
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -73,9 +73,10 @@ def test_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
 
 
 def test_no_timeout_is_none_that_cannot_be_kept():
-    check_overrides(["runtime=inline", "runtime.round_timeout=null"])
-    check_overrides(["runtime=ray", "runtime.round_timeout=60"])
-    assert composed(["runtime=inline"])["runtime"]["round_timeout"] is None
+    for words in (["runtime=inline"], ["runtime=inline", "runtime.round_timeout=null"], ["runtime.round_timeout=60"]):
+        check_runtime(composed(words), deployed=False)
+    with pytest.raises(FedPGPError, match="round_timeout cannot be kept"):
+        check_runtime(composed(["runtime=inline", "runtime.round_timeout=60"]), deployed=False)
 
 
 def test_help_explains(capsys, monkeypatch):
@@ -119,7 +120,6 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     assert "<html" in (folder / "report.html").read_text()
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be reset on Linux")
 def test_warnings_are_heard_behind_hydra(tmp_path, small):
     """A damaged cache, a broken picture: Hydra's own choices for logging would silence those who tell."""
     assert not main([*SMALL, f"run_dir={tmp_path / 'run'}"])
@@ -127,6 +127,7 @@ def test_warnings_are_heard_behind_hydra(tmp_path, small):
     assert not teller.disabled and teller.isEnabledFor(logging.WARNING)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be reset on Linux")
 def test_peak_memory_is_the_runs_own(tmp_path, small):
     """What the process held before, an earlier run of a sweep for one, is not counted."""
     held = 1024
