@@ -272,7 +272,14 @@ class PromptedTextEncoder:
     def _features(self, context: Tensor) -> Tensor:
         if self._encode is not None:
             return self._encode(context)
-        return self._shared(context) if self.checkpointing else self.tower.graphs(self, self._shared, context)
+        if self.checkpointing:
+            return self._in_parts(context)
+        return self.tower.graphs(self, self._in_parts, context)
+
+    def _in_parts(self, context: Tensor) -> Tensor:
+        """:meth:`_shared`, a few contexts at a time on a CPU."""
+        parts = context.chunk(self.tower.parts(len(context) * self.tokens))
+        return self._shared(context) if len(parts) == 1 else torch.cat([self._shared(part) for part in parts])
 
     def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
         """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""

@@ -63,6 +63,13 @@ def test_recipe_paper_has_the_published_settings(name):
     assert set(here) == set(config)
 
 
+def test_recipe_short_depends_on_the_protocol():
+    """compare_all is one command for two protocols; what is said on the command line wins."""
+    runs = [composed(["experiment=compare_all", f"protocol={name}"]) for name in ("base2novel", "multidomain")]
+    assert [(run["rounds"], run["batch_size"], run["lr"]) for run in runs] == [(10, 128, 0.06), (5, 128, 0.06)]
+    assert composed(["experiment=compare_all", "protocol=multidomain", "rounds=3"])["rounds"] == 3
+
+
 @pytest.mark.parametrize(("name", "more"), [(name, more) for name, *more in LEARNING], ids=map("-".join, LEARNING))
 def test_a_run(tmp_path, messages, name, more):
     config = small_config(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import fedpgp.blocks
 import fedpgp.text
 from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError
@@ -97,6 +98,25 @@ def test_classes_do_not_influence_each_other():
     together = PromptedTextEncoder(clip, NAMES, 4)(context)
     for i, name in enumerate(NAMES):
         assert_close(together[i], PromptedTextEncoder(clip, [name], 4)(context)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_few_contexts_at_a_time_are_the_same(checkpointing, monkeypatch):
+    clip = golden_clip()
+    encoder = PromptedTextEncoder(clip, NAMES, 4)
+    encoder.checkpointing = checkpointing
+    contexts = torch.randn(7, 4, 32, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(7, len(NAMES), 1, dtype=torch.float64)
+    together = encoder(contexts)
+    (grad,) = torch.autograd.grad((together * weights).sin().sum(), contexts)
+    hidden = encoder.tokens * 4 * 32 * 8
+    monkeypatch.setattr(fedpgp.blocks, "LARGEST", 2 * hidden + 1)
+    sizes, shared = [], encoder._shared
+    monkeypatch.setattr(encoder, "_shared", lambda part: sizes.append(len(part)) or shared(part))
+    parts = encoder(contexts)
+    assert sizes == [2, 2, 2, 1]
+    assert_close(parts, together, rtol=0, atol=1e-12)
+    assert_close(torch.autograd.grad((parts * weights).sin().sum(), contexts)[0], grad, rtol=1e-10, atol=1e-12)
 
 
 def test_tokens_after_the_end_cannot_matter():
