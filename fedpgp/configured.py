@@ -86,7 +86,7 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
             views=None if views == "live" else views,
             **config["training"],
         ),
-        patches=partial(_encoded, config, dataset, clip, "patches"),
+        **{what: partial(_encoded, config, dataset, clip, what) for what in ("patches", "mirrored")},
         seed=config["seed"],
         cohort_size=None if size == "auto" else int(size),
         keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
@@ -150,7 +150,7 @@ def _clip(config: Mapping) -> FrozenCLIP:
 def _encoded(
     config: Mapping, dataset: Dataset, clip: Callable[[], FrozenCLIP], what: str, split: str, view: int | None = None
 ) -> np.ndarray:
-    """Features or patches of a split, or of an augmented view of it, from the cache where they are there."""
+    """Features of a kind (``FrozenCLIP.encode``) of a split, or of an augmented view of it, from the cache if there."""
     whole, name = getattr(dataset, split), split
     if not len(whole):  # a client may have none of its own
         return np.empty((0, clip().embed), dtype=np.float32)

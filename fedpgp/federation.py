@@ -78,7 +78,7 @@ class Federation:
         dataset: what was dealt.
         dealt: who owns what.
         features: image features of the train and the test split.
-        patches: patch features likewise, for methods that read them.
+        patches, mirrored: patch features, and features of the mirrored images, likewise, for methods that read them.
         training: how a client trains in a round.
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
@@ -95,13 +95,14 @@ class Federation:
         training: TrainingSettings,
         *,
         patches: FeatureSource | None = None,
+        mirrored: FeatureSource | None = None,
         seed: int = 0,
         cohort_size: int | None = None,
         keep_optimizer: bool = False,
         slow_clients: float = 0.0,
     ):
         self._method, self.dataset, self.deal = method, dataset, dealt
-        self._sources = {"features": features, "patches": patches}
+        self._sources = {"features": features, "patches": patches, "mirrored": mirrored}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
         self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
         self._images: dict[tuple[str, str, int | None], Tensor | Rows | Pictures] = {}
@@ -152,7 +153,11 @@ class Federation:
 
     def images(self, split: str) -> Images:
         """What the method reads of the ``train`` or ``test`` images; patches and pixels are looked up when indexed."""
-        return Images(**{what: self._read(split, what) for what in self.method.reads})
+        return Images(**{what: self._read(split, what) for what in self._reads(split)})
+
+    def _reads(self, split: str) -> tuple[str, ...]:
+        method = self.method
+        return method.reads + (method.reads_in_training if split == "train" else ())
 
     def encode(self) -> None:
         """Computes, or finds in the cache, all image features that training and evaluation will ask for."""
@@ -161,7 +166,7 @@ class Federation:
         if self.method.learns:
             self.images("train")
             for view in range(self.training.views or 0) if self.training.views != 1 else ():
-                for what in self.method.reads:
+                for what in self._reads("train"):
                     self._view(what, view)
 
     def training_images(self) -> Images:
@@ -169,7 +174,7 @@ class Federation:
         if self.training.views == 1:
             return self.images("train")
         size = len(self.dataset.train)
-        return Images(**{what: Views(partial(self._view, what), size) for what in self.method.reads})
+        return Images(**{what: Views(partial(self._view, what), size) for what in self._reads("train")})
 
     def _view(self, what: str, view: int) -> Tensor | Rows | Pictures | Encoded:
         """One augmented view of the training split. A view that is seen once is encoded as it is read, not kept."""
@@ -180,9 +185,7 @@ class Federation:
         pictures = Pictures(split, task.clip.preprocess, task.device, task.dtype, keep=0)
         if what == "pixels":
             return pictures
-        return Encoded(
-            pictures, task.clip.encode_images if what == "features" else task.clip.encode_patches, task.dtype
-        )
+        return Encoded(pictures, partial(task.clip.encode, what), task.dtype)
 
     def features(self, split: str) -> Tensor:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""

@@ -133,6 +133,13 @@ class FrozenCLIP:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def encode(self, what: str, images: Tensor) -> Tensor:
+        """``features``, ``patches``, or ``mirrored`` (features of the mirrored images): (B, 3, R, R) preprocessed
+        pixels -> (B, e) or (B, patches, e)."""
+        if what == "patches":
+            return self.encode_patches(images)
+        return self.encode_images(images.flip(-1) if what == "mirrored" else images)
+
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit-norm image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64

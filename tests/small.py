@@ -64,13 +64,14 @@ def small_federation(text: str) -> Federation:
     rng = np.random.default_rng(1)
     clients, per_client = config["clients"], 6
     centres = rng.normal(size=(len(CLASSES), EMBED))
-    splits, features, patches = {}, {}, {}
+    splits, features, mirrored, patches = {}, {}, {}, {}
     for split in ("train", "test"):
         labels = rng.integers(len(CLASSES), size=clients * per_client)
         pixels = 20 * labels[:, None, None, None] + np.random.default_rng(2).integers(128, size=(len(labels), 8, 8, 3))
         splits[split] = ArraySplit(pixels.astype(np.uint8), labels)
         raw = centres[labels] + rng.normal(size=(len(labels), EMBED))
         features[split] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        mirrored[split] = features[split][:, ::-1]
         patches[split] = _patches(raw)
     for client in config["dataset"].get("faults", {}).get("nan", ()):
         features["train"][client * per_client] = np.nan
@@ -92,6 +93,7 @@ def small_federation(text: str) -> Federation:
         features.__getitem__,
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
         patches=patches.__getitem__,
+        mirrored=mirrored.__getitem__,
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
         slow_clients=config["runtime"].get("slow_clients", 0.0),

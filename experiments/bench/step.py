@@ -71,12 +71,14 @@ def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
         return torch.randn(clients, images, *shape, device=task.device)
 
     read: dict[str, torch.Tensor] = {}
-    if "features" in method.reads:
-        read["features"] = F.normalize(draw(task.clip.embed), dim=-1)
-    if "patches" in method.reads:  # with cosines as real ones have them, or transport would end at once
+    reads = method.reads + method.reads_in_training
+    for what in ("features", "mirrored"):
+        if what in reads:
+            read[what] = F.normalize(draw(task.clip.embed), dim=-1)
+    if "patches" in reads:  # with cosines as real ones have them, or transport would end at once
         noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.candidates([0]).photo
         read["patches"] = F.normalize(noise + 0.3 * draw(PATCHES, 1) * near, dim=-1)
-    if "pixels" in method.reads:
+    if "pixels" in reads:
         read["pixels"] = draw(3, task.clip.image_size, task.clip.image_size)
     labels = torch.randint(0, len(task.class_names), (clients, images), device=task.device)
     return Batch(Images(**read), labels, torch.full((clients, images), 1 / images, device=task.device))

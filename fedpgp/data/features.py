@@ -48,7 +48,8 @@ def encode_split(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Unit-norm features of a split's images or of their patches, from the cache or, the first time, from the model.
+    """Unit-norm features of a split's images, their patches or their mirror images, from the cache or, the first time,
+    from the model.
 
     Several processes may ask at once: one computes, the others wait for its file.
 
@@ -57,7 +58,7 @@ def encode_split(
         split: N pictures.
         cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
         dataset_name, split_name: only make the file's name readable.
-        what: ``features`` or ``patches``.
+        what: ``features``, ``patches`` or ``mirrored`` (features of the mirrored pictures).
         batch_size: pictures in one pass through the image tower; None: 128 on a GPU, 32 on a CPU, whose caches hold
             no more.
         progress: called with (pictures done, N) after each batch.
@@ -100,11 +101,10 @@ def _encode(
     batch_size: int,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    encode = clip.encode_images if what == "features" else clip.encode_patches
     features: np.ndarray | None = None
     done = 0
     for pixels in _batches(clip, split, batch_size):
-        encoded = encode(pixels).float().cpu().numpy()
+        encoded = clip.encode(what, pixels).float().cpu().numpy()
         if features is None:
             features = np.empty((len(split), *encoded.shape[1:]), dtype=np.float32)
             _check_space(folder, features.nbytes)  # now, rather than after an hour of encoding

@@ -37,11 +37,13 @@ class Images:
         features: pooled, unit norm, (..., embed).
         patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, embed).
         pixels: preprocessed pictures, (..., 3, R, R).
+        mirrored: as features, of the mirrored picture.
     """
 
     features: Tensor | None = None
     patches: Tensor | None = None
     pixels: Tensor | None = None
+    mirrored: Tensor | None = None
 
     def __getitem__(self, index) -> "Images":
         """The images at these positions of the leading axes."""
@@ -139,6 +141,8 @@ class Method(ABC):
     """False for a method without rounds (zero-shot)."""
     reads: ClassVar[tuple[str, ...]] = ("features",)
     """What it reads of an image: fields of :class:`Images`."""
+    reads_in_training: ClassVar[tuple[str, ...]] = ()
+    """What it reads of the training images besides; there is none of it when it answers."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Tensors that travel with the learned ones and are no part of the optimisation; ``gradients`` may change them in
     place."""

@@ -61,6 +61,7 @@ class FedMVP(Method):
     name = "fedmvp"
     Settings = FedMVPSettings
     reads = ("pixels",)
+    reads_in_training = ("mirrored",)
     equal_weights = True
 
     @cached_property
@@ -102,10 +103,8 @@ class FedMVP(Method):
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         features = self.global_features(params, classes)
         x = self.pictures(features, batch.images)
-        with torch.no_grad():
-            known = self.tower(batch.images.pixels.flip(-1))
         logits = cosine_logits(features["texts"], x, self.task.logit_scale)
-        apart = ((1 - (x * known).sum(-1)) * batch.weights).sum(-1)
+        apart = ((1 - (x * batch.images.mirrored).sum(-1)) * batch.weights).sum(-1)
         return cross_entropy(logits, batch.labels, batch.weights) + self.settings.weight * apart
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:

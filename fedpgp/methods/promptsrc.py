@@ -66,7 +66,7 @@ class PromptSRC(VPT):
 
     name = "promptsrc"
     Settings = PromptSRCSettings
-    reads = ("features", "pixels")
+    reads_in_training = ("features",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         check_depth("method.depth", self.settings.depth, self.tower.depth, "image")

@@ -86,6 +86,14 @@ def test_features_are_the_models_in_order(clip, tmp_path, counted):
         features[0] = 0
 
 
+def test_mirrored_features_are_those_of_the_mirrored_pictures(clip, tmp_path):
+    split = make_split()
+    found = encode(clip, split, tmp_path, what="mirrored")
+    seen = torch.stack([clip.preprocess(split.image(i)) for i in range(50)])
+    assert np.allclose(found, clip.encode_images(seen.flip(-1)).numpy(), atol=1e-6)
+    assert not np.allclose(found, encode(clip, split, tmp_path), atol=1e-2)
+
+
 def test_the_second_time_nothing_is_encoded(clip, tmp_path, counted):
     first = encode(clip, make_split(), tmp_path)
     second = encode(make_clip(), make_split(), tmp_path, progress=counted.progress)

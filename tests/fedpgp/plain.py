@@ -562,7 +562,7 @@ def fedmgp(task, s, batch, k, p, received):
     return total
 
 
-@plain("fedmvp", heads=2, rank=3, switch=33.0)  # one client is below it, two are not
+@plain("fedmvp", heads=2, rank=3, switch=42.0)  # one client is below it, two are not
 def fedmvp(task, s, batch, k, p, received):
     many = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
     many = (*many, "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
@@ -593,8 +593,7 @@ def fedmvp(task, s, batch, k, p, received):
 
     loss = cross_entropy_of(batch, k, logits)
     for b, _, w in real(batch, k):
-        mirrored = task.clip.encode_images(batch.images.pixels[k, b][None].flip(-1))[0]
-        loss = loss + w * s.weight * (1 - images[b] @ mirrored)
+        loss = loss + w * s.weight * (1 - images[b] @ batch.images.mirrored[k, b])
     learned = {n: t for n, t in p.items() if t.requires_grad}
     grads = torch.autograd.grad(loss, list(learned.values()))
     trained = {n: (n.startswith("lora")) == (s.switch > loss) for n in learned}

@@ -48,6 +48,7 @@ def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None,
         lambda part: FEATURES[part].numpy(),
         TrainingSettings(epochs=1, batch_size=8, lr=0.05),
         patches=lambda part: FEATURES[part][:, None].numpy(),
+        mirrored=lambda part: FEATURES[part].flip(1).numpy(),
         **options,
     )
 
@@ -207,6 +208,13 @@ def test_rank_out_of_range(rank):
 def test_context_length_out_of_range(n_ctx, init):
     with pytest.raises(FedPGPError, match="n_ctx|context_init"):
         Task(golden_clip(), NAMES, n_ctx=n_ctx, context_init=init)
+
+
+def test_what_training_alone_reads_is_not_made_of_test_images():
+    fed = federation("fedmvp")
+    assert fed.images("train").mirrored.shape == fed.features("train").shape
+    assert fed.images("train").pixels is not None and fed.images("test").pixels is not None
+    assert fed.images("test").mirrored is None and fed.images("test").features is None
 
 
 def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):

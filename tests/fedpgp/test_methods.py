@@ -25,7 +25,7 @@ def batch() -> Batch:
     pixels = torch.randn(K, B, 3, 16, 16, generator=rng, dtype=torch.float64)
     weights = torch.full((K, B), 1 / B, dtype=torch.float64)
     weights[2] = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0, 0], dtype=torch.float64)  # a shorter batch
-    return Batch(Images(images, patches, pixels), labels, weights)
+    return Batch(Images(images, patches, pixels, mirrored=images.roll(1, 1)), labels, weights)
 
 
 def parameters(method, batch, classes):
