@@ -52,6 +52,7 @@ class Graphs:
     def __init__(self):
         self._pool = None
         self._in_use: Callable[[], object | None] = lambda: None
+        self._seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> (runs, bytes kept)
         self._forget()
 
     def __len__(self) -> int:
@@ -110,7 +111,6 @@ class Graphs:
     def _forget(self) -> None:
         """Lets go of all recordings and their memory."""
         self._kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> recording
-        self._seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> (runs, bytes kept)
         self._largest, self._pool = 0, None
 
 

@@ -139,10 +139,12 @@ def test_a_larger_recording_takes_the_place_of_all_smaller_ones(graphs, monkeypa
         return x**3
 
     owner.cube = cube
-    for length, recorded in ((4, 1), (3, 2), (4, 2), (5, 1), (3, 2)):
+    for length, recorded in ((4, 1), (3, 2), (4, 2), (5, 1)):
         for _ in range(RUNS_FIRST + 1):
             graphs(owner, owner.cube, context(length))
         assert len(graphs) == recorded
+    graphs(owner, owner.cube, context(3))  # it has run as it is before
+    assert len(graphs) == 2
 
 
 def test_what_does_not_fit_runs_as_it_is(graphs, monkeypatch):
