@@ -76,7 +76,7 @@ def predict(personal: Personal, pictures: Sequence[Image.Image]) -> torch.Tensor
     """Probability of each class for each picture, (pictures, classes)."""
     method, clip = personal.federation.method, personal.federation.method.task.clip
     pixels = torch.stack([clip.preprocess(picture) for picture in pictures])
-    read = {what: pixels if what == "pixels" else clip.encode(what, pixels) for what in method.reads}
+    read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.reads}
     images = Images(**{what: x.to(method.task.device, method.task.dtype).unsqueeze(0) for what, x in read.items()})
     return method.logits(personal.features, images, personal.classes)[0].softmax(-1).cpu()
 

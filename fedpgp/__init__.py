@@ -9,13 +9,14 @@ import os
 # wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-    # glibc hands freed memory back to the kernel above 64 MiB, so every step of training would get its activations back
-    # page by page, each cleared anew. It may keep 1 GiB for the next step; blocks of up to 32 MiB, its limit, are kept.
+# glibc hands freed memory back to the kernel above 64 MiB, so every step of training would get its activations back
+# page by page, each cleared anew. It may keep 1 GiB for the next step; blocks of up to 32 MiB, its limit, are kept. A
+# user's own settings win.
+if not {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & set(os.environ):
     try:
-        _libc = ctypes.CDLL(None)
-        _libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-        _libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: setting the other ended its adapting by itself
+        _mallopt = ctypes.CDLL(None).mallopt
+        if _mallopt(-3, 2**25):  # M_MMAP_THRESHOLD: either of them ends its adapting by itself
+            _mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
     except (AttributeError, OSError, TypeError):  # another C library
         pass
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split
-from fedpgp.data.joint import Concat
+from fedpgp.data.joint import Concat, augmented
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation
@@ -150,14 +149,13 @@ def _clip(config: Mapping) -> FrozenCLIP:
 def _encoded(
     config: Mapping, dataset: Dataset, clip: Callable[[], FrozenCLIP], what: str, split: str, view: int | None = None
 ) -> np.ndarray:
-    """Features of a kind (``FrozenCLIP.encode``) of a split, or of an augmented view of it, from the cache if there."""
+    """What ``FrozenCLIP.features_of`` makes of a split, or of an augmented view of it, from the cache if there."""
     whole, name = getattr(dataset, split), split
     if not len(whole):  # a client may have none of its own
         return np.empty((0, clip().embed), dtype=np.float32)
-    parts = whole.parts if isinstance(whole, Concat) else [whole]
     if view is not None:
-        name = f"{split}-view{view}"
-        parts = [AugmentedSplit(part, view, clip().image_size) for part in parts]
+        whole, name = augmented(whole, view, clip().image_size), f"{split}-view{view}"
+    parts = whole.parts if isinstance(whole, Concat) else [whole]
     cache_dir = config["runtime"].get("cache_dir")
     found = [
         encode_split(clip(), part, cache_dir=cache_dir, dataset_name=dataset.name, split_name=name, what=what)

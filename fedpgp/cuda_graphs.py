@@ -5,6 +5,7 @@ memory of its activations; all recordings of a tower share it.
 """
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Graphs:
     enabled = True
 
     def __init__(self):
-        self._pool = None
+        self._pool, self._too_large = None, math.inf
         self._in_use: Callable[[], object | None] = lambda: None
         self._seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> (runs, bytes kept)
         self._forget()
@@ -89,9 +90,14 @@ class Graphs:
 
     def _record(self, owner: object, key: tuple, size: int, function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
         """Whether there is a recording now. ``size``: bytes that a forward pass keeps for the backward pass."""
+        if size >= self._too_large:
+            return False
         if size > self._largest:  # blocks of smaller ones would not hold it, and stay beside it
             self._forget()
-        if len(self) >= MOST or (not len(self) and _free(x.device) < 2 * size):
+        if len(self) >= MOST:
+            return False
+        if not len(self) and _free(x.device) < 2 * size:
+            self._too_large = size  # or it would drop the others each time that it comes
             return False
         stream = torch.cuda.current_stream(x.device)
         try:

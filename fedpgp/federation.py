@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.data import Dataset
-from fedpgp.data.augment import AugmentedSplit
+from fedpgp.data.joint import augmented
 from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import accuracy, calibration_error
@@ -164,7 +164,8 @@ class Federation:
         self.features("test")
         self.images("test")
         if self.method.learns:
-            self.images("train")
+            for what in self._reads("train") if self.training.views == 1 else self.method.reads:
+                self._read("train", what)
             for view in range(self.training.views or 0) if self.training.views != 1 else ():
                 for what in self._reads("train"):
                     self._view(what, view)
@@ -181,11 +182,11 @@ class Federation:
         if self.training.views is not None and what != "pixels":
             return self._read("train", what, view)
         task = self.method.task
-        split = AugmentedSplit(self.dataset.train, view, task.clip.image_size)
+        split = augmented(self.dataset.train, view, task.clip.image_size)
         pictures = Pictures(split, task.clip.preprocess, task.device, task.dtype, keep=0)
         if what == "pixels":
             return pictures
-        return Encoded(pictures, partial(task.clip.encode, what), task.dtype)
+        return Encoded(pictures, partial(task.clip.features_of, what), task.dtype)
 
     def features(self, split: str) -> Tensor:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""

@@ -133,12 +133,12 @@ class FrozenCLIP:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def encode(self, what: str, images: Tensor) -> Tensor:
+    def features_of(self, what: str, images: Tensor) -> Tensor:
         """``features``, ``patches``, or ``mirrored`` (features of the mirrored images): (B, 3, R, R) preprocessed
         pixels -> (B, e) or (B, patches, e)."""
-        if what == "patches":
-            return self.encode_patches(images)
-        return self.encode_images(images.flip(-1) if what == "mirrored" else images)
+        if what == "mirrored":
+            return self.encode_images(images.flip(-1))
+        return {"features": self.encode_images, "patches": self.encode_patches}[what](images)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

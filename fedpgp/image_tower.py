@@ -95,10 +95,12 @@ class ImageTower(FoldedTower):
         prompts: Tensor | None = None,
         beside: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
-        """As calling it, from what :meth:`embed` gives. A few pictures at a time on a CPU."""
-        count = 0 if prompts is None else prompts.shape[2]
-        parts = x.chunk(self.parts(x.shape[0] * x.shape[1] * (x.shape[2] + count)), dim=1)
-        return torch.cat([self._encode(part, prompts, beside) for part in parts], dim=1)
+        """As calling it, from what :meth:`embed` gives. On a CPU a few pictures of every client at a time."""
+        clients, images, tokens, _ = x.shape
+        size = self.at_once(images, clients * (tokens + (0 if prompts is None else prompts.shape[2])))
+        if images <= size:
+            return self._encode(x, prompts, beside)
+        return torch.cat([self._encode(some, prompts, beside) for some in x.split(size, dim=1)], dim=1)
 
     def _encode(
         self,

@@ -21,7 +21,7 @@ from fedpgp.data.store import write_cache
 from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
 
 FORMAT = 2
-COMPUTED_BY = ("frozen.py", "text.py")
+COMPUTED_BY = ("blocks.py", "frozen.py", "text.py")
 """What is remembered is what the code in these files makes of the weights."""
 
 OWN = ("model", "text_model", "tokenizer", "preprocess")

@@ -267,19 +267,24 @@ class PromptedTextEncoder:
         """
         if self._encode is not None:
             raise FedPGPError(f"prompts and adapters inside the text tower need a shared prefix: {self.path}")
+        if beside is None:
+            return self._few_at_a_time(contexts[:, 0], contexts[:, 1:])
         return self._shared(contexts[:, 0], contexts[:, 1:], beside)
 
     def _features(self, context: Tensor) -> Tensor:
         if self._encode is not None:
             return self._encode(context)
         if self.checkpointing:
-            return self._in_parts(context)
-        return self.tower.graphs(self, self._in_parts, context)
+            return self._few_at_a_time(context)
+        return self.tower.graphs(self, self._few_at_a_time, context)
 
-    def _in_parts(self, context: Tensor) -> Tensor:
-        """:meth:`_shared`, a few contexts at a time on a CPU."""
-        parts = context.chunk(self.tower.parts(len(context) * self.tokens))
-        return self._shared(context) if len(parts) == 1 else torch.cat([self._shared(part) for part in parts])
+    def _few_at_a_time(self, context: Tensor, deeper: Tensor | None = None) -> Tensor:
+        """:meth:`_shared` in several passes where one would be too large (on a CPU)."""
+        size = self.tower.at_once(len(context), self.tokens)
+        if len(context) <= size:
+            return self._shared(context, deeper)
+        contexts = [x.split(size) for x in (context, deeper) if x is not None]
+        return torch.cat([self._shared(*some) for some in zip(*contexts, strict=True)])
 
     def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
         """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""

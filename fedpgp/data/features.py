@@ -104,7 +104,7 @@ def _encode(
     features: np.ndarray | None = None
     done = 0
     for pixels in _batches(clip, split, batch_size):
-        encoded = clip.encode(what, pixels).float().cpu().numpy()
+        encoded = clip.features_of(what, pixels).float().cpu().numpy()
         if features is None:
             features = np.empty((len(split), *encoded.shape[1:]), dtype=np.float32)
             _check_space(folder, features.nbytes)  # now, rather than after an hour of encoding

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.base import Dataset, Split
 
 
@@ -21,7 +22,7 @@ class Concat(Split):
 
     def __init__(self, parts: Sequence[Split], offsets: Sequence[int]):
         super().__init__(np.concatenate([part.labels + offset for part, offset in zip(parts, offsets, strict=True)]))
-        self.parts = list(parts)
+        self.parts, self.offsets = list(parts), list(offsets)
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def describe(self, i: int) -> str:
@@ -39,6 +40,14 @@ class Concat(Split):
     def _find(self, i: int) -> tuple[Split, int]:
         k = int(np.searchsorted(self.starts, i, side="right")) - 1
         return self.parts[k], int(i - self.starts[k])
+
+
+def augmented(split: Split, view: int, size: int) -> Split:
+    """One augmented view of a split, (size, size) pixels; of each part of a joint one by itself, so that a picture's
+    view is the same whatever its data set is joined with."""
+    if isinstance(split, Concat):
+        return Concat([augmented(part, view, size) for part in split.parts], split.offsets)
+    return AugmentedSplit(split, view, size)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class Method(ABC):
     reads: ClassVar[tuple[str, ...]] = ("features",)
     """What it reads of an image: fields of :class:`Images`."""
     reads_in_training: ClassVar[tuple[str, ...]] = ()
-    """What it reads of the training images besides; there is none of it when it answers."""
+    """What its loss reads of an image besides, and its answers do not."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Tensors that travel with the learned ones and are no part of the optimisation; ``gradients`` may change them in
     place."""

@@ -68,6 +68,8 @@ def test_recipe_short_depends_on_the_protocol():
     runs = [composed(["experiment=compare_all", f"protocol={name}"]) for name in ("base2novel", "multidomain")]
     assert [(run["rounds"], run["batch_size"], run["lr"]) for run in runs] == [(10, 128, 0.06), (5, 128, 0.06)]
     assert composed(["experiment=compare_all", "protocol=multidomain", "rounds=3"])["rounds"] == 3
+    alone = composed(["recipe=short", "protocol=multidomain"])
+    assert (alone["rounds"], alone["batch_size"]) == (5, 128) and composed(["protocol=multidomain"])["rounds"] == 10
 
 
 @pytest.mark.parametrize(("name", "more"), [(name, more) for name, *more in LEARNING], ids=map("-".join, LEARNING))

@@ -147,6 +147,24 @@ def test_a_larger_recording_takes_the_place_of_all_smaller_ones(graphs, monkeypa
     assert len(graphs) == 2
 
 
+def test_a_pass_that_does_not_fit_drops_the_others_only_once(graphs, monkeypatch):
+    owner, size, made = Owner(), 0, []
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: size)
+    monkeypatch.setattr(cuda_graphs, "_free", lambda device: 20)
+    monkeypatch.setattr(cuda_graphs, "_Recording", lambda *of: made.append(of) or Recording(*of))
+
+    def cube(x):
+        nonlocal size
+        size += len(x)
+        return x**3
+
+    owner.cube = cube
+    for _ in range(8):
+        for length in (4, 11):
+            graphs(owner, owner.cube, context(length))
+    assert len(graphs) == 1 and len(made) == 2
+
+
 def test_what_does_not_fit_runs_as_it_is(graphs, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "_free", lambda device: 150)  # a pass keeps 100
     owner = Owner()

@@ -1,13 +1,17 @@
 """The facade on a small made-up federation with two domains: who is scored on what, compared with plain loops."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from golden import golden_clip
 
+from fedpgp.configured import _encoded
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split
+from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation
@@ -210,11 +214,37 @@ def test_context_length_out_of_range(n_ctx, init):
         Task(golden_clip(), NAMES, n_ctx=n_ctx, context_init=init)
 
 
-def test_what_training_alone_reads_is_not_made_of_test_images():
-    fed = federation("fedmvp")
-    assert fed.images("train").mirrored.shape == fed.features("train").shape
+@pytest.mark.parametrize(("name", "what"), [("fedmvp", "mirrored"), ("promptsrc", "features")])
+def test_what_training_alone_reads_is_not_made_of_test_images(name, what):
+    fed = federation(name)
+    assert getattr(fed.images("train"), what).shape == (len(DATASET.train), 16)
     assert fed.images("train").pixels is not None and fed.images("test").pixels is not None
-    assert fed.images("test").mirrored is None and fed.images("test").features is None
+    assert getattr(fed.images("test"), what) is None
+
+
+@pytest.mark.parametrize("views", [1, 3, None])
+def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, tmp_path):
+    """In a joint data set too, whose parts are encoded one by one."""
+    (joint, _), clip = join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]), golden_clip()
+    encoded = partial(_encoded, {"runtime": {"cache_dir": str(tmp_path)}}, joint, lambda: clip)
+    task = Task(clip, joint.class_names, n_ctx=4, dtype=torch.float64)
+    fed = Federation(
+        METHODS["fedmvp"](METHODS["fedmvp"].Settings(), task),
+        joint,
+        deal(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"}),
+        partial(encoded, "features"),
+        TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views),
+        mirrored=partial(encoded, "mirrored"),
+    )
+    fed.encode()
+    plain = [path for path in tmp_path.glob("*-train-*.safetensors") if "-view" not in path.name]
+    assert len(plain) == (2 if views == 1 else 0), "nobody reads them"
+    first, last = len(DATASET.train), len(joint.train)
+    rows = torch.tensor([0, 7, first, last - 1])
+    seen = fed.training_images()
+    for view in range(views or 2):
+        pixels, found = seen.pixels[rows + view * last], seen.mirrored[rows + view * last]
+        torch.testing.assert_close(found, clip.encode_images(pixels.flip(-1)), rtol=0, atol=1e-6)
 
 
 def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):

@@ -28,7 +28,7 @@ def test_a_few_pictures_at_a_time_are_the_same(monkeypatch):
 
     together, grads = run()
     assert len(seen) == tower.depth
-    monkeypatch.setattr(fedpgp.blocks, "LARGEST", 1)
+    monkeypatch.setattr(fedpgp.blocks, "HIDDEN_BYTES", 1)
     parts, same = run()
     assert len(seen) == 3 * tower.depth  # one picture of both clients at a time
     assert_close(parts, together, rtol=0, atol=1e-12)

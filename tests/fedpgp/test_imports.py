@@ -1,8 +1,6 @@
 """The science knows nothing of Flower, Ray or Hydra, and arrows between the rooms go one way."""
 
 import ast
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -58,35 +56,3 @@ def test_what_mends_torchvision_is_imported_before_open_clip():
             if line.strip().startswith(("import open_clip", "from open_clip")) and not mended:
                 late.append(f"{path.name}: {line.strip()}")
     assert not late
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_freed_memory_is_kept_for_the_next_step():
-    script = """
-import ctypes, resource
-import {package}
-libc, size = ctypes.CDLL(None), ctypes.c_size_t(20_000_000)
-libc.malloc.restype = ctypes.c_void_p
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [ctypes.c_void_p(libc.malloc(size)) for _ in range(10)]
-    for block in blocks:
-        ctypes.memset(block, 1, size.value)
-    while blocks:
-        libc.free(blocks.pop())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    faults = {
-        package: int(
-            subprocess.run(
-                [sys.executable, "-c", script.format(package=package)],
-                env=environment | {"PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for package in ("fedpgp", "math")
-    }
-    assert faults["fedpgp"] < 1000 < 40_000 < faults["math"], faults  # pages of 4 KiB

@@ -101,22 +101,38 @@ def test_classes_do_not_influence_each_other():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_few_contexts_at_a_time_are_the_same(checkpointing, monkeypatch):
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_few_contexts_at_a_time_are_the_same(checkpointing, deep, monkeypatch):
     clip = golden_clip()
     encoder = PromptedTextEncoder(clip, NAMES, 4)
     encoder.checkpointing = checkpointing
-    contexts = torch.randn(7, 4, 32, dtype=torch.float64, requires_grad=True)
+    contexts = torch.randn(7, 2, 4, 32, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(7, len(NAMES), 1, dtype=torch.float64)
-    together = encoder(contexts)
-    (grad,) = torch.autograd.grad((together * weights).sin().sum(), contexts)
-    hidden = encoder.tokens * 4 * 32 * 8
-    monkeypatch.setattr(fedpgp.blocks, "LARGEST", 2 * hidden + 1)
+
+    def run():
+        features = encoder.deep(contexts) if deep else encoder(contexts[:, 0])
+        return features, torch.autograd.grad((features * weights).sin().sum(), contexts)[0]
+
+    together, grad = run()
+    monkeypatch.setattr(fedpgp.blocks, "HIDDEN_BYTES", 3 * encoder.tokens * 4 * 32 * 8)
     sizes, shared = [], encoder._shared
-    monkeypatch.setattr(encoder, "_shared", lambda part: sizes.append(len(part)) or shared(part))
-    parts = encoder(contexts)
-    assert sizes == [2, 2, 2, 1]
-    assert_close(parts, together, rtol=0, atol=1e-12)
-    assert_close(torch.autograd.grad((parts * weights).sin().sum(), contexts)[0], grad, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(encoder, "_shared", lambda *some: sizes.append(len(some[0])) or shared(*some))
+    few, same = run()
+    assert sizes == [3, 3, 1]
+    assert_close(few, together, rtol=0, atol=1e-12)
+    assert_close(same, grad, rtol=1e-10, atol=1e-12)
+
+
+def test_no_pass_is_larger_than_it_may_be():
+    tower = PromptedTextEncoder(golden_clip(), NAMES, 4).tower
+    token = len(tower.blocks[0].fc_weight) * 8
+    for tokens in (1, 300, 1000, 15_000, 40_000):
+        for sequences in range(1, 60):
+            size = tower.at_once(sequences, tokens)
+            assert 1 <= size <= sequences
+            assert size == 1 or size * tokens * token <= fedpgp.blocks.HIDDEN_BYTES
+            fits = fedpgp.blocks.HIDDEN_BYTES // (tokens * token)
+            assert -(-sequences // size) == -(-sequences // max(1, fits)), "more passes than need be"
 
 
 def test_tokens_after_the_end_cannot_matter():
