@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.features import encode_split
+from fedpgp.data.base import Subset
+from fedpgp.data.features import encode_split, encoded_before
 from fedpgp.data.joint import Concat, augmented
+from fedpgp.data.lookup import Some
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation
@@ -72,11 +74,12 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
     dealt = deal_configured(config) if dealt is None else dealt
     dataset = dealt.dataset
     size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
+    encoded = partial(_encoded, config, dataset, clip, cache(lambda: dealt.train_rows))
     return Federation(
         lambda: make_method(clip(), dataset),
         dataset,
         dealt,
-        partial(_encoded, config, dataset, clip, "features"),
+        partial(encoded, "features"),
         TrainingSettings(
             epochs=config["local_epochs"],
             batch_size=config["batch_size"],
@@ -85,7 +88,7 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
             views=None if views == "live" else views,
             **config["training"],
         ),
-        **{what: partial(_encoded, config, dataset, clip, what) for what in ("patches", "mirrored")},
+        **{what: partial(encoded, what) for what in ("patches", "mirrored")},
         seed=config["seed"],
         cohort_size=None if size == "auto" else int(size),
         keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
@@ -147,8 +150,14 @@ def _clip(config: Mapping) -> FrozenCLIP:
 
 
 def _encoded(
-    config: Mapping, dataset: Dataset, clip: Callable[[], FrozenCLIP], what: str, split: str, view: int | None = None
-) -> np.ndarray:
+    config: Mapping,
+    dataset: Dataset,
+    clip: Callable[[], FrozenCLIP],
+    train_rows: Callable[[], np.ndarray],
+    what: str,
+    split: str,
+    view: int | None = None,
+) -> np.ndarray | Some:
     """What ``FrozenCLIP.features_of`` makes of a split, or of an augmented view of it, from the cache if there."""
     whole, name = getattr(dataset, split), split
     if not len(whole):  # a client may have none of its own
@@ -156,9 +165,13 @@ def _encoded(
     if view is not None:
         whole, name = augmented(whole, view, clip().image_size), f"{split}-view{view}"
     parts = whole.parts if isinstance(whole, Concat) else [whole]
-    cache_dir = config["runtime"].get("cache_dir")
-    found = [
-        encode_split(clip(), part, cache_dir=cache_dir, dataset_name=dataset.name, split_name=name, what=what)
-        for part in parts
-    ]
+    options = {"cache_dir": config["runtime"].get("cache_dir"), "dataset_name": dataset.name, "what": what}
+    rows = train_rows() if split == "train" else np.arange(len(whole))
+    if 2 * len(rows) < len(whole):  # of many pictures few are dealt (shots): only those are encoded
+        found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]
+        if any(features is None for features in found):
+            some = encode_split(clip(), Subset(whole, rows), split_name=f"{name}-some", **options)
+            return Some(some, rows, len(whole))
+    else:
+        found = [encode_split(clip(), part, split_name=name, **options) for part in parts]
     return found[0] if len(found) == 1 else np.concatenate(found)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.data import Dataset
 from fedpgp.data.joint import augmented
-from fedpgp.data.lookup import Encoded, Pictures, Rows, Views
+from fedpgp.data.lookup import Encoded, Pictures, Placed, Rows, Some, Views
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import Batch, Features, Images, Method, Params, Round, cosine_logits
@@ -44,9 +44,10 @@ SCORED_AT_ONCE = 512
 
 
 class FeatureSource(Protocol):
-    """Where features come from: unit norm, one row an image of the train or the test split, or of an augmented view."""
+    """Where features come from: unit norm, one row an image of the train or the test split, or of an augmented view; or
+    some of the rows, all that will be asked for."""
 
-    def __call__(self, split: str, view: int | None = None) -> np.ndarray: ...
+    def __call__(self, split: str, view: int | None = None) -> np.ndarray | Some: ...
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Federation:
         self._sources = {"features": features, "patches": patches, "mirrored": mirrored}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
         self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
-        self._images: dict[tuple[str, str, int | None], Tensor | Rows | Pictures] = {}
+        self._images: dict[tuple[str, str, int | None], Tensor | Rows | Placed | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
     @classmethod
@@ -177,7 +178,7 @@ class Federation:
         size = len(self.dataset.train)
         return Images(**{what: Views(partial(self._view, what), size) for what in self._reads("train")})
 
-    def _view(self, what: str, view: int) -> Tensor | Rows | Pictures | Encoded:
+    def _view(self, what: str, view: int) -> Tensor | Rows | Placed | Pictures | Encoded:
         """One augmented view of the training split. A view that is seen once is encoded as it is read, not kept."""
         if self.training.views is not None and what != "pixels":
             return self._read("train", what, view)
@@ -192,15 +193,20 @@ class Federation:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""
         return self._read(split, "features")
 
-    def _read(self, split: str, what: str, view: int | None = None) -> Tensor | Rows | Pictures:
+    def _read(self, split: str, what: str, view: int | None = None) -> Tensor | Rows | Placed | Pictures:
         if (split, what, view) not in self._images:
             task, which = self.method.task, (split,) if view is None else (split, view)
             if what == "pixels":
                 images = Pictures(getattr(self.dataset, split), task.clip.preprocess, task.device, task.dtype)
-            elif what == "patches":
-                images = Rows(self._sources[what](*which), task.device, task.dtype)
-            else:  # a copy: torch must not write into, nor hold open, the memory-mapped cache
-                images = torch.from_numpy(np.array(self._sources[what](*which))).to(task.device, task.dtype)
+            else:
+                found = self._sources[what](*which)
+                array = found.values if isinstance(found, Some) else found
+                if what == "patches":
+                    images = Rows(array, task.device, task.dtype)
+                else:  # a copy: torch must not write into, nor hold open, the memory-mapped cache
+                    images = torch.from_numpy(np.array(array)).to(task.device, task.dtype)
+                if isinstance(found, Some):
+                    images = Placed(images, found.rows, found.size, task.device)
             self._images[split, what, view] = images
         return self._images[split, what, view]
 

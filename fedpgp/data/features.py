@@ -69,10 +69,8 @@ def encode_split(
     Raises:
         FedPGPError: a picture that cannot be read; no space left (says where, and how to move the cache).
     """
-    key = feature_key(clip, split, what)
+    path, key = _place(clip, split, cache_dir, dataset_name, split_name, what)
     batch_size = batch_size or (32 if clip.device.type == "cpu" else 128)
-    folder = cache_folder(cache_dir)
-    path = folder / f"{dataset_name}-{split_name}-{key[:24]}.safetensors"
     found = _open_cached(path, key, len(split))
     if found is not None:
         return found
@@ -80,11 +78,33 @@ def encode_split(
         remove_leftovers(path)
         found = _open_cached(path, key, len(split))  # made by another process while this one waited
         if found is None:
-            _write(path, key, _encode(clip, split, what, folder, batch_size, progress))
+            _write(path, key, _encode(clip, split, what, path.parent, batch_size, progress))
             found = _open_cached(path, key, len(split))
     if found is None:
         raise FedPGPError(f"the feature cache {path} cannot be read back after it was written; is the disk sound?")
     return found
+
+
+def encoded_before(
+    clip: "FrozenCLIP",
+    split: Split,
+    *,
+    cache_dir: str | Path | None = None,
+    dataset_name: str,
+    split_name: str,
+    what: str = "features",
+) -> np.ndarray | None:
+    """What :func:`encode_split` would find in the cache; None where it would have to encode."""
+    path, key = _place(clip, split, cache_dir, dataset_name, split_name, what)
+    return _open_cached(path, key, len(split))
+
+
+def _place(
+    clip: "FrozenCLIP", split: Split, cache_dir: str | Path | None, dataset_name: str, split_name: str, what: str
+) -> tuple[Path, str]:
+    """The cache file of a split's features, and its key."""
+    key = feature_key(clip, split, what)
+    return cache_folder(cache_dir) / f"{dataset_name}-{split_name}-{key[:24]}.safetensors", key
 
 
 def feature_key(clip: "FrozenCLIP", split: Split, what: str = "features") -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,6 +33,41 @@ class Rows:
     def __getitem__(self, index: Tensor) -> Tensor:
         """Positions (...) -> (..., *row)."""
         return torch.from_numpy(np.array(self.array[index.cpu().numpy()])).to(self.device, self.dtype)
+
+
+@dataclass(frozen=True)
+class Some:
+    """What is known of some of N pictures.
+
+    Attributes:
+        values: (n, ...).
+        rows: positions of the n pictures among the N, ascending.
+        size: N.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    size: int
+
+
+class Placed:
+    """Some of N rows, looked up by their positions among the N. Any other position is out of range.
+
+    Args:
+        some: the n rows, looked up from 0 to n - 1.
+        rows: their positions among the N.
+        size: N.
+        device: of the positions that are asked for.
+    """
+
+    def __init__(self, some: "Tensor | Rows", rows: np.ndarray, size: int, device: torch.device):
+        place = torch.full((size,), size)
+        place[torch.from_numpy(rows)] = torch.arange(len(rows))
+        self.some, self.place = some, place.to(device)
+
+    def __getitem__(self, index: Tensor | np.ndarray) -> Tensor:
+        """Positions (...) -> (..., *row)."""
+        return self.some[self.place[index]]
 
 
 class Pictures:
@@ -93,7 +129,7 @@ class Views:
         size: N.
     """
 
-    def __init__(self, source: "Callable[[int], Tensor | Rows | Pictures | Encoded]", size: int):
+    def __init__(self, source: "Callable[[int], Tensor | Rows | Placed | Pictures | Encoded]", size: int):
         self.source, self.size = source, size
 
     def __getitem__(self, index: Tensor) -> Tensor:

@@ -89,6 +89,12 @@ class Deal:
     adapt_epochs: int = 0
     own: bool = False
 
+    @property
+    def train_rows(self) -> np.ndarray:
+        """Rows of the train split that some client trains on, or is tested on, ascending."""
+        exams = [exam.rows for share in self.shares for exam in share.exams.values() if exam.split == "train"]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(share.train for share in self.shares), *exams]))
+
 
 @dataclass(frozen=True)
 class Protocol(ABC):

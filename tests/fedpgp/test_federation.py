@@ -222,11 +222,14 @@ def test_what_training_alone_reads_is_not_made_of_test_images(name, what):
     assert getattr(fed.images("test"), what) is None
 
 
+@pytest.mark.parametrize("all_rows", [True, False])
 @pytest.mark.parametrize("views", [1, 3, None])
-def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, tmp_path):
-    """In a joint data set too, whose parts are encoded one by one."""
+def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, all_rows, tmp_path):
+    """In a joint data set too, whose parts are encoded one by one, and where only a few pictures are."""
     (joint, _), clip = join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]), golden_clip()
-    encoded = partial(_encoded, {"runtime": {"cache_dir": str(tmp_path)}}, joint, lambda: clip)
+    rows = [0, 7, len(DATASET.train), len(joint.train) - 1]
+    used = np.arange(len(joint.train)) if all_rows else np.array(rows)
+    encoded = partial(_encoded, {"runtime": {"cache_dir": str(tmp_path)}}, joint, lambda: clip, lambda: used)
     task = Task(clip, joint.class_names, n_ctx=4, dtype=torch.float64)
     fed = Federation(
         METHODS["fedmvp"](METHODS["fedmvp"].Settings(), task),
@@ -238,13 +241,15 @@ def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, tmp_path):
     )
     fed.encode()
     plain = [path for path in tmp_path.glob("*-train-*.safetensors") if "-view" not in path.name]
-    assert len(plain) == (2 if views == 1 else 0), "nobody reads them"
-    first, last = len(DATASET.train), len(joint.train)
-    rows = torch.tensor([0, 7, first, last - 1])
+    assert len(plain) == ((2 if all_rows else 1) if views == 1 else 0), "nobody reads them"
     seen = fed.training_images()
     for view in range(views or 2):
-        pixels, found = seen.pixels[rows + view * last], seen.mirrored[rows + view * last]
+        index = torch.tensor(rows) + view * len(joint.train)
+        pixels, found = seen.pixels[index], seen.mirrored[index]
         torch.testing.assert_close(found, clip.encode_images(pixels.flip(-1)), rtol=0, atol=1e-6)
+    if not all_rows and views:
+        with pytest.raises(IndexError):
+            seen.mirrored[torch.tensor([3])]
 
 
 def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
