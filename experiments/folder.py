@@ -79,7 +79,8 @@ class RunFolder:
         try:
             config = yaml.safe_load((path / "config.yaml").read_text())
         except FileNotFoundError:
-            raise FedPGPError(f"{path} is no run's folder: it has no config.yaml") from None
+            hint = f"; it is a sweep's: -m resume={path}" if (path / "sweep.json").is_file() else ""
+            raise FedPGPError(f"{path} is no run's folder: it has no config.yaml{hint}") from None
         except (OSError, yaml.YAMLError) as error:
             raise FedPGPError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(config, dict) or "method" not in config:

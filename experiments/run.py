@@ -172,8 +172,8 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
     stored = stored_in(folder)
     if differing := changed_on_resume(overrides, config, stored):
         raise FedPGPError(
-            f"{folder} was started with another configuration: {', '.join(differing)} differ; "
-            "leave them out, or start a new run"
+            f"{folder} was started with another configuration; other there: {', '.join(differing)}. "
+            "Leave it out, or start a new run"
         )
     changes: dict = {}
     for override in parse(overrides):  # a choice of a group brings its settings; a key only itself
