@@ -19,11 +19,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.failures import Failures, describe
 from clients.guard import guarded
 from clients.site import Site, Unfit, differences, identity
 from clients.state import PrivateStore, finite
 from clients.wire import Job, Record, pack_reply, unpack
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, MethodError
 
 Shared = dict[str, np.ndarray]
 Own = dict[int, Shared]
@@ -57,6 +58,7 @@ class Node:
         self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))
         self.replies: dict[int, RecordDict] = {}
         self.errors: dict[int, str] = {}
+        self.failures = Failures()
         self.kept: list[int] = []
         self.seconds = 0.0
         self._federation_of = federation_of
@@ -138,7 +140,9 @@ class Node:
                     self.replies[client] = answer
         except Exception as error:
             missing = [c for c in clients if c not in self.replies and c not in self.errors]
-            if len(missing) > 1:
+            if self.site is None and (not isinstance(error, FedPGPError) or isinstance(error, MethodError)):
+                self.failures.add(error, len(missing))
+            if len(missing) > 1 and not self.job.debug:
                 for client in missing:
                     self._collect(work, federation, shared, [client], own)
             else:
@@ -147,7 +151,7 @@ class Node:
     def reason(self, error: Exception) -> str:
         """What the server is told of an error. One about a client's own pictures names files, folders or classes, so it
         stays in the node's log."""
-        reason = str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
+        reason = describe(error)
         if self.site is None or self.site.data_dir is None:
             return reason
         print(f"error: {reason}", file=sys.stderr, flush=True)
@@ -182,6 +186,8 @@ class Node:
         process = f"{_machine()}/{os.getpid()}" if self.site is None else f"client {self.site.client}"
         account = {"seconds": self.seconds, "process": process, "rss_mb": peak_rss_mb()}
         account |= {"clients": len(self.replies), "kept": self.kept}
+        if failures := self.failures.account():
+            account["failures"] = failures
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             account["gpu_mb"] = torch.cuda.max_memory_reserved() / 2**20  # CUDA graphs' memory too

@@ -43,6 +43,7 @@ class Job:
         deadline: seconds after which the server no longer waits; 0 for never.
         threads: torch threads a worker may use; 0 leaves them alone.
         ask: what a query or an evaluation wants beside the usual ("clients", "samples", "zero_shot").
+        debug: an exception ends the message (``runtime.debug``): clients are not tried one by one.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Job:
     deadline: float = 0.0
     threads: int = 0
     ask: str = ""
+    debug: bool = False
 
     def record(self) -> ConfigRecord:
         """As a Flower record."""

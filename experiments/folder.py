@@ -135,6 +135,15 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(path, error) from error
 
+    def traceback(self, text: str) -> None:
+        """Appends an exception of a method's code to errors.log."""
+        path = self.path / "errors.log"
+        try:
+            with open(path, "a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
     def metrics_length(self) -> int:
         """Bytes of metrics.jsonl."""
         path = self.path / "metrics.jsonl"

@@ -27,7 +27,7 @@ from experiments.loggers import Logger, make_logger
 from experiments.memory import start_peak
 from experiments.reporting.page import write_report
 from experiments.settings import FREE, check, check_runtime, flatten, free
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
 from strategies.grid import Bell, Interrupted
@@ -127,6 +127,7 @@ def _run(
     logger: Logger | None = None
     server: Server | None = None
     summary: dict | None = None
+    observer: _Observer | None = None
     try:
         with stopper.listening():
             checkpoint = latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
@@ -178,12 +179,14 @@ def _run(
             if stopper.event.is_set():
                 raise Interrupted
         summary = _finish(folder, config, server, "finished")
-    except FedPGPError:
+    except FedPGPError as error:
         if server is not None and checkpoints(folder.path / "checkpoint"):
             _save_what_there_is(folder, config, server, console)
-            console.note(f"what is done is saved; go on with: {_again(config)} resume={folder.path}")
+            console.note(f"what is done is saved; {_what_helps(error, f'{_again(config)} resume={folder.path}')}")
         elif not resumed and not checkpoints(folder.path / "checkpoint"):
             # Refused before anything was done: the same run_dir is free for the next try.
+            if observer is not None and observer.last_traceback:
+                console.note(observer.last_traceback)  # errors.log goes with the folder
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     except Interrupted:
@@ -295,6 +298,7 @@ class _Observer:
         self.folder, self.config, self.console, self.logger = folder, config, console, logger
         self.class_names: list[str] = []
         self.notes: tuple[str, ...] = ()
+        self.last_traceback = ""
         self.stage, self.warn = console.stage, console.warn
         self._train: dict | None = None
         self._evaluation: dict | None = None
@@ -302,6 +306,12 @@ class _Observer:
     def progress(self, done: int, total: int, what: str) -> None:
         if sys.stdout.isatty():  # elsewhere a round is one line
             self.console.progress(done, total, what)
+
+    def traceback(self, text: str) -> None:
+        self.folder.traceback(text)
+        self.last_traceback = text
+        if self.config["verbose"]:
+            self.console.note(text)
 
     def clients(self, table: list[dict]) -> None:
         self.folder.clients(table, self.config["partition"], self.class_names, self.notes)
@@ -405,6 +415,13 @@ def _again(config: Mapping) -> str:
         return "python -m experiments.run"
     own = config["partition"]["scheme"] == "own"
     return f"python -m experiments.deploy local {'--data FOLDER' if own else '--clients ' + str(config['clients'])}"
+
+
+def _what_helps(error: FedPGPError, command: str) -> str:
+    """What to do after this error: ``command`` resumes the run, where that can help."""
+    if not isinstance(error, RepeatingError):
+        return f"resume with: {command}"
+    return f"{error.advice} resume with: {command}" if error.resumable else error.advice
 
 
 def _options(group: Mapping) -> dict:

@@ -9,6 +9,24 @@ class FedPGPError(Exception):
     """Something a person can mend: bad input, a missing file, a full disk. The message names it and says what to do."""
 
 
+class MethodError(FedPGPError):
+    """A fault in the code of a method; the message names its file and line."""
+
+
+class RepeatingError(FedPGPError):
+    """An error that the same run meets again when it is resumed as it is.
+
+    Args:
+        text: what went wrong.
+        advice: what helps: ends with the command that resumes where that makes sense.
+        resumable: whether a resume makes sense once the advice is followed.
+    """
+
+    def __init__(self, text: str, advice: str, resumable: bool = True):
+        super().__init__(text)
+        self.advice, self.resumable = advice, resumable
+
+
 def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
     """The message for a name that does not exist: what it is, and the nearest names that do (all when none is near)."""
     valid = [str(v) for v in valid]

@@ -26,6 +26,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
+from strategies.failures import lost_round, tell
 from strategies.grid import Bell, CohortGrid, Exchange, Interrupted
 from strategies.replies import Unusable, check_answer, check_figures, check_update, json_of
 from strategies.roll import Roll
@@ -47,6 +48,7 @@ class Observer(Protocol):
     def stage(self, text: str) -> None: ...
     def progress(self, done: int, total: int, what: str) -> None: ...
     def warn(self, text: str) -> None: ...
+    def traceback(self, text: str) -> None: ...
     def clients(self, table: Rows) -> None: ...
     def trained(self, record: dict) -> None: ...
     def evaluated(self, record: dict, rows: Rows) -> None: ...
@@ -312,17 +314,23 @@ class Server:
             self._settle(self.roll)
         grid.available, grid.exchange = list(clients), Exchange()
         grid.committed = {client: int(self.state.committed[client]) for client in clients}
-        grid.job = replace(self.job, round=round, ask=ask)
+        grid.job = replace(self.job, round=round, ask=ask, debug=bool(self.config["runtime"].get("debug", False)))
         what = f"round {round}"
         grid.progress = lambda done, total: self.observer.progress(done, total, what)
         messages = {message.metadata.dst_node_id: self._with_own(message) for message in configure()}
         good: dict[int, Message] = {}
         failed: dict[int, str] = {}
+        exceptions: set[str] = set()
+        told = 0  # accounts whose exceptions have been reported
         for attempt in range(1, TRIES + 1):
             waiting = sorted(set(messages) - set(good))
             kind = {client: messages[client].metadata.message_type for client in waiting}
             fresh = [Message(messages[c].content, dst_node_id=c, message_type=kind[c]) for c in waiting]
-            for reply in grid.send_and_receive(fresh, timeout=self.timeout):
+            replies = grid.send_and_receive(fresh, timeout=self.timeout)
+            debug = self.config["runtime"].get("debug", False)
+            exceptions |= tell(what, grid.exchange.accounts[told:], self.observer, debug=debug)
+            told = len(grid.exchange.accounts)
+            for reply in replies:
                 client = reply.metadata.src_node_id
                 try:
                     if reply.has_error():
@@ -341,7 +349,7 @@ class Server:
         for client in failed if self.roll is not None else ():
             self.roll.doubt(client)
         if len(good) < need:
-            raise FedPGPError(f"{what}: {self._few(len(good), len(messages), need, failed)}")
+            raise lost_round(f"{what}: {self._few(len(good), len(messages), need, failed)}", failed, exceptions)
         return good, failed, grid.exchange
 
     def _with_own(self, message: Message) -> Message:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.errors import MethodError
 from fedpgp.losses import cross_entropy
 from fedpgp.task import Candidates, Task
 
@@ -191,10 +192,20 @@ class Method(ABC):
 
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
         for methods that change gradients (projection, clipping, noise, control variates).
+
+        Raises:
+            MethodError: the loss is not one number for each client.
         """
         leaves = {name: params[name].detach().requires_grad_() for name in self.learned(params)}
         with torch.enable_grad():
             loss = self.loss({**params, **leaves}, batch, classes, step)
+            if loss.shape != batch.labels.shape[:1]:
+                code = type(self).loss.__code__
+                raise MethodError(
+                    f"method {self.name}: its loss has the shape {tuple(loss.shape)} and must have "
+                    f"{tuple(batch.labels.shape[:1])}, one number for each client of the cohort: sum or "
+                    f"average over every axis but the first ({code.co_filename}:{code.co_firstlineno})"
+                )
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), dict(zip(leaves, grads, strict=True))
 

@@ -35,7 +35,7 @@ def same_tensors(one, other, **tolerance):
     ("fault", "said"),
     [
         ("nan", "loss or update is NaN or Inf at round 1, step 1"),
-        ("raise", "RuntimeError: client 2 fell over"),
+        ("raise", "RuntimeError: client 2 fell over (tests/small.py:"),
         ("inf_update", "tensor p_G of its update is NaN or Inf"),
         ("wrong_shape", r"tensor p_G is float64[3, 32] instead of float64[4, 32]"),
         ("wrong_count", "says it trained on 1000000 images, but it has 5"),
@@ -46,7 +46,8 @@ def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):
     """The others' average is that of a federation that does not ask it."""
     run(tmp_path / "a", "rounds=1", "participation=1", "evaluate_every=0", faults={fault: [2]})
     (line,) = metrics(tmp_path / "a", "train")
-    assert line["clients"] == 5 and line["dropped"] == [{"client": 2, "reason": said}]
+    assert line["clients"] == 5 and [d["client"] for d in line["dropped"]] == [2]
+    assert line["dropped"][0]["reason"].startswith(said)
     assert all(
         np.isfinite(tensor).all() for name, tensor in final(tmp_path / "a")[0].items() if name.startswith("shared/")
     )

@@ -1,0 +1,63 @@
+"""What the server says of exceptions in the code of a method: each once a round, never swallowed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from fedpgp.errors import FedPGPError, RepeatingError
+
+NOT_FINITE = "NaN or Inf"
+"""Stands in every message about a loss, an update or a private tensor that is not finite."""
+
+
+class Listener(Protocol):
+    """Who is told: a warning for the terminal, a traceback for the run folder."""
+
+    def warn(self, text: str) -> None: ...
+    def traceback(self, text: str) -> None: ...
+
+
+def tell(what: str, accounts: Iterable[Mapping], listener: Listener, *, debug: bool) -> set[str]:
+    """Report the exceptions of an exchange, each once.
+
+    Args:
+        what: of which exchange, "round 3".
+        accounts: the nodes' accounts; ``failures`` of each are ``clients, reason, traceback``.
+        listener: is told.
+        debug: stop at the first (``runtime.debug``).
+
+    Returns:
+        the reasons.
+
+    Raises:
+        FedPGPError: with the traceback, when ``debug`` is set and there is one.
+    """
+    found: dict[str, dict] = {}
+    for failure in (failure for account in accounts for failure in account.get("failures", ())):
+        known = found.setdefault(failure["reason"], dict(failure))
+        known["clients"] = max(known["clients"], failure["clients"])
+    for reason, failure in found.items():
+        listener.traceback(f"{what}: {reason}\n{failure['traceback']}")
+        if debug:
+            raise FedPGPError(f"{what}: {reason}\n{failure['traceback']}(stopped by runtime.debug=true)")
+        if failure["clients"] > 1:
+            listener.warn(
+                f"{what}: {failure['clients']} clients together failed ({reason}); tried one by one. "
+                "The traceback is in errors.log; runtime.debug=true stops at it"
+            )
+    return set(found)
+
+
+def lost_round(text: str, failed: Mapping[int, str], exceptions: set[str]) -> FedPGPError:
+    """Return the error of a round that too few clients answered, with advice that helps.
+
+    Args:
+        text: what happened.
+        failed: client -> why it is left out.
+        exceptions: the reasons that are exceptions of code.
+    """
+    reasons: Sequence[str] = list(failed.values())
+    if reasons and all(reason in exceptions for reason in reasons):
+        return RepeatingError(f"{text}. The traceback is in errors.log", "mend the code first, then")
+    if reasons and all(NOT_FINITE in reason for reason in reasons):
+        return RepeatingError(text, "a resume would meet the same numbers: start a new run with a smaller lr", False)
+    return FedPGPError(text)
