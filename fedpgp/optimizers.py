@@ -12,6 +12,9 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, unknown
 
+Rate = float | Tensor
+"""A learning rate; as a tensor it broadcasts to the parameter (K, …)."""
+
 
 class SGD:
     """``d = g + wd p;  buf = momentum buf + d;  p -= lr buf`` (no dampening, no Nesterov)."""
@@ -21,11 +24,14 @@ class SGD:
     def __init__(self, momentum: float = 0.9, weight_decay: float = 5e-4):
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: float, step: Tensor) -> None:
+    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor) -> None:
         """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
         buffer = state["momentum"]
         buffer.mul_(self.momentum).add_(grad).add_(p, alpha=self.weight_decay)
-        p.sub_(buffer, alpha=lr)
+        if isinstance(lr, Tensor):
+            p.sub_(lr * buffer)
+        else:
+            p.sub_(buffer, alpha=lr)
 
 
 class Adam:
@@ -36,7 +42,7 @@ class Adam:
     def __init__(self, weight_decay: float = 0.0, decoupled: bool = False, betas=(0.9, 0.999), eps: float = 1e-8):
         self.weight_decay, self.decoupled, self.betas, self.eps = weight_decay, decoupled, betas, eps
 
-    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: float, step: Tensor) -> None:
+    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor) -> None:
         """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
         if self.decoupled:
             p.mul_(1 - lr * self.weight_decay)

@@ -187,10 +187,12 @@ def train_cohort(
         sent = {name: tensor[:active] for name, tensor in received.items()}
         loss, grads = method.gradients(now, batch, classes, Step(round, step, ids[:active], sent, lr, seed))
         state["step"][:active] += 1
+        rates = method.rates(now)
         for name in learned:
             p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
-            optimizer.update(p, grads[name], slots, lr, state["step"][:active])
+            rate = lr * rates[name] if name in rates else lr
+            optimizer.update(p, grads[name], slots, rate, state["step"][:active])
         total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
         for p in (now[name] for name in learned):

@@ -4,11 +4,12 @@
     pool(x)    = every (e/128)-th coordinate of x
     T_moe,c    = Wo concat_h softmax(10 q_h k_h^T) v_h        q = Wq pool(x), k = Wk pool(T), v = Wv pool(T), h of 8
     y_c        = lambda s x.T_0,c + s pool(x).T_moe,c
-    L          = CE(y), which trains p_i and the gate; without a gate as long as the client is not in the pool
+    L          = CE(y), which trains p_i and the gate; y = s x.T_0 as long as the client is not in the pool
 
 A round starts from the average of the prompts; the client sends its own, keeps it for prediction, and keeps its gate
-to itself. The server's pool holds every client's last prompt. (Public code always takes the same "random" experts, and
-hands one client's gate to the next.)
+to itself. The server's pool holds every client's last prompt. A client answers through its gate once the gate was
+trained, so from its second round on. (Public code always takes the same "random" experts, and hands one client's gate
+to the next.)
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class PFedMoAPSettings:
         text: lambda, weight of the client's own prompt beside the mixture.
         width: of the pooled features; it divides the embedding.
         heads: of the gate.
-        gate_rate: learning rate of the gate relative to the prompt's (under SGD).
+        gate_rate: learning rate of the gate relative to the prompt's.
     """
 
     experts: int = 10
@@ -61,13 +62,14 @@ class PFedMoAP(PromptFL):
 
     name = "pfedmoap"
     Settings = PFedMoAPSettings
-    carried = ("p", "tuned", "experts", "real", "known", "pooled")
+    carried = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         width, embed = self.settings.width, self.task.clip.embed
         if embed % width:
             raise FedPGPError(f"method.width={width} does not divide the model's embedding of {embed}")
-        state = {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
+        context = torch.zeros(self.task.n_ctx, self.task.clip.width)
+        state = {"p": context, "tuned": torch.zeros(1, 1), "gated": torch.zeros(1, 1)}
         for part in ("q", "k", "v", "o"):
             state |= linear_start(f"gate.{part}", width, width, rng)
         return state
@@ -100,28 +102,35 @@ class PFedMoAP(PromptFL):
         return {"pooled": self.pooled_experts(params, classes)}
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
-        features = self.mixture(params, self.global_features(params, classes), params["pooled"])
+        texts = self.global_features(params, classes)
+        features = self.mixture(params, texts, params["pooled"], params["known"])
         return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
-        loss, grads = super().gradients(params, batch, classes, step)
-        rate = self.settings.gate_rate
-        return loss, {name: grad * rate if name.startswith("gate.") else grad for name, grad in grads.items()}
+    def rates(self, params: Params) -> Params:
+        """The gate has a rate of its own, and stays as it is as long as the client is not in the pool."""
+        rates = {}
+        for name in self.learned(params):
+            if name.startswith("gate."):
+                trains = (params["known"] > 0).to(params[name]).view(-1, *[1] * (params[name].dim() - 1))
+                rates[name] = self.settings.gate_rate * trains
+        return rates
 
     def after_training(self, params: Params, step: Step) -> Params:
-        return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
+        gated = torch.maximum(params["gated"], params["known"])
+        return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"]), "gated": gated}
 
     # Answers. ---------------------------------------------------------------------------------------------------------
 
     def personal_features(self, params: Params, classes: Candidates) -> Params:
         own = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
         texts = self.global_features({"p_G": own}, classes)
-        return self.mixture(params, texts, self.pooled_experts(params, classes))
+        return self.mixture(params, texts, self.pooled_experts(params, classes), params["gated"])
 
-    def mixture(self, params: Params, texts: Tensor, experts: Tensor) -> Params:
-        """What the mixture answers from: the client's own class features, the pooled experts', the gate."""
+    def mixture(self, params: Params, texts: Tensor, experts: Tensor, gated: Tensor) -> Params:
+        """What the mixture answers from: the client's own class features, the pooled experts', the gate, and whether
+        (K, 1, 1) the gate counts."""
         gate = {name: tensor for name, tensor in params.items() if name.startswith("gate.")}
-        return {"texts": texts, "experts": experts, "real": params["real"], "known": params["known"], **gate}
+        return {"texts": texts, "experts": experts, "real": params["real"], "gated": gated, **gate}
 
     def pooled_experts(self, params: Params, classes: Candidates) -> Tensor:
         """(K, E, classes, 128). Each prompt goes through the text tower once, however many clients have it."""
@@ -138,7 +147,7 @@ class PFedMoAP(PromptFL):
             return cosine_logits(features, x, scale)
         own, query = features["texts"], self.pool(x)
         tokens = torch.cat([self.pool(own).unsqueeze(1), features["experts"]], dim=1)  # (K, 1 + E, C, 128)
-        real = torch.cat([torch.ones_like(features["known"][:, 0]), features["real"]], dim=1)
+        real = torch.cat([torch.ones_like(features["gated"][:, 0]), features["real"]], dim=1)
         q = linear(features, "gate.q", query).unflatten(-1, (self.settings.heads, -1))
         k, v = (
             linear(features, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1)) for part in ("k", "v")
@@ -150,5 +159,4 @@ class PFedMoAP(PromptFL):
         mixed = (shares * torch.einsum("kbhd,kechd->kbche", turned, v)).sum((-2, -1))
         mixed = mixed + query @ features["gate.o.bias"].unsqueeze(-1)
         text = cosine_logits(own, x, scale)
-        gated = self.settings.text * text + scale * mixed
-        return torch.where(features["known"] > 0, gated, text)
+        return torch.where(features["gated"] > 0, self.settings.text * text + scale * mixed, text)

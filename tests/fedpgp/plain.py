@@ -447,7 +447,7 @@ def fedamp(task, s, batch, k, p, received):
     return cosine_cross_entropy(task, batch, k, prompted(task, p["p"])) + s.pull / 2 * pull
 
 
-@plain("pfedmoap", experts=3, width=8, heads=2, gate_rate=1.0)
+@plain("pfedmoap", experts=3, width=8, heads=2)
 def pfedmoap(task, s, batch, k, p, received):
     own = prompted(task, p["p_G"])
     experts = [prompted(task, context) for context in p["experts"]]

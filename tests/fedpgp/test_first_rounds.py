@@ -1,0 +1,130 @@
+"""What a client answers with that never trained, trained once, or trained twice."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fedpgp.methods import METHODS, cosine_logits
+from fedpgp.training import TrainingSettings, train_cohort
+from tests.small import small_config, small_federation
+
+LEARNING = [name for name, method in METHODS.items() if method.learns]
+
+
+def federation(name: str, *overrides: str):
+    config = small_config("/nowhere", f"method={name}", "clients=3", "lr=0.1", *overrides)
+    return small_federation(json.dumps(config))
+
+
+def a_round(fed, round: int, clients, shared, memory, states):
+    """These clients train, the server averages; returns shared tensors and memory, and puts the states in place."""
+    own = {c: fed.for_client(c, memory) for c in clients}
+    results = list(fed.train(shared, clients, round, states.get, own))
+    states |= {r.client: r.state for r in results}
+    share = 1 / len(results)
+    averaged = {n: sum(share * r.update[n] for r in results) for n in shared}
+    return fed.after_round(
+        averaged,
+        round=round,
+        last=9,
+        sent=shared,
+        uploads={r.client: r.update for r in results},
+        weights=dict.fromkeys(clients, 1.0),
+        memory=memory,
+    )
+
+
+@torch.no_grad()
+def answers(fed, client: int, shared, memory, states) -> torch.Tensor:
+    own = {client: fed.for_client(client, memory)}
+    (features,) = fed.personal_features(shared, [client], states.get, [fed.base], own)
+    return fed.method.logits(features, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
+
+
+def plain(fed, context) -> torch.Tensor:
+    """CLIP's logits with this context."""
+    text = fed.base.encoder(fed.method.task.n_ctx)(torch.as_tensor(context)[None])[0]
+    return cosine_logits(text, fed.features("test")[:4], fed.method.task.logit_scale)
+
+
+def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
+    """Official: a gate is stored after a round in which the client had a local prompt already (ljaiverson/pFedMoAP,
+    a481de35edc7c83244709f540f5fe573df4455dc, federated_main.py 357-361); a client without one answers with its own
+    prompt (372-379), or the average where it has none (380-381), through lambda-free logits (trainers/pfedmoap.py
+    228-237)."""
+    fed = federation("pfedmoap")
+    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    for client in (0, 1):
+        assert memory["known"][client] == 1
+        assert_close(answers(fed, client, shared, memory, states), plain(fed, states[client]["p"]))
+    assert_close(answers(fed, 2, shared, memory, states), plain(fed, shared["p_G"]))
+    start = fed.initial_state(0)
+    assert all(torch.equal(states[0][n], start[n].double()) for n in start if n.startswith("gate."))
+    shared, memory = a_round(fed, 2, [0, 2], shared, memory, states)  # the first's second round, the third's first
+    gate = [n for n in start if n.startswith("gate.")]
+    assert all(not torch.equal(states[0][n], start[n].double()) for n in gate if n.endswith("weight"))
+    gated, text = answers(fed, 0, shared, memory, states), plain(fed, states[0]["p"])
+    assert (gated - text).abs().max() > 0.1
+    for client in (1, 2):
+        assert_close(answers(fed, client, shared, memory, states), plain(fed, states[client]["p"]))
+
+
+def test_pfedmoap_gate_has_an_optimizer_of_its_own():
+    """Rate and weight decay, as two torch optimizers (ljaiverson/pFedMoAP, a481de35, trainers/pfedmoap.py 277-283)."""
+    fed = federation("pfedmoap", "method.gate_rate=5")
+    method, classes, rng = fed.method, fed.base, np.random.default_rng(0)
+    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    params = fed._params(shared, [0], [states[0]], {0: fed.for_client(0, memory)})
+    rows, settings = np.arange(4), TrainingSettings(epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3)
+    labels = torch.from_numpy(rng.integers(0, len(classes.ids), len(fed.dataset.train)))
+    result = train_cohort(method, params, fed.images("train"), labels, [rows], classes, settings, seed=0, clients=[0],
+                          round=2)  # fmt: skip
+    learned = {n: params[n][0].clone().requires_grad_() for n in method.learned(params)}
+    gate = [t for n, t in learned.items() if n.startswith("gate.")]
+    optimizers = [
+        torch.optim.SGD([learned["p_G"]], lr=0.02, momentum=0.9, weight_decay=0.3),
+        torch.optim.SGD(gate, lr=0.1, momentum=0.9, weight_decay=0.3),
+    ]
+    for _ in range(3):
+        now = {**params, **{n: t[None] for n, t in learned.items()}}
+        features = method.mixture(now, method.global_features(now, classes), now["pooled"], now["known"])
+        logits = method.logits(features, fed.images("train")[torch.from_numpy(rows)[None]], classes)[0]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels[:4]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, tensor in learned.items():
+        assert_close(result.params[name][0], tensor.detach(), rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_no_answer_depends_on_what_never_trained(name):
+    """After a client's first round, a personal tensor that is still as it was drawn has no say in its answers."""
+    fed = federation(name)
+    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    expected, start = answers(fed, 0, shared, memory, states), fed.initial_state(0)
+    rng = torch.Generator().manual_seed(0)
+    for n, tensor in start.items():
+        drawn = tensor.numel() > 1 and tensor.to(states[0][n]).abs().max() > 0
+        if drawn and torch.equal(states[0][n], tensor.to(states[0][n])):
+            states[0][n] = states[0][n] + torch.randn(tensor.shape, generator=rng, dtype=states[0][n].dtype)
+    assert_close(answers(fed, 0, shared, memory, states), expected)
+
+
+@pytest.mark.parametrize("name", ["fedpgp", "promptfl_ft", "pfedmoap"])
+def test_a_client_that_never_trained_answers_with_the_newest_shared_prompt(name):
+    """Where the personal part is nothing at the start."""
+    fed = federation(name)
+    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    first = answers(fed, 2, shared, memory, states)
+    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    alone = answers(fed, 2, shared, memory, states)
+    assert_close(alone, plain(fed, shared["p_G"]))
+    assert (alone - first).abs().max() > 1e-3
