@@ -145,8 +145,11 @@ def _changed(config: Mapping, overrides: Sequence[str]) -> dict:
 
 
 def _which(dataset: Mapping) -> dict:
-    """The part of a data set's configuration that says which pictures."""
-    return {key: value for key, value in dataset.items() if key not in WHERE and value is not None}
+    """The part of a data set's configuration that says which pictures; what everybody tests on goes without saying."""
+    which = {key: value for key, value in dataset.items() if key not in WHERE and value is not None}
+    if which.get("evaluate_on") == "test":
+        del which["evaluate_on"]
+    return which
 
 
 def _where(dataset: Mapping) -> dict:

@@ -37,7 +37,7 @@ DTYPES = {
 def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     """The data set of a configuration, or another one (``name`` and its options) from where that one comes from."""
     chosen = config["dataset"]
-    common = {key: chosen[key] for key in ("download", "on_bad_image") if key in chosen}
+    common = {key: chosen[key] for key in ("download", "on_bad_image", "evaluate_on") if key in chosen}
     options = {**common, **spec} if spec else dict(chosen)
     name, root = options.pop("name"), options.pop("root", chosen.get("root"))
     options.pop("views", None)

@@ -21,10 +21,14 @@ from PIL import Image
 
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.seeding import generator
 
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "FEDPGP_DATA"
+EVALUATE_ON = ("test", "validation")
+VALIDATION_SHARE = 0.2
+"""Of the training images, where validation images are made of them."""
 BROKEN = (
     OSError,
     SyntaxError,
@@ -45,7 +49,11 @@ class Split(ABC):
     Attributes:
         labels: (N,) int64.
         domains: N names, or None for data without domains.
+        reserved: (N,) bool, the pictures that validation takes where the data set has no split for it; None leaves the
+            choice to :func:`validation_as_test`.
     """
+
+    reserved: np.ndarray | None = None
 
     def __init__(self, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None = None):
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -151,6 +159,7 @@ class Subset(Split):
         self.split, self.rows = split, np.asarray(rows, dtype=np.int64)
         domains = None if split.domains is None else [split.domains[row] for row in self.rows]
         super().__init__(split.labels[self.rows], domains)
+        self.reserved = None if split.reserved is None else split.reserved[self.rows]
 
     def describe(self, i: int) -> str:
         return self.split.describe(int(self.rows[i]))
@@ -220,7 +229,13 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def load_dataset(
-    name: str, root: str | Path | None = None, *, download: bool = False, on_bad_image: str = "error", **options
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    on_bad_image: str = "error",
+    evaluate_on: str = "test",
+    **options,
 ) -> Dataset:
     """Loads a data set; pictures are opened when they are asked for.
 
@@ -230,6 +245,7 @@ def load_dataset(
         download: fetch what is missing, where the data set's terms allow it.
         on_bad_image: ``error`` when a broken image is met, or ``skip``: all images are decoded once, broken ones are
             left out and counted in ``notes``.
+        evaluate_on: what stands as the test split: ``test``, or ``validation`` images; then no test image is opened.
         options: the data set's own (``domains`` of ``emoji``, for example).
 
     Raises:
@@ -239,13 +255,54 @@ def load_dataset(
         raise FedPGPError(unknown("data set", name, sorted(DATASETS)))
     if on_bad_image not in ("error", "skip"):
         raise FedPGPError(unknown("dataset.on_bad_image", on_bad_image, ["error", "skip"]))
+    if evaluate_on not in EVALUATE_ON:
+        raise FedPGPError(unknown("dataset.evaluate_on", evaluate_on, EVALUATE_ON))
     loader = DATASETS[name]
     valid = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in valid:
-            raise FedPGPError(unknown(f"option of data set {name}", option, [*valid, "on_bad_image"]))
+            raise FedPGPError(unknown(f"option of data set {name}", option, [*valid, "on_bad_image", "evaluate_on"]))
     dataset = loader(data_root(root), download=download, **options)
+    if evaluate_on == "validation":
+        dataset = validation_as_test(dataset)
     return without_broken(dataset) if on_bad_image == "skip" else dataset
+
+
+def validation_as_test(dataset: Dataset) -> Dataset:
+    """The data set with validation images in the place of its test split, for choosing settings.
+
+    They are its validation split; where it has none, :data:`VALIDATION_SHARE` of the training images, which are then no
+    training images: those the split reserves, else as many of each class (and domain), whatever a run's seed.
+
+    Raises:
+        FedPGPError: neither validation nor training images.
+    """
+    if dataset.val is not None:
+        return replace(dataset, val=None, test=dataset.val)
+    if dataset.train is None:
+        raise FedPGPError(
+            f"data set {dataset.name} has neither validation nor training images: dataset.evaluate_on=validation has "
+            "nothing to measure on; use test"
+        )
+    chosen = dataset.train.reserved
+    if chosen is None:
+        chosen = _a_share_of_each(dataset.train, VALIDATION_SHARE)
+    train, kept = Subset(dataset.train, np.flatnonzero(~chosen)), Subset(dataset.train, np.flatnonzero(chosen))
+    note = f"accuracy is measured on {len(kept)} training images that nobody trains on, not on test images"
+    return replace(dataset, train=train, test=kept, notes=(*dataset.notes, note))
+
+
+def _a_share_of_each(split: Split, share: float) -> np.ndarray:
+    """(N,) bool: a share of the pictures of each class and domain, to the nearest; one at least of two or more."""
+    domains = np.zeros(len(split), dtype=np.int64)
+    if split.domains is not None:
+        domains = np.unique(split.domains, return_inverse=True)[1]
+    chosen = np.zeros(len(split), dtype=bool)
+    for label, domain in np.unique(np.stack([split.labels, domains]), axis=1).T.tolist():
+        rows = np.flatnonzero((split.labels == label) & (domains == domain))
+        number = min(max(1, round(share * len(rows))), len(rows) - 1)
+        chosen[generator(0, "validation", label, domain).permutation(rows)[:number]] = True
+    return chosen
 
 
 def without_broken(dataset: Dataset) -> Dataset:

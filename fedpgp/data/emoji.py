@@ -1,7 +1,7 @@
 """``emoji``: the embedded federation. Six vendors' emoji; the vendor is the domain, the Unicode subgroup the class.
 
 Shipped with the package (``fedpgp/assets/emoji``, built by ``experiments/embedded``). An emoji is train or test in
-every domain alike, so that none is seen in training in another style.
+every domain alike, so that none is seen in training in another style; so it is with those that validation takes.
 """
 
 import csv
@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.assets_path import asset
-from fedpgp.data.base import Dataset, Split, register
+from fedpgp.data.base import VALIDATION_SHARE, Dataset, Split, register
 from fedpgp.errors import FedPGPError, unknown
 
 DOMAINS = ("noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji")
@@ -42,6 +42,7 @@ class ZipSplit(Split):
     Args:
         members: N pairs (archive, name inside it).
         checksums: N CRC-32 of the archives' tables of contents.
+        reserved: N, whether validation takes a picture.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class ZipSplit(Split):
         checksums: Sequence[int],
         labels: Sequence[int],
         domains: Sequence[str],
+        reserved: Sequence[bool],
     ):
         super().__init__(labels, domains)
+        self.reserved = np.asarray(reserved, dtype=bool)
         self.members, self.checksums = list(members), list(checksums)
         self._archives: dict[tuple[int, Path], zipfile.ZipFile] = {}
 
@@ -107,19 +110,29 @@ def load(
     class_names = [row["class"] for row in classes]
     label_of = {name: label for label, name in enumerate(class_names)}
     archives = {domain: _contents(domain) for domain in DOMAINS if domain in chosen}
-    splits = {}
+    splits, reserved = {}, _reserved(emoji)
     for split in ("train", "test"):
         rows = [
-            ((path, names[row["codepoints"]].filename), names[row["codepoints"]].CRC, label_of[row["class"]], domain)
+            ((path, names[code].filename), names[code].CRC, label_of[row["class"]], domain, code in reserved)
             for domain, (path, names) in archives.items()
             for row in emoji
-            if row["split"] == split and row["codepoints"] in names
+            if row["split"] == split and (code := row["codepoints"]) in names
         ]
-        splits[split] = ZipSplit(*([row[k] for row in rows] for k in range(4)))
+        splits[split] = ZipSplit(*([row[k] for row in rows] for k in range(5)))
     # Unicode names a subgroup after its group: animal-mammal, food-fruit, face-smiling.
     prefixes = [row["subgroups"].split("-")[0] for row in classes]
     superclasses = np.array([sorted(set(prefixes)).index(prefix) for prefix in prefixes], dtype=np.int64)
     return Dataset("emoji", class_names, "a photo of a {}.", splits["train"], None, splits["test"], superclasses)
+
+
+def _reserved(emoji: Sequence[Mapping[str, str]]) -> set[str]:
+    """Code points of the training emoji that validation takes: a share of each class, by a hash, as the test emoji."""
+    taken: set[str] = set()
+    for name in {row["class"] for row in emoji}:
+        codes = [row["codepoints"] for row in emoji if row["class"] == name and row["split"] == "train"]
+        codes.sort(key=lambda code: hashlib.sha256(f"validation:{code}".encode()).digest())
+        taken.update(codes[: max(1, round(VALIDATION_SHARE * len(codes)))])
+    return taken
 
 
 def _chosen(what: str, asked: str | Sequence[str] | None, valid: Collection[str]) -> list[str]:

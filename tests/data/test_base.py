@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fedpgp.data import DATASETS, ArraySplit, Dataset, FileSplit, Subset, load_dataset, register
-from fedpgp.data.base import data_root, without_broken
+from fedpgp.data.base import data_root, validation_as_test, without_broken
 from fedpgp.errors import FedPGPError, unknown
 
 
@@ -16,6 +16,8 @@ def test_unknown_names_come_with_the_nearest_valid_ones():
         load_dataset("emoji", domain="noto")
     with pytest.raises(FedPGPError, match="on_bad_image 'ignore'"):
         load_dataset("emoji", on_bad_image="ignore")
+    with pytest.raises(FedPGPError, match="evaluate_on 'val'; choose one of test, validation"):
+        load_dataset("emoji", evaluate_on="val")
     assert unknown("x", "qqqq", ["alpha", "beta"]) == "unknown x 'qqqq'; choose one of alpha, beta"
     assert unknown("x", "ALPHAA", ["alpha"]).endswith("did you mean alpha?")
 
@@ -123,3 +125,22 @@ def test_skip_leaves_out_a_file_that_is_gone_and_a_healthy_data_set_alone(tmp_pa
     assert dataset.test is healthy
     with pytest.raises(FedPGPError, match=r"b\.png cannot be read"):
         _ = gone.fingerprint
+
+
+def test_validation_images_in_the_place_of_test_images():
+    pixels = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    labels, domains = [0] * 10 + [1] * 9 + [2], ["x", "y"] * 10
+    train, test = ArraySplit(pixels, labels, domains), ArraySplit(pixels[:3], [0, 1, 2])
+    plain = Dataset("some", ["a", "b", "c"], "{}", train, None, test)
+    new = validation_as_test(plain)
+    kept = {int(np.asarray(new.test.image(i))[0, 0, 0]) for i in range(len(new.test))}
+    trained = {int(np.asarray(new.train.image(i))[0, 0, 0]) for i in range(len(new.train))}
+    assert kept | trained == set(range(20)) and not kept & trained
+    pairs = sorted(zip(new.test.labels.tolist(), new.test.domains, strict=True))
+    assert pairs == [(0, "x"), (0, "y"), (1, "x"), (1, "y")]  # 5, 5, 4 and 5 pictures; class c's only one is trained on
+    assert "4 training images" in new.notes[0]
+    own = ArraySplit(pixels[:2], [0, 1])
+    new = validation_as_test(Dataset("some", ["a", "b", "c"], "{}", train, own, test))
+    assert new.test is own and new.train is train and new.val is None
+    with pytest.raises(FedPGPError, match="some has neither validation nor training images"):
+        validation_as_test(Dataset("some", ["a"], "{}", None, None, test))

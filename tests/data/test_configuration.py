@@ -31,9 +31,9 @@ def test_data_set_file(path):
     content = yaml.safe_load(text)
     assert text.startswith("# python -m experiments.") and f"dataset={path.stem}" in text.splitlines()[0]
     assert content["name"] == path.stem
-    assert {"root", "download", "on_bad_image", "views"} <= set(content)
+    assert {"root", "download", "on_bad_image", "views", "evaluate_on"} <= set(content)
     loader = DATASETS[path.stem]
-    assert set(content) - {"name", "root", "on_bad_image", "views"} <= options(loader)
+    assert set(content) - {"name", "root", "on_bad_image", "views", "evaluate_on"} <= options(loader)
     defaults = {p.name: p.default for p in inspect.signature(loader).parameters.values()}
     for key in set(content) & options(loader) - {"download", "repo"}:
         assert content[key] == defaults[key], key

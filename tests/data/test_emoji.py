@@ -37,6 +37,19 @@ def test_an_emoji_is_train_or_test_in_every_domain(emoji):
     assert 0.25 < len(test) / (len(train) + len(test)) < 0.35
 
 
+def test_validation_takes_training_emoji_in_every_domain_and_opens_no_test_emoji(emoji):
+    new = load_dataset("emoji", evaluate_on="validation")
+    train, kept = ({split.split.members[row][1] for row in split.rows} for split in (new.train, new.test))
+    assert not train & kept and train | kept == {name for _, name in emoji.train.members}
+    assert 0.15 < len(kept) / len(emoji.train) * 6 < 0.25
+    for domain in DOMAINS:
+        for split in (new.train, new.test):
+            mine = split.labels[np.array(split.domains) == domain]
+            assert set(mine) == set(range(len(emoji.class_names)))
+    one = load_dataset("emoji", domains="noto", groups="food", evaluate_on="validation")
+    assert {one.test.split.members[row][1] for row in one.test.rows} <= kept  # the same ones, whatever is asked for
+
+
 def test_pictures_are_64x64_rgb_with_the_label_of_the_table(emoji):
     with asset("emoji", "emoji.csv").open(encoding="utf-8") as file:
         class_of = {row["codepoints"]: row["class"] for row in csv.DictReader(file)}

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from experiments.settings import CONF, check, choices, composed
+from experiments.settings import CONF, check, choices, composed, flatten, free
 from fedpgp.configured import load_configured
 from fedpgp.protocols import PROTOCOLS, deal
 
@@ -53,3 +53,22 @@ def test_its_embedded_variant_can_be_dealt(name):
             lambda spec, config=config: load_configured(config, spec),
         )
         assert all(len(share.train) and share.exams for share in given.shares)
+
+
+def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedded_table():
+    """A seed or a picture that chose lr and mu would flatter the tables."""
+    config = composed(["experiment=choose_settings"])
+    assert config["dataset"]["evaluate_on"] == "validation" and "seed" not in sweep("choose_settings")
+    data, plain = load_configured(config), load_configured(composed())
+    tested = {data.test.describe(i) for i in range(len(data.test))}
+    assert not tested & {plain.test.describe(i) for i in range(len(plain.test))}
+    embedded = [name for name in NAMES if name.endswith("_embedded")]
+    for name in [*embedded, "compare_all", "compare_all_vit", "protocols"]:
+        assert composed([f"experiment={name}"])["dataset"]["evaluate_on"] == "test"
+        assert str(config["seed"]) not in sweep(name)["seed"], name
+
+
+def test_settings_are_chosen_in_the_setting_of_make_run():
+    chosen, usual = (flatten(composed(words)) for words in (["experiment=choose_settings"], []))
+    differing = {key for key in chosen if chosen[key] != usual[key]}
+    assert {key for key in differing if not free(key)} == {"dataset.evaluate_on", "evaluate_every"}
