@@ -17,7 +17,8 @@ from rich.console import Console as RichConsole
 
 from clients.state import PrivateStore
 from experiments.console import accuracy_table
-from experiments.folder import RunFolder, job_name
+from experiments.folder import RunFolder
+from experiments.naming import job_name, named
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
 from fedpgp.configured import deal_configured, load_configured
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [*options.overrides, *late]
     try:
         record = evaluate(options.run, overrides)
-        path = options.to or options.run / "evaluations" / f"{job_name(overrides) if overrides else 'own'}.json"
+        path = options.to or _place(options.run, overrides)
         RunFolder(path.parent).json(path.name, record)
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,6 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"percent, mean over {len(record['clients'])} clients, after round {record['round']}")
     print(f"wrote {path}")
     return 0
+
+
+def _place(run: Path, overrides: Sequence[str]) -> Path:
+    """The file of these figures.
+
+    Raises:
+        FedPGPError: it holds those of other overrides, which are not overwritten.
+    """
+    path = run / "evaluations" / f"{job_name(overrides) if overrides else 'own'}.json"
+    try:
+        before = named(json.loads(path.read_text())["overrides"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or one that a crash or a person broke
+        return path
+    if before != named(overrides):
+        raise FedPGPError(f"{path} holds the figures of {' '.join(before)}; name another file: --to FILE")
+    return path
 
 
 def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:

@@ -6,7 +6,6 @@ import importlib.metadata
 import io
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import yaml
 
-from experiments.settings import NOT_FREE
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS, client_figures
 from fedpgp.files import cannot_write, write_atomically
@@ -204,13 +202,6 @@ def default_folder(name: str) -> Path:
 def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
     """Where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new outputs/<name>/<time>."""
     return str(resume or run_dir or default_folder(name))
-
-
-def job_name(overrides: Sequence[str]) -> str:
-    """The folder of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``."""
-    unnamed = ("run_dir", "resume", "verbose", "runtime", "logger", "hydra")
-    kept = sorted(o for o in (o.lstrip("+~") for o in overrides) if o.startswith(NOT_FREE) or not o.startswith(unnamed))
-    return re.sub(r"[^\w=.,+-]+", "-", ",".join(kept))[:180] or "run"
 
 
 def _versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.naming import job_name, older_job_name
 from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, free, parse, register_resolvers
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
@@ -93,8 +94,6 @@ def _remember(failure: str) -> None:
     """Keeps why a run of a sweep failed: a launcher may have started it on another machine, and goes on."""
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:
-        from experiments.folder import job_name
-
         write_atomically(Path(context.sweep.dir) / FAILED / f"{job_name(context.overrides.task)}.txt", failure.encode())
 
 
@@ -120,9 +119,8 @@ def _job(config: dict, arguments: list[str]) -> None:
 
 def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: list[str]) -> None:
     from experiments import several
-    from experiments.folder import job_name
 
-    path = folder / job_name(overrides)
+    path = _folder_of_job(folder, config, overrides)
     print(f"\n{path.name}")
     (folder / FAILED / f"{path.name}.txt").unlink(missing_ok=True)
     if not (folder / SWEEP).exists():
@@ -132,10 +130,22 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
         several.begin({**config, "run_dir": str(path)}, command)
     elif not config["resume"]:
         raise FedPGPError(f"{path} exists already; go on with the sweep by resume={folder}, or choose another run_dir")
-    elif several.finished(path):
-        print(f"is finished: {path}")
     else:
-        several.go_on(path, changes_on_resume(config, overrides, path))
+        changes = changes_on_resume(config, overrides, path)  # also of a finished one: it has to be this job's own
+        if several.finished(path):
+            print(f"is finished: {path}")
+        else:
+            several.go_on(path, changes)
+
+
+def _folder_of_job(folder: Path, config: dict, overrides: list[str]) -> Path:
+    """A job's own folder in a sweep's; one with an older name only where it holds this very setting."""
+    from experiments import several
+
+    path, older = folder / job_name(overrides), folder / older_job_name(overrides)
+    if older != path and not several.started(path) and several.started(older):
+        return path if changed_on_resume(overrides, config, several.stored(older)) else older
+    return path
 
 
 def _sweep_again(arguments: list[str]) -> list[str]:

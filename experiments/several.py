@@ -7,6 +7,7 @@ import yaml
 
 from experiments import report, runner
 from experiments.folder import RunFolder, default_folder
+from experiments.naming import unique_name
 from experiments.settings import check
 from fedpgp.configured import load_configured
 from fedpgp.errors import FedPGPError
@@ -76,6 +77,11 @@ def stored(path: Path) -> dict:
     return {key: value for key, value in config.items() if key != "command"}
 
 
+def _part(path: Path, option: str, value: str) -> Path:
+    """A part's folder; a value that is no name of a file gets a digest."""
+    return path / unique_name(f"{option}={value}", r"[/\0]+")
+
+
 def _all(path: Path, changes: Mapping) -> None:
     whole = stored(path)
     command = yaml.safe_load((path / WHOLE).read_text())["command"]
@@ -83,7 +89,7 @@ def _all(path: Path, changes: Mapping) -> None:
     values = make_protocol(whole["protocol"]).values(load_configured(whole))
     failures = []
     for value in values:
-        part = path / f"{option}={value}"
+        part = _part(path, option, value)
         print(f"\n{part.name}")
         try:
             if finished(part):
@@ -97,7 +103,7 @@ def _all(path: Path, changes: Mapping) -> None:
             failures.append(f"{part.name}: {error}")
     if failures:
         raise FedPGPError(f"{len(failures)} of {len(values)} parts failed: {'; '.join(failures)}")
-    parts = [RunFolder(path / f"{option}={value}").summary() for value in values]
+    parts = [RunFolder(_part(path, option, value)).summary() for value in values]
     accuracy = mean_accuracy([part["accuracy"] for part in parts])
     for model, block in accuracy.items():
         if block is not None:  # what a domain's own clients reached in the other runs is no part of the mean

@@ -1,7 +1,6 @@
 """The command: overrides, refusals, the run folder, sweeps, loggers."""
 
 import csv
-import functools
 import json
 import logging
 import re
@@ -19,18 +18,10 @@ from fedpgp.clip import MODELS, SHIPPED
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
-from tests.small import small_config, small_federation
+from tests.small import small_config
 
 SMALL = ["runtime=inline", "protocol=personal", "partition=iid", "clients=4", "rounds=1", "batch_size=4", "device=cpu"]
 SMALL += ["method.rank=2"]
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """The command on the small federation."""
-    for verb in ("start", "resume"):
-        function = getattr(experiments.runner, verb)
-        monkeypatch.setattr(experiments.runner, verb, functools.partial(function, federation_of=small_federation))
 
 
 @pytest.mark.parametrize(
