@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slow lint clean
+.PHONY: help setup run quick test slow lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,10 @@ setup: $(STAMP) ## the environment, in .venv
 run: $(STAMP) ## the main job: FedPGP on the embedded federation, a minute on two idle cores
 	@$(BIN)/python -m experiments.run $(ARGS)
 
-test: $(STAMP) ## the test suite (fast tests; `make slow` runs the rest)
+quick: $(STAMP) ## the tests that concern a method, for its author; under 2 minutes on two idle cores
+	@$(BIN)/python -m pytest tests/fedpgp/test_methods.py tests/fedpgp/test_training.py tests/docs tests/experiments/test_methods.py $(ARGS)
+
+test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests; `make slow` runs the rest)
 	@$(BIN)/python -m pytest $(ARGS)
 
 slow: $(STAMP) ## the tests that take minutes
