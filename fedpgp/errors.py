@@ -60,3 +60,14 @@ def check_number(
     limits = [f"above {above:g}"] * (above > -inf) + [f"{least:g} or more"] * (least > -inf)
     limits += [f"at most {most:g}"] * (most < inf) + [f"below {below:g}"] * (below < inf)
     raise FedPGPError(f"{name}={value!r} cannot work; it is a {'whole ' * whole}number {' and '.join(limits)}".strip())
+
+
+def check_choice(name: str, value: object, valid: Iterable[str]) -> None:
+    """Refuses a setting that is none of the valid words.
+
+    Raises:
+        FedPGPError: naming the setting, its value and the nearest valid ones.
+    """
+    valid = list(valid)
+    if value not in valid:
+        raise FedPGPError(unknown(f"value of {name}", value, valid))

@@ -240,10 +240,11 @@ class Federation:
             rows = [self.deal.shares[client].train for client in clients]
             classes = self.deal.shares[clients[0]].classes
 
-            def own_images() -> Batch:
+            def own_images(images: bool = True) -> Batch:
                 if self.dataset.train is None:
                     raise FedPGPError(f"method {method.name} needs the client's own training images, and here are none")
-                return gather(self.images("train"), self.labels("train", classes), rows)
+                read = self.images("train") if images else Images()
+                return gather(read, self.labels("train", classes), rows, task.dtype)
 
             with torch.no_grad():
                 params |= method.prepare(params, own_images, self.candidates(classes))

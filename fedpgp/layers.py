@@ -22,10 +22,14 @@ def linear_start(name: str, outputs: int, inputs: int, rng: np.random.Generator)
 
 def attention_start(name: str, width: int, inputs: int, rng: np.random.Generator) -> Params:
     """Multi-head attention from queries (width) to keys and values (inputs) as torch starts it: Xavier-uniform
-    projections, the output's weight as a linear layer's, zero biases."""
+    projections, the output's weight as a linear layer's, zero biases.
+
+    Where queries and keys are equally wide, torch holds the three projections in one (3 width, width) matrix and draws
+    it as such, so the bound is sqrt(6 / (4 width)) (``torch.nn.MultiheadAttention._reset_parameters``).
+    """
     params: Params = {}
     for part, size in (("q", width), ("k", inputs), ("v", inputs)):
-        bound = (6 / (width + size)) ** 0.5
+        bound = (6 / (4 * width if inputs == width else width + size)) ** 0.5
         params[f"{name}.{part}.weight"] = torch.from_numpy(rng.uniform(-bound, bound, (width, size)))
         params[f"{name}.{part}.bias"] = torch.zeros(width, dtype=torch.float64)
     params |= linear_start(f"{name}.out", width, width, rng)

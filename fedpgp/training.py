@@ -182,7 +182,7 @@ def train_cohort(
         for own, plan, seen in zip(rows[:active], plans, views, strict=False):
             epoch = step // (len(plan) // settings.epochs)
             chosen.append(own[plan[step]] + len(labels) * seen[epoch, plan[step]])
-        batch = gather(images, labels, chosen)
+        batch = gather(images, labels, chosen, method.task.dtype)
         now = {name: tensor[:active] for name, tensor in params.items()}
         sent = {name: tensor[:active] for name, tensor in received.items()}
         loss, grads = method.gradients(now, batch, classes, Step(round, step, ids[:active], sent, lr, seed))
@@ -217,7 +217,7 @@ def train_cohort(
     )
 
 
-def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray]) -> Batch:
+def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
     """The images of these rows, one list of rows a client. A shorter list is padded with its own images again, at
     weight zero. Row ``v * N + i`` is view v of image i of N."""
     counts = [len(own) for own in rows]
@@ -225,6 +225,4 @@ def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray]) -> Batch:
     counts = torch.tensor(counts, device=labels.device).unsqueeze(1)
     index = torch.as_tensor(np.stack([np.resize(own, size) for own in rows]), device=labels.device)
     inside = torch.arange(size, device=labels.device) < counts
-    chosen = images[index]
-    kind = next(tensor.dtype for tensor in vars(chosen).values() if tensor is not None)
-    return Batch(chosen, labels[index % len(labels)], inside.to(kind) / counts.clamp(min=1))
+    return Batch(images[index], labels[index % len(labels)], inside.to(dtype) / counts.clamp(min=1))

@@ -69,7 +69,7 @@ class Case:
         for name, tensor in method.for_client(0, memory).items():
             params[name] = tensor.to(task.device, task.dtype).unsqueeze(0)
         with torch.no_grad():
-            params |= method.prepare(params, lambda: batch, classes)
+            params |= method.prepare(params, lambda images=True: batch, classes)
         received = {name: params[name] for name in shared}
         return cls(method, params, batch, classes, Step(2, 1, (0,), received, 0.1, 0))
 

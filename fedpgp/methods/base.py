@@ -13,9 +13,9 @@ one tensor program. A method never sees Flower or files; it says
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -69,8 +69,16 @@ class Batch:
         """The part at these positions of the leading axes."""
         return Batch(self.images[index], self.labels[index], self.weights[index])
 
+    def seen(self, classes: int) -> Tensor:
+        """Which of so many classes a client has images of: (K, classes) of zeros and ones, as ``weights``."""
+        one_hot = torch.nn.functional.one_hot(self.labels, classes).to(self.weights.dtype)
+        return ((one_hot * self.weights.unsqueeze(-1)).sum(1) > 0).to(self.weights.dtype)
 
-Own = Callable[[], Batch]
+
+class Own(Protocol):
+    """Gathers all training images of each client; ``images=False``: their labels and weights alone."""
+
+    def __call__(self, images: bool = True) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ class Method(ABC):
 
         Args:
             params: shared tensors as received, the client's own, and :meth:`for_client`'s.
-            own: gives all training images of each client; they are gathered when it is called.
+            own: gives all training images of each client, or only their labels; gathered when it is called.
             classes: those that are trained.
         """
         return {}
@@ -275,3 +283,8 @@ class Method(ABC):
 def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:
     """CLIP's logits, ``scale`` times the cosine: (..., classes, embed), (..., B, embed) -> (..., B, classes)."""
     return scale * images @ features.transpose(-1, -2)
+
+
+def of_own_classes(logits: Tensor, own: Tensor) -> Tensor:
+    """Logits (K, B, classes) in whose softmax only the classes with ``own`` (K, classes) True have a share."""
+    return logits.masked_fill(~own.unsqueeze(1), torch.finfo(logits.dtype).min / 2)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import check_choice
 from fedpgp.layers import linear, linear_start
 from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
 from fedpgp.task import Candidates
@@ -35,8 +35,7 @@ class FedCLIPSettings:
     loss: str = "contrastive"
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise FedPGPError(unknown("value of method.loss", self.loss, LOSSES))
+        check_choice("method.loss", self.loss, LOSSES)
 
 
 class FedCLIP(Method):

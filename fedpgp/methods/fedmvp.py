@@ -2,14 +2,17 @@
 2504.20860).
 
     E = descriptions' text features, frozen;  A = E W^T + b in the image tower's width
-    x = MHA(LN(P), LN(A), A)                  P: patch embeddings of the picture
-    v = pool(x + FF(x)) to m tokens           behind the patches, into the frozen tower
-    y = mean over a class's descriptions of s cos(f(patches, v), E)
-    L = CE(y) + 10 (1 - cos(f(patches, v), f(mirrored picture)))
+    x = MHA(LN(q(P)), LN(k(A)), v(A))         P: patch embeddings of the picture
+    p = pool(x + FF(x)) to m tokens           behind the patches, into the frozen tower
+    y = mean over a class's descriptions of s cos(f(patches, p), E)
+    L = CE(y) + 10 (1 - cos(f(patches, p), f(picture)))      a coin a batch mirrors the pictures behind the last f
 
-Queries, keys and values pass x + x A_q B_q (rank 8, B = 0 at the start). A step of a client whose loss is below 0.5
-trains these alone, any other step all the rest. Everything is shared; the server takes the plain mean. The paper's
-descriptions come from a language model; here they are a set of templates. (Public code does not run.)
+In training A holds the client's own classes, in evaluation all candidates. A client begins with q(x) = k(x) = v(x) = x
+and trains W, b, attention and FF. Its first batch whose loss is below 0.5 changes it for good: from then on
+q(x) = x + x A_q B_q, k and v likewise (rank 8), and it trains these and W, b alone. Everything is shared but this
+change; the server takes the plain mean, and the global model answers without the low-rank parts
+(``low_rank_answers=true``: with them). The paper's descriptions come from a language model; here they are a set of
+templates. (Public code does not run: it lacks a module.)
 """
 
 from dataclasses import dataclass
@@ -19,13 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.layers import attention, attention_start, gated, gated_start, linear, linear_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Images, Method, Own, Params, Step, cosine_logits, of_own_classes
 from fedpgp.methods.promptsrc import TEMPLATES
 from fedpgp.prompts import normal
+from fedpgp.seeding import generator
 from fedpgp.task import Candidates
 
 POOLED = 4
@@ -40,28 +44,37 @@ class FedMVPSettings:
         heads: of the attention.
         weight: of the distance from CLIP's image feature.
         rank: of the low-rank part.
-        switch: loss below which a step trains the low-rank part alone.
+        switch: loss of a batch below which a client goes over to the low-rank part, for good.
+        low_rank_init: how B starts: ``zero``, or ``normal`` as in the public code.
+        low_rank_answers: whether the global model's answers contain the low-rank part.
+        loss_classes: candidates in the loss: ``all``, or each client's ``own``.
     """
 
     heads: int = 4
     weight: float = 10.0
     rank: int = 8
     switch: float = 0.5
+    low_rank_init: str = "zero"
+    low_rank_answers: bool = False
+    loss_classes: str = "all"
 
     def __post_init__(self):
         check_number("method.heads", self.heads, least=1, whole=True)
         check_number("method.weight", self.weight, least=0)
         check_number("method.rank", self.rank, least=1, whole=True)
         check_number("method.switch", self.switch, least=0)
+        check_choice("method.low_rank_init", self.low_rank_init, ("zero", "normal"))
+        check_choice("method.loss_classes", self.loss_classes, ("all", "own"))
 
 
 class FedMVP(Method):
-    """Shared: projection, attention, feed-forward, low-rank part. Nothing personal."""
+    """Shared: projection, attention, feed-forward, low-rank part. Personal: whether it has gone over to the last."""
 
     name = "fedmvp"
     Settings = FedMVPSettings
     reads = ("pixels",)
-    reads_in_training = ("mirrored",)
+    reads_in_training = ("features", "mirrored")
+    carried = ("own_classes", "switched")
     equal_weights = True
 
     @cached_property
@@ -81,8 +94,15 @@ class FedMVP(Method):
         }
         for part in ("q", "k", "v"):
             params[f"lora.{part}.A"] = normal((width, self.settings.rank), rng)
-            params[f"lora.{part}.B"] = torch.zeros(self.settings.rank, width)
+            b = normal((self.settings.rank, width), rng)
+            params[f"lora.{part}.B"] = b if self.settings.low_rank_init == "normal" else torch.zeros_like(b)
         return params
+
+    def init_personal(self, rng: np.random.Generator) -> Params:
+        return {"switched": torch.zeros(1)}
+
+    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+        return {"own_classes": own(images=False).seen(len(classes.ids))}
 
     def contexts(self, training: bool) -> int:
         return 1
@@ -92,19 +112,21 @@ class FedMVP(Method):
 
     def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
-        low = loss < self.settings.switch
-
-        def masked(name: str, grad: Tensor) -> Tensor:
-            trained = low if name.startswith("lora.") else ~low
-            return grad * trained.view(-1, *[1] * (grad.dim() - 1))
-
-        return loss, {name: masked(name, grad) for name, grad in grads.items()}
+        switched = params["switched"]
+        switched.masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
+        kept = [name for name in grads if not name.startswith(("lora.", "project."))]
+        return loss, grads | {n: grads[n] * (1 - switched).view(-1, *[1] * (grads[n].dim() - 1)) for n in kept}
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
-        features = self.global_features(params, classes)
-        x = self.pictures(features, batch.images)
+        features, own = self.global_features(params, classes), params["own_classes"] > 0
+        x = self.pictures(features, batch.images, params["switched"], own.repeat(1, len(TEMPLATES)))
         logits = cosine_logits(features["texts"], x, self.task.logit_scale)
-        apart = ((1 - (x * batch.images.mirrored).sum(-1)) * batch.weights).sum(-1)
+        if self.settings.loss_classes == "own":
+            logits = of_own_classes(logits, own)
+        mirror = [generator(step.seed, self.name, c, step.round, step.step).random() < 0.5 for c in step.clients]
+        mirror = torch.tensor(mirror, device=x.device).view(-1, 1, 1)
+        known = torch.where(mirror, batch.images.mirrored, batch.images.features)
+        apart = ((1 - (x * known).sum(-1)) * batch.weights).sum(-1)
         return cross_entropy(logits, batch.labels, batch.weights) + self.settings.weight * apart
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:
@@ -116,21 +138,31 @@ class FedMVP(Method):
             "described": described.flatten(0, 1).expand(clients, -1, -1),
         }
 
-    def pictures(self, features: Params, images: Images) -> Tensor:
-        """(K, B, embed), unit norm."""
+    def pictures(
+        self, features: Params, images: Images, low_rank: Tensor | None = None, among: Tensor | None = None
+    ) -> Tensor:
+        """(K, B, embed), unit norm.
+
+        Args:
+            low_rank: (K, 1), factor on the low-rank parts; None leaves them out.
+            among: (K, D C), True for the descriptions that may be attended to; None: all.
+        """
         x = self.tower.embed(images.pixels)  # (K, B, tokens, W)
         described = linear(features, "project", features["described"])
 
-        def low_rank(part: str, x: Tensor) -> Tensor:
-            return x + x @ features[f"lora.{part}.A"] @ features[f"lora.{part}.B"]
+        def changed(part: str, x: Tensor) -> Tensor:
+            if low_rank is None:
+                return x
+            return x + low_rank.unsqueeze(-1) * (x @ features[f"lora.{part}.A"] @ features[f"lora.{part}.B"])
 
-        queries = low_rank("q", norm(features, "norm_q", x[:, :, 1:].flatten(1, 2)))
-        keys = low_rank("k", norm(features, "norm_k", described))
-        mixed = attention(features, "attention", queries, keys, self.settings.heads, values=low_rank("v", described))
+        queries = norm(features, "norm_q", changed("q", x[:, :, 1:].flatten(1, 2)))
+        keys, values = norm(features, "norm_k", changed("k", described)), changed("v", described)
+        mixed = attention(features, "attention", queries, keys, self.settings.heads, among, values)
         mixed = (mixed + gated(features, "ff", mixed)).view_as(x[:, :, 1:])
         tokens = mixed.flatten(0, 1).transpose(1, 2)
         pooled = torch.nn.functional.adaptive_avg_pool1d(tokens, POOLED).transpose(1, 2)
         return self.tower.encode(torch.cat([x, pooled.view(*x.shape[:2], POOLED, -1)], dim=2))
 
     def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
-        return cosine_logits(features["texts"], self.pictures(features, images), self.task.logit_scale)
+        low_rank = torch.ones_like(features["project.bias"][:, :1]) if self.settings.low_rank_answers else None
+        return cosine_logits(features["texts"], self.pictures(features, images, low_rank), self.task.logit_scale)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.errors import check_choice, check_number
 from fedpgp.methods.base import Images, Method, Params
 from fedpgp.prompts import starting_context
 from fedpgp.task import Candidates
@@ -39,8 +39,7 @@ class FedOTPSettings:
     iterations: int = 100
 
     def __post_init__(self):
-        if self.transport not in ("unbalanced", "balanced"):
-            raise FedPGPError(unknown("value of method.transport", self.transport, ["unbalanced", "balanced"]))
+        check_choice("method.transport", self.transport, ("unbalanced", "balanced"))
         check_number("method.mass", self.mass, above=0, most=1)
         check_number("method.epsilon", self.epsilon, above=0)
         check_number("method.threshold", self.threshold, least=0)

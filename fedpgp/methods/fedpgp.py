@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods.base import Batch, Method, Own, Params, Step
 from fedpgp.personal_terms import TERMS
@@ -60,13 +60,9 @@ class FedPGPSettings:
         check_number("method.mu", self.mu, least=0)
         check_number("method.images_a_rank", self.images_a_rank, least=0, whole=True)
         check_number("method.experts", self.experts, least=1, whole=True)
-        for name, valid in (
-            ("guidance", ("photo", "context")),
-            ("personal", TERMS),
-            ("contrast", ("both", "positive", "negative")),
-        ):
-            if getattr(self, name) not in valid:
-                raise FedPGPError(unknown(f"value of method.{name}", getattr(self, name), valid))
+        check_choice("method.guidance", self.guidance, ("photo", "context"))
+        check_choice("method.personal", self.personal, TERMS)
+        check_choice("method.contrast", self.contrast, ("both", "positive", "negative"))
 
 
 class FedPGP(Method):
@@ -93,7 +89,7 @@ class FedPGP(Method):
         return self.term.start(rng)
 
     def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
-        return self.term.prepare(params, lambda: (own().weights > 0).sum(1, keepdim=True))
+        return self.term.prepare(params, lambda: (own(images=False).weights > 0).sum(1, keepdim=True))
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)

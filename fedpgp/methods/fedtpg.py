@@ -5,20 +5,20 @@
     p = x + FF(x)                       one context for the whole list of classes
     L = CE(g(p))
 
-In training E holds the client's own classes, in evaluation all candidates. The whole network is shared; the server
+In training E holds the client's own classes, in evaluation all candidates; the loss is over all candidates
+(``loss_classes=own``: over the client's own, as in the paper). The whole network is shared; the server
 takes the plain mean.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Method, Own, Params, Step
+from fedpgp.methods.base import Batch, Method, Own, Params, Step, of_own_classes
 from fedpgp.prompts import normal
 from fedpgp.task import Candidates
 
@@ -29,12 +29,15 @@ class FedTPGSettings:
 
     Attributes:
         heads: of the attention.
+        loss_classes: candidates in the loss: ``all``, or each client's ``own``.
     """
 
     heads: int = 4
+    loss_classes: str = "all"
 
     def __post_init__(self):
         check_number("method.heads", self.heads, least=1, whole=True)
+        check_choice("method.loss_classes", self.loss_classes, ("all", "own"))
 
 
 class FedTPG(Method):
@@ -58,9 +61,7 @@ class FedTPG(Method):
         }
 
     def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
-        own = own()
-        one_hot = torch.nn.functional.one_hot(own.labels, len(classes.ids)).to(own.weights.dtype)
-        return {"own_classes": (one_hot * own.weights.unsqueeze(-1)).sum(1)}
+        return {"own_classes": own(images=False).seen(len(classes.ids))}
 
     def context(self, params: Params, classes: Candidates, among: Tensor | None = None) -> Tensor:
         """The generated context (K, m, d) from all classes, or from those where ``among`` (K, C) is True."""
@@ -70,9 +71,12 @@ class FedTPG(Method):
         return x + gated(params, "ff", x)
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
-        context = self.context(params, classes, params["own_classes"] > 0)
-        features = classes.encoder(self.task.n_ctx)(context)
-        return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
+        own = params["own_classes"] > 0
+        features = classes.encoder(self.task.n_ctx)(self.context(params, classes, own))
+        logits = self.logits(features, batch.images, classes)
+        if self.settings.loss_classes == "own":
+            logits = of_own_classes(logits, own)
+        return cross_entropy(logits, batch.labels, batch.weights)
 
     def global_features(self, shared: Params, classes: Candidates) -> Tensor:
         return classes.encoder(self.task.n_ctx)(self.context(shared, classes))

@@ -313,6 +313,7 @@ def gated(p, name, x):
 
 
 @plain("fedtpg", heads=2)
+@plain("fedtpg", heads=2, loss_classes="own")
 def fedtpg(task, s, batch, k, p, received):
     own = sorted({y for _, y, _ in real(batch, k)})
     names = [normed(p, "norm_e", sentence(task, task.class_names[c])) for c in own]
@@ -320,7 +321,14 @@ def fedtpg(task, s, batch, k, p, received):
     for query in p["Q"]:
         x = attended(p, "attention", normed(p, "norm_q", query), names, s.heads)
         context.append(x + gated(p, "ff", x))
-    return cosine_cross_entropy(task, batch, k, prompted(task, torch.stack(context)))
+    texts, image = prompted(task, torch.stack(context)), batch.images.features[k]
+    asked = own if s.loss_classes == "own" else classes(task)
+    nothing = torch.tensor(-torch.inf).double()
+
+    def logits(b):
+        return [task.logit_scale * (image[b] @ t) if c in asked else nothing for c, t in enumerate(texts)]
+
+    return cross_entropy_of(batch, k, logits)
 
 
 def adapted(p, f):
@@ -563,38 +571,57 @@ def fedmgp(task, s, batch, k, p, received):
 
 
 @plain("fedmvp", heads=2, rank=3, switch=42.0)  # one client is below it, two are not
+@plain("fedmvp", heads=2, rank=3, switch=20.0, loss_classes="own")
 def fedmvp(task, s, batch, k, p, received):
+    """Repository mainaksingha01/FedMVP at 246800e. model/FedMVP.py: ``apply_lora`` (x + x A B) stands around the
+    arguments of ``crossattn`` in ImageEncoder.forward, so before the layer norms of PreNorm, which leaves the values
+    alone; ``flip_transform`` gets a whole batch. federated/client.py, ``train``: below the threshold ``crossattn`` is
+    frozen and ``use_lora`` set, both for good and after that batch's loss; the linear projection goes on training.
+    """
+    own = sorted({y for _, y, _ in real(batch, k)})
     many = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
     many = (*many, "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
     described = [[sentence(task, words.format(task.class_names[c])) for words in many] for c in classes(task)]
-    projected = [layer(p, "project", d) for own in described for d in own]
+    projected = [layer(p, "project", d) for c in own for d in described[c]]
     tower = task.clip.model.visual
+    use_lora = bool(p["switched"])
 
-    def low_rank(part, x):
-        return x + x @ p[f"lora.{part}.A"] @ p[f"lora.{part}.B"]
+    def apply_lora(part, x):
+        return x + x @ p[f"lora.{part}.A"] @ p[f"lora.{part}.B"] if use_lora else x
 
-    keys = [low_rank("k", normed(p, "norm_k", a)) for a in projected]
-    values = [low_rank("v", a) for a in projected]
+    keys = [normed(p, "norm_k", apply_lora("k", a)) for a in projected]
+    values = [apply_lora("v", a) for a in projected]
 
     def seen(pixels):
         x = tower.conv1(pixels[None])[0].flatten(1).T
         x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
         mixed = []
         for patch in x[1:]:
-            out = attended(p, "attention", low_rank("q", normed(p, "norm_q", patch)), keys, s.heads, values)
+            out = attended(p, "attention", normed(p, "norm_q", apply_lora("q", patch)), keys, s.heads, values)
             mixed.append(out + gated(p, "ff", out))
         # 4 patches are pooled to 4 tokens: each is its own.
         return pictured(task, pixels, torch.stack(mixed)[None])
 
     images = {b: seen(batch.images.pixels[k, b]) for b, _, _ in real(batch, k)}
+    asked = own if s.loss_classes == "own" else classes(task)
 
     def logits(b):
-        return [sum(task.logit_scale * (images[b] @ d) for d in own) / len(own) for own in described]
+        for c in classes(task):
+            mean = sum(task.logit_scale * (images[b] @ d) for d in described[c]) / len(many)
+            yield mean if c in asked else torch.tensor(-torch.inf).double()
 
     loss = cross_entropy_of(batch, k, logits)
+    flipped = generator(0, "fedmvp", k, 2, 1).random() < 0.5
     for b, _, w in real(batch, k):
-        loss = loss + w * s.weight * (1 - images[b] @ batch.images.mirrored[k, b])
+        known = (batch.images.mirrored if flipped else batch.images.features)[k, b]
+        loss = loss + w * s.weight * (1 - images[b] @ known)
     learned = {n: t for n, t in p.items() if t.requires_grad}
-    grads = torch.autograd.grad(loss, list(learned.values()))
-    trained = {n: (n.startswith("lora")) == (s.switch > loss) for n in learned}
-    return loss, {n: g * trained[n] for n, g in zip(learned, grads, strict=True)}
+    grads = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+    frozen = use_lora or loss < s.switch
+    gradients = {}
+    for (n, t), g in zip(learned.items(), grads, strict=True):
+        part = n.split(".")[0]
+        if g is None or (frozen and part not in ("lora", "project")):
+            g = torch.zeros_like(t)
+        gradients[n] = g
+    return loss, gradients

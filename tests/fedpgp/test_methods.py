@@ -39,11 +39,13 @@ def parameters(method, batch, classes):
     }
     params = {n: t.double().repeat(K, *[1] * t.dim()) for n, t in shared.items()}
     params |= {n: torch.stack([s[n] for s in states]).double() for n in states[0]}
+    if "switched" in params:
+        params["switched"][1] = 1
     for n in method.learned(params):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
     own = [method.for_client(k, memory) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in own]) for n in own[0]}
-    return params | method.prepare(params, lambda: batch, classes), set(shared)
+    return params | method.prepare(params, lambda images=True: batch, classes), set(shared)
 
 
 def test_every_learning_method_is_written_out():
@@ -170,6 +172,25 @@ def test_promptsrc_ends_with_the_gaussian_sum_of_its_rounds(task):
 def test_methods_inside_the_image_tower_refuse_a_convolutional_one():
     with pytest.raises(FedPGPError, match="method=vpt.*model=tiny_vit"):
         ImageTower(load_clip("tiny"), torch.float32, "vpt")
+
+
+def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
+    """Below the threshold once, and whatever the loss is afterwards; the answers leave the low-rank part out."""
+    method, classes = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, switch=1e9), task), task.candidates([3, 1])
+    params, _ = parameters(method, batch, task.candidates(range(C)))
+    step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
+    assert params["switched"].flatten().tolist() == [0, 1, 0]
+    _, grads = method.gradients(params, batch, task.candidates(range(C)), step)
+    assert params["switched"].flatten().tolist() == [1, 1, 1] and not grads["ff.in.weight"].any()
+    never = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, switch=0.0), task)
+    _, grads = never.gradients(params, batch, task.candidates(range(C)), step)
+    assert params["switched"].all() and not grads["ff.in.weight"].any()
+    assert all(grads[n].flatten(1).any(1).all() for n in ("lora.q.B", "project.weight"))
+    changed = params | {n: t + 1 for n, t in params.items() if n.startswith("lora.")}
+    for settings, same in (({}, True), ({"low_rank_answers": True}, False)):
+        model = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, **settings), task)
+        answers = [model.logits(model.global_features(p, classes), batch.images, classes) for p in (params, changed)]
+        assert torch.equal(*answers) is same
 
 
 def test_fedmgp_puts_the_averages_where_it_sent_from(task):
