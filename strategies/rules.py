@@ -1,4 +1,4 @@
-"""Server rules by name: how the clients' tensors become the next global ones. All are Flower's own strategies.
+"""Server rules by name: how the clients' tensors become the next global ones. All are Flower's strategies.
 
 Which clients take part is not their business here: the server offers a rule only the sampled clients, so each runs with
     fraction 1.
@@ -12,10 +12,11 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
 from fedpgp.errors import FedPGPError, unknown
+from strategies import corrected
 
 RULES: dict[str, type[flower.FedAvg]] = {
     "fedavg": flower.FedAvg,
-    "fedavgm": flower.FedAvgM,
+    "fedavgm": corrected.FedAvgM,
     "fedadam": flower.FedAdam,
     "fedyogi": flower.FedYogi,
     "fedadagrad": flower.FedAdagrad,
@@ -23,7 +24,7 @@ RULES: dict[str, type[flower.FedAvg]] = {
     "fedtrimmedavg": flower.FedTrimmedAvg,
     "krum": flower.Krum,
     "multikrum": flower.MultiKrum,
-    "bulyan": flower.Bulyan,
+    "bulyan": corrected.Bulyan,
 }
 """Name -> Flower strategy; the same names as conf/strategy/."""
 

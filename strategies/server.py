@@ -217,6 +217,8 @@ class Server:
         if self.federation.method.equal_weights:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
+        # Before the rule has them: some of Flower's take the arrays out of the replies.
+        uploads = {c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()}
         aggregated, _ = self.rule.aggregate_train(round, [good[client] for client in sorted(good)])
         if aggregated is None:
             raise FedPGPError(
@@ -229,7 +231,7 @@ class Server:
             round=round,
             last=self.rounds,
             sent=self.state.shared,
-            uploads={c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()},
+            uploads=uploads,
             weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
             memory=self.state.memory,
         )

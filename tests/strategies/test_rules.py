@@ -60,6 +60,15 @@ def test_a_restart_changes_nothing(name):
         shared = expected
 
 
+def test_momentum_steps_from_what_was_sent():
+    """Flower's FedAvgM goes on from its own last result, where a method's server part has made others of it."""
+    rule = make_rule("fedavgm", {"server_momentum": 0.0, "server_learning_rate": 0.5})
+    one_round(rule, 1, {"a": np.zeros(3)})
+    sent = {"a": np.full(3, 7.0)}
+    mean = one_round(make_rule("fedavg", {}), 2, sent)["a"]
+    np.testing.assert_allclose(one_round(rule, 2, sent)["a"], (sent["a"] + mean) / 2)
+
+
 def test_the_rules_are_those_of_conf():
     assert set(RULES) == set(choices()["strategy"])
     for name in RULES:
