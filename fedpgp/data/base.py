@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedpgp.data.pictures import VERSION, read_picture
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.seeding import generator
@@ -69,7 +70,7 @@ class Split(ABC):
             FedPGPError: it cannot be read; the message names it.
         """
         try:
-            return _rgb(self._open(i))
+            return self._open(i)
         except BROKEN as error:
             raise FedPGPError(
                 f"image {self.describe(i)} cannot be read ({_first_line(error)}); restore it, or leave broken "
@@ -86,16 +87,8 @@ class Split(ABC):
         """SHA-256 (hex) of the pictures and their order, or of what changes whenever they do: the key of caches."""
 
     @abstractmethod
-    def _open(self, i: int) -> Image.Image: ...
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """RGB of a picture of any mode; 16-bit and float grey is scaled by its own range, where PIL would clip it."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        image = Image.fromarray(np.uint8(np.round(255 * (values - low) / max(high - low, 1e-12))))
-    return image.convert("RGB")
+    def _open(self, i: int) -> Image.Image:
+        """Picture ``i`` as RGB. Raises whatever its decoder does."""
 
 
 class FileSplit(Split):
@@ -117,7 +110,8 @@ class FileSplit(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(self.root.resolve()).encode())  # names, sizes and times may be another folder's too
+        # Names, sizes and times may be another folder's too.
+        digest = hashlib.sha256(f"{self.root.resolve()}\0{VERSION}\n".encode())
         for path in self.paths:
             try:
                 status = os.stat(self.root / path)
@@ -127,9 +121,7 @@ class FileSplit(Split):
         return digest.hexdigest()
 
     def _open(self, i: int) -> Image.Image:
-        with Image.open(self.root / self.paths[i]) as image:
-            image.load()
-            return image
+        return read_picture(self.root / self.paths[i])
 
 
 class ArraySplit(Split):

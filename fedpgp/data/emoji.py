@@ -6,7 +6,6 @@ every domain alike, so that none is seen in training in another style; so it is 
 
 import csv
 import hashlib
-import io
 import os
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ from PIL import Image
 
 from fedpgp.assets_path import asset
 from fedpgp.data.base import VALIDATION_SHARE, Dataset, Split, register
+from fedpgp.data.pictures import read_picture
 from fedpgp.errors import FedPGPError, unknown
 
 DOMAINS = ("noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji")
@@ -72,9 +72,7 @@ class ZipSplit(Split):
         key = (os.getpid(), path)  # a forked child must not share its parent's file position
         if key not in self._archives:
             self._archives[key] = zipfile.ZipFile(path)
-        image = Image.open(io.BytesIO(self._archives[key].read(name)))
-        image.load()
-        return image
+        return read_picture(self._archives[key].read(name))
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_archives": {}}

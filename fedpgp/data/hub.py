@@ -14,6 +14,7 @@ from PIL import Image
 from fedpgp.data.base import Dataset, Split, Subset, register
 from fedpgp.data.domains import TEST_SHARE
 from fedpgp.data.files import hold_out
+from fedpgp.data.pictures import VERSION, read_picture
 from fedpgp.errors import FedPGPError, unknown
 
 
@@ -24,17 +25,27 @@ class HubSplit(Split):
         self, table: Any, column: str, name: str, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None
     ):
         super().__init__(labels, domains)
-        self.table, self.column, self.name = table.select_columns([column]), column, name
+        import datasets
+
+        self.feature = table.features[column]
+        undecoded = datasets.Image(decode=False)
+        self.table = table.select_columns([column]).cast_column(column, undecoded)
+        self.column, self.name = column, name
+        self._fingerprint = f"{table._fingerprint} {VERSION}"
 
     def describe(self, i: int) -> str:
         return f"{i} of {self.name}"
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.table._fingerprint.encode()).hexdigest()
+        return hashlib.sha256(self._fingerprint.encode()).hexdigest()
 
     def _open(self, i: int) -> Image.Image:
-        return self.table[int(i)][self.column]
+        entry = self.table[int(i)][self.column]
+        content, path = entry["bytes"], entry["path"]
+        if content is None and path is not None and not Path(path).is_file():
+            return self.feature.decode_example(entry).convert("RGB")  # inside an archive, or at an address
+        return read_picture(Path(path) if content is None else content)
 
 
 @register("hub")
