@@ -353,6 +353,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         "clients": len(folder.table) or config["clients"],
         "status": status,
         "accuracy": accuracy,
+        "evaluated_clients": folder.evaluations[-1].get("clients") if folder.evaluations else None,
     }
     if selection != "last":
         summary["selected_rounds"] = rounds
@@ -367,7 +368,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
 
 def _cost(server: Server) -> dict:
     state, traffic = server.state, server.state.traffic
-    busy = state.seconds["train"] + state.seconds["evaluate"]
+    busy = sum(state.seconds[what] for what in ("encode", "train", "evaluate"))
     own = peak_rss_mb()
     mine = f"/{os.getpid()}"
     return {

@@ -265,6 +265,8 @@ class Server:
         record = {
             "kind": "eval",
             "round": round,
+            "clients": len(rows),
+            "all_clients": len(self.table),
             **summarize(rows),
             "seconds": time.perf_counter() - began,
             "bytes_up": exchange.traffic.up,
@@ -458,14 +460,14 @@ class Server:
 
         need = len(clients) if ask == "clients" else 0
         good, _, exchange = self._ask(grid, self.state.round, clients, configure, _for_any(check_answer), need, ask)
-        self._account(exchange, None)
+        self._account(exchange, "encode" if ask == "clients" else None)
         return {client: json_of(reply) for client, reply in good.items()}
 
     # Memory. ----------------------------------------------------------------------------------------------------------
 
     def _account(self, exchange: Exchange, what: str | None) -> None:
-        """Adds up bytes, the slowest node's seconds and everybody's memory. Questions (None) are no part of a
-        federation's cost.
+        """Adds up bytes, the slowest node's seconds and everybody's memory. Questions are no part of a federation's
+        cost: not their bytes (``encode``), nor their seconds (None).
         """
         for account in exchange.accounts:
             process = account["process"]
@@ -475,8 +477,9 @@ class Server:
             if what == "train":
                 machine = process.rpartition("/")[0] or process
                 self.state.placed[machine] = self.state.placed.get(machine, 0) + account["clients"]
-        if what is not None:
+        if what in ("train", "evaluate"):
             self.state.traffic += exchange.traffic
+        if what is not None:
             self.state.seconds[what] += max((account["seconds"] for account in exchange.accounts), default=0.0)
 
     def _keep_zero_shot(self, figures: Mapping[int, Mapping[str, float]]) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 
 from strategies.grid import Traffic
 
+SECONDS = ("total", "encode", "train", "evaluate")
+
 
 @dataclass
 class State:
@@ -19,7 +21,7 @@ class State:
         memory: what the method's server side remembers beside them.
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
         traffic: bytes so far.
-        seconds: ``total``, and ``train``/``evaluate``: the slowest node's time, summed over rounds.
+        seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's time, summed over messages.
         images: training images processed so far.
         placed: machine -> clients it has trained, summed over rounds.
     """
@@ -30,7 +32,7 @@ class State:
     memory: dict[str, np.ndarray] = field(default_factory=dict)
     zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
-    seconds: dict[str, float] = field(default_factory=lambda: {"total": 0.0, "train": 0.0, "evaluate": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     images: int = 0
     placed: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +52,7 @@ class State:
             below("memory/", tensors),
             below("zero_shot/", tensors),
             Traffic(**values["traffic"]),
-            dict(values["seconds"]),
+            {**dict.fromkeys(SECONDS, 0.0), **values["seconds"]},
             values["images"],
             dict(values["placed"]),
         )

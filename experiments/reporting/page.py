@@ -242,7 +242,8 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     summary, facts = run.summary or {}, []
     seconds = summary.get("seconds") or {}
     if seconds.get("total") is not None:
-        parts = [("training", "train"), ("testing", "evaluate"), ("overhead", "overhead")]
+        parts = [("encoding pictures", "encode"), ("training", "train"), ("testing", "evaluate")]
+        parts += [("overhead", "overhead")]
         shown = ", ".join(
             f"{human_seconds(seconds[key])} {name}" for name, key in parts if seconds.get(key) is not None
         )

@@ -97,8 +97,16 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     keys = "method dataset model partition protocol seed rounds clients status accuracy seconds one_prompt"
     sent = "bytes_up bytes_down wire_bytes_up wire_bytes_down"
-    assert set(summary) == {*keys.split(), *sent.split(), "images_per_second", "peak_rss_mb", "peak_gpu_mb"}
-    assert set(summary["seconds"]) == {"total", "train", "evaluate", "overhead"} and summary["status"] == "finished"
+    assert set(summary) == {
+        *keys.split(),
+        *sent.split(),
+        "evaluated_clients",
+        "images_per_second",
+        "peak_rss_mb",
+        "peak_gpu_mb",
+    }
+    assert set(summary["seconds"]) == {"total", "encode", "train", "evaluate", "overhead"}
+    assert summary["status"] == "finished" and summary["evaluated_clients"] == summary["clients"]
     assert summary["seconds"]["total"] >= summary["seconds"]["train"] + summary["seconds"]["evaluate"]
     assert set(summary["accuracy"]) == {"zero_shot", "global", "personal"}
     partition = json.loads((folder / "partition.json").read_text())
