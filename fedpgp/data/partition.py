@@ -16,6 +16,9 @@ import numpy as np
 from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.seeding import generator
 
+COMMON = ("min_size", "min_test_size", "pooled")
+"""Options of every scheme."""
+
 MAX_DRAWS = 100
 """Random draws tried before a scheme whose clients are too small gives up."""
 
@@ -54,6 +57,8 @@ def partition(
     test_labels: Sequence[int] | np.ndarray | None = None,
     test_domains: Sequence[str] | None = None,
     min_size: int = 1,
+    min_test_size: int = 1,
+    pooled: bool = False,
     **options,
 ) -> Parts | tuple[Parts, Parts]:
     """Deals images to clients, without overlap and without remainder.
@@ -65,8 +70,12 @@ def partition(
         seed: same seed, same partition; independent of any global random state.
         domains: N domain names, for the schemes that deal by domain.
         test_labels, test_domains: of the test images, when these are to be dealt too.
-        min_size: least number of training images of a client. A random scheme is drawn anew, up to 100 times, until
-            every client has that many, and a test image.
+        min_size, min_test_size: least number of training and of test images of a client. A random scheme is drawn anew,
+            up to 100 times, until every client has that many. The public code of FedPGP and its peers asks for 10 of
+            both (FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273 to 311).
+        pooled: training and test images are dealt together, and a client's test images are those that fall to it, as in
+            the public code's Pachinko allocation (the same file, lines 319 to 402); else test images follow the
+            training images.
         options: the scheme's own.
 
     Returns:
@@ -82,10 +91,11 @@ def partition(
     valid = [p.name for p in inspect.signature(deal).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in valid:
-            raise FedPGPError(unknown(f"option of partition {scheme}", option, [*valid, "min_size"]))
+            raise FedPGPError(unknown(f"option of partition {scheme}", option, [*valid, *COMMON]))
     if clients < 1:
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
     check_number("partition.min_size", min_size, least=1, whole=True)
+    check_number("partition.min_test_size", min_test_size, least=1, whole=True)
     if not scheme.startswith("domain"):
         domains = test_domains = None  # they do not matter, in training or test
     elif domains is None or (test_labels is not None and test_domains is None):
@@ -96,11 +106,16 @@ def partition(
             f"{clients} clients with at least {min_size} images need {clients * min_size}, there are "
             f"{len(deck.labels)}: use fewer clients, or more shots"
         )
+    together = _pool(deck, test) if pooled and test is not None else None
     smallest: tuple[int, int, str] | None = None  # the best of the failed draws: images, client, split
     for draw in range(MAX_DRAWS):
-        parts = deal(deck, clients, generator(seed, f"partition {scheme}", draw), **options)
-        test_parts = None if test is None else follow(parts, deck, test)
-        worst = _too_small(parts, test_parts, min_size)
+        rng = generator(seed, f"partition {scheme}", draw)
+        if together is not None:
+            parts, test_parts = _split(deal(together, clients, rng, **options), len(deck.labels))
+        else:
+            parts = deal(deck, clients, rng, **options)
+            test_parts = None if test is None else follow(parts, deck, test)
+        worst = _too_small(parts, test_parts, min_size, min_test_size)
         if worst is None:
             train = [np.sort(part).astype(np.int64) for part in parts]
             return train if test_parts is None else (train, test_parts)
@@ -108,7 +123,7 @@ def partition(
             smallest = worst
         if deal not in _UNEVEN:
             break
-    raise FedPGPError(_refusal(scheme, clients, min_size, smallest, options))
+    raise FedPGPError(_refusal(scheme, clients, {"training": min_size, "test": min_test_size}, smallest, options))
 
 
 def _decks(labels, domains, test_labels, test_domains) -> tuple[Deck, Deck | None]:
@@ -128,9 +143,23 @@ def _decks(labels, domains, test_labels, test_domains) -> tuple[Deck, Deck | Non
     return deck, Deck(np.asarray(test_labels, dtype=np.int64), numbers(test_domains), names)
 
 
-def _too_small(parts: Parts, test_parts: Parts | None, min_size: int) -> tuple[int, int, str] | None:
+def _pool(deck: Deck, test: Deck) -> Deck:
+    """Training images, and behind them test images, as one."""
+    pairs = ((getattr(deck, name), getattr(test, name)) for name in ("labels", "domains"))
+    labels, domains = (None if first is None else np.concatenate([first, second]) for first, second in pairs)
+    return Deck(labels, domains, deck.domain_names)
+
+
+def _split(parts: Parts, train: int) -> tuple[Parts, Parts]:
+    """Rows of what :func:`_pool` made as rows of the training images and ascending rows of the test images."""
+    return [part[part < train] for part in parts], [np.sort(part[part >= train]) - train for part in parts]
+
+
+def _too_small(
+    parts: Parts, test_parts: Parts | None, min_size: int, min_test_size: int
+) -> tuple[int, int, str] | None:
     """(images, client, split) of the smallest client that is too small, or None."""
-    for split, dealt, least in (("training", parts, min_size), ("test", test_parts, 1)):
+    for split, dealt, least in (("training", parts, min_size), ("test", test_parts, min_test_size)):
         if dealt is not None:
             sizes = [len(part) for part in dealt]
             client = int(np.argmin(sizes))
@@ -139,15 +168,16 @@ def _too_small(parts: Parts, test_parts: Parts | None, min_size: int) -> tuple[i
     return None
 
 
-def _refusal(scheme: str, clients: int, min_size: int, smallest: tuple[int, int, str], options: dict) -> str:
+def _refusal(scheme: str, clients: int, least: dict[str, int], smallest: tuple[int, int, str], options: dict) -> str:
     images, client, split = smallest
     has = f"client {client} would have {images or 'no'} {split} image{'s' * (images != 1)}"
     if SCHEMES[scheme] not in _UNEVEN:
         return f"partition {scheme} with {clients} clients: {has}; use fewer clients, or more images"
     beta = options.get("beta", inspect.signature(SCHEMES[scheme]).parameters["beta"].default)
+    option = "min_size" if split == "training" else "min_test_size"
     return (
         f"partition {scheme} with beta={beta} and {clients} clients: in the best of {MAX_DRAWS} draws {has} "
-        f"(partition.min_size={min_size}); raise partition.beta, use fewer clients, or give more images (shots)"
+        f"(partition.{option}={least[split]}); raise partition.beta, use fewer clients, or give more images (shots)"
     )
 
 

@@ -1,14 +1,17 @@
-"""``leave_one_domain_out``: the clients of one domain are left out, and its test images show what the others' prompts
-make of it (``unseen``). The FedPGP paper's domain generalisation on DomainNet and Office-Caltech10.
+"""``leave_one_domain_out``: the clients of one domain are left out, and its images show what the others' prompts make
+of it (``unseen``). The FedPGP paper's domain generalisation on DomainNet and Office-Caltech10.
 
 Without ``held_out`` every domain is held out in turn, a run each.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedpgp.data import Dataset
+import numpy as np
+
+from fedpgp.data import Dataset, Subset
+from fedpgp.data.joint import Concat
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols.base import (
     ClientShare,
@@ -20,18 +23,32 @@ from fedpgp.protocols.base import (
     domains_of,
     hands,
     local_exam,
+    one_of,
     rows_of,
+    splits,
 )
 from fedpgp.protocols.multidomain import by_domain
 
 
 @dataclass(frozen=True)
 class LeaveOneDomainOut(Protocol):
-    """Options: ``held_out``, the domain that is left out; None makes a run of each."""
+    """Options: ``held_out``, the domain that is left out; None makes a run of each. ``held_out_images``, which of its
+    images are tested on: those of its ``test`` split, or ``all``, training images too.
+
+    FedPGP's code tests on all (commit d43045b33f42, data_utils.py, line 97), so does FedCLIP's
+    (microsoft/PersonalizedFL, commit 441670edb574, fedclip/utils/prepare_data_dg_clip.py, lines 71 to 77). Where the
+    same subject stands in several domains, as in the emoji, training images of the held-out domain show what was
+    trained on in other domains.
+    """
 
     name: ClassVar[str] = "leave_one_domain_out"
     parts: ClassVar[str | None] = "held_out"
     held_out: str | None = None
+    held_out_images: str = "test"
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("held_out_images", self.held_out_images, ("test", "all"))
 
     def values(self, dataset: Dataset) -> Sequence[str]:
         return domains_of(dataset, self.name)
@@ -43,7 +60,14 @@ class LeaveOneDomainOut(Protocol):
             raise FedPGPError(f"protocol.held_out has no value; a run leaves out one of {', '.join(names)}")
         if self.held_out not in names:
             raise FedPGPError(unknown("protocol.held_out", self.held_out, names))
-        left_out = Exam(rows_of(dataset.test, classes, self.held_out), classes)
+        train, test = splits(dataset)
+        rows = rows_of(test, classes, self.held_out)
+        tested = dataset
+        if self.held_out_images == "all":
+            more = Subset(train, rows_of(train, classes, self.held_out))
+            rows = np.concatenate([rows, len(test) + np.arange(len(more))])
+            tested = replace(dataset, test=Concat([test, more], [0, 0]))
+        left_out = Exam(rows, classes)
         shares = [
             ClientShare(
                 hand.train,
@@ -58,4 +82,4 @@ class LeaveOneDomainOut(Protocol):
             for hand in hands(dataset, classes, clients, seed, shots, scheme)
             if hand.domain != self.held_out
         ]
-        return Deal(dataset, classes, (), shares)
+        return Deal(tested, classes, (), shares)

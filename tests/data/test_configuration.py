@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
+from fedpgp.data.partition import COMMON
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import deal
 
@@ -45,7 +46,8 @@ def test_partition_file(path):
     content = yaml.safe_load(text)
     assert text.startswith("# python -m experiments.run ") and f"partition={path.stem}" in text.splitlines()[0]
     assert content.pop("scheme") == path.stem
-    assert set(content) <= options(SCHEMES[path.stem]) | {"min_size"}
+    assert set(content) <= options(SCHEMES[path.stem]) | set(COMMON)
+    assert (content["min_size"], content["min_test_size"], content.get("pooled", False)) == (1, 1, False)
 
 
 @pytest.mark.parametrize("protocol", [{"name": "personal"}, {"name": "base2novel", "class_order": "alphabet"}])

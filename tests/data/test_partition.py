@@ -324,6 +324,40 @@ def test_golden_label_skew_by_its_invariants(case, clients, scheme, options):
                     assert abs(shares[0] - shares[1]) <= 1 / of_class[0] + 1 / of_class[1]
 
 
+def test_every_client_has_ten_training_and_ten_test_images_as_the_public_code_asks():
+    """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273 and 309 to 311: the smaller of the smallest
+    training and the smallest test share must reach min_require_size, else everything is drawn again."""
+    labels, test_labels = np.repeat(np.arange(10), 500), np.repeat(np.arange(10), 100)
+    options = {"beta": 0.3, "test_labels": test_labels}
+    plain = [partition(labels, 30, "dirichlet", seed, **options) for seed in range(5)]
+    assert min(len(part) for _, test in plain for part in test) < 10  # the rule has something to do
+    for seed in range(5):
+        train, test = partition(labels, 30, "dirichlet", seed, min_size=10, min_test_size=10, **options)
+        assert min(map(len, train)) >= 10 <= min(map(len, test))
+        assert_dealt_once(train, len(labels))
+        assert_dealt_once(test, len(test_labels))
+    with pytest.raises(FedPGPError, match=r"client \d+ would have \d+ test images \(partition.min_test_size=90\)"):
+        partition(labels, 11, "dirichlet", 0, min_test_size=90, **options)
+
+
+def test_pooled_pachinko_draws_on_training_and_test_images_together():
+    """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 345 to 404: one draw over train and test behind each
+    other, equal numbers a client, then what is below the number of training images is train, the rest test."""
+    labels, test_labels = np.tile(np.arange(100), 50), np.tile(np.arange(100), 10)
+    options = {"superclasses": np.arange(100) // 5, "beta": 0.3, "test_labels": test_labels}
+    train, test = partition(labels, 40, "pachinko", 3, pooled=True, **options)
+    assert_dealt_once(train, len(labels))
+    assert_dealt_once(test, len(test_labels))
+    assert {len(a) + len(b) for a, b in zip(train, test, strict=True)} == {6000 // 40}
+    assert len({len(part) for part in train}) > 3  # the ratio differs by client
+    pool = np.concatenate([labels, test_labels])
+    together = partition(pool, 40, "pachinko", 3, superclasses=np.arange(100) // 5, beta=0.3)
+    for mine, rows, rest in zip(together, train, test, strict=True):
+        assert mine.tolist() == [*rows, *(rest + len(labels))]
+    followed = partition(labels, 40, "pachinko", 3, **options)
+    assert {len(part) for part in followed[0]} == {5000 // 40}
+
+
 def test_golden_pachinko_by_its_invariants():
     theirs = GOLDEN["cifar100/noniid-labeldir100_clients100_beta0.3/train_class_counts"].astype(int)
     from fedpgp.data.cifar import SUPERCLASSES

@@ -163,6 +163,26 @@ def test_leave_one_domain_out_leaves_the_domain_out():
     assert summary["domains"]["sketch"] == summary["unseen"] and set(summary["domains"]) == set(DOMAINS)
 
 
+def test_a_held_out_domain_is_tested_on_all_of_its_images_where_the_table_says_so():
+    """FedPGP, commit d43045b33f42, data_utils.py, line 97: the test set is the domain's train and test set together."""
+    plain = dealt("leave_one_domain_out", held_out="sketch")
+    given = dealt("leave_one_domain_out", held_out="sketch", held_out_images="all")
+    data, new = plain.dataset, given.dataset
+    sketches = [np.flatnonzero(np.array(part.domains) == "sketch") for part in (data.test, data.train)]
+    expected = [
+        part._open(i).tobytes() for part, rows in zip((data.test, data.train), sketches, strict=True) for i in rows
+    ]
+    labels = np.concatenate([data.test.labels[sketches[0]], data.train.labels[sketches[1]]])
+    for before, share in zip(plain.shares, given.shares, strict=True):
+        exam = share.exams["unseen"]
+        assert [new.test._open(row).tobytes() for row in exam.rows] == expected
+        assert new.test.labels[exam.rows].tolist() == labels.tolist()
+        assert share.train.tolist() == before.train.tolist()
+        assert share.exams["local"].rows.tolist() == before.exams["local"].rows.tolist()
+    with pytest.raises(FedPGPError, match="held_out_images 'train'"):
+        dealt("leave_one_domain_out", held_out="sketch", held_out_images="train")
+
+
 def test_domains_own_is_the_mean_of_the_domains_clients():
     rows = run(federation(dealt("multidomain")))
     photo = [row["personal.local"] for row in rows if row["domain"] == "photo"]
