@@ -64,6 +64,7 @@ _CHOICES = {
     "training.schedule": ("constant", "cosine", "step"),
     "runtime.name": ("ray", "inline", "flower"),
     "method.optimizer_state": ("reset", "keep"),
+    "method.personal_start": ("shared", "per_client"),
     "method.guidance": ("photo", "context"),
     "method.personal_init": ("zero", "normal"),
 }

@@ -34,6 +34,15 @@ DTYPES = {
 """Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
 
 
+FEDERATION_KEYS = ("name", "optimizer_state", "personal_start")
+"""Keys of ``method`` that the federation reads; the others are the method's own settings."""
+
+
+def method_settings(config: Mapping) -> dict:
+    """A configuration's settings of the method itself."""
+    return {key: value for key, value in config["method"].items() if key not in FEDERATION_KEYS}
+
+
 def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     """The data set of a configuration, or another one (``name`` and its options) from where that one comes from."""
     chosen = config["dataset"]
@@ -92,6 +101,7 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
         seed=config["seed"],
         cohort_size=None if size == "auto" else int(size),
         keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
+        personal_start=config["method"].get("personal_start", "shared"),
         slow_clients=config["runtime"].get("slow_clients", 0.0),
     )
 
@@ -105,7 +115,7 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
     if config["method"]["name"] not in METHODS:
         raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
     method_class = METHODS[config["method"]["name"]]
-    given = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
+    given = method_settings(config)
     try:
         settings = method_class.Settings(**given)
     except TypeError as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedpgp.data import Dataset
 from fedpgp.data.joint import augmented
 from fedpgp.data.lookup import Encoded, Pictures, Placed, Rows, Some, Views
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import Batch, Features, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state, make_optimizer
@@ -35,6 +35,9 @@ State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
 Arrays = Mapping[str, np.ndarray]
 OPTIMIZER = "optimizer/"  # prefix of the optimizer's tensors in a client's private state
+
+PERSONAL_STARTS = ("shared", "per_client")
+"""Values of ``method.personal_start``."""
 
 MEMORY_SHARE = 0.1
 """Part of a machine's memory that one cohort's activations may take (several workers share it)."""
@@ -84,6 +87,8 @@ class Federation:
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
         keep_optimizer: a client goes on with its own optimizer state from round to round.
+        personal_start: ``shared``: the private tensors of all clients start alike, as in the public code of every
+            method here; ``per_client``: each client draws its own.
         slow_clients: share of the clients that finish only some of their local epochs.
     """
 
@@ -100,12 +105,16 @@ class Federation:
         seed: int = 0,
         cohort_size: int | None = None,
         keep_optimizer: bool = False,
+        personal_start: str = "shared",
         slow_clients: float = 0.0,
     ):
         self._method, self.dataset, self.deal = method, dataset, dealt
         self._sources = {"features": features, "patches": patches, "mirrored": mirrored}
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
         self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
+        if personal_start not in PERSONAL_STARTS:
+            raise FedPGPError(unknown("value of method.personal_start", personal_start, PERSONAL_STARTS))
+        self.personal_start = personal_start
         self._images: dict[tuple[str, str, int | None], Tensor | Rows | Placed | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
@@ -150,7 +159,11 @@ class Federation:
 
     def initial_state(self, client: int) -> State:
         """A client's private tensors before its first round."""
-        return self.method.init_personal(generator(self.seed, "personal", client))
+        if self.personal_start == "per_client":
+            rng = generator(self.seed, "personal", client)
+        else:
+            rng = generator(self.seed, "shared" if self.method.starts_as_shared else "personal")
+        return self.method.init_personal(rng)
 
     def images(self, split: str) -> Images:
         """What the method reads of the ``train`` or ``test`` images; patches and pixels are looked up when indexed."""
@@ -273,7 +286,7 @@ class Federation:
 
     @cached_property
     def _personal_names(self) -> tuple[str, ...]:
-        return tuple(self.method.init_personal(generator(self.seed, "personal", 0)))
+        return tuple(self.initial_state(0))
 
     def _cohorts(
         self, clients: Sequence[int], gradients: bool, epochs: Mapping[int, int] | None = None

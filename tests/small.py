@@ -15,7 +15,7 @@ import torch
 
 from experiments.settings import composed
 from fedpgp.clip import FrozenCLIP
-from fedpgp.configured import DTYPES
+from fedpgp.configured import DTYPES, method_settings
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
@@ -84,10 +84,9 @@ def small_federation(text: str) -> Federation:
         shares.append(ClientShare(train, classes, {"local": Exam(rows, classes)}))
     task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0])
     method_class = METHODS[config["method"]["name"]]
-    settings = {k: v for k, v in config["method"].items() if k not in ("name", "optimizer_state")}
     return Faulty(
         config["dataset"].get("faults", {}),
-        method_class(method_class.Settings(**settings), task),
+        method_class(method_class.Settings(**method_settings(config)), task),
         dataset,
         Deal(dataset, classes, (), shares),
         features.__getitem__,
@@ -96,6 +95,7 @@ def small_federation(text: str) -> Federation:
         mirrored=mirrored.__getitem__,
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
+        personal_start=config["method"].get("personal_start", "shared"),
         slow_clients=config["runtime"].get("slow_clients", 0.0),
     )
 

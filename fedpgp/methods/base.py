@@ -155,6 +155,9 @@ class Method(ABC):
     carried: ClassVar[tuple[str, ...]] = ()
     """Tensors that travel with the learned ones and are no part of the optimisation; ``gradients`` may change them in
     place."""
+    starts_as_shared: ClassVar[bool] = False
+    """True: a client's tensors are drawn as the shared ones are, so that Ditto's personal prompt starts at p_G; False:
+    from draws of their own. Either way all clients start alike, unless ``method.personal_start=per_client``."""
     equal_weights: ClassVar[bool] = False
     """True: the server averages clients alike; False: by their number of images."""
 
@@ -173,7 +176,11 @@ class Method(ABC):
         return {}
 
     def init_personal(self, rng: np.random.Generator) -> Params:
-        """The tensors each client owns and never sends, at the start: name -> (shape). None by default."""
+        """The tensors each client owns and never sends, at the start: name -> (shape). None by default.
+
+        ``rng`` is the same for all clients, and with :attr:`starts_as_shared` in the state :meth:`init_shared` got it
+        in.
+        """
         return {}
 
     # How it is trained. -----------------------------------------------------------------------------------------------

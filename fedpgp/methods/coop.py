@@ -16,6 +16,7 @@ class CoOp(Method):
     """One personal context (m, d), nothing shared and so no global model."""
 
     name = "coop"
+    starts_as_shared = True
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}

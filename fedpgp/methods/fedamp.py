@@ -46,6 +46,7 @@ class FedAMP(PromptFL):
     """Shared: p_G (m, d), the average of the clients' prompts. Personal, and sent: p (m, d)."""
 
     name = "fedamp"
+    starts_as_shared = True
     Settings = FedAMPSettings
     carried = ("p_G", "u", "known")
 

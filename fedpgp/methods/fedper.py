@@ -18,6 +18,7 @@ class FedPer(Method):
     """Shared: p_G (m//2, d). Personal: p (m - m//2, d)."""
 
     name = "fedper"
+    starts_as_shared = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {"p_G": self._start(rng)[: self.task.n_ctx // 2]}

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from clients.state import PrivateStore, owner
 from experiments.runner import start
 from experiments.settings import composed
+from fedpgp.configured import method_settings
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS, Batch, Images
@@ -48,10 +49,9 @@ def golden_federation(text: str) -> Federation:
     split = ArraySplit(np.zeros((len(labels), 4, 4, 3), dtype=np.uint8), labels.numpy())
     names = golden_class_names()
     method = METHODS["fedpgp"]
-    settings = {key: value for key, value in config["method"].items() if key not in ("name", "optimizer_state")}
     dataset, classes = Dataset("golden", names, "a photo of a {}.", split, None, split), tuple(range(5))
     return GoldenFederation(
-        method(method.Settings(**settings), Task(golden_clip(), names, n_ctx=16, dtype=torch.float64)),
+        method(method.Settings(**method_settings(config)), Task(golden_clip(), names, n_ctx=16, dtype=torch.float64)),
         dataset,
         Deal(dataset, classes, (), [ClientShare(r, classes, {"local": Exam(r, classes)}) for r in rows]),
         lambda split: features.numpy(),
