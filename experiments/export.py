@@ -3,7 +3,8 @@
     python -m experiments.export --run outputs/default/TIME --client 3 --to FOLDER
 
 ``FOLDER/classifier.safetensors`` holds ``class_embeddings``, (classes, embed) float32, unit norm;
-``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template and temperature.
+``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template, temperature, and how
+pictures were read.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from experiments.personal import Personal, add_options, load_asked
 from experiments.run import BAD_INPUT
 from fedpgp.clip import resolve_name
+from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 from fedpgp.methods import Method
@@ -55,6 +57,7 @@ def export(personal: Personal, client: int, to: Path) -> None:
         "model_sha256": task.clip.fingerprint,
         "classes": personal.classes.names,
         "template": personal.federation.dataset.template,
+        "pictures": Reading.of(config["dataset"]).record(),
         "temperature": 1 / task.logit_scale,
         "method": method.name,
         "client": client,

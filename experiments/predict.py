@@ -15,6 +15,7 @@ from PIL import Image
 from experiments.personal import Personal, add_options, load_asked
 from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
+from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    pictures, unreadable = _read(options.images)
+    pictures, unreadable = _read(options.images, Reading.of(personal.config["dataset"]))
     _say_what_answers(personal, options)
     answers = predict(personal, list(pictures.values())) if pictures else []
     for path, probability in zip(pictures, answers, strict=True):
@@ -48,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return BAD_INPUT if unreadable else 0
 
 
-def _read(paths: Sequence[Path]) -> tuple[dict[Path, Image.Image], list[str]]:
+def _read(paths: Sequence[Path], reading: Reading) -> tuple[dict[Path, Image.Image], list[str]]:
     """The pictures that can be read, and what is wrong with the others."""
     pictures, unreadable = {}, []
     for path in paths:
         try:
-            pictures[path] = FileSplit(Path(), [str(path)], [0]).image(0)
+            pictures[path] = FileSplit(Path(), [str(path)], [0], reading=reading).image(0)
         except FedPGPError as error:
             unreadable.append(str(error).partition(";")[0])  # what follows is about data sets
     return pictures, unreadable

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedpgp.data.pictures import VERSION, read_picture
+from fedpgp.data.pictures import PUBLISHED, Reading, read_picture
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.seeding import generator
@@ -99,11 +99,19 @@ class FileSplit(Split):
         paths: N paths relative to ``root``.
         labels: N labels.
         domains: N domain names or None.
+        reading: how they are read.
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int], domains: Sequence[str] | None = None):
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        domains: Sequence[str] | None = None,
+        reading: Reading = PUBLISHED,
+    ):
         super().__init__(labels, domains)
-        self.root, self.paths = Path(root), [str(path) for path in paths]
+        self.root, self.paths, self.reading = Path(root), [str(path) for path in paths], reading
 
     def describe(self, i: int) -> str:
         return str(self.root / self.paths[i])
@@ -111,7 +119,7 @@ class FileSplit(Split):
     @cached_property
     def fingerprint(self) -> str:
         # Names, sizes and times may be another folder's too.
-        digest = hashlib.sha256(f"{self.root.resolve()}\0{VERSION}\n".encode())
+        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.reading.fingerprint}\n".encode())
         for path in self.paths:
             try:
                 status = os.stat(self.root / path)
@@ -121,7 +129,7 @@ class FileSplit(Split):
         return digest.hexdigest()
 
     def _open(self, i: int) -> Image.Image:
-        return read_picture(self.root / self.paths[i])
+        return read_picture(self.root / self.paths[i], self.reading)
 
 
 class ArraySplit(Split):

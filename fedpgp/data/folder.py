@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit, register
 from fedpgp.data.files import hold_out, pictures, subfolders
+from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 
 LAYOUTS = "train/CLASS/*.jpg and test/CLASS/*.jpg, or DOMAIN/CLASS/*.jpg"
@@ -19,6 +20,8 @@ def load(
     template: str = "a photo of a {}.",
     test_share: float = 0.3,
     split_seed: int = 0,
+    background: str = "white",
+    grey_range: Sequence[float] | None = None,
 ) -> Dataset:
     """Pictures in folders named after their class.
 
@@ -30,6 +33,7 @@ def load(
         template: of a class's sentence, with one ``{}``.
         test_share: of the layout with domains: the part of each class's files, in each domain, that is for testing.
         split_seed: of that split. It is made by file name: a new file moves at most one other from train to test.
+        background, grey_range: how pictures are read (:class:`fedpgp.data.pictures.Reading`).
 
     Raises:
         FedPGPError: neither layout is there; a class folder that ``class_names`` lacks; a share or template that cannot
@@ -41,6 +45,7 @@ def load(
         raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
     if not 0 < test_share < 1:
         raise FedPGPError(f"dataset.test_share={test_share} must lie between 0 and 1")
+    reading = Reading.of({"background": background, "grey_range": grey_range})
     top = subfolders(root)
     by_split = "train" in top
     if by_split and "test" not in top:
@@ -63,7 +68,8 @@ def load(
 
     def split(chosen: list[tuple[str, str, str]]) -> FileSplit:
         domains = None if by_split else [group for group, _, _ in chosen]
-        return FileSplit(root, ["/".join(parts) for parts in chosen], [label[name] for _, name, _ in chosen], domains)
+        paths, labels = ["/".join(parts) for parts in chosen], [label[name] for _, name, _ in chosen]
+        return FileSplit(root, paths, labels, domains, reading)
 
     if by_split:
         parts = {part: split([f for f in files if f[0] == part]) for part in groups}

@@ -14,7 +14,7 @@ from PIL import Image
 from fedpgp.data.base import Dataset, Split, Subset, register
 from fedpgp.data.domains import TEST_SHARE
 from fedpgp.data.files import hold_out
-from fedpgp.data.pictures import VERSION, read_picture
+from fedpgp.data.pictures import Reading, as_rgb, read_picture
 from fedpgp.errors import FedPGPError, unknown
 
 
@@ -22,7 +22,13 @@ class HubSplit(Split):
     """Pictures in a column of a ``datasets.Dataset``."""
 
     def __init__(
-        self, table: Any, column: str, name: str, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None
+        self,
+        table: Any,
+        column: str,
+        name: str,
+        labels: Sequence[int] | np.ndarray,
+        domains: Sequence[str] | None,
+        reading: Reading,
     ):
         super().__init__(labels, domains)
         import datasets
@@ -30,8 +36,8 @@ class HubSplit(Split):
         self.feature = table.features[column]
         undecoded = datasets.Image(decode=False)
         self.table = table.select_columns([column]).cast_column(column, undecoded)
-        self.column, self.name = column, name
-        self._fingerprint = f"{table._fingerprint} {VERSION}"
+        self.column, self.name, self.reading = column, name, reading
+        self._fingerprint = f"{table._fingerprint} {reading.fingerprint}"
 
     def describe(self, i: int) -> str:
         return f"{i} of {self.name}"
@@ -44,8 +50,8 @@ class HubSplit(Split):
         entry = self.table[int(i)][self.column]
         content, path = entry["bytes"], entry["path"]
         if content is None and path is not None and not Path(path).is_file():
-            return self.feature.decode_example(entry).convert("RGB")  # inside an archive, or at an address
-        return read_picture(Path(path) if content is None else content)
+            return as_rgb(self.feature.decode_example(entry), self.reading)  # inside an archive, or at an address
+        return read_picture(Path(path) if content is None else content, self.reading)
 
 
 @register("hub")
@@ -64,6 +70,8 @@ def load(
     test: str | None = "test",
     class_names: Sequence[str] | None = None,
     template: str = "a photo of a {}.",
+    background: str = "white",
+    grey_range: Sequence[float] | None = None,
 ) -> Dataset:
     """An image data set of the hub.
 
@@ -78,6 +86,7 @@ def load(
             domain of ``train`` is for testing.
         class_names: in label order; None: as the column has them, sorted where it holds words.
         template: of a class's sentence, with one ``{}``.
+        background, grey_range: how pictures are read (:class:`fedpgp.data.pictures.Reading`).
 
     Raises:
         FedPGPError: not there; unknown split or column; a column of another kind; pictures without a label.
@@ -88,6 +97,7 @@ def load(
         raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
     if train is None and test is None:
         raise FedPGPError("data set hub needs dataset.train or dataset.test")
+    reading = Reading.of({"background": background, "grey_range": grey_range})
     tables = _tables(root, repo, subset, revision, download)
     chosen = {part: name for part, name in (("train", train), ("val", val), ("test", test)) if name is not None}
     for part, name in chosen.items():
@@ -104,7 +114,7 @@ def load(
         table = tables[part]
         where = f"{repo}, {chosen[part]}"
         domains = None if domain is None else [str(text) for text in _texts(table, domain)]
-        return HubSplit(table, image, where, _labels(where, table, label, names), domains)
+        return HubSplit(table, image, where, _labels(where, table, label, names), domains, reading)
 
     parts = {part: split(part) for part in ("train", "val", "test")}
     notes = (f"from the hub: {repo}, splits {', '.join(chosen.values())}",)

@@ -2,41 +2,140 @@
 
 import contextlib
 import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from fedpgp.errors import FedPGPError, check_number, unknown
+
+log = logging.getLogger(__name__)
+
 VERSION = "2"
 """Part of the fingerprint of people's pictures: raise it when the same file gives other pixels than before, so that no
-cache serves features of the old ones. (1: as stored; 2: upright.)"""
+cache serves features of the old ones. (1: as stored; 2: upright, on a ground, deep grey alike.)"""
+
+BACKGROUNDS = ("white", "none")
+DEEP = (0.0, 65535.0)
+"""Black and white of grey pictures of 16 bits."""
 
 
-def read_picture(source: Path | str | bytes) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """How the pictures of a data set are read.
+
+    Attributes:
+        background: what lies under transparent pixels: ``white``, or ``none``, the colour that the file has there.
+        grey_range: values of 16-bit and float grey that become black and white. None: 0 and 65535 for whole numbers; a
+            picture of float values, or of whole numbers beyond these, is scaled by its own finite values.
+    """
+
+    background: str = "white"
+    grey_range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, object]) -> "Reading":
+        """From the options of a data set: ``background`` and ``grey_range``, where it has them.
+
+        Raises:
+            FedPGPError: a value that cannot work.
+        """
+        background, limits = options.get("background", cls.background), options.get("grey_range")
+        if background not in BACKGROUNDS:
+            raise FedPGPError(unknown("dataset.background", background, BACKGROUNDS))
+        if limits is None:
+            return cls(background)
+        if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
+            raise FedPGPError(f"dataset.grey_range={limits!r} cannot work; it is [BLACK,WHITE], such as [0,4095]")
+        low, high = limits
+        check_number("dataset.grey_range[0]", low)
+        check_number("dataset.grey_range[1]", high, above=low)
+        return cls(background, (float(low), float(high)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same file gives other pixels."""
+        return f"{VERSION} {self.background} {self.grey_range}"
+
+    def record(self) -> dict:
+        """What somebody has to know who reads pictures for an exported classifier; for JSON."""
+        return {"orientation": "exif", **asdict(self)}
+
+
+PUBLISHED = Reading(background="none")
+"""Published data sets are read as the code of their papers reads them."""
+
+
+def read_picture(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Image.Image:
     """A picture as RGB, upright: turned and mirrored as its EXIF orientation says.
 
     Args:
         source: a file, or its content.
+        reading: what becomes of transparent pixels and of deep grey.
 
     Raises:
         Exception: whatever Pillow's decoders raise for a broken picture, each in its own way.
     """
+    _silence_pillow()
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         image.load()
-        return _rgb(_upright(image))
+        # Damaged metadata cost a picture nothing: what fails is writing them anew, after the pixels are turned.
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return as_rgb(image, reading)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Damaged metadata cost a picture nothing: what fails is writing them anew, after the pixels are turned.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+def as_rgb(image: Image.Image, reading: Reading) -> Image.Image:
+    """RGB of a picture of any mode.
 
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """RGB of a picture of any mode; 16-bit and float grey is scaled by its own range, where PIL would clip it."""
+    Raises:
+        ValueError: a float picture without a finite value; a mode that Pillow cannot convert.
+    """
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        image = Image.fromarray(np.uint8(np.round(255 * (values - low) / max(high - low, 1e-12))))
+        return _eight_bits(image, reading.grey_range).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        if reading.background == "white":
+            ground = Image.new("RGBA", image.size, "white")
+            ground.alpha_composite(rgba)
+            return ground.convert("RGB")
+        return rgba.convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, limits: tuple[float, float] | None) -> Image.Image:
+    """8-bit grey of a picture of 16-bit, 32-bit or float values, which Pillow would cut off at 255."""
+    values = np.asarray(image, dtype=np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("none of its pixels is a finite number")
+    least, most = values[finite].min(), values[finite].max()
+    if limits is None:
+        deep = image.mode != "F" and DEEP[0] <= least and most <= DEEP[1]
+        limits = DEEP if deep else (least, most)
+        if deep and 0 < most <= DEEP[1] / 15:
+            _tell_dark()
+    low, high = limits
+    scaled = np.where(finite, (values - low) / max(high - low, 1e-12), 0)
+    return Image.fromarray(np.uint8(np.round(255 * np.clip(scaled, 0, 1))))
+
+
+@cache
+def _tell_dark() -> None:
+    log.warning(
+        "a picture of 16 bits has no value above %d, so it is nearly black; if all are like it, set "
+        "dataset.grey_range=[0,4095] (12 bits) or what their white is",
+        DEEP[1] // 15,
+    )
+
+
+@cache
+def _silence_pillow() -> None:
+    """Keeps Pillow's remarks on metadata, palettes and sizes off the terminal; what is wrong with a picture that cannot
+    be read is in the error."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -51,10 +51,6 @@ def test_pictures_of_any_mode_come_as_rgb(tmp_path):
     assert len(split) == len(modes)
     assert all(split.image(i).mode == "RGB" and split.image(i).size == (6, 5) for i in range(len(split)))
     assert split.labels.dtype == np.int64 and split.domains is None
-    ramp = np.arange(0, 60000, 10000, dtype=np.uint16)[None]
-    Image.fromarray(ramp).save(tmp_path / "deep.png")  # 16 bit: scaled, where PIL would make all of it white
-    deep = np.asarray(FileSplit(tmp_path, ["deep.png"], [0]).image(0))
-    assert deep[0, :, 0].tolist() == [0, 51, 102, 153, 204, 255]
     again = pickle.loads(pickle.dumps(split))
     assert again.image(0).size == (6, 5)
 

@@ -1,12 +1,15 @@
 """How a picture is opened: every reader alike."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from experiments.predict import _read
 from fedpgp.data import FileSplit, load_dataset
-from fedpgp.data.pictures import read_picture
+from fedpgp.data.pictures import PUBLISHED, Reading, _silence_pillow, read_picture
+from fedpgp.errors import FedPGPError
 
 SHOWN = np.zeros((24, 40, 3), np.uint8)  # what a person sees: red above, blue below, white on the left
 SHOWN[:12, :, 0] = SHOWN[12:, :, 2] = 250
@@ -41,7 +44,7 @@ def test_a_turned_picture_is_upright_for_every_reader(tmp_path, ending, orientat
         "file": read_picture(path),
         "content": read_picture(path.read_bytes()),
         "split": FileSplit(tmp_path, [path.name], [0]).image(0),
-        "predict": _read([path])[0][path],
+        "predict": _read([path], Reading())[0][path],
     }
     for reader, image in read.items():
         assert (image.mode, image.size) == ("RGB", (40, 24)), reader
@@ -91,5 +94,108 @@ def test_what_was_known_of_a_picture_by_an_older_reading_is_not_served(tmp_path,
     """The fingerprint, which is in the key of all caches, follows the way pictures are decoded."""
     turned(tmp_path / "x.jpg", 6)
     now = FileSplit(tmp_path, ["x.jpg"], [0]).fingerprint
-    monkeypatch.setattr("fedpgp.data.base.VERSION", "1")
+    for other in (Reading("white"), Reading("none", (0, 4095))):
+        assert FileSplit(tmp_path, ["x.jpg"], [0], reading=other).fingerprint != now
+    monkeypatch.setattr("fedpgp.data.pictures.VERSION", "1")
     assert FileSplit(tmp_path, ["x.jpg"], [0]).fingerprint != now
+
+
+GREEN, HIDDEN = (0, 200, 0), (10, 20, 30)  # what is seen, and the colour that a drawing program leaves under alpha 0
+
+
+def cut_out(path):
+    """Writes a picture that is green on the left, half green in its middle and transparent on the right."""
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:, :2], pixels[:, 2:4], pixels[:, 4:] = (*GREEN, 255), (*GREEN, 128), (*HIDDEN, 0)
+    image = Image.fromarray(pixels)
+    if path.suffix == ".gif" or path.stem == "palette":  # a palette has no half transparent colour
+        pixels[..., 3] = np.where(pixels[..., 3] > 128, 255, 0)
+        palette = Image.fromarray(np.uint8(pixels[..., 3] == 0))
+        palette.putpalette([*GREEN, *HIDDEN])
+        palette.save(path, transparency=1 if path.suffix == ".gif" else bytes([255, 0]))
+    else:
+        image.save(path, **({"lossless": True, "exact": True} if path.suffix == ".webp" else {}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tiff", "a.gif", "palette.png"])
+def test_transparent_pixels_are_white_or_as_the_file_has_them(tmp_path, name):
+    path = cut_out(tmp_path / name)
+    white, none = (np.asarray(read_picture(path, Reading(ground))) for ground in ("white", "none"))
+    assert white[0, 0].tolist() == none[0, 0].tolist() == list(GREEN)
+    assert white[0, 5].tolist() == [255, 255, 255] and none[0, 5].tolist() == list(HIDDEN)
+    if white[0, 2].tolist() != [255, 255, 255]:
+        assert white[0, 2].tolist() == [127, 227, 127] and none[0, 2].tolist() == list(GREEN)  # 128/255 of green
+    np.testing.assert_array_equal(none, np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_grey_with_alpha_and_one_transparent_colour(tmp_path):
+    Image.fromarray(np.array([[[7, 255], [7, 0]]], np.uint8)).save(tmp_path / "la.png")
+    Image.fromarray(np.array([[[9, 9, 9], [8, 8, 8]]], np.uint8)).save(tmp_path / "rgb.png", transparency=(8, 8, 8))
+    Image.fromarray(np.array([[3, 4]], np.uint8)).save(tmp_path / "l.png", transparency=4)
+    for name, seen in (("la", 7), ("rgb", 9), ("l", 3)):
+        pixels = np.asarray(read_picture(tmp_path / f"{name}.png", Reading("white")))
+        assert pixels[0].tolist() == [[seen] * 3, [255] * 3], name
+
+
+def test_the_ground_is_an_option_of_people_s_pictures_and_the_same_in_predict(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            cut_out(tmp_path / split / name / "x.png")
+    for options, corner in (({}, [255] * 3), ({"background": "none"}, list(HIDDEN))):
+        image = load_dataset("folder", tmp_path, **options).train.image(0)
+        assert np.asarray(image)[0, 5].tolist() == corner
+        path = tmp_path / "train/cat/x.png"
+        np.testing.assert_array_equal(_read([path], Reading.of({"name": "folder", **options}))[0][path], image)
+    with pytest.raises(FedPGPError, match="background 'wite'; did you mean white"):
+        load_dataset("folder", tmp_path, background="wite")
+    assert Reading.of({"name": "emoji"}).background == "white", "predict is given people's pictures"
+    assert PUBLISHED.background == "none"
+
+
+def test_deep_grey_is_scaled_alike_for_all_pictures(tmp_path):
+    ramp = np.arange(0, 60000, 10000, dtype=np.uint16)[None]
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.fromarray(ramp // 2).save(tmp_path / "dark.png")
+    Image.fromarray(ramp.astype(">u2")).save(tmp_path / "big_endian.tif")
+    Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "wide.tif")
+    for name in ("deep.png", "big_endian.tif", "wide.tif"):
+        grey = np.asarray(read_picture(tmp_path / name))
+        assert grey[0, :, 0].tolist() == grey[0, :, 2].tolist() == [0, 39, 78, 117, 156, 195], name  # value / 257
+    assert np.asarray(read_picture(tmp_path / "dark.png"))[0, :, 0].tolist() == [0, 19, 39, 58, 78, 97]
+    told = Reading("none", (0, 25000))
+    assert np.asarray(read_picture(tmp_path / "dark.png", told))[0, :, 0].tolist() == [0, 51, 102, 153, 204, 255]
+    assert np.asarray(read_picture(tmp_path / "deep.png", told))[0, :, 0].tolist() == [0, 102, 204, 255, 255, 255]
+
+
+def test_float_pictures_are_read_by_their_finite_values(tmp_path):
+    values = np.array([[-1.0, 0.0, 1.0, 3.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "sound.tif")
+    values[0, 1] = np.nan
+    Image.fromarray(np.append(values, [[np.inf]], 1).astype(np.float32)).save(tmp_path / "holes.tif")
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "nothing.tif")
+    assert np.asarray(read_picture(tmp_path / "sound.tif"))[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert np.asarray(read_picture(tmp_path / "holes.tif"))[0, :, 0].tolist() == [0, 0, 128, 255, 0]
+    with pytest.raises(FedPGPError, match=r"nothing\.tif cannot be read \(none of its pixels is a finite number\)"):
+        FileSplit(tmp_path, ["nothing.tif"], [0]).image(0)
+
+
+@pytest.mark.parametrize("limits", [[0], "0,1", [5, 5], [0, None], [0, float("nan")], 7])
+def test_a_range_of_grey_that_cannot_work_is_refused(limits):
+    with pytest.raises(FedPGPError, match="dataset.grey_range"):
+        Reading.of({"grey_range": limits})
+
+
+def test_pillow_s_own_warnings_stay_off_the_terminal(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.fromarray(SHOWN).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with Image.open(path) as image:
+            image.getexif()
+        assert heard, "Pillow has something to say of this picture"
+        heard.clear()
+        _silence_pillow.cache_clear()
+        assert read_picture(path).size == (40, 24)
+        assert not heard

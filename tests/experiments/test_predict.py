@@ -110,6 +110,7 @@ def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     import fedpgp._torchvision  # noqa: F401, I001  (open_clip needs it beside a CPU torch)
     import open_clip
 
+    assert about["pictures"] == {"orientation": "exif", "background": "white", "grey_range": None}
     # What README shows.
     model, _, preprocess = open_clip.create_model_and_transforms(about["model"], pretrained=about["pretrained"])
     image = preprocess(Image.open(files[0]).convert("RGB")).unsqueeze(0)
