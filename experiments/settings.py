@@ -65,6 +65,7 @@ _CHOICES = {
     "runtime.name": ("ray", "inline", "flower"),
     "method.optimizer_state": ("reset", "keep"),
     "method.personal_start": ("shared", "per_client"),
+    "method.weighting": ("images", "equal"),
     "method.guidance": ("photo", "context"),
     "method.personal_init": ("zero", "normal"),
 }

@@ -34,7 +34,7 @@ DTYPES = {
 """Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
 
 
-FEDERATION_KEYS = ("name", "optimizer_state", "personal_start")
+FEDERATION_KEYS = ("name", "optimizer_state", "personal_start", "weighting")
 """Keys of ``method`` that the federation reads; the others are the method's own settings."""
 
 
@@ -102,6 +102,7 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
         cohort_size=None if size == "auto" else int(size),
         keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
         personal_start=config["method"].get("personal_start", "shared"),
+        weighting=config["method"].get("weighting"),
         slow_clients=config["runtime"].get("slow_clients", 0.0),
     )
 

@@ -39,6 +39,9 @@ OPTIMIZER = "optimizer/"  # prefix of the optimizer's tensors in a client's priv
 PERSONAL_STARTS = ("shared", "per_client")
 """Values of ``method.personal_start``."""
 
+WEIGHTINGS = ("images", "equal")
+"""Values of ``method.weighting``."""
+
 MEMORY_SHARE = 0.1
 """Part of a machine's memory that one cohort's activations may take (several workers share it)."""
 
@@ -89,6 +92,7 @@ class Federation:
         keep_optimizer: a client goes on with its own optimizer state from round to round.
         personal_start: ``shared``: the private tensors of all clients start alike, as in the public code of every
             method here; ``per_client``: each client draws its own.
+        weighting: ``images`` or ``equal``: how the server weighs clients; None: as the method does.
         slow_clients: share of the clients that finish only some of their local epochs.
     """
 
@@ -106,6 +110,7 @@ class Federation:
         cohort_size: int | None = None,
         keep_optimizer: bool = False,
         personal_start: str = "shared",
+        weighting: str | None = None,
         slow_clients: float = 0.0,
     ):
         self._method, self.dataset, self.deal = method, dataset, dealt
@@ -114,7 +119,9 @@ class Federation:
         self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
         if personal_start not in PERSONAL_STARTS:
             raise FedPGPError(unknown("value of method.personal_start", personal_start, PERSONAL_STARTS))
-        self.personal_start = personal_start
+        if weighting not in (None, *WEIGHTINGS):
+            raise FedPGPError(unknown("value of method.weighting", weighting, WEIGHTINGS))
+        self.personal_start, self.weighting = personal_start, weighting
         self._images: dict[tuple[str, str, int | None], Tensor | Rows | Placed | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
@@ -136,6 +143,11 @@ class Federation:
     @cached_property
     def method(self) -> Method:
         return self._method if isinstance(self._method, Method) else self._method()
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether the server averages clients alike, not by their number of images."""
+        return self.method.equal_weights if self.weighting is None else self.weighting == "equal"
 
     @property
     def num_clients(self) -> int:

@@ -214,7 +214,7 @@ class Server:
     def _aggregate(self, round: int, good: Mapping[int, Message]) -> None:
         """The strategy's average of the replies, then what the method makes of it."""
         replies = {client: good[client].content for client in sorted(good)}
-        if self.federation.method.equal_weights:
+        if self.federation.equal_weights:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
         # Before the rule has them: some of Flower's take the arrays out of the replies.

@@ -96,6 +96,7 @@ def small_federation(text: str) -> Federation:
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
         personal_start=config["method"].get("personal_start", "shared"),
+        weighting=config["method"].get("weighting"),
         slow_clients=config["runtime"].get("slow_clients", 0.0),
     )
 

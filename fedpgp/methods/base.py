@@ -159,7 +159,8 @@ class Method(ABC):
     """True: a client's tensors are drawn as the shared ones are, so that Ditto's personal prompt starts at p_G; False:
     from draws of their own. Either way all clients start alike, unless ``method.personal_start=per_client``."""
     equal_weights: ClassVar[bool] = False
-    """True: the server averages clients alike; False: by their number of images."""
+    """True: the server averages clients alike; False: by their number of images. ``method.weighting`` says otherwise
+    where a method's configuration has it."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task

@@ -39,6 +39,7 @@ class Ditto(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
     name = "ditto"
+    equal_weights = True
     starts_as_shared = True
     Settings = DittoSettings
 

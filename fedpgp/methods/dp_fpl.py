@@ -70,6 +70,7 @@ class DPFPL(PromptFL):
 
     name = "dp_fpl"
     Settings = DPFPLSettings
+    equal_weights = True  # what the server's noise is reckoned for
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         shape = (self.task.n_ctx, self.task.clip.width)

@@ -156,7 +156,7 @@ class Counting(METHODS["promptfl"]):
 def test_server_memory_and_tensors_for_one_client(tmp_path, messages, monkeypatch):
     monkeypatch.setitem(METHODS, "counting", Counting)
     config = small_config(tmp_path / "run", "method=promptfl", "participation=0.5", "rounds=3", "evaluate_every=1")
-    config["method"]["name"] = "counting"
+    config["method"] = {"name": "counting"}
     start(config, federation_of=small_federation)
     server, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
     assert server["memory/count"].sum() == 9 and server["memory/count"].max() > 1
