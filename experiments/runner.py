@@ -32,6 +32,7 @@ from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
 from strategies.grid import Bell, Interrupted
 from strategies.inline import InlineGrid, run_inline
+from strategies.ray_session import end_sessions
 from strategies.rules import make_rule
 from strategies.server import Server
 from strategies.simulation import quiet, ray_cluster
@@ -234,7 +235,8 @@ def _work(
         importing = threading.Timer(IMPORT_DELAY, _import_engine)
         importing.daemon = True
         importing.start()
-        with ray_cluster(config["runtime"], config["device"], verbose=config["verbose"]) as workers:
+        size = config["clients"]
+        with ray_cluster(config["runtime"], config["device"], size, verbose=config["verbose"]) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)
             server = make_server(job, prepared.result(), workers.count, workers.bell)
@@ -282,6 +284,7 @@ class Stopper:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.event.is_set():
+            end_sessions()
             os._exit(128 + number)
         self.code = 128 + number
         self.event.set()

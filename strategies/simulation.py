@@ -17,6 +17,7 @@ from flwr.serverapp import ServerApp
 
 from fedpgp.errors import FedPGPError
 from strategies.grid import Bell
+from strategies.ray_session import private_session
 from strategies.shortcuts import START, bare, carried, hung_up, in_turn
 
 MOST_WORKERS = 8
@@ -59,15 +60,18 @@ class Workers:
 
 
 @contextmanager
-def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iterator[Workers]:
-    """Starts Ray on this machine, or joins ``runtime.address``, and leaves it at the end.
+def ray_cluster(runtime: Mapping, device: str, clients: int, *, verbose: bool = False) -> Iterator[Workers]:
+    """Starts a Ray of this run alone on this machine, or joins ``runtime.address``, and leaves it at the end.
+
+    Args:
+        runtime, device: of the configuration.
+        clients: number of logical clients; no more workers are of use.
+        verbose: lets Ray speak.
 
     Raises:
         FedPGPError: no cluster at that address, or no resources for a single worker.
     """
     quiet(verbose)
-    import ray
-
     address = runtime["address"]
     paths = [
         str(Path(__file__).resolve().parents[1]),
@@ -76,52 +80,92 @@ def ray_cluster(runtime: Mapping, device: str, *, verbose: bool = False) -> Iter
     os.environ["PYTHONPATH"] = os.pathsep.join(
         dict.fromkeys(paths)
     )  # workers find these packages without an installation
-    options = {
-        "include_dashboard": False,
-        "log_to_driver": verbose,
-        "logging_level": logging.INFO if verbose else logging.ERROR,
-    }
-    workers = None if address else _local_workers(runtime, device)
+    with _joined(address, verbose) if address else _started(_local_workers(runtime, device, clients), verbose) as local:
+        import ray
+
+        if not verbose:
+            # Ray tells the driver's standard output about every worker that ends, whatever log_to_driver says.
+            ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
+        yield local or _cluster_workers(runtime, device, clients, ray.nodes())
+
+
+@contextmanager
+def _joined(address: str, verbose: bool) -> Iterator[None]:
+    """A cluster that is there already."""
+    import ray
+
     try:
-        if workers is None:
-            ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}, **options)
-        else:
-            gpus = None if workers.resources["num_gpus"] else 0
-            for name, value in START.items():
-                os.environ.setdefault(name, value)
-            # Ray's log monitor is what brings the messages of its processes to the terminal.
-            with nullcontext() if verbose else bare():
-                ray.init(
-                    address="local", num_cpus=workers.count, num_gpus=gpus, object_store_memory=STORE_BYTES, **options
-                )
-    except Exception as error:  # Ray raises whatever it likes, a plain Exception where it takes too long
-        where = f"join the Ray cluster at runtime.address={address}" if address else "start Ray"
-        raise FedPGPError(f"cannot {where}: {str(error).splitlines()[0]}") from error
-    if not verbose:
-        # Ray tells the driver's standard output about every worker that ends, whatever log_to_driver says.
-        ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
+        environment = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+        ray.init(address=address, runtime_env=environment, **_options(verbose))
+    except Exception as error:
+        why = _first_line(error)
+        if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray does not say that this is the reason
+            why += "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (docs/cluster.md)"
+        raise FedPGPError(f"cannot join the Ray cluster at runtime.address={address}: {why}") from error
     try:
-        yield workers or _cluster_workers(runtime, device, ray.nodes())
+        yield None
     finally:
         ray.shutdown()
 
 
-def _local_workers(runtime: Mapping, device: str) -> Workers:
+@contextmanager
+def _started(workers: Workers, verbose: bool) -> Iterator[Workers]:
+    """A Ray on this machine that nobody else may use."""
+    for name, value in START.items():
+        os.environ.setdefault(name, value)
+    with private_session() as session:
+        import ray  # reads the environment
+
+        options = {
+            "num_cpus": workers.count,
+            "num_gpus": None if workers.resources["num_gpus"] else 0,
+            "object_store_memory": STORE_BYTES,
+            "_temp_dir": session.temp_dir,
+            **_options(verbose),
+        }
+        try:
+            # Ray's log monitor is what brings the messages of its processes to the terminal.
+            with nullcontext() if verbose else bare():
+                ray.init(address="local", **options)
+        except Exception as error:
+            session.keep = True
+            logs = f"its logs: {session.folder}"
+            raise FedPGPError(f"cannot start Ray: {_first_line(error)}; {logs}") from error
+        try:
+            yield workers
+        finally:
+            ray.shutdown()
+
+
+def _options(verbose: bool) -> dict[str, object]:
+    return {
+        "include_dashboard": False,
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+
+
+def _first_line(error: Exception) -> str:
+    """Ray raises whatever it likes, a plain Exception where it takes too long."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _local_workers(runtime: Mapping, device: str, clients: int) -> Workers:
     cores, gpus = usable_cores(), visible_gpus(device)
     share = float(runtime["gpus_per_worker"]) if gpus else 0.0
     if gpus:
-        count = runtime["workers"] or max(1, int(gpus / share))
+        count = min(runtime["workers"] or max(1, int(gpus / share)), clients)
         if count * share > gpus:
             raise FedPGPError(
                 f"runtime.workers={count} x runtime.gpus_per_worker={share:g} is more than the {gpus} GPUs there are; "
                 f"try runtime.gpus_per_worker={gpus / count:.2g}"
             )
     else:
-        count = runtime["workers"] or min(cores, MOST_WORKERS)
+        count = min(runtime["workers"] or min(cores, MOST_WORKERS), clients)
     return Workers(count, max(1, cores // count), {"num_cpus": 1, "num_gpus": share})
 
 
-def _cluster_workers(runtime: Mapping, device: str, nodes: list[dict]) -> Workers:
+def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[dict]) -> Workers:
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = 0 if device == "cpu" else sum(resources.get("GPU", 0) for resources in alive)
     share = float(runtime["gpus_per_worker"]) if gpus else 0.0
@@ -131,12 +175,14 @@ def _cluster_workers(runtime: Mapping, device: str, nodes: list[dict]) -> Worker
         return sum(min(n, int(r.get("GPU", 0) / share)) if share else n for n, r in zip(places, alive, strict=True))
 
     cpus = 1
-    if runtime["workers"]:  # Flower starts as many as fit: make each larger until that is no more than asked for
-        while fit(cpus + 1) >= runtime["workers"]:
+    wanted = min(runtime["workers"] or fit(cpus), clients)
+    if runtime["workers"] or wanted < fit(cpus):
+        # Flower starts as many as fit: make each larger until that is no more than wanted.
+        while fit(cpus + 1) >= wanted:
             cpus += 1
     if not fit(cpus):
         raise FedPGPError(f"the Ray cluster has no room for a worker with {cpus} CPU and {share:g} GPU")
-    return Workers(min(fit(cpus), runtime["workers"] or fit(cpus)), cpus, {"num_cpus": cpus, "num_gpus": share})
+    return Workers(min(fit(cpus), wanted), cpus, {"num_cpus": cpus, "num_gpus": share})
 
 
 def usable_cores() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,8 +20,12 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture
-def cluster():
-    """(address, process of the second node's raylet). Two nodes with one core each."""
+def cluster(tmp_path_factory, monkeypatch):
+    """(address, process of the second node's raylet). Two nodes with one core each, and a token (docs/cluster.md)."""
+    token = tmp_path_factory.mktemp("token") / "ray_token"
+    token.write_text(f"{secrets.token_hex(32)}\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     port = free_port()
     common = ["--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
     started: list[subprocess.Popen] = []
@@ -87,3 +92,13 @@ def test_a_node_that_dies_does_not_stop_the_run(cluster, tmp_path):
     assert process.returncode == 0, output
     tensors, info = read_checkpoint(checkpoints(tmp_path / "ray" / "checkpoint")[-1])
     assert info["round"] == 4 and (tensors["committed"] == 4).all()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token_says_where_it_comes_from(cluster, tmp_path, monkeypatch):
+    """Ray itself says only that it cannot connect."""
+    address, _ = cluster
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    process = launch("start", tmp_path / "ray", "runtime=ray", f"runtime.address={address}")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "RAY_AUTH_TOKEN_PATH (docs/cluster.md)" in output
