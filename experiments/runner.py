@@ -26,6 +26,7 @@ from experiments.folder import RunFolder, default_folder
 from experiments.loggers import Logger, make_logger
 from experiments.memory import start_peak
 from experiments.reporting.page import write_report
+from experiments.reporting.words import privacy_words
 from experiments.settings import FREE, check, check_runtime, flatten, free
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
@@ -156,6 +157,8 @@ def _run(
                 console.one_prompt = federation.method.one_for_all
                 for note in federation.dataset.notes:
                     console.note(note)
+                if privacy := federation.method.privacy(config["rounds"]):
+                    console.warn(f"method={config['method']['name']}: {privacy_words(privacy)}")
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
                 return Server(
                     config,
@@ -362,6 +365,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         summary["selected_rounds"] = rounds
     if server is not None:
         summary["one_prompt"] = server.federation.method.one_for_all
+        summary["privacy"] = server.federation.method.privacy(server.state.round)
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)

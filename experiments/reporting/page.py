@@ -11,7 +11,15 @@ import jinja2
 
 from experiments.reporting import charts
 from experiments.reporting.runs import FIGURES, MODELS, Run, number, read_run
-from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, percent, points, setting
+from experiments.reporting.words import (
+    human_bytes,
+    human_megabytes,
+    human_seconds,
+    percent,
+    points,
+    privacy_words,
+    setting,
+)
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
@@ -270,6 +278,8 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     if len(placed) > 1 and run.choice("runtime") in _IN_ONE_PROCESS_TREE:
         shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())
         facts.append(("Machines", f"{len(placed)}", f"clients trained, over all rounds: {shown}"))
+    if privacy := summary.get("privacy"):
+        facts.append(("Privacy", "no guarantee", privacy_words(privacy)))
     error = run.figure("personal", "ece")
     if not math.isnan(error):
         facts.append(("Calibration error", f"{error:.1f} %", "personal prompt, expected"))

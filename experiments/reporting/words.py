@@ -55,3 +55,10 @@ def mean_and_std(mean: float, std: float, sign: str = "") -> str:
 def setting(value: Any) -> str:
     """A value of the configuration, as it is written on the command line; a dash for null."""
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def privacy_words(privacy: dict) -> str:
+    """What a method's noise is worth, by ``privacy`` of summary.json, where no epsilon is accounted."""
+    if privacy["seeded"]:
+        return "the noise comes from the run's seed: whoever knows it can take the noise off; nothing is private"
+    return "the noise is secret, so a repeated run has other figures; no epsilon is accounted, no guarantee follows"

@@ -268,6 +268,19 @@ class Method(ABC):
         assert isinstance(features, Tensor), f"{type(self).__name__} has several class features: it must define logits"
         return cosine_logits(features, images.features, self.task.logit_scale)
 
+    # What it promises. ------------------------------------------------------------------------------------------------
+
+    def privacy(self, rounds: int) -> dict | None:
+        """What the noise of this method guarantees after so many rounds, for summary.json; None without noise.
+
+        Returns:
+            ``unit`` (whose presence is hidden, or "none"), ``epsilon`` and ``delta`` (None: not accounted),
+            ``noise_multiplier`` (deviation of the noise over the clipping norm), ``clip``, ``sampling``, ``rate``,
+            ``rounds``, ``accountant``, and ``seeded``: whether the noise comes from the run's seed, so that anybody
+            who knows the seed can take it off again.
+        """
+        return None
+
     # What the server does beyond the strategy's averaging. ------------------------------------------------------------
 
     def init_memory(self, clients: int) -> Params:

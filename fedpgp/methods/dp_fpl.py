@@ -8,24 +8,28 @@ ICLR 2025, arXiv 2501.13904).
 
 The factors only shape the gradient: one text pass suffices. clip(.) scales the batch's gradient to norm C at most; the
 noise is N(0, std^2) with std = C/B sqrt(T ln(1/delta)) / epsilon. The server adds N(0, (lr std/|S|)^2) to the average,
-which is the paper's noise on the averaged gradient for one step a round.
+which is the paper's noise on the averaged gradient for one step a round. With epsilon = 0 there is neither noise nor
+clipping, as in the public code.
 
-Gradients are clipped a batch, as in the paper's code, not an image: the guarantee of (epsilon, delta) does not follow
-for single images. (That code also adds where the paper takes away, and loses all but a round's last step.)
+What it guarantees is nothing: gradients are clipped a batch, as in that code, not an image; a round has several steps;
+what a client sends carries no noise; no epsilon is accounted. The noise itself is secret: it comes from the operating
+system, unless ``seeded_noise`` takes it from the run's seed, from which anybody can draw it again. (The public code
+also adds where the paper takes away, divides the factors' gradients by 10, and loses all but a round's last step.)
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.methods.base import Batch, Params, Round, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import normal
-from fedpgp.seeding import generator
+from fedpgp.seeding import generator, secret_normal
 from fedpgp.task import Candidates
 
 
@@ -35,11 +39,12 @@ class DPFPLSettings:
 
     Attributes:
         rank: k of the factors.
-        epsilon: of the noise; 0 is no noise (the paper: also 0.4 to 0.01).
+        epsilon: of the noise; 0 is neither noise nor clipping (the paper: also 0.4 to 0.01).
         delta: of the noise.
         clip: C, largest norm of a gradient.
         steps: T, steps the noise is reckoned for.
         batch: B, images a step it is reckoned for.
+        seeded_noise: draw the noise from the run's seed, so that the run can be repeated; then it hides nothing.
     """
 
     rank: int = 8
@@ -48,6 +53,7 @@ class DPFPLSettings:
     clip: float = 10.0
     steps: int = 100
     batch: int = 32
+    seeded_noise: bool = False
 
     def __post_init__(self):
         check_number("method.rank", self.rank, least=1, whole=True)
@@ -56,6 +62,7 @@ class DPFPLSettings:
         check_number("method.clip", self.clip, above=0)
         check_number("method.steps", self.steps, least=1, whole=True)
         check_number("method.batch", self.batch, least=1, whole=True)
+        check_choice("method.seeded_noise", self.seeded_noise, (False, True))
 
     @property
     def std(self) -> float:
@@ -88,21 +95,45 @@ class DPFPL(PromptFL):
         loss, grads = super().gradients(params, batch, classes, step)
         g = grads["p_G"]  # that of p_i, which is p_L's too
         draws = [generator(step.seed, "dp_fpl", client, step.round, step.step) for client in step.clients]
-        (m, d), k = g.shape[1:], s.rank
-
-        def noise(*shape: int) -> Tensor:
-            return torch.stack([torch.from_numpy(rng.normal(size=shape)) for rng in draws]).to(g)
-
-        u, _ = torch.linalg.qr(params["p_L"] @ noise(d, k))
+        shape = (g.shape[-1], s.rank)
+        start = torch.stack([torch.from_numpy(rng.normal(size=shape)) for rng in draws]).to(g)
+        u, _ = torch.linalg.qr(params["p_L"] @ start)
         v = torch.linalg.qr(params["p_L"].mT @ u)[0].mT
-        g_u = clipped(g @ v.mT, s.clip) + s.std * noise(m, k)
-        g_v = clipped(u.mT @ g, s.clip) + s.std * noise(k, d)
-        return loss, {"p_G": clipped(g, s.clip), "p_L": g_u @ v + u @ g_v - u @ (u.mT @ g_u) @ v}
+        g_u, g_v = g @ v.mT, u.mT @ g
+        if s.epsilon > 0:
+            g, g_u, g_v = (clipped(gradient, s.clip) for gradient in (g, g_u, g_v))
+            g_u, g_v = (gradient + s.std * self._noise(gradient, draws) for gradient in (g_u, g_v))
+        return loss, {"p_G": g, "p_L": g_u @ v + u @ g_v - u @ (u.mT @ g_u) @ v}
 
     def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        rng = generator(round.seed, "dp_fpl server", round.number)
-        noise = torch.from_numpy(rng.normal(size=averaged["p_G"].shape)).to(averaged["p_G"])
-        return {"p_G": averaged["p_G"] + round.lr * self.settings.std / len(round.clients) * noise}, {}
+        p_G = averaged["p_G"]
+        if self.settings.epsilon > 0:
+            (noise,) = self._noise(p_G.unsqueeze(0), [generator(round.seed, "dp_fpl server", round.number)])
+            p_G = p_G + round.lr * self.settings.std / len(round.clients) * noise
+        return {"p_G": p_G}, {}
+
+    def _noise(self, like: Tensor, seeded: Sequence[np.random.Generator]) -> Tensor:
+        """Standard normal numbers, (K, ...); ``seeded``: a generator a client."""
+        shape = tuple(like.shape[1:])
+        draw = (lambda rng: rng.normal(size=shape)) if self.settings.seeded_noise else lambda rng: secret_normal(shape)
+        return torch.stack([torch.from_numpy(draw(rng)) for rng in seeded]).to(like)
+
+    def privacy(self, rounds: int) -> dict | None:
+        s = self.settings
+        if s.epsilon == 0:
+            return None
+        return {
+            "unit": "none",
+            "epsilon": None,
+            "delta": None,
+            "noise_multiplier": s.std / s.clip,
+            "clip": s.clip,
+            "sampling": None,
+            "rate": None,
+            "rounds": rounds,
+            "accountant": None,
+            "seeded": s.seeded_noise,
+        }
 
 
 def clipped(gradient: Tensor, largest: float) -> Tensor:

@@ -95,7 +95,7 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["clients"] == 4 and config["versions"]["flwr"] and f"run_dir={folder}" in config["command"]
     summary = json.loads((folder / "summary.json").read_text())
-    keys = "method dataset model partition protocol seed rounds clients status accuracy seconds one_prompt"
+    keys = "method dataset model partition protocol seed rounds clients status accuracy seconds one_prompt privacy"
     sent = "bytes_up bytes_down wire_bytes_up wire_bytes_down"
     assert set(summary) == {
         *keys.split(),

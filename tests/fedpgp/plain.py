@@ -356,8 +356,8 @@ def fedclip_cross_entropy(task, s, batch, k, p, received):
     return cross_entropy_of(batch, k, logits)
 
 
-@plain("dp_fpl", rank=2, clip=0.5, epsilon=40.0)
-@plain("dp_fpl", rank=3, epsilon=0.0)
+@plain("dp_fpl", rank=2, clip=0.5, epsilon=40.0, seeded_noise=True)
+@plain("dp_fpl", rank=3, clip=1e-3, epsilon=0.0)
 def dp_fpl(task, s, batch, k, p, received):
     loss = cosine_cross_entropy(task, batch, k, prompted(task, p["p_G"] + p["p_L"]))
     (g,) = torch.autograd.grad(loss, p["p_G"])
@@ -375,7 +375,7 @@ def dp_fpl(task, s, batch, k, p, received):
         return torch.stack(found, 1)
 
     def clip(gradient):
-        return gradient * min(1.0, s.clip / gradient.norm())
+        return gradient * min(1.0, s.clip / gradient.norm()) if s.epsilon else gradient
 
     m, d = g.shape
     p_L = p["p_L"].detach()

@@ -1,0 +1,113 @@
+"""DP-FPL's noise: how much, from where, and what is said of it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from experiments.runner import resume, start
+from fedpgp.errors import FedPGPError
+from fedpgp.methods import METHODS, Batch, Round, Step
+from fedpgp.seeding import generator, secret_normal
+from strategies.checkpoint import checkpoints, read_checkpoint
+from tests.small import small_config, small_federation
+
+NOISY = ("method=dp_fpl", "participation=1", "rounds=2", "evaluate_every=0", "runtime.min_clients=6")
+STEP = Step(round=2, step=0, clients=[0, 1], received={}, lr=0.1, seed=0)
+
+
+def federation(*overrides: str):
+    return small_federation(json.dumps(small_config("/nowhere", *NOISY, *overrides)))
+
+
+def gradients(fed) -> dict:
+    """Two clients' gradients of one batch."""
+    shared = fed.initial_shared()
+    params = fed._params(shared, [0, 1], [fed.initial_state(c) for c in (0, 1)], None)
+    images, labels = fed.images("train")[torch.arange(6).view(2, 3)], torch.arange(6).view(2, 3)
+    batch = Batch(images, labels, torch.full((2, 3), 1 / 3).double())
+    return fed.method.gradients(params, batch, fed.base, STEP)[1]
+
+
+def after_round(method, clients: int = 4):
+    p_G = torch.zeros(method.task.n_ctx, method.task.clip.width, dtype=torch.float64)
+    weights = torch.full((clients,), 1 / clients)
+    end = Round(2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0)
+    return method.after_round({"p_G": p_G}, end)[0]["p_G"]
+
+
+def test_secret_numbers_are_standard_normal():
+    """Moments, the tails, and no draw like another."""
+    x = torch.from_numpy(secret_normal((100_001, 3)))
+    assert x.shape == (100_001, 3) and x.isfinite().all()
+    assert_close(x.mean(0), torch.zeros(3).double(), atol=0.02, rtol=0)
+    assert_close(x.std(0), torch.ones(3).double(), atol=0.02, rtol=0)
+    assert_close((x.abs() > 2).double().mean(), torch.tensor(0.0455).double(), atol=0.002, rtol=0)
+    assert abs(torch.corrcoef(x.T)[0, 1]) < 0.02 and len(x.flatten().unique()) == x.numel()
+
+
+def test_noise_is_secret_unless_told():
+    fed = federation("method.epsilon=1")
+    first, second = gradients(fed), gradients(fed)
+    assert torch.equal(first["p_G"], second["p_G"]) and not torch.equal(first["p_L"], second["p_L"])
+    assert not torch.equal(after_round(fed.method), after_round(fed.method))
+    seeded = federation("method.epsilon=1", "method.seeded_noise=true")
+    assert torch.equal(gradients(seeded)["p_L"], gradients(seeded)["p_L"])
+    assert torch.equal(after_round(seeded.method), after_round(seeded.method))
+    # Who knows the seed takes the seeded noise off, and not the secret one.
+    known = torch.from_numpy(generator(0, "dp_fpl server", 2).normal(size=after_round(seeded.method).shape))
+    deviation = 0.1 * seeded.method.settings.std / 4
+    assert after_round(seeded.method).sub(deviation * known).abs().max() < 1e-12
+    assert after_round(fed.method).sub(deviation * known).std() > deviation
+
+
+def test_the_server_s_noise_has_the_paper_s_deviation():
+    """(C/B) sqrt(T ln(1/delta)) / epsilon / |S| on the averaged gradient: linhhtran/DP-FPL, cce74b479525,
+    trainers/DP_FPL.py 256-262, federated_main.py 128-129 and 163-166."""
+    method = federation("method.epsilon=0.5", "method.clip=3", "method.steps=50", "method.batch=16").method
+    drawn = torch.cat([after_round(method).flatten() for _ in range(40)])
+    expected = 0.1 * 3 / 16 * (50 * torch.tensor(1e5).log()).sqrt() / 0.5 / 4
+    assert_close(drawn.std(), expected.double(), rtol=0.05, atol=0)
+
+
+def test_without_epsilon_nothing_is_clipped_and_all_is_repeatable():
+    """linhhtran/DP-FPL, cce74b479525, trainers/DP_FPL.py 275: clipping stands under ``NOISE > 0``."""
+    tight, wide = federation("method.clip=1e-6"), federation("method.clip=1e6")
+    for name, gradient in gradients(tight).items():
+        assert gradient.norm() > 1e-3 and torch.equal(gradient, gradients(wide)[name])
+    clipped = gradients(federation("method.clip=1e-6", "method.epsilon=1e9"))
+    assert_close(clipped["p_G"].flatten(1).norm(dim=1), torch.full((2,), 1e-6).double())
+    assert after_round(tight.method).abs().max() == 0
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_run_says_what_its_noise_is_worth_and_a_resume_draws_new_noise(tmp_path, capsys, seeded):
+    config = small_config(tmp_path / "run", *NOISY, "method.epsilon=1", f"method.seeded_noise={str(seeded).lower()}")
+    summary = start(config, federation_of=small_federation)
+    assert summary["privacy"] == {
+        **dict.fromkeys(("epsilon", "delta", "sampling", "rate", "accountant")),
+        "unit": "none",
+        "noise_multiplier": pytest.approx((100 * 11.512925464970229) ** 0.5 / 32),
+        "clip": 10.0,
+        "rounds": 2,
+        "seeded": seeded,
+    }
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: method=dp_fpl: the noise" in said and ("run's seed" in said) == seeded
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Privacy" in page and "no guarantee" in page
+    newest = checkpoints(tmp_path / "run" / "checkpoint")[-1]
+    before = read_checkpoint(newest)[0]["shared/p_G"]
+    newest.unlink()
+    resume(tmp_path / "run", federation_of=small_federation)
+    again = read_checkpoint(newest)[0]["shared/p_G"]
+    assert (abs(again - before).max() == 0) == seeded
+
+
+def test_other_methods_promise_nothing(tmp_path):
+    config = small_config(tmp_path / "run", "method=dp_fpl", "rounds=1", "evaluate_every=0")
+    assert start(config, federation_of=small_federation)["privacy"] is None
+    with pytest.raises(FedPGPError, match="seeded_noise"):
+        replace(METHODS["dp_fpl"].Settings(), seeded_noise="yes")
