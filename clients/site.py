@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fedpgp
+from fedpgp.data_record import split_digest
 from fedpgp.errors import FedPGPError, unknown
 
 KEYS = ("client-id", "state-dir", "data-root", "data-dir", "weights", "cache-dir")
@@ -118,13 +119,19 @@ class Site:
 
 
 def identity(federation) -> dict[str, str]:
-    """What server and node must have in common, each as a short text: package version, class list, model weights."""
+    """What server and node must have in common, each as a short text: package version, class list, model weights, and
+    which client owns which pictures of a public data set."""
     names = hashlib.sha256(json.dumps(federation.dataset.class_names).encode()).hexdigest()
-    return {
+    found = {
         "fedpgp version": installed_version(),
         "class list": f"{len(federation.dataset.class_names)} classes, sha256 {names[:16]}",
         "model weights": f"sha256 {federation.method.task.clip.fingerprint[:16]}",
     }
+    if (
+        not federation.deal.own
+    ):  # a copy of the data set with other pictures would give clients others than the server's
+        found["split of the data set"] = f"sha256 {split_digest(federation.deal)[:16]}"
+    return found
 
 
 def installed_version() -> str:

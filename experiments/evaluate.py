@@ -22,6 +22,7 @@ from experiments.naming import job_name, named
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
 from fedpgp.configured import deal_configured, load_configured
+from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [*options.overrides, *late]
     try:
         record = evaluate(options.run, overrides)
-        path = options.to or _place(options.run, overrides)
+        path = options.to or _place(options.run, overrides, record)
         RunFolder(path.parent).json(path.name, record)
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _place(run: Path, overrides: Sequence[str]) -> Path:
+def _place(run: Path, overrides: Sequence[str], record: Mapping) -> Path:
     """The file of these figures.
 
     Raises:
@@ -70,11 +71,14 @@ def _place(run: Path, overrides: Sequence[str]) -> Path:
     """
     path = run / "evaluations" / f"{job_name(overrides) if overrides else 'own'}.json"
     try:
-        before = named(json.loads(path.read_text())["overrides"])
+        before = json.loads(path.read_text())
+        theirs, pictures = named(before["overrides"]), before.get("data")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or one that a crash or a person broke
         return path
-    if before != named(overrides):
-        raise FedPGPError(f"{path} holds the figures of {' '.join(before)}; name another file: --to FILE")
+    if theirs != named(overrides):
+        raise FedPGPError(f"{path} holds the figures of {' '.join(theirs)}; name another file: --to FILE")
+    if pictures not in (None, record["data"]):  # a relative path, seen from another folder, may be one
+        raise FedPGPError(f"{path} holds the figures of other pictures; name another file: --to FILE")
     return path
 
 
@@ -86,8 +90,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
         overrides: what is different from the run: ``dataset=…`` for other data, options of its protocol.
 
     Returns:
-        ``round``, ``accuracy`` as in summary.json, and ``clients``: a row each, as :func:`fedpgp.evaluation.summarize`
-        takes them.
+        ``round``, ``accuracy`` as in summary.json, ``data`` (which pictures they are of), and ``clients``: a row each,
+        as :func:`fedpgp.evaluation.summarize` takes them.
 
     Raises:
         FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here; a
@@ -101,12 +105,12 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
     _refuse_what_is_elsewhere(run, config, tensors["committed"])
     changed = _changed(config, overrides)
     check(changed)
-    dealt = deal_configured({**config, "dataset": {**config["dataset"], **_where(changed["dataset"])}})
-    if _which(changed["dataset"]) != _which(config["dataset"]):
-        spec = _which(changed["dataset"])
-        dealt = _only(transfer(dealt, {label_of(spec): load_configured(changed)}), f"datasets.{label_of(spec)}")
-    else:
+    dealt, there = _own_split(run, config, changed, info.get("data"))
+    if there and _which(changed["dataset"]) == _which(config["dataset"]):
         dealt = _same_training(dealt, deal_configured(changed))
+    else:
+        label = _label(changed["dataset"])
+        dealt = _only(transfer(dealt, {label: load_configured(changed)}), f"datasets.{label}")
     federation = Federation.from_config(changed, dealt)
     shared = _below(tensors, "shared/")
     memory = _below(tensors, "memory/")
@@ -122,7 +126,39 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
     domains = [share.domain for share in dealt.shares]
     rows = [{"id": r.client, "domain": domains[r.client], **r.metrics} for r in results]
     rows.sort(key=lambda row: row["id"])
-    return {"round": info["round"], "overrides": list(overrides), "accuracy": summarize(rows), "clients": rows}
+    about = {"round": info["round"], "overrides": list(overrides), "data": data_record(dealt)["pictures"]}
+    return {**about, "accuracy": summarize(rows), "clients": rows}
+
+
+def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[Deal, bool]:
+    """What the run was trained on, and which client owns what of it.
+
+    Where ``dataset.root`` names another folder, the run's data may have moved there, or it holds the other data that
+    the run is scored on: the record tells.
+
+    Returns:
+        (the split, whether its pictures are where ``changed`` says).
+
+    Raises:
+        FedPGPError: they have changed since the run was started, or are not to be found.
+    """
+    moved = {**config, "dataset": {**config["dataset"], **_where(changed["dataset"])}}
+    places = [moved]
+    if changed["dataset"].get("root") != config["dataset"].get("root"):
+        other = _which(changed["dataset"]) != _which(config["dataset"])
+        places = [config, moved] if other else [moved, config]
+    errors = []
+    for place in places:
+        try:
+            dealt = deal_configured(place)
+            note = check_same_data(run, record, data_record(dealt))
+        except FedPGPError as error:
+            errors.append(error)
+            continue
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+        return dealt, place is moved
+    raise errors[0]
 
 
 def _refuse_what_is_elsewhere(run: Path, config: Mapping, committed: np.ndarray) -> None:
@@ -167,6 +203,13 @@ def _which(dataset: Mapping) -> dict:
     if which.get("evaluate_on") == "test":
         del which["evaluate_on"]
     return which
+
+
+def _label(dataset: Mapping) -> str:
+    """What other data are called in the figures: their name, what is not usual of them, and whose folder they are."""
+    usual = composed([f"dataset={dataset['name']}"])["dataset"]
+    spec = {key: value for key, value in _which(dataset).items() if key == "name" or value != usual.get(key)}
+    return label_of(spec) + (f" {Path(dataset['root']).name}" if dataset["name"] == "folder" else "")
 
 
 def _where(dataset: Mapping) -> dict:

@@ -1,6 +1,8 @@
 """A client's own classifier, from the folder of a run."""
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,9 @@ import torch
 
 from clients.state import PrivateStore
 from experiments.folder import RunFolder
+from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
-from fedpgp.federation import Federation
+from fedpgp.federation import Federation, NeedsPictures
 from fedpgp.methods import Features
 from fedpgp.task import Candidates
 from strategies.checkpoint import latest_checkpoint
@@ -22,7 +25,7 @@ class Personal:
 
     Attributes:
         config: of the run.
-        federation: of the run; its images are not needed.
+        federation: of the run; without pictures, unless the method makes a client's model from them.
         features: class features of the client's model, with a client axis of one.
         classes: the candidates.
         round: the round of the global tensors.
@@ -77,46 +80,57 @@ def load_personal(
 
     Raises:
         FedPGPError: no run's folder, no checkpoint, a private state or weights that are not there, other weights than
-            the run's, or a client that never trained with a method that has no global model.
+            the run's, other data where the method needs a client's pictures, or a client that never trained with a
+            method that has no global model.
     """
     _, config = RunFolder.open(run)
     config["model"]["pretrained"] = _weights(config["model"], weights)
     if data_root:
         config["dataset"]["root"] = data_root
-    saved = latest_checkpoint(run / "checkpoint", print)
+    saved = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {text}", file=sys.stderr))
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
-    federation = Federation.from_config(config)
-    if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
-        raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
     shared, memory = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("shared/", "memory/")
     )
-    names = range(len(federation.dataset.class_names)) if all_classes else federation.deal.base_classes
-    classes = federation.candidates(tuple(names))
     if client < 0:
         raise FedPGPError(f"--client {client}: clients are numbered from 0")
     committed = int(tensors["committed"][client]) if client < len(tensors["committed"]) else 0
-    if committed:
-        if state is None and config["runtime"]["name"] == "flower":
-            raise FedPGPError(
-                f"what client {client} learned for itself is on its own machine alone: run this there, with --state "
-                f"STATE_DIR, its node's (after experiments.deploy local it is {run}_nodes/client_{client}/state)"
-            )
-        store = PrivateStore(state / info["run"] if state else run / "private", info["run"], 0)
-        own = {client: federation.for_client(client, memory)} if memory else None
-        (features,) = federation.personal_features(
-            shared, [client], lambda wanted: store.load(wanted, committed), [classes], own
+    if committed and state is None and config["runtime"]["name"] == "flower":
+        raise FedPGPError(
+            f"what client {client} learned for itself is on its own machine alone: run this there, with --state "
+            f"STATE_DIR, its node's (after experiments.deploy local it is {run}_nodes/client_{client}/state)"
         )
-    else:  # a method without personal tensors, or a client that never took part
-        features = federation.global_features(shared, classes)
-        if features is None:
-            raise FedPGPError(
-                f"client {client} never trained, and method={config['method']['name']} has no global model for it"
+    store = PrivateStore(state / info["run"] if state else run / "private", info["run"], 0)
+
+    def answering(federation: Federation) -> Personal:
+        if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
+            raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
+        names = range(len(federation.dataset.class_names)) if all_classes else federation.deal.base_classes
+        classes = federation.candidates(tuple(names))
+        if committed:
+            own = {client: federation.for_client(client, memory)} if memory else None
+            (features,) = federation.personal_features(
+                shared, [client], lambda wanted: store.load(wanted, committed), [classes], own
             )
-    return Personal(config, federation, features, classes, info["round"], bool(committed))
+        else:  # a method without personal tensors, or a client that never took part
+            features = federation.global_features(shared, classes)
+            if features is None:
+                raise FedPGPError(
+                    f"client {client} never trained, and method={config['method']['name']} has no global model for it"
+                )
+        return Personal(config, federation, features, classes, info["round"], bool(committed))
+
+    record = info.get("data")
+    if record is not None:
+        with contextlib.suppress(NeedsPictures):
+            return answering(Federation.from_config(config, recorded_split(record, config["dataset"]["name"])))
+    federation = Federation.from_config(config)
+    if note := check_same_data(run, record, data_record(federation.deal)):
+        print(f"note: {note}", file=sys.stderr)
+    return answering(federation)
 
 
 def _weights(model: Mapping, given: Path | None) -> str | None:

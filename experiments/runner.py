@@ -28,6 +28,7 @@ from experiments.memory import start_peak
 from experiments.reporting.page import write_report
 from experiments.reporting.words import privacy_words
 from experiments.settings import FREE, check, check_runtime, flatten, free
+from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
@@ -149,6 +150,9 @@ def _run(
 
             def prepare():
                 federation = federation_of(text)
+                if checkpoint:
+                    said = check_same_data(folder.path, checkpoint[1].get("data"), data_record(federation.deal))
+                    console.note(said) if said else None
                 federation.initial_shared()  # loads the model, or what is remembered of it
                 return federation
 

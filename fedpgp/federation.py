@@ -49,6 +49,10 @@ SCORED_AT_ONCE = 512
 """Test images that are scored in one tensor operation."""
 
 
+class NeedsPictures(FedPGPError):
+    """A client's model is made from its own training images, and this federation has none."""
+
+
 class FeatureSource(Protocol):
     """Where features come from: unit norm, one row an image of the train or the test split, or of an augmented view; or
     some of the rows, all that will be asked for."""
@@ -267,7 +271,9 @@ class Federation:
 
             def own_images(images: bool = True) -> Batch:
                 if self.dataset.train is None:
-                    raise FedPGPError(f"method {method.name} needs the client's own training images, and here are none")
+                    raise NeedsPictures(
+                        f"method {method.name} needs the client's own training images, and here are none"
+                    )
                 read = self.images("train") if images else Images()
                 return gather(read, self.labels("train", classes), rows, task.dtype)
 

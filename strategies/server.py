@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from flwr.serverapp.strategy import Strategy
 from clients.site import identity
 from clients.state import PrivateStore
 from clients.wire import Job
+from fedpgp.data_record import data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
@@ -113,6 +115,10 @@ class Server:
         self._reference = dict(self.state.shared)
         self._began = time.perf_counter() if began is None else began
         self._before = self.state.seconds["total"]
+
+    @cached_property
+    def _data(self) -> dict:
+        return data_record(self.federation.deal)
 
     def app(self) -> ServerApp:
         """The Flower ServerApp of this run."""
@@ -503,6 +509,7 @@ class Server:
             "run": self.job.run,
             "config": self.config,
             "model_sha256": self.federation.method.task.clip.fingerprint,
+            "data": self._data,
             "rule": rule_values,
             "observer": self.observer.mark(),
             "table": [] if self.roll is None else self.table,

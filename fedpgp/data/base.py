@@ -86,6 +86,12 @@ class Split(ABC):
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the pictures and their order, or of what changes whenever they do: the key of caches."""
 
+    @property
+    def signature(self) -> str:
+        """SHA-256 (hex) that tells whether a run still has its pictures: the same wherever they lie, and when they
+        were copied."""
+        return self.fingerprint
+
     @abstractmethod
     def _open(self, i: int) -> Image.Image:
         """Picture ``i`` as RGB. Raises whatever its decoder does."""
@@ -128,6 +134,18 @@ class FileSplit(Split):
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def signature(self) -> str:
+        """Of names and sizes; that of a file which cannot be found is none."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                size = os.stat(self.root / path).st_size
+            except OSError:
+                size = None
+            digest.update(os.fsencode(f"{path}\0{size}\n"))
+        return digest.hexdigest()
+
     def _open(self, i: int) -> Image.Image:
         return read_picture(self.root / self.paths[i], self.reading)
 
@@ -167,6 +185,10 @@ class Subset(Split):
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.split.fingerprint.encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+
+    @cached_property
+    def signature(self) -> str:
+        return hashlib.sha256(self.split.signature.encode() + self.rows.astype("<i8").tobytes()).hexdigest()
 
     def _open(self, i: int) -> Image.Image:
         return self.split._open(int(self.rows[i]))

@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,23 @@ class HubSplit(Split):
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._fingerprint.encode()).hexdigest()
+
+    @cached_property
+    def signature(self) -> str:
+        """Of names and sizes of the pictures: the library's own fingerprint is another one for a copy of a folder."""
+        import pyarrow.compute as arrow
+
+        pictures = self.table.data.column(self.column)
+        content, paths = (arrow.struct_field(pictures, name) for name in ("bytes", "path"))
+        if len(pictures) != len(self.table):  # some rows of a larger table
+            return self.fingerprint
+        digest = hashlib.sha256()
+        for size, path in zip(arrow.binary_length(content).to_pylist(), paths.to_pylist(), strict=True):
+            if size is None and path is not None:
+                with contextlib.suppress(OSError):  # inside an archive, or at an address
+                    size = os.stat(path).st_size
+            digest.update(os.fsencode(f"{os.path.basename(path or '')}\0{size}\n"))
+        return digest.hexdigest()
 
     def _open(self, i: int) -> Image.Image:
         entry = self.table[int(i)][self.column]

@@ -33,6 +33,10 @@ class Concat(Split):
     def fingerprint(self) -> str:
         return hashlib.sha256("\n".join(part.fingerprint for part in self.parts).encode()).hexdigest()
 
+    @cached_property
+    def signature(self) -> str:
+        return hashlib.sha256("\n".join(part.signature for part in self.parts).encode()).hexdigest()
+
     def _open(self, i: int) -> Image.Image:
         part, row = self._find(i)
         return part._open(row)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from clients.app import client_app
 from experiments import evaluate, export, predict
+from experiments.folder import RunFolder
 from experiments.personal import load_personal
 from experiments.runner import start
 from experiments.settings import composed
@@ -50,7 +51,7 @@ def clients(run):
 @pytest.fixture(scope="module")
 def pictures(run, clients, tmp_path_factory):
     """Files of the trained client's test share, and their columns among the trained classes."""
-    federation = load_personal(run, clients[0]).federation
+    federation = Federation.from_config(RunFolder.open(run)[1])
     share = federation.deal.shares[clients[0]]
     folder = tmp_path_factory.mktemp("pictures")
     for row in share.test:
@@ -205,7 +206,7 @@ def test_weights_that_are_elsewhere_on_this_machine(own_weights, tmp_path, capsy
     assert f"--weights {other}: the run was trained with other weights" in capsys.readouterr().err
 
 
-def test_pictures_that_are_elsewhere_on_this_machine(tmp_path, capsys):
+def test_pictures_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
     there = tmp_path / "there"
     for split in ("train", "test"):
         for shade, name in enumerate(("cat", "dog")):
@@ -214,6 +215,7 @@ def test_pictures_that_are_elsewhere_on_this_machine(tmp_path, capsys):
                 Image.new("RGB", (16, 16), (99 * shade, 9 * i, 9)).save(there / split / name / f"{i}.png")
     words = ["dataset=folder", f"dataset.root={there}", "partition=iid", "protocol=personal", "clients=2"]
     words += ["runtime=inline", "rounds=1", "local_epochs=1", "evaluate_every=0", f"runtime.cache_dir={tmp_path}"]
+    words += ["method.images_a_rank=1"]  # a rank that hangs on how many pictures a client has
     start(composed([*words, f"run_dir={tmp_path / 'run'}"]))
     here = there.rename(tmp_path / "here")
     command = ["--run", str(tmp_path / "run"), "--client", "0", str(here / "test" / "cat" / "0.png")]
@@ -221,6 +223,9 @@ def test_pictures_that_are_elsewhere_on_this_machine(tmp_path, capsys):
     assert str(there) in capsys.readouterr().err
     assert predict.main([*command, "--data-root", str(here)]) == 0
     assert "cat" in capsys.readouterr().out
+    (here / "test" / "dog" / "0.png").unlink()
+    assert predict.main([*command, "--data-root", str(here)]) == 2
+    assert "have changed since it was started: 7 test pictures where there were 8" in capsys.readouterr().err
 
 
 def deployed(method: str) -> Federation:

@@ -223,7 +223,12 @@ def test_a_run_does_not_wait_for_a_client_whose_node_cannot_take_part(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("fedpgp version", "0.0.9"), ("class list", "5 classes, sha256 00"), ("model weights", "sha256 00")],
+    [
+        ("fedpgp version", "0.0.9"),
+        ("class list", "5 classes, sha256 00"),
+        ("model weights", "sha256 00"),
+        ("split of the data set", "sha256 00"),
+    ],
 )
 def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     text = json.dumps({**small_config(tmp_path / "run", *SMALL), "run_dir": None})

@@ -1,0 +1,144 @@
+"""What a run has to know of its data to go on with them: classes, pictures, and which client owns which.
+
+The record stands in every checkpoint. A run that is resumed or scored compares it with the data as they are; a client's
+classifier takes its class names from it and needs no picture.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedpgp.data import Dataset, Split
+from fedpgp.errors import FedPGPError
+from fedpgp.protocols import ClientShare, Deal, Exam
+
+PARTS = ("train", "val", "test")
+SHOWN = 5
+"""Class names that a message lists."""
+
+Record = dict[str, object]
+
+
+def data_record(dealt: Deal) -> Record:
+    """The record of a data set that is split over clients, for JSON.
+
+    Where the pictures are the clients' own, it says nothing of them.
+    """
+    dataset = dealt.dataset
+    lists = list(dict.fromkeys(share.classes for share in dealt.shares))
+    place = {classes: i for i, classes in enumerate(lists)}
+    alike = len(lists) == 1
+    return {
+        "class_names": list(dataset.class_names),
+        "template": dataset.template if isinstance(dataset.template, str) else list(dataset.template),
+        "base_classes": list(dealt.base_classes),
+        "clients": len(dealt.shares),
+        "classes": [list(classes) for classes in lists],
+        "classes_of": None if alike else [place[share.classes] for share in dealt.shares],
+        "pictures": {part: _pictures(getattr(dataset, part)) for part in PARTS if getattr(dataset, part) is not None},
+        "split": split_digest(dealt),
+    }
+
+
+def split_digest(dealt: Deal) -> str:
+    """SHA-256 (hex) of which client owns and is tested on which rows, and of their labels; the same on every machine
+    that has the same list of pictures, wherever they lie."""
+    digest, known = hashlib.sha256(), {}
+
+    def rows(array: np.ndarray) -> bytes:
+        if id(array) not in known:  # a test on all images is one array for all clients
+            known[id(array)] = hashlib.sha256(np.asarray(array, dtype="<i8").tobytes()).digest()
+        return known[id(array)]
+
+    for part in PARTS:
+        if (split := getattr(dealt.dataset, part)) is not None:
+            digest.update(part.encode() + rows(split.labels))
+    for share in dealt.shares:
+        digest.update(f"{share.classes} {share.domain} {share.trains} ".encode() + rows(share.train))
+        for figure, exam in sorted(share.exams.items()):
+            digest.update(f"{figure} {exam.split} {exam.classes} {exam.allowed} ".encode() + rows(exam.rows))
+    return digest.hexdigest()
+
+
+def recorded_split(record: Record, name: str) -> Deal:
+    """Classes and clients of a record, without pictures.
+
+    Args:
+        record: of a run.
+        name: of its data set.
+    """
+    template = record["template"]
+    names, template = list(record["class_names"]), template if isinstance(template, str) else tuple(template)
+    lists = [tuple(classes) for classes in record["classes"]]
+    of = record["classes_of"] or [0] * record["clients"]
+    nothing = np.empty(0, dtype=np.int64)
+    shares = [ClientShare(nothing, lists[i], {"local": Exam(nothing, lists[i])}) for i in of]
+    return Deal(Dataset(name, names, template, None, None, None), tuple(record["base_classes"]), (), shares)
+
+
+def check_same_data(run: object, before: Record | None, now: Record) -> str | None:
+    """Refuses data that are not those a run was made with.
+
+    Args:
+        run: its folder, for the message.
+        before: the record in its checkpoint; None where an older version wrote none.
+        now: the record of the data as they are.
+
+    Returns:
+        a note where nothing can be compared, else None.
+
+    Raises:
+        FedPGPError: they differ; it says in what.
+    """
+    if before is None:
+        return f"{run} was made before a run recorded its data: it is taken that they are still the same"
+    if changed := data_changes(before, now):
+        raise FedPGPError(
+            f"the data of {run} have changed since it was started: {'; '.join(changed)}. Restore them, or start a new "
+            "run"
+        )
+    return None
+
+
+def data_changes(before: Record, now: Record) -> list[str]:
+    """What is different between two records, for a person; empty when nothing is."""
+    changed = _of_classes(before["class_names"], now["class_names"])
+    old, new = before["pictures"], now["pictures"]
+    for part in PARTS:
+        changed += _of_pictures(part, old.get(part), new.get(part))
+    if not changed and before["template"] != now["template"]:
+        changed.append("the template of the class names")
+    if not changed and before["split"] != now["split"]:
+        changed.append("which client owns or is tested on which pictures (another version of fedpgp?)")
+    return changed
+
+
+def _of_classes(before: list[str], now: list[str]) -> list[str]:
+    if before == now:
+        return []
+    new, gone = ([name for name in a if name not in b] for a, b in ((now, before), (before, now)))
+    if not new and not gone:
+        return ["the order of the classes"]
+    return [f"classes that {verb}: {_few(names)}" for verb, names in (("are new", new), ("are gone", gone)) if names]
+
+
+def _of_pictures(part: str, before: Mapping | None, now: Mapping | None) -> list[str]:
+    if before == now:
+        return []
+    if before is None or now is None:
+        return [f"{part} pictures that {'are new' if before is None else 'are gone'}"]
+    if before["images"] != now["images"]:
+        return [f"{now['images']} {part} pictures where there were {before['images']}"]
+    return [f"{part} pictures of other names, sizes or labels"]
+
+
+def _pictures(split: Split) -> dict:
+    digest = hashlib.sha256(split.signature.encode())
+    digest.update(np.asarray(split.labels, dtype="<i8").tobytes())
+    digest.update("\n".join(split.domains or ()).encode())
+    return {"images": len(split), "sha256": digest.hexdigest()}
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" … ({len(names)})" if len(names) > SHOWN else "")
