@@ -97,7 +97,7 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
             views=None if views == "live" else views,
             **config["training"],
         ),
-        **{what: partial(encoded, what) for what in ("patches", "mirrored")},
+        **{what: partial(encoded, what) for what in ("patches", "mirrored", "features_raw")},
         seed=config["seed"],
         cohort_size=None if size == "auto" else int(size),
         keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",

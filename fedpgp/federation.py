@@ -89,7 +89,8 @@ class Federation:
         dataset: what was dealt.
         dealt: who owns what.
         features: image features of the train and the test split.
-        patches, mirrored: patch features, and features of the mirrored images, likewise, for methods that read them.
+        patches, mirrored, features_raw: patch features, features of the mirrored images, and features that are not of
+            unit norm, likewise, for methods that read them.
         training: how a client trains in a round.
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
@@ -110,6 +111,7 @@ class Federation:
         *,
         patches: FeatureSource | None = None,
         mirrored: FeatureSource | None = None,
+        features_raw: FeatureSource | None = None,
         seed: int = 0,
         cohort_size: int | None = None,
         keep_optimizer: bool = False,
@@ -118,7 +120,12 @@ class Federation:
         slow_clients: float = 0.0,
     ):
         self._method, self.dataset, self.deal = method, dataset, dealt
-        self._sources = {"features": features, "patches": patches, "mirrored": mirrored}
+        self._sources = {
+            "features": features,
+            "patches": patches,
+            "mirrored": mirrored,
+            "features_raw": features_raw,
+        }
         self.training, self.seed, self.cohort_size = training, seed, cohort_size
         self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
         if personal_start not in PERSONAL_STARTS:

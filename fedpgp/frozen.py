@@ -134,19 +134,25 @@ class FrozenCLIP:
         return digest.hexdigest()
 
     def features_of(self, what: str, images: Tensor) -> Tensor:
-        """``features``, ``patches``, or ``mirrored`` (features of the mirrored images): (B, 3, R, R) preprocessed
-        pixels -> (B, e) or (B, patches, e)."""
+        """``features``, ``patches``, ``mirrored`` (features of the mirrored images) or ``features_raw`` (as they leave
+        the image tower): (B, 3, R, R) preprocessed pixels -> (B, e) or (B, patches, e)."""
         if what == "mirrored":
             return self.encode_images(images.flip(-1))
+        if what == "features_raw":
+            return self.encode_images(images, unit=False)
         return {"features": self.encode_images, "patches": self.encode_patches}[what](images)
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Unit-norm image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64
-        model)."""
+    def encode_images(self, images: Tensor, unit: bool = True) -> Tensor:
+        """Image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64 model).
+
+        Args:
+            unit: of unit norm; False leaves them as long as the image tower makes them.
+        """
         images = images.to(self.device, self.dtype, memory_format=torch.channels_last)  # convolutions are faster so
         features = self.model.encode_image(images)
-        return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+        features = features if features.dtype == torch.float64 else features.float()
+        return F.normalize(features, dim=-1) if unit else features
 
     @torch.no_grad()
     def encode_patches(self, images: Tensor) -> Tensor:
@@ -187,12 +193,22 @@ class FrozenCLIP:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features of whole sentences, by the model's own forward: n strings -> (n, e)."""
 
-        def encode() -> Tensor:
-            tokens = self.tokenizer(list(texts)).to(self.device)
-            features = [self.model.encode_text(chunk) for chunk in tokens.split(256)]
-            return F.normalize(torch.cat(features), dim=-1)
+        return self.remember(f"text features {list(texts)}", lambda: F.normalize(self._texts(texts), dim=-1))
 
-        return self.remember(f"text features {list(texts)}", encode)
+    @torch.no_grad()
+    def encode_ensemble(self, templates: Sequence[str], names: Sequence[str]) -> Tensor:
+        """One text feature a name: the mean over templates of the features as the text tower makes them, then unit
+        norm; templates with one ``{}``, n names -> (n, e)."""
+
+        def encode() -> Tensor:
+            total = sum(self._texts([template.format(name) for name in names]) for template in templates)
+            return F.normalize(total, dim=-1)
+
+        return self.remember(f"text ensemble {list(templates)} {list(names)}", encode)
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        return torch.cat([self.model.encode_text(chunk) for chunk in tokens.split(256)])
 
     @torch.no_grad()
     def embed_phrase(self, phrase: str) -> Tensor:

@@ -23,7 +23,7 @@ class Candidates:
         self.task, self.ids = task, ids
         self.names = [task.class_names[i] for i in ids]
         self._encoders: dict[int, PromptedTextEncoder] = {}
-        self._described: dict[str, Tensor] = {}
+        self._described: dict[str | tuple[str, ...], Tensor] = {}
 
     def encoder(self, n_ctx: int) -> PromptedTextEncoder:
         """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens."""
@@ -51,6 +51,14 @@ class Candidates:
             texts = [template.format(name.replace("_", " ")) for name in self.names]
             self._described[template] = self.task.clip.encode_texts(texts).to(self.task.dtype)
         return self._described[template]
+
+    def ensemble(self, templates: tuple[str, ...]) -> Tensor:
+        """Frozen features of several templates, averaged and then brought to unit norm, (classes, embed)."""
+        if templates not in self._described:
+            names = [name.replace("_", " ") for name in self.names]
+            found = self.task.clip.encode_ensemble(templates, names)
+            self._described[templates] = found.to(self.task.dtype)
+        return self._described[templates]
 
     @cached_property
     @torch.no_grad()

@@ -64,12 +64,13 @@ def small_federation(text: str) -> Federation:
     rng = np.random.default_rng(1)
     clients, per_client = config["clients"], 6
     centres = rng.normal(size=(len(CLASSES), EMBED))
-    splits, features, mirrored, patches = {}, {}, {}, {}
+    splits, features, raws, mirrored, patches = {}, {}, {}, {}, {}
     for split in ("train", "test"):
         labels = rng.integers(len(CLASSES), size=clients * per_client)
         pixels = 20 * labels[:, None, None, None] + np.random.default_rng(2).integers(128, size=(len(labels), 8, 8, 3))
         splits[split] = ArraySplit(pixels.astype(np.uint8), labels)
         raw = centres[labels] + rng.normal(size=(len(labels), EMBED))
+        raws[split] = raw
         features[split] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
         mirrored[split] = features[split][:, ::-1]
         patches[split] = _patches(raw)
@@ -93,6 +94,7 @@ def small_federation(text: str) -> Federation:
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
         patches=patches.__getitem__,
         mirrored=mirrored.__getitem__,
+        features_raw=raws.__getitem__,
         seed=config["seed"],
         keep_optimizer=config["method"].get("optimizer_state") == "keep",
         personal_start=config["method"].get("personal_start", "shared"),

@@ -22,9 +22,9 @@ from experiments.bench.step import IMAGES, random_batch, start, task_of, tower_g
 from fedpgp.frozen import FrozenCLIP
 from fedpgp.methods import METHODS, Batch, Method, Params, Step
 from fedpgp.methods.fedmvp import POOLED
-from fedpgp.methods.promptsrc import TEMPLATES
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates, Task
+from fedpgp.templates import SEVEN
 
 CLIENTS = 10
 """In the federation of a method whose server remembers all of them; one is trained."""
@@ -177,7 +177,7 @@ def pfedmma(case: Case) -> Work:
 def fedmvp(case: Case) -> Work:
     tower = case.method.tower
     width, patches = tower.width, case.images * (tower.tokens - 1)
-    described = len(TEMPLATES) * len(case.classes.names)
+    described = len(SEVEN) * len(case.classes.names)
     keys = case.layer(described, case.method.task.clip.embed, width, 2) + case.layer(described, width, 2 * width)
     return case.pictures(POOLED) + keys + case.layer(patches, width, 14 * width + 2 * described)
 

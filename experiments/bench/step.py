@@ -75,6 +75,8 @@ def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
     for what in ("features", "mirrored"):
         if what in reads:
             read[what] = F.normalize(draw(task.clip.embed), dim=-1)
+    if "features_raw" in reads:
+        read["features_raw"] = draw(task.clip.embed)
     if "patches" in reads:  # with cosines as real ones have them, or transport would end at once
         noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.candidates([0]).photo
         read["patches"] = F.normalize(noise + 0.3 * draw(PATCHES, 1) * near, dim=-1)

@@ -58,7 +58,8 @@ def encode_split(
         split: N pictures.
         cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
         dataset_name, split_name: only make the file's name readable.
-        what: ``features``, ``patches`` or ``mirrored`` (features of the mirrored pictures).
+        what: ``features``, ``patches``, ``mirrored`` (features of the mirrored pictures) or ``features_raw`` (not of
+            unit norm).
         batch_size: pictures in one pass through the image tower; None: 128 on a GPU, 32 on a CPU, whose caches hold
             no more.
         progress: called with (pictures done, N) after each batch.

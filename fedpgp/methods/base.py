@@ -39,12 +39,14 @@ class Images:
         patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, embed).
         pixels: preprocessed pictures, (..., 3, R, R).
         mirrored: as features, of the mirrored picture.
+        features_raw: as features, but as long as the image tower makes them.
     """
 
     features: Tensor | None = None
     patches: Tensor | None = None
     pixels: Tensor | None = None
     mirrored: Tensor | None = None
+    features_raw: Tensor | None = None
 
     def __getitem__(self, index) -> "Images":
         """The images at these positions of the leading axes."""

@@ -1,8 +1,10 @@
 """FedCLIP: an attention adapter on the image feature, no prompt (Lu et al., IEEE Data Eng. Bull. 2023, arXiv
 2302.13485).
 
-    a  = softmax(W2 tanh(W1 f + b1) + b2)
-    f' = a * f, normalised        the answer is the cosine with the hand-written template's features
+    a  = softmax(W2 tanh(W1 f + b1) + b2)        f: image feature as the tower makes it, not of unit norm
+    f' = a * f, normalised                       the answer is the cosine with the text features of the classes
+
+The text is "a picture of a {class}" as in the public code, or the data set's template (``text=template``).
 
 The loss is the symmetric contrastive one inside a batch, each image with the text of its own label; images of one
 class in a batch count as each other's negatives. ``loss=cross_entropy`` is the cross-entropy over the class texts. The
@@ -21,7 +23,8 @@ from fedpgp.layers import linear, linear_start
 from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
 from fedpgp.task import Candidates
 
-LOSSES = ("contrastive", "cross_entropy")
+PICTURE = "a picture of a {}"
+"""The public code's text, without a full stop."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,15 @@ class FedCLIPSettings:
 
     Attributes:
         loss: ``contrastive`` or ``cross_entropy``.
+        text: ``picture`` ("a picture of a {class}") or the data set's ``template``.
     """
 
     loss: str = "contrastive"
+    text: str = "picture"
 
     def __post_init__(self):
-        check_choice("method.loss", self.loss, LOSSES)
+        check_choice("method.loss", self.loss, ("contrastive", "cross_entropy"))
+        check_choice("method.text", self.text, ("picture", "template"))
 
 
 class FedCLIP(Method):
@@ -43,6 +49,7 @@ class FedCLIP(Method):
 
     name = "fedclip"
     Settings = FedCLIPSettings
+    reads = ("features_raw",)
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -52,7 +59,7 @@ class FedCLIP(Method):
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         if self.settings.loss == "cross_entropy":
             return super().loss(params, batch, classes, step)
-        texts = classes.photo[batch.labels]
+        texts = self.texts(classes)[batch.labels]
         logits = cosine_logits(texts, self.adapted(params, batch.images), self.task.logit_scale)
         padding = torch.where(batch.weights > 0, 0.0, float("-inf"))
         of_image = (logits + padding.unsqueeze(1)).log_softmax(-1).diagonal(dim1=1, dim2=2)
@@ -63,11 +70,15 @@ class FedCLIP(Method):
 
     def adapted(self, params: Params, images: Images) -> Tensor:
         """f', unit norm, (K, B, e)."""
-        f = images.features
+        f = images.features_raw
         return F.normalize(linear(params, "2", linear(params, "1", f).tanh()).softmax(-1) * f, dim=-1)
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:
-        return {**shared, "texts": classes.photo.expand(len(shared["1.weight"]), -1, -1)}
+        return {**shared, "texts": self.texts(classes).expand(len(shared["1.weight"]), -1, -1)}
+
+    def texts(self, classes: Candidates) -> Tensor:
+        """Frozen features of the classes, unit norm, (classes, e)."""
+        return classes.photo if self.settings.text == "template" else classes.described(PICTURE)
 
     def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
         return cosine_logits(features["texts"], self.adapted(features, images), self.task.logit_scale)

@@ -27,10 +27,10 @@ from fedpgp.image_tower import ImageTower
 from fedpgp.layers import attention, attention_start, gated, gated_start, linear, linear_start, norm, norm_start
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Images, Method, Own, Params, Step, cosine_logits, of_own_classes
-from fedpgp.methods.promptsrc import TEMPLATES
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
+from fedpgp.templates import SEVEN
 
 POOLED = 4
 """m, image prompts of a picture."""
@@ -119,7 +119,7 @@ class FedMVP(Method):
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         features, own = self.global_features(params, classes), params["own_classes"] > 0
-        x = self.pictures(features, batch.images, params["switched"], own.repeat(1, len(TEMPLATES)))
+        x = self.pictures(features, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
         logits = cosine_logits(features["texts"], x, self.task.logit_scale)
         if self.settings.loss_classes == "own":
             logits = of_own_classes(logits, own)
@@ -130,7 +130,7 @@ class FedMVP(Method):
         return cross_entropy(logits, batch.labels, batch.weights) + self.settings.weight * apart
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:
-        described = torch.stack([classes.described(template) for template in TEMPLATES])  # (D, C, e)
+        described = torch.stack([classes.described(template) for template in SEVEN])  # (D, C, e)
         clients = len(shared["project.bias"])
         return {
             **shared,

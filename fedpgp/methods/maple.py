@@ -2,7 +2,7 @@
 2210.03117).
 
     t_0..t_J-1 (n, d)         text prompts: the context, and n for each of the next blocks of the text tower
-    v_l = t_l W_l^T + b_l     image prompts of block l
+    v_l = t_l W_l^T + b_l     image prompts of block l; W_1 = W_2 = ... at the start
     y   = s cos(f(patches, v), g(t))
 
 Prompts and couplings are shared. n is n_ctx here, for both towers.
@@ -15,6 +15,7 @@ import torch
 
 from fedpgp.errors import check_number
 from fedpgp.image_tower import check_depth
+from fedpgp.layers import linear_start
 from fedpgp.methods.base import Params
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal, starting_context
@@ -45,11 +46,14 @@ class MaPLe(VPT):
         return {**deep_text_prompts(self.task, self.settings.depth, rng), **self._coupling(rng)}
 
     def _coupling(self, rng: np.random.Generator) -> Params:
-        depth, width, bound = self.settings.depth, self.task.clip.width, self.task.clip.width**-0.5
+        """Linear layers as torch starts them: the first one's own, and one for all further blocks."""
+        depth, width = self.settings.depth, self.task.clip.width
         check_depth("method.depth", depth, self.tower.depth, "image")
+        layers = [linear_start("layer", self.tower.width, width, rng) for _ in range(min(depth, 2))]
+        layers += layers[1:] * (depth - 2)
         return {
-            "W": torch.from_numpy(rng.uniform(-bound, bound, (depth, self.tower.width, width))),
-            "b": torch.from_numpy(rng.uniform(-bound, bound, (depth, self.tower.width))),
+            "W": torch.stack([x["layer.weight"] for x in layers]),
+            "b": torch.stack([x["layer.bias"] for x in layers]),
         }
 
     def contexts(self, training: bool) -> int:

@@ -2,7 +2,7 @@
 2307.06948).
 
     z = g(t), x = f(patches, v)        t (J, n, d), v (J, n, W): independent prompts of the first J blocks
-    z' = mean of several templates' features, normalised;  x' = CLIP's own feature of the image;  both frozen
+    z' = mean of sixty templates' features, then normalised;  x' = CLIP's own feature of the image;  both frozen
     L = CE + 25 mean |z - z'| + 10 mean |x - x'| + KL(softmax(s x' z'^T) || softmax(s x z^T)) / C
 
 The server averages the prompts. Gaussian prompt aggregation: the result of the run is the weighted sum of all rounds'
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.errors import check_number
@@ -25,17 +24,7 @@ from fedpgp.methods.maple import deep_text_prompts
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal
 from fedpgp.task import Candidates
-
-TEMPLATES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-"""CLIP's seven templates for ImageNet."""
+from fedpgp.templates import SIXTY
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class PromptSRC(VPT):
 
     def ensemble(self, classes: Candidates) -> Tensor:
         """z', unit norm, (classes, embed)."""
-        return F.normalize(torch.stack([classes.described(template) for template in TEMPLATES]).mean(0), dim=-1)
+        return classes.ensemble(SIXTY)
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:
         return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}

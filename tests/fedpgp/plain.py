@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fedpgp.seeding import generator
+from fedpgp.templates import SIXTY
 
 PLAIN: list[tuple] = []
 """(method, its settings, function)."""
@@ -336,9 +337,17 @@ def adapted(p, f):
     return F.normalize(a * f, dim=0)
 
 
+def picture(task, s, c):
+    """``prompt + ' ' + x`` of ImageTextData in fedclip/utils/prepare_data_dg_clip.py, without a full stop."""
+    return photo(task, c) if s.text == "template" else sentence(task, f"a picture of a {task.class_names[c]}")
+
+
 @plain("fedclip")
+@plain("fedclip", text="template")
 def fedclip(task, s, batch, k, p, received):
-    images = [(adapted(p, batch.images.features[k, b]), photo(task, y), w) for b, y, w in real(batch, k)]
+    """Repository microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py, ``train``: ``img_adap`` reads
+    what ``encode_image`` gives, and the product with it is brought to unit norm."""
+    images = [(adapted(p, batch.images.features_raw[k, b]), picture(task, s, y), w) for b, y, w in real(batch, k)]
     total = 0.0
     for i, (f, t, w) in enumerate(images):
         rows = torch.stack([task.logit_scale * (f @ other) for _, other, _ in images])
@@ -350,8 +359,8 @@ def fedclip(task, s, batch, k, p, received):
 @plain("fedclip", loss="cross_entropy")
 def fedclip_cross_entropy(task, s, batch, k, p, received):
     def logits(b):
-        f = adapted(p, batch.images.features[k, b])
-        return [task.logit_scale * (f @ photo(task, c)) for c in classes(task)]
+        f = adapted(p, batch.images.features_raw[k, b])
+        return [task.logit_scale * (f @ picture(task, s, c)) for c in classes(task)]
 
     return cross_entropy_of(batch, k, logits)
 
@@ -504,12 +513,13 @@ def maple(task, s, batch, k, p, received):
 
 @plain("promptsrc", depth=2, text_weight=3.0, image_weight=2.0)
 def promptsrc(task, s, batch, k, p, received):
+    """Repository muzairkhattak/PromptSRC at bb95c77, trainers/promptsrc.py: ``fixed_embeddings`` is the mean over
+    templates of what ``encode_text`` gives, and brought to unit norm behind it (CustomCLIP.forward)."""
     texts = [deep_feature(task, c, p["t"]) for c in classes(task)]
     fixed = []
     for c in classes(task):
-        name, many = task.class_names[c], ("itap of a", "a bad photo of the", "a origami", "a photo of the large")
-        several = [sentence(task, f"{words} {name}.") for words in (*many, "art of the", "a photo of the small")]
-        fixed.append(F.normalize(sum([*several, sentence(task, f"a {name} in a video game.")]) / 7, dim=0))
+        tokens = task.clip.tokenizer([template.replace("{}", task.class_names[c]) for template in SIXTY])
+        fixed.append(F.normalize(task.clip.model.encode_text(tokens).mean(0), dim=0).detach())
     loss = both_towers(task, batch, k, texts, p["v"])
     for t, z in zip(texts, fixed, strict=True):
         loss = loss + s.text_weight * (t - z).abs().mean() / len(texts)

@@ -153,3 +153,15 @@ def test_patches_pool_to_the_feature(architecture):
         grid = trunk.forward_features(images).flatten(2)
         expected = torch.stack([F.normalize(head(grid[:, :, i]), dim=-1) for i in range(grid.shape[-1])], 1)
         assert_close(patches, expected)
+
+
+def test_raw_features_and_ensembles_are_what_the_towers_make():
+    clip = load_clip("tiny")
+    images = torch.randn(2, 3, clip.image_size, clip.image_size)
+    raw = clip.features_of("features_raw", images)
+    assert_close(raw, clip.model.encode_image(images))
+    assert_close(F.normalize(raw, dim=-1), clip.encode_images(images))
+    assert not torch.allclose(raw.norm(dim=-1), torch.ones(2))
+    tokens = [clip.tokenizer([f"a {name}", f"the large {name}."]) for name in ("cat", "dog")]
+    texts = torch.stack([F.normalize(clip.model.encode_text(t).mean(0), dim=0) for t in tokens])
+    assert_close(clip.encode_ensemble(("a {}", "the large {}."), ["cat", "dog"]), texts)

@@ -53,6 +53,7 @@ def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None,
         TrainingSettings(epochs=1, batch_size=8, lr=0.05),
         patches=lambda part: FEATURES[part][:, None].numpy(),
         mirrored=lambda part: FEATURES[part].flip(1).numpy(),
+        features_raw=lambda part: 3 * FEATURES[part].numpy(),
         **options,
     )
 

@@ -1,6 +1,8 @@
 """Each method's loss and gradients against its equations written out for one client, one class, one image at a time
 (:mod:`plain`)."""
 
+import hashlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from fedpgp.errors import FedPGPError
 from fedpgp.image_tower import ImageTower
 from fedpgp.methods import METHODS, Batch, Images, Round, Step
 from fedpgp.seeding import generator
+from fedpgp.task import Task
+from fedpgp.templates import SEVEN, SIXTY
 
 K, B, C = 3, 5, 5
 
@@ -25,7 +29,8 @@ def batch() -> Batch:
     pixels = torch.randn(K, B, 3, 16, 16, generator=rng, dtype=torch.float64)
     weights = torch.full((K, B), 1 / B, dtype=torch.float64)
     weights[2] = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0, 0], dtype=torch.float64)  # a shorter batch
-    return Batch(Images(images, patches, pixels, mirrored=images.roll(1, 1)), labels, weights)
+    raw = images * (1 + torch.rand(K, B, 1, generator=rng, dtype=torch.float64))
+    return Batch(Images(images, patches, pixels, images.roll(1, 1), raw), labels, weights)
 
 
 def parameters(method, batch, classes):
@@ -167,6 +172,26 @@ def test_promptsrc_ends_with_the_gaussian_sum_of_its_rounds(task):
     expected = sum(w * (r + 1) for r, w in enumerate(weights)) / weights.sum()
     for tensor in shared.values():
         assert_close(tensor, torch.full_like(tensor, float(expected)))
+
+
+def test_promptsrc_takes_the_templates_of_its_public_code():
+    """IMAGENET_TEMPLATES of trainers/imagenet_templates.py, muzairkhattak/PromptSRC at bb95c77."""
+    digest = hashlib.sha256("\n".join(sorted(SIXTY)).encode()).hexdigest()
+    assert digest == "8f771e15e049b36e398434aa16bf33a1da2a6b4ac682961301fb4c0f9d5d58c5"
+    digest = hashlib.sha256("\n".join(sorted(SEVEN)).encode()).hexdigest()  # IMAGENET_TEMPLATES_SELECT
+    assert digest == "bc451a8621e7d0e6d1e53c4b4f190df07538ed5a604ae6cfc3637b4a1de4c03b"
+
+
+def test_maple_couplings_of_deeper_blocks_start_alike(task):
+    """``compound_prompt_projections`` are deep copies of one layer, ``proj`` is a layer of its own: trainers/maple.py,
+    muzairkhattak/multimodal-prompt-learning at 69bce21; each as torch starts a linear layer."""
+    clip = load_clip("tiny_vit")
+    deeper = Task(clip, task.class_names, n_ctx=4)
+    start = METHODS["maple"](METHODS["maple"].Settings(depth=4), deeper).init_shared(generator(0, "shared"))
+    for what in ("W", "b"):
+        assert torch.equal(start[what][1], start[what][2]) and torch.equal(start[what][1], start[what][3])
+        assert not torch.isclose(start[what][0], start[what][1]).any()
+        assert start[what].abs().max() <= clip.width**-0.5
 
 
 def test_methods_inside_the_image_tower_refuse_a_convolutional_one():
