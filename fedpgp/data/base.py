@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import pkgutil
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,18 +28,6 @@ DATA_VARIABLE = "FEDPGP_DATA"
 EVALUATE_ON = ("test", "validation")
 VALIDATION_SHARE = 0.2
 """Of the training images, where validation images are made of them."""
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    Image.DecompressionBombError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What PIL and zipfile raise for a broken picture, each decoder in its own way."""
 
 
 class Split(ABC):
@@ -71,7 +57,7 @@ class Split(ABC):
         """
         try:
             return self._open(i)
-        except BROKEN as error:
+        except Exception as error:  # each decoder fails in its own way
             raise FedPGPError(
                 f"image {self.describe(i)} cannot be read ({_first_line(error)}); restore it, or leave broken "
                 "images out with dataset.on_bad_image=skip"
@@ -129,9 +115,10 @@ class FileSplit(Split):
         for path in self.paths:
             try:
                 status = os.stat(self.root / path)
-            except OSError as error:
-                raise FedPGPError(f"image {self.root / path} cannot be read ({error.strerror}); restore it") from error
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                about = f"{status.st_size}\0{status.st_mtime_ns}"
+            except OSError:  # said when the picture is asked for; on_bad_image=skip leaves it out
+                about = "missing"
+            digest.update(f"{path}\0{about}\n".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -328,13 +315,24 @@ def _a_share_of_each(split: Split, share: float) -> np.ndarray:
 
 
 def without_broken(dataset: Dataset) -> Dataset:
-    """The data set without images that cannot be read; how many and which is noted and logged."""
+    """The data set without images that cannot be read; how many and which is noted and logged.
+
+    Raises:
+        FedPGPError: no image that can be read is left for training, or none for testing.
+    """
     kept, broken = {}, []
     for part in ("train", "val", "test"):
         split = getattr(dataset, part)
         rows = [] if split is None else _broken_rows(split)
         broken += [split.describe(row) for row in rows]
         kept[part] = Subset(split, np.setdiff1d(np.arange(len(split)), rows)) if rows else split
+        if rows and len(rows) == len(split):
+            if part != "val":
+                raise FedPGPError(
+                    f"data set {dataset.name}: none of the {len(rows)} {part} images can be read "
+                    f"({split.describe(rows[0])} …); restore them"
+                )
+            kept[part] = None
     if not broken:
         return dataset
     listed = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
@@ -344,30 +342,31 @@ def without_broken(dataset: Dataset) -> Dataset:
 
 
 def _broken_rows(split: Split) -> list[int]:
-    """Rows that cannot be decoded. Remembered on disk, because every process of a run asks."""
-    try:
-        key = split.fingerprint
-    except FedPGPError:  # a file is not even there
-        key = None
-    memory = cache_folder() / f"broken-{key[:32]}.json" if key else None
-    if memory is not None and memory.is_file():
+    """Rows that cannot be read. Kept on disk, because every process of a run asks; those that the system would not open
+    are tried again each time: it may be a right or a disk, which changes no file."""
+    path = cache_folder() / f"unreadable-{split.fingerprint[:32]}.json"
+    broken, to_try, known = [], list(range(len(split))), False
+    if path.is_file():
         try:
-            return json.loads(memory.read_text())
-        except ValueError:
-            log.warning("%s is damaged and made anew", memory)
+            content = json.loads(path.read_text())
+            broken, to_try, known = content["broken"], content["retry"], True
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s is damaged and made anew", path)
 
-    def broken(row: int) -> bool:
+    def failure(row: int) -> BaseException | None:
         try:
             split.image(row)
-        except FedPGPError:
-            return True
-        return False
+        except FedPGPError as error:
+            return error.__cause__
+        return None
 
     with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
-        rows = [row for row, bad in enumerate(pool.map(broken, range(len(split)))) if bad]
-    if memory is not None:
-        write_cache(memory, json.dumps(rows).encode())
-    return rows
+        failed = {row: error for row, error in zip(to_try, pool.map(failure, to_try), strict=True) if error}
+    if not known:
+        retry = [row for row, error in failed.items() if getattr(error, "errno", None) is not None]
+        broken = sorted(set(failed) - set(retry))
+        write_cache(path, json.dumps({"broken": broken, "retry": retry}).encode())
+    return sorted({*broken, *failed})
 
 
 def _first_line(error: BaseException) -> str:

@@ -66,6 +66,8 @@ class HubSplit(Split):
 
     def _open(self, i: int) -> Image.Image:
         entry = self.table[int(i)][self.column]
+        if entry is None:
+            raise ValueError("the table has no picture in this row")
         content, path = entry["bytes"], entry["path"]
         if content is None and path is not None and not Path(path).is_file():
             return as_rgb(self.feature.decode_example(entry), self.reading)  # inside an archive, or at an address

@@ -1,11 +1,17 @@
+import os
 import pickle
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.settings import composed
+from fedpgp.configured import deal_configured
 from fedpgp.data import DATASETS, ArraySplit, Dataset, FileSplit, Subset, load_dataset, register
 from fedpgp.data.base import data_root, validation_as_test, without_broken
+from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 
 
@@ -112,15 +118,117 @@ def test_skip_leaves_broken_pictures_out_and_counts_them(broken_folder, caplog):
     assert "2 broken images" in load_dataset("folder", broken_folder, on_bad_image="skip").notes[-1]
 
 
-def test_skip_leaves_out_a_file_that_is_gone_and_a_healthy_data_set_alone(tmp_path, draw):
+def test_a_healthy_data_set_is_left_alone(tmp_path, draw):
     draw(tmp_path / "a.png", (1, 2, 3))
-    gone = FileSplit(tmp_path, ["a.png", "b.png"], [0, 1])
     healthy = FileSplit(tmp_path, ["a.png"], [0])
-    dataset = without_broken(Dataset("x", ["a", "b"], "{}", gone, None, healthy))
-    assert dataset.train.labels.tolist() == [0]
-    assert dataset.test is healthy
-    with pytest.raises(FedPGPError, match=r"b\.png cannot be read"):
-        _ = gone.fingerprint
+    dataset = Dataset("x", ["a"], "{}", healthy, None, healthy)
+    assert without_broken(dataset) is dataset
+
+
+def truncated(path):
+    Image.new("RGB", (80, 80), "red").save(path, format="JPEG")
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def enormous(path):
+    Image.new("1", (500, 500)).save(path, format="PNG")
+
+
+BREAK = {  # kind -> makes a picture that is broken in this way
+    "missing": lambda path: None,
+    "dangling link": lambda path: path.symlink_to(path.parent / "gone.jpg"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "zero bytes": lambda path: path.touch(),
+    "truncated": truncated,
+    "a text": lambda path: path.write_text("no picture"),
+    "a folder": lambda path: path.mkdir(),
+    "a decompression bomb": enormous,
+    "a float picture of NaN": lambda path: Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(path, "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", BREAK)
+def test_skip_means_skip_whatever_is_wrong_and_error_names_it(tmp_path, draw, monkeypatch, kind):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    for name in ("a.jpg", "b.jpg"):
+        draw(tmp_path / name, (1, 2, 3))
+    BREAK[kind](tmp_path / "bad.jpg")
+    split = FileSplit(tmp_path, ["a.jpg", "bad.jpg", "b.jpg"], [0, 1, 2], ["x", "y", "z"])
+    assert len(split.fingerprint) == 64
+    with pytest.raises(FedPGPError, match=r"bad\.jpg cannot be read \(.*on_bad_image=skip"):
+        split.image(1)
+    for _ in range(2):  # looked at, and known
+        dataset = without_broken(Dataset("x", list("abc"), "{}", split, split, FileSplit(tmp_path, ["a.jpg"], [0])))
+        for kept in (dataset.train, dataset.val):
+            assert kept.labels.tolist() == [0, 2] and kept.domains == ["x", "z"]
+            assert len(kept.fingerprint) == 64 and [kept.image(i).size for i in range(2)] == [(12, 10)] * 2
+        assert dataset.notes == (f"2 broken images left out: {tmp_path}/bad.jpg, {tmp_path}/bad.jpg",)
+
+
+def test_a_picture_that_was_missing_is_read_when_it_is_there(tmp_path, draw):
+    draw(tmp_path / "a.png", (1, 2, 3))
+
+    def kept():
+        split = FileSplit(tmp_path, ["a.png", "b.png"], [0, 1])
+        return len(without_broken(Dataset("x", ["a", "b"], "{}", split, None, split)).train)
+
+    assert kept() == 1
+    draw(tmp_path / "b.png", (1, 2, 3))
+    assert kept() == 2
+
+
+@pytest.fixture
+def ordinary_user():
+    """Root may open everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+def test_a_picture_that_may_not_be_opened_is_tried_again(draw, monkeypatch, ordinary_user):
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("FEDPGP_CACHE", f"{folder}/cache")
+        for name in ("a.png", "b.png"):
+            draw(Path(folder) / name, (1, 2, 3))
+        (Path(folder) / "b.png").chmod(0)
+
+        def kept():
+            split = FileSplit(Path(folder), ["a.png", "b.png"], [0, 1])
+            return len(without_broken(Dataset("x", ["a", "b"], "{}", split, None, split)).train)
+
+        assert kept() == kept() == 1
+        (Path(folder) / "b.png").chmod(0o600)  # changes neither size nor time of the file
+        assert kept() == 2
+
+
+def test_a_split_of_broken_pictures_alone_is_refused(tmp_path, draw):
+    draw(tmp_path / "a.png", (1, 2, 3))
+    good, bad = FileSplit(tmp_path, ["a.png"], [0]), FileSplit(tmp_path, ["b.png"], [0])
+    with pytest.raises(FedPGPError, match=r"none of the 1 test images can be read \(.*b\.png …\)"):
+        without_broken(Dataset("x", ["a"], "{}", good, None, bad))
+    assert without_broken(Dataset("x", ["a"], "{}", good, bad, good)).val is None
+
+
+def test_a_damaged_record_of_broken_pictures_is_made_anew(broken_folder, tmp_path, caplog):
+    assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5
+    records = list(cache_folder().glob("unreadable-*.json"))
+    assert len(records) == 2
+    for record in records:
+        record.write_text("{}")
+    assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5
+    assert "is damaged and made anew" in caplog.text
+
+
+def test_a_node_with_pictures_of_its_own_skips_too(broken_folder):
+    overrides = ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[cat,dog]", "clients=2"]
+    config = composed([*overrides, f"dataset.root={broken_folder}", "dataset.on_bad_image=skip"])
+    config["partition"]["client"] = 1
+    dealt = deal_configured(config)
+    assert len(dealt.shares[1].train) == 5 and not len(dealt.shares[0].train)
+    assert dealt.dataset.notes[-1].startswith("3 broken images left out")
 
 
 def test_validation_images_in_the_place_of_test_images():

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedpgp.data import load_dataset
+from fedpgp.data import Dataset, load_dataset
+from fedpgp.data.base import without_broken
+from fedpgp.data.hub import HubSplit
+from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 
 datasets = pytest.importorskip("datasets")
@@ -124,3 +127,40 @@ def test_what_is_not_in_the_cache_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(FedPGPError, match="not in the hub's cache"):
         load_dataset("hub", tmp_path, repo="nobody/nothing")
     assert datasets.config.HF_HUB_OFFLINE is False, "the user's setting is left as it was"
+
+
+def test_skip_leaves_out_rows_without_a_picture_and_error_names_them(tmp_path):
+    write(tmp_path / "good", ("train",))
+    good = datasets.Dataset.from_parquet(str(tmp_path / "good" / "train-00000-of-00001.parquet"))
+    entries = good.cast_column("image", datasets.Image(decode=False))["image"][:]
+    entries[1], entries[4] = None, {"bytes": b"no picture", "path": None}
+    entries[6] = {"bytes": b"", "path": None}
+    for split in ("train", "test"):
+        table = good.remove_columns("image").add_column("image", entries).cast_column("image", datasets.Image())
+        (tmp_path / "holes").mkdir(exist_ok=True)
+        table.to_parquet(str(tmp_path / "holes" / f"{split}-00000-of-00001.parquet"))
+    dataset = load_dataset("hub", tmp_path, repo="holes")
+    for row, why in (
+        (1, "no picture in this row"),
+        (4, "cannot identify"),
+        (6, "cannot identify"),
+    ):
+        with pytest.raises(FedPGPError, match=rf"image {row} of holes, train cannot be read \(.*{why}"):
+            dataset.train.image(row)
+    kept = load_dataset("hub", tmp_path, repo="holes", on_bad_image="skip")
+    assert [kept.train.image(i).getpixel((0, 0))[0] // 10 for i in range(9)] == [0, 2, 3, 5, 7, 8, 9, 10, 11]
+    assert kept.train.labels.tolist() == [0, 2, 0, 2, 1, 2, 0, 1, 2]
+    assert kept.notes[-1].startswith("6 broken images left out: 1 of holes, train, 4 of holes, train")
+
+
+def test_a_table_of_files_of_which_one_is_gone(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.png")
+    table = datasets.Dataset.from_dict({"image": [str(tmp_path / f"{name}.png") for name in "ab"]})
+    split = HubSplit(table.cast_column("image", datasets.Image()), "image", "files", [0, 1], None, Reading())
+    assert [split.image(i).size for i in range(2)] == [(8, 6)] * 2
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(FedPGPError, match="image 1 of files cannot be read .*No such file"):
+        split.image(1)
+    dataset = without_broken(Dataset("hub", ["a", "b"], "{}", split, None, split))
+    assert dataset.train.labels.tolist() == [0]
