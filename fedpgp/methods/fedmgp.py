@@ -3,13 +3,15 @@ NeurIPS 2025, arXiv 2511.00480).
 
     y_g = s cos(f(patches, v_g), g(t_g))        group g of G; in prediction the mean over groups
     L   = mean_g CE(y_g) + lambda * (text + image)/2
-          text, image: mean cosine of two groups' features, over pairs of groups and classes or images
+          text, image: mean cosine of two groups' features, over pairs of groups and classes or images;
+                       penalty=l1: their mean absolute difference
 
 After training a client draws s groups without replacement, p = softmax(sim / tau), sim_j the largest cosine of group j
-with a global prompt (uniform in round 1), text and image prompts each by themselves, and sends them in the order
-drawn. The server averages them rank by rank; the client puts the i-th average in the place of the i-th it sent. The
-other groups stay with it. A client that did not take part in a round still sees the newest averages. (Public code adds
-the similarity with the wrong sign, and draws the image prompts' start from the clock.)
+with a global prompt (uniform in round 1), text and image prompts each by themselves but with the same random numbers,
+and sends them in the order drawn. The server averages them rank by rank; the client puts the i-th average in the place
+of the i-th it sent. The other groups stay with it, and all of them in rounds without it: the server remembers for each
+client the averages of its last round. (Public code takes another penalty, with the wrong sign, draws groups and text
+prompts from fixed seeds, and the image prompts' start from the clock.)
 """
 
 from dataclasses import dataclass
@@ -20,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Own, Params, Step
+from fedpgp.methods.base import Batch, Images, Method, Own, Params, Round, Step
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
@@ -42,6 +44,7 @@ class FedMGPSettings:
         tokens: image prompts of a group.
         weight: lambda, of the similarity between groups.
         tau: temperature of the draw.
+        penalty: ``cosine`` as in the paper, or ``l1`` as in the public code, which draws the groups together.
     """
 
     groups: int = 5
@@ -49,12 +52,14 @@ class FedMGPSettings:
     tokens: int = 2
     weight: float = 1.0
     tau: float = 1.0
+    penalty: str = "cosine"
 
     def __post_init__(self):
         for name in ("groups", "sent", "tokens"):
             check_number(f"method.{name}", getattr(self, name), least=1, whole=True)
         check_number("method.weight", self.weight, least=0)
         check_number("method.tau", self.tau, above=0)
+        check_choice("method.penalty", self.penalty, ("cosine", "l1"))
         if self.sent > self.groups:
             raise FedPGPError(f"method.sent={self.sent}: there are only method.groups={self.groups}")
 
@@ -65,7 +70,7 @@ class FedMGP(Method):
     name = "fedmgp"
     Settings = FedMGPSettings
     reads = ("pixels",)
-    carried = ("t", "v", "sent_T", "sent_V")
+    carried = ("t", "v", "last_t", "last_v", "sent_T", "sent_V")
 
     @cached_property
     def tower(self) -> ImageTower:
@@ -96,22 +101,39 @@ class FedMGP(Method):
 
     # Which groups travel. ---------------------------------------------------------------------------------------------
 
+    def init_memory(self, clients: int) -> Params:
+        s, task = self.settings, self.task
+        return {
+            "t": torch.zeros(clients, s.sent, task.n_ctx, task.clip.width),
+            "v": torch.zeros(clients, s.sent, s.tokens, self.tower.width),
+        }
+
+    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        memory = {name: tensor.clone() for name, tensor in round.memory.items()}
+        for name, tensor in memory.items():
+            tensor[round.clients] = averaged[name]
+        return averaged, memory
+
+    def for_client(self, client: int, memory: Params) -> Params:
+        """The averages of the last round that the client took part in."""
+        return {f"last_{name}": tensor[client] for name, tensor in memory.items()}
+
     def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
-        """The averages in the place of the groups that were sent."""
+        """The averages in the place of the groups that were sent for them."""
         merged = {}
         for groups, averages in (("T", "t"), ("V", "v")):
             merged[groups] = params[groups].clone()
             for k, places in enumerate(params[f"sent_{groups}"].long()):
                 if (places >= 0).all():
-                    merged[groups][k, places] = params[averages][k]
+                    merged[groups][k, places] = params[f"last_{averages}"][k]
         return merged
 
     def after_training(self, params: Params, step: Step) -> Params:
         result = dict(params)
-        for kind, (groups, averages) in enumerate((("T", "t"), ("V", "v"))):
+        for groups, averages in (("T", "t"), ("V", "v")):
             drawn = torch.stack(
                 [
-                    self.draw(params[groups][k], step.received[averages][k], step, client, kind)
+                    self.draw(params[groups][k], step.received[averages][k], step, client)
                     for k, client in enumerate(step.clients)
                 ]
             )
@@ -119,9 +141,10 @@ class FedMGP(Method):
             result[averages] = torch.stack([own[places] for own, places in zip(params[groups], drawn, strict=True)])
         return result
 
-    def draw(self, groups: Tensor, averages: Tensor, step: Step, client: int, kind: int) -> Tensor:
-        """Positions (s,) of the groups that a client sends, in the order drawn."""
-        noise = generator(step.seed, "fedmgp", client, step.round, kind).gumbel(size=len(groups))
+    def draw(self, groups: Tensor, averages: Tensor, step: Step, client: int) -> Tensor:
+        """Positions (s,) of the groups that a client sends, in the order drawn. Text and image prompts get the same
+        random numbers, so in round 1 they come in pairs."""
+        noise = generator(step.seed, "fedmgp", client, step.round).gumbel(size=len(groups))
         similarity = F.cosine_similarity(groups.flatten(1).unsqueeze(1), averages.flatten(1), dim=-1).amax(1)
         if step.round == 1:
             similarity = torch.zeros_like(similarity)
@@ -139,9 +162,18 @@ class FedMGP(Method):
         pairs = z.shape[1] * (z.shape[1] - 1)
         if not pairs:
             return loss
-        text = (torch.einsum("kgce,khce->k", z, z) / z.shape[2] - z.shape[1]) / pairs
-        image = (torch.einsum("kgbe,khbe,kb->k", x, x, batch.weights) - z.shape[1]) / pairs
+        if self.settings.penalty == "l1":
+            text = self._apart(z).mean(-1)
+            image = (self._apart(x) * batch.weights).sum(-1)
+        else:
+            text = (torch.einsum("kgce,khce->k", z, z) / z.shape[2] - z.shape[1]) / pairs
+            image = (torch.einsum("kgbe,khbe,kb->k", x, x, batch.weights) - z.shape[1]) / pairs
         return loss + self.settings.weight * (text + image) / 2
+
+    def _apart(self, features: Tensor) -> Tensor:
+        """Mean absolute difference of two groups' features, (K, G, n, embed) -> (K, n)."""
+        g, h = torch.triu_indices(features.shape[1], features.shape[1], 1)
+        return (features[:, g] - features[:, h]).abs().mean((1, 3))
 
     def texts(self, t: Tensor, classes: Candidates) -> Tensor:
         """(K, G, n, d) -> (K, G, classes, embed)."""

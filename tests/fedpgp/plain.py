@@ -561,6 +561,7 @@ def pfedmma(task, s, batch, k, p, received):
 
 
 @plain("fedmgp", groups=3, weight=0.7)
+@plain("fedmgp", groups=3, weight=0.7, penalty="l1")
 @plain("fedmgp", groups=1, sent=1)
 def fedmgp(task, s, batch, k, p, received):
     texts = [prompted(task, t) for t in p["T"]]
@@ -574,6 +575,11 @@ def fedmgp(task, s, batch, k, p, received):
         total = total + cross_entropy_of(batch, k, logits) / s.groups
     pairs = [(g, h) for g in range(s.groups) for h in range(g)]
     for g, h in pairs:
+        if s.penalty == "l1":
+            text = sum((texts[g][c] - texts[h][c]).abs().mean() for c in classes(task)) / len(texts[g])
+            image = sum(w * (images[g][b] - images[h][b]).abs().mean() for b, _, w in real(batch, k))
+            total = total + s.weight * (text + image) / 2 / len(pairs)
+            continue
         text = sum(texts[g][c] @ texts[h][c] for c in classes(task)) / len(texts[g])
         image = sum(w * (images[g][b] @ images[h][b]) for b, _, w in real(batch, k))
         total = total + s.weight * (text + image) / 2 / len(pairs)

@@ -218,37 +218,6 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
         assert torch.equal(*answers) is same
 
 
-def test_fedmgp_puts_the_averages_where_it_sent_from(task):
-    method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=4, sent=2), task)
-    params = {n: t.double()[None] for n, t in method.init_personal(generator(0, "personal", 0)).items()}
-    received = {n: t.double()[None] for n, t in method.init_shared(generator(0, "shared")).items()}
-    start = method.prepare({**params, **received}, None, None)
-    assert torch.equal(start["T"], params["T"]) and torch.equal(start["V"], params["V"])  # nothing was sent yet
-    step = Step(round=2, step=3, clients=[0], received=received, lr=0.1, seed=0)
-    after = method.after_training({**params, **received}, step)
-    for groups, averages in (("T", "t"), ("V", "v")):
-        places = after[f"sent_{groups}"][0].long().tolist()
-        assert len(set(places)) == 2
-        assert torch.equal(after[averages][0], params[groups][0, places])
-        news = {**after, **{n: torch.full_like(t, 7.0) * torch.tensor([1.0, 2.0]).view(1, 2, 1, 1) for n, t in
-                            received.items()}}  # fmt: skip
-        merged = method.prepare(news, None, None)[groups][0]
-        assert (merged[places[0]] == 7).all() and (merged[places[1]] == 14).all()
-        for other in set(range(4)) - set(places):
-            assert torch.equal(merged[other], params[groups][0, other])
-
-
-def test_fedmgp_draws_what_is_like_the_averages(task):
-    method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=3, sent=1, tau=0.5), task)
-    groups = torch.eye(3).view(3, 1, 3)
-    counts = torch.zeros(3)
-    for client in range(600):
-        step = Step(round=2, step=0, clients=[client], received={}, lr=0.1, seed=0)
-        counts[method.draw(groups, torch.tensor([[[1.0, 1.0, 0.0]]]), step, client, 0)] += 1
-    expected = torch.softmax(torch.tensor([0.5, 0.5, 0.0]).sqrt() / 0.5, 0)
-    assert_close(counts / 600, expected, atol=0.06, rtol=0)
-
-
 def test_lora_pro_with_a_rank_a_client_is_lora_pro_of_that_rank(task, batch):
     """Columns that do not count change nothing."""
     steps = []

@@ -1,0 +1,94 @@
+"""FedMGP: which groups travel, and where the averages go."""
+
+import json
+
+import torch
+from torch.testing import assert_close
+
+from fedpgp.methods import METHODS, Step
+from tests.small import small_config, small_federation
+
+KINDS = (("T", "t"), ("V", "v"))
+
+
+def federation(*overrides: str):
+    config = small_config("/nowhere", "method=fedmgp", "clients=3", "lr=0.1", *overrides)
+    return small_federation(json.dumps(config))
+
+
+def a_round(fed, round, clients, shared, memory, states):
+    own = {c: fed.for_client(c, memory) for c in clients}
+    results = list(fed.train(shared, clients, round, states.get, own))
+    states |= {r.client: r.state for r in results}
+    averaged = {n: sum(r.update[n] / len(results) for r in results) for n in shared}
+    uploads, weights = {r.client: r.update for r in results}, dict.fromkeys(clients, 1.0)
+    return fed.after_round(averaged, round=round, last=9, sent=shared, uploads=uploads, weights=weights, memory=memory)
+
+
+def groups(fed, client, shared, memory, states) -> dict:
+    """What the client answers with now."""
+    params = fed._params(shared, [client], [states[client]], {client: fed.for_client(client, memory)})
+    return {kind: params[kind][0] for kind, _ in KINDS}
+
+
+def test_a_client_keeps_its_groups_in_rounds_without_it():
+    """Only those who took part are given the averages, each in the places of what it sent, rank by rank
+    (weihao-bo/FedMGP, 3a026970df7bf409a29c342ed4d1635882c79f99, federated_core/trainers/fedmgp_learner.py 73-81 and
+    552-592)."""
+    fed, states = federation("method.groups=4"), {}
+    shared, memory = fed.initial_shared(), fed.initial_memory()
+    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    first = {n: torch.from_numpy(a) for n, a in shared.items()}
+    now = {c: groups(fed, c, shared, memory, states) for c in (0, 1)}
+    for client in (0, 1):
+        for kind, average in KINDS:
+            places = states[client][f"sent_{kind}"].long().tolist()
+            assert len(set(places)) == 2
+            assert torch.equal(now[client][kind][places], first[average])
+            for other in set(range(4)) - set(places):
+                assert torch.equal(now[client][kind][other], states[client][kind][other])
+    shared, memory = a_round(fed, 2, [1, 2], shared, memory, states)
+    assert not torch.equal(torch.from_numpy(shared["t"]), first["t"])
+    later = groups(fed, 0, shared, memory, states)
+    assert all(torch.equal(later[kind], now[0][kind]) for kind, _ in KINDS)  # the first was not there
+    assert not torch.equal(groups(fed, 1, shared, memory, states)["T"], now[1]["T"])
+
+
+def test_nothing_is_replaced_before_the_first_round():
+    fed = federation()
+    states = {0: fed.initial_state(0)}
+    now = groups(fed, 0, fed.initial_shared(), fed.initial_memory(), states)
+    assert all(torch.equal(now[kind], states[0][kind].double()) for kind, _ in KINDS)
+
+
+def test_text_and_image_groups_are_drawn_with_the_same_random_numbers():
+    """In round 1 that is the same groups for both (fedmgp_learner.py 150-172: one seed a client for both)."""
+    fed, states = federation("method.groups=5", "clients=6"), {}
+    a_round(fed, 1, range(6), fed.initial_shared(), fed.initial_memory(), states)
+    drawn = [tuple(states[c]["sent_T"].long().tolist()) for c in range(6)]
+    assert drawn == [tuple(states[c]["sent_V"].long().tolist()) for c in range(6)]
+    assert len(set(drawn)) > 1
+
+
+def test_groups_like_the_averages_are_drawn_more_often(task):
+    method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=3, sent=1, tau=0.5), task)
+    own, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 1.0, 0.0]]])
+    counts = torch.zeros(3)
+    for client in range(600):
+        step = Step(round=2, step=0, clients=[client], received={}, lr=0.1, seed=0)
+        counts[method.draw(own, averages, step, client)] += 1
+    expected = torch.softmax(torch.tensor([0.5, 0.5, 0.0]).sqrt() / 0.5, 0)
+    assert_close(counts / 600, expected, atol=0.06, rtol=0)
+
+
+def test_the_draw_is_one_without_replacement(task):
+    """Pairs in order: p_i p_j / (1 - p_i), as drawing one by one from what is left (fedmgp_learner.py 332-345)."""
+    method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=3, sent=2), task)
+    own, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
+    p = torch.softmax(torch.tensor([1.0, 0.0, 0.0]), 0)
+    counts = torch.zeros(3, 3)
+    for client in range(1500):
+        i, j = method.draw(own, averages, Step(2, 0, [client], {}, 0.1, 0), client).tolist()
+        counts[i, j] += 1
+    expected = p[:, None] * p / (1 - p[:, None]) * (1 - torch.eye(3))
+    assert_close(counts / 1500, expected, atol=0.04, rtol=0)
