@@ -1,16 +1,32 @@
 """Loading an open_clip model by name, with every mistake that can be made told in a line."""
 
+import contextlib
+import json
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import fedpgp._torchvision  # noqa: F401  (before open_clip)
 from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.frozen import FrozenCLIP, resolve_device
+from fedpgp.weights import (
+    IN_A_FOLDER,
+    check_file,
+    check_tag,
+    find_weights,
+    first_line,
+    is_archive,
+    is_file,
+    load_archive,
+    why_not,
+)
 
 __all__ = ["MODELS", "SHIPPED", "FrozenCLIP", "load_clip", "resolve_device"]
 
@@ -35,50 +51,53 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
     Args:
         name: ``tiny``, ``tiny_vit`` (shipped), a short name of :data:`MODELS`, an open_clip architecture
             (``ViT-B-16-quickgelu``), or open_clip's ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``.
-        pretrained: an open_clip tag, a weights file, ``"random"`` (benchmarks: warns), or None for the weights that
-            belong to the name.
+        pretrained: an open_clip tag, a weights file (open_clip's, or OpenAI's archive), ``"random"`` (benchmarks:
+            warns), or None for the weights that belong to the name.
         device: where the weights go.
 
     Raises:
-        FedPGPError: unknown name or tag; weights that cannot be had (says what to download and where to put it); a
-            truncated weights file; an activation (GELU or QuickGELU) other than the one the weights were trained with.
+        FedPGPError: unknown name or tag; weights or a tokenizer that cannot be had (says what to download and where to
+            put it); a weights file that is truncated, of another layout or another architecture; an activation (GELU or
+            QuickGELU) other than the one the weights were trained with.
     """
     import open_clip
 
     architecture, tag = resolve_name(name, pretrained)
-    transform = {}
+    transform, archive = {}, None
     if pretrained == "random":
         warnings.warn(
             f"model {name}: RANDOM weights, every accuracy will be at chance (pretrained=random)", stacklevel=2
         )
         tag = None
-    elif not architecture.startswith(("local-dir:", "hf-hub:")):
-        transform = _check_weights(name, architecture, tag)
-    try:
-        # A model folder names its own tokenizer; a plain CLIP one has none and gets CLIP's.
-        tokenizer = open_clip.get_tokenizer(architecture)
-    except (ImportError, OSError, ValueError) as error:
-        raise FedPGPError(
-            f"model {name}: its tokenizer cannot be had ({_first_line(error)}); it is a Hugging Face one: "
-            "pip install transformers, and have its files in the Hugging Face cache"
-        ) from error
+    elif is_file(tag):
+        check_file(name, architecture, Path(tag))
+        transform = _transform(name, architecture)
+        archive = Path(tag) if is_archive(Path(tag)) else None
+    elif tag is not None:
+        check_tag(architecture, tag)
+    tokenizer = _tokenizer(name, architecture)
+    make = partial(
+        open_clip.create_model_and_transforms,
+        architecture,
+        device=device,
+        pretrained_text=False,  # a text tower's weights of another model are not this model's
+        **transform,
+    )
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights are the same in every worker
-            # An activation mismatch costs accuracy silently; open_clip only warns of it.
-            warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                architecture, pretrained=tag, device=device, load_weights=pretrained != "random", **transform
-            )
-    except UserWarning as mismatch:
-        raise FedPGPError(
-            f"model {name}: {mismatch}. Choose {_other_activation(architecture)} for these weights"
-        ) from None
+            warnings.filterwarnings("ignore", message=".*QuickGELU mismatch.*")  # refused above, where it is one
+            if pretrained == "random" or archive:
+                model, _, preprocess = make(load_weights=False)
+            else:
+                model, _, preprocess = make(pretrained=tag, require_pretrained=True)
+            if archive:
+                load_archive(model, archive)
     except (RuntimeError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-        raise FedPGPError(_cannot_load(name, architecture, tag, error)) from error
+        raise FedPGPError(_cannot_load(name, architecture, tag, error, make)) from error
     except Exception as error:
         if "safetensor" in type(error).__name__.lower():  # SafetensorError derives from Exception alone
-            raise FedPGPError(_cannot_load(name, architecture, tag, error)) from error
+            raise FedPGPError(_cannot_load(name, architecture, tag, error, make)) from error
         raise
     return FrozenCLIP(model.float(), tokenizer, preprocess)
 
@@ -101,14 +120,7 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
         return architecture, _expanded(pretrained) or tag
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
-        for pattern in (
-            "open_clip_config.json",
-            "*.safetensors",
-        ):  # without weights open_clip would go on with random ones
-            if not list(folder.glob(pattern)) and pretrained != "random":
-                raise FedPGPError(
-                    f"model {name}: there is no {pattern} in {folder}; save a model there in open_clip's format"
-                )
+        _check_folder(name, folder, weights=pretrained != "random")
         return f"local-dir:{folder}", None
     if name.startswith("hf-hub:"):
         return name, None
@@ -124,66 +136,100 @@ def _expanded(pretrained: str | None) -> str | None:
     return str(Path(pretrained).expanduser()) if pretrained and pretrained.startswith("~") else pretrained
 
 
-def _check_weights(name: str, architecture: str, tag: str) -> dict:
-    """Refuses an unknown tag, a missing file, and the activation mismatches that open_clip does not check.
+def _check_folder(name: str, folder: Path, weights: bool) -> None:
+    """Refuses a folder that is no model of open_clip's: without weights it would go on with random ones."""
+    if not (folder / "open_clip_config.json").is_file():
+        hint = ""
+        if (folder / "config.json").is_file():
+            hint = (
+                " (config.json is the transformers library's; take the same model in open_clip's format, or of OpenAI's"
+                " models the archive: model=vit_b16 model.pretrained=ViT-B-16.pt)"
+            )
+        raise FedPGPError(
+            f"model {name}: there is no open_clip_config.json in {folder}{hint}; save a model there in open_clip's "
+            "format"
+        )
+    if weights and not any(list(folder.glob(pattern)) for pattern in IN_A_FOLDER):
+        raise FedPGPError(
+            f"model {name}: there are no weights in {folder} ({', '.join(IN_A_FOLDER)}); put "
+            "open_clip_model.safetensors or open_clip_pytorch_model.bin there"
+        )
 
-    Returns:
-        how pictures are transformed, where open_clip would not know: a file has no tag, so a short name's own is taken.
+
+def _transform(name: str, architecture: str) -> dict:
+    """How pictures are transformed for a weights file, which has no tag that would say it: a short name's own way."""
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(architecture, MODELS[name][1]) or {} if name in MODELS else {}
+    kinds = {"image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation"}
+    return {option: config[key] for option, key in kinds.items() if key in config}
+
+
+def _tokenizer(name: str, architecture: str) -> Callable:
+    """The tokenizer of an architecture. A model folder names its own; a plain CLIP one has none and gets CLIP's.
+
+    Raises:
+        FedPGPError: it is Hugging Face's and its library or its files are not there; says where they come from.
     """
     import open_clip
 
-    if Path(tag).suffix or "/" in tag:
-        if not Path(tag).is_file():
-            raise FedPGPError(
-                f"model {name}: weights file {tag} does not exist; give the path of an open_clip checkpoint"
-            )
-        activation = "QuickGELU" if (open_clip.get_model_config(architecture) or {}).get("quick_gelu") else "GELU"
-        warnings.warn(
-            f"model {name}: a weights file does not say its activation; {architecture} takes {activation}. If these "
-            "weights were trained with the other one (OpenAI's with QuickGELU, LAION's with GELU), use "
-            f"{_other_activation(architecture)}",
-            stacklevel=3,
-        )
-        config = open_clip.get_pretrained_cfg(architecture, MODELS[name][1]) or {} if name in MODELS else {}
-        kinds = {"image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation"}
-        return {option: config[key] for option, key in kinds.items() if key in config}
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag.lower().replace("-", "_") not in tags:
-        other = _other_activation(architecture)
-        if tag in open_clip.list_pretrained_tags_by_model(other):
-            raise FedPGPError(
-                f"the weights {tag!r} were trained with the activation of {other}: use model.name={other}"
-            )
-        raise FedPGPError(unknown(f"weights for {architecture}", tag, tags))
-    config = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    model_config = open_clip.get_model_config(architecture) or {}
-    if bool(config.get("quick_gelu", False)) != bool(model_config.get("quick_gelu", False)):
+    try:
+        return open_clip.get_tokenizer(architecture)
+    except ImportError as error:
         raise FedPGPError(
-            f"the weights {tag!r} were trained with {'QuickGELU' if config.get('quick_gelu') else 'GELU'}, "
-            f"{architecture} has the other activation: use model.name={_other_activation(architecture)}"
-        )
-    return {}
+            f"model {name}: its tokenizer needs another library ({first_line(error)}): pip install 'fedpgp[hf]', and "
+            f"have {_tokenizer_files(architecture)}"
+        ) from error
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise FedPGPError(
+            f"model {name}: its tokenizer cannot be read ({first_line(error)}); have {_tokenizer_files(architecture)}"
+        ) from error
 
 
-def _other_activation(architecture: str) -> str:
-    suffix = "-quickgelu"
-    return architecture.removesuffix(suffix) if architecture.endswith(suffix) else architecture + suffix
-
-
-def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception) -> str:
+def _tokenizer_files(architecture: str) -> str:
+    """Where the files of a Hugging Face tokenizer are expected, and how they come there."""
     import open_clip
 
     if architecture.startswith("local-dir:"):
-        folder = architecture.removeprefix("local-dir:")
+        return f"tokenizer.json and tokenizer_config.json in {architecture.removeprefix('local-dir:')}"
+    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+    if architecture.startswith("hf-hub:"):
+        text = {"hf_tokenizer_name": architecture.removeprefix("hf-hub:")}
+    wanted = list(dict.fromkeys(text[key] for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)))
+    return (
+        f"the files of {' and '.join(wanted)} in the Hugging Face cache (where there is internet: hf download "
+        f"{wanted[0] if wanted else 'NAME'}; then copy its folder, or set HF_HOME to it)"
+    )
+
+
+def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception, make: Callable) -> str:
+    import open_clip
+
+    def empty() -> nn.Module | None:
+        with contextlib.suppress(Exception):
+            return make(load_weights=False)[0]
+        return None
+
+    if architecture.startswith("local-dir:"):
+        folder = Path(architecture.removeprefix("local-dir:"))
+        found = find_weights(folder)
+        reason = why_not(found, architecture, empty(), error) if found else first_line(error)
+        return f"model {name}: the weights in {folder} cannot be loaded: {reason}"
+    if tag and Path(tag).is_file():
+        reason = why_not(Path(tag), architecture, empty(), error)
+        return f"model {name}: {tag} cannot be loaded into {architecture}: {reason}"
+    if architecture.startswith("hf-hub:"):
         return (
-            f"model {name}: the weights in {folder} cannot be read ({_first_line(error)}); restore that folder's files"
+            f"model {name}: it cannot be had ({first_line(error)}); download its repository where there is internet "
+            f"(hf download {architecture.removeprefix('hf-hub:')} --local-dir FOLDER) and take "
+            "model.name=local-dir:FOLDER"
         )
-    if tag and Path(tag).expanduser().is_file():
+    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+    if tag is None and text.get("hf_model_name"):
         return (
-            f"model {name}: {tag} cannot be loaded into {architecture} ({_first_line(error)}); it may be truncated, of "
-            "another architecture, or a TorchScript archive (save its state_dict first)"
+            f"model {name}: its text tower cannot be made ({first_line(error)}); have {_tokenizer_files(architecture)}"
         )
-    config = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    config = open_clip.get_pretrained_cfg(architecture, tag) or {} if tag else {}
     hub = str(config.get("hf_hub") or "").rstrip("/")
     source = (
         f"https://huggingface.co/{hub} (open_clip_model.safetensors)"
@@ -191,11 +237,7 @@ def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception
         else config.get("url") or "open_clip's list"
     )
     return (
-        f"model {name}: the weights {tag!r} are not on this machine and cannot be downloaded ({_first_line(error)}). "
+        f"model {name}: the weights {tag!r} are not on this machine and cannot be downloaded ({first_line(error)}). "
         f"Download them from {source} and pass the file: model={name} model.pretrained=FILE "
         "(or put them in the Hugging Face cache)"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
