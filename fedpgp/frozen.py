@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.tokens import TokenReader
 
 Remembered = TypeVar("Remembered")
 
@@ -26,24 +27,30 @@ class FrozenCLIP:
 
     Args:
         model: the open_clip model; put in evaluation mode, gradients off.
-        tokenizer: texts -> token ids (n, context_length); None is CLIP's own at the model's context length.
+        tokenizer: texts and ``context_length`` -> token ids (n, context_length), as open_clip's; None is CLIP's own.
         preprocess: PIL image -> (3, R, R) tensor; None is OpenAI's evaluation transform at the model's image size.
+
+    Attributes:
+        token_embedding: the text tower's token table; its output is what a context takes the place of.
+        context_length: tokens that the text tower reads.
+
+    Raises:
+        FedPGPError: a text tower without a token table.
     """
 
     def __init__(self, model, tokenizer: Callable | None = None, preprocess: Callable | None = None):
         self.model = model.eval().requires_grad_(False)
         self.text_model = getattr(model, "text", model)
-        if not hasattr(self.text_model, "token_embedding"):
-            raise FedPGPError(
-                f"the text tower {type(self.text_model).__name__} has no token embedding that could be prompted"
-            )
-        self.context_length = int(self.text_model.context_length)
+        self.token_embedding = _token_embedding(self.text_model)
         if tokenizer is None:
             import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
             from open_clip.tokenizer import SimpleTokenizer
 
-            tokenizer = SimpleTokenizer(context_length=self.context_length)
+            tokenizer = SimpleTokenizer()
         self.tokenizer = tokenizer
+        self.context_length = int(self.text_model.context_length)
+        if hasattr(self.text_model, "config"):  # of Hugging Face: what it could read; open_clip's tokenizer cuts before
+            self.context_length = int(getattr(tokenizer, "context_length", None) or self.context_length)
         self._preprocess = preprocess
         self.model.visual.to(memory_format=torch.channels_last)
 
@@ -78,12 +85,12 @@ class FrozenCLIP:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.text_model.token_embedding.weight.dtype
+        return self.token_embedding.weight.dtype
 
     @property
     def width(self) -> int:
         """Width d of the text tower: the length of one context vector."""
-        return int(self.text_model.token_embedding.weight.shape[1])
+        return int(self.token_embedding.weight.shape[1])
 
     @property
     def embed(self) -> int:
@@ -98,7 +105,12 @@ class FrozenCLIP:
     @property
     def text_blocks(self) -> int:
         """Number of blocks of the text tower."""
-        return self.remember("text blocks", lambda: len(self.text_model.transformer.resblocks))
+
+        def count() -> int:
+            tower = self.text_model.transformer
+            return len(tower.resblocks) if hasattr(tower, "resblocks") else int(tower.config.num_hidden_layers)
+
+        return self.remember("text blocks", count)
 
     @property
     def preprocessing(self) -> str:
@@ -106,21 +118,26 @@ class FrozenCLIP:
         # Functions among the transforms show their address, which differs from process to process.
         return self.remember("preprocessing", lambda: re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess)))
 
+    @cached_property
+    def reader(self) -> TokenReader:
+        """What reads the tokenizer."""
+        return TokenReader(self.tokenizer)
+
     @property
     def special_tokens(self) -> list[int]:
-        """Ids of the start and the end token of CLIP's tokenizer."""
-        return self.remember("special tokens", lambda: [self.tokenizer.sot_token_id, self.tokenizer.eot_token_id])
+        """Ids of the tokens that stand around a sentence: of CLIP's tokenizer the start and the end token."""
+        return self.remember("special tokens", lambda: self.reader.special(self.context_length))
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of a text without start, end and padding."""
-        return self.remember(f"token ids {text}", lambda: word_ids(self.tokenizer, text))
+        return self.remember(f"token ids {text}", lambda: self.reader.words(text))
 
     @torch.no_grad()
     def embed_tokens(self, ids: Sequence[int]) -> Tensor:
-        """Rows of the token table: n ids -> (n, d)."""
+        """What the token table gives: n ids -> (n, d)."""
 
         def look_up() -> Tensor:
-            return self.text_model.token_embedding.weight[torch.tensor(ids, device=self.device)].detach()
+            return self.token_embedding(torch.tensor(ids, device=self.device)).detach()
 
         return self.remember(f"token rows {list(ids)}", look_up).clone()
 
@@ -207,7 +224,7 @@ class FrozenCLIP:
         return self.remember(f"text ensemble {list(templates)} {list(names)}", encode)
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        tokens = self.tokenizer(list(texts), context_length=self.context_length).to(self.device)
         return torch.cat([self.model.encode_text(chunk) for chunk in tokens.split(256)])
 
     @torch.no_grad()
@@ -236,11 +253,14 @@ def _attention_pool(pool: nn.Module, grid: Tensor) -> Tensor:
     return pool.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def word_ids(tokenizer: Callable, text: str) -> list[int]:
-    """Token ids without start, end and padding: of CLIP's tokenizer, or the Hugging Face one in open_clip's wrapper."""
-    if hasattr(tokenizer, "encode"):
-        return tokenizer.encode(text)
-    return tokenizer.tokenizer.encode(text, add_special_tokens=False)
+def _token_embedding(text: nn.Module) -> nn.Module:
+    """The token table of a text tower: open_clip's own, or of a Hugging Face model in its wrapper."""
+    if hasattr(text, "token_embedding"):
+        return text.token_embedding
+    find = getattr(getattr(text, "transformer", None), "get_input_embeddings", None)
+    if find is None:
+        raise FedPGPError(f"the text tower {type(text).__name__} has no token embedding that could be prompted")
+    return find()
 
 
 def resolve_device(device: str) -> torch.device:

@@ -1,8 +1,8 @@
 """Prompting any text tower by full sequences: the path for what cannot share a prefix.
 
-Towers that are not causal (MobileCLIP-S, SigLIP), a class name before or between the context vectors, and a context of
-its own for each class all run through the model's own forward, with the token embeddings of placeholder words replaced
-by the context. It costs one full sequence a class and context.
+Towers that are not causal (MobileCLIP-S, SigLIP) or not CLIP's (RoBERTa, T5), a class name before or between the
+context vectors, and a context of its own for each class all run through the model's own forward, with the token
+embeddings of placeholder words replaced by the context. It costs one full sequence a class and context.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpgp.errors import FedPGPError
-from fedpgp.frozen import FrozenCLIP, word_ids
-
-PLACEHOLDER = "X"
+from fedpgp.frozen import FrozenCLIP
 
 
 class FullSequences:
@@ -32,28 +29,8 @@ class FullSequences:
 
     def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], n_ctx: int, position: str):
         self.clip = clip
-        self.embedding = clip.text_model.token_embedding
-        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-        rows, places = [], []
-        marker = word_ids(clip.tokenizer, PLACEHOLDER)[0]
-        start = clip.tokenizer([PLACEHOLDER])[0].tolist().index(marker)  # 1 behind a start token, 0 without one
-        for name in class_names:
-            ids = word_ids(clip.tokenizer, name)
-            words = [PLACEHOLDER] * before + [name] + [PLACEHOLDER] * (n_ctx - before)
-            tokens = clip.tokenizer([" ".join(words) + "."])[0]
-            if start + n_ctx + len(ids) + 2 > len(tokens):
-                raise FedPGPError(
-                    f"class name {name!r} has {len(ids)} tokens; beside {n_ctx} context tokens it does not fit into "
-                    f"the model's {len(tokens)}: shorten the name or n_ctx"
-                )
-            mine = [start + i if i < before else start + len(ids) + i for i in range(n_ctx)]
-            if any(int(tokens[i]) != marker for i in mine):
-                raise FedPGPError(
-                    f"class name {name!r} cannot be placed at the {position} of a prompt by this model's tokenizer"
-                )
-            rows.append(tokens)
-            places.append(mine)
-        self.tokens = torch.stack(rows).to(clip.device)
+        tokens, places = clip.reader.prompts(class_names, n_ctx, position, clip.context_length)
+        self.tokens = torch.tensor(tokens, device=clip.device)
         self.places = torch.tensor(places, device=clip.device)
 
     def __call__(self, context: Tensor) -> Tensor:
@@ -67,7 +44,7 @@ class FullSequences:
         def prompt(module: nn.Module, inputs: tuple, embedded: Tensor) -> Tensor:
             return embedded.scatter(1, places, context.to(embedded.dtype))
 
-        hook = self.embedding.register_forward_hook(prompt)
+        hook = self.clip.token_embedding.register_forward_hook(prompt)
         try:
             features = self.clip.model.encode_text(self.tokens.repeat(n, 1))
         finally:

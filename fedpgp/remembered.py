@@ -21,10 +21,10 @@ from fedpgp.data.store import write_cache
 from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
 
 FORMAT = 2
-COMPUTED_BY = ("blocks.py", "frozen.py", "text.py")
+COMPUTED_BY = ("blocks.py", "frozen.py", "text.py", "tokens.py")
 """What is remembered is what the code in these files makes of the weights."""
 
-OWN = ("model", "text_model", "tokenizer", "preprocess")
+OWN = ("model", "text_model", "token_embedding", "tokenizer", "preprocess")
 """What a memory has no file of: the model is loaded for it."""
 
 

@@ -121,6 +121,13 @@ def why_not_shared(text: nn.Module) -> str | None:
     return None
 
 
+def _why_not_shared(clip: FrozenCLIP) -> str | None:
+    reason = why_not_shared(clip.text_model)
+    if reason is None and not clip.reader.is_plain():
+        return "its tokenizer does not read words one by one between a start and an end token"
+    return reason
+
+
 class PromptedTextEncoder:
     """Context vectors -> one unit-norm text feature a class.
 
@@ -161,7 +168,7 @@ class PromptedTextEncoder:
             raise FedPGPError(unknown("class position", position, ["end", "middle", "front"]))
         self.class_names = [name.replace("_", " ") for name in class_names]
         self.n_ctx, self.class_specific = n_ctx, class_specific
-        reason = clip.remember("why not shared", lambda: why_not_shared(clip.text_model))
+        reason = clip.remember("why not shared", lambda: _why_not_shared(clip))
         if position != "end":
             reason = f"the class name stands at the {position}"
         elif class_specific:
