@@ -58,6 +58,7 @@ _NUMBERS = {  # key: (test, what it is)
     "method.tau": (lambda x: x > 0, "above 0"),
 }
 _CHOICES = {
+    "first_round": ("sampled", "all"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("float32", "float64", "bfloat16"),
     "training.optimizer": ("sgd", "adam", "adamw"),

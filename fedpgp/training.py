@@ -185,9 +185,10 @@ def train_cohort(
         batch = gather(images, labels, chosen, method.task.dtype)
         now = {name: tensor[:active] for name, tensor in params.items()}
         sent = {name: tensor[:active] for name, tensor in received.items()}
-        loss, grads = method.gradients(now, batch, classes, Step(round, step, ids[:active], sent, lr, seed))
+        here = Step(round, step, ids[:active], sent, lr, seed)
+        loss, grads = method.gradients(now, batch, classes, here)
         state["step"][:active] += 1
-        rates = method.rates(now)
+        rates = method.rates(now, here)
         for name in learned:
             p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}

@@ -283,6 +283,8 @@ class Server:
     def _sample(self, round: int) -> list[int]:
         """The clients of a round, from (seed, round) alone, among those that have images to train on."""
         able = self._able()
+        if round == 1 and self.config.get("first_round") == "all":
+            return able
         drawn = generator(self.config["seed"], "participants", round).choice(
             able, size=participants(self.config, len(able)), replace=False
         )

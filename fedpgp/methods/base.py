@@ -231,7 +231,7 @@ class Method(ABC):
         """Names of the tensors that are optimised: all that are not :attr:`carried`."""
         return [name for name in params if name not in self.carried]
 
-    def rates(self, params: Params) -> Params:
+    def rates(self, params: Params, step: Step) -> Params:
         """Learning rates of single tensors, relative to the run's: name -> factor that broadcasts to the tensor (K, …).
         All the others have the run's own. At 0 a tensor stays as it is, without weight decay."""
         return {}

@@ -39,6 +39,7 @@ class PFedMoAPSettings:
         width: of the pooled features; it divides the embedding.
         heads: of the gate.
         gate_rate: learning rate of the gate relative to the prompt's.
+        gate_lr: its own learning rate in every round, whatever the schedule, in the place of ``gate_rate``.
     """
 
     experts: int = 10
@@ -46,6 +47,7 @@ class PFedMoAPSettings:
     width: int = 128
     heads: int = 8
     gate_rate: float = 5.0
+    gate_lr: float | None = None
 
     def __post_init__(self):
         check_number("method.experts", self.experts, least=2, whole=True)
@@ -53,6 +55,8 @@ class PFedMoAPSettings:
         check_number("method.width", self.width, least=1, whole=True)
         check_number("method.heads", self.heads, least=1, whole=True)
         check_number("method.gate_rate", self.gate_rate, above=0)
+        if self.gate_lr is not None:
+            check_number("method.gate_lr", self.gate_lr, above=0)
         if self.width % self.heads:
             raise FedPGPError(f"method.heads={self.heads} does not divide method.width={self.width}")
 
@@ -106,13 +110,14 @@ class PFedMoAP(PromptFL):
         features = self.mixture(params, texts, params["pooled"], params["known"])
         return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
 
-    def rates(self, params: Params) -> Params:
+    def rates(self, params: Params, step: Step) -> Params:
         """The gate has a rate of its own, and stays as it is as long as the client is not in the pool."""
-        rates = {}
+        rates, s = {}, self.settings
+        rate = s.gate_rate if s.gate_lr is None else s.gate_lr / step.lr
         for name in self.learned(params):
             if name.startswith("gate."):
                 trains = (params["known"] > 0).to(params[name]).view(-1, *[1] * (params[name].dim() - 1))
-                rates[name] = self.settings.gate_rate * trains
+                rates[name] = rate * trains
         return rates
 
     def after_training(self, params: Params, step: Step) -> Params:

@@ -73,22 +73,25 @@ def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
         assert_close(answers(fed, client, shared, memory, states), plain(fed, states[client]["p"]))
 
 
-def test_pfedmoap_gate_has_an_optimizer_of_its_own():
-    """Rate and weight decay, as two torch optimizers (ljaiverson/pFedMoAP, a481de35, trainers/pfedmoap.py 277-283)."""
-    fed = federation("pfedmoap", "method.gate_rate=5")
+@pytest.mark.parametrize("setting", ["gate_rate=8", "gate_lr=0.1"])
+def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
+    """Rate and weight decay, as two torch optimizers (ljaiverson/pFedMoAP, a481de35, trainers/pfedmoap.py 277-283); the
+    gate's rate may be constant under a schedule (configs/trainers/PFEDMOAP/vit_b16.yaml)."""
+    fed = federation("pfedmoap", f"method.{setting}")
     method, classes, rng = fed.method, fed.base, np.random.default_rng(0)
     shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
     params = fed._params(shared, [0], [states[0]], {0: fed.for_client(0, memory)})
-    rows, settings = np.arange(4), TrainingSettings(epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3)
+    rows, schedule = np.arange(4), {"schedule": "cosine", "rounds": 3}  # 0.75 of lr in round 2
+    settings = TrainingSettings(epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3, **schedule)
     labels = torch.from_numpy(rng.integers(0, len(classes.ids), len(fed.dataset.train)))
     result = train_cohort(method, params, fed.images("train"), labels, [rows], classes, settings, seed=0, clients=[0],
                           round=2)  # fmt: skip
     learned = {n: params[n][0].clone().requires_grad_() for n in method.learned(params)}
     gate = [t for n, t in learned.items() if n.startswith("gate.")]
     optimizers = [
-        torch.optim.SGD([learned["p_G"]], lr=0.02, momentum=0.9, weight_decay=0.3),
-        torch.optim.SGD(gate, lr=0.1, momentum=0.9, weight_decay=0.3),
+        torch.optim.SGD([learned["p_G"]], lr=0.015, momentum=0.9, weight_decay=0.3),
+        torch.optim.SGD(gate, lr=0.1 if "lr" in setting else 0.12, momentum=0.9, weight_decay=0.3),
     ]
     for _ in range(3):
         now = {**params, **{n: t[None] for n, t in learned.items()}}
