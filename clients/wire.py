@@ -11,7 +11,8 @@ clients on the same node travel together in one ``RecordDict``:
   again with every message: :meth:`clients.state.PrivateStore.configuration`).
 
 A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which
-clients it keeps a private state). Private tensors have no place in either.
+clients it keeps a private state); :mod:`strategies.reply_checks` takes it apart. Private tensors have no place in
+either.
 """
 
 import json
@@ -86,12 +87,12 @@ def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
 
 def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, Record]]:
     """The inverse of :func:`pack`: client -> its records by name."""
-    common = {name: _full(record) for name, record in content.items() if "/" not in name and name != "job"}
+    common = {name: full(record) for name, record in content.items() if "/" not in name and name != "job"}
     own: dict[int, dict[str, Record]] = {client: dict(common) for client in clients}
     for name, record in content.items():
         client, slash, rest = name.partition("/")
         if slash and client.isdigit() and int(client) in own:
-            own[int(client)][rest] = _full(record)
+            own[int(client)][rest] = full(record)
     return own
 
 
@@ -103,37 +104,6 @@ def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], no
         for name, record in content.items():
             packed[f"{client}/{name}"] = _lean(record)
     return packed
-
-
-def unpack_reply(content: RecordDict) -> tuple[dict[int, RecordDict], dict[int, str], dict]:
-    """The inverse of :func:`pack_reply`.
-
-    Raises:
-        ValueError: the content is no packed reply.
-    """
-    try:
-        errors = {int(client): str(reason) for client, reason in content["errors"].items()}
-        replies: dict[int, RecordDict] = {}
-        for name, record in content.items():
-            client, slash, rest = name.partition("/")
-            if slash:
-                replies.setdefault(int(client), RecordDict())[rest] = _full(record)
-        account = json.loads(content["node"]["account"])
-        figures = {
-            name: float(account[name])
-            for name in ("seconds", "rss_mb", "gpu_mb")
-            if name in account or name != "gpu_mb"
-        }
-        clients, kept = int(account["clients"]), [int(client) for client in account["kept"]]
-        if not all(map(math.isfinite, figures.values())):
-            raise ValueError("its seconds or memory are not finite")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a packed reply ({type(error).__name__}: {error})") from error
-    return (
-        replies,
-        errors,
-        {**account, **figures, "process": str(account.get("process")), "clients": clients, "kept": kept},
-    )
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:
@@ -148,8 +118,8 @@ def _lean(record: Record) -> Record:
     return ArrayRecord({name: Array(a.dtype, a.shape, BARE, a.numpy().tobytes()) for name, a in record.items()})
 
 
-def _full(record: Record) -> Record:
-    """The inverse of :func:`_lean`."""
+def full(record: Record) -> Record:
+    """A record as it was before it was packed: tensors with Flower's header."""
     if not isinstance(record, ArrayRecord):
         return record
     return ArrayRecord(
@@ -159,7 +129,7 @@ def _full(record: Record) -> Record:
 
 def _record_bytes(record: Record) -> int:
     if isinstance(record, ArrayRecord):
-        return sum(len(name) + math.prod(a.shape) * np.dtype(a.dtype).itemsize for name, a in record.items())
+        return sum(len(name) + _array_bytes(array) for name, array in record.items())
     if not isinstance(record, ConfigRecord):
         return record.count_bytes()
     total = 0
@@ -167,3 +137,10 @@ def _record_bytes(record: Record) -> int:
         values = value if isinstance(value, list) else [value]
         total += len(key) + sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in values)
     return total
+
+
+def _array_bytes(array: Array) -> int:
+    """Bytes of a tensor, without a header and never more than there are."""
+    if array.stype == BARE:
+        return len(array.data)
+    return min(len(array.data), math.prod(array.shape) * np.dtype(array.dtype).itemsize)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from clients.app import client_app, federation_of, peak_rss_mb
+from clients.failures import describe
 from clients.state import PrivateStore, owner
 from clients.wire import Job
 from experiments.console import Console
@@ -186,7 +188,7 @@ def _run(
                 raise server.failure
             if stopper.event.is_set():
                 raise Interrupted
-        summary = _finish(folder, config, server, "finished")
+        summary = _finish(folder, config, server, "finished", console)
     except FedPGPError as error:
         if server is not None and checkpoints(folder.path / "checkpoint"):
             _save_what_there_is(folder, config, server, console)
@@ -348,8 +350,8 @@ class _Observer:
         self.logger.log(record)
 
 
-def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: str) -> dict:
-    """Writes summary.json and report.html."""
+def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: str, console: Console) -> dict:
+    """Writes summary.json and report.html; a page that cannot be made is a warning, and the result stands."""
     selection = config["protocol"].get("selection", "last")
     accuracy, rounds = select(folder.evaluations, selection)
     summary = {
@@ -373,7 +375,11 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)
-    write_report(folder.path)
+    try:
+        write_report(folder.path)
+    except Exception as error:
+        again = shlex.join(["python", "-m", "experiments.report", str(folder.path)])
+        console.warn(f"report.html could not be made ({describe(error)}); the result stands. Try again: {again}")
     return summary
 
 
@@ -396,7 +402,7 @@ def _cost(server: Server) -> dict:
 
 def _save_what_there_is(folder: RunFolder, config: Mapping, server: Server | None, console: Console) -> dict:
     try:
-        return _finish(folder, config, server, "interrupted")
+        return _finish(folder, config, server, "interrupted", console)
     except FedPGPError as error:  # a full disk must not hide why the run stopped
         console.warn(str(error))
         return {"status": "interrupted", "accuracy": None}

@@ -48,6 +48,9 @@ MEMORY_SHARE = 0.1
 SCORED_AT_ONCE = 512
 """Test images that are scored in one tensor operation."""
 
+SAMPLE_SIDE = 256
+"""Longest side of a sample picture in pixels: a report shows it small, and a photograph's megabytes do not travel."""
+
 
 class NeedsPictures(FedPGPError):
     """A client's model is made from its own training images, and this federation has none."""
@@ -617,7 +620,9 @@ class Federation:
             chosen += [i for i in order if i not in chosen]
             for i in chosen[:per_client]:
                 buffer = io.BytesIO()
-                self.dataset.test.image(int(share.test[i])).save(buffer, format="PNG")
+                picture = self.dataset.test.image(int(share.test[i]))
+                picture.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
+                picture.save(buffer, format="PNG")
                 pictures.append(
                     {
                         "client": int(client),

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from clients.wire import Job, count_bytes, pack, unpack_reply
+from clients.wire import Job, count_bytes, pack
+from fedpgp.plain_text import one_line
+from strategies.pulling import pull
+from strategies.reply_checks import Unusable, contained, open_reply
 from strategies.roll import Roll
 
 NOWHERE = -1
@@ -28,6 +31,9 @@ RESTART_PAUSE = 1.0
 
 RESTART_PATIENCE = 120
 """Times that is done."""
+
+LONGEST_REASON = 2**16
+"""Characters of an error's text, from its end, that are looked at."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -206,8 +212,12 @@ class CohortGrid(Grid):
             for id in [id for id, parcel in self._sent.items() if parcel.node == node]:
                 self._node_failed(self._sent.pop(id), reason)
         if self._sent:
-            for packed in self.inner.pull_messages(list(self._sent)):
+            replies, broken = pull(self.inner, list(self._sent))
+            for packed in replies:
                 self._take(packed)
+            for id, reason in broken.items():
+                if id in self._sent:
+                    self._fail(self._sent.pop(id).messages, CLIENT_FAILED, reason)
         return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
 
     # Underneath. ------------------------------------------------------------------------------------------------------
@@ -255,22 +265,22 @@ class CohortGrid(Grid):
             self._node_failed(parcel, packed.error.reason or "")
             return
         try:
-            contents, errors, account = unpack_reply(packed.content)
-            wire_up = count_bytes([packed.content])
-            # A node speaks for the clients it was asked for, and for nobody else's.
-            up = count_bytes(content for client, content in contents.items() if client in parcel.messages)
-        except (ValueError, TypeError) as error:
-            self._fail(parcel.messages, CLIENT_FAILED, f"its node's reply cannot be read: {error}")
+            opened = open_reply(packed.content, parcel.messages, failures=self.roll is None)
+            wire_up = contained(lambda: count_bytes([packed.content]))
+        except Unusable as reason:
+            self._fail(parcel.messages, CLIENT_FAILED, str(reason))
             return
-        self.exchange.accounts.append(account)
-        self.exchange.kept.update(set(account["kept"]) & set(parcel.messages))
+        if self.roll is not None:  # a real site does not choose the name it goes by
+            opened.account["process"] = f"client {min(parcel.messages)}"
+        self.exchange.accounts.append(opened.account)
+        self.exchange.kept.update(opened.account["kept"])
         self.exchange.traffic.wire_up += wire_up
-        self.exchange.traffic.up += up
+        self.exchange.traffic.up += opened.up
         for client, message in parcel.messages.items():
-            if client in contents:
-                self._answer(message, contents[client])
+            if client in opened.contents:
+                self._answer(message, opened.contents[client])
             else:
-                self._fail({client: message}, CLIENT_FAILED, errors.get(client, "its node did not answer for it"))
+                self._fail({client: message}, CLIENT_FAILED, opened.refused[client])
 
     def _node_failed(self, parcel: Parcel, reason: str) -> None:
         """A whole node's answer is missing: its process died, perhaps through one client. Each client gets a second
@@ -279,7 +289,8 @@ class CohortGrid(Grid):
         Training is a function of the message and the last committed state, so a second try gives the same numbers.
         """
         later = time.monotonic() + RESTART_PAUSE
-        if "actor is restarting" in reason and parcel.pauses < RESTART_PATIENCE:
+        simulated = self.roll is None
+        if simulated and "actor is restarting" in reason and parcel.pauses < RESTART_PATIENCE:
             self._paused.append(replace(parcel, pauses=parcel.pauses + 1, due=later))
         elif parcel.tries == 0:
             alone = [{client: message} for client, message in sorted(parcel.messages.items())]
@@ -336,8 +347,10 @@ def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[l
 
 def readable(reason: str) -> str:
     """The useful part of an error text that went through Flower and Ray: the last line that says something."""
+    reason = reason[-LONGEST_REASON:]
     if any(name in reason for name in ("ActorUnavailableError", "ActorDiedError", "WorkerCrashedError")):
         return "the process it ran in ended unexpectedly (killed, out of memory, or a crash)"
     said = reason.rpartition("occurred. Message: ")[2]
     lines = [line.strip(" '<>") for line in said.splitlines()]
-    return next((line for line in reversed(lines) if line and set(line) != {"^"}), "failed without saying why")
+    useful = next((line for line in reversed(lines) if line and set(line) != {"^"}), "failed without saying why")
+    return one_line(useful)

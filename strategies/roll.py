@@ -18,6 +18,9 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from clients.wire import Job
+from fedpgp.plain_text import one_line
+from strategies.pulling import pull
+from strategies.reply_checks import Unusable, contained, read_greeting, read_row
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""
@@ -149,8 +152,11 @@ class Roll:
                 self._greet(node, guest, since)
         greeted = {guest.greeting: node for node, guest in self._guests.items() if guest.greeting}
         if greeted:
-            for reply in self._grid.pull_messages(list(greeted)):
+            replies, broken = pull(self._grid, list(greeted))
+            for reply in replies:
                 self._hear(greeted[reply.metadata.reply_to_message_id], reply)
+            for id, reason in broken.items():
+                self._hear(greeted[id], reason)
         return lost
 
     def doubt(self, client: int) -> None:
@@ -175,20 +181,24 @@ class Roll:
             if id:
                 guest.since, guest.greeting = since, id
 
-    def _hear(self, node: int, reply: Message) -> None:
+    def _hear(self, node: int, reply: Message | str) -> None:
+        """Takes a node's answer; a text says why it cannot be read."""
         guest = self._guests[node]
         guest.greeting, guest.silent = "", False
         client = None
         try:
+            if isinstance(reply, str):
+                raise Unusable(reply)
             if reply.has_error():
-                self._refuse(guest, f"a node cannot take part: {reply.error.reason}", guest.client, passing=True)
+                reason = one_line(reply.error.reason or "failed without saying why")
+                self._refuse(guest, f"a node cannot take part: {reason}", guest.client, passing=True)
                 return
-            answer = json.loads(reply.content["answer"]["json"])
-            client = int(answer["client"])
+            answer = read_greeting(reply.content)
+            client = answer["client"]
             holder = self._holder(client)
             if refusal := answer.get("refused"):
                 reason = f"the node of client {client} cannot take part: {refusal}"
-                self._refuse(guest, reason, client, passing=bool(answer.get("passing")))
+                self._refuse(guest, reason, client, passing=answer["passing"])
             elif not 0 <= client < self._clients:
                 self._refuse(guest, f"a node says it is client {client}; there are {self._clients}, from 0")
             elif holder not in (None, node):
@@ -198,25 +208,10 @@ class Roll:
                 )
                 self._refuse(guest, reason, client, rival=True)
             else:
-                self.rows[client] = self._checked(client, answer["row"])
+                self.rows[client] = contained(lambda: read_row(answer.get("row"), client, self._table))
                 self._seat(node, client)
-        except (ValueError, KeyError, TypeError) as error:
-            self._refuse(guest, f"a node cannot take part: its answer cannot be read ({error})", client)
-
-    def _checked(self, client: int, row: Mapping) -> dict:
-        """A client's row of the table.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is none, or not what the server dealt.
-        """
-        if self._table is not None and row != self._table[client]:
-            raise ValueError(f"client {client} does not have the images that it was dealt")
-        for name in ("train_images", "test_images"):
-            if isinstance(row[name], bool) or not isinstance(row[name], int) or row[name] < 0:
-                raise ValueError(f"client {client} says {name}={row[name]!r}")
-        if not isinstance(row["domain"], str | None) or not isinstance(row["trains"], bool):
-            raise ValueError(f"the row of client {client} is none")
-        return {**row, "id": client}
+        except Unusable as reason:
+            self._refuse(guest, f"a node cannot take part: {reason}", client)
 
     def _seat(self, node: int, client: int) -> None:
         self._guests[node] = Guest(self._guests[node].since, client=client, seated=True)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,17 @@ from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.failures import lost_round, tell
 from strategies.grid import Bell, CohortGrid, Exchange, Interrupted
-from strategies.replies import Unusable, check_answer, check_figures, check_update, json_of
+from strategies.reply_checks import (
+    ROW_BYTES,
+    SAMPLES_BYTES,
+    Unusable,
+    check_figures,
+    check_update,
+    contained,
+    json_answer,
+    read_row,
+    read_samples,
+)
 from strategies.roll import Roll
 from strategies.rules import clients_needed, restore_rule, rule_state
 from strategies.state import State, below
@@ -186,7 +196,7 @@ class Server:
             return list(self.rule.configure_train(round, arrays, ConfigRecord(), grid))
 
         def check(client: int, content: RecordDict) -> None:
-            check_update(content, self._row(client)["train_images"], self._reference)
+            check_update(content, self._row(client)["train_images"], self._reference, self.config["local_epochs"])
 
         good, dropped, exchange = self._ask(grid, round, clients, configure, check, need)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
@@ -256,7 +266,11 @@ class Server:
             return list(self.rule.configure_evaluate(round, arrays, ConfigRecord(), grid))
 
         need = min(self.config["runtime"]["min_clients"], len(clients))
-        good, dropped, exchange = self._ask(grid, round, clients, configure, _for_any(check_figures), need, ask)
+
+        def check(client: int, content: RecordDict) -> None:
+            check_figures(content, self._figures_of(client))
+
+        good, dropped, exchange = self._ask(grid, round, clients, configure, check, need, ask)
         figures = {client: dict(reply.content["metrics"]) for client, reply in good.items()}
         if not self.state.zero_shot:
             self._keep_zero_shot(figures)
@@ -279,6 +293,11 @@ class Server:
             "bytes_down": exchange.traffic.down,
         }
         self.observer.evaluated(record, rows)
+
+    def _figures_of(self, client: int) -> set[str]:
+        """What a client is scored on."""
+        own = {"base", "novel"} if self.federation.deal.own else set()
+        return {*self.federation.deal.shares[client].exams, "ece"} | own
 
     def _sample(self, round: int) -> list[int]:
         """The clients of a round, from (seed, round) alone, among those that have images to train on."""
@@ -347,7 +366,7 @@ class Server:
                 try:
                     if reply.has_error():
                         raise Unusable(reply.error.reason.removeprefix(f"client {client}: "))
-                    check(client, reply.content)
+                    contained(partial(check, client, reply.content))
                     good[client] = reply
                     failed.pop(client, None)
                 except Unusable as reason:
@@ -466,10 +485,18 @@ class Server:
         def configure() -> list[Message]:
             return [Message(content, dst_node_id=client, message_type=MessageType.QUERY) for client in clients]
 
+        answers: dict[int, object] = {}
+
+        def check(client: int, content: RecordDict) -> None:
+            if ask == "samples":
+                answers[client] = read_samples(json_answer(content, SAMPLES_BYTES), client)
+            else:
+                answers[client] = read_row(json_answer(content, ROW_BYTES), client, simulated=True)
+
         need = len(clients) if ask == "clients" else 0
-        good, _, exchange = self._ask(grid, self.state.round, clients, configure, _for_any(check_answer), need, ask)
+        good, _, exchange = self._ask(grid, self.state.round, clients, configure, check, need, ask)
         self._account(exchange, "encode" if ask == "clients" else None)
-        return {client: json_of(reply) for client, reply in good.items()}
+        return {client: answers[client] for client in good}
 
     # Memory. ----------------------------------------------------------------------------------------------------------
 
@@ -548,11 +575,6 @@ def _not_there(clients: Sequence[int], waiting: int) -> str:
             "next run more seconds (runtime.round_timeout)"
         )
     return text
-
-
-def _for_any(check: Callable[[RecordDict], None]) -> Callable[[int, RecordDict], None]:
-    """A check that does not depend on the client."""
-    return lambda client, content: check(content)
 
 
 def _check_finite(round: int, shared: Mapping[str, np.ndarray]) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients.wire import Job, count_bytes, pack, pack_reply, unpack, unpack_reply
+from clients.wire import Job, count_bytes, pack, unpack
 
 JOB = Job("run", 1, "{}", "/private", 2, clients=(1, 4), committed=(0, 1))
 
@@ -26,13 +26,6 @@ def test_records_that_differ_travel_for_each_client():
 
 def test_the_job_comes_back():
     assert Job.of(pack(JOB, {1: content(1.0), 4: content(1.0)})) == JOB
-
-
-def test_a_reply_comes_back():
-    answer = RecordDict({"arrays": content(3.0)["arrays"], "metrics": MetricRecord({"loss": 0.5})})
-    said = {"seconds": 1.5, "rss_mb": 80.0, "process": "here/7", "clients": 1, "kept": [1]}
-    replies, errors, account = unpack_reply(pack_reply({1: answer}, {4: "fell over"}, said))
-    assert replies == {1: answer} and errors == {4: "fell over"} and account == said
 
 
 def test_bytes_are_those_of_the_records():

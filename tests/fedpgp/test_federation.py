@@ -1,11 +1,14 @@
 """The facade on a small made-up federation with two domains: who is scored on what, compared with plain loops."""
 
+import io
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from golden import golden_clip
+from PIL import Image
 
 from fedpgp.configured import _encoded
 from fedpgp.data import ArraySplit, Dataset
@@ -169,6 +172,15 @@ def test_local_labels_own_never_answers_another_class():
     result = next(iter(fed.evaluate(fed.initial_shared(), [0], lambda client: None)))
     assert result.metrics["personal.local"] == 100.0
     assert result.metrics["personal.base"] < 100.0
+
+
+def test_a_sample_is_a_small_picture():
+    """A photograph of megabytes is not sent to be shown at the width of a thumb; a small picture stays as it is."""
+    fed = federation()
+    fed.dataset = replace(DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels))
+    shared, states = one_round(fed)
+    (sample,) = fed.samples(shared, [1], states.get, per_client=1)
+    assert Image.open(io.BytesIO(sample["png"])).size == (128, 256)
 
 
 def test_samples_show_test_pictures_with_the_personal_answer():

@@ -15,7 +15,7 @@ from flwr.serverapp import strategy as flower
 
 import strategies.roll as roll
 from clients.app import client_app
-from clients.wire import unpack_reply
+from clients.wire import full
 from experiments.runner import start
 from experiments.settings import choices
 from strategies.checkpoint import checkpoints, read_checkpoint
@@ -121,12 +121,12 @@ def uploads_of(nodes: Nodes) -> list[dict[int, tuple[dict, float]]]:
     """For each round: client -> (tensors, images), as the nodes sent them."""
     rounds = []
     for content in nodes.replies:
-        if any(name.endswith("/arrays") for name in content):
-            ((client, reply),) = unpack_reply(content)[0].items()
+        for name in [name for name in content if name.endswith("/arrays")]:
+            client = int(name.partition("/")[0])
             if not rounds or client in rounds[-1]:
                 rounds.append({})
-            arrays = {name: array.numpy() for name, array in reply["arrays"].items()}
-            rounds[-1][client] = arrays, reply["metrics"]["num-examples"]
+            arrays = {key: array.numpy() for key, array in full(content[name]).items()}
+            rounds[-1][client] = arrays, content[f"{client}/metrics"]["num-examples"]
     return rounds
 
 

@@ -83,9 +83,10 @@ def test_a_row_that_is_the_servers_own_is_taken(monkeypatch):
         ({**ROW, "train_images": 10**9}, [ROW], "does not have the images that it was dealt"),
         ({**ROW, "train_images": -1}, None, "train_images=-1"),
         ({**ROW, "train_images": "many"}, None, "train_images='many'"),
-        ({**ROW, "domain": []}, None, "cannot be read"),
-        ({"id": 0}, None, "cannot be read"),
-        (None, None, "cannot be read"),
+        ({**ROW, "train_images": 10**15}, None, "train_images=1000000000000000"),
+        ({**ROW, "domain": []}, None, "the row of client 0 is none"),
+        ({"id": 0}, None, "train_images=None"),
+        (None, None, "the row of client 0 is none"),
     ],
 )
 def test_a_row_that_cannot_be_is_refused(monkeypatch, row, table, said):

@@ -1,0 +1,34 @@
+"""Text that somebody else wrote (a client, a file's name), made safe to print: no terminal escapes, no forged lines."""
+
+import re
+import unicodedata
+
+LONGEST = 1000
+"""Bytes of a text that are kept."""
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?|\x9b[0-?]*[ -/]*[@-~]")
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that move the cursor, turn the direction of text, or show nothing."""
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """Return the text as one line without terminal escapes and control characters, cut to ``longest`` bytes of UTF-8.
+
+    A longer text ends with "…".
+    """
+    kept = printable(text[: 4 * longest]).replace("\n", " ").strip()
+    data = kept.encode()
+    if len(data) <= longest and len(text) <= 4 * longest:
+        return kept
+    return data[: longest - 3].decode(errors="ignore").rstrip() + "…"
+
+
+def printable(text: str) -> str:
+    """Return the text without terminal escapes and control characters; it may have several lines."""
+    text = _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " "))
+    return "".join(c for c in text if c == "\n" or c.isascii() and c.isprintable() or _shown(c))
+
+
+def _shown(character: str) -> bool:
+    # The zero-width joiner belongs to emoji and to several scripts.
+    return character == "\u200d" or unicodedata.category(character) not in _UNSEEN
