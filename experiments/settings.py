@@ -67,7 +67,7 @@ _CHOICES = {
     "method.optimizer_state": ("reset", "keep"),
     "method.personal_start": ("shared", "per_client"),
     "method.weighting": ("images", "equal"),
-    "method.guidance": ("photo", "context"),
+    "method.guidance": ("plain", "photo", "context"),
     "method.personal_init": ("zero", "normal"),
 }
 

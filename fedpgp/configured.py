@@ -132,6 +132,7 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
             clip,
             dataset.class_names,
             template=dataset.templates,
+            plain_zero_shot=config["protocol"].get("template") == "plain",
             n_ctx=config["n_ctx"],
             context_init=config["context_init"],
             dtype=dtype,

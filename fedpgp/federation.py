@@ -23,7 +23,7 @@ from fedpgp.data.lookup import Encoded, Pictures, Placed, Rows, Some, Views
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import Batch, Features, Images, Method, Params, Round, cosine_logits
-from fedpgp.optimizers import fresh_state, make_optimizer
+from fedpgp.optimizers import fresh_state
 from fedpgp.protocols import Deal, Exam
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
@@ -446,9 +446,9 @@ class Federation:
 
     def _stored_optimizer(self, params: Params, states: Sequence[State]) -> dict[str, Tensor]:
         """The cohort's optimizer state; zeros for a client that has none yet."""
-        settings = self.training
-        optimizer = make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay)
-        state = fresh_state(optimizer, {name: params[name] for name in self.method.learned(params)})
+        state = fresh_state(
+            self.training.make_optimizer(), {name: params[name] for name in self.method.learned(params)}
+        )
         for k, stored in enumerate(states):
             for name, tensor in state.items():
                 if OPTIMIZER + name in stored:
@@ -587,7 +587,7 @@ class Federation:
     def _zero_shot(self, sheet: "Paper", rows: np.ndarray) -> Tensor:
         """CLIP's own answer, whatever the method does with its own models."""
         split, ids = sheet
-        return cosine_logits(self.candidates(ids).photo, self.features(split)[rows], self.method.task.logit_scale)
+        return cosine_logits(self.candidates(ids).zero_shot, self.features(split)[rows], self.method.task.logit_scale)
 
     @torch.no_grad()
     def samples(

@@ -5,7 +5,7 @@ carries the client axis too and is a plain dictionary of tensors that can be kep
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,13 @@ class Adam:
 
     slots = ("mean", "square")
 
-    def __init__(self, weight_decay: float = 0.0, decoupled: bool = False, betas=(0.9, 0.999), eps: float = 1e-8):
+    def __init__(
+        self,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
         self.weight_decay, self.decoupled, self.betas, self.eps = weight_decay, decoupled, betas, eps
 
     def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor) -> None:
@@ -58,8 +64,8 @@ class Adam:
         p.sub_(lr / first * mean / denominator)
 
 
-def make_optimizer(name: str, momentum: float, weight_decay: float) -> SGD | Adam:
-    """``sgd | adam | adamw`` by name.
+def make_optimizer(name: str, momentum: float, weight_decay: float, betas: Sequence[float], eps: float) -> SGD | Adam:
+    """``sgd | adam | adamw`` by name: SGD takes ``momentum``, the others ``betas`` and ``eps``.
 
     Raises:
         FedPGPError: unknown name.
@@ -67,7 +73,7 @@ def make_optimizer(name: str, momentum: float, weight_decay: float) -> SGD | Ada
     if name == "sgd":
         return SGD(momentum, weight_decay)
     if name in ("adam", "adamw"):
-        return Adam(weight_decay, decoupled=name == "adamw")
+        return Adam(weight_decay, name == "adamw", betas, eps)
     raise FedPGPError(unknown("training.optimizer", name, ["sgd", "adam", "adamw"]))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedpgp.frozen import FrozenCLIP
 from fedpgp.prompts import context_length
+from fedpgp.templates import PLAIN
 from fedpgp.text import PromptedTextEncoder
 
 
@@ -45,6 +46,11 @@ class Candidates:
         """z_C of the hand-written template ("a photo of a {}."), unit norm, (classes, embed)."""
         return self.task.clip.encode_texts(self.sentences).to(self.task.dtype)
 
+    @property
+    def zero_shot(self) -> Tensor:
+        """Features that zero-shot CLIP answers by, unit norm, (classes, embed)."""
+        return self.described(PLAIN) if self.task.plain_zero_shot else self.photo
+
     def described(self, template: str) -> Tensor:
         """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (classes, embed)."""
         if template not in self._described:
@@ -78,6 +84,7 @@ class Task:
         template: the hand-written template of the data set, with one ``{}``; or one for each class.
         n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
         context_init: ``"normal"`` or a phrase.
+        plain_zero_shot: zero-shot CLIP's template is "a photo of a {}.", and not the data set's.
         dtype: of prompts, optimizer state, losses and features.
         compute: of the text tower's matrix products; None is ``dtype``.
 
@@ -90,7 +97,8 @@ class Task:
         clip: FrozenCLIP,
         class_names: Sequence[str],
         *,
-        template: str | Sequence[str] = "a photo of a {}.",
+        template: str | Sequence[str] = PLAIN,
+        plain_zero_shot: bool = False,
         n_ctx: int | None = 16,
         context_init: str = "normal",
         dtype: torch.dtype = torch.float32,
@@ -98,6 +106,7 @@ class Task:
     ):
         self.clip, self.class_names = clip, list(class_names)
         self.templates = [template] * len(self.class_names) if isinstance(template, str) else list(template)
+        self.plain_zero_shot = plain_zero_shot
         self.n_ctx = context_length(clip, n_ctx, context_init)
         self.context_init, self.dtype, self.compute = context_init, dtype, compute
         self.checkpointing = False

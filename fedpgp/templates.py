@@ -1,8 +1,7 @@
-"""Templates for ImageNet's classes that CLIP's authors published (repository openai/CLIP,
-notebooks/Prompt_Engineering_for_ImageNet.ipynb).
+"""Hand-written templates that belong to no data set. Each has one ``{}``, the place of the class name."""
 
-Each has one ``{}``, the place of the class name.
-"""
+PLAIN = "a photo of a {}."
+"""The template that stands for CLIP where a paper does not take each data set's own."""
 
 SEVEN = (
     "itap of a {}.",
@@ -13,7 +12,8 @@ SEVEN = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven that are recommended together."""
+"""CLIP's authors recommend these together for ImageNet's classes (repository openai/CLIP,
+notebooks/Prompt_Engineering_for_ImageNet.ipynb)."""
 
 SIXTY = (
     "a photo of a {}.",
@@ -77,4 +77,4 @@ SIXTY = (
     "a pixelated photo of a {}.",
     "itap of the {}.",
 )
-"""Of the eighty templates, the sixty whose mean PromptSRC's public code takes."""
+"""Of the eighty there, the sixty whose mean PromptSRC's public code takes."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.methods.base import Batch, Images, Method, Params, Step
-from fedpgp.optimizers import fresh_state, make_optimizer
+from fedpgp.optimizers import SGD, Adam, fresh_state, make_optimizer
 from fedpgp.seeding import generator
 from fedpgp.task import Candidates
 
@@ -34,6 +34,7 @@ class TrainingSettings:
         lr: learning rate at its highest.
         optimizer: ``sgd``, ``adam`` or ``adamw``.
         momentum: of SGD.
+        betas, eps: of Adam and AdamW.
         weight_decay: on every learned tensor.
         schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma`` every
             ``step_rounds`` rounds).
@@ -51,6 +52,8 @@ class TrainingSettings:
     lr: float = 0.001
     optimizer: str = "sgd"
     momentum: float = 0.9
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
     weight_decay: float = 5e-4
     schedule: str = "constant"
     warmup_rounds: int = 0
@@ -66,7 +69,16 @@ class TrainingSettings:
             raise FedPGPError(unknown("training.schedule", self.schedule, ["constant", "cosine", "step"]))
         check_number("training.step_rounds", self.step_rounds, least=1, whole=True)
         check_number("training.gamma", self.gamma, above=0)
-        make_optimizer(self.optimizer, self.momentum, self.weight_decay)
+        if len(self.betas) != 2:
+            raise FedPGPError(f"training.betas={list(self.betas)!r} are two numbers: [0.9,0.999]")
+        for beta in self.betas:
+            check_number("training.betas", beta, above=0, below=1)
+        check_number("training.eps", self.eps, above=0)
+        self.make_optimizer()
+
+    def make_optimizer(self) -> SGD | Adam:
+        """The optimizer; what it remembers is :func:`fedpgp.optimizers.fresh_state`."""
+        return make_optimizer(self.optimizer, self.momentum, self.weight_decay, self.betas, self.eps)
 
     def learning_rate(self, round: int) -> float:
         """The rate of a round (from 1); the same for every client, whenever it was last sampled."""
@@ -161,7 +173,7 @@ def train_cohort(
     received = {name: tensor[place].clone() for name, tensor in (params if received is None else received).items()}
     params = {name: tensor[place].clone() for name, tensor in params.items()}
     learned = method.learned(params)
-    optimizer = make_optimizer(settings.optimizer, settings.momentum, settings.weight_decay)
+    optimizer = settings.make_optimizer()
     if optimizer_state is None:
         state = fresh_state(optimizer, {name: params[name] for name in learned})
     else:

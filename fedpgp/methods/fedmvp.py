@@ -112,10 +112,15 @@ class FedMVP(Method):
 
     def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
-        switched = params["switched"]
-        switched.masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
-        kept = [name for name in grads if not name.startswith(("lora.", "project."))]
-        return loss, grads | {n: grads[n] * (1 - switched).view(-1, *[1] * (grads[n].dim() - 1)) for n in kept}
+        params["switched"].masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
+        return loss, grads
+
+    def rates(self, params: Params) -> Params:
+        """What a client does not train stays as it is: the low-rank part before it has gone over, attention and FF from
+        then on."""
+        trained = {"project": None, "lora": params["switched"]}
+        factors = {name: trained.get(name.split(".")[0], 1 - params["switched"]) for name in self.learned(params)}
+        return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
 
     def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
         features, own = self.global_features(params, classes), params["own_classes"] > 0

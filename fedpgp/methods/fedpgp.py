@@ -23,6 +23,9 @@ from fedpgp.methods.base import Batch, Method, Own, Params, Step
 from fedpgp.personal_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.task import Candidates, Task
+from fedpgp.templates import PLAIN
+
+GUIDANCES = ("plain", "photo", "context")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class FedPGPSettings:
         rank: b, the rank of the personal term.
         mu: weight of the contrastive loss.
         tau: its temperature.
-        guidance: z_C is ``photo`` (the data set's template, as the paper says) or ``context`` ("X X … {class}.", as the
-            public code does).
+        guidance: z_C is ``plain`` ("a photo of a {class}." for every data set, as in the paper), ``photo`` (the data
+            set's template) or ``context`` ("X X … {class}.", as the public code does).
         personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both N(0, 0.02²), as the
             public code does).
         personal: the personal term, a name of :data:`fedpgp.personal_terms.TERMS`.
@@ -47,7 +50,7 @@ class FedPGPSettings:
     rank: int = 8
     mu: float = 1.0
     tau: float = 0.5
-    guidance: str = "photo"
+    guidance: str = "plain"
     personal_init: str = "zero"
     personal: str = "low_rank"
     contrast: str = "both"
@@ -60,7 +63,7 @@ class FedPGPSettings:
         check_number("method.mu", self.mu, least=0)
         check_number("method.images_a_rank", self.images_a_rank, least=0, whole=True)
         check_number("method.experts", self.experts, least=1, whole=True)
-        check_choice("method.guidance", self.guidance, ("photo", "context"))
+        check_choice("method.guidance", self.guidance, GUIDANCES)
         check_choice("method.personal", self.personal, TERMS)
         check_choice("method.contrast", self.contrast, ("both", "positive", "negative"))
 
@@ -118,6 +121,8 @@ class FedPGP(Method):
 
     def guidance(self, classes: Candidates) -> Tensor:
         """z_C, (classes, embed): frozen, so that gradients reach p_G, U and V through z_G and z_i alone."""
+        if self.settings.guidance == "plain":
+            return classes.described(PLAIN)
         return classes.photo if self.settings.guidance == "photo" else classes.placeholder
 
     def global_features(self, shared: Params, classes: Candidates) -> Tensor:

@@ -3,18 +3,20 @@
 
     y_c = s * sum_m,i T[m, i] cos(patch_m, z_i,c)        T: balanced optimal transport, no gradient through it
 
-All prompts are averaged.
+``pooled=true`` adds s cos(x, mean_i z_i,c), x the pooled feature, as the public code does on ImageNet alone. All
+prompts are averaged.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.errors import check_number
-from fedpgp.methods.base import Images, Method, Params
+from fedpgp.errors import check_choice, check_number
+from fedpgp.methods.base import Images, Method, Params, cosine_logits
 from fedpgp.prompts import starting_contexts
-from fedpgp.task import Candidates
+from fedpgp.task import Candidates, Task
 from fedpgp.transport import plans, similarities
 
 
@@ -26,18 +28,21 @@ class PlotSettings:
         prompts: N.
         epsilon: of the entropy.
         threshold, iterations: when Sinkhorn's iteration stops.
+        pooled: whether the pooled feature's logits are added.
     """
 
     prompts: int = 4
     epsilon: float = 0.1
     threshold: float = 1e-2
     iterations: int = 100
+    pooled: bool = False
 
     def __post_init__(self):
         check_number("method.prompts", self.prompts, least=1, whole=True)
         check_number("method.epsilon", self.epsilon, above=0)
         check_number("method.threshold", self.threshold, least=0)
         check_number("method.iterations", self.iterations, least=1, whole=True)
+        check_choice("method.pooled", self.pooled, (False, True))
 
 
 class Plot(Method):
@@ -45,7 +50,10 @@ class Plot(Method):
 
     name = "plot"
     Settings = PlotSettings
-    reads = ("patches",)
+
+    def __init__(self, settings: PlotSettings, task: Task):
+        super().__init__(settings, task)
+        self.reads = ("patches", "features") if settings.pooled else ("patches",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task = self.task
@@ -62,4 +70,8 @@ class Plot(Method):
         s = self.settings
         sim = similarities(images.patches, features)
         plan = plans(1 - sim, 1.0, s.epsilon, s.threshold, s.iterations, unbalanced=False)
-        return self.task.logit_scale * (plan * sim).sum((-2, -1))
+        logits = self.task.logit_scale * (plan * sim).sum((-2, -1))
+        if not s.pooled:
+            return logits
+        pooled = F.normalize(features.mean(1), dim=-1)
+        return logits + cosine_logits(pooled, images.features, self.task.logit_scale)

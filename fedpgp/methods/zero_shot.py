@@ -8,10 +8,10 @@ from fedpgp.task import Candidates
 
 
 class ZeroShot(Method):
-    """``z_C = g("a photo of a {class}.")`` for everybody."""
+    """The hand-written template's features for everybody (``protocol.template``)."""
 
     name = "zero_shot"
     learns = False
 
     def global_features(self, shared: Params, classes: Candidates) -> Tensor:
-        return classes.photo.unsqueeze(0)
+        return classes.zero_shot.unsqueeze(0)

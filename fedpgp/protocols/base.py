@@ -19,6 +19,7 @@ Load = Callable[[Mapping], Dataset]
 """A data set by its name and options (``{"name": "emoji", "domains": "noto"}``), from where the run finds its data."""
 
 LABELS = ("all", "own")
+TEMPLATES = ("dataset", "plain")
 SELECTIONS = ("last", "last_five", "validation")
 
 
@@ -104,6 +105,7 @@ class Protocol(ABC):
         local_labels: candidates of local accuracy: ``all`` trained classes, or the client's ``own``.
         selection: which round is reported: the ``last``, the mean of the ``last_five`` evaluations, or the best on a
             ``validation`` split (never on test images).
+        template: of zero-shot CLIP: the ``dataset``'s, or ``plain`` ("a photo of a {}.") for every data set.
         validation_share: of a client's training images, kept out of training for ``selection=validation``.
     """
 
@@ -113,11 +115,13 @@ class Protocol(ABC):
 
     local_labels: str = "all"
     selection: str = "last"
+    template: str = "dataset"
     validation_share: float = 0.2
 
     def __post_init__(self):
         one_of("local_labels", self.local_labels, LABELS)
         one_of("selection", self.selection, SELECTIONS)
+        one_of("template", self.template, TEMPLATES)
         check_number("protocol.validation_share", self.validation_share, above=0, below=1)
 
     @abstractmethod

@@ -249,8 +249,9 @@ def fedpgp_rank_one(task, s, batch, k, p, received):
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + torch.outer(p["U"][:, 0], v))
 
 
-def transported(task, k, batch, texts, s, unbalanced):
-    """``texts``: for each prompt, a feature a class. Sinkhorn written out in ordinary numbers, a problem at a time."""
+def transported(task, k, batch, texts, s, unbalanced, more=None):
+    """``texts``: for each prompt, a feature a class. Sinkhorn written out in ordinary numbers, a problem at a time;
+    ``more``: logits of an image to add."""
 
     def logits(b):
         for c in classes(task):
@@ -268,7 +269,8 @@ def transported(task, k, batch, texts, s, unbalanced):
                 before, v = v, mass / (kernel.T @ u)
                 if (v.log() - before.log()).abs().mean() < s.threshold:
                     break
-            yield task.logit_scale * (u[:, None] * kernel * v[None] * sim).sum()
+            logit = task.logit_scale * (u[:, None] * kernel * v[None] * sim).sum()
+            yield logit if more is None else logit + more(b)[c]
 
     return cross_entropy_of(batch, k, logits)
 
@@ -284,6 +286,18 @@ def fedotp(task, s, batch, k, p, received):
 @plain("plot", prompts=3)
 def plot(task, s, batch, k, p, received):
     return transported(task, k, batch, [prompted(task, context) for context in p["p_G"]], s, False)
+
+
+@plain("plot", prompts=2, pooled=True)
+def plot_pooled(task, s, batch, k, p, received):
+    """``logits2 + logits`` where the data set is ImageNet: plot-coop/trainers/plot.py, CHENGY12/PLOT at 728539f."""
+    texts, image = [prompted(task, context) for context in p["p_G"]], batch.images.features[k]
+
+    def pooled(b):
+        means = [F.normalize(sum(text[c] for text in texts) / len(texts), dim=0) for c in classes(task)]
+        return [task.logit_scale * (image[b] @ mean) for mean in means]
+
+    return transported(task, k, batch, texts, s, False, pooled)
 
 
 def layer(p, name, x):
@@ -586,13 +600,12 @@ def fedmgp(task, s, batch, k, p, received):
     return total
 
 
-@plain("fedmvp", heads=2, rank=3, switch=42.0)  # one client is below it, two are not
-@plain("fedmvp", heads=2, rank=3, switch=20.0, loss_classes="own")
+@plain("fedmvp", heads=2, rank=3)
+@plain("fedmvp", heads=2, rank=3, loss_classes="own")
 def fedmvp(task, s, batch, k, p, received):
     """Repository mainaksingha01/FedMVP at 246800e. model/FedMVP.py: ``apply_lora`` (x + x A B) stands around the
     arguments of ``crossattn`` in ImageEncoder.forward, so before the layer norms of PreNorm, which leaves the values
-    alone; ``flip_transform`` gets a whole batch. federated/client.py, ``train``: below the threshold ``crossattn`` is
-    frozen and ``use_lora`` set, both for good and after that batch's loss; the linear projection goes on training.
+    alone; ``flip_transform`` gets a whole batch.
     """
     own = sorted({y for _, y, _ in real(batch, k)})
     many = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
@@ -631,13 +644,4 @@ def fedmvp(task, s, batch, k, p, received):
     for b, _, w in real(batch, k):
         known = (batch.images.mirrored if flipped else batch.images.features)[k, b]
         loss = loss + w * s.weight * (1 - images[b] @ known)
-    learned = {n: t for n, t in p.items() if t.requires_grad}
-    grads = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
-    frozen = use_lora or loss < s.switch
-    gradients = {}
-    for (n, t), g in zip(learned.items(), grads, strict=True):
-        part = n.split(".")[0]
-        if g is None or (frozen and part not in ("lora", "project")):
-            g = torch.zeros_like(t)
-        gradients[n] = g
-    return loss, gradients
+    return loss

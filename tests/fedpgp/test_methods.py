@@ -200,17 +200,25 @@ def test_methods_inside_the_image_tower_refuse_a_convolutional_one():
 
 
 def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
-    """Below the threshold once, and whatever the loss is afterwards; the answers leave the low-rank part out."""
-    method, classes = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, switch=1e9), task), task.candidates([3, 1])
-    params, _ = parameters(method, batch, task.candidates(range(C)))
+    """Below the threshold once, and whatever the loss is afterwards. Then ``crossattn`` is frozen, the low-rank
+    matrices and the projection train: federated/client.py, ``train``, mainaksingha01/FedMVP at 246800e. The answers
+    leave the low-rank part out: ``use_lora`` is no part of the state that the server's model loads."""
+    settings, classes = METHODS["fedmvp"].Settings(heads=2, switch=20.0), task.candidates(range(C))
+    method = METHODS["fedmvp"](settings, task)
+    params, _ = parameters(method, batch, classes)
     step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
-    assert params["switched"].flatten().tolist() == [0, 1, 0]
-    _, grads = method.gradients(params, batch, task.candidates(range(C)), step)
-    assert params["switched"].flatten().tolist() == [1, 1, 1] and not grads["ff.in.weight"].any()
+    loss, _ = method.gradients(params, batch, classes, step)
+    expected = [1.0 if k == 1 or loss[k] < 20 else 0.0 for k in range(K)]  # the second one had gone over before
+    assert params["switched"].flatten().tolist() == expected and 0 in expected
     never = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, switch=0.0), task)
-    _, grads = never.gradients(params, batch, task.candidates(range(C)), step)
-    assert params["switched"].all() and not grads["ff.in.weight"].any()
-    assert all(grads[n].flatten(1).any(1).all() for n in ("lora.q.B", "project.weight"))
+    never.gradients(params, batch, classes, step)
+    assert params["switched"].flatten().tolist() == expected
+    rates = method.rates(params)
+    assert "project.weight" not in rates and set(rates) == {n for n in method.learned(params) if "project" not in n}
+    for name, rate in rates.items():
+        trained = expected if name.startswith("lora.") else [1 - e for e in expected]
+        assert rate.flatten().tolist() == trained and rate.dim() == params[name].dim(), name
+    classes = task.candidates([3, 1])
     changed = params | {n: t + 1 for n, t in params.items() if n.startswith("lora.")}
     for settings, same in (({}, True), ({"low_rank_answers": True}, False)):
         model = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, **settings), task)

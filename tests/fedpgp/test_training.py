@@ -66,7 +66,10 @@ def test_a_client_does_not_depend_on_its_company(task, name, optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
     """One client after another, autograd and torch.optim, batch by batch."""
-    settings = TrainingSettings(epochs=2, batch_size=5, lr=0.02, optimizer=optimizer, weight_decay=0.01)
+    settings = TrainingSettings(
+        epochs=2, batch_size=5, lr=0.02, optimizer=optimizer, weight_decay=0.01, betas=(0.8, 0.98), eps=1e-6
+    )
+    own = {"lr": 0.02, "weight_decay": 0.01, "betas": (0.8, 0.98), "eps": 1e-6}
     result = train(task, "fedpgp", [1, 3], settings, rank=2, mu=0.7)
     method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=2, mu=0.7), task)
     features, labels, rows, classes = world(task)
@@ -75,8 +78,8 @@ def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
         params = {n: t[k].clone().requires_grad_() for n, t in start(method, [1, 3]).items()}
         torch_optimizer = {
             "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.01),
-            "adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.01),
-            "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.01),
+            "adam": lambda p: torch.optim.Adam(p, **own),
+            "adamw": lambda p: torch.optim.AdamW(p, **own),
         }[optimizer](list(params.values()))
         losses = []
         for positions in batches(SIZES[client], settings, 5, client, 2):
