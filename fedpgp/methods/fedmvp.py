@@ -115,7 +115,7 @@ class FedMVP(Method):
         params["switched"].masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
         return loss, grads
 
-    def rates(self, params: Params) -> Params:
+    def rates(self, params: Params, step: Step) -> Params:
         """What a client does not train stays as it is: the low-rank part before it has gone over, attention and FF from
         then on."""
         trained = {"project": None, "lora": params["switched"]}

@@ -213,7 +213,7 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
     never = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, switch=0.0), task)
     never.gradients(params, batch, classes, step)
     assert params["switched"].flatten().tolist() == expected
-    rates = method.rates(params)
+    rates = method.rates(params, step)
     assert "project.weight" not in rates and set(rates) == {n for n in method.learned(params) if "project" not in n}
     for name, rate in rates.items():
         trained = expected if name.startswith("lora.") else [1 - e for e in expected]
