@@ -14,7 +14,8 @@ from pathlib import Path
 from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
 from experiments.loopback import Loopback
-from experiments.run import BAD_INPUT
+from experiments.more_rounds import finished_already, say_finished
+from experiments.run import BAD_INPUT, changes_on_resume
 from experiments.settings import check, check_overrides, check_runtime, composed
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -69,16 +70,21 @@ def _local(options: argparse.Namespace) -> int:
     run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
     path = str(run_dir).replace("'", "\\'")
     where = f"resume='{path}'" if config["resume"] else f"run_dir='{path}'"
+    who = f"--data {options.data}" if options.data else f"--clients {len(sites)}"
+    again = f"python -m experiments.deploy local {who}"
+    kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
     if config["resume"]:
-        _, config = RunFolder.open(run_dir)
+        changes = changes_on_resume(config, kept, run_dir)
+        folder, config = RunFolder.open(run_dir)
+        rounds = changes.get("rounds", config["rounds"])
+        if finished_already(folder, rounds):
+            print(say_finished(run_dir, rounds, again))
+            return 0
     else:
         RunFolder(run_dir).refuse_if_used()
-    kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
     for key, chosen in (("cache-dir", config["runtime"]["cache_dir"]), ("data-root", config["dataset"].get("root"))):
         if chosen:
             sites = [{**site, key: str(Path(chosen).resolve())} for site in sites]
-    who = f"--data {options.data}" if options.data else f"--clients {len(sites)}"
-    again = f"python -m experiments.deploy local {who} resume={run_dir}"
 
     def ask(number: int, frame: object) -> None:
         raise _Asked(number)
@@ -93,7 +99,7 @@ def _local(options: argparse.Namespace) -> int:
                 for number in before:
                     signal.signal(number, signal.SIG_IGN)
                 federation.interrupt()
-                print(f"interrupted; go on with: {again}")
+                print(f"interrupted; go on with: {again} resume={run_dir}")
                 return asked.code
     except _Asked as asked:
         return asked.code

@@ -19,9 +19,10 @@ from fedpgp.evaluation import MODELS, client_figures
 from fedpgp.files import cannot_write, write_atomically
 
 PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
-ABOUT = ("versions", "git_commit", "command")
+EXTENDED = "extended"
+"""Key of config.yaml: the numbers of rounds that the run was given before the one it has now."""
+ABOUT = ("versions", "git_commit", "command", EXTENDED)
 """Keys of config.yaml that are no settings."""
-
 
 GLANCE = 1.0
 """Seconds for which another start may hold a folder just to see that it is used."""

@@ -228,7 +228,7 @@ class Loopback:
 
 
 _FLOWERS_OWN = re.compile(r"\s*$|(\x1b\[\d+m)*(INFO|WARNING|DEBUG|ERROR)\s|.*(Successfully|Using SuperLink: )")
-_ENDED = re.compile(r"^(done in|interrupted after|error:)")
+_ENDED = re.compile(r"^(done in|interrupted after|finished already|error:)")
 
 
 def free_port() -> int:

@@ -132,7 +132,7 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
         raise FedPGPError(f"{path} exists already; go on with the sweep by resume={folder}, or choose another run_dir")
     else:
         changes = changes_on_resume(config, overrides, path)  # also of a finished one: it has to be this job's own
-        if several.finished(path):
+        if several.finished(path, changes.get("rounds", several.stored(path)["rounds"])):
             print(f"is finished: {path}")
         else:
             several.go_on(path, changes)
@@ -176,14 +176,20 @@ def _sweep_again(arguments: list[str]) -> list[str]:
 
 
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
-    """Settings of this command line that a resumed run may take over; others are refused."""
+    """Settings of this command line that a resumed run may take over; others are refused, and fewer rounds."""
+    from experiments.more_rounds import check_more_rounds
     from experiments.several import stored as stored_in
 
     stored = stored_in(folder)
-    if differing := changed_on_resume(overrides, config, stored):
+    named = {override.key_or_group for override in parse(overrides)}
+    differing = changed_on_resume(overrides, config, stored)
+    if "rounds" in named & set(differing):  # the one setting of the numbers that may change
+        check_more_rounds(stored, stored["rounds"], config["rounds"])
+        differing.remove("rounds")
+    if differing:
         raise FedPGPError(
             f"{folder} was started with another configuration; other there: {', '.join(differing)}. "
-            "Leave it out, or start a new run"
+            f"Leave it out, or start a new run (from its prompts: init_from={folder})"
         )
     changes: dict = {}
     for override in parse(overrides):  # a choice of a group brings its settings; a key only itself

@@ -27,6 +27,13 @@ from experiments.console import Console
 from experiments.folder import RunFolder, default_folder
 from experiments.loggers import Logger, make_logger
 from experiments.memory import start_peak
+from experiments.more_rounds import (
+    begin_more_rounds,
+    check_more_rounds,
+    finished_already,
+    prompts_of,
+    say_finished,
+)
 from experiments.reporting.page import write_report
 from experiments.reporting.words import privacy_words
 from experiments.settings import FREE, check, check_runtime, flatten, free
@@ -93,23 +100,23 @@ def resume(
     federation_of: Callable = federation_of,
     grid: Grid | None = None,
 ) -> dict:
-    """Goes on with a run that was stopped or killed, to the same numbers as if it had not been.
+    """Resumes a run that was stopped or killed, to the same numbers as if it had not been; a finished one only to more
+    rounds.
 
     Args:
         path: its folder.
-        changes: settings that may differ this time (``experiments.settings.FREE``).
+        changes: settings that may differ this time (``experiments.settings.FREE``), and ``rounds``.
         federation_of, grid: as in :func:`start`.
 
     Returns, raises: as :func:`start`.
     """
     began = time.perf_counter()
     folder, config = RunFolder.open(path)
-    config = {
-        **config,
-        **{key: value for key, value in (changes or {}).items() if key in FREE},
-        "run_dir": str(path),
-        "resume": None,
-    }
+    config |= {key: value for key, value in (changes or {}).items() if key in (*FREE, "rounds")}
+    config |= {"run_dir": str(path), "resume": None}
+    if (summary := finished_already(folder, config["rounds"])) is not None:
+        print(say_finished(path, summary["rounds"], _again(config)), flush=True)
+        return summary
     quiet(config["verbose"])
     check(config)
     check_runtime(config, deployed=grid is not None)
@@ -133,6 +140,7 @@ def _run(
     server: Server | None = None
     summary: dict | None = None
     observer: _Observer | None = None
+    initial: dict = {}
     try:
         with stopper.listening():
             checkpoint = latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
@@ -155,6 +163,8 @@ def _run(
                 if checkpoint:
                     said = check_same_data(folder.path, checkpoint[1].get("data"), data_record(federation.deal))
                     console.note(said) if said else None
+                elif config.get("init_from"):
+                    initial.update(prompts_of(Path(config["init_from"]), federation, console.warn))
                 federation.initial_shared()  # loads the model, or what is remembered of it
                 return federation
 
@@ -166,6 +176,8 @@ def _run(
                 if privacy := federation.method.privacy(config["rounds"]):
                     console.warn(f"method={config['method']['name']}: {privacy_words(privacy)}")
                 rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
+                if checkpoint and checkpoint[1]["config"]["rounds"] < config["rounds"]:
+                    begin_more_rounds(folder, config["rounds"])
                 return Server(
                     config,
                     federation,
@@ -175,6 +187,7 @@ def _run(
                     observer,
                     stop=stopper.event,
                     checkpoint=checkpoint,
+                    initial=initial or None,
                     nodes=nodes,
                     bell=bell,
                     configuration=None if grid is None else text,
@@ -409,9 +422,10 @@ def _save_what_there_is(folder: RunFolder, config: Mapping, server: Server | Non
 
 
 def _same_configuration(saved: Mapping, config: Mapping) -> None:
-    """Refuses a config.yaml that is not the one the checkpoint was made with."""
+    """Refuses a config.yaml that is not the one the checkpoint was made with; more rounds may be possible."""
+    check_more_rounds(saved, saved["rounds"], config["rounds"])
     old, new = flatten(saved), flatten(config)
-    differing = sorted(k for k in {**old, **new} if not free(k) and old.get(k) != new.get(k))
+    differing = sorted(k for k in {**old, **new} if not free(k) and k != "rounds" and old.get(k) != new.get(k))
     if differing:
         shown = ", ".join(f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing)
         raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")
@@ -422,7 +436,7 @@ def _for_clients(config: Mapping) -> dict:
     return {
         key: value
         for key, value in config.items()
-        if key not in ("run_dir", "resume", "verbose", "experiment_name", "logger")
+        if key not in ("run_dir", "resume", "init_from", "verbose", "experiment_name", "logger")
     }
 
 

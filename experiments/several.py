@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from experiments import report, runner
-from experiments.folder import RunFolder, default_folder
+from experiments.folder import ABOUT, RunFolder, default_folder
+from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
 from experiments.settings import check
 from fedpgp.configured import load_configured
@@ -17,6 +18,8 @@ from fedpgp.protocols import make_protocol
 
 WHOLE = "parts.yaml"
 """The configuration of all parts together, in the folder that holds theirs."""
+PARTS = "parts"
+"""In it: the values that have a part each."""
 
 
 def begin(config: dict, command: str) -> None:
@@ -31,11 +34,12 @@ def begin(config: dict, command: str) -> None:
     if protocol.parts is None or config["protocol"][protocol.parts] is not None:
         runner.start(config, command)
         return
-    protocol.values(load_configured(config))  # refused before a folder is made
+    values = list(protocol.values(load_configured(config)))  # refused before a folder is made
     path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     if path.exists() and any(path.iterdir()):
         raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
-    text = yaml.safe_dump({**config, "run_dir": str(path), "command": command}, sort_keys=False, allow_unicode=True)
+    about = {"run_dir": str(path), "command": command, PARTS: values}
+    text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
     write_atomically(path / WHOLE, text.encode())
     _all(path, {})
 
@@ -57,9 +61,9 @@ def started(path: Path) -> bool:
     return (path / "config.yaml").exists() or (path / WHOLE).exists()
 
 
-def finished(path: Path) -> bool:
-    """Whether the run in a folder, or the last of its parts, is finished."""
-    return RunFolder(path).summary().get("status") == "finished"
+def finished(path: Path, rounds: int) -> bool:
+    """Whether the run in a folder, or the last of its parts, has all its rounds."""
+    return finished_already(RunFolder(path), rounds) is not None
 
 
 def stored(path: Path) -> dict:
@@ -74,7 +78,7 @@ def stored(path: Path) -> dict:
         config = yaml.safe_load((path / WHOLE).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise FedPGPError(f"{path / WHOLE} cannot be read: {str(error).splitlines()[0]}") from error
-    return {key: value for key, value in config.items() if key != "command"}
+    return {key: value for key, value in config.items() if key not in (*ABOUT, PARTS)}
 
 
 def _part(path: Path, option: str, value: str) -> Path:
@@ -84,21 +88,32 @@ def _part(path: Path, option: str, value: str) -> Path:
 
 def _all(path: Path, changes: Mapping) -> None:
     whole = stored(path)
-    command = yaml.safe_load((path / WHOLE).read_text())["command"]
+    rounds = changes.get("rounds", whole["rounds"])
+    about = yaml.safe_load((path / WHOLE).read_text())
     option = make_protocol(whole["protocol"]).parts
-    values = make_protocol(whole["protocol"]).values(load_configured(whole))
+    values = list(make_protocol(whole["protocol"]).values(load_configured(whole)))
+    if values != about.get(PARTS, values):
+        raise FedPGPError(
+            f"the data of {path} have changed since it was started: its parts were {', '.join(about[PARTS])}, now they "
+            f"would be {', '.join(values)}. Restore them, or start a new run"
+        )
+    if all(finished(folder, rounds) for folder in (path, *(_part(path, option, value) for value in values))):
+        print(say_finished(path, rounds, "python -m experiments.run", of_parts=True))
+        return
+    if rounds > whole["rounds"]:
+        record_rounds(path / WHOLE, rounds)
     failures = []
     for value in values:
         part = _part(path, option, value)
         print(f"\n{part.name}")
         try:
-            if finished(part):
+            if finished(part, rounds):
                 print(f"is finished: {part}")
             elif started(part):
-                runner.resume(part, changes)
+                runner.resume(part, {**changes, "rounds": rounds})
             else:
                 config = {**whole, **changes, "protocol": {**whole["protocol"], option: value}, "run_dir": str(part)}
-                runner.start(config, command)
+                runner.start(config, about["command"])
         except FedPGPError as error:
             failures.append(f"{part.name}: {error}")
     if failures:

@@ -82,6 +82,7 @@ class Server:
         observer: who is told.
         stop: set when the person wants to stop.
         checkpoint: (tensors, info) to go on from; None starts anew.
+        initial: shared tensors to start anew from; None are the method's own.
         configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
         nodes: number of nodes, in a simulation.
         bell: that the grid rings for a reply.
@@ -99,6 +100,7 @@ class Server:
         *,
         stop: threading.Event | None = None,
         checkpoint: tuple[dict[str, np.ndarray], dict] | None = None,
+        initial: Mapping[str, np.ndarray] | None = None,
         configuration: str | None = None,
         nodes: int = 1,
         bell: Bell | None = None,
@@ -121,7 +123,7 @@ class Server:
             self.state, self.table = State.restored(tensors, info), info["table"]
             restore_rule(rule, below("rule/", tensors), info["rule"])
         else:
-            self.state = State.fresh(federation)
+            self.state = State.fresh(federation, initial)
         self._reference = dict(self.state.shared)
         self._began = time.perf_counter() if began is None else began
         self._before = self.state.seconds["total"]

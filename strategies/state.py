@@ -37,9 +37,10 @@ class State:
     placed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, federation) -> "State":
-        """Before the first round of a :class:`fedpgp.federation.Federation`."""
-        shared = dict(sorted(federation.initial_shared().items()))
+    def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "State":
+        """Before the first round of a :class:`fedpgp.federation.Federation`, with other shared tensors where they are
+        given."""
+        shared = dict(sorted((initial or federation.initial_shared()).items()))
         return cls(0, shared, np.zeros(federation.num_clients, dtype=np.int64), federation.initial_memory())
 
     @classmethod

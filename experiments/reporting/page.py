@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from experiments.folder import ABOUT
 from experiments.reporting import charts
 from experiments.reporting.runs import FIGURES, MODELS, Run, number, read_run
 from experiments.reporting.words import (
@@ -25,7 +26,6 @@ from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
 
 _KEYS = [(name, key) for key, name in MODELS.items()]
-_ABOUT_THE_RUN = ("versions", "git_commit", "command")  # parts of config.yaml that are no settings
 _CLIENTS_A_PANEL = 12
 _CLIENTS_AS_BARS = 120
 _CLIENTS_AS_BUBBLES = 120
@@ -419,7 +419,7 @@ def _versions(run: Run) -> str:
 
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """The configuration, its single values first, then a list a group."""
-    config = {key: value for key, value in run.config.items() if key not in _ABOUT_THE_RUN}
+    config = {key: value for key, value in run.config.items() if key not in ABOUT}
     top = [(key, setting(value)) for key, value in config.items() if not isinstance(value, dict)]
     groups = [
         (name, [(key, setting(value)) for key, value in flatten(group).items()])

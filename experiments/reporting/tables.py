@@ -24,7 +24,7 @@ from fedpgp.errors import FedPGPError
 #: Settings that say where and how a run was carried out, not what it computed.
 _NOT_A_DIFFERENCE = {
     *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
-    *("dataset.download", "versions", "git_commit", "command", "logger"),
+    *("dataset.download", "versions", "git_commit", "command", "extended", "logger"),
 }
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")

@@ -289,6 +289,11 @@ class Method(ABC):
         """What the server remembers from round to round, at the start: name -> (shape)."""
         return {}
 
+    @classmethod
+    def depends_on_rounds(cls, settings: object) -> bool:
+        """Whether a round counts by its place among all of the run, so that a finished run can be given no more."""
+        return False
+
     def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         """The next shared tensors and memory.
 

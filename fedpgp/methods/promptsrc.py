@@ -88,6 +88,10 @@ class PromptSRC(VPT):
     def init_memory(self, clients: int) -> Params:
         return {name: torch.zeros_like(tensor) for name, tensor in self.init_shared(np.random.default_rng(0)).items()}
 
+    @classmethod
+    def depends_on_rounds(cls, settings: PromptSRCSettings) -> bool:
+        return settings.std > 0
+
     def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         if self.settings.std == 0:
             return averaged, round.memory

@@ -64,6 +64,7 @@ def test_a_disk_that_fills_up_in_the_middle(disk, tmp_path):
 def test_a_disk_that_cannot_be_written(disk):
     run = disk / "run"
     start(small_config(run, "rounds=1"), federation_of=small_federation)
+    (run / "summary.json").unlink()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(FedPGPError, match="cannot write .*: Read-only file system"):
         start(small_config(disk / "other"), federation_of=small_federation)
@@ -78,6 +79,7 @@ def test_a_metrics_file_that_was_cut_is_named(tmp_path):
     start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
+    (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(FedPGPError, match="metrics.jsonl is shorter than the checkpoint says"):
         resume(tmp_path / "run", federation_of=small_federation)
 

@@ -98,6 +98,7 @@ def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
     data = bytearray(newest.read_bytes())
     data[-10] ^= 1
     newest.write_bytes(bytes(data))
+    (tmp_path / "run" / "summary.json").unlink()  # killed before it was written
     resume(tmp_path / "run", federation_of=small_federation)
     assert f"the checkpoint {newest} is damaged" in capsys.readouterr().out
     assert results(tmp_path / "run") == results(whole)
@@ -117,10 +118,16 @@ def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
     assert results(tmp_path / "run") == results(whole)
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path, whole):
-    start(small_config(tmp_path / "run"), federation_of=small_federation)
-    resume(tmp_path / "run", federation_of=small_federation)
-    assert results(tmp_path / "run") == results(whole)
+def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
+    """Not a byte changes, its recorded seconds least of all."""
+    start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in _files(tmp_path)}
+    capsys.readouterr()
+    summary = resume(tmp_path / "run", {"verbose": False}, federation_of=small_federation)
+    said = capsys.readouterr().out
+    assert said.startswith(f"finished already: {tmp_path / 'run'} (1 round)") and "setting up" not in said
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in _files(tmp_path)} == before
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -155,6 +162,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
 def test_a_deadline_that_cannot_be_kept_is_refused(tmp_path):
     start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
+    (tmp_path / "run" / "summary.json").unlink()
     runtime = RunFolder.open(tmp_path / "run")[1]["runtime"]
     with pytest.raises(FedPGPError, match="round_timeout cannot be kept with runtime=inline"):
         resume(tmp_path / "run", {"runtime": {**runtime, "round_timeout": 60}}, federation_of=small_federation)
@@ -164,6 +172,7 @@ def test_a_configuration_edited_by_hand_is_refused(tmp_path):
     start(small_config(tmp_path / "run", "rounds=1"), federation_of=small_federation)
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("lr: 0.03", "lr: 0.2"))
+    (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(FedPGPError, match=r"another configuration: lr \(0.03 in the checkpoint, 0.2 now\)"):
         resume(tmp_path / "run", federation_of=small_federation)
 
@@ -225,6 +234,10 @@ def test_asked_to_stop_on_ray(tmp_path, number, code):
     output, _ = process.communicate(timeout=25)
     assert process.returncode == code, output
     assert "resume=" in output and "Traceback" not in output
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _mend(run_dir: Path) -> None:

@@ -1,0 +1,130 @@
+"""A finished run that is given more rounds, and a new run that starts from the prompts of another."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from experiments.folder import EXTENDED, RunFolder
+from fedpgp.errors import FedPGPError
+from fedpgp.federation import Federation
+from fedpgp.files import write_atomically
+from fedpgp.methods import METHODS
+from strategies.checkpoint import latest_checkpoint
+from strategies.state import below
+
+
+def finished_already(folder: RunFolder, rounds: int) -> dict | None:
+    """The summary of a run that has nothing left to do; None of any other.
+
+    Args:
+        folder: of the run.
+        rounds: that it is to have.
+    """
+    summary = folder.summary()
+    return summary if summary.get("status") == "finished" and summary.get("rounds", 0) >= rounds else None
+
+
+def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
+    """Refuses to give a run another number of rounds where it would not be the run it had been with that number.
+
+    Args:
+        config: of the run.
+        done: the rounds it was started with.
+        asked: the rounds it is to have.
+
+    Raises:
+        FedPGPError: fewer rounds, or a setting whose course depends on how many there are.
+    """
+    if asked < done:
+        raise FedPGPError(f"rounds={asked}: this run was started with {done}; a resumed run can only have more")
+    method = METHODS[config["method"]["name"]]
+    settings = method.Settings(
+        **{k: v for k, v in config["method"].items() if k in method.Settings.__dataclass_fields__}
+    )
+    why = None
+    if config["training"]["schedule"] == "cosine":
+        why = "training.schedule=cosine lets the rate fall over all rounds"
+    elif method.depends_on_rounds(settings):
+        why = f"method={method.name} weights each round by its place among all"
+    if asked > done and why:
+        raise FedPGPError(
+            f"rounds={asked}: {why}, so that a run of {asked} would have been another from its first round than this "
+            f"one of {done}; start a new one from its prompts: init_from="
+        )
+
+
+def say_finished(path: Path, rounds: int, command: str, *, of_parts: bool = False) -> str:
+    """What is said of a run that has nothing left to do.
+
+    Args:
+        path: its folder.
+        rounds: that it has.
+        command: that resumes a run of its kind.
+        of_parts: it consists of several, and so has no prompts of its own.
+    """
+    lines = [
+        f"finished already: {path} ({rounds} round{'s' * (rounds != 1)})",
+        f"more rounds: {command} resume={path} rounds={2 * rounds or 1}",
+        f"another run from its prompts: {command} init_from={path}",
+    ]
+    return "\n".join(lines[:2] if of_parts else lines)
+
+
+def begin_more_rounds(folder: RunFolder, rounds: int) -> None:
+    """Records that a run is given more rounds: until they are done, it is not finished."""
+    if RunFolder.open(folder.path)[1]["rounds"] < rounds:
+        record_rounds(folder.path / "config.yaml", rounds)
+    if summary := folder.summary():
+        folder.json("summary.json", {**summary, "status": "interrupted"})
+
+
+def record_rounds(file: Path, rounds: int) -> None:
+    """Writes the new number of rounds into the configuration of a run (or of several parts), and the one before into
+    its list of them."""
+    config = yaml.safe_load(file.read_text())
+    config[EXTENDED] = [*config.get(EXTENDED, []), config["rounds"]]
+    config["rounds"] = rounds
+    write_atomically(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+
+def prompts_of(run: Path, federation: Federation, warn: Callable[[str], None]) -> dict[str, np.ndarray]:
+    """The shared tensors that a new run starts with, from the newest checkpoint of another.
+
+    Args:
+        run: the other run's folder.
+        federation: of the new run.
+        warn: told what a person may not expect.
+
+    Returns:
+        name -> tensor, in the new run's precision.
+
+    Raises:
+        FedPGPError: no run, no checkpoint, or tensors that do not fit.
+    """
+    _, theirs = RunFolder.open(run)
+    saved = latest_checkpoint(run / "checkpoint", warn)
+    if saved is None:
+        raise FedPGPError(f"init_from={run}: this run saved nothing yet")
+    tensors, info = saved
+    found, ours = below("shared/", tensors), federation.initial_shared()
+    method, other = federation.method.name, theirs["method"]["name"]
+    if not ours:
+        raise FedPGPError(f"init_from={run}: method={method} has no global prompt that could start from another")
+    if missing := [name for name in ours if name not in found]:
+        has = f"has {', '.join(found)}" if found else "has none"
+        raise FedPGPError(
+            f"init_from={run}: method={method} starts from {', '.join(missing)}, and that run (method={other}) {has}"
+        )
+    for name, tensor in ours.items():
+        if found[name].shape != tensor.shape:
+            raise FedPGPError(
+                f"init_from={run}: {name} has the shape {found[name].shape} there and {tensor.shape} here; n_ctx, "
+                "model and the method's own sizes have to be alike"
+            )
+    if left := [name for name in found if name not in ours]:
+        warn(f"init_from={run}: method={method} has no place for {', '.join(left)}; taken: {', '.join(ours)}")
+    if info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
+        warn(f"init_from={run}: its prompts were trained with other weights of the model")
+    return {name: found[name].astype(tensor.dtype) for name, tensor in ours.items()}
