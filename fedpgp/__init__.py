@@ -4,10 +4,9 @@ Hydra."""
 import ctypes
 import os
 
-# Spinning OpenMP threads collapse when another process has one of the cores (two Ray workers, a busy laptop): a step of
-# a small model then takes a hundred times as long. It must be set before torch starts its threads; a user's own setting
-# wins.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from fedpgp.threads import wait_passively
+
+wait_passively()
 
 # glibc hands freed memory back to the kernel above 64 MiB, so every step of training would get its activations back
 # page by page, each cleared anew. It may keep 256 MiB for the next step; blocks of up to 32 MiB, its limit, are kept. A
