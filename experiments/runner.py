@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
@@ -41,7 +41,7 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
 from strategies.checkpoint import checkpoints, latest_checkpoint
-from strategies.grid import Bell, Interrupted
+from strategies.grid import Interrupted
 from strategies.inline import InlineGrid, run_inline
 from strategies.ray_session import end_sessions
 from strategies.rules import make_rule
@@ -50,9 +50,6 @@ from strategies.simulation import quiet, ray_cluster
 
 HEAD_START = 1.0
 """Seconds that a run waits for its data set and model before it starts Ray beside them."""
-IMPORT_DELAY = 0.6
-"""Seconds into Ray's start at which Flower's engine is imported: by then Ray waits for its own processes, which a
-second of importing would hold up before."""
 
 
 class Stopped(Exception):
@@ -168,7 +165,7 @@ def _run(
                 federation.initial_shared()  # loads the model, or what is remembered of it
                 return federation
 
-            def make_server(job: Job, federation, nodes: int = 1, bell: Bell | None = None) -> Server:
+            def make_server(job: Job, federation, nodes: int = 1) -> Server:
                 observer.class_names, observer.notes = federation.dataset.class_names, federation.dataset.notes
                 console.one_prompt = federation.method.one_for_all
                 for note in federation.dataset.notes:
@@ -189,14 +186,15 @@ def _run(
                     checkpoint=checkpoint,
                     initial=initial or None,
                     nodes=nodes,
-                    bell=bell,
                     configuration=None if grid is None else text,
                     began=began,
                 )
 
             if checkpoint:
                 console.note(f"going on after round {checkpoint[1]['round']} of {config['rounds']}")
-            server = _work(config, job, prepare, make_server, client_app(federation_of), stopper, console, grid)
+            server = _work(
+                config, job, prepare, make_server, partial(client_app, federation_of), stopper, console, grid
+            )
             if server.failure is not None:
                 raise server.failure
             if stopper.event.is_set():
@@ -229,7 +227,7 @@ def _work(
     job: Job,
     prepare: Callable[[], object],
     make_server: Callable[..., Server],
-    app: ClientApp,
+    make_app: Callable[[], ClientApp],
     stopper: "Stopper",
     console: Console,
     flower: Grid | None,
@@ -243,7 +241,7 @@ def _work(
         server.try_run(flower)
         return server
     if config["runtime"]["name"] == "inline":
-        grid = InlineGrid(app)
+        grid = InlineGrid(make_app())
         console.stage("loading the model")
         server = make_server(job, prepare())
         stopper.breaks_in = lambda: grid.working
@@ -254,21 +252,13 @@ def _work(
         prepared = aside.submit(prepare)  # while Ray starts, most of which is waiting
         with contextlib.suppress(TimeoutError):  # what is wrong with the configuration is said before Ray is started
             prepared.result(timeout=HEAD_START)
-        importing = threading.Timer(IMPORT_DELAY, _import_engine)
-        importing.daemon = True
-        importing.start()
         size = config["clients"]
         with ray_cluster(config["runtime"], config["device"], size, verbose=config["verbose"]) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)
-            server = make_server(job, prepared.result(), workers.count, workers.bell)
-            workers.run(server.app(), app, verbose=config["verbose"])
+            server = make_server(job, prepared.result(), workers.count)
+            workers.run(server.app(), make_app)
     return server
-
-
-def _import_engine() -> None:
-    with contextlib.suppress(Exception):  # the run imports it again, and tells
-        import_module("flwr.simulation")
 
 
 class Stopper:

@@ -29,9 +29,6 @@ NO_ANSWER, CLIENT_FAILED = 1, 2
 RESTART_PAUSE = 1.0
 """Seconds before a message is sent again to a process that is being started again."""
 
-RESTART_PATIENCE = 120
-"""Times that is done."""
-
 LONGEST_REASON = 2**16
 """Characters of an error's text, from its end, that are looked at."""
 
@@ -68,7 +65,6 @@ class Parcel:
     Attributes:
         messages: client -> message.
         tries: times before that its node failed on it.
-        pauses: times before that its node was just being started again.
         due: not to be sent before (monotonic seconds).
     """
 
@@ -76,7 +72,6 @@ class Parcel:
     kind: str
     messages: dict[int, Message]
     tries: int = 0
-    pauses: int = 0
     due: float = 0.0
 
 
@@ -95,23 +90,6 @@ class Exchange:
     kept: set[int] = field(default_factory=set)
 
 
-class Bell:
-    """Rings for what is new, so that neither side of a grid has to look for it all the time.
-
-    Attributes:
-        sent: messages have been sent.
-        answered: a reply has come.
-    """
-
-    def __init__(self):
-        self.sent, self.answered = threading.Event(), threading.Event()
-
-    def wait(self, seconds: float) -> None:
-        """Until a reply has come, or that long."""
-        self.answered.wait(seconds)
-        self.answered.clear()
-
-
 class CohortGrid(Grid):
     """Packs the messages of logical clients by node, and unpacks the replies.
 
@@ -127,7 +105,6 @@ class CohortGrid(Grid):
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
         progress: called with (clients answered, clients asked) while waiting.
         poll: seconds between two looks for replies.
-        bell: of a grid that rings it for a reply.
     """
 
     def __init__(
@@ -142,12 +119,11 @@ class CohortGrid(Grid):
         stop: threading.Event | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
         poll: float = 0.1,
-        bell: Bell | None = None,
     ):
         self.inner, self.clients, self.job = grid, clients, job
         self.roll, self.nodes, self.work = roll, nodes, work
         self.stop, self.progress = stop or threading.Event(), progress
-        self.poll, self.bell = poll, bell or Bell()
+        self.poll = poll
         self.available: list[int] = list(range(clients))
         self.committed: dict[int, int] = {}
         self.exchange = Exchange()
@@ -185,7 +161,7 @@ class CohortGrid(Grid):
                 replies += self._give_up(ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)")
                 break
             if not news:
-                self.bell.wait(self.poll)
+                self._wait(self.poll)
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -251,7 +227,6 @@ class CohortGrid(Grid):
         content = pack(job, {client: parcel.messages[client].content for client in clients})
         self.exchange.traffic.wire_down += count_bytes([content])
         ids = list(self.inner.push_messages([Message(content, dst_node_id=parcel.node, message_type=parcel.kind)]))
-        self.bell.sent.set()
         if ids and ids[0]:
             self._sent[ids[0]] = parcel
         else:
@@ -289,10 +264,7 @@ class CohortGrid(Grid):
         Training is a function of the message and the last committed state, so a second try gives the same numbers.
         """
         later = time.monotonic() + RESTART_PAUSE
-        simulated = self.roll is None
-        if simulated and "actor is restarting" in reason and parcel.pauses < RESTART_PATIENCE:
-            self._paused.append(replace(parcel, pauses=parcel.pauses + 1, due=later))
-        elif parcel.tries == 0:
+        if parcel.tries == 0:
             alone = [{client: message} for client, message in sorted(parcel.messages.items())]
             self._paused += [replace(parcel, messages=one, tries=1, due=later) for one in alone]
         else:
@@ -313,6 +285,11 @@ class CohortGrid(Grid):
             self._fail(parcel.messages, NO_ANSWER, reason)
         self._sent, self._paused = {}, []
         return [self._replies.pop(i) for i in ids if i in self._replies]
+
+    def _wait(self, seconds: float) -> None:
+        """Waits for a reply: until there is one, where the grid can tell."""
+        wait = getattr(self.inner, "wait", time.sleep)
+        wait(seconds)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -346,10 +323,8 @@ def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[l
 
 
 def readable(reason: str) -> str:
-    """The useful part of an error text that went through Flower and Ray: the last line that says something."""
+    """The useful part of an error text that went through Flower: the last line that says something."""
     reason = reason[-LONGEST_REASON:]
-    if any(name in reason for name in ("ActorUnavailableError", "ActorDiedError", "WorkerCrashedError")):
-        return "the process it ran in ended unexpectedly (killed, out of memory, or a crash)"
     said = reason.rpartition("occurred. Message: ")[2]
     lines = [line.strip(" '<>") for line in said.splitlines()]
     useful = next((line for line in reversed(lines) if line and set(line) != {"^"}), "failed without saying why")

@@ -29,7 +29,7 @@ from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.failures import lost_round, tell
-from strategies.grid import Bell, CohortGrid, Exchange, Interrupted
+from strategies.grid import CohortGrid, Exchange, Interrupted
 from strategies.reply_checks import (
     ROW_BYTES,
     SAMPLES_BYTES,
@@ -85,7 +85,6 @@ class Server:
         initial: shared tensors to start anew from; None are the method's own.
         configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
         nodes: number of nodes, in a simulation.
-        bell: that the grid rings for a reply.
         began: when the run began (``time.perf_counter``); what was before the server counts as overhead.
     """
 
@@ -103,14 +102,13 @@ class Server:
         initial: Mapping[str, np.ndarray] | None = None,
         configuration: str | None = None,
         nodes: int = 1,
-        bell: Bell | None = None,
         began: float | None = None,
     ):
         self.config, self.federation, self.rule = config, federation, rule
         self.folder, self.job, self.observer = folder, job, observer
         self.stop, self.configuration = stop or threading.Event(), configuration
         self.roll: Roll | None = None
-        self.nodes, self.bell = nodes, bell
+        self.nodes = nodes
         self.rounds = config["rounds"] if federation.method.learns else 0
         self.timeout = config["runtime"]["round_timeout"]
         self.table: Rows = []
@@ -166,9 +164,7 @@ class Server:
             roll_of = (clients, job, self.configuration, identity(self.federation), table, self.observer.warn)
             self.roll = Roll(inner, *roll_of)
         poll = 0.1 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
-        grid = CohortGrid(
-            inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll, bell=self.bell
-        )
+        grid = CohortGrid(inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll)
         self.observer.stage("setting up the clients, encoding their images")
         self.table = self._describe(grid) if self.roll is None else self._call_roll(self.roll)
         grid.work = [max(1, row["train_images"]) for row in self.table]

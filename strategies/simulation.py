@@ -1,24 +1,27 @@
-"""runtime=ray: Flower's simulation engine on Ray, one node per worker, on this machine or on a cluster.
-
-The only place that starts Ray and that calls ``run_simulation``, which Flower marks deprecated and which is still its
-only in-process entry.
-"""
+"""runtime=ray: the simulation on Ray workers, on this machine or on a cluster. The only place that starts Ray."""
 
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedpgp.errors import FedPGPError
-from strategies.grid import Bell
 from strategies.ray_session import private_session
-from strategies.shortcuts import START, bare, carried, hung_up, in_turn
+
+START = {
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
+    "RAY_enable_worker_prestart": "1",
+}
+"""Environment of a Ray that starts here: it looks for its own parts every 20 ms, where by itself it
+waits a whole second for the first, and starts the workers' processes meanwhile."""
 
 MOST_WORKERS = 8
 """Workers on one machine unless asked for more: each holds its own copy of torch and the model."""
@@ -35,28 +38,21 @@ class Workers:
         count: workers, and so Flower nodes.
         threads: torch threads of each.
         resources: what each asks of Ray.
-        bell: rings when there is a reply.
     """
 
     count: int
     threads: int
     resources: dict[str, float]
-    bell: Bell = field(default_factory=Bell)
 
-    def run(self, server_app: ServerApp, client_app: ClientApp, *, verbose: bool = False) -> None:
-        """Runs both apps to the end of the ServerApp. Ray has to be up (:func:`ray_cluster`)."""
-        from flwr.simulation import run_simulation
+    def run(self, server_app: ServerApp, make_client_app: Callable[[], ClientApp]) -> None:
+        """Run both apps to the end of the ServerApp. Ray has to be up (:func:`ray_cluster`)."""
+        from strategies.ray_grid import RayGrid
 
-        # A worker that dies is started again, anywhere in the cluster (its clients get a second try: strategies.grid).
-        resources = {**self.resources, "max_restarts": -1}
-        with hung_up(self.bell), in_turn(), carried():
-            run_simulation(
-                server_app,
-                client_app,
-                num_supernodes=self.count,
-                backend_config={"client_resources": resources, "init_args": {}},
-                verbose_logging=verbose,
-            )
+        grid = RayGrid(make_client_app, self.count, self.resources)
+        try:
+            server_app(grid, Context(0, 0, {}, RecordDict(), {}))
+        finally:
+            grid.close()
 
 
 @contextmanager
@@ -83,9 +79,6 @@ def ray_cluster(runtime: Mapping, device: str, clients: int, *, verbose: bool = 
     with _joined(address, verbose) if address else _started(_local_workers(runtime, device, clients), verbose) as local:
         import ray
 
-        if not verbose:
-            # Ray tells the driver's standard output about every worker that ends, whatever log_to_driver says.
-            ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
         yield local or _cluster_workers(runtime, device, clients, ray.nodes())
 
 
@@ -124,9 +117,7 @@ def _started(workers: Workers, verbose: bool) -> Iterator[Workers]:
             **_options(verbose),
         }
         try:
-            # Ray's log monitor is what brings the messages of its processes to the terminal.
-            with nullcontext() if verbose else bare():
-                ray.init(address="local", **options)
+            ray.init(address="local", **options)
         except Exception as error:
             session.keep = True
             logs = f"its logs: {session.folder}"
@@ -170,16 +161,14 @@ def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[di
     gpus = 0 if device == "cpu" else sum(resources.get("GPU", 0) for resources in alive)
     share = float(runtime["gpus_per_worker"]) if gpus else 0.0
 
-    def fit(cpus: int) -> int:  # as Flower counts its actors
+    def fit(cpus: int) -> int:
         places = [int(r.get("CPU", 0) / cpus) for r in alive]
         return sum(min(n, int(r.get("GPU", 0) / share)) if share else n for n, r in zip(places, alive, strict=True))
 
     cpus = 1
     wanted = min(runtime["workers"] or fit(cpus), clients)
-    if runtime["workers"] or wanted < fit(cpus):
-        # Flower starts as many as fit: make each larger until that is no more than wanted.
-        while fit(cpus + 1) >= wanted:
-            cpus += 1
+    while 0 < wanted <= fit(cpus + 1):  # fewer workers than cores: each has several
+        cpus += 1
     if not fit(cpus):
         raise FedPGPError(f"the Ray cluster has no room for a worker with {cpus} CPU and {share:g} GPU")
     return Workers(min(fit(cpus), wanted), cpus, {"num_cpus": cpus, "num_gpus": share})

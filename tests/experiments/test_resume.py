@@ -183,7 +183,7 @@ def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
     """
     process = launch("start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5})
     wait_for(process, "round 1/3")
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::ClientApp")]
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::RayWorker")]
     assert len(workers) == 2
     time.sleep(0.5)
     process.kill()

@@ -1,0 +1,193 @@
+"""A Flower Grid over Ray actors: each worker holds the ClientApp, a message goes to whoever is free.
+
+Private states are in a folder that every worker sees, so any worker can serve any client. A worker
+whose process or machine is lost is started again by Ray; until then the others go on.
+"""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+import ray
+from flwr.app import Error, Message, Metadata
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from strategies.ray_worker import RayWorker
+
+APP_FAILED, WORKER_LOST = 2, 3
+"""Codes of the error replies: the app raised; the worker's process ended."""
+
+PATIENCE = 120.0
+"""Seconds without a single worker after which the waiting messages fail."""
+
+PROBE_PAUSE = 1.0
+"""Seconds between two looks at whether a lost worker is back."""
+
+
+class RayGrid(Grid):
+    """The grid of a simulation.
+
+    Args:
+        make_app: makes the ClientApp, in each worker.
+        count: workers, and so nodes: their ids are 1 … count.
+        resources: what each worker asks of Ray: ``num_cpus``, ``num_gpus``.
+    """
+
+    def __init__(self, make_app: Callable[[], ClientApp], count: int, resources: Mapping[str, float]):
+        self._run_id, self._nodes = secrets.randbits(63), range(1, count + 1)
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run_id, 1, 0
+        # Spread over a cluster's machines; a worker that is lost is started again, anywhere.
+        options = {"max_restarts": -1, "scheduling_strategy": "SPREAD", **resources}
+        worker = ray.remote(RayWorker).options(**options)
+        self._workers = [worker.remote(make_app, self._run_id, count) for _ in self._nodes]
+        self._free: deque = deque()
+        self._probes = {each.ready.remote(): each for each in self._workers}
+        self._paused: list[tuple[float, object]] = []  # lost workers, when to look at them again
+        self._running: dict = {}  # Ray's future -> (worker, message)
+        self._queue: deque[Message] = deque()
+        self._replies: dict[str, Message] = {}
+        self._without_workers: float | None = None  # since when
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue the messages; return their ids, in order."""
+        named = [with_id(message) for message in messages]
+        self._queue.extend(named)
+        self._hand_out()
+        return [message.metadata.message_id for message in named]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that are there; one that is not asked for any more is dropped."""
+        self._collect(0.0)
+        wanted, replies = set(message_ids), self._replies
+        self._replies = {}
+        return [reply for i, reply in replies.items() if i in wanted]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        ids, replies = set(self.push_messages(messages)), []
+        end = None if timeout is None else time.monotonic() + timeout
+        while ids and (end is None or time.monotonic() < end):
+            self.wait(0.5)
+            news = self.pull_messages(ids)
+            replies += news
+            ids -= {reply.metadata.reply_to_message_id for reply in news}
+        return replies
+
+    def wait(self, seconds: float) -> None:
+        """Return when a reply has come, or after that long."""
+        end = time.monotonic() + seconds
+        while not self._replies and (left := end - time.monotonic()) > 0:
+            self._collect(left)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            ray.kill(worker)
+
+    # The pool. ------------------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        while self._queue and self._free:
+            worker, message = self._free.popleft(), self._queue.popleft()
+            self._running[worker.run.remote(message)] = (worker, message)
+
+    def _collect(self, seconds: float) -> None:
+        """Take what Ray has finished, waiting for the first of it that long."""
+        now = time.monotonic()
+        due = [worker for when, worker in self._paused if when <= now]
+        self._paused = [entry for entry in self._paused if entry[0] > now]
+        self._probes |= {worker.ready.remote(): worker for worker in due}
+        pending = [*self._running, *self._probes]
+        if self._paused:
+            seconds = min(seconds, PROBE_PAUSE)
+        if pending:
+            done, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
+            done = done or ray.wait(pending, num_returns=1, timeout=seconds)[0]
+        else:
+            done = time.sleep(seconds) or []
+        for future in done:
+            self._finish(future)
+        self._hand_out()
+        self._give_up_if_alone()
+
+    def _finish(self, future: object) -> None:
+        message = None
+        if future in self._probes:
+            worker = self._probes.pop(future)
+        else:
+            worker, message = self._running.pop(future)
+        try:
+            result = ray.get(future)
+        except RayTaskError as error:  # the app raised; its worker is well
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            result = Error(APP_FAILED, f"{type(cause).__name__}: {cause}")
+        except (RayActorError, RayError) as error:
+            self._paused.append((time.monotonic() + PROBE_PAUSE, worker))
+            if message is not None:
+                self._reply(Message(Error(WORKER_LOST, why_lost(error)), reply_to=message))
+            return
+        self._free.append(worker)
+        if message is not None:
+            is_reply = isinstance(result, Message)
+            self._reply(result if is_reply else Message(result, reply_to=message))
+
+    def _reply(self, reply: Message) -> None:
+        self._replies[reply.metadata.reply_to_message_id] = reply
+
+    def _give_up_if_alone(self) -> None:
+        """Fail what waits when no worker has come back for a long time."""
+        if self._free or self._running or not self._queue:
+            self._without_workers = None
+            return
+        self._without_workers = self._without_workers or time.monotonic()
+        if time.monotonic() - self._without_workers > PATIENCE:
+            reason = f"no worker of Ray has been there for {PATIENCE:g} seconds"
+            while self._queue:
+                self._reply(Message(Error(WORKER_LOST, reason), reply_to=self._queue.popleft()))
+
+    # The rest of the interface. -------------------------------------------------------------------
+
+    def set_run(self, run) -> None:
+        """Do nothing: there is one run."""
+
+    @property
+    def run(self):
+        raise NotImplementedError("a simulation has no Flower run")
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+def with_id(message: Message) -> Message:
+    """Return the message under an id of its own, which Flower leaves to its SuperLink."""
+    about = message.metadata
+    metadata = Metadata(
+        run_id=about.run_id,
+        message_id=secrets.token_hex(8),
+        src_node_id=about.src_node_id,
+        dst_node_id=about.dst_node_id,
+        reply_to_message_id=about.reply_to_message_id,
+        group_id=about.group_id,
+        created_at=about.created_at,
+        ttl=about.ttl,
+        message_type=about.message_type,
+        src_task_id=about.src_task_id,
+        dst_task_id=about.dst_task_id,
+    )
+    return Message(message.content, metadata=metadata)
+
+
+def why_lost(error: Exception) -> str:
+    """Return why a worker was lost, and what to do about it where that is known."""
+    if isinstance(error, OutOfMemoryError) or "memory" in str(error).lower():
+        return (
+            "its worker was ended because the machine ran out of memory; use fewer "
+            "runtime.workers, or a smaller runtime.cohort_size or batch_size"
+        )
+    return "the process it ran in ended unexpectedly (killed, out of memory, or a crash)"

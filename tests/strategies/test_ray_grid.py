@@ -1,0 +1,112 @@
+"""The grid over Ray actors: who is free gets the work, one that dies costs its message alone, and comes back."""
+
+import os
+import signal
+import time
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from strategies.ray_grid import APP_FAILED, WORKER_LOST, RayGrid, why_lost, with_id
+from strategies.simulation import ray_cluster
+
+RUNTIME = {"address": None, "workers": 2, "gpus_per_worker": 1.0}
+
+
+def make_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context) -> Message:
+        what = message.content["ask"]["what"]
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise":
+            raise ValueError("a bad picture")
+        time.sleep(float(what) if what.replace(".", "").isdigit() else 0)
+        answer = {"what": what, "pid": os.getpid(), "node": dict(context.node_config)["partition-id"]}
+        return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def grid():
+    with ray_cluster(RUNTIME, "cpu", 6) as workers:
+        grid = RayGrid(make_app, workers.count, workers.resources)
+        yield grid
+        grid.close()
+
+
+def messages(grid, *asks: str) -> list[Message]:
+    contents = [RecordDict({"ask": ConfigRecord({"what": what})}) for what in asks]
+    return [Message(c, dst_node_id=1 + i % 2, message_type="query") for i, c in enumerate(contents)]
+
+
+def ask(grid, *asks: str) -> list[dict]:
+    replies = grid.send_and_receive(messages(grid, *asks), timeout=90)
+    return [dict(reply.content["answer"]) for reply in replies]
+
+
+def test_every_message_is_answered_once_by_the_node_it_names(grid):
+    answers = ask(grid, "0.05", *"bcdefgh")
+    assert sorted(a["what"] for a in answers) == sorted(["0.05", *"bcdefgh"])
+    assert {a["what"]: a["node"] for a in answers}["b"] == 2
+    assert list(grid.get_node_ids()) == [1, 2]
+
+
+def test_work_goes_to_whoever_is_free(grid):
+    """Both workers are up; one is busy for a second, so that the other serves all the rest."""
+    while len({a["pid"] for a in ask(grid, "0.2", "0.2")}) < 2:
+        pass
+    busy, *rest = sorted(ask(grid, "1.5", *"bcdef"), key=lambda a: a["what"])
+    assert {a["pid"] for a in rest} != {busy["pid"]} and len({a["pid"] for a in rest}) == 1
+
+
+def test_an_exception_of_the_app_and_a_death_cost_their_own_message(grid):
+    """The others are answered, and the worker that died works again."""
+    before = {a["pid"] for a in ask(grid, "0.2", "0.2")}
+    replies = grid.send_and_receive(messages(grid, "raise", "die", "x", "y"), timeout=90)
+    errors = {reply.error.code: reply.error.reason for reply in replies if reply.has_error()}
+    assert errors[APP_FAILED] == "ValueError: a bad picture"
+    assert "ended unexpectedly" in errors[WORKER_LOST]
+    assert {reply.content["answer"]["what"] for reply in replies if reply.has_content()} == {"x", "y"}
+    end = time.monotonic() + 60
+    while len(now := {a["pid"] for a in ask(grid, "0.2", "0.2")}) < 2 and time.monotonic() < end:
+        pass
+    assert len(now) == 2 and len(now & before) == 1
+
+
+def test_a_reply_that_nobody_waits_for_any_more_is_dropped(grid):
+    grid.push_messages(messages(grid, "late"))
+    grid.wait(30)
+    assert [a["what"] for a in ask(grid, "new")] == ["new"]
+
+
+def test_waiting_ends_with_the_first_reply(grid):
+    grid.send_and_receive(messages(grid, "warm"), timeout=90)
+    ids = grid.push_messages(messages(grid, "quick"))
+    began = time.monotonic()
+    grid.wait(30)
+    assert len(grid.pull_messages(ids)) == 1 and time.monotonic() - began < 15
+
+
+def test_a_worker_that_died_of_memory_is_named_with_what_to_do():
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+    for error in (OutOfMemoryError("Task was killed due to the node running low on memory."), MemoryError("memory")):
+        assert "runtime.workers" in why_lost(error) and "cohort_size" in why_lost(error)
+    assert "ended unexpectedly" in why_lost(ActorDiedError())
+
+
+def test_a_message_gets_an_id_and_keeps_the_rest():
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
+    message = Message(RecordDict(), dst_node_id=7, message_type="train", group_id="3", ttl=5.0)
+    one, other = with_id(message), with_id(message)
+    assert one.metadata.message_id and one.metadata.message_id != other.metadata.message_id
+    for name in ("run_id", "src_node_id", "dst_node_id", "group_id", "ttl", "message_type", "created_at"):
+        assert getattr(one.metadata, name) == getattr(message.metadata, name), name
+    assert one.content is message.content
