@@ -117,7 +117,7 @@ class Console:
         self._line("")
         if summary.get("accuracy"):
             self._out.print(accuracy_table(summary["accuracy"], self.one_prompt))
-            self._line(Text("percent, mean over clients", style="dim"))
+            self._line(Text("percent, mean over clients; * the best", style="dim"))
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (
@@ -126,7 +126,9 @@ class Console:
         if summary.get("status") == "interrupted":
             self._line(Text(f"interrupted after {human_seconds(seconds)}{cost}", style="yellow"))
         else:
-            self._line(f"done in {human_seconds(seconds)}{cost}")
+            encode = number((summary.get("seconds") or {}).get("encode"))
+            encoding = f" ({human_seconds(encode)} encoding images)" if encode >= 1 else ""
+            self._line(f"done in {human_seconds(seconds)}{encoding}{cost}")
         self._line(f"run folder: {run_dir}")
         if (run_dir / "report.html").exists():
             self._line(f"report:     {run_dir / 'report.html'}")
@@ -200,7 +202,7 @@ class Console:
 
 def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -> Table:
     """Rows zero-shot, global and, unless there is one prompt for all, personal prompt; columns local, base, novel, HM
-    and unseen where the protocol has them.
+    and unseen where the protocol has them. The best of a column is bold with a star.
     """
     columns = [
         name
@@ -210,9 +212,15 @@ def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", show_edge=False, pad_edge=False)
     table.add_column("")
     for column in columns:
-        table.add_column(_COLUMNS[column], justify="right", min_width=6)
+        table.add_column(_COLUMNS[column] + " ", justify="right", min_width=7)
     shown = [model for model in MODELS if not (one_prompt and model == "personal")]
-    for model in shown:
-        name, style = MODELS[model], "bold" if model == shown[-1] else ""
-        table.add_row(name, *(percent(block_figure(accuracy.get(model), column)) for column in columns), style=style)
+    texts = {c: [percent(block_figure(accuracy.get(model), c)) for model in shown] for c in columns}
+    best = {c: max((float(text) for text in of if text != "–"), default=math.nan) for c, of in texts.items()}
+    for k, model in enumerate(shown):
+        cells = []
+        for column in columns:
+            numbers = {float(text) for text in texts[column] if text != "–"}
+            marked = len(numbers) > 1 and texts[column][k] == percent(best[column])
+            cells.append(Text(texts[column][k] + ("*" if marked else " "), style="bold" if marked else ""))
+        table.add_row(MODELS[model], *cells)
     return table

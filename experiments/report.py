@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console as RichConsole
 
+from experiments.reporting import grids as printing
 from experiments.reporting import tables
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
+from experiments.reporting.titles import title
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
 _DESCRIPTION = """\
 Tables from finished runs. Every run folder at or below the given folders is read; runs that differ only in
-their seed make one row: mean ± sample standard deviation over seeds. The best row of a column is bold and
-the second underlined, among rows with the same data, model, partition and protocol. Only settings that
-differ are shown."""
+their seed make one row: mean ± sample standard deviation over seeds. The best row of a column is bold (in
+text it has a *) and the second underlined, among rows with the same data, model, partition and protocol. Only
+settings that differ are shown. Text fits the terminal (120 columns elsewhere): a table for each data set and
+protocol, costs left out first, then long labels shortened."""
 _EXAMPLES = """\
 examples:
   python -m experiments.report outputs/table1
@@ -107,39 +112,61 @@ def _report(options: argparse.Namespace, command: str) -> None:
         _write(options.out or default / "comparison.html", page)
         return
 
-    grid = tables.result_grid(rows, columns, models)
-    grids = [grid] + ([tables.comparison_grid(comparisons, models)] if comparisons else [])
-    grids += [grid for _, grid in beside]
     remarks = [f"not in the table: {line}" for line in left_out] + [f"note: {line}" for line in notes]
-    if options.significance and not comparisons:
+    if comparisons:
+        remarks += [f"note: {line}" for line in tables.significance_words(comparisons)]
+    elif options.significance:
         remarks.append("note: no significance, it takes two rows with seeds in common")
-    if options.format == "text" and options.out is None and sys.stdout.isatty():
-        console = RichConsole(width=10_000)  # a wide table is wrapped by the terminal, never cut
-        for one in grids:
-            console.print(tables.rich_table(one))
-            console.print()
-    else:
-        text = _as(options.format, grids, rows, columns, comparisons or (), [grid for _, grid in beside])
-        if options.out:
-            _write(options.out, text)
-        else:
-            print(text, end="")
+    text = _as(options, rows, columns, models, comparisons or (), [grid for _, grid in beside], remarks)
+    if options.out:
+        _write(options.out, text)
+    elif text:
+        print(text, end="")
     for line in remarks:
         print(line, file=sys.stderr)
 
 
 def _as(
-    form: str,
-    grids: list[tables.Grid],
+    options: argparse.Namespace,
     rows: list[tables.Row],
     columns: list[str],
-    comparisons: Sequence,
-    published: list[tables.Grid],
+    models: list[str],
+    comparisons: Sequence[tables.Comparison],
+    published: list[printing.Grid],
+    remarks: list[str],
 ) -> str:
-    if form == "csv":
-        return "\n".join([tables.as_csv(rows, columns, comparisons), *map(tables.grid_as_csv, published)])
-    write = {"text": tables.as_text, "markdown": tables.as_markdown, "latex": tables.as_latex}[form]
-    return "\n".join(write(grid) for grid in grids)
+    """The tables in the format asked for; in a terminal they are printed, and nothing is returned."""
+    if options.format == "csv":
+        return "\n".join([tables.as_csv(rows, columns, comparisons), *map(printing.grid_as_csv, published)])
+    means, words = tables.over_parts(rows, columns)
+    first = [replace(tables.result_grid(means, columns, models), heading=words)] if means else []
+    beside = [tables.comparison_grid(comparisons, models)] if comparisons else []
+    if options.format != "text":
+        write = {"markdown": printing.as_markdown, "latex": printing.as_latex}[options.format]
+        return "\n".join(
+            write(grid) for grid in [*first, tables.result_grid(rows, columns, models), *beside, *published]
+        )
+
+    results = first + tables.text_grids(rows, columns, models)
+    if options.out is None:  # a file does not wrap its lines
+        asked = _names(options.columns)
+        costs = [tables.column_name(name) for name in reversed(tables.COSTS) if name not in asked]
+        results, dropped = printing.fit(results, shutil.get_terminal_size((120, 24)).columns, costs)
+        if dropped:
+            remarks.append(
+                f"note: {', '.join(dropped)}: no room; --columns {','.join(tables.COSTS)} or --format csv has them"
+            )
+    if any(mark == "best" for grid in results for row in grid.rows for _, mark in row):
+        remarks.append("note: * is the best of a column among the rows that can be compared")
+    if options.out is None and sys.stdout.isatty():
+        console = RichConsole(width=10_000)  # a table that is too wide is wrapped by the terminal, never cut
+        for grid in results + beside + published:
+            if grid.heading:
+                console.print(grid.heading, style="bold", markup=False, highlight=False)
+            console.print(printing.rich_table(grid))
+            console.print()
+        return ""
+    return "\n".join(printing.as_text(grid) for grid in results + beside + published)
 
 
 def _nothing_run(options: argparse.Namespace) -> None:
@@ -148,13 +175,12 @@ def _nothing_run(options: argparse.Namespace) -> None:
         grid = published_grid(name, [])
         if grid is None:
             raise FedPGPError(f"no published figures stand beside the experiment {name!r} (conf/experiment/{name}.csv)")
-        print(tables.as_text(grid))
+        print(printing.as_text(grid))
 
 
 def _unfinished(run: Run) -> str:
-    return (
-        f"{run.status} at round {run.rounds_done} of {run.rounds}: {run.choice('method')}, seed {run.seed}, {run.path}"
-    )
+    where = f"{run.status} at round {run.rounds_done} of {run.rounds}"
+    return f"{where}: {title(run.choice('method'))}, seed {run.seed}, {run.path}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.reporting import charts, tables
+from experiments.reporting import charts, grids, tables
 from experiments.reporting.page import environment, partition_bubbles
 from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
@@ -45,7 +45,7 @@ def render_comparison(
     unfinished: Sequence[str],
     notes: Sequence[str],
     command: str,
-    published: Sequence[tuple[str, tables.Grid]] = (),
+    published: Sequence[tuple[str, grids.Grid]] = (),
 ) -> str:
     """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out;
     `published` are tables of published figures by experiment."""
@@ -56,8 +56,9 @@ def render_comparison(
         .render(
             headline=_headline(rows, models),
             lead=_lead(rows),
-            table=tables.as_html(tables.result_grid(rows, columns, models)),
-            significance=tables.as_html(tables.comparison_grid(comparisons, models)) if comparisons else None,
+            table=grids.as_html(tables.result_grid(rows, columns, models)),
+            significance=grids.as_html(tables.comparison_grid(comparisons, models)) if comparisons else None,
+            significance_words=tables.significance_words(comparisons or ()),
             asked=comparisons is not None,
             sections=[
                 _section([row for row in chart_rows if row.task == task], models, len(tasks) > 1) for task in tasks
@@ -65,7 +66,7 @@ def render_comparison(
             unfinished=unfinished,
             notes=notes,
             command=command,
-            published=[(name, tables.as_html(grid)) for name, grid in published],
+            published=[(name, grids.as_html(grid)) for name, grid in published],
         )
     )
 

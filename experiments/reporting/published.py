@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from experiments.reporting.grids import Grid
 from experiments.reporting.runs import MODELS, Run
 from experiments.reporting.statistics import mean_std
-from experiments.reporting.tables import Grid, column_name
+from experiments.reporting.tables import column_name
+from experiments.reporting.titles import title
 from experiments.reporting.words import mean_and_std
 from experiments.settings import CONF, flatten
 from fedpgp.errors import FedPGPError
@@ -94,7 +96,10 @@ def published_grid(name: str, runs: Sequence[Run]) -> Grid | None:
         ours = NOT_RUN if math.isnan(mean) else mean_and_std(mean, std)
         difference = "–" if math.isnan(mean) else f"{mean - row.value:+.2f}"
         several = f"mean of {len(row.mean_of)}" if row.mean_of else "any"
-        settings = [row.where[key] or (several if key == "dataset" else "any") for key in keys]
+        settings = [
+            (title(row.where[key]) if key == "method" else row.where[key]) or (several if key == "dataset" else "any")
+            for key in keys
+        ]
         words = [row.source, *settings, MODELS[row.prompt], column_name(row.figure)]
         body.append([(text, "") for text in (*words, ours, f"{row.value:.2f}", difference, row.note)])
     header = ["published by", *keys, "prompt", "figure", "ours", "theirs", "difference", "note"]

@@ -1,4 +1,4 @@
-"""Tables over seeds: runs that differ only in their seed make one row; text, Markdown, LaTeX, CSV and HTML."""
+"""Tables over seeds: runs that differ only in their seed make one row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from markupsafe import Markup, escape
-from rich.console import Console as RichConsole
-from rich.table import Table as RichTable
-from rich.text import Text
-
+from experiments.reporting.grids import Grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, number
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
+from experiments.reporting.titles import title
 from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std, setting
 from experiments.settings import NOT_FREE, flatten
 from fedpgp.errors import FedPGPError
@@ -29,7 +26,9 @@ _NOT_A_DIFFERENCE = {
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 _LOWER_IS_BETTER = ("ece",)
+_FEWEST_SEEDS = 3  # of a t-test that is worth looking at
 COSTS = ("bytes", "seconds", "peak_rss_mb")
+_PARTS = ("protocol.held_out",)  # options that a protocol runs through, a run each
 #: Figures that are one number a domain or data set.
 _MANY = {"domains": "", "domains_base": " base", "domains_novel": " novel", "datasets": ""}
 
@@ -65,9 +64,9 @@ class Row:
     runs: tuple[Run, ...]
 
     def name(self, with_model: bool = False, without: Collection[str] = ()) -> str:
-        """What tells the row from the others: `fedpgp, rank 8`; labels that all have alike may be left out."""
+        """What tells the row from the others: `FedPGP, rank 8`; labels that all have alike may be left out."""
         labels = {key: value for key, value in self.labels.items() if value != "–" and key not in without}
-        words = [value if key == "method" else f"{key} {value}" for key, value in labels.items()]
+        words = [title(value) if key == "method" else f"{key} {value}" for key, value in labels.items()]
         return ", ".join(words) + (f" ({MODELS[self.model]})" if with_model else "")
 
 
@@ -84,16 +83,6 @@ class Comparison:
     seeds: int
     t: float
     p: float
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table ready to print: texts, each with its mark. `breaks` are the rows that begin a new block."""
-
-    header: list[str]
-    rows: list[list[tuple[str, str]]]
-    texts: int
-    breaks: frozenset[int] = frozenset()
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
@@ -141,7 +130,7 @@ def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[
         if "zero_shot" in models and not any(group.labels["method"] == "zero_shot" for group in together):
             by_seed = {seed: run for group in together for seed, run in group.runs.items()}
             same = {k: v for k, v in together[0].labels.items() if all(g.labels[k] == v for g in together)}
-            labels = {key: same.get(key, "–") for key in together[0].labels} | {"method": "zero-shot CLIP"}
+            labels = {key: same.get(key, "–") for key in together[0].labels} | {"method": "zero_shot"}
             block.append(_row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in COSTS]))
         for group in together:
             if group.labels["method"] == "zero_shot":
@@ -186,7 +175,7 @@ def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[R
 def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
     """The best row of each task and column against each other one: paired t-tests over common seeds.
 
-    The p values are Holm's, corrected for the number of comparisons in the column.
+    The p values are Holm's, corrected for all comparisons that are returned.
     """
     found = []
     for task in dict.fromkeys(row.task for row in rows):
@@ -195,7 +184,6 @@ def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
             best = next((row for row in block if column in row.cells and row.cells[column].mark == "best"), None)
             if best is None or column in COSTS:
                 continue
-            others = []
             for row in block:
                 if row is best or column not in row.cells:
                     continue
@@ -204,13 +192,23 @@ def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
                 if seeds:
                     first, second = [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
                     difference, std = mean_std([a - b for a, b in zip(first, second, strict=True)])
-                    others.append((row, difference, std, len(seeds), *paired_t_test(first, second)))
-            corrected = holm([other[-1] for other in others])
-            found += [
-                Comparison(task, column, best, row, difference, std, seeds, t, p)
-                for (row, difference, std, seeds, t, _), p in zip(others, corrected, strict=True)
-            ]
-    return found
+                    t, p = paired_t_test(first, second)
+                    found.append(Comparison(task, column, best, row, difference, std, len(seeds), t, p))
+    corrected = holm([one.p for one in found])
+    return [replace(one, p=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def significance_words(comparisons: Sequence[Comparison]) -> list[str]:
+    """How the p values of `compare` are to be read."""
+    tested = sum(not math.isnan(one.p) for one in comparisons)
+    few = sum(one.seeds < _FEWEST_SEEDS for one in comparisons)
+    words = [f"Student’s t-test, paired over seeds, two-sided; p after Holm’s correction for all {tested} tests shown"]
+    if few:
+        words.append(
+            f"{few} of {len(comparisons)} comparisons have fewer than {_FEWEST_SEEDS} seeds in common: too few to "
+            "conclude anything from; run more (-m seed=0,1,2)"
+        )
+    return words
 
 
 def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
@@ -235,9 +233,9 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
     names = list(rows[0].labels) if rows else ["method"]
     texts = names + (["prompt"] if len(models) > 1 else [])
     breaks = {i for i in range(1, len(rows)) if rows[i].task != rows[i - 1].task}
-    body = []
+    body, numbers = [], []
     for row in rows:
-        cells = [(row.labels[name], "") for name in names]
+        cells = [(title(row.labels[name]) if name == "method" else row.labels[name], "") for name in names]
         if len(models) > 1:
             cells.append((MODELS[row.model], ""))
         cells.append((str(len(row.seeds)), ""))
@@ -245,7 +243,45 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
             cell = row.cells.get(column)
             cells.append((cell_text(column, cell), cell.mark) if cell else ("–", ""))
         body.append(cells)
-    return Grid([*texts, "seeds", *map(column_name, columns)], body, len(texts), frozenset(breaks))
+        means = [row.cells[column].mean if column in row.cells else math.nan for column in columns]
+        numbers.append((*(_as_number(text) for text, _ in cells[: len(texts)]), len(row.seeds), *means))
+    header = [*texts, "seeds", *map(column_name, columns)]
+    return Grid(header, body, len(texts), frozenset(breaks), tuple(numbers))
+
+
+def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str]) -> list[Grid]:
+    """The table of `make_rows` for a terminal: one for each task, what its rows have in common as a line above it.
+
+    Parts of one protocol (domains held out in turn) stay in one table.
+    """
+    blocks: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        blocks[tuple((key, v) for key, v in row.task if key not in _PARTS)].append(row)
+    if len(blocks) == 1:
+        return [result_grid(rows, columns, models)]
+    grids = []
+    for block in blocks.values():
+        same = {
+            key: value
+            for key, value in block[-1].labels.items()
+            if key != "method" and all(row.labels[key] in (value, "–") for row in block)
+        }
+        bare = [
+            replace(row, labels={key: value for key, value in row.labels.items() if key not in same}) for row in block
+        ]
+        heading = ", ".join(f"{key} {value}" for key, value in same.items() if value != "–")
+        grids.append(replace(result_grid(bare, columns, models), heading=heading))
+    return grids
+
+
+def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], str]:
+    """The mean over the parts of a protocol that runs them in turn (domains held out), and words for it; no rows where
+    there are no parts."""
+    label = next((key for key in _PARTS if rows and key in rows[0].labels), None)
+    parts = {row.labels[label] for row in rows if row.labels[label] != "–"} if label else ()
+    if len(parts) < 2 or any(row.labels[label] == "–" for row in rows):
+        return [], ""
+    return mean_over(rows, label, columns), f"mean over the {len(parts)} domains held out"
 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -284,85 +320,6 @@ def cell_text(column: str, cell: Cell) -> str:
     if column in ("peak_rss_mb", "peak_gpu_mb"):
         return human_megabytes(cell.mean)
     return mean_and_std(cell.mean, cell.std)
-
-
-# --------------------------------------------------------------------------------------------- the ways to print a Grid
-
-
-def rich_table(grid: Grid) -> RichTable:
-    """For a terminal: the best in bold, the second underlined."""
-    styles = {"best": "bold", "second": "underline", "": ""}
-    table = RichTable(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-    for index, name in enumerate(grid.header):
-        table.add_column(name, justify="left" if index < grid.texts else "right", no_wrap=True)
-    for index, row in enumerate(grid.rows):
-        if index in grid.breaks:
-            table.add_row()
-        table.add_row(*(Text(text, style=styles[mark]) for text, mark in row))
-    return table
-
-
-def as_text(grid: Grid) -> str:
-    """Aligned columns without colours, as wide as they need to be."""
-    file = io.StringIO()
-    RichConsole(file=file, width=10_000, color_system=None, force_terminal=False).print(rich_table(grid))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
-
-
-def as_markdown(grid: Grid) -> str:
-    marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
-    lines = ["| " + " | ".join(map(_escape_markdown, grid.header)) + " |"]
-    lines.append("|" + "|".join(" --- " if index < grid.texts else " ---: " for index in range(len(grid.header))) + "|")
-    for row in grid.rows:
-        lines.append("| " + " | ".join(marks[mark].format(_escape_markdown(text)) for text, mark in row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def as_latex(grid: Grid) -> str:
-    """A booktabs tabular."""
-    marks = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
-    lines = [
-        r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{{'l' * grid.texts}{'r' * (len(grid.header) - grid.texts)}}}",
-    ]
-    lines += [r"\toprule", " & ".join(map(_escape_latex, grid.header)) + r" \\", r"\midrule"]
-    for index, row in enumerate(grid.rows):
-        if index in grid.breaks:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(marks[mark] % _escape_latex(text) for text, mark in row) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def as_html(grid: Grid) -> Markup:
-    """A table element; spreads are set small."""
-    marks = {"best": Markup("<b>{}</b>"), "second": Markup("<u>{}</u>"), "": Markup("{}")}
-    head = Markup("").join(
-        Markup("<th{}>{}</th>").format(Markup(' class="text"') if index < grid.texts else "", name)
-        for index, name in enumerate(grid.header)
-    )
-    body = []
-    for index, row in enumerate(grid.rows):
-        cells = []
-        for k, (text, mark) in enumerate(row):
-            value, plus_minus, spread = text.partition(" ± ")
-            shown = marks[mark].format(value) + (Markup(" <small>± {}</small>").format(spread) if plus_minus else "")
-            tag = "th" if k == 0 else "td"
-            cells.append(
-                Markup("<{0}{1}>{2}</{0}>").format(tag, Markup(' class="text"') if k < grid.texts else "", shown)
-            )
-        body.append(
-            Markup("<tr{}>{}</tr>").format(
-                Markup(' class="break"') if index in grid.breaks else "", Markup("").join(cells)
-            )
-        )
-    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, Markup("\n").join(body))
-
-
-def grid_as_csv(grid: Grid) -> str:
-    """A table as it is shown, as CSV."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([grid.header, *([text for text, _ in row] for row in grid.rows)])
-    return file.getvalue()
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str], comparisons: Sequence[Comparison] = ()) -> str:
@@ -502,23 +459,12 @@ def _natural(text: str) -> list:
     return keys
 
 
+def _as_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _blank(value: float) -> str:
     return "" if math.isnan(value) else repr(round(value, 10))
-
-
-def _escape_markdown(text: str) -> str:
-    return str(escape(text)).replace("|", r"\|").replace("_", r"\_").replace("*", r"\*")
-
-
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    "±": r"$\pm$",
-    "–": "--",
-}
-
-
-def _escape_latex(text: str) -> str:
-    return text.translate(str.maketrans(_LATEX))

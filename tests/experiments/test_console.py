@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 
@@ -111,12 +112,26 @@ def test_summary(tmp_path):
         "local base novel HM",
         "zero-shot 42.0 50.0 40.0 47.1",
         "global prompt 61.3 50.0 40.0 47.1",
-        "personal prompt 70.0 50.0 40.0 47.1",
-        "percent, mean over clients",
+        "personal prompt 70.0* 50.0 40.0 47.1",
+        "percent, mean over clients; * the best",
         "done in 1:35 min, 1.5 MB sent by the clients, 2.5 MB received",
         f"run folder: {tmp_path}",
         f"report: {tmp_path / 'report.html'}",
     ]
+
+
+def test_the_best_is_marked_and_not_the_last():
+    accuracy = {"zero_shot": block(42.0, novel=52.04), "global": block(71.0, 51.0), "personal": block(70.0, 51.04)}
+    stream = io.StringIO()
+    console = Console(3, stream)
+    console.summary({"accuracy": accuracy, "seconds": {"encode": 54.2}}, Path("run"), 76)
+    rows = [line.split() for line in stream.getvalue().splitlines()[2:5]]
+    assert [row[-4:] for row in rows] == [
+        ["42.0", "50.0", "52.0*", "47.1"],
+        ["71.0*", "51.0*", "40.0", "47.1"],
+        ["70.0", "51.0*", "40.0", "47.1"],
+    ]
+    assert "done in 1:16 min (54 s encoding images)" in stream.getvalue()
 
 
 def test_summary_without_novel_classes_or_global_prompt(tmp_path):
@@ -129,7 +144,7 @@ def test_summary_without_novel_classes_or_global_prompt(tmp_path):
         ["local"],
         ["zero-shot", "42.0"],
         ["global", "prompt", "–"],
-        ["personal", "prompt", "70.0"],
+        ["personal", "prompt", "70.0*"],
     ]
     assert "interrupted after 5.0 s" in text and f"go on with: python -m experiments.run resume={tmp_path}" in text
 

@@ -1,297 +1,27 @@
 """Reports against run folders written here: every number in a table is computed again from the numbers that went in."""
 
-import base64
 import csv
-import html.parser
 import io
 import json
 import math
 import re
 import statistics
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image, ImageDraw
 
 from experiments import report
 from experiments.reporting import find_runs, read_run, write_report
 from experiments.reporting.page import headline
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
+from experiments.reporting.titles import METHOD_TITLES, title
 from experiments.reporting.words import human_bytes, human_seconds
 from fedpgp.errors import FedPGPError
+from tests.written import DOMAINS, LEVELS, Page, page, write_run
 
-DOMAINS = ("noto", "twemoji", "fluent", "openmoji")
 COSTS = ["bytes", "seconds", "memory"]
-CLASSES = (
-    "mammal",
-    "land vehicle",
-    "clothing",
-    "weather",
-    "hand gesture",
-    "heart",
-    "bird",
-    "fruit",
-    "drink & food",
-    "sea animal",
-)
-#: Where each method ends: (local, base, novel) of the global and of the personal prompt.
-LEVELS = {
-    "fedpgp": ((62.0, 58.0, 50.0), (71.0, 55.5, 49.0)),
-    "promptfl": ((63.0, 59.0, 47.0),) * 2,
-    "coop": (None, (70.0, 40.0, 33.0)),
-    "fedotp": ((60.0, 55.0, 44.0), (72.5, 45.0, 38.0)),
-}
-ZERO_SHOT = (42.0, 41.0, 44.0)
-
-
-def harmonic(*values):
-    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
-
-
-def block_of(rows, novel):
-    """An accuracy block from client rows, as summary.json has it."""
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in ("local", "base", "novel")}
-    spread = {name: float(np.std([row[name] for row in rows], ddof=len(rows) > 1)) for name in mean}
-    hm3, hm2 = harmonic(*mean.values()), harmonic(mean["base"], mean["novel"])
-    block = mean | {"hm3": hm3, "hm2": hm2, "cm": (mean["local"] + hm2) / 2, "ece": 6.5}
-    block["worst10"] = min(row["local"] for row in rows)
-    block["domains"] = {
-        d: float(np.mean([r["local"] for r in rows if r["domain"] == d]))
-        for d in dict.fromkeys(r["domain"] for r in rows)
-    }
-    block["std_clients"] = spread | {"hm3": 2.0, "hm2": 2.0}
-    if not novel:
-        for name in ("base", "novel", "hm3", "hm2", "cm"):
-            block[name] = None
-    return block
-
-
-def picture(rng, label):
-    image = Image.new("RGB", (64, 64), "white")
-    colour = tuple(int(v) for v in rng.integers(40, 220, 3))
-    draw = ImageDraw.Draw(image)
-    box = (10, 10, 54, 54)
-    [draw.ellipse, draw.rectangle, lambda b, fill: draw.polygon([(32, 8), (56, 56), (8, 56)], fill=fill)][
-        len(label) % 3
-    ](box, fill=colour)
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def write_run(
-    path,
-    method="fedpgp",
-    seed=1,
-    rounds=6,
-    clients=8,
-    status="finished",
-    novel=True,
-    dropped=(),
-    dataset="emoji",
-    domains=DOMAINS,
-    **settings,
-):
-    """A run folder as experiments.run leaves it, of random but consistent numbers; returns the last accuracies."""
-    rng = np.random.default_rng([seed, zlib.crc32(method.encode()), clients])
-    path.mkdir(parents=True)
-    config = {
-        **{
-            "seed": seed,
-            "rounds": rounds,
-            "clients": clients,
-            "participation": 1.0,
-            "local_epochs": 2,
-            "batch_size": 32,
-            "lr": 0.001,
-        },
-        **{
-            "shots": 8,
-            "n_ctx": 16,
-            "evaluate_every": 1,
-            "run_dir": str(path),
-            "resume": None,
-            "device": "cpu",
-            "dtype": "float32",
-        },
-        "training": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
-        "model": {"name": "tiny", "pretrained": None},
-        "dataset": {"name": dataset, "root": None, "download": False},
-        "partition": {"scheme": "domain_dirichlet", "beta": 0.3},
-        "protocol": {"name": "base2novel", "base": "all"},
-        "method": {"name": method, "optimizer_state": "reset"}
-        | ({"rank": 8, "mu": 1.0, "tau": 0.5} if method == "fedpgp" else {}),
-        "strategy": {"name": "fedavg"},
-        "runtime": {"name": "ray", "workers": 2, "cache_dir": None},
-        "logger": {"name": "none"},
-        "experiment_name": "table",
-        "versions": {"fedpgp": "0.1.0", "torch": "2.13.0", "flwr": "1.41.0"},
-        "git_commit": "0123456789abcdef0123",
-        "command": f"python -m experiments.run method={method} seed={seed}",
-    }
-    for key, value in settings.items():
-        group, _, name = key.partition("__")
-        if name:
-            config[group][name] = value
-        else:
-            config[group] = value
-    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-    table = []
-    for client in range(clients):
-        counts = {
-            name: int(n)
-            for name, n in zip(CLASSES, rng.multinomial(60, rng.dirichlet([0.4] * len(CLASSES))), strict=True)
-            if n
-        }
-        domain = domains[client * len(domains) // clients] if domains else None
-        row = {
-            "id": client,
-            "domain": domain,
-            "train_images": 60,
-            "test_images": 30,
-            "train_counts": counts,
-            "test_counts": counts,
-        }
-        table.append(row)
-    partition = {"scheme": "domain_dirichlet", "beta": 0.3, "class_names": list(CLASSES), "clients": table}
-    (path / "partition.json").write_text(json.dumps(partition))
-
-    prompts = LEVELS.get(method, (ZERO_SHOT, ZERO_SHOT))
-    levels = dict(zip(("zero_shot", "global", "personal"), (ZERO_SHOT, *prompts), strict=True))
-    offset = {model: rng.normal(0, 4, (clients, 3)) * (1, 0.3, 0.3) + rng.normal(0, 0.8, 3) for model in levels}
-    offset["zero_shot"] = np.random.default_rng([seed, 7]).normal(0, 4, (clients, 3))
-    if method == "promptfl":
-        offset["personal"] = offset["global"]
-    lines, rows = [], {}
-    done = rounds if status == "finished" else rounds // 2
-    for index in range(done + 1):
-        share = 1 - math.exp(-3 * index / rounds)
-        if index:
-            lines.append(
-                {
-                    **{
-                        "kind": "train",
-                        "round": index,
-                        "loss": 2.5 - 1.6 * share + float(rng.normal(0, 0.03)),
-                        "clients": clients,
-                    },
-                    **{
-                        "seconds": 2.0 + float(rng.random()),
-                        "bytes_up": 32768 * clients,
-                        "bytes_down": 32768 * clients,
-                    },
-                    "dropped": [entry for number, entry in dropped if number == index],
-                }
-            )
-        evaluation = {"kind": "eval", "round": index}
-        for model, level in levels.items():
-            if level is None:
-                evaluation[model] = None
-                continue
-            reached = np.array(ZERO_SHOT) * (1 - share) + np.array(level) * share
-            figures = np.clip(reached + offset[model] * (0.4 + 0.6 * share if model != "zero_shot" else 1), 0, 100)
-            keys = ("local", "base", "novel")
-            rows[model] = [
-                {**row, **dict(zip(keys, map(float, f), strict=True))} for row, f in zip(table, figures, strict=True)
-            ]
-            evaluation[model] = block_of(rows[model], novel)
-        lines.append(evaluation)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    accuracy = {model: lines[-1][model] for model in levels}
-
-    with (path / "clients.csv").open("w", newline="") as file:
-        fields = ["id", "domain", "train_images", "test_images", "model", "local", "base", "novel", "hm3", "hm2"]
-        writer = csv.DictWriter(file, fields, extrasaction="ignore")
-        writer.writeheader()
-        for model, of_model in rows.items():
-            for row in of_model:
-                three = {
-                    "hm3": harmonic(row["local"], row["base"], row["novel"]),
-                    "hm2": harmonic(row["base"], row["novel"]),
-                }
-                blank = {} if novel else {"base": "", "novel": "", "hm3": "", "hm2": ""}
-                writer.writerow({**row, **three, "model": model, **blank})
-    samples = []
-    for row in table:
-        for _ in range(4):
-            label, other = (str(name) for name in rng.choice(CLASSES, 2, replace=False))
-            correct = bool(rng.random() < 0.7)
-            predicted = label if correct else other
-            sample = {
-                "client": row["id"],
-                "domain": row["domain"],
-                "label": label,
-                "predicted": predicted,
-                "correct": correct,
-            }
-            samples.append(sample | {"confidence": float(rng.uniform(0.3, 0.99)), "png": picture(rng, label)})
-    (path / "samples.json").write_text(json.dumps({"samples": samples}))
-    if status != "unfinished":
-        summary = {
-            **{
-                "method": method,
-                "dataset": dataset,
-                "model": "tiny",
-                "partition": "domain_dirichlet",
-                "protocol": "base2novel",
-            },
-            **{"seed": seed, "rounds": rounds, "clients": clients, "status": status, "accuracy": accuracy},
-            **{
-                "bytes_up": 32768 * clients * done,
-                "bytes_down": 32768 * clients * done,
-                "wire_bytes_up": 70000,
-                "wire_bytes_down": 80000,
-            },
-            "seconds": {"total": 30.0 + seed, "train": 20.0, "evaluate": 8.0, "overhead": 2.0 + seed},
-            **{"images_per_second": 1234.5, "peak_rss_mb": 812.0, "peak_gpu_mb": 0},
-        }
-        (path / "summary.json").write_text(json.dumps(summary))
-    return accuracy
-
-
-VOID = {"meta", "img"}
-
-
-class Page(html.parser.HTMLParser):
-    """Checks that tags nest, and collects the texts and whatever a browser would load."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.loads, self.words, self.tags = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "xlink:href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-
-def page(path):
-    text = path.read_text()
-    parsed = Page(text)
-    assert all(load.startswith("data:image/png;base64,") for load in parsed.loads)
-    assert "http" not in text and "@import" not in text and "url(" not in text and "script" not in parsed.tags
-    assert not re.search(r"[\">, ]nan\b", text)
-    return parsed
+COLUMNS = ["local", "base", "novel", "hm3", "hm2"]
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +67,7 @@ def test_csv_holds_mean_and_sample_deviation_over_seeds(sweep, capsys):
         if row["prompt"] != "zero_shot":
             assert float(row["seconds_mean"]) == 32.0
             assert float(row["bytes_mean"]) == 2 * 32768 * 8 * 6
-    assert "unfinished at round 3 of 6: fedpgp, seed 4" in err
+    assert "unfinished at round 3 of 6: FedPGP, seed 4" in err
 
 
 def test_text_markdown_latex_agree_and_mark_the_best(sweep, capsys):
@@ -358,29 +88,44 @@ def test_text_markdown_latex_agree_and_mark_the_best(sweep, capsys):
     assert texts["latex"].count(r"\\") == 1 + len(LEVELS)
     lines = texts["text"].splitlines()
     assert lines[0].split() == ["method", "seeds", "local", "base", "novel", "HM", "HM2", *COSTS]
-    assert len(lines) == 1 + len(LEVELS) and max(map(len, lines)) < 130
+    assert len(lines) == 1 + len(LEVELS) and max(map(len, lines)) <= 120
+    assert texts["text"].count(f"{cell[order[0]]}*") == 1 and f"{cell[order[1]]}*" not in texts["text"]
     assert all(line.endswith(" 851 MB") for line in lines[1:])  # 812 MiB
 
 
-def test_significance_is_the_paired_t_test(sweep, capsys):
+def test_significance_is_the_paired_t_test_corrected_for_all_that_is_shown(sweep, capsys):
     root, reached = sweep
     _, out, _ = run_report(capsys, root, "--format", "csv", "--significance")
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(out))}
-    best = next(method for method, row in rows.items() if row["local_p"] == "")
     p_values = {}
-    for method in set(LEVELS) - {best}:
-        difference = [
-            reached[best, s]["personal"]["local"] - reached[method, s]["personal"]["local"] for s in (1, 2, 3)
-        ]
-        assert float(rows[method]["local_behind_best"]) == pytest.approx(statistics.mean(difference))
-        t = statistics.mean(difference) / (statistics.stdev(difference) / math.sqrt(3))
-        p_values[method] = 1 - abs(t) / math.sqrt(
-            t * t + 2
-        )  # Student's t with two degrees of freedom has a closed form
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    for method, p in corrected.items():
-        assert float(rows[method]["local_p"]) == pytest.approx(p, abs=1e-9)
-    assert "against" in run_report(capsys, root, "--significance")[1]
+    for column in COLUMNS:
+        best = next(method for method, row in rows.items() if row[f"{column}_p"] == "")
+        for method in set(LEVELS) - {best}:
+            difference = [
+                reached[best, s]["personal"][column] - reached[method, s]["personal"][column] for s in (1, 2, 3)
+            ]
+            assert float(rows[method][f"{column}_behind_best"]) == pytest.approx(statistics.mean(difference))
+            t = statistics.mean(difference) / (statistics.stdev(difference) / math.sqrt(3))
+            # Student's t with two degrees of freedom has a closed form
+            p_values[method, column] = 1 - abs(t) / math.sqrt(t * t + 2)
+    assert len(p_values) == 15
+    largest = 0.0
+    for rank, (method, column) in enumerate(sorted(p_values, key=p_values.get)):
+        largest = max(largest, min(1, (15 - rank) * p_values[method, column]))
+        assert float(rows[method][f"{column}_p"]) == pytest.approx(largest, abs=1e-9)
+    _, out, err = run_report(capsys, root, "--significance")
+    assert "against" in out and "correction for all 15 tests shown" in err and "fewer than" not in err
+
+
+def test_significance_of_two_seeds_is_warned_of(tmp_path, capsys):
+    for method in ("fedpgp", "promptfl"):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{method}{seed}", method, seed)
+    for form in ("text", "csv"):
+        err = run_report(capsys, tmp_path, "--significance", "--format", form)[2]
+        assert "5 of 5 comparisons have fewer than 3 seeds in common" in err
+    run_report(capsys, tmp_path, "--significance", "--format", "html")
+    assert "5 of 5 comparisons have fewer than 3 seeds" in page(tmp_path / "comparison.html").text
 
 
 def test_t_test_against_tables():
@@ -416,12 +161,37 @@ def test_only_differing_settings_are_shown(tmp_path, capsys):
         "seeds",
     ]  # not mu, which only fedpgp has; not the workers, which change nothing
     assert [row[:3] for row in rows] == [
-        ["fedpgp", "1", "2"],
-        ["fedpgp", "8", "2"],
-        ["fedpgp", "16", "2"],
-        ["promptfl", "–", "1"],
+        ["FedPGP", "1", "2"],
+        ["FedPGP", "8", "2"],
+        ["FedPGP", "16", "2"],
+        ["PromptFL", "–", "1"],
     ]
     assert "±" not in out.splitlines()[-1].split("HM")[-1]  # one seed has no spread
+
+
+def test_different_runs_are_grouped_and_fit_a_terminal(tmp_path, capsys, monkeypatch):
+    """A table a task, what its rows share above it; costs go first, then labels are shortened."""
+    long = "a_data_set_with_a_name_that_nobody_would_type_twice"
+    for dataset, protocol in (("emoji", "base2novel"), (long, "dirichlet")):
+        for method in ("fedpgp", "promptfl_ft"):
+            path = tmp_path / dataset / method
+            write_run(
+                path, method, dataset=dataset, protocol={"name": protocol}, method__init=long if "pgp" in method else 1
+            )
+    write_run(tmp_path / "rank", "fedpgp", dataset="emoji", protocol={"name": "base2novel"}, method__init="short")
+    for columns in ("160", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        _, out, err = run_report(capsys, tmp_path)
+        blocks = [block.splitlines() for block in out.split("\n\n")]
+        assert sorted(block[0] for block in blocks) == [
+            f"dataset {long}, protocol dirichlet",
+            "dataset emoji, protocol base2novel",
+        ]
+        assert all(block[1].split()[0] == "method" and "dataset" not in block[1] for block in blocks)
+        assert all(len(line) <= int(columns) for block in blocks for line in block[1:])
+        assert ("memory" in out) == (columns == "160") == ("no room" not in err)
+    _, out, _ = run_report(capsys, tmp_path, "--columns", "seconds")
+    assert "seconds" in out and "memory" not in out  # asked for: it stays
 
 
 def test_best_is_among_comparable_rows(tmp_path, capsys):
@@ -450,7 +220,7 @@ def test_zero_shot_is_one_row(tmp_path, capsys):
         write_run(tmp_path / method, method)
     for models in ("zero_shot,personal", "personal"):
         out = run_report(capsys, tmp_path, "--models", models)[1]
-        assert sorted(line.split()[0] for line in out.splitlines()) == ["fedpgp", "method", "zero_shot"]
+        assert sorted(line.split()[0] for line in out.splitlines()) == ["FedPGP", "Zero-shot", "method"]
 
 
 def test_one_prompt_for_all_is_the_global_one(tmp_path, capsys):
@@ -458,15 +228,15 @@ def test_one_prompt_for_all_is_the_global_one(tmp_path, capsys):
         write_run(tmp_path / method, method)
     lines = run_report(capsys, tmp_path, "--models", "personal,global")[1].splitlines()[1:]
     assert sorted(tuple(line.split()[:2]) for line in lines) == [
-        *(("coop", "personal"), ("fedpgp", "global"), ("fedpgp", "personal")),
-        *(("promptfl", "global"), ("zero_shot", "zero-shot")),
+        *(("CoOp", "personal"), ("FedPGP", "global"), ("FedPGP", "personal")),
+        *(("PromptFL", "global"), ("Zero-shot", "CLIP")),
     ]
 
 
 def test_columns_by_name(tmp_path, capsys):
     write_run(tmp_path / "1")
     _, out, _ = run_report(capsys, tmp_path, "--columns", "domains,ece,seconds.train,wire_bytes_up")
-    assert out.splitlines()[0].split()[7:] == [*DOMAINS, "ECE", "seconds.train", "wire_bytes_up", *COSTS]
+    assert out.splitlines()[0].split()[7:] == [*DOMAINS, "ECE", "seconds.train", "wire_bytes_up"]  # no room for costs
     status, _, err = run_report(capsys, tmp_path, "--columns", "accurracy")
     assert status == 2 and err.startswith("error: no column 'accurracy'; there are:")
 
@@ -477,7 +247,7 @@ def test_html_comparison(sweep, capsys):
     assert status == 0 and out == f"wrote {root / 'page.html'}\n"
     shown = page(root / "page.html")
     for method in LEVELS:
-        assert method in shown.text
+        assert title(method) in shown.text
         assert "{:.2f} ± {:.2f}".format(*expected(reached, method, "personal", "hm3")) in shown.text
     assert "unfinished at round 3 of 6" in shown.text and "Significance" in shown.text
     assert shown.tags.count("svg") >= 7
@@ -609,6 +379,16 @@ def test_help_has_examples(capsys):
     assert stopped.value.code == 0 and "examples:" in capsys.readouterr().out
 
 
+def test_methods_are_named_as_on_their_page():
+    """docs/methods.md names every method by its paper's name, perhaps with a word more."""
+    docs = (Path(report.__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|.*`method=(\w+)", docs, re.MULTILINE)
+    assert {method for _, method in rows} == set(METHOD_TITLES)
+    for name, method in rows:
+        assert name.strip("*").startswith(title(method)), name
+    assert title("my_own") == "my_own"
+
+
 def test_words():
     assert [human_bytes(n) for n in (0, 999, 1000, 32768, 1_572_864, 2.5e9)] == [
         "0 B",
@@ -637,10 +417,10 @@ def test_published_figures_stand_beside_ours(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     ours = statistics.fmean(last[dataset, 1]["personal"]["local"] for dataset in five)
-    line = published_row(out, "pFedMMA", "fedpgp", "local")
+    line = published_row(out, "pFedMMA", "FedPGP", "local")
     assert f"{ours:.2f}" in line and "95.38" in line and f"{ours - 95.38:+.2f}" in line
-    assert "not run" in published_row(out, "pFedMMA", "promptfl", "local")
-    assert "not run" in published_row(out, "FedDnC", "fedpgp")  # 8 shots
+    assert "not run" in published_row(out, "pFedMMA", "PromptFL", "local")
+    assert "not run" in published_row(out, "FedDnC", "FedPGP")  # 8 shots
     assert report.main([str(tmp_path), "--format", "html", "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "Published figures: paper_base2novel" in page and "not run" in page
