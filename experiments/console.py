@@ -7,20 +7,17 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console as RichConsole
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from experiments.progress import ProgressLine
 from experiments.reporting.runs import MODELS, block_figure, number
 from experiments.reporting.words import human_bytes, human_seconds, percent
 
 _COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "unseen": "unseen"}
-_SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 
 
@@ -37,10 +34,8 @@ class Console:
         self.total_rounds = total_rounds
         self.one_prompt = False  # whether the method has one prompt for all, which the server finds out
         self._out = RichConsole(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
-        self._live: Live | None = None
-        self._spinner: Spinner | None = None
+        self._line_of_progress = ProgressLine(self._out)
         self._stage: tuple[str, float] | None = None
-        self._last_progress = -math.inf
         self._rounds: deque[float] = deque(maxlen=_ROUNDS_REMEMBERED)
         self._rounds_seen = 0
         self._round_ended = math.inf
@@ -55,24 +50,14 @@ class Console:
         """Something has begun that takes a while: `loading the model`."""
         self._end_stage()
         self._stage = (text, time.monotonic())
-        self._last_progress = -math.inf
         if self._out.is_terminal:
-            self._show(text)
+            self._line_of_progress.show(text)
         else:
             self._line(text)
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """How far it is: `encoding images 1,200/4,800`. Without a terminal, a line every ten seconds and at the end."""
-        text = f"{what} {done:,}/{total:,}"
-        if self._out.is_terminal:
-            if self._stage is None:
-                self._stage = (what, time.monotonic())
-            self._show(text, done, total)
-            return
-        now = time.monotonic()
-        if now - self._last_progress >= _SECONDS_BETWEEN_PLAIN_LINES or done >= total:
-            self._last_progress = now
-            self._line(text)
+        """How far something is that takes long: `encoding test images 1,200/4,800`."""
+        self._line_of_progress.progress(done, total, what)
 
     def round(self, train: dict | None, evaluation: dict | None) -> None:
         """A round is done. Takes the objects of metrics.jsonl; no `train` for the evaluation before the first round."""
@@ -94,9 +79,9 @@ class Console:
         for entry in (train or {}).get("dropped") or []:
             self.warn(f"client {entry.get('client')} is left out of round {index}: {entry.get('reason')}")
         if index >= self.total_rounds:
-            self._stop()
+            self._line_of_progress.stop()
         elif self._out.is_terminal:
-            self._show(f"round {index + 1}/{self.total_rounds}", index, self.total_rounds, left)
+            self._line_of_progress.show(f"round {index + 1}/{self.total_rounds}", index, self.total_rounds, left)
 
     def note(self, text: str) -> None:
         self._line(Text(text, style="dim"))
@@ -113,7 +98,7 @@ class Console:
         """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command,
         `again` the command that goes on with a run."""
         self._end_stage()
-        self._stop()
+        self._line_of_progress.stop()
         self._line("")
         if summary.get("accuracy"):
             self._out.print(accuracy_table(summary["accuracy"], self.one_prompt))
@@ -138,7 +123,7 @@ class Console:
     def close(self) -> None:
         """Ends the live line; a stage that is going on was broken off and gets no tick. Safe to call twice."""
         self._stage = None
-        self._stop()
+        self._line_of_progress.stop()
 
     def _accuracy(self, evaluation: dict) -> Text:
         """Local accuracy: the personal prompt's, beside it the global one's, or zero-shot's where that is the same."""
@@ -169,23 +154,6 @@ class Console:
         # soft_wrap: a log line is one line, however narrow the stream claims to be
         self._out.print(text, soft_wrap=True)
 
-    def _show(self, text: str, done: int | None = None, total: int | None = None, left: float | None = None) -> None:
-        """The live line: a spinner, the text, a bar if the end is known."""
-        if self._spinner is None:
-            self._spinner = Spinner("dots", style="cyan")
-        parts: list[Any] = [self._spinner, Text(text)]
-        if done is not None and total:
-            parts.append(ProgressBar(total=total, completed=min(done, total), width=24))
-        if left is not None:
-            parts.append(Text(f"{human_seconds(left)} left", style="dim"))
-        line = Table.grid(padding=(0, 1))
-        line.add_row(*parts)
-        if self._live is None:
-            self._live = Live(line, console=self._out, transient=True, refresh_per_second=8)
-            self._live.start()
-        else:
-            self._live.update(line)
-
     def _end_stage(self) -> None:
         """In a terminal, a finished stage leaves a line with its time."""
         if self._stage is None:
@@ -193,11 +161,6 @@ class Console:
         (text, began), self._stage = self._stage, None
         if self._out.is_terminal:
             self._line(Text.assemble(("✓ ", "green"), text, (f"  {human_seconds(time.monotonic() - began)}", "dim")))
-
-    def _stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
 
 def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -> Table:

@@ -17,7 +17,7 @@ from rich.console import Console as RichConsole
 
 from clients.state import PrivateStore
 from experiments.console import accuracy_table
-from experiments.folder import RunFolder
+from experiments.folder import RunFolder, asked_run
 from experiments.naming import job_name, named
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
@@ -42,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="the folder of a run")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        metavar="RUN_DIR",
+        help="the folder of a run, or one above it: the newest run there",
+    )
     parser.add_argument("--to", type=Path, metavar="FILE", help="default: RUN_DIR/evaluations/<overrides>.json")
     parser.add_argument("overrides", nargs="*", help="of dataset, protocol, runtime, device and dtype")
     options, late = parser.parse_known_args(arguments)
@@ -50,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     overrides = [*options.overrides, *late]
     try:
-        record = evaluate(options.run, overrides)
-        path = options.to or _place(options.run, overrides, record)
+        run = asked_run(options.run)
+        record = evaluate(run, overrides)
+        path = options.to or _place(run, overrides, record)
         RunFolder(path.parent).json(path.name, record)
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        export(load_asked(options), options.client, options.to)
+        export(load_asked(options), options.to)
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(personal: Personal, client: int, to: Path) -> None:
+def export(personal: Personal, to: Path) -> None:
     """Writes the two files.
 
     Raises:
@@ -60,7 +60,7 @@ def export(personal: Personal, client: int, to: Path) -> None:
         "pictures": Reading.of(config["dataset"]).record(),
         "temperature": 1 / task.logit_scale,
         "method": method.name,
-        "client": client,
+        "client": personal.client,
         "own_prompt": personal.own,
         "round": personal.round,
     }

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ EXTENDED = "extended"
 ABOUT = ("versions", "git_commit", "command", EXTENDED)
 """Keys of config.yaml that are no settings."""
 
+LISTED = 4
+"""Runs of a sweep that a message names."""
 GLANCE = 1.0
 """Seconds for which another start may hold a folder just to see that it is used."""
 
@@ -190,6 +193,29 @@ class RunFolder:
     def json(self, name: str, value: object) -> None:
         """Writes a JSON file."""
         write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def asked_run(path: Path) -> Path:
+    """The folder that ``--run`` means: a run's own, or the newest run's below it, which is said on standard error.
+
+    Raises:
+        FedPGPError: a sweep's folder: its runs differ, and one of them has to be named.
+    """
+    if not path.is_dir() or (path / "config.yaml").exists():
+        return path
+    found: dict[Path, tuple[float, Path]] = {}
+    for depth in ("*", "*/*", "*/*/*"):
+        for config in path.glob(f"{depth}/config.yaml"):
+            found.setdefault(config.resolve(), (config.stat().st_mtime, config.parent))
+    if not found:
+        return path
+    if (path / "sweep.json").is_file():
+        names = sorted(folder.name for _, folder in found.values())
+        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        raise FedPGPError(f"{path} is a sweep's folder; name one of its runs: {listed}")
+    _, newest = max(found.values())
+    print(f"note: --run {path}: the newest run below it, {newest}", file=sys.stderr)
+    return newest
 
 
 def default_folder(name: str) -> Path:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from clients.state import PrivateStore
-from experiments.folder import RunFolder
+from experiments.folder import RunFolder, asked_run
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, NeedsPictures
@@ -29,6 +30,7 @@ class Personal:
         features: class features of the client's model, with a client axis of one.
         classes: the candidates.
         round: the round of the global tensors.
+        client: logical client; None where the global model was asked for.
         own: False where the client has no tensors of its own: its model is the global one.
     """
 
@@ -37,13 +39,18 @@ class Personal:
     features: Features
     classes: Candidates
     round: int
+    client: int | None
     own: bool
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`load_asked` takes."""
-    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--client", type=int, required=True, help="logical client, from 0")
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder, or one above it: the newest run")
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--client", type=int, help="logical client, from 0")
+    whose.add_argument(
+        "--global", action="store_true", dest="shared", help="the global prompt: what a new client would start from"
+    )
     parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
     parser.add_argument(
         "--weights", type=Path, help="the model's weights file, where the run's path is not this machine's"
@@ -53,15 +60,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_asked(options: argparse.Namespace) -> Personal:
-    """What a command line asks for."""
+    """What a command line asks for; says on standard error what somebody might not expect of it."""
     how = {"weights": options.weights, "data_root": options.data_root, "all_classes": options.all_classes}
-    return load_personal(options.run, options.client, options.state, **how)
+    personal = load_personal(asked_run(options.run), options.client, options.state, **how)
+    if personal.client is not None and not personal.own:
+        print(f"client {personal.client} has no prompt of its own: the global one answers", file=sys.stderr)
+    known, all_of_them = len(personal.classes.names), len(personal.federation.dataset.class_names)
+    if known < all_of_them:
+        print(f"among the {known} classes that were trained; --all-classes: among all {all_of_them}", file=sys.stderr)
+    return personal
 
 
 @torch.no_grad()
 def load_personal(
     run: Path,
-    client: int,
+    client: int | None,
     state: Path | None = None,
     *,
     weights: Path | None = None,
@@ -72,16 +85,16 @@ def load_personal(
 
     Args:
         run: the run's folder.
-        client: logical client, from 0; one that the run did not have is a new one.
+        client: logical client, from 0; None is the global model, what a new client would start from.
         state: the ``state-dir`` of a deployed client's node; None takes the run's ``private/``.
         weights: a file with the model's weights; None takes what the run's configuration says.
         data_root: the folder that holds the data sets; None takes the configuration's.
         all_classes: candidates are all classes of the data set, not only those that were trained.
 
     Raises:
-        FedPGPError: no run's folder, no checkpoint, a private state or weights that are not there, other weights than
-            the run's, other data where the method needs a client's pictures, or a client that never trained with a
-            method that has no global model.
+        FedPGPError: no run's folder, no checkpoint, a client that the run does not have, a private state or weights
+            that are not there, other weights than the run's, other data where the method needs a client's pictures, or
+            no global model where it would have to answer.
     """
     _, config = RunFolder.open(run)
     config["model"]["pretrained"] = _weights(config["model"], weights)
@@ -95,9 +108,7 @@ def load_personal(
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("shared/", "memory/")
     )
-    if client < 0:
-        raise FedPGPError(f"--client {client}: clients are numbered from 0")
-    committed = int(tensors["committed"][client]) if client < len(tensors["committed"]) else 0
+    committed = _committed(tensors["committed"], client)
     if committed and state is None and config["runtime"]["name"] == "flower":
         raise FedPGPError(
             f"what client {client} learned for itself is on its own machine alone: run this there, with --state "
@@ -118,10 +129,9 @@ def load_personal(
         else:  # a method without personal tensors, or a client that never took part
             features = federation.global_features(shared, classes)
             if features is None:
-                raise FedPGPError(
-                    f"client {client} never trained, and method={config['method']['name']} has no global model for it"
-                )
-        return Personal(config, federation, features, classes, info["round"], bool(committed))
+                who = "there is no global prompt" if client is None else f"client {client} never trained"
+                raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
+        return Personal(config, federation, features, classes, info["round"], client, bool(committed))
 
     record = info.get("data")
     if record is not None:
@@ -131,6 +141,22 @@ def load_personal(
     if note := check_same_data(run, record, data_record(federation.deal)):
         print(f"note: {note}", file=sys.stderr)
     return answering(federation)
+
+
+def _committed(rounds: np.ndarray, client: int | None) -> int:
+    """The round whose private state a client has; 0 for none, and for the global model.
+
+    Raises:
+        FedPGPError: the run has no such client.
+    """
+    if client is None:
+        return 0
+    if not 0 <= client < len(rounds):
+        raise FedPGPError(
+            f"client {client} is none of the run's {len(rounds)}, 0 to {len(rounds) - 1}; --global asks for the global "
+            "prompt, which a new client would start from"
+        )
+    return int(rounds[client])
 
 
 def _weights(model: Mapping, given: Path | None) -> str | None:

@@ -1,20 +1,24 @@
 """Classifies pictures with a client's own prompt.
 
 python -m experiments.predict --run outputs/default/TIME --client 3 IMAGE...
+python -m experiments.predict --run RUN_DIR --global IMAGE...                         with the global prompt
 python -m experiments.predict --run RUN_DIR --client 0 --state STATE_DIR IMAGE...     where a deployed client lives
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console as RichConsole
 
 from experiments.personal import Personal, add_options, load_asked
+from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
+from fedpgp.data.features import pictures_at_once
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
@@ -29,54 +33,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("images", nargs="+", type=Path)
     options = parser.parse_args(arguments)
+    unreadable: list[str] = []
+    line = ProgressLine(RichConsole(stderr=True, highlight=False), redirect=False)
     try:
         personal = load_asked(options)
+        for number, (path, answer) in enumerate(classified(personal, options.images), start=1):
+            if isinstance(answer, str):
+                unreadable.append(answer)
+            else:
+                line.stop()  # both may go to the same terminal
+                print(f"{path}: {_in_words(answer, personal.classes.names)}", flush=True)
+            line.progress(number, len(options.images), "pictures")
     except FedPGPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    pictures, unreadable = _read(options.images, Reading.of(personal.config["dataset"]))
-    _say_what_answers(personal, options)
-    answers = predict(personal, list(pictures.values())) if pictures else []
-    for path, probability in zip(pictures, answers, strict=True):
-        best = probability.topk(min(SHOWN, len(probability)))
-        words = [
-            f"{personal.classes.names[i]} {100 * p:.1f} %"
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        print(f"{path}: {', '.join(words)}")
+        unreadable.append(str(error))
+    finally:
+        line.stop()
     for reason in unreadable:
         print(f"error: {reason}", file=sys.stderr)
     return BAD_INPUT if unreadable else 0
 
 
-def _read(paths: Sequence[Path], reading: Reading) -> tuple[dict[Path, Image.Image], list[str]]:
-    """The pictures that can be read, and what is wrong with the others."""
-    pictures, unreadable = {}, []
-    for path in paths:
+def classified(personal: Personal, paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor | str]]:
+    """Each picture with the probability of each class, (classes,), or why it cannot be read. In batches, which begin
+    with one picture: the first answers are there soon, and no more than a batch is held."""
+    most, reading = pictures_at_once(personal.federation.method.task.device), Reading.of(personal.config["dataset"])
+    start, size = 0, 1
+    while start < len(paths):
+        batch = paths[start : start + size]
+        reasons: dict[int, str] = {}
+        answers = iter(predict(personal, _opened(batch, reading, reasons)))
+        for i, path in enumerate(batch):
+            yield path, reasons[i] if i in reasons else next(answers)
+        start, size = start + size, min(most, 2 * size)
+
+
+def _opened(paths: Sequence[Path], reading: Reading, reasons: dict[int, str]) -> Iterator[Image.Image]:
+    """The pictures that can be read; of the others why not, by their number."""
+    for i, path in enumerate(paths):
         try:
-            pictures[path] = FileSplit(Path(), [str(path)], [0], reading=reading).image(0)
+            yield FileSplit(Path(), [str(path)], [0], reading=reading).image(0)
         except FedPGPError as error:
-            unreadable.append(str(error).partition(";")[0])  # what follows is about data sets
-    return pictures, unreadable
+            reasons[i] = str(error).partition(";")[0]  # what follows is about data sets
 
 
-def _say_what_answers(personal: Personal, options: argparse.Namespace) -> None:
-    """What somebody might not expect, on standard error."""
-    client, clients = options.client, personal.config["clients"]
-    if client >= clients:
-        print(f"client {client} is none of the run's, 0 to {clients - 1}: the global prompt answers", file=sys.stderr)
-    elif not personal.own:
-        print(f"client {client} has no prompt of its own: the global one answers", file=sys.stderr)
-    known, all_of_them = len(personal.classes.names), len(personal.federation.dataset.class_names)
-    if known < all_of_them:
-        print(f"among the {known} classes that were trained; --all-classes: among all {all_of_them}", file=sys.stderr)
+def _in_words(probability: torch.Tensor, names: Sequence[str]) -> str:
+    best = probability.topk(min(SHOWN, len(probability)))
+    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return ", ".join(f"{names[i]} {100 * p:.1f} %" for p, i in pairs)
 
 
 @torch.no_grad()
-def predict(personal: Personal, pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """Probability of each class for each picture, (pictures, classes)."""
+def predict(personal: Personal, pictures: Iterable[Image.Image]) -> torch.Tensor:
+    """Probability of each class for each picture, (pictures, classes); each picture is let go when it is prepared."""
     method, clip = personal.federation.method, personal.federation.method.task.clip
-    pixels = torch.stack([clip.preprocess(picture) for picture in pictures])
+    prepared = [clip.preprocess(picture) for picture in pictures]
+    if not prepared:
+        return torch.empty(0, len(personal.classes.names))
+    pixels = torch.stack(prepared)
     read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.reads}
     images = Images(**{what: x.to(method.task.device, method.task.dtype).unsqueeze(0) for what, x in read.items()})
     return method.logits(personal.features, images, personal.classes)[0].softmax(-1).cpu()

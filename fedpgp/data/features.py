@@ -60,8 +60,7 @@ def encode_split(
         dataset_name, split_name: only make the file's name readable.
         what: ``features``, ``patches``, ``mirrored`` (features of the mirrored pictures) or ``features_raw`` (not of
             unit norm).
-        batch_size: pictures in one pass through the image tower; None: 128 on a GPU, 32 on a CPU, whose caches hold
-            no more.
+        batch_size: pictures in one pass through the image tower; None: :func:`pictures_at_once`.
         progress: called with (pictures done, N) after each batch.
 
     Returns:
@@ -71,7 +70,7 @@ def encode_split(
         FedPGPError: a picture that cannot be read; no space left (says where, and how to move the cache).
     """
     path, key = _place(clip, split, cache_dir, dataset_name, split_name, what)
-    batch_size = batch_size or (32 if clip.device.type == "cpu" else 128)
+    batch_size = batch_size or pictures_at_once(clip.device)
     found = _open_cached(path, key, len(split))
     if found is not None:
         return found
@@ -84,6 +83,11 @@ def encode_split(
     if found is None:
         raise FedPGPError(f"the feature cache {path} cannot be read back after it was written; is the disk sound?")
     return found
+
+
+def pictures_at_once(device: torch.device) -> int:
+    """Pictures in one pass through an image tower: 128 on a GPU, 32 on a CPU, whose caches hold no more."""
+    return 32 if device.type == "cpu" else 128
 
 
 def encoded_before(

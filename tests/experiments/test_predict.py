@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -81,12 +83,63 @@ def test_the_command_names_the_class(run, clients, pictures, capsys):
 
 def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, capsys):
     files, _ = pictures
-    ours, new = load_personal(run, clients[0]), [load_personal(run, client) for client in (clients[1], 99)]
+    ours, new = load_personal(run, clients[0]), [load_personal(run, client) for client in (clients[1], None)]
     assert ours.own and not any(other.own for other in new)
     torch.testing.assert_close(new[0].features, new[1].features)
     assert (ours.features - new[0].features).abs().max() > 1e-6
-    assert predict.main(["--run", str(run), "--client", "99", str(files[0])]) == 0
-    assert "client 99 is none of the run's, 0 to 1: the global prompt answers" in capsys.readouterr().err
+    for who, said in ((["--client", str(clients[1])], True), (["--global"], False)):
+        assert predict.main(["--run", str(run), *who, str(files[0])]) == 0
+        assert ("has no prompt of its own: the global one answers" in capsys.readouterr().err) == said
+
+
+def test_answers_come_while_later_pictures_are_not_there_yet(run, clients, pictures, tmp_path):
+    files, _ = pictures
+    personal, late = load_personal(run, clients[0]), tmp_path / "late.png"
+    answers = predict.classified(personal, [files[0], late, files[1]])
+    first, probability = next(answers)
+    late.write_bytes(files[2].read_bytes())
+    others = [answer for _, answer in answers]
+    assert first == files[0]
+    expected = predict.predict(personal, [Image.open(files[i]).convert("RGB") for i in (0, 2, 1)])
+    torch.testing.assert_close(torch.stack([probability, *others]), expected)
+
+
+def test_no_more_than_a_batch_of_pictures_is_held(run, clients, pictures, monkeypatch):
+    files, _ = pictures
+    personal, asked = load_personal(run, clients[0]), []
+    whole = predict.predict
+    monkeypatch.setattr(predict, "pictures_at_once", lambda device: 4)
+    monkeypatch.setattr(predict, "predict", lambda p, pictures: whole(p, asked.append(0) or _counted(pictures, asked)))
+    many = [*files[:5], files[0], *files[:5]]
+    assert [path for path, _ in predict.classified(personal, many)] == many  # the same picture twice is answered twice
+    assert asked == [1, 2, 4, 4]
+
+
+def _counted(pictures, asked):
+    for picture in pictures:
+        asked[-1] += 1
+        yield picture
+
+
+def test_the_newest_run_below_a_folder_is_taken_and_named(run, clients, pictures, tmp_path, capsys):
+    files, _ = pictures
+    older, newer = tmp_path / "outputs" / "default" / "older", tmp_path / "outputs" / "default" / "newer"
+    shutil.copytree(run, newer)
+    older.mkdir()
+    (older / "config.yaml").write_text("broken")
+    os.utime(older / "config.yaml", (1, 1))
+    command = ["--client", str(clients[0]), str(files[0])]
+    for folder in (tmp_path / "outputs", tmp_path / "outputs" / "default"):
+        assert predict.main(["--run", str(folder), *command]) == 0
+        assert f"the newest run below it, {newer}" in capsys.readouterr().err
+    assert evaluate.main(["--run", str(tmp_path / "outputs")]) == 0
+    assert (newer / "evaluations" / "own.json").exists()
+    (tmp_path / "outputs" / "sweep.json").write_text("{}")
+    capsys.readouterr()
+    for main in (predict.main, export.main):
+        words = ["--client", "0", "--to", str(tmp_path)] if main is export.main else command
+        assert main(["--run", str(tmp_path / "outputs"), *words]) == 2
+        assert "is a sweep's folder; name one of its runs: newer, older" in capsys.readouterr().err
 
 
 def test_a_picture_that_cannot_be_read_does_not_cost_the_others_their_answers(run, clients, pictures, tmp_path, capsys):
@@ -127,13 +180,28 @@ def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     ("arguments", "said"),
     [
         (["--client", "0"], "is no run's folder"),
-        (["--client", "-1"], "clients are numbered from 0"),
+        (["--client", "-1"], "client -1 is none of the run's 2, 0 to 1; --global asks for the global prompt"),
+        (["--client", "99"], "client 99 is none of the run's 2, 0 to 1; --global asks for the global prompt"),
     ],
 )
-def test_bad_input(run, tmp_path, arguments, said, capsys):
-    folder = run if arguments[1] == "-1" else tmp_path
+def test_bad_input(run, pictures, tmp_path, arguments, said, capsys):
+    folder = tmp_path if arguments[1] == "0" else run
     assert export.main(["--run", str(folder), *arguments, "--to", str(tmp_path / "to")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "to").exists()
+    assert predict.main(["--run", str(folder), *arguments, str(pictures[0][0])]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_whose_prompt_has_to_be_said(run, tmp_path):
+    for words in ([], ["--client", "0", "--global"]):
+        with pytest.raises(SystemExit):
+            export.main(["--run", str(run), *words, "--to", str(tmp_path)])
+
+
+def test_the_global_prompt_is_exported(run, tmp_path):
+    assert export.main(["--run", str(run), "--global", "--to", str(tmp_path)]) == 0
+    about = json.loads((tmp_path / "classifier.json").read_text())
+    assert about["client"] is None and not about["own_prompt"]
 
 
 def test_a_lost_private_state_is_named(run, clients, tmp_path):
