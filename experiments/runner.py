@@ -82,7 +82,7 @@ def start(
     quiet(config["verbose"])
     check(config)
     check_runtime(config, deployed=grid is not None)
-    make_rule(config["strategy"]["name"], _options(config["strategy"]))
+    make_rule(config["strategy"]["name"], config["strategy"])
     path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     config = {**config, "run_dir": str(path), "resume": None}
     folder = RunFolder.create(path, config, command)
@@ -172,7 +172,7 @@ def _run(
                     console.note(note)
                 if privacy := federation.method.privacy(config["rounds"]):
                     console.warn(f"method={config['method']['name']}: {privacy_words(privacy)}")
-                rule = make_rule(config["strategy"]["name"], _options(config["strategy"]))
+                rule = make_rule(config["strategy"]["name"], config["strategy"])
                 if checkpoint and checkpoint[1]["config"]["rounds"] < config["rounds"]:
                     begin_more_rounds(folder, config["rounds"])
                 return Server(
@@ -348,6 +348,10 @@ class _Observer:
         self._train = self._evaluation = None
         return {"metrics_bytes": self.folder.metrics_length()}
 
+    def go_back(self, mark: dict) -> None:
+        self.folder.cut_metrics(mark["metrics_bytes"])
+        self._train = self._evaluation = None
+
     def _tell(self, record: dict) -> None:
         self.folder.metric(record)
         self.logger.log(record)
@@ -444,7 +448,3 @@ def _what_helps(error: FedPGPError, command: str) -> str:
     if not isinstance(error, RepeatingError):
         return f"resume with: {command}"
     return f"{error.advice} resume with: {command}" if error.resumable else error.advice
-
-
-def _options(group: Mapping) -> dict:
-    return {key: value for key, value in group.items() if key != "name"}

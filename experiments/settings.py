@@ -57,6 +57,10 @@ _NUMBERS = {  # key: (test, what it is)
     "method.mu": (lambda x: x >= 0, "0 or more"),
     "method.tau": (lambda x: x > 0, "above 0"),
 }
+_NUMBERS_OR_NULL = {
+    "strategy.max_update_norm": (lambda x: x >= 1, "1 or more, or null for no bound"),
+    "strategy.max_weight": (lambda x: x >= 1, "1 or more, or null for no bound"),
+}
 _CHOICES = {
     "first_round": ("sampled", "all"),
     "device": ("auto", "cpu", "cuda", "mps"),
@@ -90,8 +94,10 @@ def check(config: Mapping) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise FedPGPError(f"{key}={_shown(value)} cannot work; it is a whole number, {valid}")
-    for key, (test, valid) in _NUMBERS.items():
-        value = flat.get(key, 0.5)
+    for key, (test, valid) in {**_NUMBERS, **_NUMBERS_OR_NULL}.items():
+        if flat.get(key) is None and (key not in flat or key in _NUMBERS_OR_NULL):
+            continue
+        value = flat[key]
         if (
             isinstance(value, bool)
             or not isinstance(value, (int, float))

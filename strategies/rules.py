@@ -28,13 +28,17 @@ RULES: dict[str, type[flower.FedAvg]] = {
 }
 """Name -> Flower strategy; the same names as conf/strategy/."""
 
+SERVERS = ("name", "max_update_norm", "max_weight")
+"""Keys of the configuration's group that are no options of a strategy: the server sees to them."""
+
 _OURS = {
     name for name in inspect.signature(flower.FedAvg).parameters
 }  # sampling and record keys: the server's business
 
 
 def make_rule(name: str, options: Mapping[str, object]) -> flower.FedAvg:
-    """A Flower strategy by name, with its own options (``server_momentum``, ``eta``, ``num_malicious_nodes`` …).
+    """A Flower strategy by name, with its own options (``server_momentum``, ``eta``, ``num_malicious_nodes`` …); those
+    of the server are passed over.
 
     Raises:
         FedPGPError: unknown rule or option, or a value the rule refuses.
@@ -42,6 +46,7 @@ def make_rule(name: str, options: Mapping[str, object]) -> flower.FedAvg:
     if name not in RULES:
         raise FedPGPError(unknown("strategy", name, list(RULES)))
     valid = [option for option in inspect.signature(RULES[name]).parameters if option not in _OURS]
+    options = {option: value for option, value in options.items() if option not in SERVERS}
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of strategy {name}", option, valid))

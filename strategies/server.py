@@ -5,6 +5,7 @@ draws the clients of a round from (seed, round), checks every reply, retries a r
 saves after each round, so that a run can be killed at any moment and goes on with the same numbers.
 """
 
+import copy
 import math
 import random
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
@@ -29,7 +30,8 @@ from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.failures import lost_round, tell
-from strategies.grid import CohortGrid, Exchange, Interrupted
+from strategies.going_back import NoUsableAnswer, checkpoint_before
+from strategies.grid import NO_ANSWER, CohortGrid, Exchange, Interrupted
 from strategies.reply_checks import (
     ROW_BYTES,
     SAMPLES_BYTES,
@@ -43,6 +45,7 @@ from strategies.reply_checks import (
 )
 from strategies.roll import Roll
 from strategies.rules import clients_needed, restore_rule, rule_state
+from strategies.screening import capped, too_large
 from strategies.state import State, below
 
 TRIES = 2
@@ -67,6 +70,10 @@ class Observer(Protocol):
     def samples(self, samples: Rows) -> None: ...
     def mark(self) -> dict:
         """What the observer needs to go on from here; saved in the checkpoint."""
+        ...
+
+    def go_back(self, mark: dict) -> None:
+        """Forget what came after this mark."""
         ...
 
 
@@ -116,6 +123,9 @@ class Server:
         self.gpu_memory: dict[str, float] = {}
         self.failure: BaseException | None = None
         self._restored = checkpoint is not None
+        self._unused_rule = copy.deepcopy(rule)
+        self._gone_back: set[int] = set()  # rounds from which the run has gone back
+        self._capped: set[int] = set()  # clients whose weight was capped, and said so
         if checkpoint:
             tensors, info = checkpoint
             self.state, self.table = State.restored(tensors, info), info["table"]
@@ -147,7 +157,7 @@ class Server:
         try:
             self.run(grid)
         except BaseException as failure:  # also Interrupted
-            self.failure = failure
+            self.failure = failure.failure if isinstance(failure, NoUsableAnswer) else failure
             self._fence()
 
     def run(self, inner: Grid) -> None:
@@ -173,15 +183,40 @@ class Server:
         if not self._restored:
             self._evaluate(grid, 0)
             self._save()
-        for round in range(self.state.round + 1, self.rounds + 1):
-            self._train(grid, round)
-            if round == self.rounds or (self.config["evaluate_every"] and round % self.config["evaluate_every"] == 0):
-                self._evaluate(grid, round)
-            self._save()
+        while (round := self.state.round + 1) <= self.rounds:
+            try:
+                self._round(grid, round)
+            except NoUsableAnswer as lost:
+                self._go_back(round, lost)
         self.observer.samples(self._samples(grid))
         self._clock()
 
     # A round. ---------------------------------------------------------------------------------------------------------
+
+    def _round(self, grid: CohortGrid, round: int) -> None:
+        self._train(grid, round)
+        if round == self.rounds or (self.config["evaluate_every"] and round % self.config["evaluate_every"] == 0):
+            self._evaluate(grid, round)
+        self._save()
+
+    def _go_back(self, round: int, lost: NoUsableAnswer) -> None:
+        """Restores the checkpoint before the state of which no client made a usable answer: once from each round.
+
+        Raises:
+            NoUsableAnswer: the run went back from this round already, or there is no such checkpoint.
+        """
+        earlier = checkpoint_before(self.folder / "checkpoint", self.state.round, self.observer.warn)
+        if earlier is None or round in self._gone_back:
+            raise lost
+        self._gone_back.add(round)
+        tensors, info = earlier
+        self.observer.warn(
+            f"{lost}. The tensors after round {self.state.round} may be spoiled: going back to those after round "
+            f"{info['round']}"
+        )
+        self.state, self.rule = State.restored(tensors, info), copy.deepcopy(self._unused_rule)
+        restore_rule(self.rule, below("rule/", tensors), info["rule"])
+        self.observer.go_back(info["observer"])
 
     def _train(self, grid: CohortGrid, round: int) -> None:
         began = time.perf_counter()
@@ -196,16 +231,17 @@ class Server:
         def check(client: int, content: RecordDict) -> None:
             check_update(content, self._row(client)["train_images"], self._reference, self.config["local_epochs"])
 
-        good, dropped, exchange = self._ask(grid, round, clients, configure, check, need)
+        good, dropped, exchange = self._ask(grid, round, clients, configure, check, need, screen=self._screen)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
+        images = {client: int(metrics["num-examples"]) for client, metrics in numbers.items()}
+        caps = self._cap(numbers, images)
         weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
-        epochs = [metrics["epochs"] for metrics in numbers.values()]
         if self.state.shared:
             self._aggregate(round, good)
         for client in exchange.kept & set(good):
             self.state.committed[client] = round
         self.state.round = round
-        self.state.images += int(weights @ epochs)
+        self.state.images += sum(int(images[client] * metrics["epochs"]) for client, metrics in numbers.items())
         self._account(exchange, "train")
         record = {
             "kind": "train",
@@ -217,7 +253,34 @@ class Server:
             "bytes_down": exchange.traffic.down,
             "dropped": [{"client": client, "reason": reason} for client, reason in sorted({**gone, **dropped}.items())],
         }
+        if caps:
+            record["capped"] = [{"client": c, "images": images[c], "weight": caps[c]} for c in caps]
         self.observer.trained(record)
+
+    def _screen(self, good: Mapping[int, Message]) -> dict[int, str]:
+        """The clients whose update is out of proportion, and why; a strategy is left as many as it needs."""
+        most = self.config["strategy"].get("max_update_norm")
+        if most is None or not self.state.shared:
+            return {}
+        uploads = {c: {n: a.numpy() for n, a in reply.content["arrays"].items()} for c, reply in good.items()}
+        spare = len(good) - clients_needed(self.rule)
+        return too_large(uploads, self.state.shared, self.federation.method.differences, most, spare)
+
+    def _cap(self, numbers: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
+        """Caps the weights of clients whose images nobody else has counted; returns those that are."""
+        most = self.config["strategy"].get("max_weight")
+        if most is None or not self.federation.deal.own or self.federation.equal_weights:
+            return {}
+        caps = capped(images, most)
+        for client, weight in caps.items():
+            numbers[client]["num-examples"] = weight
+        for client in caps.keys() - self._capped:
+            self.observer.warn(
+                f"client {client} says it has {images[client]:,} images and counts as {caps[client]:,} "
+                f"(strategy.max_weight={most:g})"
+            )
+        self._capped |= caps.keys()
+        return caps
 
     def _row(self, client: int) -> dict:
         """A client's row of the table; where its pictures are its own, as its node said when it last came."""
@@ -239,7 +302,7 @@ class Server:
                 f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
             )
         averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
-        _check_finite(round, averaged)
+        _check_finite(round, {**averaged, **rule_state(self.rule)[0]})
         shared, self.state.memory = self.federation.after_round(
             averaged,
             round=round,
@@ -330,14 +393,19 @@ class Server:
         check: Callable[[int, RecordDict], None],
         need: int,
         ask: str = "",
+        screen: Callable[[Mapping[int, Message]], dict[int, str]] = lambda good: {},
     ) -> tuple[dict[int, Message], dict[int, str], Exchange]:
         """Asks clients; when fewer than ``need`` give a usable answer, asks the others once more.
+
+        Args:
+            screen: usable replies -> why some are not, beside the others.
 
         Returns:
             (client -> usable reply, client -> why it is left out, what it cost).
 
         Raises:
             FedPGPError: fewer than ``need`` again.
+            NoUsableAnswer: most of those asked answered, and no answer can be used.
         """
         if self.roll is not None:
             self._settle(self.roll)
@@ -349,6 +417,7 @@ class Server:
         messages = {message.metadata.dst_node_id: self._with_own(message) for message in configure()}
         good: dict[int, Message] = {}
         failed: dict[int, str] = {}
+        silent: set[int] = set()
         exceptions: set[str] = set()
         told = 0  # accounts whose exceptions have been reported
         for attempt in range(1, TRIES + 1):
@@ -361,14 +430,19 @@ class Server:
             told = len(grid.exchange.accounts)
             for reply in replies:
                 client = reply.metadata.src_node_id
+                silent.discard(client)
                 try:
                     if reply.has_error():
+                        silent |= {client} if reply.error.code == NO_ANSWER else set()
                         raise Unusable(reply.error.reason.removeprefix(f"client {client}: "))
                     contained(partial(check, client, reply.content))
                     good[client] = reply
                     failed.pop(client, None)
                 except Unusable as reason:
                     failed[client] = str(reason)
+            for client, reason in screen(good).items():
+                failed[client] = reason
+                del good[client]
             if len(good) >= need:
                 break
             if attempt < TRIES:
@@ -378,7 +452,11 @@ class Server:
         for client in failed if self.roll is not None else ():
             self.roll.doubt(client)
         if len(good) < need:
-            raise lost_round(f"{what}: {self._few(len(good), len(messages), need, failed)}", failed, exceptions)
+            failure = lost_round(f"{what}: {self._few(len(good), len(messages), need, failed)}", failed, exceptions)
+            of_code = exceptions.issuperset(failed.values())  # the round before has nothing to do with it
+            if not good and len(silent) < len(failed) / 2 and not of_code:
+                raise NoUsableAnswer(failure)
+            raise failure
         return good, failed, grid.exchange
 
     def _with_own(self, message: Message) -> Message:
@@ -579,7 +657,8 @@ def _check_finite(round: int, shared: Mapping[str, np.ndarray]) -> None:
     for name, tensor in shared.items():
         if not np.isfinite(tensor).all():
             raise FedPGPError(
-                f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr or another strategy"
+                f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr, another strategy or "
+                "a bound on updates (strategy.max_update_norm)"
             )
 
 

@@ -87,6 +87,7 @@ def render_run(run: Run) -> str:
             **_samples(run),
             training=_training(run),
             dropped=run.dropped,
+            capped=run.capped,
             command=run.config.get("command"),
             versions=_versions(run),
             settings=_settings(run),

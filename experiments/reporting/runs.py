@@ -91,6 +91,11 @@ class Run:
         return [(x, y) for x, y in points if not math.isnan(y)]
 
     @property
+    def capped(self) -> list[dict]:
+        """`{round, client, images, weight}` of each client that says it has more images than it may weigh."""
+        return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("capped") or []]
+
+    @property
     def dropped(self) -> list[dict]:
         """`{round, client, reason}` of each client left out of an average."""
         return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("dropped") or []]

@@ -163,6 +163,8 @@ class Method(ABC):
     equal_weights: ClassVar[bool] = False
     """True: the server averages clients alike; False: by their number of images. ``method.weighting`` says otherwise
     where a method's configuration has it."""
+    differences: ClassVar[tuple[str, ...]] = ()
+    """Shared tensors whose upload is a difference already, not a new value: the server measures it as it is."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task

@@ -21,6 +21,7 @@ class Scaffold(PromptFL):
 
     name = "scaffold"
     carried = ("c", "c_i", "mean")
+    differences = ("c",)
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 import strategies.roll as roll
 from clients.app import client_app
 from clients.wire import Job
-from experiments.runner import start
+from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.nodes import Nodes
@@ -207,3 +207,115 @@ def test_tensors_of_the_others_are_those_of_a_round_without_it(tmp_path):
         found.append(read_checkpoint(checkpoints(tmp_path / name / "checkpoint")[-1])[0])
     for name, tensor in found[0].items():
         np.testing.assert_array_equal(found[1][name], tensor)
+
+
+# Poison. --------------------------------------------------------------------------------------------------------------
+
+
+def scaled(factor: float, round: int, times: int = 1) -> Callable[[Message, Message], None]:
+    """The change of client 1's update in a round, times a factor; the first ``times`` it is asked."""
+    left = [times]
+
+    def lie(message: Message, reply: Message) -> None:
+        if message.metadata.message_type == "train" and Job.of(message.content).round == round and left[0]:
+            left[0] -= 1
+            sent = message.content["arrays"]
+            arrays = {}
+            for name, array in reply.content["1/arrays"].items():
+                start = np.frombuffer(sent[name].data, sent[name].dtype)
+                changed = start + factor * (np.frombuffer(array.data, array.dtype) - start)
+                arrays[name] = Array(array.dtype, array.shape, array.stype, changed.tobytes())
+            put(reply.content, "1/arrays", ArrayRecord(arrays))
+
+    return lie
+
+
+def tensors(run_dir: Path) -> dict[str, np.ndarray]:
+    return read_checkpoint(checkpoints(run_dir / "checkpoint")[-1])[0]
+
+
+def same(one: Path, other: Path) -> None:
+    for name, tensor in tensors(one).items():
+        np.testing.assert_array_equal(tensors(other)[name], tensor, err_msg=name)
+
+
+def honest(message: Message, reply: Message) -> None: ...
+
+
+@pytest.mark.parametrize("method", ["fedpgp", "scaffold"])
+def test_an_update_out_of_proportion_is_left_out_by_name(tmp_path, method):
+    common = ("rounds=3", "evaluate_every=0", f"method={method}")
+    federation(tmp_path / "a", scaled(-1000.0, 2), *common)
+    first, second, third = metrics(tmp_path / "a", "train")
+    assert first["dropped"] == [] == third["dropped"] and second["clients"] == 2
+    (entry,) = second["dropped"]
+    assert entry["client"] == HOSTILE and "(strategy.max_update_norm=20)" in entry["reason"]
+    federation(tmp_path / "b", lambda m, r: cleared(r.content) if scaled_at(m, 2) else None, *common)
+    same(tmp_path / "a", tmp_path / "b")  # as if it had not answered
+
+
+def scaled_at(message: Message, round: int) -> bool:
+    return message.metadata.message_type == "train" and Job.of(message.content).round == round
+
+
+POISON = ("rounds=4", "evaluate_every=0", "strategy.max_update_norm=null")
+
+
+def test_a_spoiled_round_is_done_again(tmp_path, capsys):
+    """Without the bound, nobody can answer in round 3: the run goes back to round 1, and ends as an honest one."""
+    federation(tmp_path / "a", scaled(1e200, 2), *POISON)
+    said = capsys.readouterr().out
+    assert "round 3: 0 of 3 clients gave a usable answer" in said and "going back to those after round 1" in said
+    federation(tmp_path / "b", honest, *POISON)
+    same(tmp_path / "a", tmp_path / "b")
+    assert [line["round"] for line in metrics(tmp_path / "a", "train")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_was_spoiled_can_be_resumed(tmp_path, capsys):
+    """The client poisons round 2 each time; when it is gone, a resume goes back behind the poison and ends well."""
+    with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients gave a usable answer"):
+        federation(tmp_path / "a", scaled(1e200, 2, times=9), *POISON)
+    capsys.readouterr()
+    resume(tmp_path / "a", federation_of=small_federation, grid=Hostile(tmp_path / "a_nodes", honest))
+    assert "going back to those after round 1" in capsys.readouterr().out
+    federation(tmp_path / "b", honest, *POISON)
+    same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_strategy_goes_back_too(tmp_path):
+    """Its momentum knows nothing of the spoiled round; here the first, before which it has none."""
+    poison = (*POISON, "strategy=fedavgm")
+    federation(tmp_path / "a", scaled(1e200, 1), *poison)
+    federation(tmp_path / "b", honest, *poison)
+    same(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_a_strategy_remembers_is_finite_too(tmp_path):
+    """Adam's second moment would be infinite, and no later round would move anything."""
+    with pytest.raises(FedPGPError, match="round 1: the aggregated tensor v_t.* is NaN or Inf; .*max_update_norm"):
+        federation(tmp_path / "a", scaled(1e200, 1), *POISON, "strategy=fedadam")
+
+
+def test_a_spoiled_evaluation_takes_back_its_round(tmp_path):
+    common = ("rounds=2", "strategy.max_update_norm=null")
+    federation(tmp_path / "a", scaled(1e200, 1), *common)
+    federation(tmp_path / "b", honest, *common)
+    same(tmp_path / "a", tmp_path / "b")
+    for line, other in zip(metrics(tmp_path / "a", "eval"), metrics(tmp_path / "b", "eval"), strict=True):
+        assert line["personal"] == other["personal"]
+
+
+def test_clients_that_are_away_are_no_reason_to_go_back(tmp_path, capsys):
+    class Away(Hostile):
+        def get_nodes(self):
+            away = any(path.name == "round_00002.safetensors" for path in checkpoints(tmp_path / "a" / "checkpoint"))
+            return [] if away else super().get_nodes()
+
+    settings = ("runtime=flower", f"clients={CLIENTS}", "participation=1", "rounds=3", "evaluate_every=0")
+    with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients .* not connected"):
+        start(
+            small_config(tmp_path / "a", *settings),
+            federation_of=small_federation,
+            grid=Away(tmp_path / "nodes", honest),
+        )
+    assert "going back" not in capsys.readouterr().out

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import strategies.roll as roll
 from clients.app import client_app
 from clients.state import owner
-from clients.wire import Job
+from clients.wire import Job, full
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
@@ -151,6 +151,33 @@ def test_base_and_novel_are_null_where_a_client_has_no_such_images(federation):
         rows = {(row["id"], row["model"]): row for row in csv.DictReader(file)}
     assert rows["0", "personal"]["novel"] != "" and rows["1", "personal"]["novel"] == ""
     assert rows["1", "personal"]["base"] != "" and rows["1", "personal"]["local"] != ""
+
+
+def test_a_client_that_claims_many_images_is_capped(tmp_path, capsys):
+    """Nobody else counts its pictures: it weighs at most ten times the round's lower median, and the report says so."""
+    says, weight = 10**9, 80
+
+    class Boasts(Nodes):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            for content in (reply.content for reply in replies):
+                if "1/metrics" in content and "loss" in content["1/metrics"]:
+                    content["1/metrics"]["num-examples"] = says
+                elif "answer" in content and (said := json.loads(content["answer"]["json"]))["client"] == 1:
+                    said["row"]["train_images"] = says
+                    content["answer"]["json"] = json.dumps(said)
+            return replies
+
+    nodes = Boasts(client_app(), sites(tmp_path))
+    run_rounds(tmp_path, nodes, "evaluate_every=0", "rounds=1")
+    (line,) = (json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in x)
+    uploads = [full(c[f"{k}/arrays"])["p_G"].numpy() for c in nodes.replies for k in (0, 1) if f"{k}/arrays" in c]
+    shared = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])[0]["shared/p_G"]
+    np.testing.assert_allclose(shared, (8 * uploads[0] + weight * uploads[1]) / (8 + weight), rtol=1e-6, atol=1e-8)
+    page, said = (tmp_path / "run" / "report.html").read_text(), capsys.readouterr().out
+    assert line["capped"] == [{"client": 1, "images": says, "weight": weight}]
+    assert "client 1 says it has 1,000,000,000 images and counts as 80 (strategy.max_weight=10)" in said
+    assert "Round 1, client 1: 1,000,000,000 images, weighs 80" in page
 
 
 def test_a_node_that_comes_back_with_other_pictures_counts_with_those(tmp_path):

@@ -1,0 +1,32 @@
+"""Going back a checkpoint: where a round's result is of no use to any client, the round before it may be the cause."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fedpgp.errors import FedPGPError
+from strategies.checkpoint import Corrupted, checkpoints, read_checkpoint
+
+
+class NoUsableAnswer(Exception):
+    """Clients answered, and not one of their answers can be used; ``failure`` is what a person is told."""
+
+    def __init__(self, failure: FedPGPError):
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def checkpoint_before(
+    folder: Path, round: int, warn: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray], dict] | None:
+    """Return the newest intact checkpoint of an earlier round, None where there is none."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            tensors, info = read_checkpoint(path)
+        except Corrupted as error:
+            warn(f"{error}; trying the one before")
+            continue
+        if info["round"] < round:
+            return tensors, info
+    return None

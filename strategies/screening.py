@@ -1,0 +1,75 @@
+"""What one client's update may weigh in a round: bounds by the round's own median, which no minority can move far."""
+
+from collections.abc import Collection, Mapping
+from statistics import median_low
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def norm(tensors: Collection[np.ndarray]) -> float:
+    """Return the Euclidean norm of all entries together, without overflow before the result itself does."""
+    largest = max((float(np.abs(tensor).max(initial=0.0)) for tensor in tensors), default=0.0)
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    with np.errstate(under="ignore"):
+        return largest * float(np.sqrt(sum(np.square(tensor / largest, dtype=np.float64).sum() for tensor in tensors)))
+
+
+def update_norms(upload: Arrays, sent: Arrays, differences: Collection[str]) -> tuple[float, float]:
+    """Return the norms of a client's change against what it was sent, and of what it sends as a difference already.
+
+    They are of different scales (a prompt, a mean gradient) and are compared apart.
+
+    Args:
+        upload, sent: tensors by name.
+        differences: names of those whose upload is a difference (``Method.differences``).
+    """
+    with np.errstate(over="ignore"):
+        changes = [np.subtract(upload[n], sent[n], dtype=np.float64) for n in sent if n not in differences]
+    return norm(changes), norm([upload[n].astype(np.float64) for n in sent if n in differences])
+
+
+def too_large(
+    uploads: Mapping[int, Arrays], sent: Arrays, differences: Collection[str], most: float, spare: int
+) -> dict[int, str]:
+    """Return the clients whose update is out of proportion, and why.
+
+    The measure is the lower median of the round's norms; where more than half of the clients did not move, that of
+    those that did. A client that is alone has nobody to be compared with, and passes.
+
+    Args:
+        uploads: client -> what it sent; all are finite and of the right shapes.
+        sent: what they were sent.
+        differences: see :func:`update_norms`.
+        most: times the median that a norm may be (``strategy.max_update_norm``).
+        spare: how many clients the strategy can do without; the largest updates go first.
+    """
+    norms = {client: update_norms(upload, sent, differences) for client, upload in uploads.items()}
+    ratios = dict.fromkeys(norms, 0.0)
+    for part in (0, 1):
+        moved = [own[part] for own in norms.values() if own[part] > 0]
+        if not moved:
+            continue
+        middle = median_low([own[part] for own in norms.values()]) or median_low(moved)
+        for client, own in norms.items():
+            with np.errstate(over="ignore"):
+                ratios[client] = max(ratios[client], float(np.divide(own[part], middle)))
+    worst = sorted((client for client in ratios if ratios[client] > most), key=lambda client: (-ratios[client], client))
+    return {
+        client: f"its update is {ratios[client]:.3g} times as large as the round's median "
+        f"(strategy.max_update_norm={most:g})"
+        for client in worst[: max(0, spare)]
+    }
+
+
+def capped(images: Mapping[int, int], most: float) -> dict[int, int]:
+    """Return the weights of clients that say they have too many images: ``most`` times the round's lower median.
+
+    Args:
+        images: client -> images it says it has, of all that count in a round.
+        most: ``strategy.max_weight``.
+    """
+    bound = max(1, int(most * median_low(images.values())))
+    return {client: bound for client, count in sorted(images.items()) if count > bound}
