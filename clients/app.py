@@ -114,6 +114,9 @@ class Node:
                 raise Unfit(differing)
             # Encoded now, or found in the cache, so that no round pays for it.
             federation.encode()
+            if self.site.data_dir is not None:  # of its own pictures its own log speaks
+                for note in federation.dataset.notes:
+                    print(f"note: {note}", file=sys.stderr, flush=True)
             answer["row"] = federation.client_table()[self.site.client]
         except Unfit as error:
             answer["refused"] = str(error)

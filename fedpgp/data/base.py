@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedpgp.data.class_names import nfc, printable
 from fedpgp.data.pictures import PUBLISHED, Reading, read_picture
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
@@ -106,19 +107,19 @@ class FileSplit(Split):
         self.root, self.paths, self.reading = Path(root), [str(path) for path in paths], reading
 
     def describe(self, i: int) -> str:
-        return str(self.root / self.paths[i])
+        return printable(self.root / self.paths[i])
 
     @cached_property
     def fingerprint(self) -> str:
         # Names, sizes and times may be another folder's too.
-        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.reading.fingerprint}\n".encode())
+        digest = hashlib.sha256(os.fsencode(self.root.resolve()) + f"\0{self.reading.fingerprint}\n".encode())
         for path in self.paths:
             try:
                 status = os.stat(self.root / path)
                 about = f"{status.st_size}\0{status.st_mtime_ns}"
             except OSError:  # said when the picture is asked for; on_bad_image=skip leaves it out
                 about = "missing"
-            digest.update(f"{path}\0{about}\n".encode())
+            digest.update(os.fsencode(path) + f"\0{about}\n".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -203,6 +204,9 @@ class Dataset:
     test: Split | None
     superclasses: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", [nfc(name) for name in self.class_names])
 
     @property
     def templates(self) -> tuple[str, ...]:

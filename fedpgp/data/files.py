@@ -6,16 +6,22 @@ import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fedpgp.data.base import DATA_VARIABLE
 from fedpgp.data.store import locked
 from fedpgp.errors import FedPGPError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+IGNORED = {"__MACOSX"}
+"""Folders that unpacking leaves behind; they do not count, as hidden ones do not."""
+
+NO_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow knows by name and cannot decode by itself."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,29 @@ def _fetch(name: str, root: Path, source: Source, unfinished: Path) -> None:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted (upper case first); hidden ones left out."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name not in IGNORED
+    )
 
 
 def pictures(folder: Path) -> list[str]:
     """Names of the picture files in a folder, sorted; hidden ones left out."""
-    return sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in SUFFIXES and n[0] != ".")
+    return sorted(name for name in os.listdir(folder) if is_picture(name) and not name.startswith("."))
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends as one that Pillow can read."""
+    return os.path.splitext(name)[1].lower() in _endings()
+
+
+@cache
+def _endings() -> frozenset[str]:
+    """The endings of all formats that this machine's Pillow can read."""
+    Image.init()
+    readable = Image.OPEN.keys() - NO_DECODER
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in readable)
 
 
 def shuffled(files: Sequence[Any], seed: int) -> list[Any]:
@@ -134,8 +157,12 @@ def shuffled(files: Sequence[Any], seed: int) -> list[Any]:
 
     So a split cut from it moves hardly any file when one is added.
     """
-    text = {file: file if isinstance(file, str) else "/".join(file) for file in files}
-    return sorted(files, key=lambda file: hashlib.sha256(f"{seed}:{text[file]}".encode()).digest())
+
+    def key(file: Any) -> bytes:
+        text = file if isinstance(file, str) else "/".join(file)
+        return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogateescape")).digest()
+
+    return sorted(files, key=key)
 
 
 def hold_out(files: Sequence[tuple[str, str, str]], share: float, seed: int) -> set[tuple[str, str, str]]:

@@ -1,14 +1,15 @@
-"""``folder``: anybody's own pictures, in ``train/CLASS`` and ``test/CLASS`` (and ``val/CLASS``) or ``DOMAIN/CLASS``."""
+"""``folder``: anybody's own pictures, in folders named after their class; of one site or of several
+(:mod:`fedpgp.data.layouts`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit, register
-from fedpgp.data.files import hold_out, pictures, subfolders
+from fedpgp.data.class_names import as_names, check_names, nfc, printable
+from fedpgp.data.files import hold_out
+from fedpgp.data.layouts import Picture, lacking, read_layout
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
-
-LAYOUTS = "train/CLASS/*.jpg and test/CLASS/*.jpg, or DOMAIN/CLASS/*.jpg"
 
 
 @register("folder")
@@ -16,6 +17,7 @@ def load(
     root: Path,
     *,
     download: bool = False,
+    layout: str | None = None,
     class_names: Sequence[str] | None = None,
     template: str = "a photo of a {}.",
     test_share: float = 0.3,
@@ -23,57 +25,60 @@ def load(
     background: str = "white",
     grey_range: Sequence[float] | None = None,
 ) -> Dataset:
-    """Pictures in folders named after their class.
+    """Pictures in folders named after their class. Of several sites, each is a domain.
 
     Args:
-        root: the folder that holds ``train`` and ``test``, or the domains.
+        root: the folder that holds the classes, or ``train`` and ``test`` (and ``val``), or the sites, each with one of
+            these.
         download: not used.
+        layout: one of :data:`fedpgp.data.layouts.LAYOUTS`, where it could be taken for another; None finds out.
         class_names: in label order, where that must not hang on what this folder has (each site of a deployment has its
             own); None is the sorted names of the class folders.
         template: of a class's sentence, with one ``{}``.
-        test_share: of the layout with domains: the part of each class's files, in each domain, that is for testing.
-        split_seed: of that split. It is made by file name: a new file moves at most one other from train to test.
+        test_share: where a site has no ``train`` and ``test``: the part of each class's files that is for testing.
+        split_seed: of that split. It hangs on the names of the site's folder, the class and the file: a new file moves
+            at most one other from train to test.
         background, grey_range: how pictures are read (:class:`fedpgp.data.pictures.Reading`).
 
     Raises:
-        FedPGPError: neither layout is there; a class folder that ``class_names`` lacks; a share or template that cannot
-            be.
+        FedPGPError: no known layout, or one that could be two; a class folder that ``class_names`` lacks; names that no
+            prompt tells apart; a share or template that cannot be.
     """
+    shown = printable(root)
     if not root.is_dir():
-        raise FedPGPError(f"data set folder: {root} is no folder; set dataset.root to one that holds {LAYOUTS}")
+        raise FedPGPError(f"data set folder: {shown} is no folder; set dataset.root to one that holds your pictures")
     if template.count("{}") != 1:
         raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
     if not 0 < test_share < 1:
         raise FedPGPError(f"dataset.test_share={test_share} must lie between 0 and 1")
     reading = Reading.of({"background": background, "grey_range": grey_range})
-    top = subfolders(root)
-    by_split = "train" in top
-    if by_split and "test" not in top:
-        raise FedPGPError(f"data set folder: {root} has train but no test; it must hold {LAYOUTS}")
-    groups = [name for name in ("train", "val", "test") if name in top] if by_split else top
-    files = [
-        (group, name, file)
-        for group in groups
-        for name in subfolders(root / group)
-        for file in pictures(root / group / name)
-    ]
-    if not files:
-        raise FedPGPError(f"data set folder: no pictures in {root}; it must hold {LAYOUTS}")
-    found = sorted({name for _, name, _ in files})
-    names = found if class_names is None else list(class_names)
-    strangers = [name for name in found if name not in names]
+    found, notes = read_layout(root, layout)
+    classes = sorted({nfc(picture.folder) for picture in found})
+    check_names(classes)
+    names = classes if class_names is None else as_names(class_names)
+    strangers = [name for name in classes if name not in names]
     if strangers:
-        raise FedPGPError(f"data set folder: {root} has folders that dataset.class_names lacks: {', '.join(strangers)}")
+        raise FedPGPError(
+            f"data set folder: {shown} has folders that dataset.class_names lacks: {', '.join(strangers)}; a name "
+            "that YAML takes for a number or a word of its own needs quotes: '007', 'no'"
+        )
     label = {name: i for i, name in enumerate(names)}
+    parts = _parts(found, root, test_share, split_seed)
 
-    def split(chosen: list[tuple[str, str, str]]) -> FileSplit:
-        domains = None if by_split else [group for group, _, _ in chosen]
-        paths, labels = ["/".join(parts) for parts in chosen], [label[name] for _, name, _ in chosen]
+    def split(part: str) -> FileSplit:
+        mine = [picture for picture, its_part in zip(found, parts, strict=True) if its_part == part]
+        domains = None if found[0].site is None else [nfc(picture.site) for picture in mine]
+        paths, labels = [picture.path for picture in mine], [label[nfc(picture.folder)] for picture in mine]
         return FileSplit(root, paths, labels, domains, reading)
 
-    if by_split:
-        parts = {part: split([f for f in files if f[0] == part]) for part in groups}
-        return Dataset("folder", names, template, parts["train"], parts.get("val"), parts["test"])
-    test = hold_out(files, test_share, split_seed)
-    train = split([f for f in files if f not in test])
-    return Dataset("folder", names, template, train, None, split([f for f in files if f in test]))
+    notes += lacking(((part, nfc(picture.folder)) for picture, part in zip(found, parts, strict=True)), classes)
+    val = split("val") if "val" in parts else None
+    return Dataset("folder", names, template, split("train"), val, split("test"), notes=notes)
+
+
+def _parts(found: Sequence[Picture], root: Path, share: float, seed: int) -> list[str]:
+    """train, val or test of each picture: as its folders say, else by the file's name."""
+    here = root.resolve().name
+    keys = [(here if p.site is None else p.site, nfc(p.folder), p.path.rsplit("/", 1)[1]) for p in found]
+    held = hold_out([key for key, p in zip(keys, found, strict=True) if p.part is None], share, seed)
+    return [p.part or ("test" if key in held else "train") for key, p in zip(keys, found, strict=True)]

@@ -1,0 +1,72 @@
+"""Class names: what people write becomes text, and no two classes have one name."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from fedpgp.errors import FedPGPError
+
+
+def nfc(text: str) -> str:
+    """The composed Unicode form: a folder written on macOS has the decomposed one, and is the same name."""
+    return unicodedata.normalize("NFC", text)
+
+
+def as_names(values: object) -> list[str]:
+    """The class names of a setting, in its order. YAML's numbers, booleans and null are names too.
+
+    Raises:
+        FedPGPError: no list; names that :func:`check_names` refuses.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise FedPGPError(f"dataset.class_names={values!r} is no list; write 'dataset.class_names=[cat,dog]'")
+    names = []
+    for value in values:
+        if value is None or isinstance(value, bool):
+            value = {None: "null", True: "true", False: "false"}[value]
+        if not isinstance(value, (str, int, float)):
+            raise FedPGPError(f"dataset.class_names holds {value!r}, which is no name")
+        names.append(nfc(str(value)))
+    check_names(names)
+    return names
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses names that no prompt could tell apart, and such as say nothing.
+
+    Raises:
+        FedPGPError: naming them.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not (plain := spoken(name)):
+            raise FedPGPError(f"a class is named {name!r}, which says nothing in a prompt: rename it")
+        check_text(name, "class")
+        if plain in seen:
+            twice = f"class {name!r} is there twice" if seen[plain] == name else f"classes {seen[plain]!r} and {name!r}"
+            raise FedPGPError(
+                f"{twice}: names that differ in case, underscores or Unicode form alone are one name in a prompt; "
+                "rename one, or put their pictures together"
+            )
+        seen[plain] = name
+
+
+def spoken(name: str) -> str:
+    """A name as prompts have it: without underscores, in lower case, in one Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", name).lower().replace("_", " ").split())
+
+
+def check_text(name: str, what: str) -> None:
+    """Refuses a name that cannot be written to a table.
+
+    Raises:
+        FedPGPError: a folder's name that is not UTF-8, or has control characters.
+    """
+    if printable(name) != name:
+        raise FedPGPError(f"the name of {what} {printable(name)} is not UTF-8 text: rename the folder")
+
+
+def printable(path: object) -> str:
+    """A path that can be printed and written to a file: bytes that are not UTF-8 stand as ``\\xe9``, control characters
+    likewise."""
+    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
