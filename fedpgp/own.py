@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fedpgp.data import Dataset
+from fedpgp.data.class_names import as_names
 from fedpgp.data.subsets import base_novel, few_shot
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols import ClientShare, Deal, Exam, make_protocol
@@ -39,6 +40,7 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
         raise FedPGPError(
             "partition=own needs the federation's class list: dataset=folder 'dataset.class_names=[first,second,…]'"
         )
+    names = as_names(names)
     protocol = make_protocol(config["protocol"])
     if protocol.name not in PROTOCOLS:
         raise FedPGPError(unknown("protocol for clients with their own pictures", protocol.name, PROTOCOLS))
@@ -50,7 +52,7 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
     shares = [ClientShare(NOTHING, base, {"local": Exam(NOTHING, base)}) for _ in range(config["clients"])]
     client = config["partition"].get("client")
     if client is None:
-        dataset = Dataset("folder", list(names), config["dataset"]["template"], None, None, None)
+        dataset = Dataset("folder", names, config["dataset"]["template"], None, None, None)
         return Deal(dataset, base, novel, shares, own=True)
     dataset = load(config)
     train = rows_of(dataset.train, base)

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedpgp.errors import FedPGPError
 from fedpgp.frozen import FrozenCLIP
 from fedpgp.prompts import context_length
 from fedpgp.templates import PLAIN
@@ -25,6 +26,23 @@ class Candidates:
         self.names = [task.class_names[i] for i in ids]
         self._encoders: dict[int, PromptedTextEncoder] = {}
         self._described: dict[str | tuple[str, ...], Tensor] = {}
+        self._refuse_same_tokens()
+
+    def _refuse_same_tokens(self) -> None:
+        """Refuses names that are different texts and the same tokens. (Published lists have a name twice, as ImageNet
+        has "missile"; that is their own.)
+
+        Raises:
+            FedPGPError: naming two.
+        """
+        seen: dict[tuple[int, ...], str] = {}
+        for name in self.names:
+            tokens = tuple(self.task.clip.token_ids(f"{name.replace('_', ' ')}."))
+            if seen.setdefault(tokens, name) != name:
+                raise FedPGPError(
+                    f"classes {seen[tokens]!r} and {name!r} are the same tokens to this model, which cannot tell them "
+                    "apart: rename one"
+                )
 
     def encoder(self, n_ctx: int) -> PromptedTextEncoder:
         """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens."""

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.data.base import Dataset, Split, Subset, register
+from fedpgp.data.class_names import as_names, check_names, nfc
 from fedpgp.data.domains import TEST_SHARE
 from fedpgp.data.files import hold_out
 from fedpgp.data.pictures import Reading, as_rgb, read_picture
@@ -133,7 +134,7 @@ def load(
             return None
         table = tables[part]
         where = f"{repo}, {chosen[part]}"
-        domains = None if domain is None else [str(text) for text in _texts(table, domain)]
+        domains = None if domain is None else _domains(where, table, domain)
         return HubSplit(table, image, where, _labels(where, table, label, names), domains, reading)
 
     parts = {part: split(part) for part in ("train", "val", "test")}
@@ -191,32 +192,38 @@ def _check(repo: str, table: Any, image: str, label: str, domain: str | None) ->
         raise FedPGPError(f"dataset.image={image}: this column of {repo} holds {table.features[image]}, no pictures")
 
 
-def _texts(table: Any, column: str) -> list[Any]:
-    """A column's values; numbers that have names come as these."""
+def _domains(where: str, table: Any, column: str) -> list[str]:
+    """The domain of each picture; numbers that have names come as these."""
     names = getattr(table.features[column], "names", None)
-    values = list(table[column])
-    return values if names is None else [None if v is None or v < 0 else names[v] for v in values]
+    values = [None if v is None or (names and v < 0) else names[v] if names else v for v in table[column]]
+    lacking = values.count(None)
+    if lacking:
+        raise FedPGPError(f"data set hub: {lacking} pictures of {where} have no domain (dataset.domain={column})")
+    return [nfc(str(value)) for value in values]
 
 
 def _class_names(repo: str, tables: dict[str, Any], label: str, given: Sequence[str] | None) -> list[str]:
     feature = next(iter(tables.values())).features[label]
     published = getattr(feature, "names", None)
     if given is not None:
-        if published is not None and len(published) != len(given):
-            raise FedPGPError(f"dataset.class_names has {len(given)} names, {repo} has {len(published)} classes")
-        return list(given)
-    if published is not None:
-        return list(published)
-    values = {value for table in tables.values() for value in table[label] if value is not None}
-    if not all(isinstance(value, str) for value in values):
-        raise FedPGPError(f"dataset.label={label}: {repo} has numbers without names there; set dataset.class_names")
-    return sorted(values)
+        names = as_names(given)
+        if published is not None and len(published) != len(names):
+            raise FedPGPError(f"dataset.class_names has {len(names)} names, {repo} has {len(published)} classes")
+        return names
+    if published is None:
+        values = {value for table in tables.values() for value in table[label] if value is not None}
+        if not all(isinstance(value, str) for value in values):
+            raise FedPGPError(f"dataset.label={label}: {repo} has numbers without names there; set dataset.class_names")
+        published = sorted({nfc(value) for value in values})
+    names = [nfc(name) for name in published]
+    check_names(names)
+    return names
 
 
 def _labels(where: str, table: Any, label: str, names: list[str]) -> np.ndarray:
     number = {name: i for i, name in enumerate(names)}
     # Numbers stay as they are, with or without names of their own; words are looked up.
-    values = [number.get(value, -1) if isinstance(value, str) else value for value in table[label]]
+    values = [number.get(nfc(value), -1) if isinstance(value, str) else value for value in table[label]]
     bad = [value for value in values if value is None or not 0 <= value < len(names)]
     if bad:
         raise FedPGPError(f"data set hub: {len(bad)} pictures of {where} have no label among {len(names)} classes")

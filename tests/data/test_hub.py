@@ -1,6 +1,7 @@
 """``hub``: real ``datasets`` on tables in a local folder, and its cache without a network."""
 
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
@@ -112,6 +113,8 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ({"repo": "things", "class_names": ["a"]}, "class_names has 1 names, things has 3 classes"),
         ({"repo": "things", "template": "a photo"}, "needs exactly one {}"),
         ({"repo": "things", "train": None, "test": None}, "needs dataset.train or dataset.test"),
+        ({"repo": "things", "class_names": "abc"}, "class_names='abc' is no list"),
+        ({"repo": "things", "class_names": ["a", "A", "b"]}, "classes 'a' and 'A'"),
         ({"repo": "unlabelled"}, "12 pictures of unlabelled, train have no label"),
     ]:
         with pytest.raises(FedPGPError, match=message):
@@ -164,3 +167,26 @@ def test_a_table_of_files_of_which_one_is_gone(tmp_path):
         split.image(1)
     dataset = without_broken(Dataset("hub", ["a", "b"], "{}", split, None, split))
     assert dataset.train.labels.tolist() == [0]
+
+
+def test_names_of_a_table_are_composed_and_tell_classes_apart(tmp_path):
+    mac = unicodedata.normalize("NFD", "café")
+    words = [("café", mac, "tea")[row % 3] for row in range(12)]
+    write(tmp_path / "mac", label=datasets.Value("string"), numbers=words)
+    dataset = load_dataset("hub", tmp_path, repo="mac")
+    assert dataset.class_names == ["café", "tea"] and dataset.train.labels.tolist() == [0, 0, 1] * 4
+    write(tmp_path / "twice", label=datasets.Value("string"), numbers=["Tea", "tea", "cat"] * 4)
+    with pytest.raises(FedPGPError, match="classes 'Tea' and 'tea'"):
+        load_dataset("hub", tmp_path, repo="twice")
+    assert load_dataset("hub", tmp_path, repo="mac", class_names=[mac, "tea"]).train.labels.tolist() == [0, 0, 1] * 4
+
+
+def test_pictures_without_a_domain_are_counted(tmp_path):
+    write(tmp_path / "things")
+    for part in ("train", "test"):
+        path = str(tmp_path / "things" / f"{part}-00000-of-00001.parquet")
+        table = datasets.Dataset.from_parquet(path)
+        table = table.map(lambda row, i: {"where": None if i < 2 else row["where"]}, with_indices=True)
+        table.to_parquet(path)
+    with pytest.raises(FedPGPError, match="2 pictures of things, train have no domain"):
+        load_dataset("hub", tmp_path, repo="things", domain="where")
