@@ -1,6 +1,6 @@
 """A node of a deployment: what its own configuration says, and whether it fits the federation.
 
-``flower-supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/pictures'"``:
+``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/pictures'"``:
 
 * ``client-id``: which logical client lives here;
 * ``state-dir``: where its private tensors are kept, and the features of its own pictures;

@@ -4,9 +4,10 @@ The nodes know the server by its certificate (TLS); the server knows a node by i
 registered (``flwr supernode register``).
 """
 
+import contextlib
 import datetime
 import ipaddress
-import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,17 +17,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 
+from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 
 DAYS = 3650
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts by which the server's own processes reach it."""
+
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
 
 
 def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
     """Writes ``ca.crt``, ``server.pem`` and ``server.key`` for a server that is reached by ``hosts`` (names or
-    addresses).
+    addresses), and on its own machine by the loopback.
 
     The authority's own key is thrown away: no further certificate can be made in its name.
+
+    Raises:
+        FedPGPError: a host that is no name or address.
     """
+    names = [_alternative(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
     authority_key, server_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedpgp federation")])
     authority = (
@@ -36,13 +46,14 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA384())
     )
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    # Who it is stands in the alternative names alone: a common name has at most 64 characters.
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedpgp server")])
     server = (
         _builder(subject, name, server_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA384())
     )
@@ -64,11 +75,7 @@ def make_node_key(path: Path) -> None:
 
 
 def _write_secret(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> None:
-    before = os.umask(0o077)
-    try:
-        write_atomically(path, key.private_bytes(Encoding.PEM, form, NoEncryption()))
-    finally:
-        os.umask(before)
+    write_atomically(path, key.private_bytes(Encoding.PEM, form, NoEncryption()), private=True)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -99,7 +106,35 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 
 
 def _alternative(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    """A host as a certificate names it.
+
+    Raises:
+        FedPGPError: it is no name or address.
+    """
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+    if why := _no_name(host):
+        raise FedPGPError(
+            f"--host {host!r} cannot work: {why}. It is a name or an address alone, as in fed.example.org"
+        )
+    return x509.DNSName(host)
+
+
+def _no_name(host: str) -> str:
+    """What is wrong with the name of a host; empty when nothing is."""
+    if not host.strip():
+        return "it is empty"
+    if "://" in host or "/" in host:
+        return "it has a scheme or a path"
+    if re.search(r":\d*$", host):
+        return "it has a port"
+    if not host.isascii():
+        try:
+            return f"it has letters that are not ASCII; write {host.encode('idna').decode()}"
+        except UnicodeError:
+            return "it has letters that are not ASCII"
+    if len(host) > 253 or any(len(label) > 63 for label in host.split(".")):
+        return "it is too long: at most 253 characters, and 63 between two dots"
+    if not all(_LABEL.fullmatch(label) for label in host.removeprefix("*.").split(".")):
+        return "a name has letters, digits and hyphens between dots"
+    return ""

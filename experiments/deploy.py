@@ -2,6 +2,7 @@
 
 python -m experiments.deploy local --clients 5 [--data FOLDER] [overrides]
 python -m experiments.deploy keys --host NAME --clients 5 --to FOLDER
+python -m experiments.deploy login --address NAME:PORT --token FILE
 """
 
 import argparse
@@ -11,14 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
 from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
 from experiments.run import BAD_INPUT, changes_on_resume
 from experiments.settings import check, check_overrides, check_runtime, composed
+from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from fedpgp.files import private_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
     keys.add_argument("--clients", type=int, required=True)
     keys.add_argument("--to", type=Path, required=True)
+    login = commands.add_parser("login", help="has Flower's commands on this machine send the administrator's token")
+    login.add_argument(
+        "--address", required=True, help="the SuperLink's, as in Flower's config.toml: fed.example.org:8443"
+    )
+    login.add_argument("--token", type=Path, required=True, help="admin.token of `deploy keys`")
     options, late = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in late) or (late and options.command == "keys"):
+    if any(word.startswith("-") for word in late) or (late and options.command != "local"):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if options.command == "local":
         options.overrides += late  # those after an option
     try:
-        return _keys(options) if options.command == "keys" else _local(options)
+        return {"keys": _keys, "local": _local, "login": _login}[options.command](options)
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -118,7 +127,8 @@ def _sites(options: argparse.Namespace) -> list[dict]:
         if options.clients is None or options.clients < 1:
             raise FedPGPError("say how many clients: --clients 5 (1 or more)")
         return [{"client-id": client} for client in range(options.clients)]
-    folders = sorted(path for path in options.data.glob("*") if path.is_dir()) if options.data.is_dir() else []
+    names = subfolders(options.data) if options.data.is_dir() else []
+    folders = [options.data / name for name in names]
     if not folders:
         raise FedPGPError(f"--data {options.data}: there is no folder in it; it holds one for each client")
     if options.clients not in (None, len(folders)):
@@ -127,13 +137,24 @@ def _sites(options: argparse.Namespace) -> list[dict]:
 
 
 def _keys(options: argparse.Namespace) -> int:
+    if options.clients < 1:
+        raise FedPGPError(f"--clients {options.clients} cannot work; it is the number of clients, 1 or more")
     if (options.to / "server.key").exists():
         raise FedPGPError(f"{options.to} has certificates already; choose another folder")
+    private_folder(options.to)
     make_certificates(options.to, options.host)
+    make_token(options.to / "admin.token")
     for client in range(options.clients):
         make_node_key(options.to / f"client_{client}.key")
     print(f"{options.to}: ca.crt for everybody, server.pem and server.key for the server,")
-    print("client_I.key for the node of client I, client_I.key.pub to register it (docs/deployment.md)")
+    print("admin.token for the server and whoever starts runs, client_I.key for the node of client I,")
+    print("client_I.key.pub to register it (docs/deployment.md)")
+    return 0
+
+
+def _login(options: argparse.Namespace) -> int:
+    log_in(options.address, read_token(options.token))
+    print(f"Flower's commands on this machine send the token to {options.address}")
     return 0
 
 

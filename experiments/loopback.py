@@ -1,6 +1,8 @@
 """A real federation on this machine: a SuperLink and SuperNodes as processes of their own on 127.0.0.1.
 
-As on separate machines (docs/deployment.md): TLS, a registered key for each node, nothing fetched from the internet.
+As on separate machines (docs/deployment.md): TLS, a registered key for each node, a token for the administrator,
+nothing fetched from the internet. No other user of the machine can read its files, start an app, or take a node's
+messages.
 """
 
 import ctypes
@@ -18,14 +20,17 @@ from pathlib import Path
 
 import psutil
 
+from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
+from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
+from fedpgp.files import owner_only, private_folder, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 START_SECONDS = 120
 STOP_SECONDS = 20
+TOKEN = "admin.token"
 LEASE_SECONDS = 150
 """A SuperLink keeps the place of a node that it hears no more of for twice 30 seconds; started before, the node is sent
 away, and ends."""
@@ -48,6 +53,10 @@ class Loopback:
     @property
     def address(self) -> str:
         return f"{HOST}:{self._port}"
+
+    def runtime_address(self, node: int) -> str:
+        """Where a node talks to the processes that it starts."""
+        return f"{HOST}:{self._node_ports[node]}"
 
     def __enter__(self) -> "Loopback":
         if not (ROOT / "pyproject.toml").exists():
@@ -75,8 +84,8 @@ class Loopback:
             FedPGPError: Flower did not take it.
         """
         words = self.folder / "run.toml"  # on the command line Flower would not take quotes inside quotes
-        write_atomically(words, f"overrides = {_toml(shlex.join(overrides))}\n".encode())
-        command = [_flower("flwr"), "run", str(ROOT), "lo", "--stream", "--run-config", str(words)]
+        write_atomically(words, f"overrides = {_toml(shlex.join(overrides))}\n".encode(), private=True)
+        command = [flower("flwr"), "run", str(ROOT), "lo", "--stream", "--run-config", str(words)]
         process = self._popen(command, "flwr-run", stdout=subprocess.PIPE, text=True)
         try:
             for line in process.stdout:
@@ -109,7 +118,7 @@ class Loopback:
         config = {**self.nodes[node], "state-dir": str(home / "state")}
         secure = ["--root-certificates", self._file("ca.crt"), "--auth-supernode-private-key", str(key or home / "key")]
         command = [
-            *(_flower("flower-supernode"), "--superlink", self.address, *(options or secure)),
+            *(sys.executable, "-m", "experiments.supernode", "--superlink", self.address, *(options or secure)),
             *("--node-config", " ".join(f"{name}={_toml(value)}" for name, value in config.items())),
             *("--host", HOST, "--port", str(self._node_ports[node]), *self._own_tls()),
         ]
@@ -153,18 +162,23 @@ class Loopback:
     # Underneath. ------------------------------------------------------------------------------------------------------
 
     def _make_keys(self) -> None:
+        private_folder(self.folder)
+        private_folder(self.folder / "flwr")
         if not (self.folder / "server.key").exists():
             make_certificates(self.folder, ["localhost", HOST])
         for node in range(len(self.nodes)):
             if not (path := self.folder / f"client_{node}" / "key").exists():
                 make_node_key(path)
+        make_token(self.folder / TOKEN)
+        log_in(self.address, read_token(self.folder / TOKEN), self.folder / "flwr")
         connection = f'[superlink]\ndefault = "lo"\n\n[superlink.lo]\naddress = "{self.address}"\n'
         connection += f"root-certificates = {_toml(self._file('ca.crt'))}\n"
-        write_atomically(self.folder / "flwr" / "config.toml", connection.encode())
+        write_atomically(self.folder / "flwr" / "config.toml", connection.encode(), private=True)
 
     def _start_superlink(self) -> None:
         command = [
-            *(_flower("flower-superlink"), *self._own_tls(), "--enable-supernode-auth"),
+            *(sys.executable, "-m", "experiments.superlink", "--admin-token", self._file(TOKEN)),
+            *(*self._own_tls(), "--enable-supernode-auth"),
             *("--disable-runtime-dependency-installation", "--host", HOST, "--port", str(self._port)),
         ]
         self.superlink = self._popen(command, "superlink")
@@ -178,7 +192,7 @@ class Loopback:
         started = []
         for node in range(len(self.nodes)):
             public = str(self.folder / f"client_{node}" / "key.pub")
-            command = [_flower("flwr"), "supernode", "register", public, "lo", "--format", "json"]
+            command = [flower("flwr"), "supernode", "register", public, "lo", "--format", "json"]
             started.append(self._popen(command, f"register_{node}"))
         for node, process in enumerate(started):
             if process.wait(START_SECONDS) != 0 or '"success": true' not in self.log(f"register_{node}"):
@@ -188,10 +202,11 @@ class Loopback:
         self, command: Sequence[str], name: str, *, environment: Mapping[str, str] | None = None, **options
     ) -> subprocess.Popen:
         log = self.folder / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(log.parent)
         surroundings = {
             **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FLWR_HOME": str(self.folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -200,11 +215,10 @@ class Loopback:
             "PYTHONUNBUFFERED": "1",
             **(environment or {}),
         }
-        with open(log, "ab") as file:
+        with open(log, "ab", opener=owner_only) as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **options}
-            return subprocess.Popen(
-                command, env=surroundings, cwd=self.folder, start_new_session=True, preexec_fn=_die_with_us, **streams
-            )
+            child = {"cwd": self.folder, "umask": 0o077, "start_new_session": True, "preexec_fn": _die_with_us}
+            return subprocess.Popen(command, env=surroundings, **child, **streams)
 
     def _own_tls(self) -> list[str]:
         files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
@@ -242,11 +256,6 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((HOST, port)) == 0
-
-
-def _flower(name: str) -> str:
-    """Flower's command beside this interpreter."""
-    return str(Path(sys.executable).parent / name)
 
 
 def _toml(value: object) -> str:

@@ -15,6 +15,7 @@ def write_atomically(
     path: Path,
     *parts: bytes | memoryview,
     flush: bool = True,
+    private: bool = False,
     refusal: Callable[[Path, OSError], FedPGPError] | None = None,
 ) -> None:
     """Writes ``parts`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
@@ -26,6 +27,7 @@ def write_atomically(
         parts: its whole content, one after the other.
         flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a power cut before it
             may lose them).
+        private: the file, and folders that are missing, are for their owner alone, whatever the umask.
         refusal: makes the error's message; None is :func:`cannot_write`.
 
     Raises:
@@ -34,8 +36,11 @@ def write_atomically(
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        if private:
+            _make_closed(path.parent)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb", opener=owner_only if private else None) as file:
             for part in parts:
                 file.write(part)
             if flush:
@@ -49,6 +54,37 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for their owner alone; closes one that is there already.
+
+    Raises:
+        FedPGPError: it cannot be made. That somebody else's folder cannot be closed is no error.
+    """
+    try:
+        _make_closed(folder)
+        if folder.stat().st_mode & 0o077:
+            with contextlib.suppress(PermissionError):
+                folder.chmod(0o700)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _make_closed(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileNotFoundError:
+        _make_closed(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+
+
+def owner_only(name: str, flags: int) -> int:
+    """An ``opener`` for :func:`open`: a file that it makes is its owner's alone."""
+    return os.open(name, flags, 0o600)
 
 
 def flush_filesystem(folder: Path) -> None:

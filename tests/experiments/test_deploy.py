@@ -3,26 +3,35 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
+from cryptography import x509
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.runtime.runtime_http_client import RuntimeHttpClient
 from safetensors.numpy import load_file
 
 from clients.state import owner
-from experiments.certificates import make_node_key
-from experiments.deploy import main
+from experiments.admin_token import log_in, read_token
+from experiments.certificates import make_certificates, make_node_key
+from experiments.deploy import _sites, main
 from experiments.loopback import ROOT, Loopback
 from experiments.runner import start
 from experiments.settings import composed
+from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 
@@ -52,7 +61,8 @@ def simulated(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, simulated):
-    folder = tmp_path_factory.mktemp("deployed")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # other users of the machine come this far
     cache = str(simulated.parent.parent / "features")
     nodes = [{"client-id": client, "cache-dir": cache} for client in range(CLIENTS)]
     with Loopback(folder / "nodes", nodes) as running:
@@ -60,6 +70,7 @@ def federation(tmp_path_factory, simulated):
         started = [running.superlink, *(node for node in running.supernodes if node.poll() is None)]
         members = [member for process in started for member in psutil.Process(process.pid).children(recursive=True)]
     left = [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+    shutil.rmtree(folder)
     assert members and not left, "processes were left behind"
 
 
@@ -160,11 +171,12 @@ def test_a_node_with_an_unknown_key_is_refused(federation, deployed):
 
 
 def test_a_plain_text_node_is_refused(federation, deployed):
-    """It fails to connect to a SuperLink that answers those who speak TLS, and tries again."""
+    """It fails to connect to a SuperLink that answers those who speak TLS, and tries again. (So does, a few times at
+    most, the process that starts its apps, until the node is up.)"""
     before = _lengths(federation)
     node = federation.start_node(1, None, "--insecure")
     end = time.monotonic() + 120
-    while _said_since(federation, before)[1].count("Connection attempt failed, retrying") < 2:
+    while _said_since(federation, before)[1].count("Connection attempt failed, retrying") < 6:
         assert node.poll() is None and time.monotonic() < end, federation.log("client_1")
         time.sleep(0.2)
     federation.kill_node(1)
@@ -174,6 +186,45 @@ def test_a_plain_text_node_is_refused(federation, deployed):
         pass
     connected, _ = _said_since(federation, before)
     assert "Activated node_id" not in connected
+
+
+def test_the_folders_of_a_deployment_are_their_owner_s_alone(federation, deployed):
+    """Certificates, keys, logs, states and features; and the run's, with the clients' pictures in its report."""
+    for path in (federation.folder, deployed):
+        assert path.stat().st_mode & 0o077 == 0
+    inside = [*federation.folder.rglob("*"), *deployed.rglob("*")]
+    secret = [path for path in inside if path.suffix not in (".crt", ".pub", ".pem")]
+    open_ones = [path for path in secret if not path.is_symlink() and path.stat().st_mode & 0o077]
+    assert len(secret) > 50 and not open_ones, open_ones
+    if os.getuid() == 0:
+        look = f"ls {federation.folder.parent} && ! ls {federation.folder} && ! cat {federation.folder / 'ca.crt'}"
+        seen = subprocess.run(["su", "nobody", "-s", "/bin/sh", "-c", look], capture_output=True, text=True)
+        assert seen.returncode == 0 and federation.folder.name in seen.stdout, seen
+
+
+def test_nobody_starts_an_app_without_the_token(federation, deployed, tmp_path):
+    """Even one who has the authority's certificate: the network knows no users. Nor takes a task, here or at a node."""
+    connection = (federation.folder / "flwr" / "config.toml").read_text()
+    (tmp_path / "config.toml").write_text(connection)
+    before, environment = len(federation.log("superlink")), {**os.environ, "FLWR_HOME": str(tmp_path)}
+
+    def flwr(*words: str) -> str:
+        command = [flower("flwr"), *words]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True).stderr
+
+    assert "authenticat" in flwr("run", str(ROOT), "lo").lower()
+    said = federation.log("superlink")[before:]
+    assert '"POST /v1/control/start-run HTTP/1.1" 401' in said and "Created run" not in said
+    authority = (federation.folder / "ca.crt").read_bytes()
+    for address in (federation.address, federation.runtime_address(0)):
+        client = RuntimeHttpClient.from_server_address(address, False, authority, interceptors=[])
+        with pytest.raises(httpx.HTTPStatusError, match="40[13]"):
+            client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp", "flwr-clientapp"]))
+    host = f"https://{federation.address}/v1/runtime"
+    for closed in ("start-automation", "create-task"):
+        assert httpx.post(f"{host}/{closed}", verify=str(federation.folder / "ca.crt")).status_code == 404
+    log_in(federation.address, read_token(federation.folder / "admin.token"), tmp_path)
+    assert flwr("list", "lo") == ""
 
 
 def _lengths(federation: Loopback) -> list[int]:
@@ -244,13 +295,62 @@ def test_a_used_run_dir_and_a_run_that_is_not_there_are_refused_before_anything_
 
 
 def test_keys_for_separate_machines(tmp_path, capsys):
-    assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(tmp_path / "secrets")]) == 0
-    names = {path.name for path in (tmp_path / "secrets").iterdir()}
+    to = tmp_path / "secrets"
+    assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(to)]) == 0
     clients = {f"client_{i}.key{end}" for i in range(2) for end in ("", ".pub")}
-    assert names == {"ca.crt", "server.pem", "server.key", *clients}
-    assert all((tmp_path / "secrets" / name).stat().st_mode & 0o077 == 0 for name in names if name.endswith(".key"))
-    assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(tmp_path / "secrets")]) == 2
+    assert {path.name for path in to.iterdir()} == {"ca.crt", "server.pem", "server.key", "admin.token", *clients}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (to, *to.glob("*.key"), to / "admin.token"))
+    assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(to)]) == 2
     assert "has certificates already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("", "it is empty"),
+        ("https://fed.example.org", "it has a scheme"),
+        ("fed.example.org:8443", "it has a port"),
+        ("müller.example.org", "not ASCII; write xn--mller-kva.example.org"),
+        ("a" * 70, "too long: at most 253 characters, and 63 between two dots"),
+        (".".join(["abcd"] * 60), "too long"),
+        ("fed example.org", "letters, digits and hyphens"),
+        ("fed..org", "letters, digits and hyphens"),
+        ("-fed.org", "letters, digits and hyphens"),
+        ("1.2.3.4:80", "it has a port"),
+    ],
+)
+def test_a_host_that_is_none_is_refused_in_words(tmp_path, host, said, capsys):
+    """Before anything is written."""
+    assert (
+        main(["keys", "--host=fed.example.org", f"--host={host}", "--clients", "1", "--to", str(tmp_path / "s")]) == 2
+    )
+    told = capsys.readouterr().err
+    assert said in told and "--host" in told and "Traceback" not in told
+    assert not (tmp_path / "s" / "server.key").exists()
+
+
+def test_keys_for_no_clients_are_refused(tmp_path, capsys):
+    assert main(["keys", "--host", "fed.example.org", "--clients", "0", "--to", str(tmp_path / "s")]) == 2
+    assert "--clients 0 cannot work" in capsys.readouterr().err and not (tmp_path / "s").exists()
+
+
+def test_a_certificate_is_for_its_hosts_however_long_and_for_the_server_s_own_processes(tmp_path):
+    """A common name has 64 characters at most; alternative names have more."""
+    long = ".".join(["department-of-things"] * 5)
+    make_certificates(tmp_path, [long, "[2001:db8::1]", "10.0.0.1"])
+    server = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [long, "localhost"]
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    assert addresses == ["2001:db8::1", "10.0.0.1", "127.0.0.1", "::1"]
+
+
+def test_folders_that_are_no_clients_do_not_count(tmp_path):
+    for name in ("clinic_b", "clinic_a", ".git", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes.txt").touch()
+    found = _sites(Namespace(data=tmp_path, clients=2))
+    assert [Path(site["data-dir"]).name for site in found] == ["clinic_a", "clinic_b"]
 
 
 def test_experiments_run_does_not_start_a_deployment(tmp_path):

@@ -1,0 +1,96 @@
+"""Who may do what at a SuperLink that asks for a token. (A real one: tests/experiments/test_deploy.py.)"""
+
+import asyncio
+
+import pytest
+from flwr.cli import constant
+from flwr.common.constant import ACCESS_TOKEN_KEY
+from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.routers.control import router as control
+from flwr.superlink.routers.fleet.router import router as fleet
+
+from experiments.admin_token import log_in, make_token, read_token
+from experiments.superlink import AdminToken, Narrowed, main
+from fedpgp.errors import FedPGPError
+
+
+@pytest.mark.parametrize(
+    ("sent", "right"),
+    [
+        ([], False),
+        ([(ACCESS_TOKEN_KEY, "other")], False),
+        ([("authorization", "secret")], False),
+        ([(ACCESS_TOKEN_KEY, "secret"), (ACCESS_TOKEN_KEY, "secret")], False),
+        ([(ACCESS_TOKEN_KEY, "sécret")], False),
+        ([(ACCESS_TOKEN_KEY, "secret")], True),
+        ([(ACCESS_TOKEN_KEY, b"secret")], True),
+    ],
+)
+def test_the_token_decides(sent, right):
+    valid, account = AdminToken("secret").validate_tokens_in_metadata(sent)
+    assert valid is right and (account is not None) is right
+
+
+def test_there_is_no_other_way_in():
+    plugin = AdminToken("secret")
+    assert plugin.get_login_details() is None and plugin.get_auth_tokens("") is None
+    assert plugin.refresh_tokens([("flwr-oidc-refresh-token", "secret")]) == (None, None)
+
+
+def answered(path: str, kind: str = "http") -> str:
+    """What an application behind the gate gives for a path: "whole" where it is asked at all."""
+    said: list[dict] = []
+
+    async def whole(scope, receive, send):
+        said.append({"status": "whole"})
+
+    async def send(message):
+        said.append(message)
+
+    asyncio.run(Narrowed(whole)({"type": kind, "path": path}, None, send))
+    return said[0]["status"]
+
+
+def test_interfaces_that_no_app_of_this_project_uses_are_closed():
+    used = {"start-run", "stop-run", "list-runs", "stream-logs", "register-node", "list-nodes", "unregister-node"}
+    paths = {route.path for router in (control, fleet) for route in router.routes}
+    assert {f"/v1/control/{name}" for name in used} < paths
+    assert all(answered(f"/v1/control/{name}") == "whole" for name in used)
+    assert all(answered(path) == "whole" for path in paths if path.startswith("/v1/fleet/"))
+    for name in ("acquire-task", "pull-task-input", "push-messages", "pull-messages", "get-nodes", "push-logs"):
+        assert answered(f"/v1/runtime/{name}") == "whole"
+    for path in (
+        *("/v1/runtime/start-automation", "/v1/runtime/create-task", "/v1/control/start-automation"),
+        *("/v1/runtime//start-automation", "/v1/runtime/acquire-task/", "/docs", "/openapi.json", "/v1/responses"),
+        "/v1/control/list-connectors",
+    ):
+        assert answered(path) == 404, path
+    assert answered("", "lifespan") == "whole"
+
+
+def test_a_token_is_its_owner_s_alone_and_reaches_flower_s_commands(tmp_path):
+    make_token(tmp_path / "secrets" / "admin.token")
+    token = read_token(tmp_path / "secrets" / "admin.token")
+    assert len(token) == 64 and (tmp_path / "secrets" / "admin.token").stat().st_mode & 0o077 == 0
+    log_in("fed.example.org:8443", token, tmp_path / "flwr")
+    credentials = tmp_path / "flwr" / "credentials.yaml"
+    assert credentials.stat().st_mode & 0o077 == 0
+    kept = FileCredentialStore(credentials)
+    assert kept.get(constant.ACCESS_TOKEN_STORE_KEY % "fed.example.org:8443") == token.encode()
+    assert kept.get(constant.AUTHN_TYPE_STORE_KEY % "fed.example.org:8443") == b"oidc"
+
+
+def test_what_is_no_token_is_refused(tmp_path, capsys):
+    (tmp_path / "short").write_text("password")
+    with pytest.raises(FedPGPError, match="short is no token: it needs 32 characters"):
+        read_token(tmp_path / "short")
+    assert main(["--admin-token", str(tmp_path / "nowhere")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_flower_s_configuration_still_takes_a_plugin():
+    """Another version may build its SuperLink in another way."""
+    assert {"authn_plugin", "host", "port", "ssl_certfile", "ssl_keyfile"} <= set(
+        SuperLinkLifespanConfig.__annotations__
+    )
