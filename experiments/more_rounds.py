@@ -7,10 +7,11 @@ import numpy as np
 import yaml
 
 from experiments.folder import EXTENDED, RunFolder
+from fedpgp.configured import method_settings
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.files import write_atomically
-from fedpgp.methods import METHODS
+from fedpgp.methods import method_class
 from strategies.checkpoint import latest_checkpoint
 from strategies.state import below
 
@@ -39,10 +40,8 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
     """
     if asked < done:
         raise FedPGPError(f"rounds={asked}: this run was started with {done}; a resumed run can only have more")
-    method = METHODS[config["method"]["name"]]
-    settings = method.Settings(
-        **{k: v for k, v in config["method"].items() if k in method.Settings.__dataclass_fields__}
-    )
+    method = method_class(config["method"])
+    settings = method.Settings(**method_settings(config))
     why = None
     if config["training"]["schedule"] == "cosine":
         why = "training.schedule=cosine lets the rate fall over all rounds"

@@ -19,7 +19,7 @@ from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation
 from fedpgp.frozen import FrozenCLIP, resolve_device
-from fedpgp.methods import METHODS, Method
+from fedpgp.methods import Method, method_class
 from fedpgp.own import own_pictures
 from fedpgp.protocols import Deal, deal
 from fedpgp.remembered import RememberedCLIP
@@ -40,7 +40,10 @@ FEDERATION_KEYS = ("name", "optimizer_state", "personal_start", "weighting")
 
 def method_settings(config: Mapping) -> dict:
     """A configuration's settings of the method itself."""
-    return {key: value for key, value in config["method"].items() if key not in FEDERATION_KEYS}
+    chosen = config["method"]
+    if chosen.get("component"):
+        return dict(chosen.get("settings") or {})
+    return {key: value for key, value in chosen.items() if key not in FEDERATION_KEYS}
 
 
 def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
@@ -113,18 +116,15 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
         raise FedPGPError(unknown("dtype", config["dtype"], list(DTYPES)))
     if config["dtype"] == "float64" and resolve_device(config["device"]).type == "mps":
         raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
-    if config["method"]["name"] not in METHODS:
-        raise FedPGPError(unknown("method", config["method"]["name"], list(METHODS)))
-    method_class = METHODS[config["method"]["name"]]
-    given = method_settings(config)
+    chosen, given = method_class(config["method"]), method_settings(config)
     try:
-        settings = method_class.Settings(**given)
+        settings = chosen.Settings(**given)
     except TypeError as error:
-        valid = list(method_class.Settings.__dataclass_fields__)
+        valid = list(chosen.Settings.__dataclass_fields__)
         wrong = [key for key in given if key not in valid]
         if not wrong:
-            raise FedPGPError(f"method={method_class.name}: {error}") from error
-        raise FedPGPError(unknown(f"setting of method {method_class.name}", wrong[0], valid)) from None
+            raise FedPGPError(f"method={chosen.name}: {error}") from error
+        raise FedPGPError(unknown(f"setting of method {chosen.name}", wrong[0], valid)) from None
     dtype, compute = DTYPES[config["dtype"]]
 
     def make(clip: FrozenCLIP, dataset: Dataset) -> Method:
@@ -138,7 +138,7 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
             dtype=dtype,
             compute=compute,
         )
-        return method_class(settings, task)
+        return chosen(settings, task)
 
     return make
 

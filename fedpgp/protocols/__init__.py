@@ -1,4 +1,4 @@
-"""Protocols by name. A new one is one file here, one line below, and one YAML in ``conf/protocol/``."""
+"""Protocols: one file each here, and one YAML in ``conf/protocol/``."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,31 +6,11 @@ from collections.abc import Mapping
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol
-from fedpgp.protocols.base2novel import Base2Novel
-from fedpgp.protocols.cross_class import CrossClass
-from fedpgp.protocols.cross_dataset import CrossDataset, as_spec, label_of, transfer
-from fedpgp.protocols.cross_domain import CrossDomain
-from fedpgp.protocols.dirichlet import Dirichlet
-from fedpgp.protocols.leave_one_domain_out import LeaveOneDomainOut
-from fedpgp.protocols.multidomain import MultiDomain
-from fedpgp.protocols.personal import Personal
-from fedpgp.protocols.unseen_clients import UnseenClients
+from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
+from fedpgp.registry import named_classes
 
-PROTOCOLS: dict[str, type[Protocol]] = {
-    protocol.name: protocol
-    for protocol in (
-        Base2Novel,
-        CrossClass,
-        CrossDataset,
-        CrossDomain,
-        Dirichlet,
-        LeaveOneDomainOut,
-        MultiDomain,
-        Personal,
-        UnseenClients,
-    )
-}
-"""Name -> protocol; the same names as conf/protocol/."""
+PROTOCOLS: dict[str, type[Protocol]] = named_classes("fedpgp.protocols", Protocol, skip=("base",))
+"""Name -> protocol: the classes in this folder; the same names as conf/protocol/."""
 
 
 def make_protocol(config: Mapping) -> Protocol:

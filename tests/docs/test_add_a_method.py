@@ -1,14 +1,19 @@
-"""docs/add_a_method.md followed to the letter: its file, its two lines, a run."""
+"""docs/add_a_method.md followed to the letter: its file, its YAML, a run; and from a package of one's own."""
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
 
+import pytest
 import yaml
 
 from experiments.runner import start
-from fedpgp.methods import METHODS
+from experiments.settings import check, composed
+from fedpgp.errors import FedPGPError
+from fedpgp.methods import METHODS, Method, method_class
+from fedpgp.registry import named_classes
 from tests.docs.pages import block
 from tests.small import small_config, small_federation
 
@@ -33,3 +38,36 @@ def test_the_files_it_points_to_exist():
     for row in re.findall(r"^\| .* \|$", PAGE, re.MULTILINE):
         for name in re.findall(r"`(\w+\.py)`", row):
             assert (folder / name).exists(), name
+
+
+def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
+    """No file of the project knows it; its settings are given on the command line."""
+    (tmp_path / "my_package.py").write_text(block("add_a_method.md", "python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    command = re.search(r"method=component.*", PAGE)[0]
+    small = ("runtime=inline", "clients=6", "rounds=1", "shots=2", "local_epochs=1")
+    config = composed([*shlex.split(command), *small, f"run_dir={tmp_path / 'run'}"])
+    summary = start(config)
+    assert summary["status"] == "finished" and summary["method"] == "my_package.ScaledPrompt"
+    assert summary["accuracy"]["personal"]["local"] is not None
+    for path, said in (
+        ("my_package.Nothing", "has no attribute"),
+        ("nowhere.Method", "No module named"),
+        ("Method", "package.module.Class"),
+        ("pathlib.Path", "no class that derives from fedpgp.methods.Method"),
+    ):
+        with pytest.raises(FedPGPError, match=said):
+            method_class({"name": path, "component": path})
+    with pytest.raises(FedPGPError, match="method.component has no value; give it one"):
+        check(composed(["method=component"]))
+
+
+def test_two_methods_of_one_name_are_refused(tmp_path, monkeypatch):
+    package = tmp_path / "twice"
+    package.mkdir()
+    code = "from fedpgp.methods.promptfl import PromptFL\nclass Mine(PromptFL):\n    name = 'mine'\n"
+    for file, text in (("__init__", ""), ("a", code), ("b", code)):
+        (package / f"{file}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match="both named 'mine'"):
+        named_classes("twice", Method)

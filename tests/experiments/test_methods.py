@@ -51,7 +51,7 @@ def messages(monkeypatch) -> list[dict]:
 
 
 def test_every_method_has_a_configuration():
-    assert set(choices()["method"]) == set(METHODS)
+    assert set(choices()["method"]) == {*METHODS, "component"}
 
 
 @pytest.mark.parametrize("name", METHODS)

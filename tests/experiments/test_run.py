@@ -78,7 +78,7 @@ def test_help_explains(capsys, monkeypatch):
     assert not end.value.code
     for words in (
         "python -m experiments.run [group=choice",
-        f"method: {', '.join(sorted(METHODS))}",
+        f"method: {', '.join(sorted([*METHODS, 'component']))}",
         "rounds: 10",
         "resume=",
     ):
@@ -326,7 +326,7 @@ LOGGED = {"wandb": wandb_names, "tensorboard": tensorboard_names}
 
 
 def test_names_of_conf_are_those_of_the_code():
-    assert set(choices()["method"]) == set(METHODS)
+    assert set(choices()["method"]) == {*METHODS, "component"}
     assert set(choices()["model"]) == {*SHIPPED, *MODELS}
     for group, names in choices().items():
         for name in names:

@@ -1,0 +1,38 @@
+"""Methods by name, and a method of one's own by its import path."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.methods.base import Method
+from fedpgp.registry import named_classes
+
+METHODS: dict[str, type[Method]] = named_classes("fedpgp.methods", Method, skip=("base", "registry"))
+"""Name -> method: the classes in this folder. A new file here needs no mention anywhere else."""
+
+
+def method_class(chosen: Mapping) -> type[Method]:
+    """Return the class of a configured method.
+
+    Args:
+        chosen: the ``method`` group: its ``name``, or ``component``, the import path of a class.
+
+    Raises:
+        FedPGPError: an unknown name, or no such class, or one that is no method.
+    """
+    path = chosen.get("component")
+    if not path:
+        if chosen["name"] not in METHODS:
+            raise FedPGPError(unknown("method", chosen["name"], list(METHODS)))
+        return METHODS[chosen["name"]]
+    module, _, name = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FedPGPError(
+            f"method.component={path}: {error}; write package.module.Class of a package that Python finds (PYTHONPATH)"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise FedPGPError(f"method.component={path} is no class that derives from fedpgp.methods.Method")
+    return found
