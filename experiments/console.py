@@ -35,6 +35,7 @@ class Console:
         self.one_prompt = False  # whether the method has one prompt for all, which the server finds out
         self._out = RichConsole(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
         self._line_of_progress = ProgressLine(self._out)
+        self._answered = ""  # of how many clients the last evaluation is, where some did not answer
         self._stage: tuple[str, float] | None = None
         self._rounds: deque[float] = deque(maxlen=_ROUNDS_REMEMBERED)
         self._rounds_seen = 0
@@ -102,7 +103,8 @@ class Console:
         self._line("")
         if summary.get("accuracy"):
             self._out.print(accuracy_table(summary["accuracy"], self.one_prompt))
-            self._line(Text("percent, mean over clients; * the best", style="dim"))
+            of = self._answered or "clients"
+            self._line(Text(f"percent, mean over {of}; * the best", style="dim"))
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (
@@ -134,6 +136,9 @@ class Console:
             text.append(f" (global {percent(shared)})")
         elif not math.isnan(zero):
             text.append(f" (zero-shot {percent(zero)})")
+        self._answered = clients_answered(evaluation)
+        if self._answered:
+            text.append(f" ({self._answered})", style="yellow")
         return text
 
     def _took(self, seconds: float) -> None:
@@ -161,6 +166,12 @@ class Console:
         (text, began), self._stage = self._stage, None
         if self._out.is_terminal:
             self._line(Text.assemble(("✓ ", "green"), text, (f"  {human_seconds(time.monotonic() - began)}", "dim")))
+
+
+def clients_answered(evaluation: dict) -> str:
+    """`5 of 6 clients`, where some did not answer the evaluation; else nothing."""
+    answered, clients = number(evaluation.get("clients")), number(evaluation.get("all_clients"))
+    return f"{answered:.0f} of {clients:.0f} clients" if answered < clients else ""
 
 
 def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -> Table:

@@ -18,7 +18,6 @@ from experiments.reporting.comparison import render_comparison
 from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
-from experiments.reporting.titles import title
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 
@@ -98,6 +97,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
         raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
     columns = tables.expand_columns([*FIGURES, *_names(options.columns), *tables.COSTS], finished)
     groups, notes = tables.group_runs(finished)
+    notes += tables.missing_clients(finished)
     rows = tables.make_rows(groups, models, columns)
     if options.mean_over:
         rows = tables.mean_over(rows, options.mean_over, columns)
@@ -180,7 +180,7 @@ def _nothing_run(options: argparse.Namespace) -> None:
 
 def _unfinished(run: Run) -> str:
     where = f"{run.status} at round {run.rounds_done} of {run.rounds}"
-    return f"{where}: {title(run.choice('method'))}, seed {run.seed}, {run.path}"
+    return f"{where}: {tables.describe(run)}, {run.path}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -250,13 +250,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.loads, self.words, self.tags = [], [], [], []
+        self.open, self.loads, self.words, self.tags, self.images = [], [], [], [], 0
         self.feed(text)
         self.close()
         assert not self.open, self.open
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.images += ("role", "img") in attrs
         self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "xlink:href")]
         if tag not in VOID:
             self.open.append(tag)
@@ -269,6 +270,11 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+
+    @property
+    def charts(self):
+        """How many charts there are; the small drawings of legends are none."""
+        return self.images
 
     @property
     def text(self):

@@ -7,24 +7,26 @@ several side by side. Everything that can be pointed at carries a `<title>`, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH = 348
-_PAGE_WIDTH = 1030
+PAGE_WIDTH = 1030
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. `style` is the CSS class that colours it; `spread` the half-width of its band at each point."""
+    """A named line. `style` is the CSS class that colours it; `spread` the half-width of its band at each point;
+    `partial` the places of points that are means over fewer clients than the others, drawn open."""
 
     name: str
     style: str
     points: Sequence[tuple[float, float]]
     spread: Sequence[float] = ()
+    partial: Collection[float] = ()
 
 
 def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
@@ -36,6 +38,11 @@ def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> 
         step = max(1, math.ceil(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
+
+
+def margin(ticks: Sequence[float], least: int = 36) -> int:
+    """The room left of an axis that its ticks take."""
+    return max(least, 12 + math.ceil(6.4 * max(len(plain(tick)) for tick in ticks)))
 
 
 def plain(value: float) -> str:
@@ -53,20 +60,27 @@ def line_chart(
     x_label: str = "round",
     height: int = 226,
     end_labels: bool = True,
+    wide: bool = False,
 ) -> Markup:
-    """Lines over rounds, each labelled with its last value at its end. Empty when no series has a point."""
+    """Lines over rounds, each labelled with its last value at its end; `wide` takes the page's whole width and names
+    the lines there too. Empty when no series has a point."""
     series = [one for one in series if len(one.points)]
     if not series:
         return Markup("")
-    left, right, top, bottom = 36, 46 if end_labels else 12, 10, 34
+    right, top, bottom = 46 if end_labels else 12, 10, 34
+    full = WIDTH
+    if wide:
+        full, height = PAGE_WIDTH, max(height, int(12.5 * len(series)) + top + bottom)
+        right += 7 * max(len(one.name) for one in series)
     xs = [x for one in series for x, _ in one.points]
     ys = [y + sign * s for one in series for (_, y), s in _with_spread(one) for sign in (-1, 1)]
     y_ticks = nice_ticks(0 if zero else min(ys), max(ys))
+    left = margin(y_ticks)
     x_ticks = [x for x in nice_ticks(min(xs), max(xs), 5, whole=True) if min(xs) <= x <= max(xs)]
-    x_at = _scale(min(xs), max(max(xs), min(xs) + 1), left, WIDTH - right)
-    y_at = _scale(y_ticks[0], y_ticks[-1], height - bottom, top)
+    x_at = scale(min(xs), max(max(xs), min(xs) + 1), left, full - right)
+    y_at = scale(y_ticks[0], y_ticks[-1], height - bottom, top)
 
-    parts = _axes(x_ticks, y_ticks, x_at, y_at, left, WIDTH - right, height, bottom, x_label)
+    parts = axes(x_ticks, y_ticks, x_at, y_at, left, full - right, height, bottom, x_label)
     for one in series:
         if one.spread and len(one.points) > 1:
             upper = [f"{x_at(x):.1f},{y_at(y + s):.1f}" for (x, y), s in _with_spread(one)]
@@ -79,8 +93,11 @@ def line_chart(
         for (x, y), spread in _with_spread(one):
             around = f" ± {spread:.{digits}f}" if spread else ""
             hint = escape(f"{one.name}: {y:.{digits}f}{around}{unit}, {x_label} {plain(x)}")
-            if one.style != "zero_shot":  # it never changes: a dashed line says that better
-                parts.append(f'<circle class="dot {one.style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="{radius}"/>')
+            if x in one.partial:
+                hint += " (not all clients)"
+                parts.append(f'<circle class="open {one.style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3.2"/>')
+            elif one.style != "zero_shot":  # it never changes: a dashed line says that better
+                parts.append(dot(one.style, x_at(x), y_at(y), radius))
             parts.append(
                 f'<circle class="aim" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="7"><title>{hint}</title></circle>'
             )
@@ -88,8 +105,29 @@ def line_chart(
         ends = _apart([y_at(one.points[-1][1]) for one in series], 12.5, top + 4, height - bottom)
         for one, y in zip(series, ends, strict=True):
             x, value = x_at(one.points[-1][0]) + 8, one.points[-1][1]
-            parts.append(f'<text class="end {one.style}" x="{x:.1f}" y="{y + 4:.1f}">{value:.{digits}f}</text>')
-    return _svg(WIDTH, height, title, parts)
+            name = f" {escape(one.name)}" if wide else ""
+            parts.append(f'<text class="end {one.style}" x="{x:.1f}" y="{y + 4:.1f}">{value:.{digits}f}{name}</text>')
+    return svg(full, height, title, parts, fixed=wide)
+
+
+def dot(style: str, x: float, y: float, radius: float, hint: str = "") -> str:
+    """A filled mark: its shape is one more thing that tells lines apart (dashed: square, dotted: triangle, a global
+    prompt beside its method's personal one: diamond)."""
+    inside = f"<title>{hint}</title>" if hint else ""
+    shapes = {"dashed": ((-1, -1), (1, -1), (1, 1), (-1, 1)), "dotted": ((0, -1.3), (1.3, 1), (-1.3, 1))}
+    shapes["shared"] = ((0, -1.5), (1.5, 0), (0, 1.5), (-1.5, 0))
+    corners = next((shapes[word] for word in reversed(style.split()) if word in shapes), None)
+    if corners is None:
+        return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{inside}</circle>'
+    points = " ".join(f"{x + radius * a:.1f},{y + radius * b:.1f}" for a, b in corners)
+    return f'<polygon class="dot {style}" points="{points}">{inside}</polygon>'
+
+
+def swatch(style: str) -> Markup:
+    """The line and mark of a style, for a legend."""
+    line = f'<polyline class="line {style}" points="1,6 27,6"/>'
+    mark = "" if style == "zero_shot" else dot(style, 14, 6, 3.4)
+    return Markup(f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">{line}{mark}</svg>')
 
 
 def column_chart(
@@ -109,11 +147,11 @@ def column_chart(
     most = max(sum(parts) for _, parts in columns) or 1
     y_ticks = ticks(most) if ticks else nice_ticks(0, most, 3)
     low, high = min(x for x, _ in columns), max(x for x, _ in columns)
-    x_at = _scale(low - 0.5, high + 0.5, left, WIDTH - right)
-    y_at = _scale(0, max(y_ticks[-1], most), height - bottom, top)
+    x_at = scale(low - 0.5, high + 0.5, left, WIDTH - right)
+    y_at = scale(0, max(y_ticks[-1], most), height - bottom, top)
     x_ticks = [x for x in nice_ticks(low, high, 5, whole=True) if low <= x <= high]
     width = max(1.0, min(26.0, (x_at(1) - x_at(0)) * 0.72))
-    parts = _axes(x_ticks, y_ticks, x_at, y_at, left, WIDTH - right, height, bottom, "round", tick_text or text)
+    parts = axes(x_ticks, y_ticks, x_at, y_at, left, WIDTH - right, height, bottom, "round", tick_text or text)
     for x, values in columns:
         base = 0.0
         for (name, style), value in zip(styles, values, strict=True):
@@ -124,7 +162,7 @@ def column_chart(
                 f'height="{max(tall, 0):.1f}"><title>{hint}</title></rect>'
             )
             base += value
-    return _svg(WIDTH, height, title, parts)
+    return svg(WIDTH, height, title, parts)
 
 
 def client_bars(
@@ -134,7 +172,7 @@ def client_bars(
     left, right, top, bar, gap = 62, 36, 4, 6.5, 9
     group = bar * len(styles) + gap
     height = top + group * len(rows) + 18
-    x_at = _scale(0, 100, left, WIDTH - right)
+    x_at = scale(0, 100, left, WIDTH - right)
     parts = []
     for tick in (0, 25, 50, 75, 100):
         parts.append(f'<line class="grid" x1="{x_at(tick)}" x2="{x_at(tick)}" y1="{top}" y2="{height - 18:.1f}"/>')
@@ -154,7 +192,7 @@ def client_bars(
         shown = [value for value in values if not math.isnan(value)]
         if shown:
             parts.append(f'<text class="value" x="{x_at(max(shown)) + 5:.1f}" y="{middle:.1f}">{shown[-1]:.1f}</text>')
-    return _svg(WIDTH, height, title, parts)
+    return svg(WIDTH, height, title, parts)
 
 
 def histogram(
@@ -170,7 +208,7 @@ def histogram(
     edges = np.linspace(ticks[0], ticks[-1], bins + 1)
     left, right, row, top = 12, 16, 66, 2
     height = top + row * len(groups) + 36
-    x_at = _scale(ticks[0], ticks[-1], left, WIDTH - right)
+    x_at = scale(ticks[0], ticks[-1], left, WIDTH - right)
     tallest = max(int(np.histogram(values, edges)[0].max()) for _, _, values in groups)
     parts = []
     for index, (name, style, values) in enumerate(groups):
@@ -198,7 +236,7 @@ def histogram(
     parts.append(
         f'<text class="label" x="{(left + WIDTH - right) / 2}" y="{height - 4}" text-anchor="middle">{what}</text>'
     )
-    return _svg(WIDTH, height, title, parts)
+    return svg(WIDTH, height, title, parts)
 
 
 def bubbles(clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str) -> Markup:
@@ -215,7 +253,7 @@ def bubbles(clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence
     left = 14 + min(180.0, 6.2 * max(map(len, rows)))
     slant = min(110.0, 4.4 * max(map(len, columns)))
     aside = 0.95 * slant + 8  # the last slanted label stands out to the right
-    cell = max(8.0, min(60.0, (_PAGE_WIDTH - left - aside) / len(columns)))
+    cell = max(8.0, min(60.0, (PAGE_WIDTH - left - aside) / len(columns)))
     label_every = math.ceil(12 / cell)
     head = 12 + slant
     width = max(WIDTH, left + cell * len(columns) + aside)
@@ -242,7 +280,7 @@ def bubbles(clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence
         parts.append(
             f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}"><title>{hint}</title></circle>'
         )
-    return _svg(width, height, title, parts, fixed=True)
+    return svg(width, height, title, parts, fixed=True)
 
 
 def _short(name: str) -> str:
@@ -255,7 +293,7 @@ def value_bars(rows: Sequence[tuple[str, str, float]], *, title: str, text: Call
     if not rows:
         return Markup("")
     right, bar, gap = 62, 11, 25
-    x_at = _scale(0, max(value for _, _, value in rows) or 1, 0, WIDTH - right)
+    x_at = scale(0, max(value for _, _, value in rows) or 1, 0, WIDTH - right)
     parts = []
     for index, (name, style, value) in enumerate(rows):
         y = 6 + index * (bar + gap)
@@ -264,90 +302,7 @@ def value_bars(rows: Sequence[tuple[str, str, float]], *, title: str, text: Call
             f'<rect class="fill {style}" x="0" y="{y + 14}" width="{max(x_at(value), 1):.1f}" height="{bar}" rx="2"/>'
         )
         parts.append(f'<text class="value" x="{x_at(value) + 6:.1f}" y="{y + 23}">{escape(text(value))}</text>')
-    return _svg(WIDTH, 6 + len(rows) * (bar + gap), title, parts)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A named point of a scatter: its mean, its standard deviations, and the points it is the mean of."""
-
-    name: str
-    style: str
-    mean: tuple[float, float]
-    std: tuple[float, float]
-    points: Sequence[tuple[float, float]]
-
-
-def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wide: bool = False) -> Markup:
-    """Means with whiskers of one standard deviation, and each seed as a small dot; the top right corner is best.
-    `wide` takes the page's whole width."""
-    marks = [mark for mark in marks if not any(map(math.isnan, mark.mean))]
-    if not marks:
-        return Markup("")
-    (width, height), left, right, top, bottom = (_PAGE_WIDTH, 560) if wide else (WIDTH, 300), 42, 14, 10, 36
-    spreads = [tuple(0 if math.isnan(s) else s for s in mark.std) for mark in marks]
-    every = [p for mark in marks for p in (*mark.points, mark.mean)]
-    every += [
-        (m.mean[0] + k * s[0], m.mean[1] + k * s[1]) for m, s in zip(marks, spreads, strict=True) for k in (-1, 1)
-    ]
-    x_ticks = nice_ticks(min(x for x, _ in every), max(x for x, _ in every), 5)
-    y_ticks = nice_ticks(min(y for _, y in every), max(y for _, y in every), 5)
-    x_at = _scale(x_ticks[0], x_ticks[-1], left, width - right)
-    y_at = _scale(y_ticks[0], y_ticks[-1], height - bottom, top)
-    parts = _axes(x_ticks, y_ticks, x_at, y_at, left, width - right, height, bottom, x_label)
-    parts.append(
-        f'<text class="label" transform="translate(11 {(top + height - bottom) / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_label)}</text>'
-    )
-    centres, taken = [], []
-    for mark, (sx, sy) in zip(marks, spreads, strict=True):
-        x, y = mark.mean
-        cx, cy = x_at(x), y_at(y)
-        centres.append((cx, cy))
-        for px, py in mark.points:
-            parts.append(f'<circle class="seed {mark.style}" cx="{x_at(px):.1f}" cy="{y_at(py):.1f}" r="2.2"/>')
-        taken.append((x_at(x - sx), cy - 2, x_at(x + sx), cy + 2))
-        taken.append((cx - 2, y_at(y + sy), cx + 2, y_at(y - sy)))
-        if sx or sy:
-            parts.append(
-                f'<line class="whisker {mark.style}" x1="{x_at(x - sx):.1f}" x2="{x_at(x + sx):.1f}" '
-                f'y1="{cy:.1f}" y2="{cy:.1f}"/>'
-            )
-            parts.append(
-                f'<line class="whisker {mark.style}" x1="{cx:.1f}" x2="{cx:.1f}" '
-                f'y1="{y_at(y - sy):.1f}" y2="{y_at(y + sy):.1f}"/>'
-            )
-        hint = escape(f"{mark.name}: {x_label} {x:.2f} ± {sx:.2f}, {y_label} {y:.2f} ± {sy:.2f}")
-        parts.append(
-            f'<circle class="dot {mark.style}" cx="{cx:.1f}" cy="{cy:.1f}" r="5"><title>{hint}</title></circle>'
-        )
-    for mark, (x, y) in zip(
-        marks, _label_places(centres, taken, [len(m.name) for m in marks], width - right), strict=True
-    ):
-        parts.append(f'<text class="end {mark.style}" x="{x:.1f}" y="{y:.1f}">{escape(mark.name)}</text>')
-    return _svg(width, height, title, parts, fixed=wide)
-
-
-def _label_places(
-    centres: list[tuple[float, float]], taken: list[tuple[float, float, float, float]], lengths: list[int], edge: float
-) -> list[tuple[float, float]]:
-    """Where each point's name goes: right, left, above or below, where it covers least of the `taken` boxes."""
-    boxes = taken + [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
-    places = []
-    for (x, y), length in zip(centres, lengths, strict=True):
-        long = 7.1 * length
-        options = [(x + 10, y + 4), (x - 10 - long, y + 4), (x - long / 2, y - 12), (x - long / 2, y + 20)]
-        options += [(x + 8, y - 10), (x + 8, y + 18), (x - 8 - long, y - 10), (x - 8 - long, y + 18)]
-
-        def cost(place: tuple[float, float], long: float = long) -> float:
-            a, b, c, d = place[0], place[1] - 10, place[0] + long, place[1] + 3
-            covered = sum(max(0, min(c, q[2]) - max(a, q[0])) * max(0, min(d, q[3]) - max(b, q[1])) for q in boxes)
-            return covered + 1000 * (c > edge + 14) + 1000 * (a < 50)
-
-        best = min(options, key=cost)
-        boxes.append((best[0], best[1] - 10, best[0] + long, best[1] + 3))
-        places.append(best)
-    return places
+    return svg(WIDTH, 6 + len(rows) * (bar + gap), title, parts)
 
 
 def _with_spread(one: Series) -> list[tuple[tuple[float, float], float]]:
@@ -355,11 +310,11 @@ def _with_spread(one: Series) -> list[tuple[tuple[float, float], float]]:
     return [(point, 0.0 if math.isnan(s) else s) for point, s in zip(one.points, spreads, strict=True)]
 
 
-def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (stop - start)
 
 
-def _axes(
+def axes(
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
     x_at: Callable[[float], float],
@@ -403,7 +358,7 @@ def _apart(places: list[float], distance: float, low: float, high: float) -> lis
     return [max(low, place) if index == order[0] else place for index, place in enumerate(moved)]
 
 
-def _svg(width: float, height: float, title: str, parts: Sequence[str], fixed: bool = False) -> Markup:
+def svg(width: float, height: float, title: str, parts: Sequence[str], fixed: bool = False) -> Markup:
     """`fixed` keeps the drawn size (the page scrolls it sideways); otherwise the drawing shrinks with its column."""
     size = f' width="{width:.0f}" height="{height:.0f}" class="fixed"' if fixed else ""
     return Markup(  # every text above went through escape()

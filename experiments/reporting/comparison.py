@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
-from experiments.reporting import charts, grids, tables
-from experiments.reporting.page import environment, partition_bubbles
+from experiments.reporting import charts, grids, scatter, tables
+from experiments.reporting.headlines import comparison_headline
+from experiments.reporting.page import environment, partial_words, partition_bubbles
 from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
+from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
 from experiments.reporting.words import human_bytes, human_seconds
 
-_COLOURS = 8
-_PATTERNS = ("", " dashed", " dotted")
-_MANY = 10  # marks more than fit a narrow chart with their names
+_MANY = 8  # rows more than fit a narrow chart with their names
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Section:
     trade_off_words: str
     wide: bool
     histogram: Any
+    partial: str
     costs: list[tuple[str, Any]]
     bubbles: Any
     partition_words: str
@@ -48,41 +50,42 @@ def render_comparison(
     published: Sequence[tuple[str, grids.Grid]] = (),
 ) -> str:
     """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out;
-    `published` are tables of published figures by experiment."""
+    `published` are tables of published figures by experiment. The mean over parts of a protocol (domains held out in
+    turn) comes first, in table and charts; the parts' charts are folded."""
     tasks = list(dict.fromkeys(row.task for row in chart_rows))
+    means, over = tables.over_parts(rows, columns)
+    drawn_means = tables.over_parts(chart_rows, columns)[0] if means else []
+    sections = [_section([row for row in chart_rows if row.task == task], models, len(tasks) > 1) for task in tasks]
+    if means:
+        of_all = [
+            replace(
+                _section([row for row in drawn_means if row.task == task], models, False),
+                title=over,
+                partition_words="",
+                bubbles="",
+            )
+            for task in dict.fromkeys(row.task for row in drawn_means)
+        ]
     return (
         environment()
         .get_template("comparison.html.j2")
         .render(
-            headline=_headline(rows, models),
+            headline=comparison_headline(drawn_means or chart_rows, len(models) > 1),
             lead=_lead(rows),
+            over=over,
+            mean_table=grids.as_html(tables.result_grid(means, columns, models)) if means else None,
             table=grids.as_html(tables.result_grid(rows, columns, models)),
             significance=grids.as_html(tables.comparison_grid(comparisons, models)) if comparisons else None,
             significance_words=tables.significance_words(comparisons or ()),
             asked=comparisons is not None,
-            sections=[
-                _section([row for row in chart_rows if row.task == task], models, len(tasks) > 1) for task in tasks
-            ],
+            sections=of_all if means else sections,
+            folded=sections if means else [],
             unfinished=unfinished,
             notes=notes,
             command=command,
             published=[(name, grids.as_html(grid)) for name, grid in published],
         )
     )
-
-
-def _headline(rows: Sequence[Row], models: Sequence[str]) -> str:
-    """Who leads, where all rows can be compared; otherwise what is on the page."""
-    if len({row.task for row in rows}) == 1 and len(rows) > 1:
-        leaders: dict[str, list[str]] = {}
-        for column, words in (("local", "local accuracy"), ("novel", "novel accuracy"), ("hm3", "harmonic mean")):
-            best = [row for row in rows if row.cells[column].mark == "best"]
-            if len(best) == 1:
-                name = best[0].name(len(models) > 1)
-                leaders.setdefault(name, []).append(f"{words} ({best[0].cells[column].mean:.1f}\u00a0%)")
-        if leaders:
-            return "; ".join(f"{name} has the best {_and(what)}" for name, what in leaders.items()) + "."
-    return f"{len(rows)} setup{'s' * (len(rows) != 1)} side by side."
 
 
 def _lead(rows: Sequence[Row]) -> str:
@@ -107,20 +110,18 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     }
     title = ", ".join(f"{key} {value}" for key, value in common.items()) if several else ""
     with_model = len(models) > 1
-    named: list[tuple[str, str, Row]] = []
-    colour = 0
-    for row in rows:
-        style = "zero_shot"
-        if row.model != "zero_shot":
-            pattern = _PATTERNS[colour // _COLOURS % len(_PATTERNS)]
-            style, colour = f"c{colour % _COLOURS}{pattern}", colour + 1
-        named.append((row.name(with_model and row.model != "zero_shot", common if several else ()), style, row))
+    named = [
+        (row.name(with_model and row.model != "zero_shot", common if several else ()), style, row)
+        for row, style in zip(rows, row_styles(rows), strict=True)
+    ]
+    many = len(named) > _MANY
+    partial = {style: _partial(row) for _, style, row in named}
 
     curves = []
     for figure in ("local", "base", "novel", "unseen"):
-        series = [charts.Series(name, style, *_mean_curve(row, figure)) for name, style, row in named]
+        series = [charts.Series(name, style, *_mean_curve(row, figure), partial[style]) for name, style, row in named]
         heading = f"{figure.capitalize()} accuracy, %"
-        curves.append((heading, charts.line_chart(series, title=heading, unit=" %", end_labels=len(named) <= 8)))
+        curves.append((heading, charts.line_chart(series, title=heading, unit=" %", wide=many)))
     other = next(
         (f for f in ("novel", "unseen", "base") if any(not math.isnan(row.cells[f].mean) for row in rows)), None
     )
@@ -132,29 +133,35 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
             x, y = row.cells["local"], row.cells[other]
             seeds = [(x.values[seed], y.values[seed]) for seed in x.values]
             seeds = [point for point in seeds if not any(map(math.isnan, point))]
-            marks.append(charts.Mark(name, style, (x.mean, y.mean), (x.std, y.std), seeds if len(seeds) > 1 else []))
+            marks.append(scatter.Mark(name, style, (x.mean, y.mean), (x.std, y.std), seeds if len(seeds) > 1 else []))
         trade_off_title = f"Local against {other} accuracy"
-        trade_off = charts.scatter(
+        trade_off = scatter.scatter(
             marks,
             title=trade_off_title,
             x_label="local accuracy, %",
             y_label=f"{other} accuracy, %",
-            wide=len(marks) > _MANY,
+            wide=many,
         )
     clients = [
         (name, style, [client["local"] for run in row.runs for client in run.clients if client["model"] == row.model])
         for name, style, row in named
     ]
-    trained = [(name, style, row) for name, style, row in named if row.model != "zero_shot"]
+    once: dict[tuple, tuple[str, str, Row]] = {}  # both models of a run have one loss and one cost
+    for _, style, row in named:
+        if row.model != "zero_shot":
+            bare = row.name(False, common if several else ())
+            once[tuple(row.labels.items())] = (bare, style.removesuffix(" shared"), row)
+    trained = list(once.values())
     losses = [charts.Series(name, style, *_mean_loss(row)) for name, style, row in trained]
-    amounts = {
-        column: [(name, style, row.cells[column].mean) for name, style, row in trained]
-        for column in ("bytes", "seconds")
-    }
+    sent = [(name, style, row.cells["bytes"].mean) for name, style, row in trained]
+    times = [(name, style, _computing(row)) for name, style, row in trained]
     costs = [
-        ("Training loss", charts.line_chart(losses, title="Training loss", digits=2, end_labels=len(named) <= 8)),
-        ("Bytes, sent and received", charts.value_bars(amounts["bytes"], title="Bytes of a run", text=human_bytes)),
-        ("Time of a run", charts.value_bars(amounts["seconds"], title="Time of a run", text=human_seconds)),
+        ("Training loss", charts.line_chart(losses, title="Training loss", digits=2, end_labels=not many)),
+        ("Bytes, sent and received", charts.value_bars(sent, title="Bytes of a run", text=human_bytes)),
+        (
+            "Time of a run, without encoding images",
+            charts.value_bars(times, title="Time of a run, without encoding images", text=human_seconds),
+        ),
     ]
     bubbles, partition_words = partition_bubbles(rows[0].runs[0])
     return Section(
@@ -165,7 +172,8 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         trade_off_title=trade_off_title,
         trade_off_words=f"Further right: better for each client. Further up: better on {up}. "
         "The small dots are seeds, the whiskers one standard deviation.",
-        wide=len(named) > _MANY,
+        wide=many,
+        partial=_partial_note(named),
         histogram=charts.histogram(
             clients, title="Local accuracy of the clients", what="local accuracy of a client, %"
         ),
@@ -175,25 +183,47 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     )
 
 
+def _partial(row: Row) -> set[int]:
+    """Rounds in which the mean of some seed is over fewer clients than the others."""
+    return {index for run in row.runs for index in run.partial}
+
+
+def _partial_note(named: Sequence[tuple[str, str, Row]]) -> str:
+    runs = _distinct([run for _, _, row in named for run in row.runs if run.partial])
+    if not runs:
+        return ""
+    return " ".join(partial_words(run.partial, f" {tables.describe(run)}") for run in runs[:3]) + " …" * (len(runs) > 3)
+
+
+def _computing(row: Row) -> float:
+    """Mean seconds of a row's runs without the encoding of images, which only the first run on a machine does."""
+    seconds = [(run.summary or {}).get("seconds") or {} for run in row.runs]
+    return mean_std(
+        [number(one.get("total")) - (number(one.get("encode")) if "encode" in one else 0) for one in seconds]
+    )[0]
+
+
 def _mean_curve(row: Row, figure: str) -> tuple[list[tuple[float, float]], list[float]]:
-    return _over_seeds([dict(run.curve(row.model, figure)) for run in row.runs])
+    return _over_seeds([(run.seed, dict(run.curve(row.model, figure))) for run in row.runs])
 
 
 def _mean_loss(row: Row) -> tuple[list[tuple[float, float]], list[float]]:
-    return _over_seeds([{r["round"]: number(r.get("loss")) for r in run.trains} for run in _distinct(row.runs)])
+    return _over_seeds(
+        [(run.seed, {r["round"]: number(r.get("loss")) for r in run.trains}) for run in _distinct(row.runs)]
+    )
 
 
-def _over_seeds(curves: Sequence[dict[int, float]]) -> tuple[list[tuple[float, float]], list[float]]:
-    """Mean and standard deviation at the rounds that every seed has."""
-    rounds = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    both = [(x, *mean_std([curve[x] for curve in curves])) for x in rounds]
+def _over_seeds(curves: Sequence[tuple[Any, dict[int, float]]]) -> tuple[list[tuple[float, float]], list[float]]:
+    """Mean and standard deviation over seeds at the rounds that every run has; of several runs of a seed (parts of a
+    protocol) first the mean."""
+    by_seed: dict[Any, list[dict[int, float]]] = {}
+    for seed, curve in curves:
+        by_seed.setdefault(seed, []).append(curve)
+    rounds = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
+    both = [(x, *mean_std([fmean(curve[x] for curve in of) for of in by_seed.values()])) for x in rounds]
     both = [entry for entry in both if not math.isnan(entry[1])]
     return [(x, mean) for x, mean, _ in both], [std for _, _, std in both]
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:
     return list({run.path: run for run in runs}.values())
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

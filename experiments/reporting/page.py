@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import jinja2
 
 from experiments.folder import ABOUT
 from experiments.reporting import charts
+from experiments.reporting.headlines import headline
 from experiments.reporting.runs import FIGURES, MODELS, Run, number, read_run
+from experiments.reporting.titles import title
 from experiments.reporting.words import (
     human_bytes,
     human_megabytes,
     human_seconds,
     percent,
-    points,
     privacy_words,
     setting,
 )
@@ -25,7 +27,6 @@ from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
 
-_KEYS = [(name, key) for key, name in MODELS.items()]
 _CLIENTS_A_PANEL = 12
 _CLIENTS_AS_BARS = 120
 _CLIENTS_AS_BUBBLES = 120
@@ -47,13 +48,15 @@ def write_report(run_dir: str | Path) -> Path:
 def environment() -> jinja2.Environment:
     """The templates of this folder, with everything from a run folder escaped."""
     # Where Flower sent the code alone, they are in the installed package.
-    return jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(list(package_folders("experiments", "reporting"))),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.globals["swatch"] = charts.swatch
+    return templates
 
 
 def render_run(run: Run) -> str:
@@ -65,7 +68,7 @@ def render_run(run: Run) -> str:
         environment()
         .get_template("template.html.j2")
         .render(
-            method=run.choice("method"),
+            method=title(run.choice("method")),
             dataset=run.choice("dataset"),
             model=run.choice("model"),
             seed=run.seed,
@@ -77,8 +80,9 @@ def render_run(run: Run) -> str:
             columns=[FIGURES[name] for name in _columns(run)],
             table=_summary_table(run),
             facts=_facts(run),
-            model_keys=[(name, key) for name, key in _KEYS if run.accuracy[key]],
+            model_keys=_models(run),
             curves=_curves(run),
+            partial=partial_words(run.partial),
             client_panels=panels,
             client_words=client_words,
             tables=[(title, table) for title, table in tables if table],
@@ -94,37 +98,6 @@ def render_run(run: Run) -> str:
             folder=run.path.resolve().name,
         )
     )
-
-
-def headline(run: Run) -> str:
-    """The result in one plain sentence."""
-    zero, shared, personal = (run.figure(model, "local") for model in MODELS)
-    if math.isnan(personal):
-        return f"{run.choice('method')} on {run.choice('dataset')}: nothing is measured yet."
-    own = "each client’s own images"
-    above_zero = "" if math.isnan(zero) else f", {_against(personal - zero, 'zero-shot CLIP')}"
-    if run.choice("method") == "zero_shot":
-        return f"Without any training, CLIP is right on {personal:.1f}\u00a0% of {own}."
-    if run.one_prompt:
-        return f"One prompt for all is right on {personal:.1f}\u00a0% of {own}{above_zero}."
-    if math.isnan(shared):
-        return f"Each client’s own prompt is right on {personal:.1f}\u00a0% of its images{above_zero}."
-    clauses: dict[str, list[str]] = defaultdict(list)
-    for name in ("base", "novel"):
-        difference = run.figure("personal", name) - run.figure("global", name)
-        if _rounds_to_zero(difference):
-            clauses["stayed level"].append(f"on {name}")
-        elif not math.isnan(difference):
-            clauses["gained" if difference > 0 else "gave up"].append(f"{abs(difference):.1f} on {name}")
-    gain = personal - shared
-    if _rounds_to_zero(gain):
-        start = f"The personal prompts do as well as the global one on {own}"
-    elif gain > 0:
-        start = f"The personal prompts gained {points(gain)} over the global one on {own}"
-    else:
-        start = f"The personal prompts lost {points(gain)} against the global one on {own}"
-    rest = " and ".join(f"{verb} {' and '.join(what)}" for verb, what in clauses.items())
-    return f"{start}, {rest} classes." if rest else f"{start}."
 
 
 def partition_bubbles(run: Run) -> tuple[Any, str]:
@@ -152,6 +125,14 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
     if len(clients) > len(rows):
         words += f" The first {len(rows)} clients are drawn."
     return charts.bubbles(rows, names, title="Images of each class at each client"), words
+
+
+def _models(run: Run) -> list[tuple[str, str]]:
+    """(name, key) of the models that differ: one prompt for all is drawn once, as the global one."""
+    if run.choice("method") == "zero_shot":
+        return [(MODELS["zero_shot"], "zero_shot")] if run.accuracy["zero_shot"] else []
+    same = ("personal",) if run.one_prompt else ()
+    return [(name, key) for key, name in MODELS.items() if run.accuracy[key] and key not in same]
 
 
 def _badge(run: Run) -> str:
@@ -212,12 +193,17 @@ def _reading(run: Run) -> str:
         "unseen": _UNSEEN.get(run.choice("protocol"), "Unseen: what no client trained on."),
     }
     words = [meaning[name] for name in _columns(run)]
-    if run.one_prompt:
-        words.append("This method has one prompt for all, so the global and the personal row are the same.")
+    answered, clients = run.reported_clients
+    if answered < clients:
+        words.append(f"Of {answered} of {clients} clients: the others did not answer the last evaluation.")
+    if run.choice("method") == "zero_shot":
+        pass
+    elif run.one_prompt:
+        words.append("This method has one prompt for all.")
     elif not run.accuracy["global"]:
         words.append("This method has no global prompt.")
-    else:
-        words.append("Small figures: the difference from the row above.")
+    if len(_models(run)) > 1:
+        words.append("Small figures: the difference from the row above. Bold: the best of a column.")
     words.append("One seed; repeat with others to see how much is chance.")
     return " ".join(words)
 
@@ -228,21 +214,20 @@ def _columns(run: Run) -> list[str]:
 
 
 def _summary_table(run: Run) -> list[dict]:
-    if not any(run.accuracy.values()):
-        return []
+    """A row a model: (text, difference from the row above, whether it is the best of its column) a figure."""
     rows, above = [], None
-    for key, name in MODELS.items():
-        block = run.accuracy[key]
+    models, columns = _models(run), _columns(run)
+    printed = {column: [percent(run.figure(key, column)) for _, key in models] for column in columns}
+    for index, (name, key) in enumerate(models):
         cells = []
-        for column in _columns(run):
-            value = run.figure(key, column)
-            difference = value - run.figure(above, column) if above else math.nan
+        for column in columns:
+            difference = run.figure(key, column) - run.figure(above, column) if above else math.nan
             delta = (
                 "" if math.isnan(difference) or _rounds_to_zero(difference) else f"{difference:+.1f}".replace("-", "−")
             )
-            cells.append((percent(value), delta))
+            cells.append((printed[column][index], delta, is_best(printed[column], index)))
         rows.append({"key": key, "name": name, "cells": cells})
-        above = key if block else above
+        above = key
     return rows
 
 
@@ -251,10 +236,10 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     summary, facts = run.summary or {}, []
     seconds = summary.get("seconds") or {}
     if seconds.get("total") is not None:
-        parts = [("encoding pictures", "encode"), ("training", "train"), ("testing", "evaluate")]
+        parts = [("encoding images", "encode"), ("training", "train"), ("testing", "evaluate")]
         parts += [("overhead", "overhead")]
         shown = ", ".join(
-            f"{human_seconds(seconds[key])} {name}" for name, key in parts if seconds.get(key) is not None
+            f"{human_seconds(seconds[key])} {name}" for name, key in parts if number(seconds.get(key)) >= 0.05
         )
         facts.append(("Time", human_seconds(seconds["total"]), shown))
     up, down = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
@@ -292,14 +277,15 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 
 def _curves(run: Run) -> list[tuple[str, Any]]:
     drawn = []
-    titles = {"local": "Local accuracy, %", "base": "Base accuracy, %", "novel": "Novel accuracy, %"}
-    titles |= {"unseen": "Unseen, %"}
+    partial = set(run.partial)
+    names = {"local": "Local accuracy, %", "base": "Base accuracy, %", "novel": "Novel accuracy, %"}
+    names |= {"unseen": "Unseen, %"}
     if math.isnan(run.figure("personal", "base")):
-        titles |= {"worst10": "Worst tenth of the clients, %", "ece": "Calibration error, %"}
-    for figure, title in titles.items():
-        series = [charts.Series(name, key, run.curve(key, figure)) for key, name in MODELS.items()]
-        drawn.append((title, charts.line_chart(series, title=title, unit=" %")))
-    return [(title, svg) for title, svg in drawn if svg]
+        names |= {"worst10": "Worst tenth of the clients, %", "ece": "Calibration error, %"}
+    for figure, name in names.items():
+        series = [charts.Series(of, key, run.curve(key, figure), partial=partial) for of, key in _models(run)]
+        drawn.append((name, charts.line_chart(series, title=name, unit=" %")))
+    return [(name, svg) for name, svg in drawn if svg]
 
 
 def _by_client(run: Run) -> list[dict]:
@@ -313,7 +299,7 @@ def _by_client(run: Run) -> list[dict]:
 def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
     """(title, note, chart) of each panel; many clients are drawn as a histogram and its two ends."""
     clients = _by_client(run)
-    models = [(name, key) for name, key in _KEYS if any(key in row for row in clients)]
+    models = [(name, key) for name, key in _models(run) if any(key in row for row in clients)]
 
     def bars(title: str, note: str, rows: list[dict]) -> tuple[str, str, Any]:
         values = [
@@ -342,11 +328,16 @@ def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
         size = _CLIENTS_A_PANEL if domain else min(_CLIENTS_A_PANEL, max(4, math.ceil(len(rows) / 3)))
         pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
         for piece in pieces:
-            span = f"{piece[0]['id']} to {piece[-1]['id']}" if len(pieces) > 1 else ""
-            title = domain or (f"clients {span}" if span else "all clients")
-            panels.append(bars(title, f"clients {span}" if domain and span else "", piece))
+            span = _span(piece[0]["id"], piece[-1]["id"]) if len(pieces) > 1 else ""
+            heading = domain or span or "all clients"
+            panels.append(bars(heading, span if domain else "", piece))
     has_domains = clients[0]["domain"] is not None
-    return panels, f"Accuracy in percent{', by domain' if has_domains else ''}; the number is the personal prompt’s."
+    last = "" if len(models) < 2 else f"; the number is the {models[-1][0]}’s"
+    return panels, f"Accuracy in percent{', by domain' if has_domains else ''}{last}."
+
+
+def _span(first: int, last: int) -> str:
+    return f"client {first}" if first == last else f"clients {first} to {last}"
 
 
 def _domain_table(run: Run) -> dict | None:
@@ -363,9 +354,12 @@ def _table_of(run: Run, kind: str) -> dict | None:
     names = list((run.accuracy["personal"] or {}).get(kind) or {})
     rows = [
         {"key": key, "name": name, "cells": [percent(run.figure(key, f"{kind}.{one}")) for one in names]}
-        for key, name in MODELS.items()
-        if run.accuracy[key]
+        for name, key in _models(run)
     ]
+    for k in range(len(names)):
+        column = [row["cells"][k] for row in rows]
+        for index, row in enumerate(rows):
+            row["cells"][k] = (column[index], is_best(column, index))
     return {"names": names, "rows": rows} if names else None
 
 
@@ -398,15 +392,21 @@ def _samples(run: Run) -> dict[str, Any]:
         shown = samples[:: math.ceil(len(samples) / _TILES_A_DOMAIN)]
         shown = sorted(shown, key=lambda sample: not sample["correct"])
         tiles = [sample | {"sure": _sure(sample["confidence"])} for sample in shown]
-        title = str(name) if by_domain else f"client {name}"
-        groups.append({"name": title, "tiles": tiles, "right": sum(bool(sample["correct"]) for sample in shown)})
+        heading = str(name) if by_domain else f"client {name}"
+        right = sum(bool(sample["correct"]) for sample in shown)
+        groups.append({"name": heading, "tiles": tiles, "right": right, "wrong": len(shown) - right})
     deployed = run.choice("runtime") not in _IN_ONE_PROCESS_TREE
     none = (
         "Kept by the client: in a deployment no picture leaves its owner."
         if deployed
         else "No test pictures were saved in this run."
     )
-    return {"sample_groups": groups[:24], "sample_by_domain": by_domain, "no_samples": none}
+    return {
+        "sample_groups": groups[:24],
+        "sample_by_domain": by_domain,
+        "no_samples": none,
+        "personal_samples": not run.one_prompt,
+    }
 
 
 def _versions(run: Run) -> str:
@@ -430,6 +430,22 @@ def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     return [("", top), *groups]
 
 
+def is_best(printed: Sequence[str], index: int) -> bool:
+    """Whether a printed figure is the greatest of its column, where they are not all alike."""
+    values = [float(text) for text in printed if text != "–"]
+    return len(set(values)) > 1 and printed[index] != "–" and float(printed[index]) == max(values)
+
+
+def partial_words(partial: Mapping[int, tuple[int, int]], of: str = "") -> str:
+    """The note under a figure about evaluations that not all clients answered; empty where all did."""
+    if not partial:
+        return ""
+    rounds = [f"{answered} of {clients} in round {index}" for index, (answered, clients) in partial.items()]
+    more = f" and {len(rounds) - 3} other rounds" if len(rounds) > 3 else ""
+    which = ", ".join(rounds[:3])
+    return f"Open dots: not all clients answered{of} ({which}{more}), so the mean is one over fewer clients."
+
+
 def _sure(confidence: Any) -> str:
     """A probability, written as a share of one or in percent, in words."""
     value = number(confidence)
@@ -449,9 +465,3 @@ def _client_name(row: dict) -> str:
 
 def _rounds_to_zero(difference: float) -> bool:
     return abs(difference) < 0.05
-
-
-def _against(difference: float, other: str) -> str:
-    if _rounds_to_zero(difference):
-        return f"the same as {other}"
-    return f"{points(difference)} {'above' if difference > 0 else 'below'} {other}"

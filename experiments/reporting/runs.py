@@ -96,6 +96,21 @@ class Run:
         return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("capped") or []]
 
     @property
+    def partial(self) -> dict[int, tuple[int, int]]:
+        """Round -> (clients that answered, all clients) of the evaluations that not all clients answered."""
+        asked = [row for row in self.evals if isinstance(row.get("all_clients"), int)]
+        return {
+            row["round"]: (row["clients"], row["all_clients"]) for row in asked if row["clients"] < row["all_clients"]
+        }
+
+    @property
+    def reported_clients(self) -> tuple[int, int]:
+        """Of how many clients the reported figures are, and how many there are; (0, 0) where the run does not say."""
+        rounds = (self.summary or {}).get("selected_rounds") or [row["round"] for row in self.evals[-1:]]
+        of = [row for row in self.evals if row["round"] in rounds and isinstance(row.get("all_clients"), int)]
+        return min(((row["clients"], row["all_clients"]) for row in of), default=(0, 0))
+
+    @property
     def dropped(self) -> list[dict]:
         """`{round, client, reason}` of each client left out of an average."""
         return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("dropped") or []]

@@ -67,7 +67,7 @@ class Row:
         """What tells the row from the others: `FedPGP, rank 8`; labels that all have alike may be left out."""
         labels = {key: value for key, value in self.labels.items() if value != "–" and key not in without}
         words = [title(value) if key == "method" else f"{key} {value}" for key, value in labels.items()]
-        return ", ".join(words) + (f" ({MODELS[self.model]})" if with_model else "")
+        return ", ".join(words) + (f" ({MODELS[self.model].split()[0]})" if with_model else "")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     settings: dict[tuple, dict[str, Any]] = {}
     notes = []
     for run in sorted(runs, key=_age):
-        differing = {key: setting(value) for key, value in _settings(run).items() if _is_difference(key)}
+        # null is a setting that is not made, as in a run from before there was such a setting
+        differing = {
+            key: setting(value) for key, value in _settings(run).items() if _is_difference(key) and value is not None
+        }
         setup = tuple(sorted(differing.items()))
         settings[setup] = differing
         if run.seed in by_setup[setup]:
@@ -115,6 +118,23 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         first_of_task.setdefault(group.task, index)
     groups.sort(key=lambda g: (first_of_task[g.task], [_natural(value) for value in g.labels.values()]))
     return groups, notes
+
+
+def describe(run: Run) -> str:
+    """`FedPGP, seed 1`."""
+    return f"{title(run.choice('method'))}, seed {run.seed}"
+
+
+def missing_clients(runs: Sequence[Run]) -> list[str]:
+    """A note for each run whose figures are not of all its clients."""
+    notes = []
+    for run in runs:
+        answered, clients = run.reported_clients
+        if answered < clients:
+            notes.append(
+                f"{describe(run)}: figures of {answered} of {clients} clients, the others did not answer; {run.path}"
+            )
+    return notes
 
 
 def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[str]) -> list[Row]:

@@ -167,3 +167,14 @@ def test_an_error_ends_the_live_line(terminal):
     console.close()
     console.close()
     assert "error: " in terminal.getvalue() and terminal.getvalue().rstrip().endswith("no such file: weights.pt")
+
+
+def test_an_evaluation_says_of_how_many_clients(tmp_path):
+    stream = io.StringIO()
+    console = Console(3, stream)
+    console.round(train(2), evaluation(2) | {"clients": 6, "all_clients": 6})
+    console.round(train(3), evaluation(3) | {"clients": 5, "all_clients": 6})
+    console.summary(summary(), tmp_path, 5)
+    lines = stream.getvalue().splitlines()
+    assert "of" not in lines[0] and "local 70.0 (global 61.3) (5 of 6 clients)" in lines[1]
+    assert "percent, mean over 5 of 6 clients; * the best" in lines

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import report
 from experiments.reporting import find_runs, read_run, write_report
-from experiments.reporting.page import headline
+from experiments.reporting.headlines import headline
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
 from experiments.reporting.titles import METHOD_TITLES, title
 from experiments.reporting.words import human_bytes, human_seconds
@@ -250,7 +250,7 @@ def test_html_comparison(sweep, capsys):
         assert title(method) in shown.text
         assert "{:.2f} ± {:.2f}".format(*expected(reached, method, "personal", "hm3")) in shown.text
     assert "unfinished at round 3 of 6" in shown.text and "Significance" in shown.text
-    assert shown.tags.count("svg") >= 7
+    assert shown.charts >= 7
 
 
 def test_page_of_a_run(tmp_path):
@@ -270,7 +270,7 @@ def test_page_of_a_run(tmp_path):
         and "python -m experiments.run method=fedpgp seed=1" in shown.text
     )
     assert shown.tags.count("img") == 32 and shown.text.count("✗") + shown.text.count("✓") == 32
-    assert shown.tags.count("svg") == 4 + 4 + 1 + 2  # curves and loss, domains, bubbles, bytes and time
+    assert shown.charts == 4 + 4 + 1 + 2  # curves and loss, domains, bubbles, bytes and time
     assert path.stat().st_size < 400_000
 
 
