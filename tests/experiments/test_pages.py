@@ -253,6 +253,7 @@ def test_the_mean_over_held_out_domains_comes_first(tmp_path, capsys):
     assert text.count('<details class="part">') == 2
     drawn = text[: text.index('<details class="part">')]
     assert drawn.count('aria-label="Local accuracy, %"') == 1
+    capsys.readouterr()
     report.main([str(tmp_path), "--format", "markdown"])
     assert capsys.readouterr().out.startswith("mean over the 2 domains held out\n\n| method")
 
