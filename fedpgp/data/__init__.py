@@ -1,12 +1,13 @@
 """Data sets (one file each, that registers itself), partitions, samples of classes, and the cache of image features."""
 
 from fedpgp.data.base import DATASETS, ArraySplit, Dataset, FileSplit, Split, Subset, import_all, load_dataset, register
-from fedpgp.data.partition import SCHEMES, partition
+from fedpgp.data.partition import BY_DOMAIN, SCHEMES, partition
 from fedpgp.data.subsets import base_novel, few_shot
 
 import_all()
 
 __all__ = [
+    "BY_DOMAIN",
     "DATASETS",
     "SCHEMES",
     "ArraySplit",

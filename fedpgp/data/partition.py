@@ -96,7 +96,7 @@ def partition(
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
     check_number("partition.min_size", min_size, least=1, whole=True)
     check_number("partition.min_test_size", min_test_size, least=1, whole=True)
-    if not scheme.startswith("domain"):
+    if scheme not in BY_DOMAIN:
         domains = test_domains = None  # they do not matter, in training or test
     elif domains is None or (test_labels is not None and test_domains is None):
         raise FedPGPError(f"partition {scheme} needs a data set with domains; choose dirichlet, iid or pathological")
@@ -123,6 +123,11 @@ def partition(
             smallest = worst
         if deal not in _UNEVEN:
             break
+    if deal is natural:
+        raise FedPGPError(
+            f"partition natural: site {deck.domain_names[smallest[1]]} has {_images(smallest)}; give it more, or leave "
+            "it out"
+        )
     raise FedPGPError(_refusal(scheme, clients, {"training": min_size, "test": min_test_size}, smallest, options))
 
 
@@ -169,8 +174,8 @@ def _too_small(
 
 
 def _refusal(scheme: str, clients: int, least: dict[str, int], smallest: tuple[int, int, str], options: dict) -> str:
-    images, client, split = smallest
-    has = f"client {client} would have {images or 'no'} {split} image{'s' * (images != 1)}"
+    _, client, split = smallest
+    has = f"client {client} would have {_images(smallest)}"
     if SCHEMES[scheme] not in _UNEVEN:
         return f"partition {scheme} with {clients} clients: {has}; use fewer clients, or more images"
     beta = options.get("beta", inspect.signature(SCHEMES[scheme]).parameters["beta"].default)
@@ -179,6 +184,11 @@ def _refusal(scheme: str, clients: int, least: dict[str, int], smallest: tuple[i
         f"partition {scheme} with beta={beta} and {clients} clients: in the best of {MAX_DRAWS} draws {has} "
         f"(partition.{option}={least[split]}); raise partition.beta, use fewer clients, or give more images (shots)"
     )
+
+
+def _images(smallest: tuple[int, int, str]) -> str:
+    images, _, split = smallest
+    return f"{images or 'no'} {split} image{'s' * (images != 1)}"
 
 
 # Sharing out. -------------------------------------------------------------------------------------------------------
@@ -346,6 +356,16 @@ def domain(deck: Deck, clients: int, rng: np.random.Generator) -> Parts:
 
 
 @scheme
+def natural(deck: Deck, clients: int, rng: np.random.Generator) -> Parts:
+    """One client a domain, with all that it has: the sites (centres, hospitals, writers) are the clients."""
+    number = len(deck.domain_names)
+    if clients != number:
+        listed = ", ".join(deck.domain_names[:10]) + (" …" if number > 10 else "")
+        raise FedPGPError(f"partition natural has one client a site: set clients={number} ({listed})")
+    return [deck.rows(domain_id) for domain_id in range(number)]
+
+
+@scheme
 def domain_dirichlet(
     deck: Deck, clients: int, rng: np.random.Generator, *, beta: float = 0.3, balance: bool = True
 ) -> Parts:
@@ -426,6 +446,9 @@ def _weights(coarse: np.ndarray, fine: np.ndarray, group: np.ndarray, left: np.n
     weights = (outer / outer.sum())[group] * fine * left / np.where(inside > 0, inside, 1)[group]
     return weights / weights.sum()
 
+
+BY_DOMAIN = ("domain", "domain_dirichlet", "natural")
+"""Schemes that give every client images of one domain."""
 
 _UNEVEN = (dirichlet, domain_dirichlet)
 """Schemes whose draw decides how many images a client gets, so that another draw may help."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpgp.data import Dataset, Split, partition
+from fedpgp.data import BY_DOMAIN, Dataset, Split, partition
 from fedpgp.data.subsets import few_shot
 from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.seeding import generator
@@ -257,7 +257,7 @@ def rows_of(split: Split, classes: Sequence[int], domain: str | None = None) -> 
 
 def deals_by_domain(scheme: Mapping) -> bool:
     """Whether a partition gives every client images of one domain."""
-    return scheme["scheme"].startswith("domain")
+    return scheme["scheme"] in BY_DOMAIN
 
 
 def domains_of(dataset: Dataset, protocol: str) -> list[str]:

@@ -58,5 +58,5 @@ def by_domain(protocol: str, scheme: Mapping) -> None:
     if not deals_by_domain(scheme):
         raise FedPGPError(
             f"protocol {protocol} needs clients of one domain each; partition={scheme['scheme']} mixes them: choose "
-            "domain or domain_dirichlet"
+            "domain, domain_dirichlet or natural"
         )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedpgp.data.partition import SCHEMES, apportion, partition, reference_classes
+from fedpgp.data.partition import BY_DOMAIN, SCHEMES, apportion, partition, reference_classes
 from fedpgp.errors import FedPGPError
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "partitions.safetensors")
@@ -48,8 +48,8 @@ def test_every_scheme_deals_all_images_once_and_test_follows_train(scheme, seed,
     labels, test_labels = made_labels(seed, images, classes), made_labels(seed + 1, images, classes)
     rng = np.random.default_rng(seed)
     domains, test_domains = None, None
-    if scheme.startswith("domain"):
-        clients = 3 * ((clients + 2) // 3)
+    if scheme in BY_DOMAIN:
+        clients = 3 if scheme == "natural" else 3 * ((clients + 2) // 3)
         domains, test_domains = (
             list(np.array(["ink", "oil", "pen"])[rng.permutation(np.arange(images) % 3)]) for _ in "ab"
         )
@@ -68,7 +68,7 @@ def test_every_scheme_deals_all_images_once_and_test_follows_train(scheme, seed,
             assert set(labels[part]) == set(test_labels[test_part])
 
 
-@pytest.mark.parametrize("scheme", sorted(set(SCHEMES)))
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"natural"}))  # which draws nothing
 def test_seeds_differ_and_global_random_state_does_not_matter(scheme):
     labels = made_labels(0, 300, 12)
     arguments = dict(domains=["a", "b"] * 150, **options_of(scheme, 12))
@@ -371,3 +371,20 @@ def test_golden_pachinko_by_its_invariants():
     groups = np.eye(20)[list(SUPERCLASSES)]
     largest = [np.median((counts @ groups).max(1) / counts.sum(1)) for counts in (ours, theirs)]
     assert abs(largest[0] - largest[1]) < 0.08
+
+
+def test_natural_makes_every_site_a_client_with_all_that_it_has():
+    labels, sites = [0, 1, 0, 1, 1, 2], ["bern", "oslo", "bern", "bern", "oslo", "rome"]
+    test_labels, test_sites = [2, 0, 2, 1], ["bern", "rome", "oslo", "oslo"]
+    train, test = partition(labels, 3, "natural", 5, domains=sites, test_labels=test_labels, test_domains=test_sites)
+    assert [part.tolist() for part in train] == [[0, 2, 3], [1, 4], [5]]
+    assert [part.tolist() for part in test] == [[0], [2, 3], [1]]
+    for clients in (2, 4):
+        with pytest.raises(FedPGPError, match=r"one client a site: set clients=3 \(bern, oslo, rome\)"):
+            partition(labels, clients, "natural", 0, domains=sites)
+    with pytest.raises(FedPGPError, match="site rome has 1 training image; give it more, or leave it out"):
+        partition(labels, 3, "natural", 0, domains=sites, min_size=2)
+    with pytest.raises(FedPGPError, match="site rome has no test images; give it more"):
+        partition(labels, 3, "natural", 0, domains=sites, test_labels=[0, 0], test_domains=["bern", "oslo"])
+    with pytest.raises(FedPGPError, match="needs a data set with domains"):
+        partition(labels, 3, "natural", 0)
