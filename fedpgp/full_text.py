@@ -33,8 +33,9 @@ class FullSequences:
         self.tokens = torch.tensor(tokens, device=clip.device)
         self.places = torch.tensor(places, device=clip.device)
 
-    def __call__(self, context: Tensor) -> Tensor:
-        """(n, n_ctx, d), or (n, classes, n_ctx, d) for a context a class -> unit-norm (n, classes, embed)."""
+    def __call__(self, context: Tensor, unit: bool = True) -> Tensor:
+        """(n, n_ctx, d), or (n, classes, n_ctx, d) for a context a class -> (n, classes, embed), of unit norm or as the
+        text tower makes them."""
         classes, n = len(self.tokens), len(context)
         if context.dim() == 3:
             context = context.unsqueeze(1).expand(-1, classes, -1, -1)
@@ -49,4 +50,4 @@ class FullSequences:
             features = self.clip.model.encode_text(self.tokens.repeat(n, 1))
         finally:
             hook.remove()
-        return F.normalize(features, dim=-1).view(n, classes, -1)
+        return (F.normalize(features, dim=-1) if unit else features).view(n, classes, -1)

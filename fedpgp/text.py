@@ -259,6 +259,12 @@ class PromptedTextEncoder:
             features = self._of_subsets(flat, wanted)
         return features.reshape(*leading, len(self.class_names), -1)
 
+    def raw(self, context: Tensor) -> Tensor:
+        """As the call for all classes, but the features are as long as the text tower makes them."""
+        flat = context.reshape(-1, *context.shape[-2:])
+        features = self._shared(flat, unit=False) if self._encode is None else self._encode(flat, unit=False)
+        return features.reshape(*context.shape[:-2], len(self.class_names), -1)
+
     def deep(self, contexts: Tensor, beside: Callable[[int, Tensor], Tensor | None] | None = None) -> Tensor:
         """Features under contexts of several blocks: (n, depth, n_ctx, width) -> (n, classes, embed).
 
@@ -332,8 +338,10 @@ class PromptedTextEncoder:
         context: Tensor,
         deeper: Tensor | None = None,
         beside: Callable[[int, Tensor], Tensor | None] | None = None,
+        unit: bool = True,
     ) -> Tensor:
-        """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix; the rest as :meth:`deep` has it."""
+        """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix, of unit norm or as the text tower makes them;
+        the rest as :meth:`deep` has it."""
         tower = self.tower
         context, n = context.to(tower.dtype), len(context)
         prefix = torch.cat([self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1)
@@ -353,7 +361,8 @@ class PromptedTextEncoder:
                 added = beside(i, before if run != self._last else before.index_select(1, self._ends))
                 x = x if added is None else x + added
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
-        return F.normalize(features.to(tower.dtype), dim=-1).index_select(1, self._inverse)
+        features = features.to(tower.dtype).index_select(1, self._inverse)
+        return F.normalize(features, dim=-1) if unit else features
 
     def _first(self, block: Block, x: Tensor) -> Tensor:
         """The suffix does not depend on the context yet: only the prefix's queries, keys and values are computed."""

@@ -3,8 +3,8 @@
 
     y_c = s * sum_m,i T[m, i] cos(patch_m, z_i,c)        T: balanced optimal transport, no gradient through it
 
-``pooled=true`` adds s cos(x, mean_i z_i,c), x the pooled feature, as the public code does on ImageNet alone. All
-prompts are averaged.
+``pooled=true`` adds s cos(x, mean_i z_i,c), x the pooled feature and z not of unit norm in the mean, as the public code
+does on ImageNet alone. All prompts are averaged.
 """
 
 from dataclasses import dataclass
@@ -63,12 +63,13 @@ class Plot(Method):
         return self.settings.prompts
 
     def global_features(self, shared: Params, classes: Candidates) -> Tensor:
-        """(K, N, classes, embed)."""
-        return classes.encoder(self.task.n_ctx)(shared["p_G"])
+        """(K, N, classes, embed); with ``pooled`` as long as the text tower makes them."""
+        encoder = classes.encoder(self.task.n_ctx)
+        return encoder.raw(shared["p_G"]) if self.settings.pooled else encoder(shared["p_G"])
 
     def logits(self, features: Tensor, images: Images, classes: Candidates) -> Tensor:
         s = self.settings
-        sim = similarities(images.patches, features)
+        sim = similarities(images.patches, F.normalize(features, dim=-1) if s.pooled else features)
         plan = plans(1 - sim, 1.0, s.epsilon, s.threshold, s.iterations, unbalanced=False)
         logits = self.task.logit_scale * (plan * sim).sum((-2, -1))
         if not s.pooled:

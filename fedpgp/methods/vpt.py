@@ -2,7 +2,7 @@
 
     x = f(patches, v)        shallow (depth 1): n prompts behind the patches
                              deep: block l < depth has n of its own, which replace the outputs of those before
-    y = s cos(x, z_C)        z_C: the hand-written template
+    y = s cos(x, z_C)        z_C: a hand-written template
 
 All prompts are shared.
 """
@@ -13,11 +13,12 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from fedpgp.errors import check_number
+from fedpgp.errors import check_choice, check_number
 from fedpgp.image_tower import ImageTower, check_depth
 from fedpgp.methods.base import Images, Method, Params, cosine_logits
 from fedpgp.prompts import normal
 from fedpgp.task import Candidates
+from fedpgp.templates import PLAIN
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,17 @@ class VPTSettings:
     Attributes:
         tokens: n, prompts of a block.
         depth: blocks with prompts of their own: 1 is shallow.
+        text: ``plain`` ("a photo of a {class}.", as in public code) or the data set's ``template``.
     """
 
     tokens: int = 4
     depth: int = 9
+    text: str = "plain"
 
     def __post_init__(self):
         check_number("method.tokens", self.tokens, least=1, whole=True)
         check_number("method.depth", self.depth, least=1, whole=True)
+        check_choice("method.text", self.text, ("plain", "template"))
 
 
 class VPT(Method):
@@ -59,7 +63,8 @@ class VPT(Method):
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
     def global_features(self, shared: Params, classes: Candidates) -> Params:
-        return {"v": shared["v"], "texts": classes.photo.expand(len(shared["v"]), -1, -1)}
+        texts = classes.photo if self.settings.text == "template" else classes.described(PLAIN)
+        return {"v": shared["v"], "texts": texts.expand(len(shared["v"]), -1, -1)}
 
     def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
         return cosine_logits(features["texts"], self.tower(images.pixels, features["v"]), self.task.logit_scale)

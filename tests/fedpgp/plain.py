@@ -24,7 +24,7 @@ def plain(name, **options):
     return register
 
 
-def feature(task, c, context):
+def feature(task, c, context, unit=True):
     """Text feature of "[SOS] context name . [EOT]" through the model's own 77-token forward; c: label or a name."""
     name = task.class_names[c] if isinstance(c, int) else c
     model, n = task.clip.text_model, len(context)
@@ -32,7 +32,8 @@ def feature(task, c, context):
     x = model.token_embedding(tokens)
     x = torch.cat([x[:, :1], context[None], x[:, 1 + n :]], dim=1) + model.positional_embedding
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-    return F.normalize(x[0, tokens[0].argmax()] @ model.text_projection, dim=0)
+    x = x[0, tokens[0].argmax()] @ model.text_projection
+    return F.normalize(x, dim=0) if unit else x
 
 
 def through(blocks, x, prompts, where, mask=None, beside=None):
@@ -293,8 +294,10 @@ def plot_pooled(task, s, batch, k, p, received):
     """``logits2 + logits`` where the data set is ImageNet: plot-coop/trainers/plot.py, CHENGY12/PLOT at 728539f."""
     texts, image = [prompted(task, context) for context in p["p_G"]], batch.images.features[k]
 
+    raw = [[feature(task, c, context, unit=False) for c in classes(task)] for context in p["p_G"]]
+
     def pooled(b):
-        means = [F.normalize(sum(text[c] for text in texts) / len(texts), dim=0) for c in classes(task)]
+        means = [F.normalize(sum(text[c] for text in raw) / len(raw), dim=0) for c in classes(task)]
         return [task.logit_scale * (image[b] @ mean) for mean in means]
 
     return transported(task, k, batch, texts, s, False, pooled)
