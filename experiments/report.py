@@ -6,6 +6,7 @@ import argparse
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -149,9 +150,10 @@ def _as(
 
     results = first + tables.text_grids(rows, columns, models)
     if options.out is None:  # a file does not wrap its lines
-        asked = _names(options.columns)
+        asked, width = _names(options.columns), shutil.get_terminal_size((120, 24)).columns
         costs = [tables.column_name(name) for name in reversed(tables.COSTS) if name not in asked]
-        results, dropped = printing.fit(results, shutil.get_terminal_size((120, 24)).columns, costs)
+        results, dropped = printing.fit(results, width, costs)
+        results = [replace(one, heading=textwrap.fill(one.heading, width)) for one in results]
         if dropped:
             remarks.append(
                 f"note: {', '.join(dropped)}: no room; --columns {','.join(tables.COSTS)} or --format csv has them"

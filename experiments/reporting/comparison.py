@@ -52,25 +52,17 @@ def render_comparison(
     """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out;
     `published` are tables of published figures by experiment. The mean over parts of a protocol (domains held out in
     turn) comes first, in table and charts; the parts' charts are folded."""
-    tasks = list(dict.fromkeys(row.task for row in chart_rows))
     means, over = tables.over_parts(rows, columns)
-    drawn_means = tables.over_parts(chart_rows, columns)[0] if means else []
-    sections = [_section([row for row in chart_rows if row.task == task], models, len(tasks) > 1) for task in tasks]
-    if means:
-        of_all = [
-            replace(
-                _section([row for row in drawn_means if row.task == task], models, False),
-                title=over,
-                partition_words="",
-                bubbles="",
-            )
-            for task in dict.fromkeys(row.task for row in drawn_means)
-        ]
+    parts = [row for row in chart_rows if means and tables.is_part(row)]
+    others = [row for row in chart_rows if row not in parts]
+    drawn_means = tables.over_parts(parts, columns)[0]
+    sections = [replace(one, title=over, partition_words="", bubbles="") for one in _sections(drawn_means, models)]
+    sections += _sections(others, models, several=bool(means))
     return (
         environment()
         .get_template("comparison.html.j2")
         .render(
-            headline=comparison_headline(drawn_means or chart_rows, len(models) > 1),
+            headline=comparison_headline([*drawn_means, *others], len(models) > 1),
             lead=_lead(rows),
             over=over,
             mean_table=grids.as_html(tables.result_grid(means, columns, models)) if means else None,
@@ -78,8 +70,9 @@ def render_comparison(
             significance=grids.as_html(tables.comparison_grid(comparisons, models)) if comparisons else None,
             significance_words=tables.significance_words(comparisons or ()),
             asked=comparisons is not None,
-            sections=of_all if means else sections,
-            folded=sections if means else [],
+            only_parts=bool(means) and not others,
+            sections=sections,
+            folded=_sections(parts, models, several=True),
             unfinished=unfinished,
             notes=notes,
             command=command,
@@ -93,6 +86,8 @@ def _lead(rows: Sequence[Row]) -> str:
     seeds = sorted({len(row.seeds) for row in rows})
     how_many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     words = f"{runs} finished run{'s' * (runs != 1)}, {how_many} seed{'s' * (seeds[-1] != 1)} each. "
+    if seeds[-1] == 1:
+        words += "One seed does not tell how much of a difference is chance. "
     first = rows[0].runs[0]
     same = [
         group
@@ -100,6 +95,12 @@ def _lead(rows: Sequence[Row]) -> str:
         if len({run.choice(group) for row in rows for run in row.runs}) == 1
     ]
     return words + ("All with " + ", ".join(f"{group} {first.choice(group)}" for group in same) + "." if same else "")
+
+
+def _sections(rows: Sequence[Row], models: Sequence[str], several: bool = False) -> list[Section]:
+    """A section a task; `several` titles even a single one."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    return [_section([row for row in rows if row.task == task], models, several or len(tasks) > 1) for task in tasks]
 
 
 def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:

@@ -110,7 +110,7 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
         images = sum(row["train_images"] for row in clients)
         return (
             "",
-            f"{images:,} training images on {len(clients)} clients. Which classes they show is kept by the client.",
+            f"{images:,} training images on {_clients(len(clients))}. Which classes they show is kept by the client.",
         )
     rows = [(_client_name(row), row["train_counts"]) for row in clients[:_CLIENTS_AS_BUBBLES]]
     held = {name for row in clients for name, count in row["train_counts"].items() if count}
@@ -119,7 +119,7 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
     kinds = [sum(1 for count in row["train_counts"].values() if count) for row in clients]
     spread = f"{min(kinds)}" if min(kinds) == max(kinds) else f"{min(kinds)} to {max(kinds)}"
     words = (
-        f"{images:,} training images on {len(clients)} clients, dealt by the scheme “{run.choice('partition')}”; "
+        f"{images:,} training images on {_clients(len(clients))}, dealt by the scheme “{run.choice('partition')}”; "
         f"a client holds {spread} of the {len(names)} classes in training. The area of a disc is its number of images."
     )
     if len(clients) > len(rows):
@@ -160,7 +160,8 @@ def _lead(run: Run) -> str:
             elif better == len(differences) > 1:
                 sentence = f"All {better} clients are {with_own}"
             else:
-                sentence = f"{better} of {len(differences)} clients are {with_own}"
+                sentence = f"{better} of {len(differences)} clients {'is' if better == 1 else 'are'} {with_own}"
+                sentence = sentence.replace("their", "its") if better == 1 else sentence
             if worse:
                 sentence += f", {worse} {'is' if worse == 1 else 'are'} worse off"
             sentences.append(sentence + ".")
@@ -334,6 +335,10 @@ def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
     has_domains = clients[0]["domain"] is not None
     last = "" if len(models) < 2 else f"; the number is the {models[-1][0]}’s"
     return panels, f"Accuracy in percent{', by domain' if has_domains else ''}{last}."
+
+
+def _clients(count: int) -> str:
+    return f"{count} client{'s' * (count != 1)}"
 
 
 def _span(first: int, last: int) -> str:

@@ -257,7 +257,7 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
     for row in rows:
         cells = [(title(row.labels[name]) if name == "method" else row.labels[name], "") for name in names]
         if len(models) > 1:
-            cells.append((MODELS[row.model], ""))
+            cells.append((MODELS[row.model].split()[0], ""))
         cells.append((str(len(row.seeds)), ""))
         for column in columns:
             cell = row.cells.get(column)
@@ -294,14 +294,20 @@ def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str
     return grids
 
 
+def is_part(row: Row) -> bool:
+    """Whether the row is one part of a protocol that runs several in turn (a domain held out)."""
+    return any(row.labels.get(key, "–") != "–" for key in _PARTS)
+
+
 def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], str]:
-    """The mean over the parts of a protocol that runs them in turn (domains held out), and words for it; no rows where
-    there are no parts."""
-    label = next((key for key in _PARTS if rows and key in rows[0].labels), None)
-    parts = {row.labels[label] for row in rows if row.labels[label] != "–"} if label else ()
-    if len(parts) < 2 or any(row.labels[label] == "–" for row in rows):
+    """The means over the parts of protocols that run several in turn, and words for it; no rows where nothing was run
+    in parts."""
+    parts = [row for row in rows if is_part(row)]
+    label = next((key for key in _PARTS if parts and key in parts[0].labels), "")
+    different = {row.labels[label] for row in parts}
+    if len(different) < 2:
         return [], ""
-    return mean_over(rows, label, columns), f"mean over the {len(parts)} domains held out"
+    return mean_over(parts, label, columns), f"mean over the {len(different)} domains held out"
 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:

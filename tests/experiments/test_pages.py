@@ -257,6 +257,14 @@ def test_the_mean_over_held_out_domains_comes_first(tmp_path, capsys):
     report.main([str(tmp_path), "--format", "markdown"])
     assert capsys.readouterr().out.startswith("mean over the 2 domains held out\n\n| method")
 
+    write_run(tmp_path / "other", "fedpgp")  # beside runs of another protocol too
+    report.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.startswith("mean over the 2 domains held out\n") and "\nprotocol base2novel\n" in out
+    text = html(tmp_path)
+    assert text.count('<details class="part">') == 2 and "Each domain held out" not in text
+    assert "Novel accuracy, %" in text[: text.index('<details class="part">')]
+
 
 def test_tables_scroll_sort_and_load_nothing(tmp_path):
     for method in ("fedpgp", "promptfl"):
@@ -277,3 +285,12 @@ def test_null_and_a_setting_that_did_not_exist_are_one(tmp_path, capsys):
     report.main([str(tmp_path), "--format", "csv"])
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["seeds"] for row in rows] == ["1 2"]
+
+
+def test_one_seed_is_said_and_one_client_is_one(tmp_path):
+    for method in ("fedpgp", "promptfl"):
+        write_run(tmp_path / method, method, clients=1)
+    assert "One seed does not tell how much of a difference is chance" in html(tmp_path)
+    write_run(tmp_path / "again", "promptfl", 2, clients=1)
+    assert "One seed does not tell" not in html(tmp_path)
+    assert not re.search(r"1 of \d+ clients are|\b1 clients", page(write_report(tmp_path / "fedpgp")).text)
