@@ -102,6 +102,7 @@ LICENCE_FILES = {
     "CC-BY-SA-4.0": "CC-BY-SA-4.0",
     "MIT": "MIT-fluent-emoji",
 }
+NAMES_LICENCE = "MIT-emojibase-data"
 
 
 def render_domains(emoji: dict[str, Emoji], work: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -179,6 +180,7 @@ def _attribution(counts: dict[str, int]) -> str:
             f"| `{package}` {entry['version']} | {counts[domain]} |"
         )
     base = sources["emojibase-data"]
+    names_licence = f"[{base['licence']}](licences/{NAMES_LICENCE}.txt)"
     return "\n".join(
         [
             "# Who made the pictures",
@@ -201,7 +203,7 @@ def _attribution(counts: dict[str, int]) -> str:
             "Google LLC, Apache-2.0.",
             "Fluent Emoji (gradient, flat, high contrast): copyright Microsoft Corporation, MIT.",
             f"Names and subgroups in `emoji.csv` and `classes.csv` follow Unicode CLDR, by way of `emojibase-data` "
-            f"{base['version']} (MIT, {base['author']}).",
+            f"{base['version']} ({names_licence}, {base['author']}).",
             "",
             "Neither the vendors nor the Unicode Consortium have anything to do with this project or endorse it.",
             "",
@@ -231,6 +233,10 @@ def build(target: Path, work: Path) -> None:
     _write_csv(target / "classes.csv", ["label", "class", "subgroups"], rows)
     for licence, file in LICENCE_FILES.items():
         (target / "licences" / f"{file}.txt").write_text(_licence_text(licence, work), encoding="utf-8")
+    own = src.read(src.load_sources()["emojibase-data"], work, "LICENSE")
+    if own is None:
+        raise src.SourceError("emojibase-data has no LICENSE")
+    (target / "licences" / f"{NAMES_LICENCE}.txt").write_bytes(own)
     counts = {domain: len(images) for domain, images in domains.items()}
     (target / "ATTRIBUTION.md").write_text(_attribution(counts), encoding="utf-8")
     sides = {

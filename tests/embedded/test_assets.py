@@ -89,10 +89,11 @@ def test_every_set_has_its_licence():
     for domain in DOMAINS:
         assert f"`{domain}.zip`" in attribution
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (EMOJI / "licences").iterdir()}
-    assert set(texts) == {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT-fluent-emoji"}
+    assert set(texts) == {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT-fluent-emoji", "MIT-emojibase-data"}
     assert all(f"licences/{name}.txt" in attribution for name in texts)
     assert "ShareAlike" in texts["CC-BY-SA-4.0"] and "ShareAlike" not in texts["CC-BY-4.0"].split("Section 1")[0]
-    assert "Microsoft" in texts["MIT-fluent-emoji"] and "Version 2.0, January 2004" in texts["Apache-2.0"]
+    assert "Miles Johnson" in texts["MIT-emojibase-data"] and "Microsoft" in texts["MIT-fluent-emoji"]
+    assert "Version 2.0, January 2004" in texts["Apache-2.0"]
 
 
 @pytest.mark.parametrize("name", MODELS)
