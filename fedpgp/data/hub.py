@@ -19,6 +19,9 @@ from fedpgp.data.files import hold_out
 from fedpgp.data.pictures import Reading, as_rgb, read_picture
 from fedpgp.errors import FedPGPError, unknown
 
+SAVED = ("dataset_dict.json", "state.json")
+"""Files that tell a folder written by ``save_to_disk``: of several splits, of one."""
+
 
 class HubSplit(Split):
     """Pictures in a column of a ``datasets.Dataset``."""
@@ -97,7 +100,8 @@ def load(
     """An image data set of the hub.
 
     Args:
-        root: where a folder named ``repo`` is looked for before the hub is asked.
+        root: where a folder named ``repo`` is looked for before the hub is asked: data files, or what ``save_to_disk``
+            wrote.
         download: fetch what the hub's own cache ($HF_HOME) lacks; without it nothing is asked of the network.
         repo: OWNER/NAME on the hub, or a folder.
         subset: the configuration, where a data set has several.
@@ -123,7 +127,8 @@ def load(
     chosen = {part: name for part, name in (("train", train), ("val", val), ("test", test)) if name is not None}
     for part, name in chosen.items():
         if name not in tables:
-            raise FedPGPError(unknown(f"dataset.{part} of {repo}", name, list(tables)))
+            without = "; dataset.test=null makes one of a fifth of the training images" if part == "test" else ""
+            raise FedPGPError(unknown(f"dataset.{part} of {repo}", name, list(tables)) + without)
     tables = {part: tables[name] for part, name in chosen.items()}
     for table in tables.values():
         _check(repo, table, image, label, domain)
@@ -156,10 +161,17 @@ def _tables(root: Path, repo: str, subset: str | None, revision: str | None, dow
         import datasets
     except ImportError as error:
         raise FedPGPError("data set hub needs the package datasets: pip install datasets") from error
-    local = (root / repo).is_dir()
+    folder = root / repo
+    local = folder.is_dir()
+    saved = any((folder / name).is_file() for name in SAVED)
+    if saved and (subset or revision):
+        raise FedPGPError(f"data set hub: {folder} was written by save_to_disk; leave out dataset.subset and revision")
     try:
+        if saved:
+            found = datasets.load_from_disk(str(folder))
+            return found if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
         with contextlib.nullcontext() if download or local else _offline(datasets.config):
-            return datasets.load_dataset(str(root / repo) if local else repo, subset, revision=revision)
+            return datasets.load_dataset(str(folder) if local else repo, subset, revision=revision)
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
         how = (
             "is the name right, and does this machine reach the hub (HF_HUB_OFFLINE, HF_TOKEN for a closed one)?"
@@ -167,7 +179,7 @@ def _tables(root: Path, repo: str, subset: str | None, revision: str | None, dow
             else "it is not in the hub's cache: set dataset.download=true, or fill $HF_HOME where there is a network"
         )
         raise FedPGPError(
-            f"data set hub: {repo} cannot be loaded from {root / repo} or https://huggingface.co/datasets/{repo} "
+            f"data set hub: {repo} cannot be loaded from {folder} or https://huggingface.co/datasets/{repo} "
             f"(its page says how large it is): {how} ({' '.join(str(error).split())[:200]})"
         ) from error
 

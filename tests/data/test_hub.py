@@ -190,3 +190,34 @@ def test_pictures_without_a_domain_are_counted(tmp_path):
         table.to_parquet(path)
     with pytest.raises(FedPGPError, match="2 pictures of things, train have no domain"):
         load_dataset("hub", tmp_path, repo="things", domain="where")
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path):
+    write(tmp_path / "files")
+    both = datasets.load_dataset(str(tmp_path / "files"))
+    both.save_to_disk(str(tmp_path / "both"))
+    both["train"].save_to_disk(str(tmp_path / "one"))
+    datasets.Dataset.from_dict(both["train"][:], features=both["train"].features).save_to_disk(str(tmp_path / "bare"))
+    expected = load_dataset("hub", tmp_path, repo="files")
+    saved = load_dataset("hub", tmp_path, repo="both", domain="site")
+    assert saved.class_names == NAMES and saved.test.domains == [DOMAINS[row // 3 % 2] for row in range(12)]
+    for part in ("train", "test"):
+        ours, theirs = getattr(saved, part), getattr(expected, part)
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        assert [ours.image(i).tobytes() for i in range(12)] == [theirs.image(i).tobytes() for i in range(12)]
+        assert ours.fingerprint == getattr(load_dataset("hub", tmp_path, repo="both"), part).fingerprint
+    for repo in ("one", "bare"):
+        whole = load_dataset("hub", tmp_path, repo=repo, test=None)
+        assert len(whole.train) + len(whole.test) == 12
+        with pytest.raises(FedPGPError, match="dataset.test of .* 'test'; choose one of train; dataset.test=null"):
+            load_dataset("hub", tmp_path, repo=repo)
+    with pytest.raises(FedPGPError, match="leave out dataset.subset"):
+        load_dataset("hub", tmp_path, repo="both", subset="x")
+    before = load_dataset("hub", tmp_path, repo="bare", test=None).train.fingerprint
+    both["test"].save_to_disk(str(tmp_path / "bare"))
+    with pytest.raises(FedPGPError, match="dataset.train of bare 'train'; choose one of test"):
+        load_dataset("hub", tmp_path, repo="bare", test=None)
+    assert load_dataset("hub", tmp_path, repo="bare", train="test", test=None).train.fingerprint != before
+    (tmp_path / "both" / "dataset_dict.json").write_text("rubbish")
+    with pytest.raises(FedPGPError, match="both cannot be loaded from"):
+        load_dataset("hub", tmp_path, repo="both")
