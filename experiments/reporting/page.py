@@ -157,7 +157,9 @@ def _lead(run: Run) -> str:
             with_own = f"better off with their own prompt than with {other}"
             if not better:
                 sentence = f"No client is {with_own.replace('their', 'its')}"
-            elif better == len(differences) > 1:
+            elif len(differences) == 1:
+                sentence = f"The client is {with_own.replace('their', 'its')}"
+            elif better == len(differences):
                 sentence = f"All {better} clients are {with_own}"
             else:
                 sentence = f"{better} of {len(differences)} clients {'is' if better == 1 else 'are'} {with_own}"
