@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -21,6 +22,7 @@ from flwr.clientapp import ClientApp
 
 from clients.failures import Failures, describe
 from clients.guard import guarded
+from clients.progress import CLIENTS, Progress
 from clients.site import Site, Unfit, differences, identity
 from clients.state import PrivateStore, finite
 from clients.wire import Job, Record, pack_reply, unpack
@@ -55,6 +57,7 @@ class Node:
         self.site = None if self.job.private else Site.of(node_config)
         folder = self.job.private or self.site.store_folder(self.job.run)
         self.store = PrivateStore(folder, self.job.run, self.job.attempt)
+        self.progress = Progress(Path(self.job.private) if self.job.private else None)
         self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))
         self.replies: dict[int, RecordDict] = {}
         self.errors: dict[int, str] = {}
@@ -79,10 +82,14 @@ class Node:
 
                 torch.set_num_threads(self.job.threads)
             federation = self.federation()
+            federation.progress = self.progress
             start = time.perf_counter()
             own = self._own()
-            for shared, clients in self._groups():
-                self._collect(work, federation, shared, clients, own)
+            try:
+                for shared, clients in self._groups():
+                    self._collect(work, federation, shared, clients, own)
+            finally:
+                self.progress.end()
             if self.kept:
                 self.store.flush()
             self.seconds = time.perf_counter() - start
@@ -141,6 +148,7 @@ class Node:
                     self.errors[client] = answer
                 else:
                     self.replies[client] = answer
+                self.progress(len(self.replies) + len(self.errors), len(self.job.clients), CLIENTS)
         except Exception as error:
             missing = [c for c in clients if c not in self.replies and c not in self.errors]
             if self.site is None and (not isinstance(error, FedPGPError) or isinstance(error, MethodError)):

@@ -19,13 +19,14 @@ from clients.state import PrivateStore
 from experiments.console import accuracy_table
 from experiments.folder import RunFolder, asked_run
 from experiments.naming import job_name, named
+from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
 from fedpgp.configured import deal_configured, load_configured
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
-from fedpgp.federation import Federation
+from fedpgp.federation import Federation, Progress
 from fedpgp.protocols import Deal, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 
@@ -55,9 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(word.startswith("-") for word in late):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     overrides = [*options.overrides, *late]
+    line = ProgressLine(RichConsole(stderr=True, highlight=False))
     try:
         run = asked_run(options.run)
-        record = evaluate(run, overrides)
+        try:
+            record = evaluate(run, overrides, line.progress)
+        finally:
+            line.stop()
         path = options.to or _place(run, overrides, record)
         RunFolder(path.parent).json(path.name, record)
     except FedPGPError as error:
@@ -89,12 +94,13 @@ def _place(run: Path, overrides: Sequence[str], record: Mapping) -> Path:
     return path
 
 
-def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
+def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lambda done, total, what: None) -> dict:
     """Scores a run's last checkpoint.
 
     Args:
         run: its folder.
         overrides: what is different from the run: ``dataset=…`` for other data, options of its protocol.
+        progress: is told of pictures that are encoded and of clients that are evaluated.
 
     Returns:
         ``round``, ``accuracy`` as in summary.json, ``data`` (which pictures they are of), and ``clients``: a row each,
@@ -119,6 +125,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
         label = _label(changed["dataset"])
         dealt = _only(transfer(dealt, {label: load_configured(changed)}), f"datasets.{label}")
     federation = Federation.from_config(changed, dealt)
+    federation.progress = progress
     shared = _below(tensors, "shared/")
     memory = _below(tensors, "memory/")
     clients = range(federation.num_clients)
@@ -131,7 +138,10 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict:
 
     results = federation.evaluate(shared, clients, load_state, own, zero_shot=True)
     domains = [share.domain for share in dealt.shares]
-    rows = [{"id": r.client, "domain": domains[r.client], **r.metrics} for r in results]
+    rows: list[dict] = []
+    for result in results:
+        rows.append({"id": result.client, "domain": domains[result.client], **result.metrics})
+        progress(len(rows), len(clients), "clients evaluated")
     rows.sort(key=lambda row: row["id"])
     about = {"round": info["round"], "overrides": list(overrides), "data": data_record(dealt)["pictures"]}
     return {**about, "accuracy": summarize(rows), "clients": rows}

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console as RichConsole
 
 from clients.state import PrivateStore
 from experiments.folder import RunFolder, asked_run
+from experiments.progress import ProgressLine
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
-from fedpgp.federation import Federation, NeedsPictures
+from fedpgp.federation import Federation, NeedsPictures, Progress
 from fedpgp.methods import Features
 from fedpgp.task import Candidates
 from strategies.checkpoint import latest_checkpoint
@@ -62,7 +64,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def load_asked(options: argparse.Namespace) -> Personal:
     """What a command line asks for; says on standard error what somebody might not expect of it."""
     how = {"weights": options.weights, "data_root": options.data_root, "all_classes": options.all_classes}
-    personal = load_personal(asked_run(options.run), options.client, options.state, **how)
+    line = ProgressLine(RichConsole(stderr=True, highlight=False))
+    try:
+        personal = load_personal(asked_run(options.run), options.client, options.state, progress=line.progress, **how)
+    finally:
+        line.stop()
     if personal.client is not None and not personal.own:
         print(f"client {personal.client} has no prompt of its own: the global one answers", file=sys.stderr)
     known, all_of_them = len(personal.classes.names), len(personal.federation.dataset.class_names)
@@ -80,6 +86,7 @@ def load_personal(
     weights: Path | None = None,
     data_root: str | None = None,
     all_classes: bool = False,
+    progress: Progress = lambda done, total, what: None,
 ) -> Personal:
     """Loads a client's model from a run's folder.
 
@@ -90,6 +97,7 @@ def load_personal(
         weights: a file with the model's weights; None takes what the run's configuration says.
         data_root: the folder that holds the data sets; None takes the configuration's.
         all_classes: candidates are all classes of the data set, not only those that were trained.
+        progress: is told of pictures that are encoded, for a method whose models are made from a client's.
 
     Raises:
         FedPGPError: no run's folder, no checkpoint, a client that the run does not have, a private state or weights
@@ -117,6 +125,7 @@ def load_personal(
     store = PrivateStore(state / info["run"] if state else run / "private", info["run"], 0)
 
     def answering(federation: Federation) -> Personal:
+        federation.progress = progress
         if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
             raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
         names = range(len(federation.dataset.class_names)) if all_classes else federation.deal.base_classes

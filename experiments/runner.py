@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -314,13 +313,9 @@ class _Observer:
         self.class_names: list[str] = []
         self.notes: tuple[str, ...] = ()
         self.last_traceback = ""
-        self.stage, self.warn = console.stage, console.warn
+        self.stage, self.progress, self.warn = console.stage, console.progress, console.warn
         self._train: dict | None = None
         self._evaluation: dict | None = None
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        if sys.stdout.isatty():  # elsewhere a round is one line
-            self.console.progress(done, total, what)
 
     def traceback(self, text: str) -> None:
         self.folder.traceback(text)

@@ -17,7 +17,7 @@ from fedpgp.data.joint import Concat, augmented
 from fedpgp.data.lookup import Some
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.federation import Federation
+from fedpgp.federation import Federation, Progress
 from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
 from fedpgp.own import own_pictures
@@ -86,8 +86,12 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
     dealt = deal_configured(config) if dealt is None else dealt
     dataset = dealt.dataset
     size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
-    encoded = partial(_encoded, config, dataset, clip, cache(lambda: dealt.train_rows))
-    return Federation(
+
+    def tell(done: int, total: int, what: str) -> None:
+        federation.progress(done, total, what)
+
+    encoded = partial(_encoded, config, dataset, clip, cache(lambda: dealt.train_rows), tell)
+    federation = Federation(
         lambda: make_method(clip(), dataset),
         dataset,
         dealt,
@@ -108,6 +112,7 @@ def build(config: Mapping, dealt: Deal | None = None) -> Federation:
         weighting=config["method"].get("weighting"),
         slow_clients=config["runtime"].get("slow_clients", 0.0),
     )
+    return federation
 
 
 def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
@@ -166,6 +171,7 @@ def _encoded(
     dataset: Dataset,
     clip: Callable[[], FrozenCLIP],
     train_rows: Callable[[], np.ndarray],
+    tell: Progress,
     what: str,
     split: str,
     view: int | None = None,
@@ -178,12 +184,15 @@ def _encoded(
         whole, name = augmented(whole, view, clip().image_size), f"{split}-view{view}"
     parts = whole.parts if isinstance(whole, Concat) else [whole]
     options = {"cache_dir": config["runtime"].get("cache_dir"), "dataset_name": dataset.name, "what": what}
+    kind = "images" if what == "features" else f"images ({what})"
+    in_words = f"encoding {split} {kind}" + ("" if view is None else f", view {view + 1}")
+    encode = partial(encode_split, clip(), progress=lambda done, total: tell(done, total, in_words), **options)
     rows = train_rows() if split == "train" else np.arange(len(whole))
     if 2 * len(rows) < len(whole):  # of many pictures few are dealt (shots): only those are encoded
         found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]
         if any(features is None for features in found):
-            some = encode_split(clip(), Subset(whole, rows), split_name=f"{name}-some", **options)
+            some = encode(Subset(whole, rows), split_name=f"{name}-some")
             return Some(some, rows, len(whole))
     else:
-        found = [encode_split(clip(), part, split_name=name, **options) for part in parts]
+        found = [encode(part, split_name=name) for part in parts]
     return found[0] if len(found) == 1 else np.concatenate(found)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
+Progress = Callable[[int, int, str], None]
+"""Is told that so many of so many are done, and of what: ``(1200, 4800, "encoding test images")``."""
 Arrays = Mapping[str, np.ndarray]
 OPTIMIZER = "optimizer/"  # prefix of the optimizer's tensors in a client's private state
 
@@ -136,6 +138,7 @@ class Federation:
         if weighting not in (None, *WEIGHTINGS):
             raise FedPGPError(unknown("value of method.weighting", weighting, WEIGHTINGS))
         self.personal_start, self.weighting = personal_start, weighting
+        self.progress: Progress = lambda done, total, what: None
         self._images: dict[tuple[str, str, int | None], Tensor | Rows | Placed | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 

@@ -147,6 +147,7 @@ class CohortGrid(Grid):
         self._end = None if timeout is None else time.monotonic() + timeout
         ids = set(self.push_messages(messages))
         asked = len(ids)
+        self.progress(0, asked)
         replies: list[Message] = []
         while True:
             self._check_stop()

@@ -47,6 +47,7 @@ from strategies.roll import Roll
 from strategies.rules import clients_needed, restore_rule, rule_state
 from strategies.screening import capped, too_large
 from strategies.state import State, below
+from strategies.watch import Watch
 
 TRIES = 2
 """Times a round is asked before the run stops."""
@@ -133,6 +134,7 @@ class Server:
         else:
             self.state = State.fresh(federation, initial)
         self._reference = dict(self.state.shared)
+        self._watch = Watch(Path(job.private) if job.private else None, observer.progress)
         self._began = time.perf_counter() if began is None else began
         self._before = self.state.seconds["total"]
 
@@ -413,7 +415,6 @@ class Server:
         grid.committed = {client: int(self.state.committed[client]) for client in clients}
         grid.job = replace(self.job, round=round, ask=ask, debug=bool(self.config["runtime"].get("debug", False)))
         what = f"round {round}"
-        grid.progress = lambda done, total: self.observer.progress(done, total, what)
         messages = {message.metadata.dst_node_id: self._with_own(message) for message in configure()}
         good: dict[int, Message] = {}
         failed: dict[int, str] = {}
@@ -424,7 +425,8 @@ class Server:
             waiting = sorted(set(messages) - set(good))
             kind = {client: messages[client].metadata.message_type for client in waiting}
             fresh = [Message(messages[c].content, dst_node_id=c, message_type=kind[c]) for c in waiting]
-            replies = grid.send_and_receive(fresh, timeout=self.timeout)
+            with self._watch.during(round, *set(kind.values())) as grid.progress:
+                replies = grid.send_and_receive(fresh, timeout=self.timeout)
             debug = self.config["runtime"].get("debug", False)
             exceptions |= tell(what, grid.exchange.accounts[told:], self.observer, debug=debug)
             told = len(grid.exchange.accounts)

@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from tests.docs.pages import block
 from tests.nodes import Nodes
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = ["dataset.domains=[noto]", "partition=dirichlet", "partition.beta=0.5", "clients=2", "participation=0.5"]
 
 
@@ -165,7 +170,7 @@ def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     import open_clip
 
     assert about["pictures"] == {"orientation": "exif", "background": "white", "grey_range": None}
-    # What README shows.
+    # What docs/deployment.md shows.
     model, _, preprocess = open_clip.create_model_and_transforms(about["model"], pretrained=about["pretrained"])
     image = preprocess(Image.open(files[0]).convert("RGB")).unsqueeze(0)
     feature = F.normalize(model.eval().encode_image(image), dim=-1)
@@ -174,6 +179,22 @@ def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     expected = predict.predict(load_personal(run, clients[0]), [Image.open(files[0]).convert("RGB")])
     np.testing.assert_allclose(probability.detach(), expected, atol=1e-5)
     assert name == load_personal(run, clients[0]).classes.names[expected.argmax()]
+
+
+def test_the_snippet_of_the_docs_names_the_class(run, clients, pictures, tmp_path, capsys):
+    """As printed, in a process of its own, with whatever builds of torch and torchvision are there."""
+    files, _ = pictures
+    command = ["--run", str(run), "--client", str(clients[0])]
+    assert export.main([*command, "--to", str(tmp_path / "classifier")]) == 0
+    Image.open(files[0]).convert("RGB").save(tmp_path / "photo.png")
+    code = block("deployment.md", "python").replace("photo.jpg", "photo.png")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    assert predict.main([*command, str(tmp_path / "photo.png")]) == 0
+    best = capsys.readouterr().out.partition("photo.png: ")[2]
+    assert done.stdout.strip() and best.startswith(f"{done.stdout.strip()} ")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,9 @@ def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, all_rows, tmp_
     (joint, _), clip = join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]), golden_clip()
     rows = [0, 7, len(DATASET.train), len(joint.train) - 1]
     used = np.arange(len(joint.train)) if all_rows else np.array(rows)
-    encoded = partial(_encoded, {"runtime": {"cache_dir": str(tmp_path)}}, joint, lambda: clip, lambda: used)
+    encoded = partial(
+        _encoded, {"runtime": {"cache_dir": str(tmp_path)}}, joint, lambda: clip, lambda: used, lambda *told: None
+    )
     task = Task(clip, joint.class_names, n_ctx=4, dtype=torch.float64)
     fed = Federation(
         METHODS["fedmvp"](METHODS["fedmvp"].Settings(), task),

@@ -1,0 +1,81 @@
+"""How far the workers of a simulation are, told to the server by small files in the run's folder.
+
+A reply comes when all clients of a message are done; with thousands of clients, or pictures that are encoded first,
+that is minutes. On a cluster all machines see the run's folder.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
+
+CLIENTS = "clients"
+"""What is counted when clients are; anything else is said in its own words."""
+BETWEEN = 0.5
+"""Seconds before the first writing, and between two."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """So many of so many are done, in one process."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Progress:
+    """What one process tells.
+
+    Args:
+        folder: of a simulation's private states; None tells nobody (a deployed client).
+    """
+
+    def __init__(self, folder: Path | None):
+        name = f"{socket.gethostname()}-{os.getpid()}.json"
+        self._file = None if folder is None else place(folder) / name
+        self._last, self._written = time.monotonic(), False
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Tells, unless it has just done so or just begun."""
+        now = time.monotonic()
+        if self._file is None or now - self._last < BETWEEN:
+            return
+        self._last, self._written = now, True
+        with contextlib.suppress(FedPGPError):  # a full disk is said where it costs something
+            content = json.dumps({"what": what, "done": done, "total": total})
+            write_atomically(self._file, content.encode(), flush=False)
+
+    def end(self) -> None:
+        """What was told is over."""
+        if self._file is not None and self._written:
+            with contextlib.suppress(OSError):
+                self._file.unlink()
+
+
+def place(folder: Path) -> Path:
+    """Where the files are, below the folder of the private states."""
+    return folder / "progress"
+
+
+def heard(folder: Path) -> list[Told]:
+    """What the processes have told."""
+    found = []
+    for file in place(folder).glob("[!.]*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # gone again
+            content = json.loads(file.read_text())
+            found.append(Told(str(content["what"]), int(content["done"]), int(content["total"])))
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Removes what processes that are dead have told."""
+    for file in place(folder).glob("*.json"):
+        with contextlib.suppress(OSError):
+            file.unlink()
