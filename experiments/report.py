@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 
 from experiments.reporting import grids as printing
-from experiments.reporting import tables
+from experiments.reporting import significance, tables
 from experiments.reporting.comparison import render_comparison
+from experiments.reporting.groups import group_runs
 from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
@@ -97,14 +98,14 @@ def _report(options: argparse.Namespace, command: str) -> None:
     if not finished:
         raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
     columns = tables.expand_columns([*FIGURES, *_names(options.columns), *tables.COSTS], finished)
-    groups, notes = tables.group_runs(finished)
+    groups, notes = group_runs(finished)
     notes += tables.missing_clients(finished)
     rows = tables.make_rows(groups, models, columns)
     if options.mean_over:
         rows = tables.mean_over(rows, options.mean_over, columns)
     experiments = dict.fromkeys([*_names(options.published), *(run.config.get("experiment_name", "") for run in runs)])
     beside = [(name, grid) for name in experiments if (grid := published_grid(name, finished)) is not None]
-    comparisons = tables.compare(rows, tables.shown_columns(rows, columns)) if options.significance else None
+    comparisons = significance.compare(rows, tables.shown_columns(rows, columns)) if options.significance else None
 
     if options.format == "html":
         drawn = tables.make_rows(groups, ["zero_shot", *(m for m in models if m != "zero_shot")], columns)
@@ -115,7 +116,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
 
     remarks = [f"not in the table: {line}" for line in left_out] + [f"note: {line}" for line in notes]
     if comparisons:
-        remarks += [f"note: {line}" for line in tables.significance_words(comparisons)]
+        remarks += [f"note: {line}" for line in significance.significance_words(comparisons)]
     elif options.significance:
         remarks.append("note: no significance, it takes two rows with seeds in common")
     text = _as(options, rows, columns, models, comparisons or (), [grid for _, grid in beside], remarks)
@@ -132,7 +133,7 @@ def _as(
     rows: list[tables.Row],
     columns: list[str],
     models: list[str],
-    comparisons: Sequence[tables.Comparison],
+    comparisons: Sequence[significance.Comparison],
     published: list[printing.Grid],
     remarks: list[str],
 ) -> str:
@@ -141,7 +142,7 @@ def _as(
         return "\n".join([tables.as_csv(rows, columns, comparisons), *map(printing.grid_as_csv, published)])
     means, words = tables.over_parts(rows, columns)
     first = [replace(tables.result_grid(means, columns, models), heading=words)] if means else []
-    beside = [tables.comparison_grid(comparisons, models)] if comparisons else []
+    beside = [significance.comparison_grid(comparisons, models)] if comparisons else []
     if options.format != "text":
         write = {"markdown": printing.as_markdown, "latex": printing.as_latex}[options.format]
         return "\n".join(

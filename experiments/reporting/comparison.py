@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from experiments.reporting import charts, grids, scatter, tables
+from experiments.reporting import charts, grids, scatter, significance, tables
 from experiments.reporting.headlines import comparison_headline
 from experiments.reporting.page import environment, partial_words, partition_bubbles
 from experiments.reporting.runs import Run, number
@@ -43,7 +43,7 @@ def render_comparison(
     chart_rows: Sequence[Row],
     columns: Sequence[str],
     models: Sequence[str],
-    comparisons: Sequence[tables.Comparison] | None,
+    comparisons: Sequence[significance.Comparison] | None,
     unfinished: Sequence[str],
     notes: Sequence[str],
     command: str,
@@ -67,8 +67,8 @@ def render_comparison(
             over=over,
             mean_table=grids.as_html(tables.result_grid(means, columns, models)) if means else None,
             table=grids.as_html(tables.result_grid(rows, columns, models)),
-            significance=grids.as_html(tables.comparison_grid(comparisons, models)) if comparisons else None,
-            significance_words=tables.significance_words(comparisons or ()),
+            significance=grids.as_html(significance.comparison_grid(comparisons, models)) if comparisons else None,
+            significance_words=significance.significance_words(comparisons or ()),
             asked=comparisons is not None,
             only_parts=bool(means) and not others,
             sections=sections,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import jinja2
 
 from experiments.folder import ABOUT
 from experiments.reporting import charts
+from experiments.reporting.client_panels import by_client, client_panels, distinct_models, grouped
 from experiments.reporting.headlines import headline
-from experiments.reporting.runs import FIGURES, MODELS, Run, number, read_run
+from experiments.reporting.runs import FIGURES, Run, number, read_run
 from experiments.reporting.titles import title
 from experiments.reporting.words import (
     human_bytes,
@@ -27,8 +27,6 @@ from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
 
-_CLIENTS_A_PANEL = 12
-_CLIENTS_AS_BARS = 120
 _CLIENTS_AS_BUBBLES = 120
 _TILES_A_DOMAIN = 12
 _IN_ONE_PROCESS_TREE = ("ray", "inline")  # the runtimes of a simulation; any other is a deployment
@@ -62,7 +60,7 @@ def environment() -> jinja2.Environment:
 def render_run(run: Run) -> str:
     """The page of one run as HTML text."""
     tables = [("Domain by domain", _domain_table(run)), ("Other data sets", _table_of(run, "datasets"))]
-    panels, client_words = _client_panels(run)
+    panels, client_words = client_panels(run)
     bubbles, partition_words = partition_bubbles(run)
     return (
         environment()
@@ -80,7 +78,7 @@ def render_run(run: Run) -> str:
             columns=[FIGURES[name] for name in _columns(run)],
             table=_summary_table(run),
             facts=_facts(run),
-            model_keys=_models(run),
+            model_keys=distinct_models(run),
             curves=_curves(run),
             partial=partial_words(run.partial),
             client_panels=panels,
@@ -127,14 +125,6 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
     return charts.bubbles(rows, names, title="Images of each class at each client"), words
 
 
-def _models(run: Run) -> list[tuple[str, str]]:
-    """(name, key) of the models that differ: one prompt for all is drawn once, as the global one."""
-    if run.choice("method") == "zero_shot":
-        return [(MODELS["zero_shot"], "zero_shot")] if run.accuracy["zero_shot"] else []
-    same = ("personal",) if run.one_prompt else ()
-    return [(name, key) for key, name in MODELS.items() if run.accuracy[key] and key not in same]
-
-
 def _badge(run: Run) -> str:
     if run.status == "finished":
         return ""
@@ -143,7 +133,7 @@ def _badge(run: Run) -> str:
 
 def _lead(run: Run) -> str:
     """Who was helped, and how far training went."""
-    clients = _by_client(run)
+    clients = by_client(run)
     sentences = []
     if clients and not run.one_prompt:
         against = "global" if run.accuracy["global"] else "zero_shot"
@@ -205,7 +195,7 @@ def _reading(run: Run) -> str:
         words.append("This method has one prompt for all.")
     elif not run.accuracy["global"]:
         words.append("This method has no global prompt.")
-    if len(_models(run)) > 1:
+    if len(distinct_models(run)) > 1:
         words.append("Small figures: the difference from the row above. Bold: the best of a column.")
     words.append("One seed; repeat with others to see how much is chance.")
     return " ".join(words)
@@ -219,7 +209,7 @@ def _columns(run: Run) -> list[str]:
 def _summary_table(run: Run) -> list[dict]:
     """A row a model: (text, difference from the row above, whether it is the best of its column) a figure."""
     rows, above = [], None
-    models, columns = _models(run), _columns(run)
+    models, columns = distinct_models(run), _columns(run)
     printed = {column: [percent(run.figure(key, column)) for _, key in models] for column in columns}
     for index, (name, key) in enumerate(models):
         cells = []
@@ -286,70 +276,18 @@ def _curves(run: Run) -> list[tuple[str, Any]]:
     if math.isnan(run.figure("personal", "base")):
         names |= {"worst10": "Worst tenth of the clients, %", "ece": "Calibration error, %"}
     for figure, name in names.items():
-        series = [charts.Series(of, key, run.curve(key, figure), partial=partial) for of, key in _models(run)]
+        series = [charts.Series(of, key, run.curve(key, figure), partial=partial) for of, key in distinct_models(run)]
         drawn.append((name, charts.line_chart(series, title=name, unit=" %")))
     return [(name, svg) for name, svg in drawn if svg]
-
-
-def _by_client(run: Run) -> list[dict]:
-    """A dict a client: id, domain, and the clients.csv row of each model."""
-    clients: dict[int, dict] = defaultdict(dict)
-    for row in run.clients:
-        clients[row["id"]] |= {"id": row["id"], "domain": row.get("domain") or None, row["model"]: row}
-    return [clients[key] for key in sorted(clients)]
-
-
-def _client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
-    """(title, note, chart) of each panel; many clients are drawn as a histogram and its two ends."""
-    clients = _by_client(run)
-    models = [(name, key) for name, key in _models(run) if any(key in row for row in clients)]
-
-    def bars(title: str, note: str, rows: list[dict]) -> tuple[str, str, Any]:
-        values = [
-            (f"client {row['id']}", [row[key]["local"] if key in row else math.nan for _, key in models])
-            for row in rows
-        ]
-        return title, note, charts.client_bars(values, models, title=f"Local accuracy: {title}")
-
-    if not clients:
-        return [], ""
-    if len(clients) > _CLIENTS_AS_BARS:
-        groups = [(name, key, [row[key]["local"] for row in clients if key in row]) for name, key in models]
-        panels = [("All clients", "", charts.histogram(groups, title="Local accuracy of the clients"))]
-        ranked = [row for row in clients if "personal" in row and not math.isnan(row["personal"]["local"])]
-        other = "global" if any("global" in row for row in ranked) else "zero_shot"
-        ranked = sorted(
-            (row for row in ranked if other in row), key=lambda row: row["personal"]["local"] - row[other]["local"]
-        )
-        if ranked:
-            panels.append(bars("Gained most", f"over the {MODELS[other]}", ranked[-8:][::-1]))
-            panels.append(bars("Gained least, or lost", "", ranked[:8]))
-        return panels, "How many clients have which accuracy, and the two ends of the list."
-
-    panels = []
-    for domain, rows in _grouped(clients, "domain").items():
-        size = _CLIENTS_A_PANEL if domain else min(_CLIENTS_A_PANEL, max(4, math.ceil(len(rows) / 3)))
-        pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
-        for piece in pieces:
-            span = _span(piece[0]["id"], piece[-1]["id"]) if len(pieces) > 1 else ""
-            heading = domain or span or "all clients"
-            panels.append(bars(heading, span if domain else "", piece))
-    has_domains = clients[0]["domain"] is not None
-    last = "" if len(models) < 2 else f"; the number is the {models[-1][0]}’s"
-    return panels, f"Accuracy in percent{', by domain' if has_domains else ''}{last}."
 
 
 def _clients(count: int) -> str:
     return f"{count} client{'s' * (count != 1)}"
 
 
-def _span(first: int, last: int) -> str:
-    return f"client {first}" if first == last else f"clients {first} to {last}"
-
-
 def _domain_table(run: Run) -> dict | None:
     """Accuracy of each domain; None without domains, or with one client each (the bars show it)."""
-    clients = _by_client(run)
+    clients = by_client(run)
     domains = (run.accuracy["personal"] or {}).get("domains") or {}
     if len(domains) < 2 or (clients and len(clients) <= len(domains)):
         return None
@@ -361,7 +299,7 @@ def _table_of(run: Run, kind: str) -> dict | None:
     names = list((run.accuracy["personal"] or {}).get(kind) or {})
     rows = [
         {"key": key, "name": name, "cells": [percent(run.figure(key, f"{kind}.{one}")) for one in names]}
-        for name, key in _models(run)
+        for name, key in distinct_models(run)
     ]
     for k in range(len(names)):
         column = [row["cells"][k] for row in rows]
@@ -394,7 +332,7 @@ def _samples(run: Run) -> dict[str, Any]:
     """The template's `sample_groups`, `sample_by_domain` and `no_samples`."""
     groups = []
     by_domain = any(sample["domain"] for sample in run.samples)
-    for name, samples in _grouped(run.samples, "domain" if by_domain else "client").items():
+    for name, samples in grouped(run.samples, "domain" if by_domain else "client").items():
         # evenly over the clients, right and wrong in the proportion they were drawn; the right ones first
         shown = samples[:: math.ceil(len(samples) / _TILES_A_DOMAIN)]
         shown = sorted(shown, key=lambda sample: not sample["correct"])
@@ -457,13 +395,6 @@ def _sure(confidence: Any) -> str:
     """A probability, written as a share of one or in percent, in words."""
     value = number(confidence)
     return "" if math.isnan(value) else f"{value * 100 if value <= 1 else value:.0f}\u00a0% sure"
-
-
-def _grouped(rows: list[dict], key: str) -> dict[Any, list[dict]]:
-    groups: dict[Any, list[dict]] = defaultdict(list)
-    for row in rows:
-        groups[row[key]].append(row)
-    return groups
 
 
 def _client_name(row: dict) -> str:

@@ -8,38 +8,25 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.reporting.grids import Grid
+from experiments.reporting.groups import Group, short_label
 from experiments.reporting.runs import FIGURES, MODELS, Run, number
-from experiments.reporting.statistics import holm, mean_std, paired_t_test
+from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
-from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std, setting
-from experiments.settings import NOT_FREE, flatten
+from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std
+from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
 
-#: Settings that say where and how a run was carried out, not what it computed.
-_NOT_A_DIFFERENCE = {
-    *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
-    *("dataset.download", "versions", "git_commit", "command", "extended", "logger"),
-}
-#: Rows are compared with each other (best, second, significance) where all of these are the same.
-_TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
+if TYPE_CHECKING:
+    from experiments.reporting.significance import Comparison
+
 _LOWER_IS_BETTER = ("ece",)
-_FEWEST_SEEDS = 3  # of a t-test that is worth looking at
 COSTS = ("bytes", "seconds", "peak_rss_mb")
 _PARTS = ("protocol.held_out",)  # options that a protocol runs through, a run each
 #: Figures that are one number a domain or data set.
 _MANY = {"domains": "", "domains_base": " base", "domains_novel": " novel", "datasets": ""}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only in their seed, by seed."""
-
-    labels: dict[str, str]
-    runs: dict[Any, Run]
-    task: tuple
 
 
 @dataclass(frozen=True)
@@ -68,56 +55,6 @@ class Row:
         labels = {key: value for key, value in self.labels.items() if value != "–" and key not in without}
         words = [title(value) if key == "method" else f"{key} {value}" for key, value in labels.items()]
         return ", ".join(words) + (f" ({MODELS[self.model].split()[0]})" if with_model else "")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The best row of a column against another row of the same task, paired over the seeds both have."""
-
-    task: tuple
-    column: str
-    best: Row
-    other: Row
-    difference: float
-    std: float
-    seeds: int
-    t: float
-    p: float
-
-
-def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
-    """Groups finished runs, and notes on what was left out (a seed that was run twice counts once, the newest).
-
-    A setting is a label where groups differ in it; one inside a choice (`method.rank`) where groups with the same
-    choice differ in it, so that a method is not told from another by settings that only one of them has.
-    """
-    by_setup: dict[tuple, dict[Any, Run]] = defaultdict(dict)
-    settings: dict[tuple, dict[str, Any]] = {}
-    notes = []
-    for run in sorted(runs, key=_age):
-        # null is a setting that is not made, as in a run from before there was such a setting
-        differing = {
-            key: setting(value) for key, value in _settings(run).items() if _is_difference(key) and value is not None
-        }
-        setup = tuple(sorted(differing.items()))
-        settings[setup] = differing
-        if run.seed in by_setup[setup]:
-            notes.append(f"seed {run.seed} was run more than once with the same settings; {run.path} counts")
-        by_setup[setup][run.seed] = run
-
-    keys = [key for key in _label_order(settings.values()) if _distinguishes(key, list(settings.values()))]
-    groups = []
-    for setup, by_seed in by_setup.items():
-        flat = settings[setup]
-        labels = {"method": flat.get("method.name", "?")}
-        labels |= {_short(key): flat.get(key, "–") for key in keys if key != "method.name"}
-        task = tuple((key, value) for key, value in setup if key.split(".")[0] in _TASK)
-        groups.append(Group(labels, dict(sorted(by_seed.items(), key=lambda item: _natural(str(item[0])))), task))
-    first_of_task: dict[tuple, int] = {}
-    for index, group in enumerate(sorted(groups, key=lambda g: _natural(str(g.task)))):
-        first_of_task.setdefault(group.task, index)
-    groups.sort(key=lambda g: (first_of_task[g.task], [_natural(value) for value in g.labels.values()]))
-    return groups, notes
 
 
 def describe(run: Run) -> str:
@@ -185,50 +122,11 @@ def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[R
             parts = [row.cells[column].values for row in members if column in row.cells]
             values = {seed: sum(part[seed] for part in parts) / len(parts) for seed in seeds} if parts else {}
             cells[column] = Cell(values, *mean_std(list(values.values())))
-        task = tuple((key, v) for key, v in members[0].task if label not in (_short(key), *key.split(".")))
+        task = tuple((key, v) for key, v in members[0].task if label not in (short_label(key), *key.split(".")))
         runs = tuple(run for row in members for run in row.runs)
         merged.append(Row(dict(rest), model, tuple(seeds), task, cells, runs))
     tasks = list(dict.fromkeys(row.task for row in merged))
     return [row for task in tasks for row in _marked([row for row in merged if row.task == task], columns)]
-
-
-def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
-    """The best row of each task and column against each other one: paired t-tests over common seeds.
-
-    The p values are Holm's, corrected for all comparisons that are returned.
-    """
-    found = []
-    for task in dict.fromkeys(row.task for row in rows):
-        block = [row for row in rows if row.task == task]
-        for column in columns:
-            best = next((row for row in block if column in row.cells and row.cells[column].mark == "best"), None)
-            if best is None or column in COSTS:
-                continue
-            for row in block:
-                if row is best or column not in row.cells:
-                    continue
-                mine, theirs = best.cells[column].values, row.cells[column].values
-                seeds = [seed for seed in mine if seed in theirs and not math.isnan(mine[seed] + theirs[seed])]
-                if seeds:
-                    first, second = [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-                    difference, std = mean_std([a - b for a, b in zip(first, second, strict=True)])
-                    t, p = paired_t_test(first, second)
-                    found.append(Comparison(task, column, best, row, difference, std, len(seeds), t, p))
-    corrected = holm([one.p for one in found])
-    return [replace(one, p=p) for one, p in zip(found, corrected, strict=True)]
-
-
-def significance_words(comparisons: Sequence[Comparison]) -> list[str]:
-    """How the p values of `compare` are to be read."""
-    tested = sum(not math.isnan(one.p) for one in comparisons)
-    few = sum(one.seeds < _FEWEST_SEEDS for one in comparisons)
-    words = [f"Student’s t-test, paired over seeds, two-sided; p after Holm’s correction for all {tested} tests shown"]
-    if few:
-        words.append(
-            f"{few} of {len(comparisons)} comparisons have fewer than {_FEWEST_SEEDS} seeds in common: too few to "
-            "conclude anything from; run more (-m seed=0,1,2)"
-        )
-    return words
 
 
 def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
@@ -313,20 +211,6 @@ def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], 
 def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """The columns that some row has a number for."""
     return [c for c in columns if any(c in row.cells and not math.isnan(row.cells[c].mean) for row in rows)]
-
-
-def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) -> Grid:
-    """The table of `compare`."""
-    body, breaks = [], set()
-    for index, one in enumerate(comparisons):
-        if index and one.task != comparisons[index - 1].task:
-            breaks.add(index)
-        p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
-        t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
-        texts = [column_name(one.column), one.best.name(len(models) > 1), one.other.name(len(models) > 1)]
-        texts += [mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
-        body.append([(text, "") for text in texts])
-    return Grid(["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks))
 
 
 def column_name(column: str) -> str:
@@ -417,48 +301,6 @@ def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
     ]
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    config = dict(run.config)
-    for group in ("dataset", "model", "partition", "protocol", "method", "strategy", "runtime"):
-        if not isinstance(config.get(group), dict) and group in config:
-            config[group] = {"name": config[group]}  # a configuration that only names its choice
-    flat = flatten(config)
-    if "partition.scheme" in flat and "partition.name" not in flat:
-        flat["partition.name"] = flat.pop("partition.scheme")
-    return {key: value for key, value in flat.items() if value or key not in NOT_FREE}  # nobody drops out: no setting
-
-
-def _is_difference(key: str) -> bool:
-    group = key.split(".")[0]
-    if group == "runtime":
-        return key in NOT_FREE
-    return key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
-
-
-def _distinguishes(key: str, setups: list[dict[str, Any]]) -> bool:
-    """Whether groups differ in the setting; inside a choice, whether groups that made the same choice do."""
-    group, _, rest = key.partition(".")
-    name = f"{group}.name"
-    if not rest or rest == "name":
-        return len({flat.get(key) for flat in setups}) > 1
-    choices = {flat.get(name) for flat in setups}
-    return any(len({flat.get(key) for flat in setups if flat.get(name) == choice}) > 1 for choice in choices)
-
-
-def _label_order(setups: Any) -> list[str]:
-    """All settings: the method's first, then the task's, then the others."""
-    keys = dict.fromkeys(key for flat in setups for key in flat)
-    first = ("dataset", "model", "protocol", "partition", "clients", "shots", "method")
-    order = {group: index for index, group in enumerate(first)}
-    return sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(first)), not key.endswith(".name")))
-
-
-def _short(key: str) -> str:
-    """`method.rank` is `rank`, `dataset.name` is `dataset`; others keep their group, which says what they belong to."""
-    group, _, rest = key.partition(".")
-    return group if rest in ("", "name") else rest if group in ("method", "partition", "training") else key
-
-
 def _summary_numbers(runs: Sequence[Run]) -> set[str]:
     """The numbers in summary.json beside the accuracies, such as `bytes_up`, `seconds.train`, `peak_rss_mb`."""
     names: set[str] = set()
@@ -466,23 +308,6 @@ def _summary_numbers(runs: Sequence[Run]) -> set[str]:
         flat = flatten({key: value for key, value in (run.summary or {}).items() if key != "accuracy"})
         names |= {key for key, value in flat.items() if not math.isnan(number(value))}
     return names
-
-
-def _age(run: Run) -> tuple[float, str]:
-    file = run.path / "summary.json"
-    return (file.stat().st_mtime if file.exists() else 0.0, str(run.path))
-
-
-def _natural(text: str) -> list:
-    """Sorts numbers by their value, words by their letters, each among their like."""
-    words = text.replace(",", " ").replace("'", " ").replace(")", " ").split()
-    keys = []
-    for word in words:
-        try:
-            keys.append((0, float(word), ""))
-        except ValueError:
-            keys.append((1, 0.0, word))
-    return keys
 
 
 def _as_number(text: str) -> float:

@@ -294,3 +294,12 @@ def test_one_seed_is_said_and_one_client_is_one(tmp_path):
     write_run(tmp_path / "again", "promptfl", 2, clients=1)
     assert "One seed does not tell" not in html(tmp_path)
     assert not re.search(r"1 of \d+ clients are|\b1 clients", page(write_report(tmp_path / "fedpgp")).text)
+
+
+def test_the_two_ends_of_many_clients_compare_models_that_differ(tmp_path):
+    for method, other in (("fedpgp", "global prompt"), ("promptfl", "zero-shot"), ("coop", "zero-shot")):
+        write_run(tmp_path / method, method, clients=130, domains=None, rounds=1)
+        if method == "promptfl":
+            path = tmp_path / method / "summary.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"one_prompt": True}))
+        assert f"Gained most over the {other}" in page(write_report(tmp_path / method)).text, method
