@@ -149,27 +149,34 @@ def _as(
             write(grid) for grid in [*first, tables.result_grid(rows, columns, models), *beside, *published]
         )
 
-    results = first + tables.text_grids(rows, columns, models)
+    results, beside = first + tables.text_grids(rows, columns, models), beside + published
     if options.out is None:  # a file does not wrap its lines
-        asked, width = _names(options.columns), shutil.get_terminal_size((120, 24)).columns
+        asked, width = _names(options.columns), _width()
         costs = [tables.column_name(name) for name in reversed(tables.COSTS) if name not in asked]
         results, dropped = printing.fit(results, width, costs)
+        beside, notes = printing.fit(beside, width, ["note"])
+        dropped += notes
         results = [replace(one, heading=textwrap.fill(one.heading, width)) for one in results]
         if dropped:
             remarks.append(
-                f"note: {', '.join(dropped)}: no room; --columns {','.join(tables.COSTS)} or --format csv has them"
+                f"note: no room for {', '.join(dropped)}; --columns {','.join(tables.COSTS)} or --format csv has them"
             )
     if any(mark == "best" for grid in results for row in grid.rows for _, mark in row):
         remarks.append("note: * is the best of a column among the rows that can be compared")
     if options.out is None and sys.stdout.isatty():
         console = RichConsole(width=10_000)  # a table that is too wide is wrapped by the terminal, never cut
-        for grid in results + beside + published:
+        for grid in results + beside:
             if grid.heading:
                 console.print(grid.heading, style="bold", markup=False, highlight=False)
             console.print(printing.rich_table(grid))
             console.print()
         return ""
-    return "\n".join(printing.as_text(grid) for grid in results + beside + published)
+    return "\n".join(printing.as_text(grid) for grid in results + beside)
+
+
+def _width() -> int:
+    """The columns of the terminal; 120 where there is none."""
+    return shutil.get_terminal_size((120, 24)).columns
 
 
 def _nothing_run(options: argparse.Namespace) -> None:
@@ -178,7 +185,10 @@ def _nothing_run(options: argparse.Namespace) -> None:
         grid = published_grid(name, [])
         if grid is None:
             raise FedPGPError(f"no published figures stand beside the experiment {name!r} (conf/experiment/{name}.csv)")
+        (grid,), dropped = printing.fit([grid], _width(), ["note"])
         print(printing.as_text(grid))
+        if dropped:
+            print("note: no room for notes; a wider terminal shows them", file=sys.stderr)
 
 
 def _unfinished(run: Run) -> str:

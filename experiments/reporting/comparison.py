@@ -112,7 +112,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     title = ", ".join(f"{key} {value}" for key, value in common.items()) if several else ""
     with_model = len(models) > 1
     named = [
-        (row.name(with_model and row.model != "zero_shot", common if several else ()), style, row)
+        (row.name(with_model, common if several else ()), style, row)
         for row, style in zip(rows, row_styles(rows), strict=True)
     ]
     many = len(named) > _MANY

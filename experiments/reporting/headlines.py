@@ -136,7 +136,7 @@ def comparison_headline(rows: Sequence[Row], with_model: bool) -> str:
         if len(ranked) < 2:
             continue
         first, second = (row.cells[column] for row in ranked[:2])
-        names = tuple(row.name(with_model and row.model != "zero_shot") for row in ranked[:2])
+        names = tuple(row.name(with_model) for row in ranked[:2])
         spread = max((std for std in (first.std, second.std) if not math.isnan(std)), default=0.0)
         if first.mean - second.mean > max(spread, 0.005):
             zero = next((row.cells[column].mean for row in ranked if row.model == "zero_shot"), math.nan)

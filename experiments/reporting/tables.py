@@ -54,7 +54,9 @@ class Row:
         """What tells the row from the others: `FedPGP, rank 8`; labels that all have alike may be left out."""
         labels = {key: value for key, value in self.labels.items() if value != "–" and key not in without}
         words = [title(value) if key == "method" else f"{key} {value}" for key, value in labels.items()]
-        return ", ".join(words) + (f" ({MODELS[self.model].split()[0]})" if with_model else "")
+        return ", ".join(words) + (
+            f" ({MODELS[self.model].split()[0]})" if with_model and self.model != "zero_shot" else ""
+        )
 
 
 def describe(run: Run) -> str:

@@ -406,7 +406,7 @@ def published_row(text, *words):
     return next(line for line in text.splitlines() if all(word in line for word in words))
 
 
-def test_published_figures_stand_beside_ours(tmp_path, capsys):
+def test_published_figures_stand_beside_ours(tmp_path, capsys, monkeypatch):
     five = ("oxford_pets", "flowers102", "dtd", "caltech101", "food101")
     last = {}
     for seed in (1, 2):
@@ -426,6 +426,11 @@ def test_published_figures_stand_beside_ours(tmp_path, capsys):
     assert "Published figures: paper_base2novel" in page and "not run" in page
     assert report.main(["--published", "dp_fpl_neighbour"]) == 0
     assert capsys.readouterr().out.count("not run") == 24
+    monkeypatch.setenv("COLUMNS", "100")
+    for argv in ([str(tmp_path)], ["--published", "paper_base2novel"]):
+        assert report.main(argv) == 0
+        out, err = capsys.readouterr()
+        assert max(map(len, out.splitlines())) <= 100 and "theirs" in out and "no room for" in err
     assert report.main(["--published", "smoke"]) == 2 and report.main([]) == 2
 
 
