@@ -21,6 +21,7 @@ from pathlib import Path
 import fedpgp
 from fedpgp.data_record import split_digest
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.files import private_folder
 
 KEYS = ("client-id", "state-dir", "data-root", "data-dir", "weights", "cache-dir")
 
@@ -93,6 +94,7 @@ class Site:
         Raises:
             Unfit: the federation deals a data set and this node has its own pictures, or the other way round; a client
                 number that the federation does not have.
+            FedPGPError: its folder cannot be made.
         """
         config = json.loads(text)
         if self.client >= config["clients"]:
@@ -110,7 +112,9 @@ class Site:
         if own:
             config["dataset"]["root"] = str(self.data_dir)
             config["partition"]["client"] = self.client
-            cache = cache or str(self.state_dir / "features")
+            if cache is None:  # features of its own pictures are nobody else's
+                private_folder(self.state_dir / "features")
+                cache = str(self.state_dir / "features")
         config["runtime"]["cache_dir"] = cache
         config["model"]["memory"] = str(self.state_dir / "model")
         if self.weights is not None:

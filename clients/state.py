@@ -1,8 +1,9 @@
 """The private state of clients: tensors that never leave the machine they were learned on.
 
-A file for each (client, round), written atomically. The server keeps count of the round a client's update last entered
-the average (its *committed* round) and tells the client; the client loads exactly that one. So an update that was lost
-on the way, came too late, or belongs to a round that a killed server never finished is never built upon.
+A file for each (client, round), written atomically, with a checksum, readable by its owner alone. The server keeps
+count of the round a client's update last entered the average (its *committed* round) and tells the client; the client
+loads exactly that one. So an update that was lost on the way, came too late, or belongs to a round that a killed server
+never finished is never built upon.
 
 Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is started or resumed; the
 highest one that was claimed owns the folder, and workers left over from an earlier attempt can no longer write. A file
@@ -19,12 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
-from fedpgp.files import cannot_write, flush_filesystem, write_atomically
+from fedpgp.files import cannot_write, flush_filesystem, owner_only, private_folder, write_atomically
 
 _STATE = re.compile(r"round_(\d+)\.safetensors")
 
@@ -46,16 +48,19 @@ class PrivateStore:
         self.folder, self.run, self.attempt = Path(folder), run, attempt
 
     def claim(self) -> None:
-        """Takes the folder for this attempt, unless a newer one owns it.
+        """Takes the folder for this attempt, unless a newer one owns it; closes it to other users.
 
         Raises:
             Superseded: a newer attempt owns it.
             FedPGPError: the folder belongs to another run, or cannot be written.
         """
+        private_folder(self.folder)  # one of an earlier version was open
         with self._locked(exclusive=True):
             if self.attempt > self._owner():
                 record = {"run": self.run, "attempt": self.attempt}
-                write_atomically(self.folder / "attempt.json", json.dumps(record).encode())
+                write_atomically(self.folder / "attempt.json", json.dumps(record).encode(), private=True)
+                for leftover in self.folder.rglob(".*.tmp"):  # of writers that were killed: nobody writes now
+                    leftover.unlink(missing_ok=True)
 
     def owned(self) -> bool:
         """True as long as no newer attempt has claimed the folder."""
@@ -66,7 +71,7 @@ class PrivateStore:
         its SHA-256.
         """
         name = _short_digest(text.encode())
-        write_atomically(self.folder / f"config_{name}.json", text.encode())
+        write_atomically(self.folder / f"config_{name}.json", text.encode(), private=True)
         return name
 
     def configuration(self, name: str) -> str:
@@ -97,10 +102,11 @@ class PrivateStore:
             committed: the client's committed round before this one (0: none). It is kept, as is the newest before it:
                 the last two checkpoints of the server need them.
         """
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        data = save(tensors, metadata={"sha256": _checksum(tensors)})
         with self._locked(exclusive=False):
             self._owner()
-            write_atomically(self._path(client, round), data, flush=False)
+            write_atomically(self._path(client, round), data, flush=False, private=True)
             older = sorted(r for r in self._rounds(client) if r < round)
             before = [r for r in older if r < committed]
             for old in set(older) - {committed, *before[-1:]}:
@@ -120,13 +126,18 @@ class PrivateStore:
             return None
         path = self._path(client, round)
         try:
-            return load(path.read_bytes())
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except FileNotFoundError:
             raise FedPGPError(
                 f"the private state of client {client} after round {round} is not there: {path}"
             ) from None
         except (OSError, SafetensorError) as error:
             raise FedPGPError(f"the private state of client {client} cannot be read: {path} ({error})") from error
+        if metadata.get("sha256") not in (None, _checksum(state)):  # an earlier version wrote none
+            raise FedPGPError(f"the private state of client {client} is damaged: {path} (its checksum is wrong)")
+        return state
 
     def _path(self, client: int, round: int) -> Path:
         return self.folder / f"client_{client:05d}" / f"round_{round:05d}.safetensors"
@@ -146,8 +157,8 @@ class PrivateStore:
     @contextmanager
     def _locked(self, *, exclusive: bool) -> Iterator[None]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(self.folder / ".lock", "a")  # noqa: SIM115  (closed below; opening errors are told apart from the body's)
+            # Closed below; opening errors are told apart from the body's.
+            file = open(self.folder / ".lock", "a", opener=owner_only)  # noqa: SIM115
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         with file:
@@ -181,6 +192,10 @@ def _claimed(folder: Path) -> tuple[str | None, int]:
         raise FedPGPError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise FedPGPError(f"{path} is damaged ({error}); remove it and go on with resume=: nothing is lost") from error
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    return tensor_digest(" ".join(f"{name} {state[name].dtype}" for name in sorted(state)), state)
 
 
 def _short_digest(data: bytes) -> str:

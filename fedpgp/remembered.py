@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.data.store import write_cache
+from fedpgp.digests import tensor_digest
 from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
 
 FORMAT = 2
@@ -128,7 +129,7 @@ def _write(path: Path, stamp: str, value: object) -> None:
     tensors = {"": value} if isinstance(value, Tensor) else value if _is_tensors(value) else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = "" if tensors else json.dumps(value)
-    metadata = {"stamp": stamp, "json": text, "sha256": _digest(text, tensors)}
+    metadata = {"stamp": stamp, "json": text, "sha256": tensor_digest(text, tensors)}
     write_cache(path, save(tensors, metadata), flush=False)
 
 
@@ -137,7 +138,7 @@ def _read(path: Path, stamp: str, device: torch.device) -> object:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if metadata["stamp"] != stamp or metadata["sha256"] != _digest(metadata["json"], tensors):
+        if metadata["stamp"] != stamp or metadata["sha256"] != tensor_digest(metadata["json"], tensors):
             return MISSING
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return tensors.get("", tensors) if tensors else json.loads(metadata["json"])
@@ -147,11 +148,3 @@ def _read(path: Path, stamp: str, device: torch.device) -> object:
 
 def _is_tensors(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
-
-
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from clients.state import PrivateStore, Superseded, finite, owner
 from fedpgp.errors import FedPGPError
@@ -47,6 +48,58 @@ def test_a_truncated_state_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(FedPGPError, match="cannot be read"):
         private.load(0, 1)
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    """In the tensors, their names, types and shapes, or the checksum itself."""
+    private = store(tmp_path)
+    private.save(0, 1, STATE, committed=0)
+    path = tmp_path / "client_00000" / "round_00001.safetensors"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            loaded = private.load(0, 1)
+        except FedPGPError as error:
+            assert "private state of client 0" in str(error) and str(path) in str(error)
+        else:  # a bit of the header that says nothing: of its padding, or of the word "sha256"
+            assert all(torch.equal(loaded[name], STATE[name]) for name in STATE), place
+            assert place < len(whole) - 24
+
+
+def test_a_state_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path):
+    private = store(tmp_path)
+    path = tmp_path / "client_00000" / "round_00001.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(save(STATE))
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in private.load(0, 1).items())
+
+
+def test_nobody_else_reads_a_state(tmp_path):
+    """Nor the configuration; whatever the umask, and in a folder that was open before."""
+    folder = tmp_path / "site" / "state"
+    before = os.umask(0)
+    try:
+        private = store(folder)
+        private.give_configuration("{}")
+        private.save(0, 1, STATE, committed=0)
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "site", folder, *folder.rglob("*")]
+    assert len(paths) == 7 and not [path for path in paths if path.stat().st_mode & 0o077]
+    folder.chmod(0o755)
+    store(folder, attempt=2)
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_killed_writers_left_behind_is_removed_by_the_next_attempt(tmp_path):
+    store(tmp_path).save(0, 1, STATE, committed=0)
+    leftover = tmp_path / "client_00000" / ".round_00002.safetensors.0123abcd.tmp"
+    leftover.touch()
+    store(tmp_path)  # of the same attempt: somebody may be at work
+    assert leftover.exists()
+    store(tmp_path, attempt=2)
+    assert not leftover.exists() and store(tmp_path, attempt=2).load(0, 1)
 
 
 def test_what_the_last_two_checkpoints_need_is_kept(tmp_path):

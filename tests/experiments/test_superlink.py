@@ -1,7 +1,13 @@
 """Who may do what at a SuperLink that asks for a token. (A real one: tests/experiments/test_deploy.py.)"""
 
 import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
 
+import httpx
 import pytest
 from flwr.cli import constant
 from flwr.common.constant import ACCESS_TOKEN_KEY
@@ -11,6 +17,8 @@ from flwr.superlink.routers.control import router as control
 from flwr.superlink.routers.fleet.router import router as fleet
 
 from experiments.admin_token import log_in, make_token, read_token
+from experiments.deploy import main as deploy
+from experiments.loopback import ROOT, free_port
 from experiments.superlink import AdminToken, Narrowed, main
 from fedpgp.errors import FedPGPError
 
@@ -94,3 +102,31 @@ def test_flower_s_configuration_still_takes_a_plugin():
     assert {"authn_plugin", "host", "port", "ssl_certfile", "ssl_keyfile"} <= set(
         SuperLinkLifespanConfig.__annotations__
     )
+
+
+@pytest.mark.slow
+def test_a_server_on_all_addresses_is_reached_over_its_loopback(tmp_path):
+    """With the certificates that ``deploy keys`` makes for another host; and its database is its owner's alone."""
+    assert deploy(["keys", "--host", "fed.example.org", "--clients", "1", "--to", str(tmp_path)]) == 0
+    port = str(free_port())
+    tls = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+    command = [
+        *(sys.executable, "-m", "experiments.superlink", "--admin-token", "admin.token", "--host", "0.0.0.0"),
+        *("--port", port, "--database", "superlink.db", *(word for pair in tls.items() for word in pair)),
+    ]
+    log = tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=file)
+    try:
+        end, health = time.monotonic() + 60, f"https://127.0.0.1:{port}/health"
+        while True:
+            with contextlib.suppress(httpx.ConnectError):
+                assert httpx.get(health, verify=str(tmp_path / "ca.crt")).status_code == 200
+                break
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        assert (tmp_path / "superlink.db").stat().st_mode & 0o077 == 0
+    finally:
+        process.terminate()
+        process.wait(20)

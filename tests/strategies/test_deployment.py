@@ -263,6 +263,15 @@ def test_a_node_s_own_configuration_is_checked(config, said):
         Site.of(config)
 
 
+def test_features_of_a_node_s_own_pictures_are_nobody_else_s(tmp_path):
+    config = small_config(tmp_path / "run", *SMALL)
+    config["partition"]["scheme"] = "own"
+    site = Site.of({"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)})
+    configured = json.loads(site.configured(json.dumps(config)))
+    assert configured["runtime"]["cache_dir"] == str(tmp_path / "state" / "features")
+    assert all((tmp_path / name).stat().st_mode & 0o077 == 0 for name in ("state", "state/features"))
+
+
 def test_the_server_cannot_choose_a_folder_on_a_node(tmp_path):
     site = Site.of({"client-id": 0, "state-dir": str(tmp_path)})
     with pytest.raises(FedPGPError, match="not one of this project's"):
