@@ -193,6 +193,7 @@ class Loopback:
         for node in range(len(self.nodes)):
             public = str(self.folder / f"client_{node}" / "key.pub")
             command = [flower("flwr"), "supernode", "register", public, "lo", "--format", "json"]
+            command += ["--name", f"client-{node}"]
             started.append(self._popen(command, f"register_{node}"))
         for node, process in enumerate(started):
             if process.wait(START_SECONDS) != 0 or '"success": true' not in self.log(f"register_{node}"):

@@ -68,6 +68,7 @@ _CHOICES = {
     "training.optimizer": ("sgd", "adam", "adamw"),
     "training.schedule": ("constant", "cosine", "step"),
     "runtime.name": ("ray", "inline", "flower"),
+    "runtime.seats": ("key", "free"),
     "method.optimizer_state": ("reset", "keep"),
     "method.personal_start": ("shared", "per_client"),
     "method.weighting": ("images", "equal"),

@@ -3,9 +3,9 @@
 A Flower SuperNode is known to the server by a number alone. So each one that connects, or was started again, is
 greeted: it gets the run's configuration and says which client lives there, or why it cannot take part.
 
-A client is on one node at a time: the first that says it is this client holds its seat for as long as it is connected,
-and another one that says the same waits until it is gone. A node that differs from the server is refused until it is
-started again; one where something went wrong is greeted again after a while.
+A client is on one node at a time: the first that says it is this client, and may be (:mod:`strategies.seats`), holds
+its seat for as long as it is connected; another one that says the same waits until it is gone. A node that differs from
+the server is refused until it is started again; one where something went wrong is greeted again after a while.
 """
 
 import json
@@ -21,6 +21,7 @@ from clients.wire import Job
 from fedpgp.plain_text import one_line
 from strategies.pulling import pull
 from strategies.reply_checks import Unusable, contained, read_greeting, read_row
+from strategies.seats import NodeInfo, Seats
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""
@@ -71,6 +72,7 @@ class Roll:
         table: the rows of clients whose images the server deals; None where their pictures are their own, and what they
             say of them is believed.
         warn: told about nodes that cannot take part, and clients that are on another node than before.
+        seats: whose the clients' seats are.
 
     Attributes:
         rows: client -> its row of the table.
@@ -85,11 +87,14 @@ class Roll:
         identity: Mapping[str, str],
         table: Sequence[Mapping] | None,
         warn: Callable[[str], None],
+        seats: Seats | None = None,
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
         self._table = None if table is None else json.loads(json.dumps(list(table)))  # as it comes from a node
         self._content = {"configuration": ConfigRecord({"json": configuration}), "identity": ConfigRecord({**identity})}
+        self.seats = seats or Seats()
         self.rows: dict[int, dict] = {}
+        self._infos: dict[int, NodeInfo] = {}
         self._guests: dict[int, Guest] = {}
         self._last: dict[int, int] = {}  # client -> the last node that held its seat
         self._looked = -math.inf
@@ -138,7 +143,9 @@ class Roll:
         if time.monotonic() < self._looked + INTERVAL:
             return {}
         self._looked = time.monotonic()
-        here = {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
+        self._infos = {info.node_id: info for info in self._grid.get_nodes()}
+        self.seats.see(self._infos.values())
+        here = {node: info.last_activated_at for node, info in self._infos.items()}
         lost: dict[int, str] = {}
         for node in set(self._guests) - set(here):
             lost[node] = "its node went away"
@@ -196,12 +203,20 @@ class Roll:
             answer = read_greeting(reply.content)
             client = answer["client"]
             holder = self._holder(client)
-            if refusal := answer.get("refused"):
+            if not client < self._clients:
+                self._refuse(guest, f"a node says it is client {client}; there are {self._clients}, from 0")
+            elif objection := self.seats.objection(client, self._infos[node]):
+                reason = f"a node cannot take part: {objection}"
+                if holder not in (None, node):
+                    reason = (
+                        f"two nodes say they are client {client}, and node {holder} is: {objection}; each node needs a "
+                        "client-id of its own in --node-config"
+                    )
+                self._refuse(guest, reason)
+            elif refusal := answer.get("refused"):
                 reason = f"the node of client {client} cannot take part: {refusal}"
                 self._refuse(guest, reason, client, passing=answer["passing"])
-            elif not 0 <= client < self._clients:
-                self._refuse(guest, f"a node says it is client {client}; there are {self._clients}, from 0")
-            elif holder not in (None, node):
+            elif holder not in (None, node) and not self._displaced(holder, client):
                 reason = (
                     f"two nodes say they are client {client}: node {holder} is, and node {node} has to wait until that "
                     "one is gone; each node needs a client-id of its own in --node-config"
@@ -213,8 +228,16 @@ class Roll:
         except Unusable as reason:
             self._refuse(guest, f"a node cannot take part: {reason}", client)
 
+    def _displaced(self, holder: int, client: int) -> bool:
+        """Whether the node that holds a client's seat has to leave it: another was registered as that client since."""
+        objection = self.seats.objection(client, self._infos[holder])
+        if objection:
+            self._refuse(self._guests[holder], f"a node cannot take part: {objection}")
+        return bool(objection)
+
     def _seat(self, node: int, client: int) -> None:
         self._guests[node] = Guest(self._guests[node].since, client=client, seated=True)
+        self.seats.take(client, self._infos[node])
         if self._last.get(client, node) != node:
             self._warn(f"client {client} is on node {node} now; before, it was on node {self._last[client]}")
         self._last[client] = node

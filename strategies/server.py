@@ -46,6 +46,7 @@ from strategies.reply_checks import (
 from strategies.roll import Roll
 from strategies.rules import clients_needed, restore_rule, rule_state
 from strategies.screening import capped, too_large
+from strategies.seats import KEY, Seats
 from strategies.state import State, below
 from strategies.watch import Watch
 
@@ -126,10 +127,12 @@ class Server:
         self._restored = checkpoint is not None
         self._unused_rule = copy.deepcopy(rule)
         self._gone_back: set[int] = set()  # rounds from which the run has gone back
+        self._seats: dict[int, str] = {}  # client -> its key, from the checkpoint
         self._capped: set[int] = set()  # clients whose weight was capped, and said so
         if checkpoint:
             tensors, info = checkpoint
             self.state, self.table = State.restored(tensors, info), info["table"]
+            self._seats = {int(client): key for client, key in info.get("seats", {}).items()}
             restore_rule(rule, below("rule/", tensors), info["rule"])
         else:
             self.state = State.fresh(federation, initial)
@@ -174,7 +177,7 @@ class Server:
             job = replace(self.job, ask="greeting")
             table = None if self.federation.deal.own else self.federation.client_table()
             roll_of = (clients, job, self.configuration, identity(self.federation), table, self.observer.warn)
-            self.roll = Roll(inner, *roll_of)
+            self.roll = Roll(inner, *roll_of, Seats(self.config["runtime"].get("seats", KEY), self._seats))
         poll = 0.1 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
         grid = CohortGrid(inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll)
         self.observer.stage("setting up the clients, encoding their images")
@@ -620,6 +623,7 @@ class Server:
             "rule": rule_values,
             "observer": self.observer.mark(),
             "table": [] if self.roll is None else self.table,
+            "seats": {} if self.roll is None else self.roll.seats.held,
             **self.state.values(),
         }
         save_checkpoint(self.folder / "checkpoint", self.state.round, tensors, info)

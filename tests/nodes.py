@@ -39,6 +39,7 @@ class Nodes(Grid):
         self.app, self.configs, self.before = app, configs, before
         self.since = {node: 1 for node in range(len(configs))}
         self.waiting: dict[str, Message] = {}
+        self.names: dict[int, str] = {}  # under which their keys are registered
         self.sent: list[bytes] = []  # what the nodes sent
         self.replies: list[RecordDict] = []
         self.received: list[bytes] = []
@@ -55,7 +56,15 @@ class Nodes(Grid):
         self.since[node] = before + 1
 
     def get_nodes(self):
-        return [SimpleNamespace(node_id=node, last_activated_at=str(since)) for node, since in self.since.items()]
+        return [
+            SimpleNamespace(
+                node_id=node,
+                last_activated_at=str(since),
+                public_key=b"key %d" % node,
+                name=self.names.get(node, ""),
+            )
+            for node, since in self.since.items()
+        ]
 
     def get_node_ids(self):
         return list(self.since)

@@ -189,12 +189,30 @@ def test_another_node_in_a_client_s_place_does_not_have_what_it_learned(tmp_path
         if training(message, 1) and node == 2:
             nodes.leave(1)
 
-    deployed(tmp_path / "a", before=before, configs=configs)
+    deployed(tmp_path / "a", "runtime.seats=free", before=before, configs=configs)
     assert "client 1 is on node 3 now; before, it was on node 1" in capsys.readouterr().out
     second = metrics(tmp_path / "a", "train")[1]["dropped"]
     assert [entry["client"] for entry in second] == [1] and "state of client 1 after round 1 is not there" in str(
         second
     )
+
+
+def test_another_key_does_not_get_a_client_s_seat(tmp_path, capsys):
+    """Not while the client is away, and not when the run is resumed without it."""
+    configs = [*sites(tmp_path), {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
+
+    def before(nodes, node, message):
+        if training(message, 1) and node == 2:
+            nodes.leave(1)
+
+    deployed(tmp_path / "a", "rounds=2", before=before, configs=configs)
+    assert "client 1, which came with another key before" in capsys.readouterr().out
+    dropped = metrics(tmp_path / "a", "train")[1]["dropped"]
+    assert dropped == [{"client": 1, "reason": "its node is not connected"}]
+    nodes = Nodes(client_app(small_federation), configs)
+    del nodes.since[1]
+    resume(tmp_path / "a", {"rounds": 3}, federation_of=small_federation, grid=nodes)
+    assert metrics(tmp_path / "a", "train")[2]["dropped"] == dropped
 
 
 def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):

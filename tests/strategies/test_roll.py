@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 import strategies.roll as roll
 from clients.wire import Job
+from strategies.seats import FREE, KEY, Seats
 
 ROW = {"id": 0, "domain": None, "train_images": 5, "test_images": 2, "trains": True}
 
@@ -17,15 +18,26 @@ class Grid:
 
     Attributes:
         nodes: node -> (when it connected, its answer: a mapping, an error as text, or None for no answer yet).
+        names, keys: of nodes, as the SuperLink has them registered.
         greeted: the nodes that were greeted, in order.
     """
 
     def __init__(self, nodes: dict[int, tuple[str, object]]):
         self.nodes, self.greeted, self.looks = nodes, [], 0
+        self.names: dict[int, str] = {}
+        self.keys: dict[int, bytes] = {}
 
     def get_nodes(self):
         self.looks += 1
-        return [SimpleNamespace(node_id=node, last_activated_at=since) for node, (since, _) in self.nodes.items()]
+        return [
+            SimpleNamespace(
+                node_id=node,
+                last_activated_at=since,
+                public_key=self.keys.get(node, b"key %d" % node),
+                name=self.names.get(node, ""),
+            )
+            for node, (since, _) in self.nodes.items()
+        ]
 
     def push_messages(self, messages):
         self.greeted += [message.dst_node_id for message in messages]
@@ -48,11 +60,21 @@ class Grid:
 class Called:
     """A roll on such a grid, with a clock that is set by hand; every :meth:`look` is long enough after the last."""
 
-    def __init__(self, monkeypatch, nodes: dict, clients: int = 1, table: list | None = None):
+    def __init__(
+        self,
+        monkeypatch,
+        nodes: dict,
+        clients: int = 1,
+        table: list | None = None,
+        seats: Seats | None = None,
+        names: dict | None = None,
+    ):
         self.grid, self.now, self.told = Grid(nodes), 0.0, []
+        self.grid.names |= names or {}
         monkeypatch.setattr(roll, "Message", lambda content, **options: SimpleNamespace(content=content, **options))
         monkeypatch.setattr(roll, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.roll = roll.Roll(self.grid, clients, Job("run", 1, "c", "", 0), "{}", {}, table, self.told.append)
+        job = Job("run", 1, "c", "", 0)
+        self.roll = roll.Roll(self.grid, clients, job, "{}", {}, table, self.told.append, seats or Seats(FREE))
         self.look()
 
     def look(self, later: float = roll.INTERVAL) -> dict[int, str]:
@@ -200,3 +222,63 @@ def test_only_a_client_s_own_refused_node_makes_it_hopeless(monkeypatch):
     called.grid.nodes[6] = differs(1)
     called.look()
     assert 1 in called.roll.hopeless
+
+
+def test_a_client_s_seat_is_kept_for_its_key(monkeypatch):
+    """Another key in its place is refused while it is away, and does not end anybody's wait for it."""
+    called = Called(monkeypatch, {1: here(0), 2: here(1)}, clients=2, seats=Seats(KEY))
+    assert called.roll.homes == {0: 1, 1: 2}
+    del called.grid.nodes[1]
+    called.grid.nodes[3] = here(0)
+    called.look()
+    assert called.roll.homes == {1: 2} and not called.roll.hopeless
+    assert "client 0, which came with another key before" in called.roll.refused[3]
+    called.grid.nodes[3] = differs(0, "later")  # nor may it speak for that client
+    called.look()
+    assert not called.roll.hopeless
+    called.grid.nodes[1] = here(0, "back")
+    called.look()
+    assert called.roll.homes == {0: 1, 1: 2}
+    for _ in range(20):
+        called.look(1000 * roll.AGAIN)
+    assert called.grid.greeted == [1, 2, 3, 3, 1]
+
+
+def test_a_seat_is_kept_over_a_resume(monkeypatch):
+    held = Called(monkeypatch, {1: here(0)}, seats=Seats(KEY)).roll.seats.held
+    again = Called(monkeypatch, {5: here(0)}, seats=Seats(KEY, held))
+    assert not again.roll.homes and 5 in again.roll.refused
+    again = Called(monkeypatch, {5: here(0)}, seats=Seats(FREE, held))  # its key was lost
+    assert again.roll.homes == {0: 5}
+    assert Called(monkeypatch, {5: here(0)}, seats=Seats(KEY, again.roll.seats.held)).roll.homes == {0: 5}
+
+
+def test_a_registered_name_is_the_client(monkeypatch):
+    """A node registered as client 1 is no other, and nobody else is client 1 while such a node is known."""
+    nodes = {1: here(0), 2: here(0), 3: here(1)}
+    names = {1: "client-1", 2: "client-0", 3: "lab"}
+    called = Called(monkeypatch, nodes, clients=2, seats=Seats(KEY), names=names)
+    assert called.roll.homes == {0: 2}
+    assert "registered as client-1, and it says it is client 0" in called.roll.refused[1]
+    assert "its key was not registered as client-1, and another was" in called.roll.refused[3]
+    del called.grid.nodes[1]
+    called.grid.nodes[3] = here(1, "later")
+    called.look()
+    assert called.roll.homes == {0: 2}
+    called.grid.names[7], called.grid.nodes[7] = "client-1", here(1)  # a new key, registered under the same name
+    called.look()
+    assert called.roll.homes == {0: 2, 1: 7}
+
+
+def test_a_node_leaves_a_seat_that_another_was_registered_for(monkeypatch):
+    called = Called(monkeypatch, {1: here(0)}, seats=Seats(KEY))
+    assert called.roll.homes == {0: 1}
+    called.grid.names[2], called.grid.nodes[2] = "client-0", here(0)
+    called.look()
+    assert called.roll.homes == {0: 2} and 1 in called.roll.refused
+
+
+def test_two_nodes_with_one_client_id_are_told_so(monkeypatch):
+    called = Called(monkeypatch, {1: here(0), 2: here(0)}, seats=Seats(KEY))
+    assert "two nodes say they are client 0, and node 1 is: " in called.roll.refused[2]
+    assert "a client-id of its own in --node-config" in called.roll.refused[2]

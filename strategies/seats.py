@@ -1,0 +1,82 @@
+"""Whose a client's seat is: a node says itself which client it is, and this is what the server knows of it besides.
+
+A SuperLink that asks nodes for their keys (``--enable-supernode-auth``) vouches for two things: the public key of a
+node, and the name under which an administrator registered that key. So
+
+* a node registered as ``client-3`` is client 3 and no other, and while such a node is known nobody else is client 3;
+* where no such name is known, the key a client first came with is its own for the whole run, also when the run is
+  resumed: another key in its place is refused while the client is away.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+_NAME = re.compile(r"client-(\d{1,9})")
+
+KEY, FREE = "key", "free"
+BY = (KEY, FREE)
+"""Values of ``runtime.seats``."""
+
+
+class NodeInfo(Protocol):
+    """What Flower's grid tells of a node."""
+
+    node_id: int
+    public_key: bytes
+    name: str
+
+
+class Seats:
+    """The keys of the clients.
+
+    Args:
+        by: "key", or "free": whoever comes first (a SuperLink that asks for no keys, where a node has another one each
+            time it is started).
+        held: client -> fingerprint of its key, from a checkpoint.
+
+    Attributes:
+        held: the same, as of now.
+    """
+
+    def __init__(self, by: str = KEY, held: Mapping[int, str] | None = None):
+        self.by, self.held = by, dict(held or {})
+        self._named: set[int] = set()
+
+    def see(self, nodes: Iterable[NodeInfo]) -> None:
+        """Note the names of the nodes that are connected."""
+        self._named |= {client for client in map(named, nodes) if client is not None}
+
+    def objection(self, client: int, node: NodeInfo) -> str:
+        """Return why a node is not this client; empty when nothing is known against it."""
+        if self.by == FREE:
+            return ""
+        name = named(node)
+        if name is not None:
+            return (
+                "" if name == client else f"its key was registered as client-{name}, and it says it is client {client}"
+            )
+        if client in self._named:
+            return f"it says it is client {client}, but its key was not registered as client-{client}, and another was"
+        if self.held.get(client, fingerprint(node)) != fingerprint(node):
+            return (
+                f"it says it is client {client}, which came with another key before; when its key was changed, "
+                f"register the new one with --name client-{client}, or resume with runtime.seats=free"
+            )
+        return ""
+
+    def take(self, client: int, node: NodeInfo) -> None:
+        """Give a client's seat to a node."""
+        self.held[client] = fingerprint(node)
+
+
+def named(node: NodeInfo) -> int | None:
+    """Return the client that a node's key was registered as."""
+    match = _NAME.fullmatch(node.name)
+    return int(match[1]) if match else None
+
+
+def fingerprint(node: NodeInfo) -> str:
+    """Return the beginning of the SHA-256 of a node's public key."""
+    return hashlib.sha256(node.public_key).hexdigest()[:32]
