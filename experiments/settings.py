@@ -266,11 +266,12 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def register_resolvers() -> None:
-    """What conf/config.yaml computes."""
+    """What conf/ computes: a sweep's folder, and ``few_shot`` (``few`` where ``shots`` is set, else ``full``)."""
     if not OmegaConf.has_resolver("sweep_folder"):
         from experiments.folder import sweep_folder
 
         OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True)
+        OmegaConf.register_new_resolver("few_shot", lambda shots, few, full: full if shots is None else few)
 
 
 def _nodes(config: Mapping, prefix: str = "") -> set[str]:

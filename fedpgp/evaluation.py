@@ -121,12 +121,19 @@ def _with_means(figures: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
+def is_evaluated(round: int, rounds: int, every: int, selection: str) -> bool:
+    """Whether a round (from 1) is followed by an evaluation: every ``every`` rounds (0: none of them), after the last
+    of ``rounds``, and with ``selection=last_five`` after each of the last five."""
+    few = LAST_FEW if selection == "last_five" else 1
+    return round > rounds - few or (every > 0 and round % every == 0)
+
+
 def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict | None], list[int]]:
     """The accuracy that a run reports, and the rounds it is of.
 
     Args:
         records: one an evaluation, oldest first: ``round`` and a block a model, as :func:`summarize` makes them.
-        selection: ``last``; ``last_five``: the mean of the last five evaluations (of those after round 0), figure by
+        selection: ``last``; ``last_five``: the mean of the last five rounds (fewer where there are fewer), figure by
             figure, harmonic means of the means; ``validation``: the evaluation with the highest mean ``val`` of the
             personal models, the earliest of equals.
     """

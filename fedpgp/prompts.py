@@ -35,11 +35,11 @@ def context_length(clip: FrozenCLIP, n_ctx: int | None, init: str) -> int:
 
     Args:
         clip: its tokenizer counts.
-        n_ctx: with a phrase None, or the phrase's own count.
+        n_ctx: with a phrase None or at most the phrase's own count; with fewer, :func:`fixed_words` are what is left.
         init: ``"normal"`` or a phrase.
 
     Raises:
-        FedPGPError: no length, more than the model can read, or a length that is not the phrase's.
+        FedPGPError: no length, more than the model can read, or a length that no beginning of the phrase has.
     """
     most = clip.context_length - 4  # start, a word, full stop, end
     if n_ctx is not None and n_ctx > most:
@@ -49,19 +49,44 @@ def context_length(clip: FrozenCLIP, n_ctx: int | None, init: str) -> int:
             raise FedPGPError(f"n_ctx={n_ctx}: a random context needs at least one token, for example n_ctx=16")
         return n_ctx
     tokens = len(clip.embed_phrase(init))
-    if n_ctx not in (None, tokens):
+    if n_ctx is None or n_ctx == tokens:
+        return tokens
+    if n_ctx > tokens:
         raise FedPGPError(
-            f"n_ctx={n_ctx}, but context_init={init!r} has {tokens} tokens: set n_ctx=null or n_ctx={tokens}"
+            f"n_ctx={n_ctx}, but context_init={init!r} has {tokens} tokens: set n_ctx=null or n_ctx={tokens}, or fewer"
         )
-    return tokens
+    fixed_words(clip, n_ctx, init)
+    return n_ctx
+
+
+def fixed_words(clip: FrozenCLIP, n_ctx: int, init: str) -> str:
+    """The words of the phrase ``init`` behind its first ``n_ctx`` tokens: they are not learned and stand before every
+    class name ("of a" of "a photo of a" with two context vectors).
+
+    So MaPLe's public code has it (muzairkhattak/multimodal-prompt-learning, commit 69bce21ae8ed, trainers/maple.py:
+    the prompt is tokenized with the whole phrase, and its first ``n_ctx`` tokens are replaced).
+
+    Raises:
+        FedPGPError: ``n_ctx`` tokens end inside a word.
+    """
+    if init == "normal" or n_ctx == len(clip.embed_phrase(init)):
+        return ""
+    words = init.split()
+    lengths = [len(clip.embed_phrase(" ".join(words[: i + 1]))) for i in range(len(words))]
+    if n_ctx not in lengths:
+        raise FedPGPError(
+            f"n_ctx={n_ctx} ends inside a word of context_init={init!r}; its words end at "
+            f"{', '.join(map(str, lengths))} tokens"
+        )
+    return " ".join(words[lengths.index(n_ctx) + 1 :])
 
 
 def starting_context(clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Generator) -> Tensor:
-    """The context every client starts from, (n_ctx, d) in float64: N(0, 0.02²) for ``"normal"``, else the phrase's
-    embeddings."""
+    """The context every client starts from, (n_ctx, d) in float64: N(0, 0.02²) for ``"normal"``, else the embeddings of
+    the phrase's first tokens."""
     if init == "normal":
         return normal((n_ctx, clip.width), rng)
-    return clip.embed_phrase(init).cpu().double()
+    return clip.embed_phrase(init)[:n_ctx].cpu().double()
 
 
 def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError
 from fedpgp.frozen import FrozenCLIP
-from fedpgp.prompts import context_length
+from fedpgp.prompts import context_length, fixed_words
 from fedpgp.templates import PLAIN
 from fedpgp.text import PromptedTextEncoder
 
@@ -24,7 +24,7 @@ class Candidates:
     def __init__(self, task: "Task", ids: tuple[int, ...]):
         self.task, self.ids = task, ids
         self.names = [task.class_names[i] for i in ids]
-        self._encoders: dict[int, PromptedTextEncoder] = {}
+        self._encoders: dict[tuple[int, str], PromptedTextEncoder] = {}
         self._described: dict[str | tuple[str, ...], Tensor] = {}
         self._refuse_same_tokens()
 
@@ -44,14 +44,19 @@ class Candidates:
                     "apart: rename one"
                 )
 
-    def encoder(self, n_ctx: int) -> PromptedTextEncoder:
-        """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens."""
-        if n_ctx not in self._encoders:
-            self._encoders[n_ctx] = PromptedTextEncoder(
-                self.task.clip, self.names, n_ctx, dtype=self.task.dtype, compute=self.task.compute
+    def encoder(self, n_ctx: int, words: str | None = None) -> PromptedTextEncoder:
+        """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens.
+
+        ``words`` stand between the context and every class name; None: the task's (:func:`fixed_words`)."""
+        words = self.task.fixed_words if words is None else words
+        key = n_ctx, words
+        if key not in self._encoders:
+            names = [f"{words} {name}" if words else name for name in self.names]
+            self._encoders[key] = PromptedTextEncoder(
+                self.task.clip, names, n_ctx, dtype=self.task.dtype, compute=self.task.compute
             )
-        self._encoders[n_ctx].checkpointing = self.task.checkpointing
-        return self._encoders[n_ctx]
+        self._encoders[key].checkpointing = self.task.checkpointing
+        return self._encoders[key]
 
     @property
     def sentences(self) -> list[str]:
@@ -101,7 +106,7 @@ class Task:
         class_names: of the whole data set, in label order.
         template: the hand-written template of the data set, with one ``{}``; or one for each class.
         n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
-        context_init: ``"normal"`` or a phrase.
+        context_init: ``"normal"`` or a phrase, of which ``n_ctx`` tokens are learned and the rest is fixed.
         plain_zero_shot: zero-shot CLIP's template is "a photo of a {}.", and not the data set's.
         dtype: of prompts, optimizer state, losses and features.
         compute: of the text tower's matrix products; None is ``dtype``.
@@ -126,6 +131,7 @@ class Task:
         self.templates = [template] * len(self.class_names) if isinstance(template, str) else list(template)
         self.plain_zero_shot = plain_zero_shot
         self.n_ctx = context_length(clip, n_ctx, context_init)
+        self.fixed_words = fixed_words(clip, self.n_ctx, context_init)
         self.context_init, self.dtype, self.compute = context_init, dtype, compute
         self.checkpointing = False
         self.logit_scale = clip.logit_scale

@@ -26,7 +26,7 @@ from clients.state import PrivateStore
 from clients.wire import Job
 from fedpgp.data_record import data_record
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation import summarize
+from fedpgp.evaluation import is_evaluated, summarize
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.failures import lost_round, tell
@@ -200,7 +200,7 @@ class Server:
 
     def _round(self, grid: CohortGrid, round: int) -> None:
         self._train(grid, round)
-        if round == self.rounds or (self.config["evaluate_every"] and round % self.config["evaluate_every"] == 0):
+        if is_evaluated(round, self.rounds, self.config["evaluate_every"], self.config["protocol"]["selection"]):
             self._evaluate(grid, round)
         self._save()
 

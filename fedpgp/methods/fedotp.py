@@ -34,7 +34,7 @@ class FedOTPSettings:
 
     transport: str = "unbalanced"
     mass: float = 0.8
-    epsilon: float = 0.1
+    epsilon: float = 0.01
     threshold: float = 1e-3
     iterations: int = 100
 

@@ -48,10 +48,10 @@ class FedPGPSettings:
     """
 
     rank: int = 8
-    mu: float = 1.0
+    mu: float = 0.5
     tau: float = 0.5
     guidance: str = "plain"
-    personal_init: str = "zero"
+    personal_init: str = "normal"
     personal: str = "low_rank"
     contrast: str = "both"
     images_a_rank: int = 0

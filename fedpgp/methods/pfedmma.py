@@ -111,7 +111,7 @@ class PFedMMA(Method):
             weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
             return self.adapter(params, "text", block, F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps))
 
-        return {**params, "texts": classes.encoder(len(phrase)).deep(context, beside)}
+        return {**params, "texts": classes.encoder(len(phrase), words="").deep(context, beside)}
 
     def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
         def beside(block: int, x: Tensor) -> Tensor | None:

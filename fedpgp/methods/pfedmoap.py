@@ -47,7 +47,7 @@ class PFedMoAPSettings:
     width: int = 128
     heads: int = 8
     gate_rate: float = 5.0
-    gate_lr: float | None = None
+    gate_lr: float | None = 0.01
 
     def __post_init__(self):
         check_number("method.experts", self.experts, least=2, whole=True)

@@ -103,7 +103,7 @@ class Protocol(ABC):
 
     Attributes:
         local_labels: candidates of local accuracy: ``all`` trained classes, or the client's ``own``.
-        selection: which round is reported: the ``last``, the mean of the ``last_five`` evaluations, or the best on a
+        selection: which round is reported: the ``last``, the mean of the ``last_five``, or the best on a
             ``validation`` split (never on test images).
         template: of zero-shot CLIP: the ``dataset``'s, or ``plain`` ("a photo of a {}.") for every data set.
         validation_share: of a client's training images, kept out of training for ``selection=validation``.

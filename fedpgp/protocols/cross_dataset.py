@@ -12,7 +12,18 @@ from typing import ClassVar
 from fedpgp.data import Dataset
 from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol, all_classes, hands, local_exam
+from fedpgp.protocols.base import (
+    LABELS,
+    ClientShare,
+    Deal,
+    Exam,
+    Load,
+    Protocol,
+    all_classes,
+    hands,
+    local_exam,
+    one_of,
+)
 
 TEN = (
     *("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd"),
@@ -26,11 +37,18 @@ Spec = Mapping[str, object]
 @dataclass(frozen=True)
 class CrossDataset(Protocol):
     """Options: ``targets``, the data sets that are only tested on: names, or mappings of ``name`` and options; None
-    takes the usual ones. ``source``, options that narrow the data set that is trained on; None narrows emoji only."""
+    takes the usual ones. ``source``, options that narrow the data set that is trained on; None narrows emoji only.
+    ``train_labels``, candidates in training: ``all`` classes, or the client's ``own``, as in FedTPG's code
+    (boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the client's classes alone)."""
 
     name: ClassVar[str] = "cross_dataset"
     targets: Sequence[str | Spec] | None = None
     source: Spec | None = None
+    train_labels: str = "all"
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("train_labels", self.train_labels, LABELS)
 
     def usual(self, dataset: str) -> tuple[Spec, Sequence[str | Spec]]:
         """How the source is narrowed and what the targets are, where nothing is said."""
@@ -54,7 +72,12 @@ class CrossDataset(Protocol):
             raise FedPGPError("protocol.targets is empty: name the data sets to be tested on")
         classes = all_classes(dataset)
         shares = [
-            ClientShare(hand.train, classes, {"local": local_exam(hand, classes, self.local_labels)}, hand.domain)
+            ClientShare(
+                hand.train,
+                hand.labels if self.train_labels == "own" else classes,
+                {"local": local_exam(hand, classes, self.local_labels)},
+                hand.domain,
+            )
             for hand in hands(dataset, classes, clients, seed, shots, scheme)
         ]
         targets = {label_of(spec): load(spec) for spec in specs}

@@ -59,7 +59,8 @@ def test_recipe_paper_has_the_published_settings(name):
     """conf/method suits the embedded federation; recipe=paper is what the papers and the dataclass say."""
     config = composed([f"method={name}", "recipe=paper"])
     assert METHODS[name].Settings(**method_settings(config)) == METHODS[name].Settings()
-    assert set(composed([f"method={name}"])["method"]) == set(config["method"])
+    more = set(config["method"]) - set(composed([f"method={name}"])["method"])
+    assert more <= {"optimizer_state"}  # which zero-shot CLIP has no use for
 
 
 def test_recipe_short_depends_on_the_protocol():

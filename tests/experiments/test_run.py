@@ -261,10 +261,11 @@ def test_clients_that_drop_out_or_are_slow_are_drawn_from_the_seed(tmp_path, sma
     assert main([*SMALL, "runtime.dropout=1", f"run_dir={tmp_path / 'f'}"]) == 2
 
 
-@pytest.mark.parametrize("selection", ["last_five", "validation"])
-def test_another_round_may_be_reported(tmp_path, small, selection):
+@pytest.mark.parametrize(("selection", "every"), [("last_five", 0), ("validation", 1)])
+def test_another_round_may_be_reported(tmp_path, small, selection, every):
     folder = tmp_path / "run"
-    assert main([*SMALL, "rounds=3", f"protocol.selection={selection}", f"run_dir={folder}"]) == 0
+    words = [*SMALL, "rounds=3", f"evaluate_every={every}", f"protocol.selection={selection}", f"run_dir={folder}"]
+    assert main(words) == 0
     summary = json.loads((folder / "summary.json").read_text())
     evals = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evals = {row["round"]: row for row in evals if row["kind"] == "eval"}

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedpgp.evaluation import accuracy, calibration_error, client_figures, harmonic_mean, summarize
+from fedpgp.evaluation import (
+    accuracy,
+    calibration_error,
+    client_figures,
+    harmonic_mean,
+    is_evaluated,
+    summarize,
+)
 
 
 def test_accuracy_and_calibration_error():
@@ -46,3 +53,12 @@ def test_a_protocol_without_novel_classes():
     assert personal["novel"] is None and personal["hm3"] is None and personal["domains"] is None
     absent = dict.fromkeys(("base", "novel", "hm3", "hm2", "unseen"))
     assert client_figures(rows[0], "personal") == {"local": 40.0, **absent}
+
+
+def test_which_rounds_are_evaluated():
+    def evaluated(every, selection):
+        return [round for round in range(1, 9) if is_evaluated(round, 8, every, selection)]
+
+    assert evaluated(0, "last") == [8] and evaluated(3, "last") == [3, 6, 8]
+    assert evaluated(0, "last_five") == [4, 5, 6, 7, 8] and evaluated(3, "last_five") == [3, 4, 5, 6, 7, 8]
+    assert not is_evaluated(1, 2, 0, "validation") and is_evaluated(1, 2, 0, "last_five")

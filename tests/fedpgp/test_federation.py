@@ -19,6 +19,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
+from fedpgp.prompts import starting_context
 from fedpgp.protocols import deal
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
@@ -221,10 +222,26 @@ def test_rank_out_of_range(rank):
         method.init_personal(np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("n_ctx", "init"), [(0, "normal"), (None, "normal"), (3, "a photo of a"), (4, "")])
+@pytest.mark.parametrize(("n_ctx", "init"), [(0, "normal"), (None, "normal"), (5, "a photo of a"), (4, "")])
 def test_context_length_out_of_range(n_ctx, init):
     with pytest.raises(FedPGPError, match="n_ctx|context_init"):
         Task(golden_clip(), NAMES, n_ctx=n_ctx, context_init=init)
+
+
+def test_fewer_context_vectors_than_the_phrase_has_leave_its_other_words_before_the_class_name():
+    """MaPLe (muzairkhattak/multimodal-prompt-learning, commit 69bce21ae8ed, trainers/maple.py, lines 84 to 92, 121 and
+    131): "a photo of a {class}." is tokenized, n_ctx = 2 tokens are replaced by learned ones that start at their
+    embeddings. So before training the features are those of the whole sentence."""
+    task = Task(golden_clip(), NAMES, n_ctx=2, context_init="a photo of a", dtype=torch.float64)
+    context = starting_context(task.clip, 2, "a photo of a", np.random.default_rng(0))
+    assert context.shape == (2, task.clip.width) and task.fixed_words == "of a"
+    classes = task.candidates(range(len(NAMES)))
+    sentences = task.clip.encode_texts([f"a photo of a {name}." for name in NAMES]).double()
+    torch.testing.assert_close(classes.encoder(2)(context), sentences, rtol=1e-5, atol=1e-6)
+    changed = classes.encoder(2)(context.flip(0))
+    assert not torch.allclose(changed, sentences, atol=1e-2)
+    with pytest.raises(FedPGPError, match="n_ctx=1 ends inside a word .* end at [2-9], [3-9] tokens"):
+        Task(golden_clip(), NAMES, n_ctx=1, context_init="bokehlicious photo")
 
 
 @pytest.mark.parametrize(("name", "what"), [("fedmvp", "mirrored"), ("promptsrc", "features")])
