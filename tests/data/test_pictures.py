@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from experiments.predict import _read
+from experiments.predict import _opened
 from fedpgp.data import FileSplit, load_dataset
 from fedpgp.data.pictures import PUBLISHED, Reading, _silence_pillow, read_picture
 from fedpgp.errors import FedPGPError
@@ -44,7 +44,7 @@ def test_a_turned_picture_is_upright_for_every_reader(tmp_path, ending, orientat
         "file": read_picture(path),
         "content": read_picture(path.read_bytes()),
         "split": FileSplit(tmp_path, [path.name], [0]).image(0),
-        "predict": _read([path], Reading())[0][path],
+        "predict": next(_opened([path], Reading(), {})),
     }
     for reader, image in read.items():
         assert (image.mode, image.size) == ("RGB", (40, 24)), reader
@@ -147,7 +147,7 @@ def test_the_ground_is_an_option_of_people_s_pictures_and_the_same_in_predict(tm
         image = load_dataset("folder", tmp_path, **options).train.image(0)
         assert np.asarray(image)[0, 5].tolist() == corner
         path = tmp_path / "train/cat/x.png"
-        np.testing.assert_array_equal(_read([path], Reading.of({"name": "folder", **options}))[0][path], image)
+        np.testing.assert_array_equal(next(_opened([path], Reading.of({"name": "folder", **options}), {})), image)
     with pytest.raises(FedPGPError, match="background 'wite'; did you mean white"):
         load_dataset("folder", tmp_path, background="wite")
     assert Reading.of({"name": "emoji"}).background == "white", "predict is given people's pictures"
