@@ -82,7 +82,6 @@ class Node:
 
                 torch.set_num_threads(self.job.threads)
             federation = self.federation()
-            federation.progress = self.progress
             start = time.perf_counter()
             own = self._own()
             try:
@@ -102,11 +101,13 @@ class Node:
             FedPGPError: the message is for a client that does not live here.
         """
         text = self.store.configuration(self.job.config)
-        if self.site is None:
-            return self._federation_of(text)
-        if strangers := set(self.job.clients) - {self.site.client}:
-            raise FedPGPError(f"this is the node of client {self.site.client}, not of client {min(strangers)}")
-        return self._federation_of(self.site.configured(text))
+        if self.site is not None:
+            if strangers := set(self.job.clients) - {self.site.client}:
+                raise FedPGPError(f"this is the node of client {self.site.client}, not of client {min(strangers)}")
+            text = self.site.configured(text)
+        federation = self._federation_of(text)
+        federation.progress = self.progress
+        return federation
 
     def greet(self) -> Message:
         """Answers the server's first message: which client lives here, and its row of the table, or why this node

@@ -1,13 +1,14 @@
 """How far the workers of a simulation are, told to the server by small files in the run's folder.
 
 A reply comes when all clients of a message are done; with thousands of clients, or pictures that are encoded first,
-that is minutes. On a cluster all machines see the run's folder.
+that is minutes. On a cluster all machines see the run's folder. A deployed client tells its own log.
 """
 
 import contextlib
 import json
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ CLIENTS = "clients"
 """What is counted when clients are; anything else is said in its own words."""
 BETWEEN = 0.5
 """Seconds before the first writing, and between two."""
+BETWEEN_LINES = 10.0
+"""The same of lines in a node's log."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Progress:
     """What one process tells.
 
     Args:
-        folder: of a simulation's private states; None tells nobody (a deployed client).
+        folder: of a simulation's private states; None is a deployed client, whose log gets a line now and then.
     """
 
     def __init__(self, folder: Path | None):
@@ -45,9 +48,13 @@ class Progress:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Tells, unless it has just done so or just begun."""
         now = time.monotonic()
-        if self._file is None or now - self._last < BETWEEN:
+        if now - self._last < (BETWEEN_LINES if self._file is None else BETWEEN):
             return
         self._last, self._written = now, True
+        if self._file is None:
+            if what != CLIENTS:
+                print(f"{what} {done:,}/{total:,}", file=sys.stderr, flush=True)
+            return
         with contextlib.suppress(FedPGPError):  # a full disk is said where it costs something
             content = json.dumps({"what": what, "done": done, "total": total})
             write_atomically(self._file, content.encode(), flush=False)

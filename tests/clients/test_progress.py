@@ -31,8 +31,21 @@ def test_rubbish_and_the_dead_are_forgotten(tmp_path):
     assert heard(tmp_path) == []
 
 
-def test_nobody_is_told_where_there_is_no_folder_and_no_room(tmp_path, monkeypatch):
+def test_a_deployed_client_tells_its_log(monkeypatch, capsys):
+    now = [50.0]
+    monkeypatch.setattr(clients.progress.time, "monotonic", lambda: now[0])
+    progress = Progress(None)
+    for done in (32, 64, 96):
+        now[0] += 6.0
+        progress(done, 4800, "encoding train images")
+    assert capsys.readouterr().err == "encoding train images 64/4,800\n"
+    now[0] += 60.0
+    progress(0, 1, "clients")  # its only one
+    progress.end()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_no_reason_to_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(clients.progress, "BETWEEN", 0.0)
-    Progress(None)(1, 2, "clients")
     (tmp_path / "private").write_text("a file where the folder should be")
     Progress(tmp_path / "private")(1, 2, "clients")

@@ -98,6 +98,9 @@ def test_a_prompt_with_a_phrases_tokens_is_the_sentence(name, tokenizer, tmp_pat
         assert_close(encoder(context), expected, rtol=1e-4, atol=1e-5)
     context = (phrase + 0.01).requires_grad_()
     encoder = PromptedTextEncoder(clip, NAMES, len(phrase))
+    text = json.loads(kinds()[name])["text_cfg"]
+    as_clip = not {"hf_tokenizer_name", "hf_model_name", "embed_cls"} & set(text) and not text.get("no_causal_mask")
+    assert (encoder.path == "shared prefix") == as_clip  # what docs/models.md says of each kind
     encoder(context).sum().backward()
     assert context.grad.abs().sum(-1).gt(0).all() and encoder(context).shape == (len(NAMES), WIDTH)
     with pytest.raises(FedPGPError, match="class name 'cat cat .*' has .* tokens.* shorten the name or n_ctx"):
