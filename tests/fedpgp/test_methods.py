@@ -194,6 +194,23 @@ def test_maple_couplings_of_deeper_blocks_start_alike(task):
         assert start[what].abs().max() <= clip.width**-0.5
 
 
+def test_pfedmma_adapters_start_as_its_public_code_starts_them():
+    """``nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")`` and no bias:
+    AdapterLearner._build_adapter in trainers/pFedMMA.py, sajjad-ucsb/pFedMMA at 84197bb."""
+    clip = load_clip("tiny_vit")
+    method = METHODS["pfedmma"](METHODS["pfedmma"].Settings(first=2, last=3), Task(clip, ["cat", "dog"], n_ctx=4))
+    start = method.init_shared(generator(0, "shared")) | method.init_personal(generator(0, "personal", 0))
+    torch.manual_seed(0)
+    for name, ours in start.items():
+        if name.endswith("bias"):
+            assert not ours.any(), name
+            continue
+        theirs = torch.empty(ours.shape[1:])
+        torch.nn.init.kaiming_normal_(theirs, mode="fan_out", nonlinearity="relu")
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.1), name
+        assert abs(ours.mean().item()) < 0.1 * ours.std().item(), name
+
+
 def test_methods_inside_the_image_tower_refuse_a_convolutional_one():
     with pytest.raises(FedPGPError, match="method=vpt.*model=tiny_vit"):
         ImageTower(load_clip("tiny"), torch.float32, "vpt")
