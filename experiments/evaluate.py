@@ -27,6 +27,7 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation, Progress
+from fedpgp.plain_text import written_out
 from fedpgp.protocols import Deal, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = RichConsole(highlight=False, markup=False)
     console.print(accuracy_table(record["accuracy"]))
     console.print(f"percent, mean over {len(record['clients'])} clients, after round {record['round']}")
-    print(f"wrote {path}")
+    print(f"wrote {written_out(path)}")
     return 0
 
 

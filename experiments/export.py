@@ -23,6 +23,7 @@ from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 from fedpgp.methods import Method
+from fedpgp.plain_text import written_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedPGPError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    print(f"wrote {options.to / 'classifier.safetensors'} and {options.to / 'classifier.json'}")
+    to = written_out(options.to)
+    print(f"wrote {to}/classifier.safetensors and {to}/classifier.json")
     return 0
 
 

@@ -22,6 +22,7 @@ from fedpgp.data.features import pictures_at_once
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
+from fedpgp.plain_text import written_out
 
 SHOWN = 3
 """Answers shown of each picture."""
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 unreadable.append(answer)
             else:
                 line.stop()  # both may go to the same terminal
-                print(f"{path}: {_in_words(answer, personal.classes.names)}", flush=True)
+                print(f"{written_out(path)}: {_in_words(answer, personal.classes.names)}", flush=True)
             line.progress(number, len(options.images), "pictures")
     except FedPGPError as error:
         unreadable.append(str(error))

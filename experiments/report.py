@@ -22,6 +22,7 @@ from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
+from fedpgp.plain_text import written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
 _DESCRIPTION = """\
@@ -198,7 +199,7 @@ def _unfinished(run: Run) -> str:
 
 def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
-    print(f"wrote {path}")
+    print(f"wrote {written_out(path)}")
 
 
 def _names(text: str) -> list[str]:

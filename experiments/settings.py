@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.plain_text import written_out
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MOST_COMBINATIONS = 64
@@ -236,6 +237,7 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     """
     found = []
     for argument in arguments:
+        check_text(argument)
         try:
             found += OverridesParser.create().parse_overrides([argument])
         except HydraException:
@@ -243,6 +245,21 @@ def parse(arguments: Sequence[str]) -> list[Override]:
                 f"cannot read {argument!r}; write key=value, with quotes around values that hold , = or brackets"
             ) from None
     return found
+
+
+def check_text(argument: str) -> None:
+    """Refuses an argument that no configuration file can hold.
+
+    Raises:
+        FedPGPError: it has bytes that are not UTF-8.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise FedPGPError(
+            f"{written_out(argument)} has bytes that are not UTF-8, and a configuration cannot hold them: rename the "
+            "file or folder, or give a link to it another name"
+        ) from None
 
 
 def choices() -> dict[str, list[str]]:

@@ -29,6 +29,13 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c == "\n" or c.isascii() and c.isprintable() or _shown(c))
 
 
+def written_out(path: object) -> str:
+    """Return a path as it can be printed and written to a file: bytes that are not UTF-8 and characters that are not
+    seen stand as escapes (``\\xe9``, ``\\u202e``), so that the file can still be found."""
+    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if _shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
 def _shown(character: str) -> bool:
     # The zero-width joiner belongs to emoji and to several scripts.
     return character == "\u200d" or unicodedata.category(character) not in _UNSEEN

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedpgp.data.class_names import nfc, printable
+from fedpgp.data.class_names import nfc
 from fedpgp.data.pictures import PUBLISHED, Reading, read_picture
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.plain_text import written_out
 from fedpgp.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class FileSplit(Split):
         self.root, self.paths, self.reading = Path(root), [str(path) for path in paths], reading
 
     def describe(self, i: int) -> str:
-        return printable(self.root / self.paths[i])
+        return written_out(self.root / self.paths[i])
 
     @cached_property
     def fingerprint(self) -> str:

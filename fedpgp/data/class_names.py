@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from fedpgp.errors import FedPGPError
+from fedpgp.plain_text import written_out
 
 
 def nfc(text: str) -> str:
@@ -61,12 +62,5 @@ def check_text(name: str, what: str) -> None:
     Raises:
         FedPGPError: a folder's name that is not UTF-8, or has control characters.
     """
-    if printable(name) != name:
-        raise FedPGPError(f"the name of {what} {printable(name)} is not UTF-8 text: rename the folder")
-
-
-def printable(path: object) -> str:
-    """A path that can be printed and written to a file: bytes that are not UTF-8 stand as ``\\xe9``, control characters
-    likewise."""
-    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise FedPGPError(f"the name of {what} {written_out(name)} is not UTF-8 text: rename the folder")

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit, register
-from fedpgp.data.class_names import as_names, check_names, nfc, printable
+from fedpgp.data.class_names import as_names, check_names, nfc
 from fedpgp.data.files import hold_out
 from fedpgp.data.layouts import Picture, lacking, read_layout
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
+from fedpgp.plain_text import written_out
 
 
 @register("folder")
@@ -44,7 +45,7 @@ def load(
         FedPGPError: no known layout, or one that could be two; a class folder that ``class_names`` lacks; names that no
             prompt tells apart; a share or template that cannot be.
     """
-    shown = printable(root)
+    shown = written_out(root)
     if not root.is_dir():
         raise FedPGPError(f"data set folder: {shown} is no folder; set dataset.root to one that holds your pictures")
     if template.count("{}") != 1:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fedpgp.data.class_names import check_text, printable
+from fedpgp.data.class_names import check_text
 from fedpgp.data.files import IGNORED, is_picture
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.plain_text import written_out
 
 LAYOUTS = ("CLASS", "SPLIT/CLASS", "SITE/CLASS", "SITE/SPLIT/CLASS")
 SPLITS = {
@@ -64,7 +65,7 @@ def scan(root: Path) -> Tree:
             status = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise FedPGPError(f"folder {printable(folder)} cannot be listed ({error.strerror})") from error
+            raise FedPGPError(f"folder {written_out(folder)} cannot be listed ({error.strerror})") from error
         here = (status.st_dev, status.st_ino)
         if here in above:
             continue
@@ -126,8 +127,8 @@ def read_layout(root: Path, layout: str | None) -> tuple[list[Picture], tuple[st
     if not found:
         elsewhere = next((f"; there are some elsewhere: {paths[0]}" for paths in left.values()), "")
         raise FedPGPError(
-            f"data set folder: no pictures in {printable(root)} where they are looked for{printable(elsewhere)}; it "
-            f"must hold {layout or ', or '.join(LAYOUTS)}, with pictures in each CLASS (SPLIT: train and test)"
+            f"data set folder: no pictures in {written_out(root)} where they are looked for{written_out(elsewhere)}; "
+            f"it must hold {layout or ', or '.join(LAYOUTS)}, with pictures in each CLASS (SPLIT: train and test)"
         )
     _check_splits(tree, sites, root)
     bare = ["/".join(parts) for parts in sorted(tree.bare) if _is_class(parts, sites)]
@@ -201,8 +202,8 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path) -> str | N
 
 def _two_readings(where: Path, first: str, second: str, mend: str) -> FedPGPError:
     return FedPGPError(
-        f"data set folder: {printable(where)} can be read in two ways, as {printable(first)}, or as "
-        f"{printable(second)}: {mend}"
+        f"data set folder: {written_out(where)} can be read in two ways, as {written_out(first)}, or as "
+        f"{written_out(second)}: {mend}"
     )
 
 
@@ -241,7 +242,7 @@ def _check_splits(tree: Tree, sites: Mapping[str | None, str], root: Path) -> No
     for site, layout in sites.items():
         if layout == "CLASS":
             continue
-        where, names = printable(root / (site or "")), tree.inside.get(() if site is None else (site,), ())
+        where, names = written_out(root / (site or "")), tree.inside.get(() if site is None else (site,), ())
         for part in ("train", "val", "test"):
             mine = sorted(name for name in names if SPLITS.get(name.lower()) == part)
             if len(mine) > 1:
@@ -268,14 +269,14 @@ def _leftovers(others: Mapping[str, list[str]], left: Mapping[str, list[str]]) -
         )
     for reason, paths in left.items():
         notes.append(f"not read: {len(paths)} {reason}: {paths[0]}{' …' if len(paths) > 1 else ''}")
-    return tuple(map(printable, notes))
+    return tuple(map(written_out, notes))
 
 
 def _without(what: str, names: list[str]) -> tuple[str, ...]:
     """A note that names some."""
     if not names:
         return ()
-    return (printable(f"{what}: {_some(names)}"),)
+    return (written_out(f"{what}: {_some(names)}"),)
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from experiments.settings import parse
 from fedpgp.data import load_dataset
 from fedpgp.data.files import pictures
 from fedpgp.errors import FedPGPError
@@ -208,9 +209,15 @@ def test_control_characters_reach_no_table_and_no_terminal(make):
     data = load_dataset("folder", root)
     assert r"cat/\x1b[2Jx.svg" in data.notes[0] and data.notes[0].isprintable()
     split = next(split for split in (data.train, data.test) if "cat/a\nb.jpg" in split.paths)
-    assert split.describe(split.paths.index("cat/a\nb.jpg")).endswith(r"cat/a\x0ab.jpg")
-    with pytest.raises(FedPGPError, match=r"the name of class fox\\x0a is not UTF-8 text"):
+    assert split.describe(split.paths.index("cat/a\nb.jpg")).endswith(r"cat/a\nb.jpg")
+    with pytest.raises(FedPGPError, match=r"the name of class fox\\n is not UTF-8 text"):
         load_dataset("folder", make("fox\n/"))
+
+
+def test_a_setting_with_bytes_that_are_no_text_is_refused_in_words():
+    for argument in ("dataset.root=/data/caf\udce9", "dataset.root='/data/caf\udce9'"):
+        with pytest.raises(FedPGPError, match=r"/data/caf\\xe9'? has bytes that are not UTF-8"):
+            parse([argument])
 
 
 def test_a_root_with_bytes_that_are_no_text(make):

@@ -159,6 +159,18 @@ def test_a_picture_that_cannot_be_read_does_not_cost_the_others_their_answers(ru
     assert "among the 23 classes that were trained; --all-classes: among all 46" in said.err
 
 
+def test_a_file_whose_name_is_no_text_is_answered_and_written_out(run, clients, pictures, tmp_path, capsys):
+    strange = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(pictures[0][0], strange)
+    gone = str(tmp_path / os.fsdecode(b"\xff.png"))
+    assert predict.main(["--run", str(run), "--client", str(clients[0]), str(strange), gone]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(rf"{tmp_path}/caf\xe9.png: ") and rf"error: image {tmp_path}/\xff.png cannot" in said.err
+    where = str(tmp_path / os.fsdecode(b"to\xe9"))
+    assert export.main(["--run", str(run), "--client", str(clients[0]), "--to", where]) == 0
+    assert rf"wrote {tmp_path}/to\xe9/classifier.safetensors" in capsys.readouterr().out
+
+
 def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     files, _ = pictures
     assert export.main(["--run", str(run), "--client", str(clients[0]), "--to", str(tmp_path)]) == 0
