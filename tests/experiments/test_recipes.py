@@ -236,6 +236,14 @@ def test_label_shift_is_dealt_as_in_the_public_code():
 
 
 @pytest.mark.parametrize("name", ["domainnet", "office"])
+def test_domains_are_dealt_as_in_the_public_code(name):
+    """The same repository, data_utils.py, lines 181 and 315: two training and two test images at least."""
+    config = flat(f"experiment=paper_domains_{name}")
+    holds(config, partition__scheme="domain_dirichlet", partition__beta=0.3, partition__min_size=2)
+    holds(config, partition__min_test_size=2)
+
+
+@pytest.mark.parametrize("name", ["domainnet", "office"])
 def test_a_held_out_domain_is_tested_on_all_of_its_images(name):
     """The same repository, data_utils.py, line 97."""
     holds(flat(f"experiment=paper_leave_one_domain_out_{name}"), protocol__held_out_images="all")

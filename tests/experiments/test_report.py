@@ -424,8 +424,9 @@ def test_published_figures_stand_beside_ours(tmp_path, capsys, monkeypatch):
     assert report.main([str(tmp_path), "--format", "html", "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "Published figures: paper_base2novel" in page and "not run" in page
-    assert report.main(["--published", "dp_fpl_neighbour"]) == 0
-    assert capsys.readouterr().out.count("not run") == 24
+    assert report.main(["--published", "dp_fpl_neighbour,dp_fpl_factors"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not run") == 24 and out.count("DP-FPL, as FedPGP") == out.count("DP-FPL, as FedOTP") == 8
     monkeypatch.setenv("COLUMNS", "100")
     for argv in ([str(tmp_path)], ["--published", "paper_base2novel"]):
         assert report.main(argv) == 0

@@ -189,6 +189,20 @@ def test_domains_own_is_the_mean_of_the_domains_clients():
     assert summarize(rows)["personal"]["domains"]["photo"] == pytest.approx(np.mean(photo))
 
 
+@pytest.mark.parametrize("protocol", ["cross_dataset", "cross_domain"])
+def test_a_client_may_train_among_its_own_classes_alone(protocol):
+    """boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the client's own class names,
+    with ImageNet's clients too."""
+    options = {"targets": ["more"], "scheme": {"scheme": "pathological"}, "clients": 3}
+    plain, own = dealt(protocol, **options), dealt(protocol, train_labels="own", **options)
+    for before, share in zip(plain.shares, own.shares, strict=True):
+        mine = set(WORLD["animals"].train.labels[share.train].tolist())
+        assert set(share.classes) == mine and len(mine) == 2 and len(before.classes) == len(ANIMALS)
+        assert share.exams["local"].classes == before.exams["local"].classes  # what is asked stays the same
+    with pytest.raises(FedPGPError, match="train_labels 'mine'"):
+        dealt(protocol, train_labels="mine", **options)
+
+
 def test_targets_keep_their_own_classes_and_templates():
     given = dealt("cross_dataset", targets=["things"])
     exam = given.shares[0].exams["datasets.things"]
