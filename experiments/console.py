@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from experiments.overrides import resume_command
 from experiments.progress import ProgressLine
 from experiments.reporting.runs import MODELS, block_figure, number
 from experiments.reporting.words import human_bytes, human_seconds, percent
@@ -95,9 +96,9 @@ class Console:
         self.close()
         self._line(Text.assemble(("error: ", "bold red"), text))
 
-    def summary(self, summary: dict, run_dir: Path, seconds: float, again: str = "python -m experiments.run") -> None:
+    def summary(self, summary: dict, run_dir: Path, seconds: float, again: str = "") -> None:
         """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command,
-        `again` the command that goes on with a run."""
+        `again` the command that resumes the run."""
         self._end_stage()
         self._line_of_progress.stop()
         self._line("")
@@ -120,7 +121,7 @@ class Console:
         if (run_dir / "report.html").exists():
             self._line(f"report:     {run_dir / 'report.html'}")
         if summary.get("status") == "interrupted":
-            self._line(f"go on with: {again} resume={run_dir}")
+            self._line(f"resume with: {again or resume_command('', run_dir)}")
 
     def close(self) -> None:
         """Ends the live line; a stage that is going on was broken off and gets no tick. Safe to call twice."""

@@ -7,6 +7,7 @@ python -m experiments.deploy login --address NAME:PORT --token FILE
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
 from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
+from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import BAD_INPUT, changes_on_resume
 from experiments.settings import check, check_overrides, check_runtime, composed
 from fedpgp.data.files import subfolders
@@ -33,22 +35,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     local = commands.add_parser("local", help="a SuperLink and SuperNodes on loopback, as processes of their own")
     local.add_argument("--clients", type=int, help="number of clients (and SuperNodes)")
-    local.add_argument("--data", type=Path, help="folder with a folder of pictures for each client (partition=own)")
+    local.add_argument("--data", type=user_path, help="folder with a folder of pictures for each client")
     local.add_argument("overrides", nargs="*", help="as for experiments.run: method=promptfl rounds=3 …")
     keys = commands.add_parser("keys", help="certificates and keys for separate machines")
     keys.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
     keys.add_argument("--clients", type=int, required=True)
-    keys.add_argument("--to", type=Path, required=True)
+    keys.add_argument("--to", type=user_path, required=True)
     login = commands.add_parser("login", help="has Flower's commands on this machine send the administrator's token")
     login.add_argument(
         "--address", required=True, help="the SuperLink's, as in Flower's config.toml: fed.example.org:8443"
     )
-    login.add_argument("--token", type=Path, required=True, help="admin.token of `deploy keys`")
+    login.add_argument("--token", type=user_path, required=True, help="admin.token of `deploy keys`")
     options, late = parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in late) or (late and options.command != "local"):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if options.command == "local":
-        options.overrides += late  # those after an option
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        options.typed = f"{LOCAL} {shlex.join(words[1:])}"
+        # Those after an option too; the processes that get them work in another folder.
+        options.overrides = readable([*options.overrides, *late], absolute=True)
     try:
         return {"keys": _keys, "local": _local, "login": _login}[options.command](options)
     except FedPGPError as error:
@@ -77,17 +82,14 @@ def _local(options: argparse.Namespace) -> int:
     if not config["resume"]:
         Federation.from_config(config)  # what cannot work is said before anything is started
     run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
-    path = str(run_dir).replace("'", "\\'")
-    where = f"resume='{path}'" if config["resume"] else f"run_dir='{path}'"
-    who = f"--data {options.data}" if options.data else f"--clients {len(sites)}"
-    again = f"python -m experiments.deploy local {who}"
+    where = override_of("resume" if config["resume"] else "run_dir", run_dir)
     kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
     if config["resume"]:
         changes = changes_on_resume(config, kept, run_dir)
         folder, config = RunFolder.open(run_dir)
         rounds = changes.get("rounds", config["rounds"])
         if finished_already(folder, rounds):
-            print(say_finished(run_dir, rounds, again))
+            print(say_finished(run_dir, rounds, options.typed))
             return 0
     else:
         RunFolder(run_dir).refuse_if_used()
@@ -103,12 +105,12 @@ def _local(options: argparse.Namespace) -> int:
         print(f"starting a SuperLink and {len(sites)} SuperNodes", flush=True)
         with Loopback(run_dir.with_name(f"{run_dir.name}_nodes"), sites) as federation:
             try:
-                federation.run([*kept, where], lambda line: print(line, flush=True))
+                federation.run([*kept, where], lambda line: print(line, flush=True), options.typed)
             except _Asked as asked:
                 for number in before:
                     signal.signal(number, signal.SIG_IGN)
                 federation.interrupt()
-                print(f"interrupted; go on with: {again} resume={run_dir}")
+                print(f"interrupted; resume with: {resume_command(options.typed, run_dir)}")
                 return asked.code
     except _Asked as asked:
         return asked.code

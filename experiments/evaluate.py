@@ -7,6 +7,7 @@ python -m experiments.evaluate --run RUN_DIR dataset=imagenet_sketch      every 
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from clients.state import PrivateStore
 from experiments.console import accuracy_table
 from experiments.folder import RunFolder, asked_run
 from experiments.naming import job_name, named
+from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
@@ -46,18 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--run",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="RUN_DIR",
         help="the folder of a run, or one above it: the newest run there",
     )
-    parser.add_argument("--to", type=Path, metavar="FILE", help="default: RUN_DIR/evaluations/<overrides>.json")
+    parser.add_argument("--to", type=user_path, metavar="FILE", help="default: RUN_DIR/evaluations/<overrides>.json")
     parser.add_argument("overrides", nargs="*", help="of dataset, protocol, runtime, device and dtype")
     options, late = parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in late):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
-    overrides = [*options.overrides, *late]
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
+    overrides = readable([*options.overrides, *late])
     try:
         run = asked_run(options.run)
         try:
@@ -187,7 +189,7 @@ def _refuse_what_is_elsewhere(run: Path, config: Mapping, committed: np.ndarray)
         raise FedPGPError(
             f"{what} on its clients' own machines and not here: its figures, as they gave them, are in "
             f"{run / 'summary.json'} and clients.csv; a client's prompt answers on its machine: "
-            f"python -m experiments.predict --run {run} --client ID --state STATE_DIR IMAGE..."
+            f"python -m experiments.predict --run {shlex.quote(str(run))} --client ID --state STATE_DIR IMAGE..."
         )
 
 

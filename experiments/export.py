@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from experiments.overrides import user_path
 from experiments.personal import Personal, add_options, load_asked
 from experiments.run import BAD_INPUT
 from fedpgp.clip import resolve_name
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    parser.add_argument("--to", type=user_path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
         export(load_asked(options), options.to)

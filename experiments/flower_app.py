@@ -2,8 +2,9 @@
 
     flwr run . SUPERLINK --run-config 'overrides="method=promptfl rounds=3 clients=5"'
 
-The run configuration has the one key ``overrides``: the same words as on the command line of ``experiments.run``;
-``resume=RUN_DIR`` goes on with a run, on the machine that has its folder.
+The run configuration has the key ``overrides``: the same words as on the command line of ``experiments.run``;
+``resume=RUN_DIR`` resumes a run, on the machine that has its folder. ``command`` is what a person typed where another
+command started Flower (``experiments.deploy local``); it is kept in the run's folder.
 """
 
 import shlex
@@ -14,6 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from clients.guard import end_with_parent
+from experiments.overrides import FOLDERS, flower_command, readable
 from experiments.run import changes_on_resume
 from experiments.runner import Stopped, resume, start
 from experiments.settings import check_overrides, composed
@@ -29,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
     """Composes the configuration and runs it on the grid. What goes wrong is told in the run's log (``flwr log``)."""
     end_with_parent()
     try:
-        _run(grid, str(context.run_config.get("overrides", "")))
+        _run(grid, str(context.run_config.get("overrides", "")), str(context.run_config.get("command", "")))
     except Stopped:  # saved, and said so
         return
     except FedPGPError as error:
@@ -41,9 +43,13 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def _run(grid: Grid, words: str) -> None:
-    # The runtime is given here, and not chosen by anybody: a run that is gone on with keeps its own settings of it.
-    chosen = [override for override in shlex.split(words) if override != DEPLOYED]
+def _run(grid: Grid, words: str, command: str) -> None:
+    try:
+        asked = readable(shlex.split(words))
+    except ValueError as error:
+        raise FedPGPError(f"overrides of the run configuration cannot be read ({error}): {words}") from error
+    # The runtime is given here, and not chosen by anybody: a run that is resumed keeps its own settings of it.
+    chosen = [override for override in asked if override != DEPLOYED]
     overrides = [DEPLOYED, *chosen]
     check_overrides(overrides)
     config = composed(overrides)
@@ -52,4 +58,5 @@ def _run(grid: Grid, words: str) -> None:
         kept = [override for override in chosen if not override.startswith("resume=")]
         resume(folder, changes_on_resume(config, kept, folder), grid=grid)
     else:
-        start(config, f"flwr run . --run-config 'overrides={words!r}'", grid=grid)
+        kept = [override for override in chosen if override.partition("=")[0] not in FOLDERS]
+        start(config, command or flower_command(kept), grid=grid)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from experiments.overrides import typed
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS, client_figures
 from fedpgp.files import cannot_write, write_atomically
@@ -36,10 +37,13 @@ class RunFolder:
 
     Args:
         path: the folder.
+
+    Attributes:
+        command: that started the run.
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.command = path, ""
         self.table: list[dict] = []
         self.evaluations: list[dict] = []
 
@@ -55,6 +59,7 @@ class RunFolder:
         about = {"versions": _versions(), "git_commit": _git_commit(), "command": command}
         text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
         folder = cls(path)
+        folder.command = command
         folder.refuse_if_used()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,7 @@ class RunFolder:
         """Raises FedPGPError where the folder holds anything."""
         path = self.path
         if path.exists() and (not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())):
-            raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
+            raise FedPGPError(f"{path} exists already; resume it by {typed('resume', path)}, or choose another run_dir")
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", dict]:
@@ -81,13 +86,15 @@ class RunFolder:
         try:
             config = yaml.safe_load((path / "config.yaml").read_text())
         except FileNotFoundError:
-            hint = f"; it is a sweep's: -m resume={path}" if (path / "sweep.json").is_file() else ""
+            hint = f"; it is a sweep's: -m {typed('resume', path)}" if (path / "sweep.json").is_file() else ""
             raise FedPGPError(f"{path} is no run's folder: it has no config.yaml{hint}") from None
         except (OSError, yaml.YAMLError) as error:
             raise FedPGPError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(config, dict) or "method" not in config:
             raise FedPGPError(f"{path / 'config.yaml'} is not the configuration of a run")
-        return cls(path), {key: value for key, value in config.items() if key not in ABOUT}
+        folder = cls(path)
+        folder.command = str(config.get("command") or "")
+        return folder, {key: value for key, value in config.items() if key not in ABOUT}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ messages.
 """
 
 import ctypes
-import json
 import os
 import re
 import shlex
@@ -22,6 +21,7 @@ import psutil
 
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
+from experiments.overrides import toml
 from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
 from fedpgp.files import owner_only, private_folder, write_atomically
@@ -77,14 +77,20 @@ class Loopback:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
+    def run(self, overrides: Sequence[str], say: Callable[[str], None] = print, command: str = "") -> None:
         """Runs the ServerApp with these overrides to its end, and says what it says.
+
+        Args:
+            overrides: as for experiments.run.
+            say: called with each line.
+            command: what a person typed to have this run, for its report.
 
         Raises:
             FedPGPError: Flower did not take it.
         """
-        words = self.folder / "run.toml"  # on the command line Flower would not take quotes inside quotes
-        write_atomically(words, f"overrides = {_toml(shlex.join(overrides))}\n".encode(), private=True)
+        words = self.folder / "run.toml"
+        text = f"overrides = {toml(shlex.join(overrides))}\ncommand = {toml(command)}\n"
+        write_atomically(words, text.encode(), private=True)
         command = [flower("flwr"), "run", str(ROOT), "lo", "--stream", "--run-config", str(words)]
         process = self._popen(command, "flwr-run", stdout=subprocess.PIPE, text=True)
         try:
@@ -119,7 +125,7 @@ class Loopback:
         secure = ["--root-certificates", self._file("ca.crt"), "--auth-supernode-private-key", str(key or home / "key")]
         command = [
             *(sys.executable, "-m", "experiments.supernode", "--superlink", self.address, *(options or secure)),
-            *("--node-config", " ".join(f"{name}={_toml(value)}" for name, value in config.items())),
+            *("--node-config", " ".join(f"{name}={toml(value)}" for name, value in config.items())),
             *("--host", HOST, "--port", str(self._node_ports[node]), *self._own_tls()),
         ]
         threads = max(1, (os.cpu_count() or 1) // len(self.nodes))
@@ -172,7 +178,7 @@ class Loopback:
         make_token(self.folder / TOKEN)
         log_in(self.address, read_token(self.folder / TOKEN), self.folder / "flwr")
         connection = f'[superlink]\ndefault = "lo"\n\n[superlink.lo]\naddress = "{self.address}"\n'
-        connection += f"root-certificates = {_toml(self._file('ca.crt'))}\n"
+        connection += f"root-certificates = {toml(self._file('ca.crt'))}\n"
         write_atomically(self.folder / "flwr" / "config.toml", connection.encode(), private=True)
 
     def _start_superlink(self) -> None:
@@ -257,10 +263,6 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((HOST, port)) == 0
-
-
-def _toml(value: object) -> str:
-    return json.dumps(value) if isinstance(value, str) else str(value)
 
 
 def _die_with_us() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import yaml
 
 from experiments.folder import EXTENDED, RunFolder
+from experiments.overrides import resume_command
 from fedpgp.configured import method_settings
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -50,7 +51,7 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
     if asked > done and why:
         raise FedPGPError(
             f"rounds={asked}: {why}, so that a run of {asked} would have been another from its first round than this "
-            f"one of {done}; start a new one from its prompts: init_from="
+            f"one of {done}; start a new one from its prompts: init_from=RUN"
         )
 
 
@@ -60,13 +61,13 @@ def say_finished(path: Path, rounds: int, command: str, *, of_parts: bool = Fals
     Args:
         path: its folder.
         rounds: that it has.
-        command: that resumes a run of its kind.
+        command: that started it.
         of_parts: it consists of several, and so has no prompts of its own.
     """
     lines = [
         f"finished already: {path} ({rounds} round{'s' * (rounds != 1)})",
-        f"more rounds: {command} resume={path} rounds={2 * rounds or 1}",
-        f"another run from its prompts: {command} init_from={path}",
+        f"more rounds: {resume_command(command, path, rounds=2 * rounds or 1)}",
+        f"another run from its prompts: {resume_command(command, path, 'init_from')}",
     ]
     return "\n".join(lines[:2] if of_parts else lines)
 

@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 
 from clients.state import PrivateStore
 from experiments.folder import RunFolder, asked_run
+from experiments.overrides import user_path
 from experiments.progress import ProgressLine
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
@@ -47,15 +48,17 @@ class Personal:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`load_asked` takes."""
-    parser.add_argument("--run", type=Path, required=True, help="the run's folder, or one above it: the newest run")
+    parser.add_argument(
+        "--run", type=user_path, required=True, help="the run's folder, or one above it: the newest run"
+    )
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--client", type=int, help="logical client, from 0")
     whose.add_argument(
         "--global", action="store_true", dest="shared", help="the global prompt: what a new client would start from"
     )
-    parser.add_argument("--state", type=Path, help="state-dir of the client's node, in a deployment")
+    parser.add_argument("--state", type=user_path, help="state-dir of the client's node, in a deployment")
     parser.add_argument(
-        "--weights", type=Path, help="the model's weights file, where the run's path is not this machine's"
+        "--weights", type=user_path, help="the model's weights file, where the run's path is not this machine's"
     )
     parser.add_argument("--data-root", help="the data sets' folder, where the run's path is not this machine's")
     parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")

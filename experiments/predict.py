@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from rich.console import Console as RichConsole
 
+from experiments.overrides import user_path
 from experiments.personal import Personal, add_options, load_asked
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input (pictures that can be read are answered)."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("images", nargs="+", type=user_path)
     options = parser.parse_args(arguments)
     unreadable: list[str] = []
     line = ProgressLine(RichConsole(stderr=True, highlight=False), redirect=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
+from experiments.overrides import user_path
 from experiments.reporting import grids as printing
 from experiments.reporting import significance, tables
 from experiments.reporting.comparison import render_comparison
@@ -213,10 +214,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders, or folders that hold some")
+    parser.add_argument(
+        "folders", nargs="*", type=user_path, metavar="DIR", help="run folders, or folders that hold some"
+    )
     parser.add_argument("--format", choices=_FORMATS, default="text", help="what to make (default: text)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write there instead of to the terminal (html: to comparison.html)"
+        "--out",
+        type=user_path,
+        metavar="FILE",
+        help="write there instead of to the terminal (html: to comparison.html)",
     )
     parser.add_argument(
         "--significance", action="store_true", help="paired t-tests over seeds, the best row against the others"

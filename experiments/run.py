@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.naming import job_name, older_job_name
+from experiments.overrides import RUN, readable, typed
 from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, free, parse, register_resolvers
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
@@ -57,12 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     register_resolvers()
     try:
-        arguments = _sweep_again(arguments)
+        arguments = _sweep_again(readable(arguments))
         asked = get_args_parser().parse_args(arguments)
         check_overrides(asked.overrides)
     except FedPGPError as error:
         return _complain(error)
-    sys.argv = ["python -m experiments.run", *arguments]
+    sys.argv = [RUN, *arguments]
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
     try:
         if asked.help:
@@ -104,7 +105,7 @@ def _job(config: dict, arguments: list[str]) -> None:
 
     context = HydraConfig.get()
     overrides = [o for o in context.overrides.task if not o.startswith("resume=")]
-    command = "python -m experiments.run " + shlex.join(arguments)
+    command = f"{RUN} {shlex.join(arguments)}".strip()
     try:
         if context.mode == RunMode.MULTIRUN:
             _one_of_many(config, arguments, Path(context.sweep.dir), overrides)
@@ -126,10 +127,11 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
     if not (folder / SWEEP).exists():
         write_atomically(folder / SWEEP, json.dumps({"arguments": arguments}, indent=1).encode())
     if not several.started(path):
-        command = "python -m experiments.run " + shlex.join(arguments)
+        command = f"{RUN} {shlex.join(arguments)}"
         several.begin({**config, "run_dir": str(path)}, command)
     elif not config["resume"]:
-        raise FedPGPError(f"{path} exists already; go on with the sweep by resume={folder}, or choose another run_dir")
+        again = typed("resume", folder)
+        raise FedPGPError(f"{path} exists already; resume the sweep by {again}, or choose another run_dir")
     else:
         changes = changes_on_resume(config, overrides, path)  # also of a finished one: it has to be this job's own
         if several.finished(path, changes.get("rounds", several.stored(path)["rounds"])):
@@ -169,8 +171,8 @@ def _sweep_again(arguments: list[str]) -> list[str]:
         return [*kept, *(a for a in arguments if a not in ("-m", "--multirun"))]
     if forgotten := [a for a in kept if not a.startswith("-") and not free(parse([a])[0].key_or_group)]:
         raise FedPGPError(
-            f"the sweep in {folders[0]} was started with {' '.join(forgotten)} too: give -m resume={folders[0]} "
-            "alone, or the whole command line (more values are allowed)"
+            f"the sweep in {folders[0]} was started with {shlex.join(forgotten)} too: give -m "
+            f"{typed('resume', folders[0])} alone, or the whole command line (more values are allowed)"
         )
     return arguments
 
@@ -189,7 +191,7 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
     if differing:
         raise FedPGPError(
             f"{folder} was started with another configuration; other there: {', '.join(differing)}. "
-            f"Leave it out, or start a new run (from its prompts: init_from={folder})"
+            f"Leave it out, or start a new run (from its prompts: {typed('init_from', folder)})"
         )
     changes: dict = {}
     for override in parse(overrides):  # a choice of a group brings its settings; a key only itself

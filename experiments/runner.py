@@ -33,6 +33,7 @@ from experiments.more_rounds import (
     prompts_of,
     say_finished,
 )
+from experiments.overrides import resume_command, user_path
 from experiments.reporting.page import write_report
 from experiments.reporting.words import privacy_words
 from experiments.settings import FREE, check, check_runtime, flatten, free
@@ -82,7 +83,7 @@ def start(
     check(config)
     check_runtime(config, deployed=grid is not None)
     make_rule(config["strategy"]["name"], config["strategy"])
-    path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
+    path = user_path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     config = {**config, "run_dir": str(path), "resume": None}
     folder = RunFolder.create(path, config, command)
     with folder.locked():
@@ -111,7 +112,7 @@ def resume(
     config |= {key: value for key, value in (changes or {}).items() if key in (*FREE, "rounds")}
     config |= {"run_dir": str(path), "resume": None}
     if (summary := finished_already(folder, config["rounds"])) is not None:
-        print(say_finished(path, summary["rounds"], _again(config)), flush=True)
+        print(say_finished(path, summary["rounds"], folder.command), flush=True)
         return summary
     quiet(config["verbose"])
     check(config)
@@ -160,7 +161,7 @@ def _run(
                     said = check_same_data(folder.path, checkpoint[1].get("data"), data_record(federation.deal))
                     console.note(said) if said else None
                 elif config.get("init_from"):
-                    initial.update(prompts_of(Path(config["init_from"]), federation, console.warn))
+                    initial.update(prompts_of(user_path(config["init_from"]), federation, console.warn))
                 federation.initial_shared()  # loads the model, or what is remembered of it
                 return federation
 
@@ -202,7 +203,7 @@ def _run(
     except FedPGPError as error:
         if server is not None and checkpoints(folder.path / "checkpoint"):
             _save_what_there_is(folder, config, server, console)
-            console.note(f"what is done is saved; {_what_helps(error, f'{_again(config)} resume={folder.path}')}")
+            console.note(f"what is done is saved; {_what_helps(error, resume_command(folder.command, folder.path))}")
         elif not resumed and not checkpoints(folder.path / "checkpoint"):
             # Refused before anything was done: the same run_dir is free for the next try.
             if observer is not None and observer.last_traceback:
@@ -215,7 +216,8 @@ def _run(
         if logger is not None:
             logger.close(summary)
         console.close()
-    console.summary(summary, folder.path, time.perf_counter() - began, _again(config))
+    again = resume_command(folder.command, folder.path)
+    console.summary(summary, folder.path, time.perf_counter() - began, again)
     if summary["status"] != "finished":
         raise Stopped(stopper.code)
     return summary
@@ -427,15 +429,6 @@ def _for_clients(config: Mapping) -> dict:
         for key, value in config.items()
         if key not in ("run_dir", "resume", "init_from", "verbose", "experiment_name", "logger")
     }
-
-
-def _again(config: Mapping) -> str:
-    """The command that goes on with a run."""
-    deployed = config["runtime"]["name"] == "flower"
-    if not deployed:
-        return "python -m experiments.run"
-    own = config["partition"]["scheme"] == "own"
-    return f"python -m experiments.deploy local {'--data FOLDER' if own else '--clients ' + str(config['clients'])}"
 
 
 def _what_helps(error: FedPGPError, command: str) -> str:

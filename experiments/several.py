@@ -9,6 +9,7 @@ from experiments import report, runner
 from experiments.folder import ABOUT, RunFolder, default_folder
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
+from experiments.overrides import typed
 from experiments.settings import check
 from fedpgp.configured import load_configured
 from fedpgp.errors import FedPGPError
@@ -37,7 +38,7 @@ def begin(config: dict, command: str) -> None:
     values = list(protocol.values(load_configured(config)))  # refused before a folder is made
     path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     if path.exists() and any(path.iterdir()):
-        raise FedPGPError(f"{path} exists already; go on with it by resume={path}, or choose another run_dir")
+        raise FedPGPError(f"{path} exists already; resume it by {typed('resume', path)}, or choose another run_dir")
     about = {"run_dir": str(path), "command": command, PARTS: values}
     text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
     write_atomically(path / WHOLE, text.encode())
@@ -98,7 +99,7 @@ def _all(path: Path, changes: Mapping) -> None:
             f"would be {', '.join(values)}. Restore them, or start a new run"
         )
     if all(finished(folder, rounds) for folder in (path, *(_part(path, option, value) for value in values))):
-        print(say_finished(path, rounds, "python -m experiments.run", of_parts=True))
+        print(say_finished(path, rounds, about["command"], of_parts=True))
         return
     if rounds > whole["rounds"]:
         record_rounds(path / WHOLE, rounds)

@@ -1,4 +1,4 @@
-"""What a run has to know of its data to go on with them: classes, pictures, and which client owns which.
+"""What a run has to know of its data to be resumed: classes, pictures, and which client owns which.
 
 The record stands in every checkpoint. A run that is resumed or scored compares it with the data as they are; a client's
 classifier takes its class names from it and needs no picture.

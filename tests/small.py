@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments.overrides import override_of
 from experiments.settings import composed
 from fedpgp.clip import FrozenCLIP
 from fedpgp.configured import DTYPES, method_settings
@@ -49,7 +50,7 @@ def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = Non
             "batch_size=4",
             "device=cpu",
             "dtype=float64",
-            f"run_dir={run_dir}",
+            override_of("run_dir", run_dir),
             *overrides,
         ]
     )

@@ -13,10 +13,10 @@ shapes, and the peak memory that a call adds. Run it on an idle machine: a busy 
 
 import argparse
 import json
-from pathlib import Path
 
 from experiments.bench import cohort, features, federation, growth, methods, step
 from experiments.bench.measure import machine
+from experiments.overrides import user_path
 from fedpgp.cuda_graphs import Graphs
 
 BENCHES = {
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="on a GPU: without CUDA graphs")
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of each, in turn (default 5)")
     parser.add_argument("--axes", nargs="+", choices=growth.AXES, help="growth: what varies (default: each in turn)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to FILE")
+    parser.add_argument("--plot", type=user_path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE")
     arguments = parser.parse_args()
     Graphs.enabled = not arguments.eager
     found = []

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from experiments.folder import ABOUT
+from experiments.overrides import again_command
 from experiments.reporting import charts
 from experiments.reporting.client_panels import by_client, client_panels, distinct_models, grouped
 from experiments.reporting.headlines import headline
@@ -90,7 +91,7 @@ def render_run(run: Run) -> str:
             training=_training(run),
             dropped=run.dropped,
             capped=run.capped,
-            command=run.config.get("command"),
+            command=again_command(str(run.config.get("command") or "")),
             versions=_versions(run),
             settings=_settings(run),
             folder=run.path.resolve().name,

@@ -142,7 +142,7 @@ def test_summary_without_novel_classes_or_global_prompt(tmp_path):
         ["global", "prompt", "–"],
         ["personal", "prompt", "70.0*"],
     ]
-    assert "interrupted after 5.0 s" in text and f"go on with: python -m experiments.run resume={tmp_path}" in text
+    assert "interrupted after 5.0 s" in text and f"resume with: python -m experiments.run resume={tmp_path}" in text
 
 
 def test_terminal_has_a_live_line(terminal, tmp_path):

@@ -1,8 +1,10 @@
 """A real federation on loopback: SuperLink and SuperNodes as processes, TLS, keys, a real FAB."""
 
 import contextlib
+import html
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -12,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from argparse import Namespace
 from pathlib import Path
 
@@ -252,15 +255,19 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path):
         if line.startswith("round 1/"):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130, "".join(said)
-    assert "go on with: python -m experiments.deploy local --clients 2 resume=" in "".join(said)
+    (line,) = (line for line in said if line.startswith("interrupted; resume with: "))
+    words = shlex.split(line.partition(": ")[2])
+    assert words == ["python", *command[2:], f"resume='{run_dir}'"]
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "interrupted"
     mine = [p for p in psutil.process_iter(["cmdline"]) if any(str(tmp_path) in w for w in p.info["cmdline"] or ())]
     assert not mine
-    again = subprocess.run([*command, f"resume='{run_dir}'"], cwd=ROOT, **streams)
+    again = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, **streams)
     assert again.returncode == 0, again.stdout
     assert f"run folder: {run_dir}" in again.stdout
-    words = json.loads((run_dir.with_name(f"{run_dir.name}_nodes") / "run.toml").read_text().partition("=")[2])
+    words = tomllib.loads((run_dir.with_name(f"{run_dir.name}_nodes") / "run.toml").read_text())["overrides"]
     assert "runtime=flower" in words and "round_timeout" not in words  # the run keeps the one it was started with
+    typed = shlex.join(first[first.index("local") + 1 : -1])
+    assert f"experiments.deploy local {html.escape(typed)}</pre>" in (run_dir / "report.html").read_text()
     runs = (run_dir, tmp_path / "simulated")
     (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in runs)
     for name, tensor in theirs.items():

@@ -151,7 +151,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         wait_for(process, "round 0/3")
         with pytest.raises(FedPGPError, match="another process is at work"):
             resume(tmp_path / "run", federation_of=small_federation)
-        with pytest.raises(FedPGPError, match="exists already; go on with it by resume="):
+        with pytest.raises(FedPGPError, match="exists already; resume it by resume="):
             start(small_config(tmp_path / "run"), federation_of=small_federation)
     finally:
         process.kill()

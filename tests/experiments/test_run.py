@@ -145,8 +145,7 @@ def test_a_folder_that_exists_is_refused(tmp_path, small, capsys):
     (folder / "thesis.tex").write_text("years of work")
     assert main([*SMALL, f"run_dir={folder}"]) == 2
     assert (
-        f"{folder} exists already; go on with it by resume={folder}, or choose another run_dir"
-        in capsys.readouterr().err
+        f"{folder} exists already; resume it by resume={folder}, or choose another run_dir" in capsys.readouterr().err
     )
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 

@@ -1,0 +1,161 @@
+"""Words of a command line: paths that a person typed are read as they stand, and a command that is printed can be typed
+again, whatever its paths hold. The quotes are those of three readers: Hydra, the shell, and TOML (``flwr run``).
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from fedpgp.errors import FedPGPError
+
+RUN = "python -m experiments.run"
+LOCAL = "python -m experiments.deploy local"
+FLOWER = "flwr run"
+
+FOLDERS = ("run_dir", "resume")
+"""Settings that are one path each."""
+PATHS = (*FOLDERS, "init_from", "dataset.root", "runtime.cache_dir", "model.pretrained", "model.memory")
+"""Settings that are paths; a sweep may have several of those that are not of :data:`FOLDERS`."""
+_HOW_MANY = ("--clients", "--data")
+
+
+# Reading. -------------------------------------------------------------------------------------------------------------
+
+
+def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
+    """Arguments in which every path can be read by Hydra, with its ``~`` expanded.
+
+    Hydra's grammar has no ``~``, letters beyond ASCII, or ``, = ( ) &`` in a value without quotes, which a person at a
+    shell cannot know; ``resume=outputs/compare/method=fedpgp,seed=1`` is a path all the same.
+
+    Args:
+        arguments: as the shell gave them.
+        absolute: paths get the working directory before them, for a process that has another one.
+    """
+    return [_readable(argument, absolute) for argument in arguments]
+
+
+def user_path(text: str) -> Path:
+    """A path of an option, with its ``~`` expanded."""
+    return Path(text).expanduser()
+
+
+def _readable(argument: str, absolute: bool) -> str:
+    key, equals, text = argument.partition("=")
+    plus, key = key[: len(key) - len(key.lstrip("+"))], key.lstrip("+")
+    if not equals or key not in PATHS or not text:
+        return argument
+    override = _parsed(f"{key}={text}")
+    if override is not None and override.is_sweep_override():
+        if key not in FOLDERS:
+            return argument
+    elif override is not None:
+        value = override.value()
+        if value is None:
+            return argument
+        if isinstance(value, str):
+            text = value
+    path = os.path.expanduser(text)
+    if absolute and (key != "model.pretrained" or os.path.exists(path)):
+        path = os.path.abspath(path)
+    return plus + override_of(key, path)
+
+
+# Writing. -------------------------------------------------------------------------------------------------------------
+
+
+def override_of(key: str, value: object) -> str:
+    """``key=value`` that Hydra reads as just this number or text; with quotes only where it needs them."""
+    if isinstance(value, int | float):
+        return f"{key}={value}"
+    text = str(value)
+    plain = _parsed(f"{key}={text}")
+    if plain is not None and not plain.is_sweep_override() and plain.value() == text and "${" not in text:
+        return f"{key}={text}"
+    literal = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)  # no interpolation
+    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+
+
+def typed(key: str, value: object) -> str:
+    """An override as it is typed at a shell: ``resume=RUN`` in an error's advice."""
+    return shlex.quote(override_of(key, value))
+
+
+def run_command(**overrides: object) -> str:
+    """The command that runs an experiment with these settings."""
+    return " ".join([RUN, *(typed(key, value) for key, value in overrides.items())])
+
+
+def resume_command(started: str, run: Path, key: str = "resume", **more: object) -> str:
+    """The command that resumes a run, or starts another of its kind.
+
+    Args:
+        started: the command that the run was started with: of a simulation, or of a deployment.
+        run: its folder.
+        key: ``resume``, or ``init_from``.
+        more: further settings.
+    """
+    words = [override_of(name, value) for name, value in {key: run, **more}.items()]
+    if started.startswith(LOCAL):
+        return shlex.join([*LOCAL.split(), *_sites(started), *words])
+    if started.startswith(FLOWER):
+        return flower_command(words)
+    return shlex.join([*RUN.split(), *words])
+
+
+def again_command(started: str) -> str:
+    """The command that makes a run again: the one that started it, without the folder that it has."""
+    if started.startswith(FLOWER):
+        return started
+    try:
+        words = shlex.split(started)
+    except ValueError:  # an older version's
+        return started
+    return shlex.join(word for word in words if word.partition("=")[0].lstrip("+") not in FOLDERS)
+
+
+def flower_command(overrides: Sequence[str]) -> str:
+    """The command that runs an experiment on a Flower federation, the one that ``flwr`` takes without a name."""
+    return f"{FLOWER} . --stream --run-config {shlex.quote(f'overrides={toml(shlex.join(overrides))}')}"
+
+
+def toml(value: object) -> str:
+    """A value as TOML has it, a text between quotes and with none inside: of the pairs ``name="text"`` on its command
+    line Flower looks for the next quote.
+
+    Raises:
+        FedPGPError: a text that is no Unicode (the name of a file may be none).
+    """
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FedPGPError(f"{value!r} is no UTF-8, and Flower takes nothing else; rename it") from None
+    escaped = {"\\": "\\\\", '"': "\\u0022", "\x7f": "\\u007f"} | {chr(i): f"\\u{i:04x}" for i in range(32)}
+    return '"' + "".join(escaped.get(letter, letter) for letter in value) + '"'
+
+
+def _sites(started: str) -> list[str]:
+    """``--clients N`` or ``--data FOLDER`` of the command that started a deployment on this machine."""
+    words = shlex.split(started)
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith(tuple(f"{option}=" for option in _HOW_MANY)):
+            found.append(word)
+        elif word in _HOW_MANY:
+            found += [word, following]
+    return found
+
+
+def _parsed(argument: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
