@@ -17,6 +17,7 @@ from experiments.overrides import resume_command
 from experiments.progress import ProgressLine
 from experiments.reporting.runs import MODELS, block_figure, number
 from experiments.reporting.words import human_bytes, human_seconds, percent
+from fedpgp.plain_text import indented
 
 _COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "unseen": "unseen"}
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
@@ -86,15 +87,15 @@ class Console:
             self._line_of_progress.show(f"round {index + 1}/{self.total_rounds}", index, self.total_rounds, left)
 
     def note(self, text: str) -> None:
-        self._line(Text(text, style="dim"))
+        self._line(Text(indented(text), style="dim"))
 
     def warn(self, text: str) -> None:
-        self._line(Text.assemble(("warning: ", "yellow"), text))
+        self._line(Text.assemble(("warning: ", "yellow"), indented(text)))
 
     def error(self, text: str) -> None:
         """One line, red in a terminal; the live line ends, and the stage without its tick."""
         self.close()
-        self._line(Text.assemble(("error: ", "bold red"), text))
+        self._line(Text.assemble(("error: ", "bold red"), indented(text)))
 
     def summary(self, summary: dict, run_dir: Path, seconds: float, again: str = "") -> None:
         """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command,

@@ -25,6 +25,7 @@ from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.files import private_folder
+from fedpgp.plain_text import indented
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return {"keys": _keys, "local": _local, "login": _login}[options.command](options)
     except FedPGPError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indented(error)}", file=sys.stderr)
         return BAD_INPUT
 
 

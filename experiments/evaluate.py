@@ -29,7 +29,7 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation, Progress
-from fedpgp.plain_text import written_out
+from fedpgp.plain_text import indented, written_out
 from fedpgp.protocols import Deal, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.to or _place(run, overrides, record)
         RunFolder(path.parent).json(path.name, record)
     except FedPGPError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indented(error)}", file=sys.stderr)
         return BAD_INPUT
     console = RichConsole(highlight=False, markup=False)
     console.print(accuracy_table(record["accuracy"]))
@@ -114,7 +114,9 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
             deployment whose clients have their own pictures, or prompts of their own.
     """
     _, config = RunFolder.open(run)
-    checkpoint = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {text}", file=sys.stderr))
+    checkpoint = latest_checkpoint(
+        run / "checkpoint", lambda text: print(f"warning: {indented(text)}", file=sys.stderr)
+    )
     if checkpoint is None:
         raise FedPGPError(f"{run} has no checkpoint: there is nothing to score yet")
     tensors, info = checkpoint
@@ -176,7 +178,7 @@ def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | N
             errors.append(error)
             continue
         if note:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {indented(note)}", file=sys.stderr)
         return dealt, place is moved
     raise errors[0]
 

@@ -24,7 +24,7 @@ from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 from fedpgp.methods import Method
-from fedpgp.plain_text import written_out
+from fedpgp.plain_text import indented, written_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         export(load_asked(options), options.to)
     except FedPGPError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indented(error)}", file=sys.stderr)
         return BAD_INPUT
     to = written_out(options.to)
     print(f"wrote {to}/classifier.safetensors and {to}/classifier.json")

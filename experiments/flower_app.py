@@ -20,6 +20,7 @@ from experiments.run import changes_on_resume
 from experiments.runner import Stopped, resume, start
 from experiments.settings import check_overrides, composed
 from fedpgp.errors import FedPGPError
+from fedpgp.plain_text import indented
 
 DEPLOYED = "runtime=flower"
 
@@ -35,11 +36,11 @@ def main(grid: Grid, context: Context) -> None:
     except Stopped:  # saved, and said so
         return
     except FedPGPError as error:
-        print(f"error: {error}", flush=True)
+        print(f"error: {indented(error)}", flush=True)
         raise
     except Exception as error:  # Flower's own account of it is silenced with its other chatter
         traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", flush=True)
+        print(f"error: {type(error).__name__}: {indented(error)}", flush=True)
         raise
 
 

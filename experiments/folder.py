@@ -1,9 +1,7 @@
 """A run's folder: made once, owned by one process, written as the run goes."""
 
-import csv
 import fcntl
 import importlib.metadata
-import io
 import json
 import os
 import subprocess
@@ -16,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from experiments.overrides import typed
+from experiments.spreadsheet import csv_text
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS, client_figures
 from fedpgp.files import cannot_write, write_atomically
@@ -178,17 +177,15 @@ class RunFolder:
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
         """clients.csv: the last evaluation, a row a client and model."""
         figures = ("local", "base", "novel", "hm3", "hm2", "unseen")
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "domain", "train_images", "test_images", "model", *figures])
+        lines: list[list] = [["id", "domain", "train_images", "test_images", "model", *figures]]
         for row in rows:
             own = self.table[row["id"]]
             for model in MODELS:
                 values = client_figures(row, model)
                 if any(value is not None for value in values.values()):
                     about = [row["id"], row["domain"] or "", own["train_images"], own["test_images"], model]
-                    writer.writerow([*about, *("" if values[name] is None else values[name] for name in figures)])
-        write_atomically(self.path / "clients.csv", text.getvalue().encode())
+                    lines.append([*about, *("" if values[name] is None else values[name] for name in figures)])
+        write_atomically(self.path / "clients.csv", csv_text(lines).encode())
 
     def summary(self) -> dict:
         """summary.json; empty when there is none, or a part of one."""

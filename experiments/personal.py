@@ -19,6 +19,7 @@ from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, NeedsPictures, Progress
 from fedpgp.methods import Features
+from fedpgp.plain_text import indented
 from fedpgp.task import Candidates
 from strategies.checkpoint import latest_checkpoint
 
@@ -111,7 +112,7 @@ def load_personal(
     config["model"]["pretrained"] = _weights(config["model"], weights)
     if data_root:
         config["dataset"]["root"] = data_root
-    saved = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {text}", file=sys.stderr))
+    saved = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {indented(text)}", file=sys.stderr))
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
@@ -151,7 +152,7 @@ def load_personal(
             return answering(Federation.from_config(config, recorded_split(record, config["dataset"]["name"])))
     federation = Federation.from_config(config)
     if note := check_same_data(run, record, data_record(federation.deal)):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {indented(note)}", file=sys.stderr)
     return answering(federation)
 
 

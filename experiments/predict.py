@@ -23,7 +23,7 @@ from fedpgp.data.features import pictures_at_once
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
-from fedpgp.plain_text import written_out
+from fedpgp.plain_text import indented, one_line, written_out
 
 SHOWN = 3
 """Answers shown of each picture."""
@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 unreadable.append(answer)
             else:
                 line.stop()  # both may go to the same terminal
-                print(f"{written_out(path)}: {_in_words(answer, personal.classes.names)}", flush=True)
+                print(f"{written_out(path)}: {one_line(_in_words(answer, personal.classes.names))}", flush=True)
             line.progress(number, len(options.images), "pictures")
     except FedPGPError as error:
         unreadable.append(str(error))
     finally:
         line.stop()
     for reason in unreadable:
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {indented(reason)}", file=sys.stderr)
     return BAD_INPUT if unreadable else 0
 
 

@@ -23,7 +23,7 @@ from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
-from fedpgp.plain_text import written_out
+from fedpgp.plain_text import indented, written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
 _DESCRIPTION = """\
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _report(options, "python -m experiments.report " + shlex.join(argv))
     except (FedPGPError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indented(error)}", file=sys.stderr)
         return 2
     return 0
 

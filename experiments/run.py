@@ -26,6 +26,7 @@ from experiments.overrides import RUN, readable, typed
 from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, free, parse, register_resolvers
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
+from fedpgp.plain_text import indented
 
 BAD_INPUT = 2
 """Exit status when a person has to mend something."""
@@ -205,7 +206,7 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
 
 def _complain(error: FedPGPError) -> int:
     sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {indented(error)}", file=sys.stderr)
     return BAD_INPUT
 
 

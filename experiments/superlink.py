@@ -34,6 +34,7 @@ from flwr.superlink.main import create_app
 from experiments.admin_token import read_token
 from experiments.superexec import start_superexec
 from fedpgp.errors import FedPGPError
+from fedpgp.plain_text import indented
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plugin = AdminToken(read_token(options.admin_token))
     except FedPGPError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {indented(error)}", file=sys.stderr)
         return 2
     os.umask(0o077)  # the database and the logs are nobody else's
     own = argparse.ArgumentParser(add_help=False)

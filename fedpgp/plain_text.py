@@ -36,6 +36,13 @@ def written_out(path: object) -> str:
     return "".join(c if _shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def indented(text: object) -> str:
+    """Return what :func:`printable` leaves of a text, each line after the first indented: none stands where a line of
+    the program's own would.
+    """
+    return printable(str(text)).rstrip("\n").replace("\n", "\n  ")
+
+
 def _shown(character: str) -> bool:
     # The zero-width joiner belongs to emoji and to several scripts.
     return character == "\u200d" or unicodedata.category(character) not in _UNSEEN

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from markupsafe import Markup, escape
 from rich.console import Console as RichConsole
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from experiments.spreadsheet import csv_text
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,7 @@ def as_html(grid: Grid) -> Markup:
 
 def grid_as_csv(grid: Grid) -> str:
     """A table as it is shown, as CSV."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([grid.header, *([text for text, _ in row] for row in grid.rows)])
-    return file.getvalue()
+    return csv_text([grid.header, *([text for text, _ in row] for row in grid.rows)])
 
 
 def _escape_markdown(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from experiments.spreadsheet import text_of
 from fedpgp.errors import FedPGPError
 
 MODELS = {"zero_shot": "zero-shot", "global": "global prompt", "personal": "personal prompt"}
@@ -126,6 +127,7 @@ class Run:
                 rows = list(csv.DictReader(file))
             for row in rows:
                 row["id"] = int(row["id"])
+                row["domain"] = text_of(row.get("domain") or "")
                 if row["model"] not in MODELS:
                     raise ValueError(f"unknown model {row['model']!r}")
                 for key in ("train_images", "test_images", *FIGURES):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -17,6 +15,7 @@ from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
 from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std
 from experiments.settings import flatten
+from experiments.spreadsheet import csv_text
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:
@@ -242,10 +241,8 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str], comparisons: Sequence[Co
     columns = shown_columns(rows, columns)
     against = {(id(one.other), one.column): one for one in comparisons}
     fields = ["mean", "std", "n"] + (["behind_best", "p"] if comparisons else [])
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     labels = list(rows[0].labels) if rows else ["method"]
-    writer.writerow([*labels, "prompt", "seeds", *(f"{column}_{field}" for column in columns for field in fields)])
+    lines = [[*labels, "prompt", "seeds", *(f"{column}_{field}" for column in columns for field in fields)]]
     for row in rows:
         line = [
             *("" if text == "–" else text for text in row.labels.values()),
@@ -258,8 +255,8 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str], comparisons: Sequence[Co
             if comparisons:
                 one = against.get((id(row), column))
                 line += [_blank(one.difference), _blank(one.p)] if one else ["", ""]
-        writer.writerow(line)
-    return file.getvalue()
+        lines.append(line)
+    return csv_text(lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts

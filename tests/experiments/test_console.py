@@ -80,6 +80,15 @@ def test_dropped_clients_are_warned_of():
     assert "warning: client 7 is left out of round 2: loss is NaN at round 2, step 5" in stream.getvalue()
 
 
+@pytest.mark.parametrize("say", ["note", "warn", "error"])
+def test_no_text_forges_a_line_or_moves_the_cursor(say):
+    """A class folder may have any name, and a traceback several lines."""
+    stream = io.StringIO()
+    getattr(Console(3, stream), say)("x\x1b[2J\ndone in 3s\r\x1b]0;title\x07\n")
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("x") and second == "  done in 3s"
+
+
 def test_one_prompt_only():
     stream = io.StringIO()
     console = Console(3, stream)
