@@ -7,12 +7,16 @@ The run configuration has the key ``overrides``: the same words as on the comman
 command started Flower (``experiments.deploy local``); it is kept in the run's folder.
 """
 
+import os
 import shlex
+import signal
+import sys
 import traceback
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from clients.guard import end_with_parent
 from experiments.overrides import FOLDERS, flower_command, readable
@@ -21,8 +25,15 @@ from experiments.runner import Stopped, resume, start
 from experiments.settings import check_overrides, composed
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented
+from strategies.simulation import quiet
 
 DEPLOYED = "runtime=flower"
+
+SIMULATED = (
+    "`flwr run` simulates in Flower's own way here, which this project does not support; a simulation is started by "
+    "`python -m experiments.run`, a federation of processes by `python -m experiments.deploy local --clients 5`, a run "
+    "on a SuperLink of yours by `flwr run . NAME` (docs/deployment.md)"
+)
 
 app = ServerApp()
 
@@ -31,14 +42,19 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Composes the configuration and runs it on the grid. What goes wrong is told in the run's log (``flwr log``)."""
     end_with_parent()
+    quiet(verbose=False)  # of Flower's own account of an error, which is a traceback
     try:
+        if isinstance(grid, InMemoryGrid):
+            if Path(sys.argv[0]).name == "flwr-simulation":
+                os.kill(os.getpid(), signal.SIGTERM)  # else Flower starts Ray and its nodes before it looks
+            raise FedPGPError(SIMULATED)
         _run(grid, str(context.run_config.get("overrides", "")), str(context.run_config.get("command", "")))
     except Stopped:  # saved, and said so
         return
     except FedPGPError as error:
         print(f"error: {indented(error)}", flush=True)
-        raise
-    except Exception as error:  # Flower's own account of it is silenced with its other chatter
+        raise  # the run has failed, for Flower too
+    except Exception as error:
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {indented(error)}", flush=True)
         raise

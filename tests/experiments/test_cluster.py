@@ -3,9 +3,11 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,7 +32,9 @@ def cluster(tmp_path_factory, monkeypatch):
     common = ["--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
     started: list[subprocess.Popen] = []
     # In the foreground, each in a session of its own: ended by its process group, and nobody else's Ray is touched.
-    head = ["--head", f"--port={port}", "--include-dashboard=false"]
+    # Where Ray looks for a running cluster by itself, it is not to find this one.
+    folder = tempfile.mkdtemp(dir="/tmp")
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     for options in (head, [f"--address=127.0.0.1:{port}"]):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         started.append(
@@ -54,6 +58,7 @@ def cluster(tmp_path_factory, monkeypatch):
                 except (psutil.Error, ProcessLookupError):
                     continue
             process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def placed(run_dir: Path) -> dict[str, int]:
