@@ -53,6 +53,8 @@ def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     options = {**common, **spec} if spec else dict(chosen)
     name, root = options.pop("name"), options.pop("root", chosen.get("root"))
     options.pop("views", None)
+    if spec is None and name == "folder" and "layout" not in options:  # of a run that is older than the option
+        options["site_in_split"] = True
     return load_dataset(name, root, **options)
 
 

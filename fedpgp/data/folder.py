@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit, register
-from fedpgp.data.class_names import as_names, check_names, nfc
+from fedpgp.data.class_names import as_names, check_names, nfc, spoken
 from fedpgp.data.files import hold_out
 from fedpgp.data.layouts import Picture, lacking, read_layout
 from fedpgp.data.pictures import Reading
@@ -23,6 +23,7 @@ def load(
     template: str = "a photo of a {}.",
     test_share: float = 0.3,
     split_seed: int = 0,
+    site_in_split: bool = False,
     background: str = "white",
     grey_range: Sequence[float] | None = None,
 ) -> Dataset:
@@ -37,8 +38,9 @@ def load(
             own); None is the sorted names of the class folders.
         template: of a class's sentence, with one ``{}``.
         test_share: where a site has no ``train`` and ``test``: the part of each class's files that is for testing.
-        split_seed: of that split. It hangs on the names of the site's folder, the class and the file: a new file moves
-            at most one other from train to test.
+        split_seed: of that split. It hangs on the names of class and file alone: a new file moves at most one other
+            from train to test, and a site may be moved or renamed.
+        site_in_split: the split hangs on the site's name too, as in runs made before ``layout`` was an option.
         background, grey_range: how pictures are read (:class:`fedpgp.data.pictures.Reading`).
 
     Raises:
@@ -59,12 +61,15 @@ def load(
     names = classes if class_names is None else as_names(class_names)
     strangers = [name for name in classes if name not in names]
     if strangers:
+        written = {spoken(name): name for name in names}
+        near = [f"{name} ({written[spoken(name)]} there)" for name in strangers if spoken(name) in written]
         raise FedPGPError(
-            f"data set folder: {shown} has folders that dataset.class_names lacks: {', '.join(strangers)}; a name "
-            "that YAML takes for a number or a word of its own needs quotes: '007', 'no'"
+            f"data set folder: {shown} has folders that dataset.class_names lacks: "
+            f"{', '.join(near or strangers)}; a name that YAML takes for a number or a word of its own needs quotes: "
+            "'007', 'no'"
         )
     label = {name: i for i, name in enumerate(names)}
-    parts = _parts(found, root, test_share, split_seed)
+    parts = _parts(found, test_share, split_seed, site_in_split)
 
     def split(part: str) -> FileSplit:
         mine = [picture for picture, its_part in zip(found, parts, strict=True) if its_part == part]
@@ -77,9 +82,16 @@ def load(
     return Dataset("folder", names, template, split("train"), val, split("test"), notes=notes)
 
 
-def _parts(found: Sequence[Picture], root: Path, share: float, seed: int) -> list[str]:
+def _parts(found: Sequence[Picture], share: float, seed: int, site_in_split: bool) -> list[str]:
     """train, val or test of each picture: as its folders say, else by the file's name."""
-    here = root.resolve().name
-    keys = [(here if p.site is None else p.site, nfc(p.folder), p.path.rsplit("/", 1)[1]) for p in found]
-    held = hold_out([key for key, p in zip(keys, found, strict=True) if p.part is None], share, seed)
-    return [p.part or ("test" if key in held else "train") for key, p in zip(keys, found, strict=True)]
+
+    def key(picture: Picture) -> tuple[str, str, str]:
+        file = picture.path.rsplit("/", 1)[1]
+        return (picture.site, picture.folder, file) if site_in_split else ("", nfc(picture.folder), nfc(file))
+
+    keys: dict[str | None, list[tuple[str, str, str]]] = {}
+    for picture in found:
+        if picture.part is None:
+            keys.setdefault(picture.site, []).append(key(picture))
+    held = {site: hold_out(mine, share, seed) for site, mine in keys.items()}
+    return [p.part or ("test" if key(p) in held[p.site] else "train") for p in found]

@@ -82,6 +82,12 @@ def test_a_class_that_differs_between_splits_in_its_writing_alone(tmp_path, draw
         load_dataset("folder", root)
 
 
+def test_a_folder_that_is_written_otherwise_than_the_class_list_is_named_with_it(tmp_path, draw):
+    root = pictures(tmp_path, draw, "train/Tea_cup", "test/Tea_cup")
+    with pytest.raises(FedPGPError, match=r"class_names lacks: Tea_cup \(tea cup there\)"):
+        load_dataset("folder", root, class_names=["tea cup", "dog"])
+
+
 def test_every_participant_of_a_deployment_has_the_same_names(tmp_path, draw):
     root = pictures(tmp_path, draw, "train/7", "test/7", "train/true", "test/true")
     config = composed(

@@ -7,9 +7,10 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from experiments.settings import parse
+from experiments.settings import composed, parse
+from fedpgp.configured import load_configured
 from fedpgp.data import load_dataset
-from fedpgp.data.files import pictures
+from fedpgp.data.files import hold_out, pictures
 from fedpgp.errors import FedPGPError
 
 
@@ -75,6 +76,27 @@ def test_a_node_reads_its_own_site_as_a_simulation_reads_all(make):
         for part in ("train", "test"):
             expected = {path for domain, path in content(getattr(whole, part)) if domain == site}
             assert {f"{site}/{path}" for path in getattr(mine, part).paths} == expected
+
+
+def test_a_site_may_be_moved_and_renamed(make, tmp_path):
+    """The split hangs on the names of class and file alone: no test picture becomes a training one."""
+    root = make("oslo/cat/", "oslo/dog/", many=10)
+    before = load_dataset("folder", root / "oslo")
+    whole = load_dataset("folder", root)
+    (root / "oslo").rename(tmp_path / "moved")
+    after = load_dataset("folder", tmp_path / "moved")
+    assert after.test.paths == before.test.paths == [path.removeprefix("oslo/") for path in whole.test.paths]
+
+
+def test_a_run_from_before_layouts_keeps_its_split(make):
+    """Its configuration has no dataset.layout; the site's name was part of what decided."""
+    root = make("oslo/cat/", "bern/cat/", many=30)
+    config = composed(["dataset=folder", f"dataset.root={root}"])
+    new = load_configured(config).test.paths
+    del config["dataset"]["layout"]
+    old = load_configured(config).test.paths
+    files = [(site, "cat", f"{i}.jpg") for site in ("bern", "oslo") for i in range(30)]
+    assert set(old) == {"/".join(file) for file in hold_out(files, 0.3, 0)} != set(new)
 
 
 @pytest.mark.parametrize(
