@@ -1,5 +1,6 @@
 """One experiment, or a sweep: ``python -m experiments.run [group=choice ...] [key=value ...]``; ``--help`` explains."""
 
+import argparse
 import json
 import os
 import shlex
@@ -23,7 +24,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.naming import job_name, older_job_name
 from experiments.overrides import RUN, readable, typed
-from experiments.settings import CONF, changed_on_resume, check_overrides, flatten, free, parse, register_resolvers
+from experiments.settings import (
+    CONF,
+    changed_on_resume,
+    check_overrides,
+    flatten,
+    free,
+    parse,
+    register_resolvers,
+    swept_by,
+)
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 from fedpgp.plain_text import indented
@@ -61,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments = _sweep_again(readable(arguments))
         asked = get_args_parser().parse_args(arguments)
-        check_overrides(asked.overrides)
+        check_overrides(asked.overrides, sweep=_is_sweep(asked))
     except FedPGPError as error:
         return _complain(error)
     sys.argv = [RUN, *arguments]
@@ -75,6 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
     return max(failures, default=0)
+
+
+def _is_sweep(asked: argparse.Namespace) -> bool:
+    """Whether a sweep is asked for; an experiment that is one may be run once, but that is said."""
+    modes = [str(o.value()).upper() for o in parse(asked.overrides) if o.key_or_group == "hydra.mode"]
+    if asked.multirun or modes == ["MULTIRUN"]:
+        return True
+    for override in parse(asked.overrides):
+        if override.key_or_group == "experiment" and (swept := swept_by(str(override.value()))):
+            print(f"note: {override.input_line} is a sweep over {', '.join(swept)}; without -m this is one run")
+    return False
 
 
 def _wrapped(show_help: Callable[[], None]) -> None:

@@ -40,7 +40,7 @@ from experiments.settings import FREE, check, check_runtime, flatten, free
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
-from strategies.checkpoint import checkpoints, latest_checkpoint
+from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
 from strategies.grid import Interrupted
 from strategies.inline import InlineGrid, run_inline
 from strategies.ray_session import end_sessions
@@ -111,6 +111,8 @@ def resume(
     folder, config = RunFolder.open(path)
     config |= {key: value for key, value in (changes or {}).items() if key in (*FREE, "rounds")}
     config |= {"run_dir": str(path), "resume": None}
+    if config["runtime"]["name"] == "inline" and "runtime" not in (changes or {}):
+        config["runtime"] = {**config["runtime"], "round_timeout": None}  # an older version's, which nobody could keep
     if (summary := finished_already(folder, config["rounds"])) is not None:
         print(say_finished(path, summary["rounds"], folder.command), flush=True)
         return summary
@@ -142,6 +144,7 @@ def _run(
         with stopper.listening():
             checkpoint = latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
             if checkpoint:
+                check_complete(folder.path / "checkpoint", checkpoint[1])
                 _same_configuration(checkpoint[1]["config"], config)
             folder.cut_metrics(checkpoint[1]["observer"]["metrics_bytes"] if checkpoint else 0)
             private = folder.path / "private"

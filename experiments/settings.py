@@ -6,9 +6,11 @@ Hydra finds such things too, in its own words; here they are said in a line, bef
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.overrides import typed
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.plain_text import written_out
 
@@ -156,14 +159,21 @@ def check_runtime(config: Mapping, *, deployed: bool) -> None:
         )
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
+def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> None:
     """Refuses overrides that name a group, choice or key that does not exist, or that promise what cannot be kept.
+
+    Args:
+        arguments: the overrides.
+        sweep: whether several values of a key are asked for (``-m``); None where a command has no sweeps.
 
     Raises:
         FedPGPError: with the nearest names that do exist.
     """
     overrides = parse(arguments)
     groups = choices()
+    for override in overrides:
+        if override.is_sweep_override() and not sweep and not override.key_or_group.startswith("hydra"):
+            raise FedPGPError(_several_values(override, groups, sweep))
     chosen: dict[str, list[str]] = {}
     for override in overrides:
         key = override.key_or_group
@@ -271,6 +281,15 @@ def choices() -> dict[str, list[str]]:
     }
 
 
+def swept_by(experiment: str) -> list[str]:
+    """The keys that an experiment of conf/experiment has several values of."""
+    try:
+        config = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text()) or {}
+    except OSError:  # null, or unknown, which is said elsewhere
+        return []
+    return list(config.get("hydra", {}).get("sweeper", {}).get("params", {}))
+
+
 def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
     """Nested -> {"a.b": value}."""
     flat: dict[str, object] = {}
@@ -312,6 +331,16 @@ def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> 
     if tail in leaves and leaves[tail] != key:
         return f"unknown setting {key!r}; did you mean {leaves[tail]}?"
     return unknown("setting", key, sorted(known | set(groups)))
+
+
+def _several_values(override: Override, groups: Mapping[str, list[str]], sweep: bool | None) -> str:
+    """The message for ``seed=0,1`` where one value is needed."""
+    key, text = override.key_or_group, override.input_line.partition("=")[2]
+    what = "a sweep is started with experiments.run -m" if sweep is None else "add -m to run each of them (a sweep)"
+    if key in groups:
+        return f"{key}={text} has several values: {what}"
+    a_list = shlex.quote(f"{key}=[{text}]")
+    return f"{key}={text} has several values: {what}; a list is {a_list}, one text {typed(key, text)}"
 
 
 def _values(override: Override) -> list:

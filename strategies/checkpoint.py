@@ -19,7 +19,11 @@ from safetensors.numpy import load, save
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 
-FORMAT = 2
+FORMAT = 3
+OLDER: dict[int, dict[str, object]] = {2: {"placed": {}}}
+"""Formats that are read too, with what their checkpoints may lack. (Of a run's data they have no record.)"""
+RESUMED = ("run", "config", "rule", "observer", "table", "traffic", "seconds", "images", "placed")
+"""What a run is resumed from beside the tensors."""
 KEEP = 2
 _NAME = re.compile(r"round_(\d+)\.safetensors")
 
@@ -64,11 +68,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise Corrupted(f"the checkpoint {path} is damaged ({type(error).__name__})") from error
     if not intact:
         raise Corrupted(f"the checkpoint {path} is damaged (its checksum is wrong)")
-    if info.get("format") != FORMAT:
+    if info.get("format") not in (FORMAT, *OLDER):
+        known = ", ".join(map(str, sorted((FORMAT, *OLDER))))
         raise FedPGPError(
-            f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp reads format {FORMAT}"
+            f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp reads the formats {known}"
         )
-    return tensors, info
+    return tensors, {**OLDER.get(info["format"], {}), **info}
+
+
+def check_complete(folder: Path, info: Mapping[str, object]) -> None:
+    """Refuses to resume from a checkpoint of a version that did not keep all of :data:`RESUMED`."""
+    if missing := [name for name in RESUMED if name not in info]:
+        raise FedPGPError(
+            f"the checkpoints in {folder} were written by another version of fedpgp (they lack {', '.join(missing)}): "
+            "they can be scored and answer, but the run cannot be resumed; start it anew with another run_dir"
+        )
 
 
 def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict] | None:

@@ -267,7 +267,7 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path):
     words = tomllib.loads((run_dir.with_name(f"{run_dir.name}_nodes") / "run.toml").read_text())["overrides"]
     assert "runtime=flower" in words and "round_timeout" not in words  # the run keeps the one it was started with
     typed = shlex.join(first[first.index("local") + 1 : -1])
-    assert f"experiments.deploy local {html.escape(typed)}</pre>" in (run_dir / "report.html").read_text()
+    assert f"experiments.deploy local {typed}</pre>" in html.unescape((run_dir / "report.html").read_text())
     runs = (run_dir, tmp_path / "simulated")
     (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in runs)
     for name, tensor in theirs.items():

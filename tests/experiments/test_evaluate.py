@@ -51,6 +51,7 @@ def test_other_data_with_their_own_classes(finished):
         (["protocol.class_order=alphabet"], "other images or classes to train on"),
         (["protocol.bas=all"], "did you mean protocol.base"),
         (["dataset=emojis"], "did you mean emoji"),
+        (["dataset=emoji,dtd"], "has several values: a sweep is started with experiments.run -m"),
         (["dataset=folder"], "dataset.root has no value"),
     ],
 )

@@ -104,6 +104,25 @@ def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
     assert results(tmp_path / "run") == results(whole)
 
 
+@pytest.mark.parametrize("also", [(), ("images",)])
+def test_a_run_of_an_older_version(tmp_path, whole, also):
+    """Its checkpoints lack what was added since: it is resumed to the same numbers, or refused in a line."""
+    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
+    process.communicate(timeout=120)
+    _mend(tmp_path / "run")
+    for path in checkpoints(tmp_path / "run" / "checkpoint"):
+        tensors, info = read_checkpoint(path)
+        for name in ("placed", "data", "model_sha256", *also):
+            del info[name]
+        save_checkpoint(path.parent, info.pop("round"), tensors, {**info, "format": 2})
+    if also:
+        with pytest.raises(FedPGPError, match="written by another version of fedpgp .they lack images"):
+            resume(tmp_path / "run", federation_of=small_federation)
+    else:
+        resume(tmp_path / "run", federation_of=small_federation)
+        assert results(tmp_path / "run") == results(whole)
+
+
 def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
     """Damaged, it is said what to do; lost, the run goes on."""
     process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})

@@ -37,6 +37,10 @@ SMALL += ["method.rank=2"]
         ("partition=iid partition.beta=0.3", "partition.beta"),
         ("+nonsense=1", "unknown setting 'nonsense'"),
         ("lr", "cannot read 'lr'; write key=value"),
+        ("seed=0,1", "seed=0,1 has several values: add -m to run each of them (a sweep); a list is 'seed=[0,1]'"),
+        ("method=fedpgp,promptfl", "method=fedpgp,promptfl has several values: add -m to run each of them (a sweep)"),
+        ("seed=range(0,3)", "has several values: add -m"),
+        ("resume=/nowhere lr=0.1,0.2", "lr=0.1,0.2 has several values: add -m"),
         ("lr=0", "lr=0 cannot work; it is a number above 0"),
         ("lr=fast", "lr=fast cannot work"),
         ("participation=1.5", "participation=1.5 cannot work; it is a number above 0 and at most 1"),
@@ -61,6 +65,14 @@ def test_bad_input_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and said in error and "\n" not in error
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_an_experiment_that_is_a_sweep_says_so_without_it(capsys, tmp_path):
+    assert main(["experiment=compare_all", f"run_dir={tmp_path}", "lr=0"]) == 2
+    said = capsys.readouterr().out
+    assert "experiment=compare_all is a sweep over protocol, method, seed; without -m this is one run" in said
+    assert main(["-m", "experiment=smoke", f"run_dir={tmp_path / 'sweep'}", "lr=0"]) == 2
+    assert "is a sweep" not in capsys.readouterr().out
 
 
 def test_no_timeout_is_none_that_cannot_be_kept():

@@ -6,7 +6,14 @@ import pytest
 
 from fedpgp.errors import FedPGPError
 from strategies import checkpoint as module
-from strategies.checkpoint import Corrupted, checkpoints, latest_checkpoint, read_checkpoint, save_checkpoint
+from strategies.checkpoint import (
+    Corrupted,
+    check_complete,
+    checkpoints,
+    latest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 TENSORS = {
     "shared/p_G": np.arange(12.0).reshape(3, 4),
@@ -70,9 +77,18 @@ def test_another_format_is_refused_by_name(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, TENSORS, INFO)
     monkeypatch.undo()
     with pytest.raises(
-        FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads format 2"
+        FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads the formats 2, 3"
     ):
         latest_checkpoint(tmp_path, print)
+
+
+def test_an_older_format_is_read_and_one_that_lacks_more_is_named(tmp_path):
+    save_checkpoint(tmp_path, 1, TENSORS, {"format": 2, **INFO})
+    _, info = latest_checkpoint(tmp_path, print)
+    assert info == {"format": 2, "round": 1, "placed": {}, **INFO}
+    with pytest.raises(FedPGPError, match=r"another version of fedpgp \(they lack config, rule, observer, table.*anew"):
+        check_complete(tmp_path, info)
+    check_complete(tmp_path, dict.fromkeys(module.RESUMED))
 
 
 def test_a_full_disk_leaves_the_previous_one(tmp_path, monkeypatch):
