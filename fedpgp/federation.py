@@ -263,7 +263,12 @@ class Federation:
         return self._labels[key]
 
     def _params(
-        self, shared: Arrays, clients: Sequence[int], states: Sequence[State], own: Mapping[int, Arrays] | None
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        states: Sequence[State],
+        own: Mapping[int, Arrays] | None,
+        training: bool = True,
     ) -> Params:
         """All tensors of these clients: shared, sent to them alone, their own, and what the method prepares."""
         task, method = self.method.task, self.method
@@ -278,7 +283,7 @@ class Federation:
             params[name] = torch.stack([tensor(own[client][name]) for client in clients])
         for name in self._personal_names:
             params[name] = torch.stack([tensor(state[name]) for state in states])
-        if type(method).prepare is not Method.prepare:
+        if type(method).prepare is not Method.prepare and (training or method.prepares_answers):
             rows = [self.deal.shares[client].train for client in clients]
             classes = self.deal.shares[clients[0]].classes
 
@@ -306,7 +311,7 @@ class Federation:
     ) -> list[Features]:
         """Class features of these clients' own models, (K, ...), for each list of candidates."""
         states = [load_state(client) or self.initial_state(client) for client in clients]
-        params = self._params(shared, clients, states, own)
+        params = self._params(shared, clients, states, own, training=False)
         return [self.method.personal_features(params, classes) for classes in candidates]
 
     def global_features(self, shared: Arrays, classes: Candidates) -> Features | None:

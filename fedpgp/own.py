@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fedpgp.data import Dataset
-from fedpgp.data.class_names import as_names
+from fedpgp.data.class_names import as_names, check_template
 from fedpgp.data.subsets import base_novel, few_shot
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols import ClientShare, Deal, Exam, make_protocol
@@ -33,7 +33,8 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
         trains on, base and novel are on all its test images of those classes. On the server the data set has no split.
 
     Raises:
-        FedPGPError: no class list; a protocol that deals images; pictures of other classes.
+        FedPGPError: no class list; a template without a place for them; a protocol that deals images; pictures of
+            other classes.
     """
     names = config["dataset"].get("class_names")
     if config["dataset"]["name"] != "folder" or not names:
@@ -41,6 +42,7 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
             "partition=own needs the federation's class list: dataset=folder 'dataset.class_names=[first,second,…]'"
         )
     names = as_names(names)
+    check_template(config["dataset"]["template"])
     protocol = make_protocol(config["protocol"])
     if protocol.name not in PROTOCOLS:
         raise FedPGPError(unknown("protocol for clients with their own pictures", protocol.name, PROTOCOLS))

@@ -69,8 +69,9 @@ class TrainingSettings:
             raise FedPGPError(unknown("training.schedule", self.schedule, ["constant", "cosine", "step"]))
         check_number("training.step_rounds", self.step_rounds, least=1, whole=True)
         check_number("training.gamma", self.gamma, above=0)
-        if len(self.betas) != 2:
-            raise FedPGPError(f"training.betas={list(self.betas)!r} are two numbers: [0.9,0.999]")
+        betas = self.betas
+        if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
+            raise FedPGPError(f"training.betas={betas!r} cannot work; it is two numbers, [0.9,0.999]")
         for beta in self.betas:
             check_number("training.betas", beta, above=0, below=1)
         check_number("training.eps", self.eps, above=0)

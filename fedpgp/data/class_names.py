@@ -56,6 +56,16 @@ def spoken(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).lower().replace("_", " ").split())
 
 
+def check_template(template: object) -> None:
+    """Refuses a template that has no place, or several, for the class name.
+
+    Raises:
+        FedPGPError: naming it.
+    """
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
+
+
 def check_text(name: str, what: str) -> None:
     """Refuses a name that cannot be written to a table.
 

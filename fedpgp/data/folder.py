@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit, register
-from fedpgp.data.class_names import as_names, check_names, nfc, spoken
+from fedpgp.data.class_names import as_names, check_names, check_template, nfc, spoken
 from fedpgp.data.files import hold_out
 from fedpgp.data.layouts import Picture, lacking, read_layout
 from fedpgp.data.pictures import Reading
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, check_number
 from fedpgp.plain_text import written_out
 
 
@@ -50,10 +50,9 @@ def load(
     shown = written_out(root)
     if not root.is_dir():
         raise FedPGPError(f"data set folder: {shown} is no folder; set dataset.root to one that holds your pictures")
-    if template.count("{}") != 1:
-        raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
-    if not 0 < test_share < 1:
-        raise FedPGPError(f"dataset.test_share={test_share} must lie between 0 and 1")
+    check_template(template)
+    check_number("dataset.test_share", test_share, above=0, below=1)
+    check_number("dataset.split_seed", split_seed, whole=True)
     reading = Reading.of({"background": background, "grey_range": grey_range})
     found, notes = read_layout(root, layout)
     classes = sorted({nfc(picture.folder) for picture in found})

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.data.base import Dataset, Split, Subset, register
-from fedpgp.data.class_names import as_names, check_names, nfc
+from fedpgp.data.class_names import as_names, check_names, check_template, nfc
 from fedpgp.data.domains import TEST_SHARE
 from fedpgp.data.files import hold_out
 from fedpgp.data.pictures import Reading, as_rgb, read_picture
@@ -118,8 +118,7 @@ def load(
     """
     if not repo:
         raise FedPGPError("data set hub needs dataset.repo=OWNER/NAME, its name on the Hugging Face hub")
-    if template.count("{}") != 1:
-        raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
+    check_template(template)
     if train is None and test is None:
         raise FedPGPError("data set hub needs dataset.train or dataset.test")
     reading = Reading.of({"background": background, "grey_range": grey_range})

@@ -160,6 +160,8 @@ class Method(ABC):
     starts_as_shared: ClassVar[bool] = False
     """True: a client's tensors are drawn as the shared ones are, so that Ditto's personal prompt starts at p_G; False:
     from draws of their own. Either way all clients start alike, unless ``method.personal_start=per_client``."""
+    prepares_answers: ClassVar[bool] = True
+    """False: what :meth:`prepare` makes is for training alone, and evaluation goes without it."""
     equal_weights: ClassVar[bool] = False
     """True: the server averages clients alike; False: by their number of images. ``method.weighting`` says otherwise
     where a method's configuration has it."""
@@ -191,8 +193,8 @@ class Method(ABC):
     # How it is trained. -----------------------------------------------------------------------------------------------
 
     def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
-        """Before a cohort's training and before its evaluation: tensors (K, ...) to put into ``params``, new ones or in
-        the place of others. Without gradients.
+        """Before a cohort's training and, with :attr:`prepares_answers`, before its evaluation: tensors
+        (K, ...) to put into ``params``, new ones or in the place of others. Without gradients.
 
         Args:
             params: shared tensors as received, the client's own, and :meth:`for_client`'s.

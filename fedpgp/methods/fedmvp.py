@@ -64,6 +64,7 @@ class FedMVPSettings:
         check_number("method.rank", self.rank, least=1, whole=True)
         check_number("method.switch", self.switch, least=0)
         check_choice("method.low_rank_init", self.low_rank_init, ("zero", "normal"))
+        check_choice("method.low_rank_answers", self.low_rank_answers, (False, True))
         check_choice("method.loss_classes", self.loss_classes, ("all", "own"))
 
 
@@ -75,6 +76,7 @@ class FedMVP(Method):
     reads = ("pixels",)
     reads_in_training = ("features", "mirrored")
     carried = ("own_classes", "switched")
+    prepares_answers = False
     equal_weights = True
 
     @cached_property

@@ -65,6 +65,7 @@ class FedPGPSettings:
         check_number("method.experts", self.experts, least=1, whole=True)
         check_choice("method.guidance", self.guidance, GUIDANCES)
         check_choice("method.personal", self.personal, TERMS)
+        check_choice("method.personal_init", self.personal_init, ("zero", "normal"))
         check_choice("method.contrast", self.contrast, ("both", "positive", "negative"))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import check_number
+from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
@@ -41,6 +41,7 @@ class FedPHASettings:
     def __post_init__(self):
         check_number("method.ratio", self.ratio, least=0, most=1)
         check_number("method.alpha", self.alpha, least=0)
+        check_choice("method.through_svd", self.through_svd, (False, True))
 
 
 class FedPHA(PromptFL):

@@ -46,6 +46,7 @@ class FedTPG(Method):
     name = "fedtpg"
     Settings = FedTPGSettings
     carried = ("own_classes",)
+    prepares_answers = False
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

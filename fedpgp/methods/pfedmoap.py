@@ -67,6 +67,7 @@ class PFedMoAP(PromptFL):
     name = "pfedmoap"
     Settings = PFedMoAPSettings
     carried = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
+    prepares_answers = False
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         width, embed = self.settings.width, self.task.clip.embed

@@ -19,13 +19,19 @@ def method_class(chosen: Mapping) -> type[Method]:
         chosen: the ``method`` group: its ``name``, or ``component``, the import path of a class.
 
     Raises:
-        FedPGPError: an unknown name, or no such class, or one that is no method.
+        FedPGPError: an unknown name; a component beside another method; no such class, or one that
+            is no method or lacks a part of one.
     """
     path = chosen.get("component")
     if not path:
         if chosen["name"] not in METHODS:
             raise FedPGPError(unknown("method", chosen["name"], list(METHODS)))
         return METHODS[chosen["name"]]
+    if chosen["name"] in METHODS:
+        raise FedPGPError(
+            f"method.component={path} beside method={chosen['name']}, whose settings it would not read: "
+            "write method=component, and settings as '+method.settings.KEY=VALUE'"
+        )
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -35,4 +41,7 @@ def method_class(chosen: Mapping) -> type[Method]:
         ) from error
     if not (inspect.isclass(found) and issubclass(found, Method)):
         raise FedPGPError(f"method.component={path} is no class that derives from fedpgp.methods.Method")
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        raise FedPGPError(f"method.component={path} is not complete: it must define {lacking}")
     return found

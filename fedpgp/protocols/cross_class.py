@@ -19,7 +19,7 @@ from fedpgp.data.joint import Member, join
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel, few_shot
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol, one_of, splits
-from fedpgp.protocols.cross_dataset import Spec, as_spec, label_of
+from fedpgp.protocols.cross_dataset import Spec, as_specs, label_of
 
 NINE = (
     *("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd"),
@@ -49,7 +49,7 @@ class CrossClass(Protocol):
                 f"{scheme['scheme']}"
             )
         usual = [{"name": "emoji", "groups": [g]} for g in GROUPS] if dataset.name == "emoji" else NINE
-        specs = [as_spec(entry, "datasets") for entry in (usual if self.datasets is None else self.datasets)]
+        specs = as_specs(usual if self.datasets is None else self.datasets, "datasets")
         if dataset.name not in (spec["name"] for spec in specs):
             raise FedPGPError(
                 f"protocol.datasets does not name {dataset.name}: the run's own data set is one of the federation's "

@@ -65,9 +65,13 @@ class CrossDataset(Protocol):
     def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
         narrowing, usual = self.usual(dataset.name)
         narrowing = narrowing if self.source is None else self.source
+        if not isinstance(narrowing, Mapping):
+            raise FedPGPError(
+                f"protocol.source={narrowing!r} holds no options; write 'protocol.source={{OPTION:VALUE}}'"
+            )
         if narrowing:
             dataset = load({"name": dataset.name, **narrowing})
-        specs = [as_spec(target, "targets") for target in (usual if self.targets is None else self.targets)]
+        specs = as_specs(usual if self.targets is None else self.targets, "targets")
         if not specs:
             raise FedPGPError("protocol.targets is empty: name the data sets to be tested on")
         classes = all_classes(dataset)
@@ -102,6 +106,17 @@ def transfer(dealt: Deal, targets: Mapping[str, Dataset]) -> Deal:
     }
     shares = [replace(share, exams={**share.exams, **exams}) for share in dealt.shares]
     return replace(dealt, dataset=joint, shares=shares)
+
+
+def as_specs(targets: object, option: str) -> list[Spec]:
+    """Data sets by name, or by name and options, as the latter.
+
+    Raises:
+        FedPGPError: no list, or an entry that is neither.
+    """
+    if not isinstance(targets, Sequence) or isinstance(targets, str):
+        raise FedPGPError(f"protocol.{option}={targets!r} is no list; write 'protocol.{option}=[NAME,NAME]'")
+    return [as_spec(target, option) for target in targets]
 
 
 def as_spec(target: str | Spec, option: str) -> Spec:

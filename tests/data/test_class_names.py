@@ -97,6 +97,10 @@ def test_every_participant_of_a_deployment_has_the_same_names(tmp_path, draw):
     config["dataset"]["root"], config["partition"]["client"] = str(root), 0
     node = deal_configured(config).dataset
     assert server.class_names == node.class_names == ["7", "true", "null"]
+    config["dataset"]["template"] = None
+    del config["partition"]["client"]
+    with pytest.raises(FedPGPError, match="dataset.template=None needs exactly one {}"):
+        deal_configured(config)  # the server says so, before a node comes
 
 
 def test_every_data_set_has_composed_names():

@@ -78,8 +78,11 @@ def test_what_is_no_such_folder_is_refused(tmp_path, draw):
     with pytest.raises(FedPGPError, match="no pictures in"):
         load_dataset("folder", tmp_path)
     write_domains(tmp_path, draw, many=2)
-    with pytest.raises(FedPGPError, match="test_share=1"):
-        load_dataset("folder", tmp_path, test_share=1)
-    with pytest.raises(FedPGPError, match="needs exactly one {}"):
-        load_dataset("folder", tmp_path, template="a photo")
+    for option, values in {"test_share": (1, None, "x"), "split_seed": ("x", None)}.items():
+        for value in values:
+            with pytest.raises(FedPGPError, match=f"dataset.{option}={value!r}"):
+                load_dataset("folder", tmp_path, **{option: value})
+    for template in ("a photo", "{} {}", None, 5):
+        with pytest.raises(FedPGPError, match="needs exactly one {}"):
+            load_dataset("folder", tmp_path, template=template)
     assert np.array_equal(load_dataset("folder", tmp_path).train.labels.shape, (5,))

@@ -112,6 +112,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ({"repo": "things", "domain": "city"}, "unknown dataset.domain of things 'city'"),
         ({"repo": "things", "class_names": ["a"]}, "class_names has 1 names, things has 3 classes"),
         ({"repo": "things", "template": "a photo"}, "needs exactly one {}"),
+        ({"repo": "things", "template": None}, "needs exactly one {}"),
         ({"repo": "things", "train": None, "test": None}, "needs dataset.train or dataset.test"),
         ({"repo": "things", "class_names": "abc"}, "class_names='abc' is no list"),
         ({"repo": "things", "class_names": ["a", "A", "b"]}, "classes 'a' and 'A'"),

@@ -1,12 +1,14 @@
 """What a client answers with that never trained, trained once, or trained twice."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from fedpgp.federation import NeedsPictures
 from fedpgp.methods import METHODS, cosine_logits
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.small import small_config, small_federation
@@ -107,8 +109,10 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_no_answer_depends_on_what_never_trained(name):
-    """After a client's first round, a personal tensor that is still as it was drawn has no say in its answers."""
+def test_no_answer_depends_on_what_never_trained_or_on_training_pictures(name):
+    """After a client's first round, a personal tensor that is still as it was drawn has no say in its
+    answers, and nor have its training pictures: predict and export do without (but for pFedPrompt,
+    whose model is a memory of them)."""
     fed = federation(name)
     shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
@@ -119,6 +123,12 @@ def test_no_answer_depends_on_what_never_trained(name):
         if drawn and torch.equal(states[0][n], tensor.to(states[0][n])):
             states[0][n] = states[0][n] + torch.randn(tensor.shape, generator=rng, dtype=states[0][n].dtype)
     assert_close(answers(fed, 0, shared, memory, states), expected)
+    fed.dataset = replace(fed.dataset, train=None)
+    if name == "pfedprompt":
+        with pytest.raises(NeedsPictures, match="needs the client's own training images"):
+            answers(fed, 0, shared, memory, states)
+    else:
+        assert_close(answers(fed, 0, shared, memory, states), expected)
 
 
 @pytest.mark.parametrize("name", ["fedpgp", "promptfl_ft", "pfedmoap"])

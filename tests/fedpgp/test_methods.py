@@ -2,6 +2,7 @@
 (:mod:`plain`)."""
 
 import hashlib
+from dataclasses import fields
 
 import pytest
 import torch
@@ -214,6 +215,14 @@ def test_pfedmma_adapters_start_as_its_public_code_starts_them():
 def test_methods_inside_the_image_tower_refuse_a_convolutional_one():
     with pytest.raises(FedPGPError, match="method=vpt.*model=tiny_vit"):
         ImageTower(load_clip("tiny"), torch.float32, "vpt")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_of_another_kind_are_refused(name):
+    for field in fields(METHODS[name].Settings):
+        for wrong in ("perhaps", [1]):
+            with pytest.raises(FedPGPError, match=f"method.{field.name}"):
+                METHODS[name].Settings(**{field.name: wrong})
 
 
 def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):

@@ -325,6 +325,8 @@ def test_every_protocol_deals_the_embedded_federation_with_its_defaults(name, cl
         ("leave_one_domain_out", {}, "protocol.held_out has no value"),
         ("leave_one_domain_out", {"held_out": "sketsh"}, "did you mean sketch"),
         ("cross_dataset", {"targets": []}, "protocol.targets is empty"),
+        ("cross_dataset", {"targets": "things"}, "protocol.targets='things' is no list"),
+        ("cross_dataset", {"targets": ["things"], "source": "x"}, "protocol.source='x' holds no options"),
         ("cross_dataset", {"targets": [{"group": "x"}]}, "protocol.targets has"),
         ("cross_domain", {"targets": ["things"]}, "things has classes that animals has not"),
         ("cross_domain", {}, "knows no variants of animals"),

@@ -98,6 +98,14 @@ def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
         assert_close(result.loss[k], np.mean(losses), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"betas": 0.9}, {"betas": None}, {"betas": "ab"}, {"betas": [0.9]}, {"betas": [0.9, 1]}, {"eps": None}]
+)
+def test_numbers_of_adam_that_cannot_work_are_refused(wrong):
+    with pytest.raises(FedPGPError, match=f"training.{next(iter(wrong))}=.*cannot work"):
+        TrainingSettings(**wrong)
+
+
 def test_adam_in_float32_is_adam_to_the_last_digits():
     """1 - beta^step by subtraction would be wrong by 1e-4 in the first step."""
     grad = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 4)))
