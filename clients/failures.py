@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 from fedpgp.errors import FedPGPError
+from fedpgp.plain_text import one_line
 
 MOST_TRACEBACKS = 3
 """Different exceptions of one message whose traceback is sent."""
@@ -12,17 +13,22 @@ MOST_REASONS = 32
 """Different exceptions of one message that are told of at all."""
 LONGEST_TRACEBACK = 8192
 """Characters of a traceback that are kept: its end, which names the line."""
+LONGEST_MESSAGE = 800
+"""Bytes of an exception's own text that are kept, so that the line of code has room behind it."""
 
 _PROJECT = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("site-packages", "dist-packages", f"python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
 def describe(error: BaseException) -> str:
-    """Return the error in a line: its message, and for an exception nobody foresaw its type and its line of code."""
+    """Return the error in a line: its message, and for an exception nobody foresaw its type and its line of code.
+
+    The message may hold a whole tensor; it is cut to a length of which many fit into a node's account.
+    """
     if isinstance(error, FedPGPError):
-        return str(error)
+        return one_line(str(error))
     line = line_of(error)
-    return f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")
+    return one_line(f"{type(error).__name__}: {error}", LONGEST_MESSAGE) + (f" ({line})" if line else "")
 
 
 def line_of(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from experiments import report, runner
 from experiments.folder import ABOUT, RunFolder, default_folder
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
-from experiments.overrides import typed
 from experiments.settings import check
 from fedpgp.configured import load_configured
 from fedpgp.errors import FedPGPError
@@ -37,8 +36,7 @@ def begin(config: dict, command: str) -> None:
         return
     values = list(protocol.values(load_configured(config)))  # refused before a folder is made
     path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
-    if path.exists() and any(path.iterdir()):
-        raise FedPGPError(f"{path} exists already; resume it by {typed('resume', path)}, or choose another run_dir")
+    RunFolder(path).refuse_if_used()
     about = {"run_dir": str(path), "command": command, PARTS: values}
     text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
     write_atomically(path / WHOLE, text.encode())

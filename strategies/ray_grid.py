@@ -14,8 +14,9 @@ from flwr.app import Error, Message, Metadata
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from strategies.grid import readable
 from strategies.ray_worker import RayWorker
 
 APP_FAILED, WORKER_LOST = 2, 3
@@ -23,6 +24,10 @@ APP_FAILED, WORKER_LOST = 2, 3
 
 PATIENCE = 120.0
 """Seconds without a single worker after which the waiting messages fail."""
+
+START_PATIENCE = 600.0
+"""The same before the first worker is up: it imports torch, perhaps over a network, and a cluster may
+be busy."""
 
 PROBE_PAUSE = 1.0
 """Seconds between two looks at whether a lost worker is back."""
@@ -51,6 +56,8 @@ class RayGrid(Grid):
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
         self._without_workers: float | None = None  # since when
+        self._patience = START_PATIENCE
+        self._lost = ""  # why the last one was
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._nodes)
@@ -127,12 +134,15 @@ class RayGrid(Grid):
         except RayTaskError as error:  # the app raised; its worker is well
             cause = error.cause if isinstance(error.cause, BaseException) else error
             result = Error(APP_FAILED, f"{type(cause).__name__}: {cause}")
-        except (RayActorError, RayError) as error:
-            self._paused.append((time.monotonic() + PROBE_PAUSE, worker))
+        except RayError as error:
+            self._lost = why_lost(error)
+            if not could_not_start(error):  # Ray starts no such worker again
+                self._paused.append((time.monotonic() + PROBE_PAUSE, worker))
             if message is not None:
-                self._reply(Message(Error(WORKER_LOST, why_lost(error)), reply_to=message))
+                self._reply(Message(Error(WORKER_LOST, self._lost), reply_to=message))
             return
         self._free.append(worker)
+        self._patience = PATIENCE
         if message is not None:
             is_reply = isinstance(result, Message)
             self._reply(result if is_reply else Message(result, reply_to=message))
@@ -141,13 +151,16 @@ class RayGrid(Grid):
         self._replies[reply.metadata.reply_to_message_id] = reply
 
     def _give_up_if_alone(self) -> None:
-        """Fail what waits when no worker has come back for a long time."""
+        """Fail what waits when no worker can come any more, or none has come for a long time."""
         if self._free or self._running or not self._queue:
             self._without_workers = None
             return
         self._without_workers = self._without_workers or time.monotonic()
-        if time.monotonic() - self._without_workers > PATIENCE:
-            reason = f"no worker of Ray has been there for {PATIENCE:g} seconds"
+        gone = not (self._probes or self._paused)
+        if gone or time.monotonic() - self._without_workers > self._patience:
+            reason = f"no worker of Ray has been there for {self._patience:g} seconds"
+            reason += f"; the last one: {self._lost}" if self._lost else "; is the cluster busy?"
+            reason = self._lost if gone else reason
             while self._queue:
                 self._reply(Message(Error(WORKER_LOST, reason), reply_to=self._queue.popleft()))
 
@@ -183,9 +196,17 @@ def with_id(message: Message) -> Message:
     return Message(message.content, metadata=metadata)
 
 
+def could_not_start(error: Exception) -> bool:
+    """Whether a worker's app could not be made there."""
+    return getattr(error, "actor_init_failed", False)
+
+
 def why_lost(error: Exception) -> str:
     """Return why a worker was lost, and what to do about it where that is known."""
-    if isinstance(error, OutOfMemoryError) or "memory" in str(error).lower():
+    if could_not_start(error):
+        return f"a worker of Ray could not start: {readable(str(error))}"
+    # Of any death Ray says that it may have been the kernel's "high memory usage".
+    if isinstance(error, OutOfMemoryError) or "low on memory" in str(error):
         return (
             "its worker was ended because the machine ran out of memory; use fewer "
             "runtime.workers, or a smaller runtime.cohort_size or batch_size"

@@ -104,6 +104,12 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     assert main([*SMALL, f"run_dir={folder}"]) == 0
     out = capsys.readouterr().out
     assert "personal prompt" in out and str(folder) in out
+    files = "config.yaml metrics.jsonl clients.csv partition.json summary.json samples.json machines.json report.html"
+    assert {path.name for path in folder.iterdir()} == {*files.split(), "checkpoint", "private", ".lock"}
+    train, evaluation = "round loss clients dropped", "round clients all_clients zero_shot global personal"
+    said = {"kind", "seconds", "bytes_up", "bytes_down"}
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        assert set(line) == said | set((train if line["kind"] == "train" else evaluation).split())
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["clients"] == 4 and config["versions"]["flwr"] and f"run_dir={folder}" in config["command"]
     summary = json.loads((folder / "summary.json").read_text())
@@ -124,6 +130,8 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     partition = json.loads((folder / "partition.json").read_text())
     assert partition["scheme"] == "iid" and len(partition["clients"]) == 4 and len(partition["class_names"]) == 6
     rows = list(csv.DictReader((folder / "clients.csv").open()))
+    figures = "local base novel hm3 hm2 unseen"
+    assert list(rows[0]) == ["id", "domain", "train_images", "test_images", "model", *figures.split()]
     assert len(rows) == 12 and {row["model"] for row in rows} == {"zero_shot", "global", "personal"}
     mean = sum(float(row["local"]) for row in rows if row["model"] == "personal") / 4
     assert mean == pytest.approx(summary["accuracy"]["personal"]["local"])
@@ -248,6 +256,8 @@ def test_a_protocol_of_several_runs_makes_them_all_and_one_report(tmp_path, smal
     assert summary["accuracy"]["personal"]["local"] == pytest.approx((both[0]["local"] + both[1]["local"]) / 2)
     assert set(summary["accuracy"]["personal"]["domains"]) == {"noto", "twemoji"} and summary["status"] == "finished"
     assert main([*command, f"run_dir={folder}"]) == 2  # exists
+    assert main([*command, f"run_dir={folder / 'summary.json'}"]) == 2  # a file
+    assert "exists already" in capsys.readouterr().err
     (folder / parts[1] / "summary.json").unlink()
     assert main([f"resume={folder}", "verbose=false"]) == 0
     assert "is finished" in capsys.readouterr().out and (folder / parts[1] / "summary.json").exists()

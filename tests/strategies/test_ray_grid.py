@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+import strategies.ray_grid
 from strategies.ray_grid import APP_FAILED, WORKER_LOST, RayGrid, why_lost, with_id
 from strategies.simulation import ray_cluster
 
@@ -93,11 +94,38 @@ def test_waiting_ends_with_the_first_reply(grid):
 
 
 def test_a_worker_that_died_of_memory_is_named_with_what_to_do():
-    from ray.exceptions import ActorDiedError, OutOfMemoryError
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayActorError
 
-    for error in (OutOfMemoryError("Task was killed due to the node running low on memory."), MemoryError("memory")):
+    low = "Task was killed due to the node running low on memory."
+    for error in (OutOfMemoryError(low), RayActorError(error_msg=low)):
         assert "runtime.workers" in why_lost(error) and "cohort_size" in why_lost(error)
-    assert "ended unexpectedly" in why_lost(ActorDiedError())
+    any_death = (
+        "Some common causes include: (1) killed by the OOM killer due to high memory usage, (2) ray stop --force"
+    )
+    for error in (ActorDiedError(), RayActorError(error_msg=any_death), ActorUnavailableError(any_death, None)):
+        assert "ended unexpectedly" in why_lost(error)
+
+
+def no_app() -> ClientApp:
+    raise ModuleNotFoundError("no such module")
+
+
+def test_a_worker_that_cannot_start_says_why_at_once(grid):
+    """Nobody waits for it, then or later: Ray does not start it again."""
+    broken = RayGrid(no_app, 1, {"num_cpus": 0})
+    for ask in ("a", "b"):
+        (reply,) = broken.send_and_receive(messages(broken, ask), timeout=60)
+        assert reply.error.code == WORKER_LOST
+        assert reply.error.reason.endswith("could not start: ModuleNotFoundError: no such module")
+    broken.close()
+
+
+def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(grid, monkeypatch):
+    monkeypatch.setattr(strategies.ray_grid, "START_PATIENCE", 0.5)
+    waiting = RayGrid(make_app, 1, {"num_cpus": 1000})
+    (reply,) = waiting.send_and_receive(messages(waiting, "a"), timeout=60)
+    assert reply.error.reason == "no worker of Ray has been there for 0.5 seconds; is the cluster busy?"
+    waiting.close()
 
 
 def test_a_message_gets_an_id_and_keeps_the_rest():
