@@ -351,12 +351,13 @@ def _broken_rows(split: Split) -> list[int]:
     are tried again each time: it may be a right or a disk, which changes no file."""
     path = cache_folder() / f"unreadable-{split.fingerprint[:32]}.json"
     broken, to_try, known = [], list(range(len(split))), False
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text())
-            broken, to_try, known = content["broken"], content["retry"], True
-        except (ValueError, KeyError, TypeError):
-            log.warning("%s is damaged and made anew", path)
+    try:
+        content = json.loads(path.read_text())
+        broken, to_try, known = content["broken"], content["retry"], True
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("%s is damaged and made anew", path)
 
     def failure(row: int) -> BaseException | None:
         try:
@@ -370,7 +371,10 @@ def _broken_rows(split: Split) -> list[int]:
     if not known:
         retry = [row for row, error in failed.items() if getattr(error, "errno", None) is not None]
         broken = sorted(set(failed) - set(retry))
-        write_cache(path, json.dumps({"broken": broken, "retry": retry}).encode())
+        try:
+            write_cache(path, json.dumps({"broken": broken, "retry": retry}).encode())
+        except FedPGPError as error:  # it only saves the next process the look
+            log.warning("which pictures are broken is looked up anew by every process: %s", error)
     return sorted({*broken, *failed})
 
 

@@ -139,3 +139,4 @@ def _silence_pillow() -> None:
     """Keeps Pillow's remarks on metadata, palettes and sizes off the terminal; what is wrong with a picture that cannot
     be read is in the error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)

@@ -222,6 +222,14 @@ def test_a_damaged_record_of_broken_pictures_is_made_anew(broken_folder, tmp_pat
     assert "is damaged and made anew" in caplog.text
 
 
+def test_broken_pictures_are_left_out_where_no_record_of_them_can_be_kept(
+    broken_folder, tmp_path, monkeypatch
+):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("FEDPGP_CACHE", str(tmp_path / "a file"))
+    assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5
+
+
 def test_a_node_with_pictures_of_its_own_skips_too(broken_folder):
     overrides = ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[cat,dog]", "clients=2"]
     config = composed([*overrides, f"dataset.root={broken_folder}", "dataset.on_bad_image=skip"])

@@ -2,15 +2,20 @@
 
 import os
 import shutil
+import tempfile
 import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.settings import composed, parse
 from fedpgp.configured import load_configured
 from fedpgp.data import load_dataset
 from fedpgp.data.files import hold_out, pictures
+from fedpgp.data.layouts import LAYOUTS, SPLITS
 from fedpgp.errors import FedPGPError
 
 
@@ -256,3 +261,30 @@ def test_folders_written_on_a_mac_are_the_same_classes(make):
     assert (len(data.train), len(data.test)) == (4, 4) and data.test.image(0) and data.train.image(0)
     data = load_dataset("folder", make().parent / "root", class_names=[mac, "tea"], layout="SPLIT/CLASS")
     assert data.class_names == [other, "tea"]
+
+
+FOLDERS = st.sampled_from(["train", "test", "val", "cat", "dog", "oslo", "bern", "Test"])
+TREES = st.dictionaries(st.lists(FOLDERS, max_size=4).map(tuple), st.integers(1, 3), min_size=1, max_size=7)
+
+
+@settings(max_examples=150, deadline=None)
+@given(TREES, st.sampled_from([None, None, *LAYOUTS]))
+def test_every_picture_is_used_once_or_counted_or_the_folder_is_refused(tree, layout):
+    with tempfile.TemporaryDirectory() as root:
+        for parts, many in tree.items():
+            folder = Path(root, *parts)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(many):
+                (folder / f"{i}.png").touch()
+        try:
+            data = load_dataset("folder", root, layout=layout)
+        except FedPGPError:
+            return
+        used = [(path, part) for part in ("train", "val", "test") for path in getattr(getattr(data, part), "paths", ())]
+        assert len({path for path, _ in used}) == len(used), "in one split only"
+        counted = sum(int(note.split()[2]) for note in data.notes if note.startswith("not read"))
+        assert len(used) + counted == sum(tree.values())
+        for path, part in used:
+            named = [SPLITS[name.lower()] for name in path.split("/")[:-2] if name.lower() in SPLITS]
+            if layout is None and named:
+                assert part == named[0], "what lies in a folder of a split is of that split"

@@ -199,3 +199,15 @@ def test_pillow_s_own_warnings_stay_off_the_terminal(tmp_path):
         _silence_pillow.cache_clear()
         assert read_picture(path).size == (40, 24)
         assert not heard
+
+
+def test_what_pillow_logs_stays_off_the_terminal_too(tmp_path, caplog):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.tif")
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    samples = content.index(b"\x15\x01\x03\x00\x01\x00\x00\x00")  # the tag of samples per pixel
+    content[samples + 8 : samples + 10] = b"\xff\x0f"
+    (tmp_path / "x.tif").write_bytes(content)
+    _silence_pillow.cache_clear()
+    with pytest.raises(FedPGPError, match=r"x\.tif cannot be read"):
+        FileSplit(tmp_path, ["x.tif"], [0]).image(0)
+    assert not caplog.records
