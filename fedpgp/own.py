@@ -56,7 +56,8 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
     if client is None:
         dataset = Dataset("folder", names, config["dataset"]["template"], None, None, None)
         return Deal(dataset, base, novel, shares, own=True)
-    dataset = load(config)
+    layout = config["dataset"].get("layout")  # of all sites; this is one of them
+    dataset = load({**config, "dataset": {**config["dataset"], "layout": layout and layout.removeprefix("SITE/")}})
     train = rows_of(dataset.train, base)
     if config["shots"] is not None and len(train):
         train = train[few_shot(dataset.train.labels[train], config["shots"], config["seed"])]

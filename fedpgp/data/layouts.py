@@ -152,24 +152,26 @@ def _recognised(tree: Tree, root: Path) -> dict[str | None, str]:
     Raises:
         FedPGPError: several layouts fit.
     """
-    whole = _of_site([parts for parts in tree.pictures if parts], tree.inside.get((), ()), root)
+    folders = [parts for parts in tree.pictures if parts]
+    whole = _of_site(folders, tree.inside.get((), ()), root, "CLASS or dataset.layout=SITE/CLASS")
     if whole is not None:
         return {None: whole}
     below: dict[str, list[Parts]] = {}
     for parts in tree.pictures:
         if len(parts) > 1:
             below.setdefault(parts[0], []).append(parts[1:])
-    found = {site: _of_site(below[site], tree.inside[site,], root / site) for site in sorted(below)}
+    found = {site: _of_site(below[site], tree.inside[site,], root / site, "SITE/CLASS") for site in sorted(below)}
     return {site: layout for site, layout in found.items() if layout is not None}
 
 
-def _of_site(folders: list[Parts], names: Iterable[str], where: Path) -> str | None:
+def _of_site(folders: list[Parts], names: Iterable[str], where: Path, by_class: str) -> str | None:
     """``CLASS`` or ``SPLIT/CLASS``, or None when it is neither.
 
     Args:
         folders: those that hold pictures, seen from the site.
         names: of all folders in the site's.
         where: the site's folder.
+        by_class: the layout to name for one whose folders are classes.
     """
     direct = sorted({parts[0] for parts in folders if len(parts) == 1})
     nested = sorted({parts[0] for parts in folders if len(parts) == 2})
@@ -195,7 +197,7 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path) -> str | N
             where,
             f"classes ({_some(direct)}), with pictures in folders below that are not read ({nested[0]}/…)",
             f"folders of classes ({_some(nested)}), with pictures beside them that are not read ({direct[0]}/…)",
-            "move either, or set dataset.layout=CLASS or dataset.layout=SITE/CLASS",
+            f"move either, or set dataset.layout={by_class}",
         )
     return "CLASS" if direct else None
 

@@ -222,9 +222,7 @@ def test_a_damaged_record_of_broken_pictures_is_made_anew(broken_folder, tmp_pat
     assert "is damaged and made anew" in caplog.text
 
 
-def test_broken_pictures_are_left_out_where_no_record_of_them_can_be_kept(
-    broken_folder, tmp_path, monkeypatch
-):
+def test_broken_pictures_are_left_out_where_no_record_of_them_can_be_kept(broken_folder, tmp_path, monkeypatch):
     (tmp_path / "a file").touch()
     monkeypatch.setenv("FEDPGP_CACHE", str(tmp_path / "a file"))
     assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.settings import composed, parse
-from fedpgp.configured import load_configured
+from fedpgp.configured import deal_configured, load_configured
 from fedpgp.data import load_dataset
 from fedpgp.data.files import hold_out, pictures
 from fedpgp.data.layouts import LAYOUTS, SPLITS
@@ -134,6 +134,23 @@ def test_the_site_that_is_at_fault_is_named(make):
         load_dataset("folder", root)
     with pytest.raises(FedPGPError, match=rf"{root}/bern has no folder test"):
         load_dataset("folder", make("oslo/train/cat/", "oslo/test/cat/"), layout="SITE/SPLIT/CLASS")
+
+
+def test_one_setting_of_the_layout_serves_a_simulation_and_its_nodes(make):
+    root = make("oslo/cat/", "oslo/cat/old/", "bern/cat/")
+    with pytest.raises(FedPGPError, match=rf"{root}/oslo can be read in two ways.* set dataset.layout=SITE/CLASS$"):
+        load_dataset("folder", root)
+    words = [
+        "dataset=folder",
+        "dataset.class_names=[cat]",
+        "dataset.layout=SITE/CLASS",
+        "protocol=personal",
+        "clients=2",
+    ]
+    whole = deal_configured(composed([*words, "partition=natural", f"dataset.root={root}"]))
+    own = composed([*words, "partition=own"])
+    own["dataset"]["root"], own["partition"]["client"] = str(root / "oslo"), 1
+    assert len(deal_configured(own).shares[1].train) == len(whole.shares[1].train) == 3
 
 
 def test_a_class_may_be_called_train(make):
