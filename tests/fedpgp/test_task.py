@@ -29,5 +29,6 @@ def test_zero_shot_and_guidance_have_a_template_of_their_own(plain):
 def test_the_protocol_says_which():
     tasks = [build(composed(["protocol=personal", *more])).method.task for more in ([], ["protocol.template=plain"])]
     assert [task.plain_zero_shot for task in tasks] == [False, True]
+    assert composed(["recipe=paper", "protocol=dirichlet"])["protocol"]["template"] == "plain"
     with pytest.raises(FedPGPError, match="protocol.template"):
         build(composed(["protocol=personal", "protocol.template=plane"]))
