@@ -12,6 +12,7 @@ import resource
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from flwr.clientapp import ClientApp
 from clients.failures import Failures, describe
 from clients.guard import guarded
 from clients.progress import CLIENTS, Progress
-from clients.site import Site, Unfit, differences, identity
+from clients.site import ERRORS, Site, Unfit, differences, identity
 from clients.state import PrivateStore, finite
 from clients.wire import Job, Record, pack_reply, unpack
 from fedpgp.errors import FedPGPError, MethodError
@@ -113,7 +114,7 @@ class Node:
         """Answers the server's first message: which client lives here, and its row of the table, or why this node
         cannot take part, and whether that may pass.
         """
-        answer: dict[str, object] = {"client": self.site.client}
+        answer: dict[str, object] = {"client": self.site.client, "name": self.site.name}
         try:
             self.store.claim()
             self.store.give_configuration(str(self.content["configuration"]["json"]))
@@ -167,7 +168,10 @@ class Node:
         if self.site is None or self.site.data_dir is None:
             return reason
         print(f"error: {reason}", file=sys.stderr, flush=True)
-        return "something is wrong with its data or its machine; the log of its node says what"
+        whole = reason if isinstance(error, FedPGPError) else "".join(traceback.format_exception(error))
+        kept = self.site.keep_error(whole)
+        where = f"{ERRORS} in its state-dir" if kept else "the log of its node"
+        return f"something is wrong with its data or its machine; {where} says what"
 
     def _groups(self) -> Iterator[tuple[Shared, list[int]]]:
         """Clients that share the same tensors, together: usually all."""

@@ -3,9 +3,12 @@
 ``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/pictures'"``:
 
 * ``client-id``: which logical client lives here;
+* ``client-name``: what people call it, in warnings, tables and the report;
 * ``state-dir``: where its private tensors are kept, and the features of its own pictures;
 * ``data-root``: the folder that holds the public data sets, where the federation deals one; else $FEDPGP_DATA;
 * ``data-dir``: its own pictures (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
+* ``on-bad-image``: ``skip`` leaves out those of its own pictures that cannot be read; else the federation's
+  ``dataset.on_bad_image`` holds;
 * ``weights``: a file with the model's weights, where the federation's configuration names another machine's;
 * ``cache-dir``: where features are kept instead.
 """
@@ -13,6 +16,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +25,19 @@ from pathlib import Path
 import fedpgp
 from fedpgp.data_record import split_digest
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.files import private_folder
+from fedpgp.files import owner_only, private_folder
+from fedpgp.plain_text import one_line, printable
 
-KEYS = ("client-id", "state-dir", "data-root", "data-dir", "weights", "cache-dir")
+KEYS = (*("client-id", "client-name", "state-dir", "data-root", "data-dir", "on-bad-image", "weights", "cache-dir"),)
+
+LONGEST_NAME = 64
+"""Characters of a client's name."""
+
+ERRORS = "errors.log"
+"""In a node's state-dir: what went wrong with its own pictures or its machine, which nobody else is told."""
+
+ERRORS_BYTES = 2**20
+"""Size at which that file begins anew; the one before is kept."""
 
 
 class Unfit(FedPGPError):
@@ -38,7 +52,9 @@ class Site:
         client: the logical client that lives here.
         state_dir: folder of what it keeps for itself.
         data_root: folder of public data sets, for one that is dealt; None is the usual one.
+        name: what people call the client; empty where nobody said.
         data_dir: its own pictures; None where the federation's data set is dealt.
+        on_bad_image: ``error`` or ``skip`` for its own pictures; None takes what the federation's configuration says.
         weights: a weights file; None takes what the federation's configuration says.
         cache_dir: folder of features; None is one in ``state_dir`` for its own pictures, the usual one for others.
     """
@@ -49,6 +65,8 @@ class Site:
     data_dir: Path | None = None
     weights: str | None = None
     cache_dir: str | None = None
+    name: str = ""
+    on_bad_image: str | None = None
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "Site":
@@ -68,6 +86,15 @@ class Site:
         client = node_config["client-id"]
         if isinstance(client, bool) or not isinstance(client, int) or client < 0:
             raise FedPGPError(f"client-id={client!r} in --node-config cannot work; it is a whole number, 0 or more")
+        name = str(node_config.get("client-name", ""))
+        if len(name) > LONGEST_NAME or name != one_line(name):
+            raise FedPGPError(
+                f"client-name={printable(name)!r} in --node-config cannot work; it is a line of at most {LONGEST_NAME} "
+                "characters"
+            )
+        bad = node_config.get("on-bad-image")
+        if bad not in (None, "error", "skip"):
+            raise FedPGPError(unknown("on-bad-image in --node-config", bad, ["error", "skip"]))
         root, own, weights, cache = (node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir"))
         return cls(
             client,
@@ -76,6 +103,8 @@ class Site:
             None if own is None else Path(str(own)).expanduser(),
             None if weights is None else str(weights),
             None if cache is None else str(cache),
+            name,
+            bad,
         )
 
     def store_folder(self, run: str) -> Path:
@@ -87,6 +116,19 @@ class Site:
         if not re.fullmatch(r"[0-9a-f]{8,64}", run):
             raise FedPGPError(f"the run's id {run!r} is not one of this project's")
         return self.state_dir / run
+
+    def keep_error(self, text: str) -> bool:
+        """Writes to the node's :data:`ERRORS`; returns whether that was possible."""
+        path = self.state_dir / ERRORS
+        try:
+            private_folder(self.state_dir)
+            if path.exists() and path.stat().st_size > ERRORS_BYTES:
+                path.replace(path.with_suffix(".log.1"))
+            with open(path, "a", opener=owner_only, encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except (OSError, FedPGPError):
+            return False
+        return True
 
     def configured(self, text: str) -> str:
         """The federation's configuration (JSON text) with this node's own paths.
@@ -112,6 +154,8 @@ class Site:
         if own:
             config["dataset"]["root"] = str(self.data_dir)
             config["partition"]["client"] = self.client
+            if self.on_bad_image is not None:
+                config["dataset"]["on_bad_image"] = self.on_bad_image
             if cache is None:  # features of its own pictures are nobody else's
                 private_folder(self.state_dir / "features")
                 cache = str(self.state_dir / "features")

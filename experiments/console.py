@@ -17,7 +17,7 @@ from experiments.overrides import resume_command
 from experiments.progress import ProgressLine
 from experiments.reporting.runs import MODELS, block_figure, number
 from experiments.reporting.words import human_bytes, human_seconds, percent
-from fedpgp.plain_text import indented
+from fedpgp.plain_text import called, indented
 
 _COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "unseen": "unseen"}
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
@@ -34,6 +34,7 @@ class Console:
     def __init__(self, total_rounds: int, stream: TextIO | None = None):
         """`stream`: where to write, standard output by default."""
         self.total_rounds = total_rounds
+        self.names: dict[int, str] = {}  # client -> its name, where its node has told one
         self.one_prompt = False  # whether the method has one prompt for all, which the server finds out
         self._out = RichConsole(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
         self._line_of_progress = ProgressLine(self._out)
@@ -80,7 +81,8 @@ class Console:
             words.append(f"  {human_seconds(left)} left", style="not bold dim")
         self._line(words)
         for entry in (train or {}).get("dropped") or []:
-            self.warn(f"client {entry.get('client')} is left out of round {index}: {entry.get('reason')}")
+            who = called({"id": entry.get("client"), "name": self.names.get(entry.get("client"))})
+            self.warn(f"{who} is left out of round {index}: {entry.get('reason')}")
         if index >= self.total_rounds:
             self._line_of_progress.stop()
         elif self._out.is_terminal:

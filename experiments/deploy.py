@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clients.site import LONGEST_NAME
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
@@ -25,7 +26,7 @@ from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.files import private_folder
-from fedpgp.plain_text import indented
+from fedpgp.plain_text import indented, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +137,10 @@ def _sites(options: argparse.Namespace) -> list[dict]:
         raise FedPGPError(f"--data {options.data}: there is no folder in it; it holds one for each client")
     if options.clients not in (None, len(folders)):
         raise FedPGPError(f"--clients {options.clients}, but --data {options.data} holds {len(folders)} folders")
-    return [{"client-id": client, "data-dir": str(path.resolve())} for client, path in enumerate(folders)]
+    return [
+        {"client-id": client, "client-name": one_line(path.name, LONGEST_NAME), "data-dir": str(path.resolve())}
+        for client, path in enumerate(folders)
+    ]
 
 
 def _keys(options: argparse.Namespace) -> int:

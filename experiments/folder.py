@@ -175,16 +175,19 @@ class RunFolder:
         self.evaluations = [record for record in records if record["kind"] == "eval"]
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
-        """clients.csv: the last evaluation, a row a client and model."""
+        """clients.csv: the last evaluation, a row a client and model; with the clients' names where their nodes told
+        them."""
         figures = ("local", "base", "novel", "hm3", "hm2", "unseen")
-        lines: list[list] = [["id", "domain", "train_images", "test_images", "model", *figures]]
+        named = ["name"] if any(client.get("name") for client in self.table) else []
+        lines: list[list] = [["id", "domain", "train_images", "test_images", "model", *figures, *named]]
         for row in rows:
             own = self.table[row["id"]]
             for model in MODELS:
                 values = client_figures(row, model)
                 if any(value is not None for value in values.values()):
                     about = [row["id"], row["domain"] or "", own["train_images"], own["test_images"], model]
-                    lines.append([*about, *("" if values[name] is None else values[name] for name in figures)])
+                    shown = ["" if values[name] is None else values[name] for name in figures]
+                    lines.append([*about, *shown, *(own.get("name", "") for _ in named)])
         write_atomically(self.path / "clients.csv", csv_text(lines).encode())
 
     def summary(self) -> dict:

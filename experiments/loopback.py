@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from clients.site import ERRORS
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.overrides import toml
@@ -96,7 +97,7 @@ class Loopback:
         try:
             for line in process.stdout:
                 if not _FLOWERS_OWN.match(line):
-                    say(line.rstrip("\n"))
+                    say(self._with_place(line.rstrip("\n")))
                 if _ENDED.search(line):
                     break
             else:
@@ -104,6 +105,17 @@ class Loopback:
                     raise FedPGPError(f"flwr run failed: {' '.join(self.log('flwr-run').split())}")
         finally:
             _end([process], 0)
+
+    def _with_place(self, line: str) -> str:
+        """A line of the ServerApp's that speaks of a file in a client's state-dir, with the file's path."""
+        client = re.search(r"client (\d+)", line)
+        if client and int(client[1]) < len(self.nodes):
+            path = self._state_dir(int(client[1])) / ERRORS
+            return line.replace(f"{ERRORS} in its state-dir", str(path))
+        return line
+
+    def _state_dir(self, node: int) -> Path:
+        return self.folder / f"client_{node}" / "state"
 
     def interrupt(self) -> None:
         """Asks the ServerApp to stop and save, as Ctrl-C does in a simulation, and waits until it has."""
@@ -121,7 +133,7 @@ class Loopback:
             options: in place of TLS and key.
         """
         home = self.folder / f"client_{node}"
-        config = {**self.nodes[node], "state-dir": str(home / "state")}
+        config = {**self.nodes[node], "state-dir": str(self._state_dir(node))}
         secure = ["--root-certificates", self._file("ca.crt"), "--auth-supernode-private-key", str(key or home / "key")]
         command = [
             *(sys.executable, "-m", "experiments.supernode", "--superlink", self.address, *(options or secure)),

@@ -329,6 +329,7 @@ class _Observer:
             self.console.note(text)
 
     def clients(self, table: list[dict]) -> None:
+        self.console.names = {row["id"]: row["name"] for row in table if row.get("name")}
         self.folder.clients(table, self.config["partition"], self.class_names, self.notes)
 
     def trained(self, record: dict) -> None:

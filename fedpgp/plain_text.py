@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 
 LONGEST = 1000
 """Bytes of a text that are kept."""
@@ -41,6 +42,11 @@ def indented(text: object) -> str:
     the program's own would.
     """
     return printable(str(text)).rstrip("\n").replace("\n", "\n  ")
+
+
+def called(row: Mapping) -> str:
+    """A client as a person is told of it: its number, and its name where its node has told one."""
+    return f"client {row['id']} ({row['name']})" if row.get("name") else f"client {row['id']}"
 
 
 def _shown(character: str) -> bool:

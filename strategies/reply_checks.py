@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
+from clients.site import LONGEST_NAME
 from clients.wire import BARE, count_bytes, full
 from fedpgp.evaluation import MODELS
 from fedpgp.plain_text import one_line, printable
@@ -182,7 +183,8 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
 
 
 def read_greeting(content: RecordDict) -> dict:
-    """A node's first answer (:meth:`clients.app.Node.greet`): ``client``, and ``row``, or ``refused`` and ``passing``.
+    """A node's first answer (:meth:`clients.app.Node.greet`): ``client`` and its ``name``, and ``row``, or ``refused``
+    and ``passing``.
 
     Raises:
         Unusable: it cannot be read.
@@ -195,7 +197,10 @@ def read_greeting(content: RecordDict) -> dict:
         client = said.get("client")
         if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client <= MOST:
             raise Unusable(f"says it is client {_shown(client)}")
-        found = {"client": client, "row": said.get("row")}
+        name = said.get("name", "")
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            raise Unusable(f"says that client {client} is called {_shown(name)}")
+        found = {"client": client, "name": one_line(name), "row": said.get("row")}
         if refused := said.get("refused"):
             found |= {"refused": one_line(str(refused)), "passing": bool(said.get("passing"))}
         return found

@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from clients.wire import Job
-from fedpgp.plain_text import one_line
+from fedpgp.plain_text import called, one_line
 from strategies.pulling import pull
 from strategies.reply_checks import Unusable, contained, read_greeting, read_row
 from strategies.seats import NodeInfo, Seats
@@ -214,7 +214,8 @@ class Roll:
                     )
                 self._refuse(guest, reason)
             elif refusal := answer.get("refused"):
-                reason = f"the node of client {client} cannot take part: {refusal}"
+                who = called({"id": client, "name": answer["name"]})
+                reason = f"the node of {who} cannot take part: {refusal}"
                 self._refuse(guest, reason, client, passing=answer["passing"])
             elif holder not in (None, node) and not self._displaced(holder, client):
                 reason = (
@@ -223,7 +224,8 @@ class Roll:
                 )
                 self._refuse(guest, reason, client, rival=True)
             else:
-                self.rows[client] = contained(lambda: read_row(answer.get("row"), client, self._table))
+                row = contained(lambda: read_row(answer.get("row"), client, self._table))
+                self.rows[client] = {**row, "name": answer["name"]} if answer["name"] else row
                 self._seat(node, client)
         except Unusable as reason:
             self._refuse(guest, f"a node cannot take part: {reason}", client)
@@ -239,7 +241,8 @@ class Roll:
         self._guests[node] = Guest(self._guests[node].since, client=client, seated=True)
         self.seats.take(client, self._infos[node])
         if self._last.get(client, node) != node:
-            self._warn(f"client {client} is on node {node} now; before, it was on node {self._last[client]}")
+            who = called(self.rows[client])
+            self._warn(f"{who} is on node {node} now; before, it was on node {self._last[client]}")
         self._last[client] = node
 
     def _refuse(

@@ -27,6 +27,7 @@ from clients.wire import Job
 from fedpgp.data_record import data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import is_evaluated, summarize
+from fedpgp.plain_text import called
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.failures import lost_round, tell
@@ -347,7 +348,7 @@ class Server:
         ]
         self._account(exchange, "evaluate")
         for client, reason in sorted(dropped.items()):
-            self.observer.warn(f"round {round}: client {client} is not in the evaluation: {reason}")
+            self.observer.warn(f"round {round}: {called(self.table[client])} is not in the evaluation: {reason}")
         record = {
             "kind": "eval",
             "round": round,

@@ -28,7 +28,7 @@ def client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
     def bars(title: str, note: str, rows: list[dict]) -> tuple[str, str, Any]:
         values = [
-            (f"client {row['id']}", [row[key]["local"] if key in row else math.nan for _, key in models])
+            (row["name"] or f"client {row['id']}", [row[key]["local"] if key in row else math.nan for _, key in models])
             for row in rows
         ]
         return title, note, charts.client_bars(values, models, title=f"Local accuracy: {title}")
@@ -61,10 +61,11 @@ def client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
 
 def by_client(run: Run) -> list[dict]:
-    """A dict a client: id, domain, and the clients.csv row of each model."""
+    """A dict a client: id, domain, name, and the clients.csv row of each model."""
     clients: dict[int, dict] = defaultdict(dict)
     for row in run.clients:
-        clients[row["id"]] |= {"id": row["id"], "domain": row.get("domain") or None, row["model"]: row}
+        about = {"id": row["id"], "domain": row.get("domain") or None, "name": row.get("name") or ""}
+        clients[row["id"]] |= {**about, row["model"]: row}
     return [clients[key] for key in sorted(clients)]
 
 

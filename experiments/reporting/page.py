@@ -27,6 +27,7 @@ from experiments.reporting.words import (
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.files import write_atomically
+from fedpgp.plain_text import called
 
 _CLIENTS_AS_BUBBLES = 120
 _TILES_A_DOMAIN = 12
@@ -89,7 +90,7 @@ def render_run(run: Run) -> str:
             partition_words=partition_words,
             **_samples(run),
             training=_training(run),
-            dropped=run.dropped,
+            dropped=_dropped(run),
             capped=run.capped,
             command=again_command(str(run.config.get("command") or "")),
             versions=_versions(run),
@@ -398,8 +399,15 @@ def _sure(confidence: Any) -> str:
     return "" if math.isnan(value) else f"{value * 100 if value <= 1 else value:.0f}\u00a0% sure"
 
 
+def _dropped(run: Run) -> list[dict]:
+    """Who was left out of a round, by name where its node has told one, and why."""
+    rows = {row["id"]: row for row in run.partition.get("clients", [])}
+    return [{**entry, "who": called(rows.get(entry["client"], {"id": entry["client"]}))} for entry in run.dropped]
+
+
 def _client_name(row: dict) -> str:
-    return f"{row['id']} · {row['domain']}" if row.get("domain") else f"client {row['id']}"
+    called = row.get("name") or row.get("domain")
+    return f"{row['id']} · {called}" if called else f"client {row['id']}"
 
 
 def _rounds_to_zero(difference: float) -> bool:

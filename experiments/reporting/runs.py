@@ -127,7 +127,7 @@ class Run:
                 rows = list(csv.DictReader(file))
             for row in rows:
                 row["id"] = int(row["id"])
-                row["domain"] = text_of(row.get("domain") or "")
+                row["domain"], row["name"] = (text_of(row.get(key) or "") for key in ("domain", "name"))
                 if row["model"] not in MODELS:
                     raise ValueError(f"unknown model {row['model']!r}")
                 for key in ("train_images", "test_images", *FIGURES):

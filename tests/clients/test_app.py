@@ -5,15 +5,18 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
+import clients.site as site_module
 from clients.app import Node, client_app
+from clients.site import Site
 from clients.state import PrivateStore
 from clients.wire import Job, pack
 from fedpgp.errors import FedPGPError
 from strategies.inline import NODE, InlineGrid
 
 
-def node(tmp_path, node_config):
-    job = Job("run", 1, "{}", str(tmp_path / "chosen"), 1, clients=(0,), committed=(0,))
+def node(tmp_path, node_config, private="chosen"):
+    folder = str(tmp_path / private) if private else ""
+    job = Job("0123456789abcdef", 1, "{}", folder, 1, clients=(0,), committed=(0,))
     content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
     return Node(SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None)
 
@@ -46,8 +49,38 @@ def test_a_broken_picture_is_named_to_nobody_else(tmp_path, capfd):
         one._collect(broken, None, {}, [0], {})
         told.append(one.errors[0])
     assert "Jane_Doe" in told[0]  # a picture of a public data set
-    assert "Jane" not in told[1] and "cat" not in told[1] and "log of its node" in told[1]
+    assert "Jane" not in told[1] and "cat" not in told[1] and "errors.log in its state-dir says what" in told[1]
     assert "Jane_Doe" in capfd.readouterr().err
+    kept = tmp_path / "errors.log"
+    assert "Jane_Doe" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
+
+
+def test_where_nothing_can_be_written_the_node_s_log_has_the_error(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    site = {"client-id": 0, "state-dir": str(tmp_path / "file"), "data-dir": str(tmp_path)}
+    assert "the log of its node says what" in node(tmp_path, site, private="").reason(
+        FedPGPError("cat/1.png is broken")
+    )
+    assert "cat/1.png" in capfd.readouterr().err
+
+
+def test_a_node_s_errors_do_not_fill_its_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_module, "ERRORS_BYTES", 1000)
+    site = Site.of({"client-id": 0, "state-dir": str(tmp_path)})
+    for number in range(100):
+        assert site.keep_error(f"error {number} \ud800")
+    kept = (tmp_path / "errors.log").read_text()
+    assert "error 99" in kept and len(kept) < 1100 and (tmp_path / "errors.log.1").stat().st_size < 1100
+
+
+def test_an_exception_nobody_foresaw_is_kept_with_its_traceback(tmp_path):
+    site = {"client-id": 0, "state-dir": str(tmp_path), "data-dir": str(tmp_path)}
+    one = node(tmp_path, site, private="")
+    try:
+        {}["cat"]
+    except KeyError as error:
+        one.reason(error)
+    assert "Traceback" in (tmp_path / "errors.log").read_text()
 
 
 def test_pictures_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_path):

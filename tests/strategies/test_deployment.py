@@ -1,6 +1,8 @@
 """The server and real nodes of a deployment, in one process: who lives where, what is refused, who comes back."""
 
+import csv
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -106,6 +108,28 @@ def test_a_node_that_goes_and_comes_back(tmp_path):
     theirs = load_file(tmp_path / "b" / "private" / "client_00001" / "round_00003.safetensors")
     for name, tensor in load_file(kept / "round_00003.safetensors").items():
         np.testing.assert_allclose(tensor, theirs[name], rtol=1e-9, atol=1e-12)
+
+
+def test_names_of_clients_stand_where_a_person_reads(tmp_path, capsys):
+    """In the table, the CSV, the report and warnings; one client has none."""
+    configs = sites(tmp_path / "nodes")
+    configs[0]["client-name"], configs[1]["client-name"] = "St. Mary's", "=clinic b"
+
+    def before(nodes, node, message):
+        if training(message, 2) and node == 1:
+            nodes.leave(node)
+
+    deployed(tmp_path / "a", configs=configs, before=before)
+    table = json.loads((tmp_path / "a" / "partition.json").read_text())["clients"]
+    assert [row.get("name") for row in table] == ["St. Mary's", "=clinic b", None]
+    rows = list(csv.DictReader((tmp_path / "a" / "clients.csv").open()))
+    assert {row["id"]: row["name"] for row in rows if row["id"] != "1"} == {"0": "St. Mary's", "2": ""}
+    assert list(rows[0])[:5] == ["id", "domain", "train_images", "test_images", "model"] and list(rows[0])[-1] == "name"
+    assert "client 1 (=clinic b) is left out of round 2: its node is not connected" in capsys.readouterr().out
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "St. Mary&#39;s" in page and "client 1 (=clinic b)" in page and "client 2" in page
+    simulated(tmp_path / "b")
+    assert "name" not in (tmp_path / "b" / "clients.csv").read_text()
 
 
 def test_the_server_goes_on_after_a_stop(tmp_path):
@@ -274,6 +298,9 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
         ({"client-id": 1}, "has no state-dir"),
         ({"client-id": "1", "state-dir": "/x"}, "client-id='1' .* whole number"),
         ({"client-id": 1, "statedir": "/x"}, "state-dir"),
+        ({"client-id": 1, "state-dir": "/x", "client-name": "a" * 65}, "client-name='a.* at most 64 characters"),
+        ({"client-id": 1, "state-dir": "/x", "client-name": "a\nround 1"}, "client-name="),
+        ({"client-id": 1, "state-dir": "/x", "on-bad-image": "ignore"}, "on-bad-image .*'ignore'.* error, skip"),
     ],
 )
 def test_a_node_s_own_configuration_is_checked(config, said):
@@ -286,6 +313,10 @@ def test_features_of_a_node_s_own_pictures_are_nobody_else_s(tmp_path):
     config["partition"]["scheme"] = "own"
     site = Site.of({"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)})
     configured = json.loads(site.configured(json.dumps(config)))
+    assert configured["dataset"].get("on_bad_image") == config["dataset"].get("on_bad_image")
+    skipping = Site.of({"client-id": 0, "state-dir": "/x", "data-dir": str(tmp_path), "on-bad-image": "skip"})
+    skipping = replace(skipping, state_dir=tmp_path / "state")
+    assert json.loads(skipping.configured(json.dumps(config)))["dataset"]["on_bad_image"] == "skip"
     assert configured["runtime"]["cache_dir"] == str(tmp_path / "state" / "features")
     assert all((tmp_path / name).stat().st_mode & 0o077 == 0 for name in ("state", "state/features"))
 
