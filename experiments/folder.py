@@ -87,7 +87,7 @@ class RunFolder:
         except FileNotFoundError:
             hint = f"; it is a sweep's: -m {typed('resume', path)}" if (path / "sweep.json").is_file() else ""
             raise FedPGPError(f"{path} is no run's folder: it has no config.yaml{hint}") from None
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise FedPGPError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(config, dict) or "method" not in config:
             raise FedPGPError(f"{path / 'config.yaml'} is not the configuration of a run")
@@ -168,11 +168,11 @@ class RunFolder:
                 )
             os.truncate(path, length)
             records = [json.loads(line) for line in path.read_text().splitlines()]
+            self.evaluations = [record for record in records if record["kind"] == "eval"]
         except OSError as error:
             raise cannot_write(path, error) from error
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise FedPGPError(f"{path} is damaged ({error}); restore it, or start a new run") from error
-        self.evaluations = [record for record in records if record["kind"] == "eval"]
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
         """clients.csv: the last evaluation, a row a client and model; with the clients' names where their nodes told
@@ -193,9 +193,10 @@ class RunFolder:
     def summary(self) -> dict:
         """summary.json; empty when there is none, or a part of one."""
         try:
-            return json.loads((self.path / "summary.json").read_text())
+            summary = json.loads((self.path / "summary.json").read_text())
         except (OSError, ValueError):
             return {}
+        return summary if isinstance(summary, dict) else {}
 
     def json(self, name: str, value: object) -> None:
         """Writes a JSON file."""

@@ -185,7 +185,7 @@ def _sweep_again(arguments: list[str]) -> list[str]:
         return arguments
     try:
         before = json.loads((Path(folders[0]) / SWEEP).read_text())["arguments"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FedPGPError(f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read") from error
     named = {o.key_or_group for o in given} | {"run_dir", "resume"}
     kept = [a for a in before if a.startswith("-") or parse([a])[0].key_or_group not in named]

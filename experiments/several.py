@@ -75,8 +75,10 @@ def stored(path: Path) -> dict:
         return RunFolder.open(path)[1]
     try:
         config = yaml.safe_load((path / WHOLE).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise FedPGPError(f"{path / WHOLE} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict) or "method" not in config:
+        raise FedPGPError(f"{path / WHOLE} is not the configuration of a run")
     return {key: value for key, value in config.items() if key not in (*ABOUT, PARTS)}
 
 

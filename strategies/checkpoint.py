@@ -5,6 +5,7 @@ SHA-256 over that JSON and every tensor's name, type, shape and bytes ("sha256")
 every format version.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -43,7 +44,8 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, np.ndarray],
     path = folder / f"round_{round:05d}.safetensors"
     write_atomically(path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)}))
     for old in checkpoints(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder of that name stays
+            old.unlink()
     return path
 
 
@@ -56,6 +58,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """
     try:
         data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:  # a link to nowhere, a folder
+        raise Corrupted(f"the checkpoint {path} is no file") from error
     except OSError as error:
         raise FedPGPError(f"cannot read {path}: {error.strerror}") from error
     try:

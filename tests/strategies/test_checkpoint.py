@@ -103,3 +103,15 @@ def test_a_full_disk_leaves_the_previous_one(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert latest_checkpoint(tmp_path, print)[1]["round"] == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("broken", ["folder", "link"])
+def test_what_is_no_file_is_passed_over(tmp_path, broken):
+    save_checkpoint(tmp_path, 1, TENSORS, INFO)
+    path, said = tmp_path / "round_00002.safetensors", []
+    path.mkdir() if broken == "folder" else path.symlink_to(tmp_path / "nowhere")
+    assert latest_checkpoint(tmp_path, said.append)[1]["round"] == 1
+    assert said == [f"the checkpoint {path} is no file; trying the one before"]
+    for round in (3, 4, 5):
+        save_checkpoint(tmp_path, round, TENSORS, INFO)
+    assert checkpoints(tmp_path)[-1].name == "round_00005.safetensors"
