@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedPGPError as error:
         print(f"error: {indented(error)}", file=sys.stderr)
         return BAD_INPUT
+    for note in record["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     console = RichConsole(highlight=False, markup=False)
     console.print(accuracy_table(record["accuracy"]))
     console.print(f"percent, mean over {len(record['clients'])} clients, after round {record['round']}")
@@ -106,8 +108,8 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
         progress: is told of pictures that are encoded and of clients that are evaluated.
 
     Returns:
-        ``round``, ``accuracy`` as in summary.json, ``data`` (which pictures they are of), and ``clients``: a row each,
-        as :func:`fedpgp.evaluation.summarize` takes them.
+        ``round``, ``accuracy`` as in summary.json, ``data`` (which pictures they are of), ``notes`` on what of
+        them is not used, and ``clients``: a row each, as :func:`fedpgp.evaluation.summarize` takes them.
 
     Raises:
         FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here; a
@@ -149,7 +151,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
         progress(len(rows), len(clients), "clients evaluated")
     rows.sort(key=lambda row: row["id"])
     about = {"round": info["round"], "overrides": list(overrides), "data": data_record(dealt)["pictures"]}
-    return {**about, "accuracy": summarize(rows), "clients": rows}
+    return {**about, "notes": list(dealt.dataset.notes), "accuracy": summarize(rows), "clients": rows}
 
 
 def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[Deal, bool]:

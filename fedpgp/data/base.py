@@ -320,7 +320,7 @@ def _a_share_of_each(split: Split, share: float) -> np.ndarray:
 
 
 def without_broken(dataset: Dataset) -> Dataset:
-    """The data set without images that cannot be read; how many and which is noted and logged.
+    """The data set without images that cannot be read; how many and which is noted.
 
     Raises:
         FedPGPError: no image that can be read is left for training, or none for testing.
@@ -342,7 +342,6 @@ def without_broken(dataset: Dataset) -> Dataset:
         return dataset
     listed = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
     note = f"{len(broken)} broken image{'s' * (len(broken) > 1)} left out: {listed}"
-    log.warning("data set %s: %s", dataset.name, note)
     return replace(dataset, **kept, notes=(*dataset.notes, note))
 
 

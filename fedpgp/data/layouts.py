@@ -270,7 +270,8 @@ def _leftovers(others: Mapping[str, list[str]], left: Mapping[str, list[str]]) -
             f"({by_ending}{', …' if len(most) > 5 else ''}): {example}{' …' if count > 1 else ''}"
         )
     for reason, paths in left.items():
-        notes.append(f"not read: {len(paths)} {reason}: {paths[0]}{' …' if len(paths) > 1 else ''}")
+        what = reason if len(paths) > 1 else reason.replace("pictures", "picture", 1)
+        notes.append(f"not read: {len(paths)} {what}: {paths[0]}{' …' if len(paths) > 1 else ''}")
     return tuple(map(written_out, notes))
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clients.app import client_app
+from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.configured import deal_configured
@@ -60,6 +61,9 @@ def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_wou
     with open(run / "clients.csv") as file:
         domains = {row["id"]: row["domain"] for row in csv.DictReader(file)}
     assert domains == {"0": "bern", "1": "oslo", "2": "rome"}
+    assert evaluate.main(["--run", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("1 .svg") == 1 and said.count("1 broken image left out") == 1
     table = json.loads((run / "partition.json").read_text())
     assert any("1 .svg" in note for note in table["notes"])
     dealt = deal_configured(config)
