@@ -337,7 +337,7 @@ def deployed(method: str) -> Federation:
     )
 
 
-@pytest.mark.parametrize("method", ["fedpgp", "scaffold", "ditto"])
+@pytest.mark.parametrize("method", ["fedpgp", "scaffold", "ditto", "fedtpg"])
 def test_a_client_is_answered_for_without_its_pictures(method):
     federation = deployed(method)
     classes = federation.candidates(federation.deal.base_classes)
@@ -345,7 +345,7 @@ def test_a_client_is_answered_for_without_its_pictures(method):
     assert features.shape[:2] == (1, 4)
 
 
-@pytest.mark.parametrize("method", ["fedtpg", "pfedprompt"])
+@pytest.mark.parametrize("method", ["pfedprompt"])
 def test_a_method_that_needs_the_pictures_says_so(method):
     federation = deployed(method)
     classes = federation.candidates(federation.deal.base_classes)
