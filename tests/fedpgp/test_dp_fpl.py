@@ -101,6 +101,7 @@ def test_a_run_says_what_its_noise_is_worth_and_a_resume_draws_new_noise(tmp_pat
     newest = checkpoints(tmp_path / "run" / "checkpoint")[-1]
     before = read_checkpoint(newest)[0]["shared/p_G"]
     newest.unlink()
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed in its last round
     resume(tmp_path / "run", federation_of=small_federation)
     again = read_checkpoint(newest)[0]["shared/p_G"]
     assert (abs(again - before).max() == 0) == seeded
