@@ -21,6 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.expiry import expiring
 from clients.failures import Failures, describe
 from clients.guard import guarded
 from clients.progress import CLIENTS, Progress
@@ -115,6 +116,8 @@ class Node:
         cannot take part, and whether that may pass.
         """
         answer: dict[str, object] = {"client": self.site.client, "name": self.site.name}
+        for text in expiring():
+            print(f"warning: {text}", file=sys.stderr, flush=True)
         try:
             self.store.claim()
             self.store.give_configuration(str(self.content["configuration"]["json"]))

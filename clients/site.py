@@ -17,18 +17,21 @@ import hashlib
 import json
 import re
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fedpgp
-from fedpgp.data_record import split_digest
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.files import owner_only, private_folder
 from fedpgp.plain_text import one_line, printable
 
 KEYS = (*("client-id", "client-name", "state-dir", "data-root", "data-dir", "on-bad-image", "weights", "cache-dir"),)
+
+EXAMPLE = "--node-config \"client-id=0 state-dir='DIR'\""
+_PAIR = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them apart
 
 LONGEST_NAME = 64
 """Characters of a client's name."""
@@ -80,9 +83,7 @@ class Site:
                 raise FedPGPError(unknown("key of --node-config", key, KEYS))
         for key in ("client-id", "state-dir"):
             if key not in node_config:
-                raise FedPGPError(
-                    f"this node has no {key}: start it with --node-config \"client-id=0 state-dir='DIR'\""
-                )
+                raise FedPGPError(f"this node has no {key}: start it with {EXAMPLE}")
         client = node_config["client-id"]
         if isinstance(client, bool) or not isinstance(client, int) or client < 0:
             raise FedPGPError(f"client-id={client!r} in --node-config cannot work; it is a whole number, 0 or more")
@@ -106,6 +107,20 @@ class Site:
             name,
             bad,
         )
+
+    @classmethod
+    def of_text(cls, text: str) -> "Site":
+        """Reads ``--node-config`` as it stands on a command line: pairs, or the name of a TOML file.
+
+        Raises:
+            FedPGPError: as :meth:`of`, and for what Flower would not read.
+        """
+        try:
+            if text.endswith(".toml"):
+                return cls.of(tomllib.loads(Path(text).expanduser().read_text()))
+            return cls.of(tomllib.loads("\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text))))
+        except (OSError, ValueError) as error:
+            raise FedPGPError(f"--node-config cannot be read ({error}); text stands in quotes: {EXAMPLE}") from error
 
     def store_folder(self, run: str) -> Path:
         """Where the private tensors of a run are kept.
@@ -169,6 +184,8 @@ class Site:
 def identity(federation) -> dict[str, str]:
     """What server and node must have in common, each as a short text: package version, class list, model weights, and
     which client owns which pictures of a public data set."""
+    from fedpgp.data_record import split_digest  # torch, which a node's start does without
+
     names = hashlib.sha256(json.dumps(federation.dataset.class_names).encode()).hexdigest()
     found = {
         "fedpgp version": installed_version(),

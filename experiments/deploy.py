@@ -3,6 +3,7 @@
 python -m experiments.deploy local --clients 5 [--data FOLDER] [overrides]
 python -m experiments.deploy keys --host NAME --clients 5 --to FOLDER
 python -m experiments.deploy login --address NAME:PORT --token FILE
+python -m experiments.deploy check --data FOLDER --run RUN [--state FOLDER] [--superlink NAME:PORT …]
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clients.site import LONGEST_NAME
+from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
@@ -48,16 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--address", required=True, help="the SuperLink's, as in Flower's config.toml: fed.example.org:8443"
     )
     login.add_argument("--token", type=user_path, required=True, help="admin.token of `deploy keys`")
+    checked = commands.add_parser("check", help="says before the first round what a node would be refused for")
+    site_check.add_options(checked)
     options, late = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in late) or (late and options.command != "local"):
+    if any(word.startswith("-") for word in late) or (late and options.command not in ("local", "check")):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if options.command == "check":
+        options.overrides += late  # those after an option
     if options.command == "local":
         words = list(sys.argv[1:] if arguments is None else arguments)
         options.typed = f"{LOCAL} {shlex.join(words[1:])}"
         # Those after an option too; the processes that get them work in another folder.
         options.overrides = readable([*options.overrides, *late], absolute=True)
     try:
-        return {"keys": _keys, "local": _local, "login": _login}[options.command](options)
+        chosen = {"keys": _keys, "local": _local, "login": _login, "check": site_check.main}[options.command]
+        return chosen(options)
     except FedPGPError as error:
         print(f"error: {indented(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -95,6 +102,11 @@ def _local(options: argparse.Namespace) -> int:
             return 0
     else:
         RunFolder(run_dir).refuse_if_used()
+        for site in sites if options.data else ():
+            try:
+                site_check.as_node(site, config)
+            except FedPGPError as error:
+                raise FedPGPError(f"{site['data-dir']} (client {site['client-id']}): {error}") from error
     for key, chosen in (("cache-dir", config["runtime"]["cache_dir"]), ("data-root", config["dataset"].get("root"))):
         if chosen:
             sites = [{**site, key: str(Path(chosen).resolve())} for site in sites]

@@ -18,6 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
+from clients.expiry import expiring
 from clients.guard import end_with_parent
 from experiments.overrides import FOLDERS, flower_command, readable
 from experiments.run import changes_on_resume
@@ -48,6 +49,8 @@ def main(grid: Grid, context: Context) -> None:
             if Path(sys.argv[0]).name == "flwr-simulation":
                 os.kill(os.getpid(), signal.SIGTERM)  # else Flower starts Ray and its nodes before it looks
             raise FedPGPError(SIMULATED)
+        for text in expiring():
+            print(f"warning: {text}", flush=True)
         _run(grid, str(context.run_config.get("overrides", "")), str(context.run_config.get("command", "")))
     except Stopped:  # saved, and said so
         return

@@ -16,6 +16,8 @@ import logging
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from flwr.superlink.auth_plugin import ControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
 from flwr.superlink.main import create_app
 
+from clients.expiry import VARIABLE, expiring
 from experiments.admin_token import read_token
 from experiments.superexec import start_superexec
 from fedpgp.errors import FedPGPError
@@ -110,7 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own.add_argument("--host", default="127.0.0.1")
     own.add_argument("--port", default="8000")
     own.add_argument("--ssl-ca-certfile")
+    own.add_argument("--ssl-certfile")
     known, _ = own.parse_known_args(flowers)
+    certificates = [os.path.abspath(path) for path in (known.ssl_certfile, known.ssl_ca_certfile) if path]
+    os.environ[VARIABLE] = os.pathsep.join(certificates)  # for its ServerApps
+    threading.Thread(target=_watch_certificates, daemon=True).start()
     address = f"[{known.host}]:{known.port}" if ":" in known.host else f"{known.host}:{known.port}"
     flowers += start_superexec(resolve_bind_address(address), known.ssl_ca_certfile)
     sys.argv = ["flower-superlink", *flowers]  # which only its own command reads
@@ -124,6 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_config=get_uvicorn_log_config(logging.INFO),
     )
     return 0
+
+
+def _watch_certificates() -> None:
+    while True:
+        for text in expiring():
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        time.sleep(24 * 3600)
 
 
 if __name__ == "__main__":

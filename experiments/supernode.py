@@ -3,7 +3,8 @@
 python -m experiments.supernode [options of flower-supernode]
 
 Flower's own SuperNode hands its messages to whatever local process asks for them, and takes its answers. Here only the
-process that is started with it is given any; and what the node writes is its owner's alone.
+process that is started with it is given any; what the node writes is its owner's alone; and a configuration that
+cannot work is told in a line.
 """
 
 import argparse
@@ -11,20 +12,35 @@ import os
 import sys
 from collections.abc import Sequence
 
+from clients.expiry import VARIABLE, expiring
+from clients.site import Site
 from experiments.superexec import flower, start_superexec
+from fedpgp.errors import FedPGPError
+from fedpgp.plain_text import indented
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Becomes Flower's SuperNode."""
+    """Becomes Flower's SuperNode; returns 2 for a configuration that cannot work."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m experiments.supernode", add_help=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="9094")
     parser.add_argument("--ssl-ca-certfile")
+    parser.add_argument("--root-certificates")
+    parser.add_argument("--node-config", default="")
     options, _ = parser.parse_known_args(arguments)
     os.umask(0o077)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     if not {"-h", "--help", "-V", "--version"} & set(arguments):
+        try:
+            Site.of_text(options.node_config)
+        except FedPGPError as error:
+            print(f"error: {indented(error)}", file=sys.stderr)
+            return 2
+        if options.root_certificates:
+            os.environ[VARIABLE] = os.path.abspath(options.root_certificates)
+        for text in expiring():
+            print(f"warning: {text}", file=sys.stderr, flush=True)
         arguments += start_superexec(f"{options.host}:{options.port}", options.ssl_ca_certfile)
     command = [flower("flower-supernode"), *arguments]
     os.execv(command[0], command)
