@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.help import explain, explain_top, settings_as_flags
 from experiments.naming import job_name, older_job_name
 from experiments.overrides import RUN, readable, typed
 from experiments.settings import (
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     register_resolvers()
     try:
+        if said := settings_as_flags(arguments):
+            raise FedPGPError(said)
+        if "--help" in arguments and (words := [a for a in arguments if not a.startswith("-")]):
+            print(explain(words))
+            return 0
         arguments = _sweep_again(readable(arguments))
         asked = get_args_parser().parse_args(arguments)
         check_overrides(asked.overrides, sweep=_is_sweep(asked))
@@ -111,6 +117,7 @@ def _wrapped(show_help: Callable[[], None]) -> None:
     for line in text.getvalue().splitlines():
         lists = line.count(", ") > 3 and not line.startswith(" ")
         print(textwrap.fill(line, wide, subsequent_indent="    ", break_on_hyphens=False) if lists else line)
+    print(explain_top())
 
 
 def _remember(failure: str) -> None:

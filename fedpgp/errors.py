@@ -31,12 +31,24 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
     """The message for a name that does not exist: what it is, and the nearest names that do (all when none is near)."""
     valid = [str(v) for v in valid]
     lower = {v.lower(): v for v in valid}
-    near = [lower[v] for v in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
+    asked = str(name).lower()
+    near = difflib.get_close_matches(asked, lower, n=6, cutoff=0.5)
+    near = [lower[v] for v in sorted(near, key=lambda v: (_edits(asked, v), not v.startswith(asked)))[:3]]
     if near:
         return f"unknown {kind} {str(name)!r}; did you mean {' or '.join(near)}?"
     return (
         f"unknown {kind} {str(name)!r}; choose one of {', '.join(valid)}" if valid else f"unknown {kind} {str(name)!r}"
     )
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters to insert, delete or replace to make one word of the other (Levenshtein 1966)."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
 
 
 def check_number(

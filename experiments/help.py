@@ -1,0 +1,131 @@
+"""What ``--help`` says of groups, choices and keys: the comments of conf/, which are the one source."""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.settings import CONF, choices, composed, parse
+from fedpgp.errors import FedPGPError, unknown
+
+_KEY = re.compile(r"^( *)([\w.]+):(?: +(.*?))?(?: *(?<!\S)# (.*))?$")
+
+
+def settings_as_flags(arguments: Sequence[str]) -> str | None:
+    """Return what to write instead of the first ``--key value`` that is a setting's name; None without one.
+
+    Args:
+        arguments: of the command line.
+    """
+    if not any(argument.startswith("--") for argument in arguments):
+        return None
+    keys = _keys(composed())
+    known = {key.rpartition(".")[2]: key for key in sorted(keys, key=lambda key: -key.count("."))}
+    known |= {key: key for key in keys} | {group: group for group in choices()}
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not argument.startswith("--") or name not in known:
+            continue
+        after = arguments[index + 1] if index + 1 < len(arguments) else ""
+        value = value or ("VALUE" if not after or "=" in after or after.startswith("-") else after)
+        return f"{argument}: settings are written without dashes; write {known[name]}={value}"
+    return None
+
+
+def explain(words: Sequence[str]) -> str:
+    """Return the help of groups (``method``) and choices (``method=fedotp``).
+
+    Raises:
+        FedPGPError: no group or choice of that name.
+    """
+    parts = []
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group not in choices():
+            raise FedPGPError(unknown("group", group, choices()))
+        if not choice:
+            parts.append(_group(group))
+            continue
+        for name in (str(value) for value in _values(word)):
+            if name not in choices()[group]:
+                raise FedPGPError(unknown(group, name, choices()[group]))
+            parts.append(_choice(CONF / group / f"{name}.yaml", f"{group}={name}", f"{group}."))
+    return "\n\n".join(parts)
+
+
+def explain_top() -> str:
+    """Return the keys of conf/config.yaml, each with its value and its sentence."""
+    return _choice(CONF / "config.yaml", "Keys", "", until="hydra")
+
+
+def _values(word: str) -> list:
+    override = parse([word])[0]
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+
+
+def _group(group: str) -> str:
+    rows = [(name, _about(CONF / group / f"{name}.yaml")) for name in choices()[group]]
+    lines = [f"{group}: its choices (python -m experiments.run --help {group}=CHOICE explains one)"]
+    return "\n".join([*lines, *_rows(rows)])
+
+
+def _about(path: Path) -> str:
+    """The first sentence of a file: the comment below its command."""
+    comments = []
+    for line in path.read_text().splitlines():
+        if line.startswith("# @package") or line.startswith("# python "):
+            continue
+        if not line.startswith("# "):
+            break
+        comments.append(line.removeprefix("# "))
+    return " ".join(comments)
+
+
+def _choice(path: Path, title: str, prefix: str, until: str = "") -> str:
+    about = _about(path)
+    lines, parents = [title + (f": {about}" if about else "")], [(-1, prefix)]
+    rows = []
+    for line in path.read_text().splitlines():
+        found = _KEY.match(line)
+        if not found or line.lstrip().startswith("#"):
+            continue
+        indent, key, value, sentence = len(found[1]), found[2], found[3] or "", found[4] or ""
+        if until and key == until and not indent:
+            break
+        while parents[-1][0] >= indent:
+            parents.pop()
+        name = parents[-1][1] + key
+        if key == "defaults" or (key in ("name", "scheme") and prefix):
+            continue
+        if not value:
+            parents.append((indent, f"{name}."))
+        if value or sentence:
+            rows.append((f"{name}: {value}" if value else name, sentence))
+    return "\n".join([*lines, *_rows(rows)])
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Two columns, the second wrapped to the terminal."""
+    wide = max(60, shutil.get_terminal_size().columns)
+    left = min(34, max((len(name) for name, _ in rows), default=0)) + 4
+    lines = []
+    for name, text in rows:
+        head = f"  {name}"
+        wrapped = textwrap.wrap(text, wide - left, break_on_hyphens=False) or [""]
+        if len(head) >= left:
+            lines.append(head)
+            head = ""
+        lines.append(f"{head:<{left}}{wrapped[0]}".rstrip())
+        lines += [" " * left + part for part in wrapped[1:]]
+    return lines
+
+
+def _keys(config: dict, prefix: str = "") -> set[str]:
+    names = set()
+    for key, value in config.items():
+        names.add(f"{prefix}{key}")
+        if isinstance(value, dict):
+            names |= _keys(value, f"{prefix}{key}.")
+    return names
