@@ -1,6 +1,7 @@
 """Going back a checkpoint: where a round's result is of no use to any client, the round before it may be the cause."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ class NoUsableAnswer(Exception):
     def __init__(self, failure: FedPGPError):
         super().__init__(str(failure))
         self.failure = failure
+
+
+_NUMBERS = re.compile(r"\b(nan|inf|infinite)\b|max_update_norm", re.IGNORECASE)
+
+
+def about_numbers(reasons: Iterable[str]) -> bool:
+    """Return whether some client was left out for its numbers: only then may the state before be spoiled. A full disk
+    or a broken picture says nothing of it."""
+    return any(_NUMBERS.search(reason) for reason in reasons)
 
 
 def checkpoint_before(

@@ -31,7 +31,7 @@ from fedpgp.plain_text import called
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.failures import lost_round, tell
-from strategies.going_back import NoUsableAnswer, checkpoint_before
+from strategies.going_back import NoUsableAnswer, about_numbers, checkpoint_before
 from strategies.grid import NO_ANSWER, CohortGrid, Exchange, Interrupted
 from strategies.reply_checks import (
     ROW_BYTES,
@@ -460,7 +460,8 @@ class Server:
         if len(good) < need:
             failure = lost_round(f"{what}: {self._few(len(good), len(messages), need, failed)}", failed, exceptions)
             of_code = exceptions.issuperset(failed.values())  # the round before has nothing to do with it
-            if not good and len(silent) < len(failed) / 2 and not of_code:
+            spoiled = not of_code and about_numbers(failed.values())
+            if not good and len(silent) < len(failed) / 2 and spoiled:
                 raise NoUsableAnswer(failure)
             raise failure
         return good, failed, grid.exchange

@@ -14,6 +14,7 @@ from clients.wire import Job
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
+from strategies.going_back import about_numbers
 from tests.nodes import Nodes
 from tests.small import small_config, small_federation
 
@@ -325,6 +326,13 @@ def test_a_spoiled_evaluation_takes_back_its_round(tmp_path):
     same(tmp_path / "a", tmp_path / "b")
     for line, other in zip(metrics(tmp_path / "a", "eval"), metrics(tmp_path / "b", "eval"), strict=True):
         assert line["personal"] == other["personal"]
+
+
+def test_only_numbers_are_a_reason_to_go_back():
+    """A disk that is full, or pictures that are broken, say nothing of the state before."""
+    assert about_numbers(["loss or update is NaN or Inf at round 3, step 1", "no space left on the disk"])
+    assert about_numbers(["its metric personal.local is nan"])
+    assert not about_numbers(["no space left on the disk while writing info/round_2", "image a.jpg cannot be read"])
 
 
 def test_clients_that_are_away_are_no_reason_to_go_back(tmp_path, capsys):
