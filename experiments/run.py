@@ -35,6 +35,7 @@ from experiments.settings import (
     register_resolvers,
     swept_by,
 )
+from experiments.sweep import Sweep, jobs, point_latest, show_table
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 from fedpgp.plain_text import indented
@@ -54,10 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C and SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     failures: list[int] = []
+    sweep: list[tuple[Sweep, Path]] = []
 
     def task(config: DictConfig) -> None:
+        context = HydraConfig.get()
+        if context.mode == RunMode.MULTIRUN and not sweep:
+            here = context.launcher._target_.endswith("BasicLauncher")
+            total = jobs(asked.overrides, context.sweeper.get("params") or {}) if here else None
+            sweep.append((Sweep(total), Path(context.sweep.dir)))
+            if not config.run_dir and not config.resume:
+                point_latest(sweep[0][1])
         try:
-            _job(OmegaConf.to_container(config, resolve=True), arguments)
+            _job(OmegaConf.to_container(config, resolve=True), arguments, sweep[0][0] if sweep else None)
         except FedPGPError as error:
             _remember(str(error))
             failures.append(_complain(error))
@@ -67,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _remember(traceback.format_exc())
             traceback.print_exc()  # the sweep goes on
             failures.append(UNFORESEEN)
+        finally:
+            if sweep:
+                sweep[0][0].end()
 
     register_resolvers()
     try:
@@ -90,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # a run that has begun stops in its own way, and saves
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+    if sweep and sweep[0][0].total:
+        show_table(sweep[0][1])
     return max(failures, default=0)
 
 
@@ -127,7 +141,7 @@ def _remember(failure: str) -> None:
         write_atomically(Path(context.sweep.dir) / FAILED / f"{job_name(context.overrides.task)}.txt", failure.encode())
 
 
-def _job(config: dict, arguments: list[str]) -> None:
+def _job(config: dict, arguments: list[str], sweep: Sweep | None) -> None:
     """One run: new, gone on with, or (in a sweep) one that is finished already."""
     from experiments import several  # torch and Flower: not needed for --help
     from experiments.runner import Stopped
@@ -137,7 +151,7 @@ def _job(config: dict, arguments: list[str]) -> None:
     command = f"{RUN} {shlex.join(arguments)}".strip()
     try:
         if context.mode == RunMode.MULTIRUN:
-            _one_of_many(config, arguments, Path(context.sweep.dir), overrides)
+            _one_of_many(config, arguments, Path(context.sweep.dir), overrides, sweep)
         elif config["resume"]:
             folder = Path(config["resume"])
             several.go_on(folder, changes_on_resume(config, overrides, folder))
@@ -147,11 +161,11 @@ def _job(config: dict, arguments: list[str]) -> None:
         sys.exit(stopped.code)
 
 
-def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: list[str]) -> None:
+def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: list[str], sweep: Sweep) -> None:
     from experiments import several
 
     path = _folder_of_job(folder, config, overrides)
-    print(f"\n{path.name}")
+    print(sweep.begin(path.name))
     (folder / FAILED / f"{path.name}.txt").unlink(missing_ok=True)
     if not (folder / SWEEP).exists():
         write_atomically(folder / SWEEP, json.dumps({"arguments": arguments}, indent=1).encode())

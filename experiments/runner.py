@@ -37,6 +37,7 @@ from experiments.overrides import resume_command, user_path
 from experiments.reporting.page import write_report
 from experiments.reporting.words import privacy_words
 from experiments.settings import FREE, check, check_runtime, flatten, free
+from experiments.sweep import point_latest
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
@@ -83,9 +84,12 @@ def start(
     check(config)
     check_runtime(config, deployed=grid is not None)
     make_rule(config["strategy"]["name"], config["strategy"])
-    path = user_path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
+    own_name = not config["run_dir"]
+    path = default_folder(config["experiment_name"]) if own_name else user_path(config["run_dir"])
     config = {**config, "run_dir": str(path), "resume": None}
     folder = RunFolder.create(path, config, command)
+    if own_name:
+        point_latest(path)
     with folder.locked():
         return _run(folder, config, began, federation_of, resumed=False, grid=grid)
 

@@ -10,6 +10,7 @@ from experiments.folder import ABOUT, RunFolder, default_folder
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
 from experiments.settings import check
+from experiments.sweep import point_latest
 from fedpgp.configured import load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import mean_accuracy
@@ -40,6 +41,8 @@ def begin(config: dict, command: str) -> None:
     about = {"run_dir": str(path), "command": command, PARTS: values}
     text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
     write_atomically(path / WHOLE, text.encode())
+    if not config["run_dir"]:
+        point_latest(path)
     _all(path, {})
 
 

@@ -1,0 +1,68 @@
+"""A sweep says which job of how many, ends with its table and page, and the newest run has a name that stays."""
+
+import os
+
+import pytest
+
+from experiments.run import main
+from experiments.sweep import LATEST, Sweep, jobs, point_latest
+
+SMALL = ["runtime=inline", "clients=6", "rounds=1", "shots=1", "local_epochs=1", "dataset.domains=[noto]"]
+SMALL += ["partition=iid", "protocol=personal"]
+
+
+def test_jobs_and_the_table_at_the_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *SMALL, "method=zero_shot,promptfl", "seed=1"]) == 0
+    out = capsys.readouterr().out
+    assert "\njob 1 of 2: " in out and "\njob 2 of 2: " in out
+    (folder,) = [p for p in (tmp_path / "outputs" / "default").iterdir() if p.name != LATEST]
+    table = out[out.rindex("Zero-shot CLIP") :]
+    assert "wrote " in table and (folder / "comparison.html").exists()
+    assert (tmp_path / "outputs" / "default" / LATEST).resolve() == folder
+    assert main(["-m", f"resume={folder}"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_run_is_the_latest_of_its_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "method=zero_shot"]) == 0
+    assert (tmp_path / "outputs" / "default" / LATEST / "summary.json").exists()
+    assert main([*SMALL, "method=zero_shot", f"run_dir={tmp_path / 'mine'}"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "outputs"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "swept", "count"),
+    [
+        (["seed=1,2,3", "method=fedpgp,coop"], {}, 6),
+        (["seed=1", "lr=choice(0.1,0.2)", "method.rank=range(1,4)"], {}, 6),
+        (["seed=5"], {"seed": "1,2,3", "method": "a,b"}, 2),
+        ([], {"seed": "1,2,3", "method": "a,b"}, 6),
+        (["hydra.launcher.n_jobs=2,3"], {}, 1),
+    ],
+)
+def test_the_number_of_jobs(overrides, swept, count):
+    assert jobs(overrides, swept) == count
+
+
+def test_the_time_left_is_judged_by_the_jobs_that_are_done(monkeypatch):
+    clock = iter([0.0, 30.0, 30.0, 90.0, 90.0, 90.0])
+    monkeypatch.setattr("experiments.sweep.time.monotonic", lambda: next(clock))
+    sweep = Sweep(4)
+    assert sweep.begin("a") == "\njob 1 of 4: a"
+    sweep.end()
+    assert sweep.begin("b") == "\njob 2 of 4: b (about 1:30 min left of the whole)"
+    sweep.end()
+    assert sweep.begin("c") == "\njob 3 of 4: c (about 1:30 min left of the whole)"
+    assert Sweep(None).begin("a") == "\na"
+
+
+def test_without_links_a_file_names_the_latest(tmp_path, monkeypatch):
+    def refuse(*given, **named):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
+    (tmp_path / "one").mkdir()
+    point_latest(tmp_path / "one")
+    assert (tmp_path / LATEST).read_text() == "one\n" and not os.path.islink(tmp_path / LATEST)
