@@ -21,6 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.disclosure import Disclosure, Limits, Withheld, two_digits
 from clients.expiry import expiring
 from clients.failures import Failures, describe
 from clients.guard import guarded
@@ -136,6 +137,13 @@ class Node:
             answer |= {"refused": self.reason(error), "passing": True}
         return Message(_answer(answer), reply_to=self.message)
 
+    def disclosure(self, federation) -> Disclosure | None:
+        """What the node tells of its own pictures; None where they are of a public data set."""
+        if self.site is None or self.site.data_dir is None:
+            return None
+        runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
+        return Disclosure(self.store, Limits.of(self.site, runtime), federation.method.differences)
+
     def load_state(self, client: int):
         """The client's private tensors as of its committed round, None when it never took part."""
         return self.store.load(client, self.committed[client])
@@ -168,7 +176,7 @@ class Node:
         """What the server is told of an error. One about a client's own pictures names files, folders or classes, so it
         stays in the node's log."""
         reason = describe(error)
-        if self.site is None or self.site.data_dir is None:
+        if self.site is None or self.site.data_dir is None or isinstance(error, Withheld):
             return reason
         print(f"error: {reason}", file=sys.stderr, flush=True)
         whole = reason if isinstance(error, FedPGPError) else "".join(traceback.format_exception(error))
@@ -227,6 +235,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         node = Node(message, context, federation_of)
 
         def work(federation, shared: Shared, clients: list[int], own: Own):
+            disclosure = node.disclosure(federation)
+            if disclosure:
+                disclosure.admit(shared, node.job.round - 1)
             for result in federation.train(shared, clients, node.job.round, node.load_state, own):
                 if result.error is None and not finite(result.state):
                     result.error = f"a private tensor is NaN or Inf after round {node.job.round}"
@@ -234,6 +245,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     yield result.client, result.error
                     continue
                 node.save_state(result.client, result.state)
+                if disclosure:
+                    disclosure.trained(shared, result.update)
+                    result.metrics["loss"] = two_digits(result.metrics["loss"])
                 metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
                 arrays = ArrayRecord(
                     {name: Array(np.ascontiguousarray(value)) for name, value in result.update.items()}
@@ -249,7 +263,16 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
 
         def work(federation, shared: Shared, clients: list[int], own: Own):
             zero_shot = node.job.ask == "zero_shot"
+            disclosure = node.disclosure(federation)
+            if disclosure:
+                disclosure.admit(shared, node.job.round)
+                alone = {f"own/{n}": tensor for sent in own.values() for n, tensor in sent.items()}
+                disclosure.count({**shared, **alone}, node.job.round)
             for result in federation.evaluate(shared, clients, node.load_state, own, zero_shot=zero_shot):
+                if disclosure:
+                    share = federation.deal.shares[result.client]
+                    images = {**{name: len(exam.rows) for name, exam in share.exams.items()}, "ece": len(share.test)}
+                    result.metrics = disclosure.figures(result.metrics, images)
                 metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})
 

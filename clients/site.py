@@ -10,7 +10,9 @@
 * ``on-bad-image``: ``skip`` leaves out those of its own pictures that cannot be read; else the federation's
   ``dataset.on_bad_image`` holds;
 * ``weights``: a file with the model's weights, where the federation's configuration names another machine's;
-* ``cache-dir``: where features are kept instead.
+* ``cache-dir``: where features are kept instead;
+* ``min-report``, ``max-step``: of its own pictures, the fewest test images that a figure is told of, and how far the
+  shared tensors may move (:mod:`clients.disclosure`). The server's settings can only be stricter.
 """
 
 import hashlib
@@ -24,11 +26,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fedpgp
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.files import owner_only, private_folder
 from fedpgp.plain_text import one_line, printable
 
-KEYS = (*("client-id", "client-name", "state-dir", "data-root", "data-dir", "on-bad-image", "weights", "cache-dir"),)
+KEYS = (
+    *("client-id", "client-name", "state-dir", "data-root", "data-dir", "on-bad-image", "weights", "cache-dir"),
+    *("min-report", "max-step"),
+)
 
 EXAMPLE = "--node-config \"client-id=0 state-dir='DIR'\""
 _PAIR = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them apart
@@ -60,6 +65,8 @@ class Site:
         on_bad_image: ``error`` or ``skip`` for its own pictures; None takes what the federation's configuration says.
         weights: a weights file; None takes what the federation's configuration says.
         cache_dir: folder of features; None is one in ``state_dir`` for its own pictures, the usual one for others.
+        min_report: the fewest of its own test images that a figure is told of.
+        max_step: times its own updates' norm that the shared tensors may move in a round, for it to answer.
     """
 
     client: int
@@ -70,6 +77,8 @@ class Site:
     cache_dir: str | None = None
     name: str = ""
     on_bad_image: str | None = None
+    min_report: int = 10
+    max_step: float = 20.0
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "Site":
@@ -96,6 +105,9 @@ class Site:
         bad = node_config.get("on-bad-image")
         if bad not in (None, "error", "skip"):
             raise FedPGPError(unknown("on-bad-image in --node-config", bad, ["error", "skip"]))
+        least, most = node_config.get("min-report", cls.min_report), node_config.get("max-step", cls.max_step)
+        check_number("min-report (--node-config)", least, least=1, whole=True)
+        check_number("max-step (--node-config)", most, above=0)
         root, own, weights, cache = (node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir"))
         return cls(
             client,
@@ -106,6 +118,8 @@ class Site:
             None if cache is None else str(cache),
             name,
             bad,
+            least,
+            float(most),
         )
 
     @classmethod

@@ -111,6 +111,10 @@ def _local(options: argparse.Namespace) -> int:
         if chosen:
             sites = [{**site, key: str(Path(chosen).resolve())} for site in sites]
 
+    if options.data:  # the sites' owner is the one who runs this
+        told = {key: config["runtime"].get(key.replace("-", "_")) for key in ("min-report", "max-step")}
+        sites = [{**site, **{key: value for key, value in told.items() if value is not None}} for site in sites]
+
     def ask(number: int, frame: object) -> None:
         raise _Asked(number)
 

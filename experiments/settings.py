@@ -42,6 +42,7 @@ _INTEGERS = {  # key: (least, what it is)
     "evaluate_every": (0, "0 (only first and last) or more"),
     "training.warmup_rounds": (0, "0 or more"),
     "runtime.min_clients": (1, "1 or more"),
+    "runtime.min_report": (1, "1 or more"),
     "method.rank": (1, "1 or more"),
 }
 _INTEGERS_OR_NULL = {
@@ -56,6 +57,7 @@ _NUMBERS = {  # key: (test, what it is)
     "training.weight_decay": (lambda x: x >= 0, "0 or more"),
     "partition.beta": (lambda x: x > 0, "above 0"),
     "runtime.gpus_per_worker": (lambda x: x > 0, "above 0"),
+    "runtime.max_step": (lambda x: x > 0, "above 0"),
     "runtime.dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
     "runtime.slow_clients": (lambda x: 0 <= x <= 1, "from 0 to 1"),
     "method.mu": (lambda x: x >= 0, "0 or more"),

@@ -186,6 +186,7 @@ class Server:
         grid.work = [max(1, row["train_images"]) for row in self.table]
         self.observer.clients(self.table)
         self._check_enough()
+        self._say_who_tells_nothing()
         if not self._restored:
             self._evaluate(grid, 0)
             self._save()
@@ -473,6 +474,16 @@ class Server:
             record = ArrayRecord({name: Array(array) for name, array in own.items()})
             message.content = RecordDict({**message.content, "own": record})
         return message
+
+    def _say_who_tells_nothing(self) -> None:
+        """Warns of clients with their own pictures that have too few to tell a figure (:mod:`clients.disclosure`)."""
+        least = self.config["runtime"].get("min_report", 0)
+        few = [row for row in self.table if row["test_images"] < least] if self.federation.deal.own else []
+        if few:
+            self.observer.warn(
+                f"{len(few)} of {len(self.table)} clients tell no figures: they have fewer than {least} test images "
+                f"(runtime.min_report), client {few[0]['id']} {few[0]['test_images']}"
+            )
 
     def _check_enough(self) -> None:
         """Refuses a run whose rounds could never have enough clients."""

@@ -221,7 +221,7 @@ def test_another_node_in_a_client_s_place_does_not_have_what_it_learned(tmp_path
     )
 
 
-def test_another_key_does_not_get_a_client_s_seat(tmp_path, capsys):
+def test_another_key_does_not_get_a_client_s_seat(tmp_path, capsys, monkeypatch):
     """Not while the client is away, and not when the run is resumed without it."""
     configs = [*sites(tmp_path), {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
 
@@ -233,6 +233,7 @@ def test_another_key_does_not_get_a_client_s_seat(tmp_path, capsys):
     assert "client 1, which came with another key before" in capsys.readouterr().out
     dropped = metrics(tmp_path / "a", "train")[1]["dropped"]
     assert dropped == [{"client": 1, "reason": "its node is not connected"}]
+    monkeypatch.setattr(server, "RETURN_PATIENCE", 0.3)
     nodes = Nodes(client_app(small_federation), configs)
     del nodes.since[1]
     resume(tmp_path / "a", {"rounds": 3}, federation_of=small_federation, grid=nodes)

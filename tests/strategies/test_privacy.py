@@ -43,7 +43,13 @@ def sites(folder: Path) -> list[dict]:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     split.image(row).save(path)
     return [
-        {"client-id": c, "state-dir": str(folder / f"state_{c}"), "data-dir": str(folder / f"site_{c}")} for c in HELD
+        {
+            "client-id": client,
+            "state-dir": str(folder / f"state_{client}"),
+            "data-dir": str(folder / f"site_{client}"),
+            "min-report": 1,  # eight test images are few
+        }
+        for client in HELD
     ]
 
 
@@ -51,6 +57,7 @@ def run_rounds(folder: Path, nodes: Nodes, *more: str) -> None:
     """Two rounds."""
     overrides = ["runtime=flower", "partition=own", "dataset=folder", f"dataset.class_names=[{','.join(CLASSES)}]"]
     overrides += ["clients=2", "rounds=2", "local_epochs=1", "batch_size=4", "evaluate_every=1", "n_ctx=4"]
+    overrides += ["runtime.min_report=1"]
     interval, roll.INTERVAL = roll.INTERVAL, 0.0
     try:
         start(composed([*overrides, *more, f"run_dir={folder / 'run'}"]), grid=nodes)
@@ -151,6 +158,21 @@ def test_base_and_novel_are_null_where_a_client_has_no_such_images(federation):
         rows = {(row["id"], row["model"]): row for row in csv.DictReader(file)}
     assert rows["0", "personal"]["novel"] != "" and rows["1", "personal"]["novel"] == ""
     assert rows["1", "personal"]["base"] != "" and rows["1", "personal"]["local"] != ""
+
+
+def test_figures_are_rounded_and_few_images_tell_none(federation, tmp_path, capsys):
+    """A run whose clients may tell nothing ends with no figures, and says why."""
+    folder, _, _ = federation
+    with open(folder / "run" / "clients.csv") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:  # 8 images of its own: halves; 4 to 8 of base and novel classes: halves
+        assert all(float(row[figure]) in (0.0, 50.0, 100.0) for figure in ("local", "base", "novel") if row[figure])
+    nodes = Nodes(client_app(), sites(tmp_path))
+    run_rounds(tmp_path, nodes, "runtime.min_report=9", "rounds=1")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["accuracy"]["personal"] is None
+    assert "2 of 2 clients tell no figures: they have fewer than 9 test images" in capsys.readouterr().out
+    assert "nothing is measured" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_client_that_claims_many_images_is_capped(tmp_path, capsys):

@@ -1,0 +1,177 @@
+"""What a node tells of pictures of its own, whatever the server asks.
+
+An accuracy is a number of right answers. A server that sends a model which answers one class for every picture reads
+from it how many pictures of that class a client has, and as many such models read its labels. A node cannot know what a
+model was made for, and does alone what one can:
+
+* a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width of an accuracy's
+  95 % interval; the training loss to two digits;
+* a figure of fewer images than ``min-report`` is not told;
+* of a round, two models are scored at most (the second where a run went back a checkpoint);
+* tensors that are farther from the last ones than ``max-step`` times the median of the node's own updates, for each
+  round between them, are not answered to, neither with figures nor with an update.
+
+What remains is in docs/deployment.md.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from clients.site import Site
+from clients.state import PrivateStore
+from fedpgp.errors import FedPGPError
+from fedpgp.files import write_atomically
+
+MODELS_A_ROUND = 2
+NORMS = 16
+"""Own updates, the newest, whose median is the measure."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Withheld(FedPGPError):
+    """The node does not answer; the message says nothing of its pictures, and the server may read it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The stricter of what the node's owner and the federation's configuration say.
+
+    Attributes:
+        images: the fewest a figure is told of.
+        step: times its own updates' median norm that the shared tensors may move in a round.
+    """
+
+    images: int
+    step: float
+
+    @classmethod
+    def of(cls, site: Site, runtime: Mapping) -> "Limits":
+        """From ``--node-config`` and the configuration's ``runtime``."""
+        return cls(
+            max(site.min_report, int(runtime.get("min_report", 1))),
+            min(site.max_step, float(runtime.get("max_step", math.inf))),
+        )
+
+
+class Disclosure:
+    """The account of one run: what was answered, and the last shared tensors.
+
+    Args:
+        store: where it is kept.
+        limits: of the node.
+        differences: shared tensors that are no model (``Method.differences``).
+    """
+
+    def __init__(self, store: PrivateStore, limits: Limits, differences: Collection[str] = ()):
+        self._limits, self._differences = limits, differences
+        self._account, self._last = store.folder / "answered.json", store.folder / "last_shared.safetensors"
+        self._read()
+
+    def admit(self, shared: Arrays, state: int) -> None:
+        """Take shared tensors as the last ones, unless they are too far from those before.
+
+        Args:
+            shared: by name.
+            state: the finished round that they are of.
+
+        Raises:
+            Withheld: they are.
+        """
+        model = {name: np.asarray(tensor) for name, tensor in shared.items() if name not in self._differences}
+        before = self._shared()
+        if before is not None and self._norms and set(before) == set(model):
+            rounds = max(1, abs(state - self._state))
+            with np.errstate(over="ignore", invalid="ignore"):
+                moved = math.sqrt(sum(float(np.square(model[n].astype(float) - before[n]).sum()) for n in model))
+            most = self._limits.step * rounds * median(self._norms)
+            if not moved <= most:
+                raise Withheld(
+                    f"the shared tensors moved {moved:.3g} in {rounds} round(s); this node answers to {most:.3g} at "
+                    f"most: {self._limits.step:g} times its own updates (max-step)"
+                )
+        self._state = state
+        write_atomically(self._last, save({n: np.ascontiguousarray(t) for n, t in model.items()}), private=True)
+        self._write()
+
+    def count(self, shared: Arrays, round: int) -> None:
+        """Count a model that is scored, and all tensors it was sent with; one that is sent again counts once.
+
+        Raises:
+            Withheld: it is one more than a round has.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(shared):
+            digest.update(name.encode() + np.ascontiguousarray(shared[name]).tobytes())
+        known = self._scored.setdefault(str(round), [])
+        if digest.hexdigest() in known:
+            return
+        if len(known) >= MODELS_A_ROUND:
+            raise Withheld(f"{MODELS_A_ROUND} models of round {round} were scored already; this node scores no more")
+        known.append(digest.hexdigest())
+        self._write()
+
+    def figures(self, metrics: Mapping[str, float], images: Mapping[str, int]) -> dict[str, float]:
+        """Return the figures that may be told, rounded.
+
+        Args:
+            metrics: ``<model>.<figure>`` in percent.
+            images: how many a figure is of.
+        """
+        told = {}
+        for name, value in metrics.items():
+            count = images[name.partition(".")[2]]
+            if count >= self._limits.images:
+                told[name] = rounded(value, count)
+        return told
+
+    def trained(self, sent: Arrays, update: Arrays) -> None:
+        """Note the norm of an own update: the measure of what is far."""
+        names = [name for name in sent if name not in self._differences]
+        norm = math.sqrt(sum(float(np.square(np.subtract(update[n], sent[n], dtype=float)).sum()) for n in names))
+        if 0 < norm < math.inf:
+            self._norms = [*self._norms, norm][-NORMS:]
+            self._write()
+
+    def _read(self) -> None:
+        self._scored: dict[str, list[str]] = {}
+        self._norms: list[float] = []
+        self._state = 0
+        try:
+            record = json.loads(self._account.read_bytes())
+            self._scored, self._norms, self._state = record["scored"], record["norms"], record["state"]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FedPGPError(f"{self._account} cannot be read ({error})") from error
+
+    def _write(self) -> None:
+        record = {"scored": self._scored, "norms": self._norms, "state": self._state}
+        write_atomically(self._account, json.dumps(record).encode(), private=True)
+
+    def _shared(self) -> dict[str, np.ndarray] | None:
+        try:
+            return load(self._last.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            raise FedPGPError(f"{self._last} cannot be read ({error})") from error
+
+
+def rounded(value: float, images: int) -> float:
+    """Return a percentage in the nearest of floor(sqrt(images)) equal steps from 0 to 100."""
+    step = 100 / max(1, math.isqrt(images))
+    return min(100.0, round(value / step) * step)
+
+
+def two_digits(value: float) -> float:
+    """Return a number with two significant digits."""
+    return float(f"{value:.1e}")

@@ -1,0 +1,96 @@
+"""What a node with its own pictures tells, and an attack that reads its labels without it."""
+
+import numpy as np
+import pytest
+
+from clients.disclosure import MODELS_A_ROUND, Disclosure, Limits, Withheld, rounded, two_digits
+from clients.site import Site
+from clients.state import PrivateStore
+from fedpgp.errors import FedPGPError
+
+
+def disclosure(folder, images: int = 10, step: float = 20.0) -> Disclosure:
+    return Disclosure(PrivateStore(folder, "run", 1), Limits(images, step), ("c",))
+
+
+def tensors(value: float) -> dict[str, np.ndarray]:
+    return {"p_G": np.full((2, 2), value), "c": np.full(3, 1e9 * value)}
+
+
+@pytest.mark.parametrize(
+    ("value", "images", "told"),
+    [(12.5, 8, 0.0), (37.5, 8, 50.0), (73.0, 100, 70.0), (76.0, 100, 80.0), (73.0, 400, 75.0), (100.0, 10, 100.0)]
+    + [(12.0, 1, 0.0), (88.0, 3, 100.0)],
+)
+def test_a_figure_is_rounded_to_what_its_images_allow(value, images, told):
+    np.testing.assert_allclose(rounded(value, images), told, atol=1e-12)
+
+
+@pytest.mark.parametrize("images", [10, 57, 100, 1000])
+def test_a_rounded_count_hides_some_images(images):
+    """Each figure that can be told is that of several counts: at least sqrt(n) / 2 of them."""
+    counts = {}
+    for right in range(images + 1):
+        counts.setdefault(rounded(100 * right / images, images), []).append(right)
+    assert min(len(alike) for alike in counts.values()) >= np.sqrt(images) / 2
+    assert max(counts) == 100.0 and min(counts) == 0.0
+
+
+def test_a_loss_has_two_digits():
+    assert two_digits(1.23456) == 1.2 and two_digits(0.0) == 0.0 and two_digits(204.7) == 200.0
+
+
+def test_few_images_tell_nothing(tmp_path):
+    images = {"local": 100, "novel": 9, "ece": 100}
+    told = disclosure(tmp_path).figures({"personal.local": 73.0, "personal.novel": 50.0, "global.ece": 4.0}, images)
+    assert set(told) == {"personal.local", "global.ece"}
+    np.testing.assert_allclose([told["personal.local"], told["global.ece"]], [70.0, 0.0])
+
+
+def test_a_round_scores_two_models(tmp_path):
+    for value in range(MODELS_A_ROUND):
+        disclosure(tmp_path).count(tensors(value), 3)
+    disclosure(tmp_path).count(tensors(0), 3)  # again, after a restart: the same figures
+    with pytest.raises(Withheld, match="2 models of round 3 were scored already"):
+        disclosure(tmp_path).count(tensors(7), 3)
+    disclosure(tmp_path).count(tensors(7), 4)
+
+
+def test_tensors_that_are_far_are_not_answered_to(tmp_path):
+    """The measure is the median of the node's own updates, here 1; what is no model is not measured."""
+    disclosure(tmp_path).admit(tensors(0.0), 0)  # the first are taken as they are
+    for norm in (0.5, 1.0, 1000.0):
+        disclosure(tmp_path).trained(tensors(0.0), {"p_G": np.full((2, 2), norm / 2), "c": np.zeros(3)})
+    disclosure(tmp_path).admit(tensors(9.9), 1)  # 19.8 away
+    with pytest.raises(Withheld, match=r"moved 40.2 in 1 round\(s\); this node answers to 20 at most"):
+        disclosure(tmp_path).admit(tensors(30.0), 2)
+    disclosure(tmp_path).admit(tensors(30.0), 4)  # it was away for three rounds
+    for bad in (np.nan, np.inf, 1e200):
+        with pytest.raises(Withheld):
+            disclosure(tmp_path).admit(tensors(bad), 5)
+    disclosure(tmp_path).admit(tensors(30.0), 5)  # and those before count still
+
+
+@pytest.mark.parametrize(
+    ("node", "server", "limits"),
+    [({}, {}, (10, 20.0)), ({}, {"min_report": 1, "max_step": 1e9}, (10, 20.0))]
+    + [({"min-report": 2, "max-step": 50}, {"min_report": 1, "max_step": 30}, (2, 30.0))]
+    + [({"min-report": 2}, {"min_report": 25}, (25, 20.0))],
+)
+def test_the_stricter_of_owner_and_server_holds(node, server, limits):
+    site = Site.of({"client-id": 0, "state-dir": "/x", **node})
+    assert Limits.of(site, server) == Limits(*limits)
+
+
+@pytest.mark.parametrize("wrong", [{"min-report": 0}, {"min-report": "many"}, {"max-step": 0}])
+def test_limits_that_are_none(wrong):
+    with pytest.raises(FedPGPError, match=f"{next(iter(wrong))} .* cannot work"):
+        Site.of({"client-id": 0, "state-dir": "/x", **wrong})
+
+
+def test_a_damaged_account_is_named(tmp_path):
+    one = disclosure(tmp_path)
+    one.count(tensors(0), 0)
+    (tmp_path / "answered.json").write_text("{")
+    with pytest.raises(FedPGPError, match="answered.json cannot be read"):
+        disclosure(tmp_path)
