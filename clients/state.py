@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
-from fedpgp.files import cannot_write, flush_filesystem, owner_only, private_folder, write_atomically
+from fedpgp.files import cannot_write, flush_filesystem, owner_only, private_folder, remove_leftovers, write_atomically
 
 _STATE = re.compile(r"round_(\d+)\.safetensors")
 
@@ -59,8 +59,7 @@ class PrivateStore:
             if self.attempt > self._owner():
                 record = {"run": self.run, "attempt": self.attempt}
                 write_atomically(self.folder / "attempt.json", json.dumps(record).encode(), private=True)
-                for leftover in self.folder.rglob(".*.tmp"):  # of writers that were killed: nobody writes now
-                    leftover.unlink(missing_ok=True)
+                remove_leftovers(self.folder, "**/.*.tmp")  # nobody writes now
 
     def owned(self) -> bool:
         """True as long as no newer attempt has claimed the folder."""

@@ -128,7 +128,8 @@ def _local(options: argparse.Namespace) -> int:
                 for number in before:
                     signal.signal(number, signal.SIG_IGN)
                 federation.interrupt()
-                print(f"interrupted; resume with: {resume_command(options.typed, run_dir)}")
+                begun = (run_dir / "config.yaml").exists()
+                print(f"interrupted; resume with: {resume_command(options.typed, run_dir)}" if begun else "interrupted")
                 return asked.code
     except _Asked as asked:
         return asked.code

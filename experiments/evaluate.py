@@ -29,6 +29,7 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation, Progress
+from fedpgp.files import check_target
 from fedpgp.plain_text import indented, written_out
 from fedpgp.protocols import Deal, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     overrides = readable([*options.overrides, *late])
     try:
+        if options.to:
+            check_target(options.to)
         run = asked_run(options.run)
         try:
             record = evaluate(run, overrides, line.progress)

@@ -22,7 +22,7 @@ from experiments.run import BAD_INPUT
 from fedpgp.clip import resolve_name
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
+from fedpgp.files import check_target, write_atomically
 from fedpgp.methods import Method
 from fedpgp.plain_text import indented, written_out
 
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=user_path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
+        check_target(options.to / "classifier.json")
         export(load_asked(options), options.to)
     except FedPGPError as error:
         print(f"error: {indented(error)}", file=sys.stderr)

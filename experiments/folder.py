@@ -17,7 +17,8 @@ from experiments.overrides import typed
 from experiments.spreadsheet import csv_text
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS, client_figures
-from fedpgp.files import cannot_write, write_atomically
+from fedpgp.files import cannot_write, remove_leftovers, write_atomically
+from strategies.checkpoint import remove_after
 
 PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
 EXTENDED = "extended"
@@ -27,6 +28,8 @@ ABOUT = ("versions", "git_commit", "command", EXTENDED)
 
 LISTED = 4
 """Runs of a sweep that a message names."""
+PARTS = ("method", "dataset", "model", "partition", "protocol", "strategy", "runtime", "training")
+"""Parts of a configuration that hold settings of their own."""
 GLANCE = 1.0
 """Seconds for which another start may hold a folder just to see that it is used."""
 
@@ -43,6 +46,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path, self.command = path, ""
+        self._back: tuple[int, int] | None = None
         self.table: list[dict] = []
         self.evaluations: list[dict] = []
 
@@ -89,8 +93,7 @@ class RunFolder:
             raise FedPGPError(f"{path} is no run's folder: it has no config.yaml{hint}") from None
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise FedPGPError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
-        if not isinstance(config, dict) or "method" not in config:
-            raise FedPGPError(f"{path / 'config.yaml'} is not the configuration of a run")
+        check_whole(path / "config.yaml", config)
         folder = cls(path)
         folder.command = str(config.get("command") or "")
         return folder, {key: value for key, value in config.items() if key not in ABOUT}
@@ -132,6 +135,10 @@ class RunFolder:
 
     def metric(self, record: dict) -> None:
         """Appends a line to metrics.jsonl."""
+        if self._back is not None:
+            (length, round), self._back = self._back, None
+            remove_after(self.path / "checkpoint", round)
+            self.cut_metrics(length)
         if record["kind"] == "eval":
             self.evaluations.append(record)
         path = self.path / "metrics.jsonl"
@@ -160,6 +167,8 @@ class RunFolder:
     def cut_metrics(self, length: int) -> None:
         """Drops what a killed attempt wrote after its last checkpoint, and reads the evaluations of what stays."""
         path = self.path / "metrics.jsonl"
+        for folder in (self.path, self.path / "checkpoint"):
+            remove_leftovers(folder)
         try:
             path.touch()
             if path.stat().st_size < length:
@@ -173,6 +182,25 @@ class RunFolder:
             raise cannot_write(path, error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise FedPGPError(f"{path} is damaged ({error}); restore it, or start a new run") from error
+
+    def go_back(self, length: int, round: int) -> None:
+        """Drops the rounds after this one, with the next line that is written: where none follows (the disk is full),
+        what was saved stays, and can be resumed.
+
+        Args:
+            length: of metrics.jsonl after that round.
+            round: the last that counts.
+        """
+        self._back = length, round
+
+    def refuse_lost_rounds(self) -> None:
+        """Raises FedPGPError where rounds were trained and no checkpoint is left: to begin anew would drop them."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file() and '"kind": "train"' in path.read_text(errors="replace"):
+            raise FedPGPError(
+                f"{path} has rounds of training, but there is no checkpoint in {self.path / 'checkpoint'}: restore it, "
+                "or start a new run"
+            )
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
         """clients.csv: the last evaluation, a row a client and model; with the clients' names where their nodes told
@@ -224,6 +252,24 @@ def asked_run(path: Path) -> Path:
     _, newest = max(found.values())
     print(f"note: --run {path}: the newest run below it, {newest}", file=sys.stderr)
     return newest
+
+
+def check_whole(file: Path, config: object) -> None:
+    """Refuses what is no configuration of a run.
+
+    Args:
+        file: where it stands.
+        config: what was read there.
+
+    Raises:
+        FedPGPError: naming a part that is missing.
+    """
+    if not isinstance(config, dict) or "method" not in config:
+        raise FedPGPError(f"{file} is not the configuration of a run")
+    lacking = [name for name in PARTS if not isinstance(config.get(name), dict)]
+    lacking += [name for name in ("rounds", "clients", "seed") if not isinstance(config.get(name), int)]
+    if lacking:
+        raise FedPGPError(f"{file} is not the configuration of a run: it lacks {', '.join(lacking)}")
 
 
 def default_folder(name: str) -> Path:

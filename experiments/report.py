@@ -22,7 +22,7 @@ from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
+from fedpgp.files import check_target, write_atomically
 from fedpgp.plain_text import indented, written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
@@ -75,6 +75,8 @@ def _report(options: argparse.Namespace, command: str) -> None:
     if options.published and not options.folders:
         _nothing_run(options)
         return
+    if options.out:
+        check_target(options.out)
     if not options.folders:
         raise FedPGPError("name run folders, or folders that hold some; or experiments, with --published")
     folders = find_runs(options.folders)

@@ -150,6 +150,8 @@ def _run(
             if checkpoint:
                 check_complete(folder.path / "checkpoint", checkpoint[1])
                 _same_configuration(checkpoint[1]["config"], config)
+            elif resumed:
+                folder.refuse_lost_rounds()
             folder.cut_metrics(checkpoint[1]["observer"]["metrics_bytes"] if checkpoint else 0)
             private = folder.path / "private"
             run, attempt = owner(private)
@@ -353,8 +355,8 @@ class _Observer:
         self._train = self._evaluation = None
         return {"metrics_bytes": self.folder.metrics_length()}
 
-    def go_back(self, mark: dict) -> None:
-        self.folder.cut_metrics(mark["metrics_bytes"])
+    def go_back(self, mark: dict, round: int) -> None:
+        self.folder.go_back(mark["metrics_bytes"], round)
         self._train = self._evaluation = None
 
     def _tell(self, record: dict) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from experiments import report, runner
-from experiments.folder import ABOUT, RunFolder, default_folder
+from experiments.folder import ABOUT, RunFolder, check_whole, default_folder
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
 from experiments.settings import check
@@ -80,8 +80,7 @@ def stored(path: Path) -> dict:
         config = yaml.safe_load((path / WHOLE).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise FedPGPError(f"{path / WHOLE} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict) or "method" not in config:
-        raise FedPGPError(f"{path / WHOLE} is not the configuration of a run")
+    check_whole(path / WHOLE, config)
     return {key: value for key, value in config.items() if key not in (*ABOUT, PARTS)}
 
 
@@ -93,7 +92,7 @@ def _part(path: Path, option: str, value: str) -> Path:
 def _all(path: Path, changes: Mapping) -> None:
     whole = stored(path)
     rounds = changes.get("rounds", whole["rounds"])
-    about = yaml.safe_load((path / WHOLE).read_text())
+    about = yaml.safe_load((path / WHOLE).read_text())  # whole, or it was refused
     option = make_protocol(whole["protocol"]).parts
     values = list(make_protocol(whole["protocol"]).values(load_configured(whole)))
     if values != about.get(PARTS, values):
@@ -102,7 +101,7 @@ def _all(path: Path, changes: Mapping) -> None:
             f"would be {', '.join(values)}. Restore them, or start a new run"
         )
     if all(finished(folder, rounds) for folder in (path, *(_part(path, option, value) for value in values))):
-        print(say_finished(path, rounds, about["command"], of_parts=True))
+        print(say_finished(path, rounds, about.get("command", ""), of_parts=True))
         return
     if rounds > whole["rounds"]:
         record_rounds(path / WHOLE, rounds)
@@ -117,7 +116,7 @@ def _all(path: Path, changes: Mapping) -> None:
                 runner.resume(part, {**changes, "rounds": rounds})
             else:
                 config = {**whole, **changes, "protocol": {**whole["protocol"], option: value}, "run_dir": str(part)}
-                runner.start(config, about["command"])
+                runner.start(config, about.get("command", ""))
         except FedPGPError as error:
             failures.append(f"{part.name}: {error}")
     if failures:

@@ -113,8 +113,30 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def check_target(path: Path) -> None:
+    """Refuses the name of a file that could not be written, before the work for it is done.
+
+    Raises:
+        FedPGPError: a folder, a place below a file, or in a folder that may not be written.
+    """
+    if path.is_dir():
+        raise FedPGPError(f"cannot write {path}: it is a folder; name a file")
+    above = next((folder for folder in path.parents if os.path.lexists(folder)), Path())
+    if not above.is_dir():
+        raise FedPGPError(f"cannot write {path}: {above} is no folder")
+    if not os.access(above, os.W_OK):
+        raise FedPGPError(f"cannot write {path}: {above} may not be written")
+
+
+def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Removes temporary files that killed writers left in a folder. Nobody may be writing there."""
+    for leftover in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
 def cannot_write(path: Path, error: OSError) -> FedPGPError:
     """The message for a failed write: what it was, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FedPGPError(f"no space left on the disk while writing {path}; free some and go on with resume=")
+        return FedPGPError(f"no space left on the disk while writing {path}; free some and try again")
     return FedPGPError(f"cannot write {path}: {error.strerror or error}")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import struct
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, np.ndarray],
     text = json.dumps({"format": FORMAT, "round": round, **info})
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     path = folder / f"round_{round:05d}.safetensors"
+    if path.is_dir() and not path.is_symlink():  # not ours, and in the way
+        path.rename(path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}"))
     write_atomically(path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)}))
     for old in checkpoints(folder)[:-KEEP]:
         with contextlib.suppress(OSError):  # a folder of that name stays
@@ -53,15 +56,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """A checkpoint's tensors and information.
 
     Raises:
-        Corrupted: the file is damaged.
-        FedPGPError: it was written by another version of the format, or cannot be read.
+        Corrupted: the file is damaged, or cannot be read.
+        FedPGPError: it was written by another version of the format.
     """
     try:
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:  # a link to nowhere, a folder
         raise Corrupted(f"the checkpoint {path} is no file") from error
     except OSError as error:
-        raise FedPGPError(f"cannot read {path}: {error.strerror}") from error
+        raise Corrupted(f"the checkpoint {path} cannot be read ({error.strerror})") from error
     try:
         (length,) = struct.unpack("<Q", data[:8])
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
@@ -105,6 +108,14 @@ def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[s
     if paths:
         raise FedPGPError(f"no checkpoint in {folder} is intact; start anew with another run_dir")
     return None
+
+
+def remove_after(folder: Path, round: int) -> None:
+    """Removes the checkpoints of later rounds."""
+    for path in checkpoints(folder):
+        if int(_NAME.fullmatch(path.name)[1]) > round:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:

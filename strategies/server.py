@@ -75,8 +75,8 @@ class Observer(Protocol):
         """What the observer needs to go on from here; saved in the checkpoint."""
         ...
 
-    def go_back(self, mark: dict) -> None:
-        """Forget what came after this mark."""
+    def go_back(self, mark: dict, round: int) -> None:
+        """Forget what came after this mark, made after that round."""
         ...
 
 
@@ -223,7 +223,7 @@ class Server:
         )
         self.state, self.rule = State.restored(tensors, info), copy.deepcopy(self._unused_rule)
         restore_rule(self.rule, below("rule/", tensors), info["rule"])
-        self.observer.go_back(info["observer"])
+        self.observer.go_back(info["observer"], info["round"])
 
     def _train(self, grid: CohortGrid, round: int) -> None:
         began = time.perf_counter()

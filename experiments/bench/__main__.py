@@ -13,11 +13,15 @@ shapes, and the peak memory that a call adds. Run it on an idle machine: a busy 
 
 import argparse
 import json
+import sys
 
 from experiments.bench import cohort, features, federation, growth, methods, step
 from experiments.bench.measure import machine
 from experiments.overrides import user_path
+from experiments.run import BAD_INPUT
 from fedpgp.cuda_graphs import Graphs
+from fedpgp.errors import FedPGPError
+from fedpgp.files import check_target, write_atomically
 
 BENCHES = {
     "step": step.rows,
@@ -29,7 +33,8 @@ BENCHES = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench",
         description=__doc__,
@@ -49,6 +54,17 @@ def main() -> None:
     parser.add_argument("--plot", type=user_path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE")
     arguments = parser.parse_args()
+    try:
+        _bench(arguments)
+    except FedPGPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    for file in filter(None, (arguments.plot, arguments.json)):
+        check_target(file)
     Graphs.enabled = not arguments.eager
     found = []
     for row in BENCHES[arguments.what](arguments):
@@ -59,10 +75,9 @@ def main() -> None:
         growth.plot(found, arguments.plot)
         print(f"wrote {arguments.plot}")
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n")
+        write_atomically(arguments.json, (json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n").encode())
         print(f"wrote {arguments.json}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -132,6 +132,8 @@ class Run:
                     raise ValueError(f"unknown model {row['model']!r}")
                 for key in ("train_images", "test_images", *FIGURES):
                     row[key] = float(row.get(key) or "nan")
+        except OSError as error:
+            raise _damaged(path, error.strerror) from error
         except (ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise _damaged(path, error) from error
         return rows
@@ -201,7 +203,7 @@ def read_run(path: str | Path) -> Run:
         raise FedPGPError(f"{path} is no run folder: it has no config.yaml")
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise _damaged(config_file, " ".join(str(error).split())) from error
     if not isinstance(config, dict):
         raise _damaged(config_file, "it holds no settings")
@@ -232,7 +234,10 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 def _read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
     """metrics.jsonl as (train rows, eval rows), each sorted by round."""
     newest: dict[tuple[str, int], dict] = {}
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise _damaged(path, error.strerror) from error
     for index, line in enumerate(lines):
         if not line.strip():
             continue
@@ -252,6 +257,8 @@ def _read_json(path: Path) -> dict:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # a UnicodeDecodeError is one too
         raise _damaged(path, error) from error
+    except OSError as error:
+        raise _damaged(path, error.strerror) from error
     if not isinstance(data, dict):
         raise _damaged(path, "it holds no object")
     return data

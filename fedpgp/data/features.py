@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from fedpgp.data.base import Split
-from fedpgp.data.store import cache_folder, cannot_write, locked, remove_leftovers, write_cache
+from fedpgp.data.store import cache_folder, cannot_write, locked, write_cache
 from fedpgp.errors import FedPGPError
+from fedpgp.files import remove_leftovers
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
     from fedpgp.frozen import FrozenCLIP
@@ -75,7 +76,7 @@ def encode_split(
     if found is not None:
         return found
     with locked(path):
-        remove_leftovers(path)
+        remove_leftovers(path.parent, f".{path.name}.*.tmp")
         found = _open_cached(path, key, len(split))  # made by another process while this one waited
         if found is None:
             _write(path, key, _encode(clip, split, what, path.parent, batch_size, progress))

@@ -53,10 +53,3 @@ def locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def remove_leftovers(path: Path) -> None:
-    """Removes temporary files that killed writers of ``path`` left behind. Hold its lock."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
