@@ -99,16 +99,20 @@ class Console:
         self.close()
         self._line(Text.assemble(("error: ", "bold red"), indented(text)))
 
-    def summary(self, summary: dict, run_dir: Path, seconds: float, again: str = "") -> None:
+    def summary(
+        self, summary: dict, run_dir: Path, seconds: float, again: str = "", encoded_before: float = 0.0
+    ) -> None:
         """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command,
-        `again` the command that resumes the run."""
+        `again` the command that resumes the run, `encoded_before` the seconds of the encoding that were another
+        command's (of a resumed run)."""
         self._end_stage()
         self._line_of_progress.stop()
         self._line("")
         if summary.get("accuracy"):
-            self._out.print(accuracy_table(summary["accuracy"], self.one_prompt))
+            table = accuracy_table(summary["accuracy"], self.one_prompt)
+            self._out.print(table)
             of = self._answered or "clients"
-            self._line(Text(f"percent, mean over {of}; * the best", style="dim"))
+            self._line(Text(f"percent, mean over {of}{best_note(table)}", style="dim"))
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (
@@ -117,7 +121,7 @@ class Console:
         if summary.get("status") == "interrupted":
             self._line(Text(f"interrupted after {human_seconds(seconds)}{cost}", style="yellow"))
         else:
-            encode = number((summary.get("seconds") or {}).get("encode"))
+            encode = number((summary.get("seconds") or {}).get("encode")) - encoded_before
             encoding = f" ({human_seconds(encode)} encoding images)" if encode >= 1 else ""
             self._line(f"done in {human_seconds(seconds)}{encoding}{cost}")
         self._line(f"run folder: {run_dir}")
@@ -176,6 +180,12 @@ def clients_answered(evaluation: dict) -> str:
     """`5 of 6 clients`, where some did not answer the evaluation; else nothing."""
     answered, clients = number(evaluation.get("clients")), number(evaluation.get("all_clients"))
     return f"{answered:.0f} of {clients:.0f} clients" if answered < clients else ""
+
+
+def best_note(table: Table) -> str:
+    """What the stars of an :func:`accuracy_table` mean, where it has any (all figures of a column may be equal)."""
+    starred = any("*" in str(cell) for column in table.columns for cell in column.cells)
+    return "; * the best" if starred else ""
 
 
 def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -> Table:

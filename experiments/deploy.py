@@ -19,6 +19,7 @@ from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
+from experiments.help import unknown_words
 from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
@@ -52,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     login.add_argument("--token", type=user_path, required=True, help="admin.token of `deploy keys`")
     checked = commands.add_parser("check", help="says before the first round what a node would be refused for")
     site_check.add_options(checked)
-    options, late = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options, late = parser.parse_known_args(words)
     if any(word.startswith("-") for word in late) or (late and options.command not in ("local", "check")):
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
+        parser.error(unknown_words(late, words))
     if options.command == "check":
         options.overrides += late  # those after an option
     if options.command == "local":
-        words = list(sys.argv[1:] if arguments is None else arguments)
         options.typed = f"{LOCAL} {shlex.join(words[1:])}"
         # Those after an option too; the processes that get them work in another folder.
         options.overrides = readable([*options.overrides, *late], absolute=True)

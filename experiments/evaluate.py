@@ -19,6 +19,7 @@ from rich.console import Console as RichConsole
 from clients.state import PrivateStore
 from experiments.console import accuracy_table
 from experiments.folder import RunFolder, asked_run
+from experiments.help import unknown_words
 from experiments.naming import job_name, named
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="of dataset, protocol, runtime, device and dtype")
     options, late = parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in late):
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
+        parser.error(unknown_words(late, sys.argv[1:] if arguments is None else arguments))
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     overrides = readable([*options.overrides, *late])
     try:

@@ -34,6 +34,15 @@ def settings_as_flags(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def unknown_words(late: Sequence[str], arguments: Sequence[str]) -> str:
+    """Return what to say of words that a command does not know, ``late`` of all its ``arguments``."""
+    for word in late:  # not the others: --clients is an option of `deploy local`
+        at = list(arguments).index(word)
+        if said := settings_as_flags(arguments[at : at + 2]):
+            return said
+    return f"unrecognized arguments: {' '.join(late)}"
+
+
 def explain(words: Sequence[str]) -> str:
     """Return the help of groups (``method``) and choices (``method=fedotp``).
 

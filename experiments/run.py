@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _remember(str(error))
             failures.append(_complain(error))
         except Exception:
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
+            if context.mode != RunMode.MULTIRUN:
                 raise
             _remember(traceback.format_exc())
             traceback.print_exc()  # the sweep goes on
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--help" in arguments and (words := [a for a in arguments if not a.startswith("-")]):
             print(explain(words))
             return 0
-        arguments = _sweep_again(readable(arguments))
+        arguments = _sweep_again(_together(readable(arguments)))
         asked = get_args_parser().parse_args(arguments)
         check_overrides(asked.overrides, sweep=_is_sweep(asked))
     except FedPGPError as error:
@@ -105,6 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sweep and sweep[0][0].total:
         show_table(sweep[0][1])
     return max(failures, default=0)
+
+
+def _together(arguments: list[str]) -> list[str]:
+    """The arguments with the settings behind an option (``method=coop -m seed=0,1``) beside those before it: argparse
+    takes one row of them only.
+
+    Raises:
+        FedPGPError: an option that does not exist.
+    """
+    asked, late = get_args_parser().parse_known_args(arguments)
+    if any(word.startswith("-") for word in late):
+        raise FedPGPError(f"unknown option {next(w for w in late if w[0] == '-')}; see {RUN} --help")
+    if not late:
+        return arguments
+    kept = list(arguments)
+    for word in reversed(late):
+        del kept[len(kept) - 1 - kept[::-1].index(word)]
+    end = kept.index(asked.overrides[-1]) + 1
+    return [*kept[:end], *late, *kept[end:]]
 
 
 def _is_sweep(asked: argparse.Namespace) -> bool:
@@ -253,4 +272,10 @@ def _complain(error: FedPGPError) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten goes there at exit
+        status = UNFORESEEN
+    sys.exit(status)

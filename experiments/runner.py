@@ -144,6 +144,7 @@ def _run(
     summary: dict | None = None
     observer: _Observer | None = None
     initial: dict = {}
+    checkpoint = None
     try:
         with stopper.listening():
             checkpoint = latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
@@ -226,7 +227,8 @@ def _run(
             logger.close(summary)
         console.close()
     again = resume_command(folder.command, folder.path)
-    console.summary(summary, folder.path, time.perf_counter() - began, again)
+    before = checkpoint[1]["seconds"].get("encode", 0.0) if checkpoint else 0.0
+    console.summary(summary, folder.path, time.perf_counter() - began, again, before)
     if summary["status"] != "finished":
         raise Stopped(stopper.code)
     return summary

@@ -430,7 +430,7 @@ class Server:
             waiting = sorted(set(messages) - set(good))
             kind = {client: messages[client].metadata.message_type for client in waiting}
             fresh = [Message(messages[c].content, dst_node_id=c, message_type=kind[c]) for c in waiting]
-            with self._watch.during(round, *set(kind.values())) as grid.progress:
+            with self._watch.during(round, *set(kind.values()), ask) as grid.progress:
                 replies = grid.send_and_receive(fresh, timeout=self.timeout)
             debug = self.config["runtime"].get("debug", False)
             exceptions |= tell(what, grid.exchange.accounts[told:], self.observer, debug=debug)
@@ -453,9 +453,8 @@ class Server:
             if len(good) >= need:
                 break
             if attempt < TRIES:
-                self.observer.warn(
-                    f"{what}: {self._few(len(good), len(messages), need, failed)}; asking the others again"
-                )
+                again = "asking the others again" if good else "asking all again"
+                self.observer.warn(f"{what}: {self._few(len(good), len(messages), need, failed)}; {again}")
         for client in failed if self.roll is not None else ():
             self.roll.doubt(client)
         if len(good) < need:

@@ -13,6 +13,8 @@ LOOK = 0.5
 """Seconds between two looks."""
 DONE = {MessageType.TRAIN: "clients trained", MessageType.EVALUATE: "clients evaluated"}
 """What is counted of a kind of message."""
+SET_UP = "clients set up"
+"""What is counted before the first round (and before the next one of a resumed run)."""
 
 Tell = Callable[[int, int, str], None]
 
@@ -29,9 +31,15 @@ class Watch:
         self._folder, self._tell = folder, tell
 
     @contextmanager
-    def during(self, round: int, kind: str) -> Iterator[Callable[[int, int], None]]:
-        """Tells for as long as the block lasts; gives what is to be called with (clients answered, clients asked)."""
-        what = f"round {round}, {DONE.get(kind, 'clients that answered')}"
+    def during(self, round: int, kind: str, ask: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Tells for as long as the block lasts; gives what is to be called with (clients answered, clients asked).
+
+        Args:
+            round: the number of the round.
+            kind: of the messages, Flower's.
+            ask: what a query is for, as in :class:`clients.wire.Job`.
+        """
+        what = SET_UP if ask == "clients" else f"round {round}, {DONE.get(kind, 'clients that answered')}"
         answered, ended = [0, 0], threading.Event()
 
         def answer(done: int, total: int) -> None:

@@ -30,7 +30,11 @@ class Series:
 
 
 def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
-    """About `count` round numbers that cover [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten."""
+    """About `count` round numbers that cover [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten. Equal values
+    get an axis around them that is 2 % of their size (1 unit below 50) and can be read."""
+    if low == high and not whole:
+        half = max(0.5, abs(low) / 100)
+        low, high = max(low - half, 0) if low >= 0 else low - half, high + half
     span = max(high - low, 1e-3)
     power = 10 ** math.floor(math.log10(span / count))
     step = min((s * power for s in (1, 2, 2.5, 5, 10, 20)), key=lambda s: abs(span / s - count))

@@ -64,13 +64,16 @@ def _personal_against_global(run: Run, own: str) -> str:
         start = f"The personal prompts lost {points(gain)} against the global one on {own}"
     else:
         start = f"Personal and global prompts show no clear difference {and_([f'on {own} ({_signed(gain)})', *level])}"
-        words = [f"the personal ones {word}" for word in words[:1]] + words[1:]
     if clear and level:
         words.append(f"show no clear difference {and_(level)}")
-    text = f"{start}, {and_(words)}" if words else start
+    against = ""
     if not math.isnan(above) and not (clear and gain > 0 and above >= 0):
-        text += f"; the personal ones are {_against(run, 'personal', 'zero_shot', 'zero-shot CLIP')}"
-    return text
+        against = f"are {_against(run, 'personal', 'zero_shot', 'zero-shot CLIP')}"
+    if not clear:  # the first sentence is of both prompts, the second of the personal ones
+        did = [*words, *([against] if against else [])]
+        return f"{start}; the personal ones {and_(did)}" if did else start
+    text = f"{start}, {and_(words)}" if words else start
+    return f"{text}; the personal ones {against}" if against else text
 
 
 def _unseen(run: Run) -> str:

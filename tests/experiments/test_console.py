@@ -125,6 +125,15 @@ def test_summary(tmp_path):
     ]
 
 
+def test_a_resumed_run_tells_of_its_own_encoding():
+    stream = io.StringIO()
+    accuracy = {model: block(44.4) for model in ("zero_shot", "global", "personal")}
+    console = Console(3, stream)
+    console.summary({"accuracy": accuracy, "seconds": {"encode": 75.2}}, Path("run"), 10, encoded_before=75.0)
+    assert "done in 10 s\n" in stream.getvalue()
+    assert "percent, mean over clients\n" in stream.getvalue()  # nothing is the best
+
+
 def test_the_best_is_marked_and_not_the_last():
     accuracy = {"zero_shot": block(42.0, novel=52.04), "global": block(71.0, 51.0), "personal": block(70.0, 51.04)}
     stream = io.StringIO()

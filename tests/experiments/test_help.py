@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments.help import explain, explain_top, settings_as_flags
+from experiments.help import explain, explain_top, settings_as_flags, unknown_words
 from experiments.run import main
 from experiments.settings import CONF, choices
 from fedpgp.errors import FedPGPError, unknown
@@ -80,3 +80,9 @@ def test_a_wrong_group_or_choice_is_named_with_the_nearest():
 )
 def test_the_nearest_name_stands_first(typed, meant):
     assert f"did you mean {meant}" in unknown("method", typed, list(METHODS))
+
+
+def test_an_option_that_is_a_setting_elsewhere_is_not_blamed_for_another():
+    assert unknown_words(["--foo"], ["local", "--clients", "5", "--foo"]) == "unrecognized arguments: --foo"
+    said = unknown_words(["--rounds"], ["local", "--clients", "5", "--rounds", "3"])
+    assert said == "--rounds: settings are written without dashes; write rounds=3"

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,6 +42,9 @@ SMALL += ["method.rank=2"]
         ("method=fedpgp,promptfl", "method=fedpgp,promptfl has several values: add -m to run each of them (a sweep)"),
         ("seed=range(0,3)", "has several values: add -m"),
         ("resume=/nowhere lr=0.1,0.2", "lr=0.1,0.2 has several values: add -m"),
+        ("method=coop --rounds=5", "settings are written without dashes; write rounds=5"),
+        ("method=coop --quick", "unknown option --quick; see python -m experiments.run --help"),
+        ("method=coop -m strategy=fedagv", "unknown strategy 'fedagv'; did you mean fedavg"),
         ("lr=0", "lr=0 cannot work; it is a number above 0"),
         ("lr=fast", "lr=fast cannot work"),
         ("participation=1.5", "participation=1.5 cannot work; it is a number above 0 and at most 1"),
@@ -97,6 +101,14 @@ def test_help_explains(capsys, monkeypatch):
         assert words in " ".join(out.split())
     choices = out.split("their choices")[1].split("python -m")[0]
     assert max(len(line) for line in choices.splitlines()) <= 80
+
+
+def test_help_may_be_cut_short():
+    """`--help | head`: the reader closes the pipe."""
+    command = [sys.executable, "-m", "experiments.run", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_the_run_folder_is_complete(tmp_path, small, capsys):

@@ -53,8 +53,9 @@ def test_clients_at_work_count_beside_those_that_answered(tmp_path):
 
 def test_encoding_is_told_before_all(tmp_path):
     ear, worker = Ear(), Progress(tmp_path)
-    with Watch(tmp_path, ear).during(0, MessageType.QUERY) as answered:
+    with Watch(tmp_path, ear).during(0, MessageType.QUERY, "clients") as answered:
         answered(0, 24)
+        assert ear.hears(0, 24, "clients set up")
         worker(64, 4800, "encoding test images")
         assert ear.hears(64, 4800, "encoding test images")
 
