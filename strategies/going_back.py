@@ -18,7 +18,7 @@ class NoUsableAnswer(Exception):
         self.failure = failure
 
 
-_NUMBERS = re.compile(r"\b(nan|inf|infinite)\b|max_update_norm", re.IGNORECASE)
+_NUMBERS = re.compile(r"\b(nan|inf|infinite)\b|max_update_norm|max-step", re.IGNORECASE)
 
 
 def about_numbers(reasons: Iterable[str]) -> bool:
