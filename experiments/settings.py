@@ -253,9 +253,10 @@ def parse(arguments: Sequence[str]) -> list[Override]:
         try:
             found += OverridesParser.create().parse_overrides([argument])
         except HydraException:
-            raise FedPGPError(
-                f"cannot read {argument!r}; write key=value, with quotes around values that hold , = or brackets"
-            ) from None
+            advice = "quotes around values that hold , = or brackets"
+            if not argument.isascii():  # Hydra's grammar has no other letters without quotes
+                advice = "quotes around each name that is not plain ASCII: \"key=['Bär','cat']\""
+            raise FedPGPError(f"cannot read {argument!r}; write key=value, with {advice}") from None
     return found
 
 

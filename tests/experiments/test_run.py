@@ -43,6 +43,7 @@ SMALL += ["method.rank=2"]
         ("seed=range(0,3)", "has several values: add -m"),
         ("resume=/nowhere lr=0.1,0.2", "lr=0.1,0.2 has several values: add -m"),
         ("method=coop --rounds=5", "settings are written without dashes; write rounds=5"),
+        ("dataset.class_names=[Bär,cat]", "quotes around each name that is not plain ASCII: \"key=['Bär','cat']\""),
         ("method=coop --quick", "unknown option --quick; see python -m experiments.run --help"),
         ("method=coop -m strategy=fedagv", "unknown strategy 'fedagv'; did you mean fedavg"),
         ("lr=0", "lr=0 cannot work; it is a number above 0"),
