@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def render_run(run: Run) -> str:
             **_samples(run),
             training=_training(run),
             dropped=_dropped(run),
+            dropped_words=_dropped_words(run),
             capped=run.capped,
             command=again_command(str(run.config.get("command") or "")),
             versions=_versions(run),
@@ -403,6 +405,14 @@ def _dropped(run: Run) -> list[dict]:
     """Who was left out of a round, by name where its node has told one, and why."""
     rows = {row["id"]: row for row in run.partition.get("clients", [])}
     return [{**entry, "who": called(rows.get(entry["client"], {"id": entry["client"]}))} for entry in run.dropped]
+
+
+def _dropped_words(run: Run) -> str:
+    """How many updates were left out, and of whom most, at most five of them."""
+    counts = Counter(entry["who"] for entry in _dropped(run))
+    most = ", ".join(f"{who} in {many} round{'s' * (many > 1)}" for who, many in counts.most_common(5))
+    more = f" and {len(counts) - 5} others" if len(counts) > 5 else ""
+    return f"{counts.total()} update{'s' * (counts.total() > 1)}: {most}{more}."
 
 
 def _client_name(row: dict) -> str:

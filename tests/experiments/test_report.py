@@ -264,6 +264,7 @@ def test_page_of_a_run(tmp_path):
             assert f"{accuracy[model][figure]:.1f}" in shown.text
     gain = accuracy["personal"]["local"] - accuracy["global"]["local"]
     assert f"gained {gain:.1f} points over the global one" in shown.text
+    assert "1 update: client 5 in 1 round." in shown.text
     assert (
         reason in shown.text
         and "drink & food" in shown.text
