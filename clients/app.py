@@ -21,7 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.disclosure import Disclosure, Limits, Withheld, two_digits
+from clients.disclosure import Disclosure, Limits, Withheld, pin, two_digits
 from clients.expiry import expiring
 from clients.failures import Failures, describe
 from clients.guard import guarded
@@ -121,7 +121,10 @@ class Node:
             print(f"warning: {text}", file=sys.stderr, flush=True)
         try:
             self.store.claim()
-            self.store.give_configuration(str(self.content["configuration"]["json"]))
+            text = str(self.content["configuration"]["json"])
+            if self.site.data_dir is not None:
+                pin(self.store, text)
+            self.store.give_configuration(text)
             federation = self.federation()
             if differing := differences(dict(self.content["identity"]), identity(federation)):
                 raise Unfit(differing)

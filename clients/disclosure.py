@@ -7,6 +7,8 @@ model was made for, and does alone what one can:
 * a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width of an accuracy's
   95 % interval; the training loss to two digits;
 * a figure of fewer images than ``min-report`` is not told;
+* a run has one choice of data: with another class list, order of classes or number of shots, the counts that a node
+  tells would be of other classes, and several of them its labels;
 * of a round, two models are scored at most (the second where a run went back a checkpoint);
 * tensors that are farther from the last ones than ``max-step`` times the median of the node's own updates, for each
   round between them, are not answered to, neither with figures nor with an update.
@@ -25,10 +27,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clients.site import Site
+from clients.site import Site, Unfit
 from clients.state import PrivateStore
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
+
+PINNED = ("dataset", "partition", "protocol", "shots", "seed")
+"""Keys of a configuration that decide which pictures count."""
 
 MODELS_A_ROUND = 2
 NORMS = 16
@@ -60,6 +65,30 @@ class Limits:
             max(site.min_report, int(runtime.get("min_report", 1))),
             min(site.max_step, float(runtime.get("max_step", math.inf))),
         )
+
+
+def pin(store: PrivateStore, text: str) -> None:
+    """Keep a run to the choice of data it came with first.
+
+    Args:
+        store: of the run.
+        text: its configuration, as JSON.
+
+    Raises:
+        Unfit: it has another one now.
+    """
+    config = json.loads(text)
+    chosen = json.dumps({key: config.get(key) for key in PINNED}, sort_keys=True).encode()
+    path = store.folder / "data_choice.json"
+    try:
+        known = path.read_bytes()
+    except FileNotFoundError:
+        write_atomically(path, chosen, private=True)
+    except OSError as error:
+        raise FedPGPError(f"{path} cannot be read ({error.strerror})") from error
+    else:
+        if known != chosen:
+            raise Unfit(f"the run came with other settings of {', '.join(PINNED)} before, which this node keeps to")
 
 
 class Disclosure:

@@ -1,10 +1,12 @@
 """What a node with its own pictures tells, and an attack that reads its labels without it."""
 
+import json
+
 import numpy as np
 import pytest
 
-from clients.disclosure import MODELS_A_ROUND, Disclosure, Limits, Withheld, rounded, two_digits
-from clients.site import Site
+from clients.disclosure import MODELS_A_ROUND, Disclosure, Limits, Withheld, pin, rounded, two_digits
+from clients.site import Site, Unfit
 from clients.state import PrivateStore
 from fedpgp.errors import FedPGPError
 
@@ -86,6 +88,17 @@ def test_the_stricter_of_owner_and_server_holds(node, server, limits):
 def test_limits_that_are_none(wrong):
     with pytest.raises(FedPGPError, match=f"{next(iter(wrong))} .* cannot work"):
         Site.of({"client-id": 0, "state-dir": "/x", **wrong})
+
+
+def test_a_run_has_one_choice_of_data(tmp_path):
+    """With another half of the classes as base classes, the number of train images would be that of other labels."""
+    store = PrivateStore(tmp_path, "run", 1)
+    config = {"dataset": {"class_names": ["cat", "dog"]}, "partition": {}, "protocol": {"class_order": 1}, "seed": 0}
+    pin(store, json.dumps({**config, "rounds": 3, "shots": None}))
+    pin(store, json.dumps({"shots": None, **config, "rounds": 9, "runtime": {"min_report": 1}}))  # resumed
+    for other in ({"protocol": {"class_order": 2}}, {"shots": 1}, {"dataset": {"class_names": ["dog", "cat"]}}):
+        with pytest.raises(Unfit, match="came with other settings of dataset, partition, protocol, shots, seed before"):
+            pin(store, json.dumps({**config, "shots": None, **other}))
 
 
 def test_a_damaged_account_is_named(tmp_path):

@@ -98,7 +98,11 @@ IN_TRAINING = {
     "nothing": cleared,
     "no tensor": lambda content: put(content, "1/arrays", ConfigRecord({"a": 1})),
 }
-HARMLESS = {"an extra record": extra, "a long name": account(process="p\x1b[2J\ndone in 3s" * 500)}
+HARMLESS = {
+    "an extra record": extra,
+    "a long name": account(process="p\x1b[2J\ndone in 3s" * 500),
+    "a long time": account(seconds=1e9),
+}
 
 
 def test_in_training_it_is_left_out_by_name(tmp_path):
@@ -115,7 +119,8 @@ def test_in_training_it_is_left_out_by_name(tmp_path):
         assert dropped == ([] if name in HARMLESS else [HOSTILE]), name
         assert all(len(entry["reason"]) <= 1000 and entry["reason"].isprintable() for entry in line["dropped"])
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["seconds"]["train"] < 1000
+    assert summary["status"] == "finished"
+    assert summary["seconds"]["train"] < 300  # 1e9 of them are no more than have passed
     assert (tmp_path / "a" / "report.html").stat().st_size < 1_000_000
     _, info = read_checkpoint(checkpoints(tmp_path / "a" / "checkpoint")[-1])
     assert len(json.dumps(info)) < 100_000
