@@ -20,6 +20,7 @@ from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.folder import RunFolder, default_folder
 from experiments.help import unknown_words
+from experiments.latest import point_latest
 from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
@@ -137,6 +138,8 @@ def _local(options: argparse.Namespace) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if not config["run_dir"] and not config["resume"] and run_dir.is_dir():
+        point_latest(run_dir)
     if not _finished(run_dir):
         return BAD_INPUT
     print(f"run folder: {run_dir}\nreport:     {run_dir / 'report.html'}")

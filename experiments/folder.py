@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from experiments.latest import followed
 from experiments.overrides import typed
 from experiments.spreadsheet import csv_text
 from fedpgp.errors import FedPGPError
@@ -237,6 +238,7 @@ def asked_run(path: Path) -> Path:
     Raises:
         FedPGPError: a sweep's folder: its runs differ, and one of them has to be named.
     """
+    path = followed(path)
     if not path.is_dir() or (path / "config.yaml").exists():
         return path
     found: dict[Path, tuple[float, Path]] = {}

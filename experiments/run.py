@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.help import explain, explain_top, settings_as_flags
+from experiments.latest import point_latest
 from experiments.naming import job_name, older_job_name
 from experiments.overrides import RUN, readable, typed
 from experiments.settings import (
@@ -35,7 +36,7 @@ from experiments.settings import (
     register_resolvers,
     swept_by,
 )
-from experiments.sweep import Sweep, jobs, point_latest, show_table
+from experiments.sweep import Sweep, jobs, show_table
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 from fedpgp.plain_text import indented
@@ -102,8 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # a run that has begun stops in its own way, and saves
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit:
+        if sweep:
+            print(f"resume the sweep with: {RUN} -m {typed('resume', sweep[0][1])}")
+        raise
     if sweep and sweep[0][0].total:
         show_table(sweep[0][1])
+        if failures:
+            count, total = len(failures), sweep[0][0].total
+            print(f"{count} of {total} jobs failed; why: {sweep[0][1] / FAILED}", file=sys.stderr)
     return max(failures, default=0)
 
 
@@ -198,6 +206,7 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
         changes = changes_on_resume(config, overrides, path)  # also of a finished one: it has to be this job's own
         if several.finished(path, changes.get("rounds", several.stored(path)["rounds"])):
             print(f"is finished: {path}")
+            sweep.skip()
         else:
             several.go_on(path, changes)
 
@@ -220,11 +229,11 @@ def _sweep_again(arguments: list[str]) -> list[str]:
     """
     parsed = get_args_parser().parse_args(arguments)
     given = parse(parsed.overrides)
-    folders = [str(o.value()) for o in given if o.key_or_group == "resume" and o.value()]
+    folders = [Path(str(o.value())) for o in given if o.key_or_group == "resume" and o.value()]
     if not parsed.multirun or not folders:
         return arguments
     try:
-        before = json.loads((Path(folders[0]) / SWEEP).read_text())["arguments"]
+        before = json.loads((folders[0] / SWEEP).read_text())["arguments"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FedPGPError(f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read") from error
     named = {o.key_or_group for o in given} | {"run_dir", "resume"}

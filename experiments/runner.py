@@ -24,6 +24,7 @@ from clients.state import PrivateStore, owner
 from clients.wire import Job
 from experiments.console import Console
 from experiments.folder import RunFolder, default_folder
+from experiments.latest import followed, point_latest
 from experiments.loggers import Logger, make_logger
 from experiments.memory import start_peak
 from experiments.more_rounds import (
@@ -37,7 +38,6 @@ from experiments.overrides import resume_command, user_path
 from experiments.reporting.page import write_report
 from experiments.reporting.words import privacy_words
 from experiments.settings import FREE, check, check_runtime, flatten, free
-from experiments.sweep import point_latest
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
@@ -84,6 +84,8 @@ def start(
     check(config)
     check_runtime(config, deployed=grid is not None)
     make_rule(config["strategy"]["name"], config["strategy"])
+    if config.get("init_from"):  # before this run is the latest itself
+        config = {**config, "init_from": str(followed(user_path(config["init_from"])))}
     own_name = not config["run_dir"]
     path = default_folder(config["experiment_name"]) if own_name else user_path(config["run_dir"])
     config = {**config, "run_dir": str(path), "resume": None}
@@ -112,6 +114,7 @@ def resume(
     Returns, raises: as :func:`start`.
     """
     began = time.perf_counter()
+    path = followed(path)
     folder, config = RunFolder.open(path)
     config |= {key: value for key, value in (changes or {}).items() if key in (*FREE, "rounds")}
     config |= {"run_dir": str(path), "resume": None}

@@ -7,10 +7,10 @@ import yaml
 
 from experiments import report, runner
 from experiments.folder import ABOUT, RunFolder, check_whole, default_folder
+from experiments.latest import point_latest
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
 from experiments.settings import check
-from experiments.sweep import point_latest
 from fedpgp.configured import load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import mean_accuracy

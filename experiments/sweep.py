@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,6 @@ from pathlib import Path
 from experiments.reporting.words import human_seconds
 from experiments.settings import parse
 from fedpgp.errors import FedPGPError
-
-LATEST = "latest"
-"""Beside the runs of an experiment: a link to the newest, or a file with its name where links are not possible."""
 
 
 class Sweep:
@@ -23,7 +19,7 @@ class Sweep:
     """
 
     def __init__(self, total: int | None):
-        self.total, self.done, self._seconds = total, 0, 0.0
+        self.total, self.done, self._worked, self._seconds = total, 0, 0, 0.0
         self._began: float | None = None
 
     def begin(self, name: str) -> str:
@@ -32,13 +28,20 @@ class Sweep:
         if self.total is None:
             return f"\n{name}"
         line = f"\njob {self.done + 1} of {self.total}: {name}"
-        left = self._seconds / self.done * (self.total - self.done) if self.done and self._seconds > 1 else math.nan
+        left = math.nan
+        if self._worked and self._seconds > 1:
+            left = self._seconds / self._worked * (self.total - self.done)
         return line if math.isnan(left) else f"{line} (about {human_seconds(left)} left of the whole)"
+
+    def skip(self) -> None:
+        """Let the job that has begun say nothing of the time left: it was finished before."""
+        self._began = None
 
     def end(self) -> None:
         """Count a job as done."""
         self.done += 1
         if self._began is not None:
+            self._worked += 1
             self._seconds += time.monotonic() - self._began
 
 
@@ -73,16 +76,3 @@ def show_table(folder: Path) -> None:
     if report.main([str(folder)]) == 0:
         with contextlib.suppress(FedPGPError):
             report.main([str(folder), "--format", "html"])
-
-
-def point_latest(folder: Path) -> None:
-    """Let ``latest`` beside a new default folder name it. Nothing depends on it: a failure is passed over."""
-    link = folder.parent / LATEST
-    with contextlib.suppress(OSError):
-        temporary = link.with_name(f".{LATEST}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(folder.name, target_is_directory=True)
-        except OSError:
-            temporary.write_text(f"{folder.name}\n")
-        os.replace(temporary, link)

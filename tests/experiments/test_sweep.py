@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from experiments.latest import LATEST, followed, point_latest
 from experiments.run import main
-from experiments.sweep import LATEST, Sweep, jobs, point_latest
+from experiments.sweep import Sweep, jobs
 
 SMALL = ["runtime=inline", "clients=6", "rounds=1", "shots=1", "local_epochs=1", "dataset.domains=[noto]"]
 SMALL += ["partition=iid", "protocol=personal"]
@@ -58,6 +59,18 @@ def test_the_time_left_is_judged_by_the_jobs_that_are_done(monkeypatch):
     assert Sweep(None).begin("a") == "\na"
 
 
+def test_jobs_that_were_finished_before_say_nothing_of_the_time_left(monkeypatch):
+    clock = iter([0.0, 0.1, 40.1, 40.1])
+    monkeypatch.setattr("experiments.sweep.time.monotonic", lambda: next(clock))
+    sweep = Sweep(3)
+    sweep.begin("a")
+    sweep.skip()
+    sweep.end()
+    assert sweep.begin("b") == "\njob 2 of 3: b"
+    sweep.end()
+    assert sweep.begin("c") == "\njob 3 of 3: c (about 40 s left of the whole)"
+
+
 def test_without_links_a_file_names_the_latest(tmp_path, monkeypatch):
     def refuse(*given, **named):
         raise OSError("no links here")
@@ -66,3 +79,25 @@ def test_without_links_a_file_names_the_latest(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     point_latest(tmp_path / "one")
     assert (tmp_path / LATEST).read_text() == "one\n" and not os.path.islink(tmp_path / LATEST)
+    assert followed(tmp_path / LATEST) == tmp_path / "one"
+
+
+def test_a_folder_that_is_called_latest_stays(tmp_path):
+    (tmp_path / LATEST / "thesis").mkdir(parents=True)
+    point_latest(tmp_path / "one")
+    assert [path.name for path in tmp_path.iterdir()] == [LATEST] and (tmp_path / LATEST / "thesis").is_dir()
+    assert followed(tmp_path / LATEST) == tmp_path / LATEST
+
+
+def test_the_latest_run_is_resumed_where_it_is(tmp_path, monkeypatch, capsys):
+    """Under its own name, which stays when another run becomes the newest."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "method=zero_shot"]) == 0
+    latest = tmp_path / "outputs" / "default" / LATEST
+    folder = latest.resolve()
+    (folder / "summary.json").unlink()
+    capsys.readouterr()
+    assert main([f"resume={latest}"]) == 0
+    assert f"run folder: {folder}" in capsys.readouterr().out and (folder / "summary.json").exists()
+    assert main([*SMALL, "method=promptfl", "rounds=0", "n_ctx=4", f"init_from={latest}"]) == 2
+    assert "zero_shot" in capsys.readouterr().err
