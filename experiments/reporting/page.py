@@ -193,6 +193,8 @@ def _reading(run: Run) -> str:
     answered, clients = run.reported_clients
     if answered < clients:
         words.append(f"Of {answered} of {clients} clients: the others did not answer the last evaluation.")
+    if run.choice("partition") == "own":
+        words.append("Clients round the figures of their own pictures to what the number of these allows.")
     if run.choice("method") == "zero_shot":
         pass
     elif run.one_prompt:

@@ -167,6 +167,7 @@ def test_figures_are_rounded_and_few_images_tell_none(federation, tmp_path, caps
         rows = list(csv.DictReader(file))
     for row in rows:  # 8 images of its own: halves; 4 to 8 of base and novel classes: halves
         assert all(float(row[figure]) in (0.0, 50.0, 100.0) for figure in ("local", "base", "novel") if row[figure])
+    assert "Clients round the figures of their own pictures" in (folder / "run" / "report.html").read_text()
     nodes = Nodes(client_app(), sites(tmp_path))
     run_rounds(tmp_path, nodes, "runtime.min_report=9", "rounds=1")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
