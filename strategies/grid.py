@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from clients.wire import Job, count_bytes, pack
 from fedpgp.plain_text import one_line
+from strategies.local_grid import with_id
 from strategies.pulling import pull
 from strategies.reply_checks import Unusable, contained, open_reply
 from strategies.roll import Roll
@@ -169,9 +170,7 @@ class CohortGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Packs messages by node and sends them; returns one id for each logical message."""
-        logical = {message.metadata.dst_node_id: message for message in messages}
-        for client, message in logical.items():
-            message.metadata.__dict__["_message_id"] = f"client-{client}-{time.monotonic_ns()}"
+        logical = {message.metadata.dst_node_id: with_id(message) for message in messages}
         self.exchange.traffic.down += count_bytes(message.content for message in logical.values())
         by_kind: dict[str, dict[int, Message]] = {}
         for client, message in logical.items():

@@ -5,14 +5,16 @@ from collections.abc import Iterable
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
+
+from strategies.local_grid import LocalGrid, with_id
 
 NODE = 1
 """Id of the only node."""
 
 
-class InlineGrid(Grid):
+class InlineGrid(LocalGrid):
     """One node whose ClientApp is called when its reply is asked for.
 
     Attributes:
@@ -31,12 +33,9 @@ class InlineGrid(Grid):
         return [NODE]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = secrets.token_hex(8)
-            self._waiting[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
-        return ids
+        named = {message.metadata.message_id: message for message in map(with_id, messages)}
+        self._waiting |= named
+        return list(named)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._work(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
@@ -52,16 +51,6 @@ class InlineGrid(Grid):
             return Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)
         finally:
             self.working = False
-
-    def set_run(self, run) -> None:
-        """There is only one run."""
-
-    @property
-    def run(self):
-        raise NotImplementedError("the inline runtime has no Flower run")
-
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 def run_inline(server_app: ServerApp, grid: InlineGrid) -> None:

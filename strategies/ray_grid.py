@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 import ray
-from flwr.app import Error, Message, Metadata
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from strategies.grid import readable
+from strategies.local_grid import LocalGrid, with_id
 from strategies.ray_worker import RayWorker
 
 APP_FAILED, WORKER_LOST = 2, 3
@@ -33,7 +33,7 @@ PROBE_PAUSE = 1.0
 """Seconds between two looks at whether a lost worker is back."""
 
 
-class RayGrid(Grid):
+class RayGrid(LocalGrid):
     """The grid of a simulation.
 
     Args:
@@ -163,37 +163,6 @@ class RayGrid(Grid):
             reason = self._lost if gone else reason
             while self._queue:
                 self._reply(Message(Error(WORKER_LOST, reason), reply_to=self._queue.popleft()))
-
-    # The rest of the interface. -------------------------------------------------------------------
-
-    def set_run(self, run) -> None:
-        """Do nothing: there is one run."""
-
-    @property
-    def run(self):
-        raise NotImplementedError("a simulation has no Flower run")
-
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-
-def with_id(message: Message) -> Message:
-    """Return the message under an id of its own, which Flower leaves to its SuperLink."""
-    about = message.metadata
-    metadata = Metadata(
-        run_id=about.run_id,
-        message_id=secrets.token_hex(8),
-        src_node_id=about.src_node_id,
-        dst_node_id=about.dst_node_id,
-        reply_to_message_id=about.reply_to_message_id,
-        group_id=about.group_id,
-        created_at=about.created_at,
-        ttl=about.ttl,
-        message_type=about.message_type,
-        src_task_id=about.src_task_id,
-        dst_task_id=about.dst_task_id,
-    )
-    return Message(message.content, metadata=metadata)
 
 
 def could_not_start(error: Exception) -> bool:

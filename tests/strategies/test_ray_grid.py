@@ -9,7 +9,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import strategies.ray_grid
-from strategies.ray_grid import APP_FAILED, WORKER_LOST, RayGrid, why_lost, with_id
+from strategies.local_grid import with_id
+from strategies.ray_grid import APP_FAILED, WORKER_LOST, RayGrid, why_lost
 from strategies.simulation import ray_cluster
 
 RUNTIME = {"address": None, "workers": 2, "gpus_per_worker": 1.0}
