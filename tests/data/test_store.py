@@ -4,8 +4,9 @@ import uuid
 
 import pytest
 
-from fedpgp.data.store import cache_folder, locked, remove_leftovers, write_cache
+from fedpgp.data.store import cache_folder, locked, write_cache
 from fedpgp.errors import FedPGPError
+from fedpgp.files import remove_leftovers
 
 
 def test_cache_folder(tmp_path, monkeypatch):
@@ -50,7 +51,7 @@ def test_a_killed_owner_frees_the_lock_and_leaves_nothing(tmp_path):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with locked(path):
-        remove_leftovers(path)
+        remove_leftovers(path.parent, f".{path.name}.*.tmp")
         write_cache(path, b"whole")
     assert path.read_bytes() == b"whole"
     assert not list(tmp_path.glob(".*.tmp"))
