@@ -27,8 +27,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clients.site import Site, Unfit
-from clients.state import PrivateStore
+from clients.node_config import Site, Unfit
+from clients.private_state import PrivateStore
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.site import LONGEST_NAME
+from clients.node_config import LONGEST_NAME
 from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key

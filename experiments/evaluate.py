@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console as RichConsole
 
-from clients.state import PrivateStore
+from clients.private_state import PrivateStore
 from experiments.console import accuracy_table
 from experiments.folder import RunFolder, asked_run
 from experiments.help import unknown_words

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from clients.expiry import expiring
-from clients.guard import end_with_parent
+from clients.watchdog import end_with_parent
 from experiments.overrides import FOLDERS, flower_command, readable
 from experiments.run import changes_on_resume
 from experiments.runner import Stopped, resume, start

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from clients.site import ERRORS
+from clients.node_config import ERRORS
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.overrides import toml

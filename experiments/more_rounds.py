@@ -14,7 +14,7 @@ from fedpgp.federation import Federation
 from fedpgp.files import write_atomically
 from fedpgp.methods import method_class
 from strategies.checkpoint import latest_checkpoint
-from strategies.state import below
+from strategies.run_state import below
 
 
 def finished_already(folder: RunFolder, rounds: int) -> dict | None:

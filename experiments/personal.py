@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console as RichConsole
 
-from clients.state import PrivateStore
+from clients.private_state import PrivateStore
 from experiments.folder import RunFolder, asked_run
 from experiments.overrides import user_path
 from experiments.progress import ProgressLine

@@ -18,10 +18,10 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from clients.app import client_app, federation_of, peak_rss_mb
+from clients.client_app import client_app, federation_of, peak_rss_mb
 from clients.failures import describe
-from clients.state import PrivateStore, owner
-from clients.wire import Job
+from clients.messages import Job
+from clients.private_state import PrivateStore, owner
 from experiments.console import Console
 from experiments.folder import RunFolder, default_folder
 from experiments.latest import followed, point_latest
@@ -42,10 +42,10 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
 from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
+from strategies.flower_strategies import make_rule
 from strategies.grid import Interrupted
 from strategies.inline import InlineGrid, run_inline
 from strategies.ray_session import end_sessions
-from strategies.rules import make_rule
 from strategies.server import Server
 from strategies.simulation import quiet, ray_cluster
 

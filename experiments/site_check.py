@@ -24,7 +24,7 @@ from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from rich.console import Console as RichConsole
 
 from clients.expiry import days_left, expiring
-from clients.site import Site, identity, installed_version
+from clients.node_config import Site, identity, installed_version
 from experiments.folder import RunFolder
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from clients.expiry import VARIABLE, expiring
-from clients.site import Site
+from clients.node_config import Site
 from experiments.superexec import flower, start_superexec
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented

@@ -1,8 +1,9 @@
 """A Flower ``Grid`` whose node ids are the logical clients.
 
 A Flower strategy asks a grid for node ids, writes a message for each and gets a reply from each. Here the ids it sees
-are logical clients; underneath, the messages for the clients of one node travel as one (:mod:`clients.wire`). So any
-Flower strategy works unchanged, and ten thousand simulated clients cost as many messages a round as there are nodes.
+are logical clients; underneath, the messages for the clients of one node travel as one
+(:mod:`clients.messages`). So any Flower strategy works unchanged, and ten thousand simulated clients
+cost as many messages a round as there are nodes.
 """
 
 import math
@@ -14,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from clients.wire import Job, count_bytes, pack
+from clients.messages import Job, count_bytes, pack
 from fedpgp.plain_text import one_line
 from strategies.local_grid import with_id
+from strategies.node_registry import Roll
 from strategies.pulling import pull
 from strategies.reply_checks import Unusable, contained, open_reply
-from strategies.roll import Roll
 
 NOWHERE = -1
 """The node of clients that are not connected."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
-from clients.site import LONGEST_NAME
-from clients.wire import BARE, count_bytes, full
+from clients.messages import BARE, count_bytes, full
+from clients.node_config import LONGEST_NAME
 from fedpgp.evaluation import MODELS
 from fedpgp.plain_text import one_line, printable
 
@@ -88,7 +88,7 @@ def contained(check: Callable[[], object]) -> object:
 
 
 def open_reply(content: RecordDict, asked: Mapping[int, Message], *, failures: bool = True) -> Opened:
-    """Take a packed reply apart (:func:`clients.wire.pack_reply`).
+    """Take a packed reply apart (:func:`clients.messages.pack_reply`).
 
     Args:
         content: the reply.
@@ -183,8 +183,8 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
 
 
 def read_greeting(content: RecordDict) -> dict:
-    """A node's first answer (:meth:`clients.app.Node.greet`): ``client`` and its ``name``, and ``row``, or ``refused``
-    and ``passing``.
+    """A node's first answer (:meth:`clients.client_app.Node.greet`): ``client`` and its
+    ``name``, and ``row``, or ``refused`` and ``passing``.
 
     Raises:
         Unusable: it cannot be read.

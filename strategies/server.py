@@ -21,18 +21,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from clients.site import identity
-from clients.state import PrivateStore
-from clients.wire import Job
+from clients.messages import Job
+from clients.node_config import identity
+from clients.private_state import PrivateStore
 from fedpgp.data_record import data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import is_evaluated, summarize
 from fedpgp.plain_text import called
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
+from strategies.client_keys import KEY, Seats
 from strategies.failures import lost_round, tell
+from strategies.flower_strategies import clients_needed, restore_rule, rule_state
 from strategies.going_back import NoUsableAnswer, about_numbers, checkpoint_before
 from strategies.grid import NO_ANSWER, CohortGrid, Exchange, Interrupted
+from strategies.node_registry import Roll
 from strategies.reply_checks import (
     ROW_BYTES,
     SAMPLES_BYTES,
@@ -44,11 +47,8 @@ from strategies.reply_checks import (
     read_row,
     read_samples,
 )
-from strategies.roll import Roll
-from strategies.rules import clients_needed, restore_rule, rule_state
+from strategies.run_state import State, below
 from strategies.screening import capped, too_large
-from strategies.seats import KEY, Seats
-from strategies.state import State, below
 from strategies.watch import Watch
 
 TRIES = 2
@@ -647,7 +647,7 @@ class Server:
         np.random.seed(seed)
 
     def _fence(self) -> None:
-        """Work still under way is of no use any more: a newer attempt's claim ends it (see clients.guard)."""
+        """Work still under way is of no use any more: a newer attempt's claim ends it (see clients.watchdog)."""
         store = PrivateStore(self.folder / "private", self.job.run, self.job.attempt + 1)
         try:
             store.claim()

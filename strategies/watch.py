@@ -37,7 +37,7 @@ class Watch:
         Args:
             round: the number of the round.
             kind: of the messages, Flower's.
-            ask: what a query is for, as in :class:`clients.wire.Job`.
+            ask: what a query is for, as in :class:`clients.messages.Job`.
         """
         what = SET_UP if ask == "clients" else f"round {round}, {DONE.get(kind, 'clients that answered')}"
         answered, ended = [0, 0], threading.Event()

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-import strategies.roll as roll
-from clients.app import client_app
-from clients.wire import Job
+from clients.client_app import client_app
+from clients.messages import Job
 from experiments.loopback import Loopback
 from experiments.runner import resume, start
 from experiments.settings import composed
+from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import launch
 from tests.nodes import Nodes
@@ -141,7 +141,7 @@ def replay(run: Path, drops: set[tuple[int, int]], sites: list[dict], cache: str
         if message.metadata.message_type == "train" and (job.clients[0], job.round) in drops:
             raise RuntimeError("dropped, as it was")
 
-    roll.INTERVAL = 0.0
+    node_registry.INTERVAL = 0.0
     overrides = [*REAL, "runtime=flower", cache, f"run_dir={run}"]
     start(composed(overrides), grid=Nodes(client_app(), configs, before))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clients.disclosure import MODELS_A_ROUND, Disclosure, Limits, Withheld, pin, rounded, two_digits
-from clients.site import Site, Unfit
-from clients.state import PrivateStore
+from clients.node_config import Site, Unfit
+from clients.private_state import PrivateStore
 from fedpgp.errors import FedPGPError
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients.app import client_app
+from clients.client_app import client_app
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.configured import deal_configured
-from strategies import roll
+from strategies import node_registry
 from tests.nodes import Nodes
 
 CLASSES = {"cat": (200, 60, 40), "dog": (40, 90, 200)}
@@ -78,7 +78,7 @@ def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_wou
 
 
 def test_a_node_tells_its_own_log_what_it_does_not_use(sites, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(roll, "INTERVAL", 0.0)
+    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
     nodes = Nodes(
         client_app(),
         [

@@ -12,7 +12,7 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.errors import FedPGPError
-from strategies.rules import RULES, make_rule
+from strategies.flower_strategies import RULES, make_rule
 from tests.docs.pages import block
 from tests.small import small_config, small_federation
 

@@ -27,7 +27,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.runtime.runtime_http_client import RuntimeHttpClient
 from safetensors.numpy import load_file
 
-from clients.state import owner
+from clients.private_state import owner
 from experiments.admin_token import log_in, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.deploy import _sites, main

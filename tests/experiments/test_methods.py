@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
-from clients.state import PrivateStore
+from clients.private_state import PrivateStore
 from experiments.runner import resume, start
 from experiments.settings import CONF, choices, composed
 from fedpgp.configured import method_settings

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import experiments.flower_app as flower_app
-from clients.app import client_app
+from clients.client_app import client_app
 from experiments.overrides import (
     LOCAL,
     RUN,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from clients.app import client_app
+from clients.client_app import client_app
 from experiments import evaluate, export, predict
 from experiments.folder import RunFolder
 from experiments.personal import load_personal

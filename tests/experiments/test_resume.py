@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from clients.state import PrivateStore, Superseded, owner
+from clients.private_state import PrivateStore, Superseded, owner
 from experiments.folder import RunFolder
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError

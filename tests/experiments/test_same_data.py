@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import clients.app
+import clients.client_app
 from experiments import evaluate, export, predict
 from experiments.folder import RunFolder
 from experiments.runner import resume, start
@@ -51,7 +51,7 @@ def run(made, tmp_path, monkeypatch):
     for name in ("run", "pictures"):
         shutil.copytree(made / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)  # the configuration's paths are relative
-    monkeypatch.setattr(clients.app, "_federation", None)  # what a process that is started anew has
+    monkeypatch.setattr(clients.client_app, "_federation", None)  # what a process that is started anew has
     return tmp_path / "run"
 
 

@@ -11,15 +11,15 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from safetensors.numpy import load_file
 
-import strategies.roll as roll
 import strategies.server as server
-from clients.app import client_app
-from clients.site import Site, identity
-from clients.state import owner
-from clients.wire import Job
+from clients.client_app import client_app
+from clients.messages import Job
+from clients.node_config import Site, identity
+from clients.private_state import owner
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
+from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.nodes import Hangs, Nodes
 from tests.small import small_config, small_federation
@@ -30,7 +30,7 @@ SMALL = ("runtime=flower", f"clients={CLIENTS}", "participation=1", "evaluate_ev
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(roll, "INTERVAL", 0.0)
+    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
 
 
 def sites(folder: Path, count: int = CLIENTS) -> list[dict]:
@@ -153,8 +153,8 @@ def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, m
     """It is left out of every round after that, at once, and takes part again when it has answered."""
     monkeypatch.setattr(server, "RETURN_PATIENCE", 0.1)
     waits = []
-    give_up = roll.Roll.wait_no_more
-    monkeypatch.setattr(roll.Roll, "wait_no_more", lambda self: (waits.append(self.waiting), give_up(self)))
+    give_up = node_registry.Roll.wait_no_more
+    monkeypatch.setattr(node_registry.Roll, "wait_no_more", lambda self: (waits.append(self.waiting), give_up(self)))
     seen = set()
 
     def before(nodes, node, message):
@@ -172,7 +172,7 @@ def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, m
 
 
 def test_a_node_whose_disk_comes_late_takes_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(roll, "AGAIN", 0.0)
+    monkeypatch.setattr(node_registry, "AGAIN", 0.0)
     disk, greetings = tmp_path / "disk", []
     disk.touch()  # nothing can be written below it
     configs = sites(tmp_path / "nodes")

@@ -13,11 +13,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
-import strategies.roll as roll
-from clients.app import client_app
-from clients.wire import full
+from clients.client_app import client_app
+from clients.messages import full
 from experiments.runner import start
 from experiments.settings import choices
+from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.corrected import Bulyan
 from tests.nodes import Nodes
@@ -136,7 +136,7 @@ def test_there_is_a_formula_for_each():
 
 @pytest.mark.parametrize(("method", "name"), [*(("scaffold", name) for name in FORMULAS), *CASES])
 def test_the_server_s_rule_is_the_paper_s(tmp_path, monkeypatch, name, method):
-    monkeypatch.setattr(roll, "INTERVAL", 0.0)
+    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
     overrides = (f"strategy={name}", f"method={method}", "runtime=flower", f"clients={CLIENTS}", "participation=1")
     config = small_config(tmp_path / "run", *overrides, "rounds=2", "evaluate_every=0")
     nodes = Nodes(

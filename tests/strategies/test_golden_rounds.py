@@ -10,7 +10,7 @@ from golden import STEP, golden, golden_class_names, golden_clip
 from safetensors.numpy import load_file
 from torch.testing import assert_close
 
-from clients.state import PrivateStore, owner
+from clients.private_state import PrivateStore, owner
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.configured import method_settings
@@ -152,8 +152,8 @@ def test_aggregation_is_weighted_by_images():
     """Flower's average of the stored copies, over all, some and one of the clients."""
     from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
+    from strategies.flower_strategies import make_rule
     from strategies.inline import InlineGrid
-    from strategies.rules import make_rule
 
     stored = golden("aggregate")
     for case in ("all", "subset", "single"):

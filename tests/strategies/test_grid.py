@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedMedian, Krum
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.wire import Job, count_bytes, pack_reply, unpack
+from clients.messages import Job, count_bytes, pack_reply, unpack
+from strategies.flower_strategies import RULES, make_rule
 from strategies.grid import CohortGrid, Interrupted, balance, readable
-from strategies.rules import RULES, make_rule
 
 CLIENTS = 10
 START = np.random.default_rng(0).normal(size=(3, 4))

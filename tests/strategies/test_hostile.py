@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-import strategies.roll as roll
-from clients.app import client_app
-from clients.wire import Job
+from clients.client_app import client_app
+from clients.messages import Job
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
+from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.going_back import about_numbers
 from tests.nodes import Nodes
@@ -23,7 +23,7 @@ HOSTILE, CLIENTS = 1, 3
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(roll, "INTERVAL", 0.0)
+    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
 
 
 class Hostile(Nodes):

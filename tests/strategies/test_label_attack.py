@@ -14,9 +14,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.app import client_app
-from clients.site import Site
-from clients.wire import Job, pack
+from clients.client_app import client_app
+from clients.messages import Job, pack
+from clients.node_config import Site
 from experiments.settings import composed
 from fedpgp.data import load_dataset
 from fedpgp.federation import Federation
@@ -57,7 +57,7 @@ class Node:
         self.config = {**site, "state-dir": str(folder)}
         store = Site.of(self.config).store_folder(RUN)
         store.mkdir(parents=True)
-        from clients.state import PrivateStore
+        from clients.private_state import PrivateStore
 
         self.name = PrivateStore(store, RUN, 1).give_configuration(configuration())
         self.app = client_app()

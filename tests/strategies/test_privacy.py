@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-import strategies.roll as roll
-from clients.app import client_app
-from clients.state import owner
-from clients.wire import Job, full
+from clients.client_app import client_app
+from clients.messages import Job, full
+from clients.private_state import owner
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import load_dataset
 from fedpgp.federation import Federation
+from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.nodes import Nodes
 
@@ -58,11 +58,11 @@ def run_rounds(folder: Path, nodes: Nodes, *more: str) -> None:
     overrides = ["runtime=flower", "partition=own", "dataset=folder", f"dataset.class_names=[{','.join(CLASSES)}]"]
     overrides += ["clients=2", "rounds=2", "local_epochs=1", "batch_size=4", "evaluate_every=1", "n_ctx=4"]
     overrides += ["runtime.min_report=1"]
-    interval, roll.INTERVAL = roll.INTERVAL, 0.0
+    interval, node_registry.INTERVAL = node_registry.INTERVAL, 0.0
     try:
         start(composed([*overrides, *more, f"run_dir={folder / 'run'}"]), grid=nodes)
     finally:
-        roll.INTERVAL = interval
+        node_registry.INTERVAL = interval
 
 
 @pytest.fixture(scope="module")

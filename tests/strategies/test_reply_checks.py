@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients.wire import pack_reply
+from clients.messages import pack_reply
 from strategies.reply_checks import (
     MOST,
     ROW_BYTES,

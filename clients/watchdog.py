@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clients.state import PrivateStore
-from clients.wire import Job
+from clients.messages import Job
+from clients.private_state import PrivateStore
 from fedpgp.errors import FedPGPError
 
 INTERVAL = 0.5

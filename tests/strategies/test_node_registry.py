@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-import strategies.roll as roll
-from clients.wire import Job
-from strategies.seats import FREE, KEY, Seats
+from clients.messages import Job
+from strategies import node_registry
+from strategies.client_keys import FREE, KEY, Seats
 
 ROW = {"id": 0, "domain": None, "train_images": 5, "test_images": 2, "trains": True}
 
@@ -71,13 +71,15 @@ class Called:
     ):
         self.grid, self.now, self.told = Grid(nodes), 0.0, []
         self.grid.names |= names or {}
-        monkeypatch.setattr(roll, "Message", lambda content, **options: SimpleNamespace(content=content, **options))
-        monkeypatch.setattr(roll, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(
+            node_registry, "Message", lambda content, **options: SimpleNamespace(content=content, **options)
+        )
+        monkeypatch.setattr(node_registry, "time", SimpleNamespace(monotonic=lambda: self.now))
         job = Job("run", 1, "c", "", 0)
-        self.roll = roll.Roll(self.grid, clients, job, "{}", {}, table, self.told.append, seats or Seats(FREE))
+        self.roll = node_registry.Roll(self.grid, clients, job, "{}", {}, table, self.told.append, seats or Seats(FREE))
         self.look()
 
-    def look(self, later: float = roll.INTERVAL) -> dict[int, str]:
+    def look(self, later: float = node_registry.INTERVAL) -> dict[int, str]:
         self.now += later
         return self.roll.look()
 
@@ -156,12 +158,12 @@ def test_a_node_where_something_went_wrong_is_greeted_again_a_few_times(monkeypa
     called = Called(monkeypatch, {1: failure})
     called.look()
     assert called.grid.greeted == [1] and called.roll.refused and not called.roll.hopeless
-    called.look(roll.AGAIN)
-    called.look(roll.AGAIN)
+    called.look(node_registry.AGAIN)
+    called.look(node_registry.AGAIN)
     assert called.grid.greeted == [1, 1]  # the second pause is longer
     for _ in range(50):
-        called.look(1000 * roll.AGAIN)
-    assert len(called.grid.greeted) == roll.GREETINGS
+        called.look(1000 * node_registry.AGAIN)
+    assert len(called.grid.greeted) == node_registry.GREETINGS
     assert len(called.told) == 2  # that it is asked again, and that it is no more
     called.grid.nodes[1] = here(0, "later")
     called.look()
@@ -171,14 +173,14 @@ def test_a_node_where_something_went_wrong_is_greeted_again_a_few_times(monkeypa
 def test_a_node_whose_trouble_passed_takes_part(monkeypatch):
     called = Called(monkeypatch, {1: fails(0)})
     called.grid.nodes[1] = here(0)
-    called.look(roll.AGAIN)
+    called.look(node_registry.AGAIN)
     assert called.roll.homes == {0: 1} and not called.roll.refused
 
 
 def test_a_node_that_differs_is_greeted_again_when_it_was_started_again(monkeypatch):
     called = Called(monkeypatch, {1: differs(0)})
     for _ in range(50):
-        called.look(1000 * roll.AGAIN)
+        called.look(1000 * node_registry.AGAIN)
     assert called.grid.greeted == [1] and called.roll.hopeless == {0}
     called.grid.nodes = {2: here(0)}  # as another node, where Flower does not know its key
     called.look()
@@ -190,7 +192,7 @@ def test_the_first_node_of_a_client_wins_and_another_takes_over_when_it_is_gone(
     assert called.roll.homes == {0: 1} and not called.roll.hopeless
     assert "two nodes say they are client 0: node 1 is, and node 2 has to wait" in called.roll.refused[2]
     for _ in range(50):
-        called.look(1000 * roll.AGAIN)
+        called.look(1000 * node_registry.AGAIN)
     assert called.grid.greeted == [1, 2]
     del called.grid.nodes[1]
     assert called.roll.absence(9) == "its node is not connected"
@@ -240,7 +242,7 @@ def test_a_client_s_seat_is_kept_for_its_key(monkeypatch):
     called.look()
     assert called.roll.homes == {0: 1, 1: 2}
     for _ in range(20):
-        called.look(1000 * roll.AGAIN)
+        called.look(1000 * node_registry.AGAIN)
     assert called.grid.greeted == [1, 2, 3, 3, 1]
 
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-import clients.site as site_module
-from clients.app import Node, client_app
-from clients.site import Site
-from clients.state import PrivateStore
-from clients.wire import Job, pack
+from clients import node_config
+from clients.client_app import Node, client_app
+from clients.messages import Job, pack
+from clients.node_config import Site
+from clients.private_state import PrivateStore
 from fedpgp.errors import FedPGPError
 from strategies.inline import NODE, InlineGrid
 
@@ -18,7 +18,7 @@ def node(tmp_path, node_config, private="chosen"):
     folder = str(tmp_path / private) if private else ""
     job = Job("0123456789abcdef", 1, "{}", folder, 1, clients=(0,), committed=(0,))
     content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-    return Node(SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None)
+    return Node(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
 
 
 @pytest.mark.parametrize("node_config", [{}, {"client-id": 0, "state-dir": "/srv/state"}])
@@ -38,10 +38,10 @@ def test_a_broken_picture_is_named_to_nobody_else(tmp_path, capfd):
     error = FedPGPError("image /srv/pictures/train/cat/Jane_Doe.jpg cannot be read")
     plain = {"client-id": 0, "state-dir": str(tmp_path)}
     told = []
-    for node_config in (plain, {**plain, "data-dir": str(tmp_path)}):
+    for given in (plain, {**plain, "data-dir": str(tmp_path)}):
         job = Job("0123456789abcdef", 1, "{}", "", 1, clients=(0,), committed=(0,))
         content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-        one = Node(SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None)
+        one = Node(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
 
         def broken(federation, shared, clients, own):
             raise error
@@ -65,7 +65,7 @@ def test_where_nothing_can_be_written_the_node_s_log_has_the_error(tmp_path, cap
 
 
 def test_a_node_s_errors_do_not_fill_its_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(site_module, "ERRORS_BYTES", 1000)
+    monkeypatch.setattr(node_config, "ERRORS_BYTES", 1000)
     site = Site.of({"client-id": 0, "state-dir": str(tmp_path)})
     for number in range(100):
         assert site.keep_error(f"error {number} \ud800")

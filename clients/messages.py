@@ -8,7 +8,7 @@ clients on the same node travel together in one ``RecordDict``:
   ``"<client>/<name>"``;
 * tensors travel as their bytes alone, without the header that Flower's own serialization puts before each;
 * ``"job"`` says which clients, which round, what each has committed, and which configuration (its text is not sent
-  again with every message: :meth:`clients.state.PrivateStore.configuration`).
+  again with every message: :meth:`clients.private_state.PrivateStore.configuration`).
 
 A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which
 clients it keeps a private state); :mod:`strategies.reply_checks` takes it apart. Private tensors have no place in
@@ -35,7 +35,7 @@ class Job:
 
     Attributes:
         run: the run's id.
-        attempt: the number of this attempt at the run (see :mod:`clients.state`).
+        attempt: the number of this attempt at the run (see :mod:`clients.private_state`).
         config: name of the configuration, which the node has been given.
         private: folder of the private states and the configuration; empty where the node has its own.
         round: the round, from 1; 0 before training.

@@ -7,8 +7,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClippin
 
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
+from strategies.flower_strategies import RULES, clients_needed, make_rule, restore_rule, rule_state
 from strategies.inline import InlineGrid
-from strategies.rules import RULES, clients_needed, make_rule, restore_rule, rule_state
 
 CLIENTS = 8
 

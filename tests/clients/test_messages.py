@@ -1,7 +1,7 @@
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from clients.wire import Job, count_bytes, pack, unpack
+from clients.messages import Job, count_bytes, pack, unpack
 
 JOB = Job("run", 1, "{}", "/private", 2, clients=(1, 4), committed=(0, 1))
 

@@ -7,7 +7,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = (
-    "from clients.guard import end_with_parent; import time; end_with_parent(); print('up', flush=True); time.sleep(60)"
+    "from clients.watchdog import end_with_parent; import time; "
+    "end_with_parent(); print('up', flush=True); time.sleep(60)"
 )
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
 

@@ -1,8 +1,8 @@
 """The Flower ClientApp: trains, evaluates and answers questions for the logical clients named in a message.
 
 The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one
-cohort) and in a deployment (one client a node, :mod:`clients.site`). What a client keeps for itself goes through
-:class:`clients.state.PrivateStore` and never into a reply.
+cohort) and in a deployment (one client a node, :mod:`clients.node_config`). What a client keeps for itself goes through
+:class:`clients.private_state.PrivateStore` and never into a reply.
 """
 
 import base64
@@ -24,11 +24,11 @@ from flwr.clientapp import ClientApp
 from clients.disclosure import Disclosure, Limits, Withheld, pin, two_digits
 from clients.expiry import expiring
 from clients.failures import Failures, describe
-from clients.guard import guarded
+from clients.messages import Job, Record, pack_reply, unpack
+from clients.node_config import ERRORS, Site, Unfit, differences, identity
+from clients.private_state import PrivateStore, finite
 from clients.progress import CLIENTS, Progress
-from clients.site import ERRORS, Site, Unfit, differences, identity
-from clients.state import PrivateStore, finite
-from clients.wire import Job, Record, pack_reply, unpack
+from clients.watchdog import guarded
 from fedpgp.errors import FedPGPError, MethodError
 
 Shared = dict[str, np.ndarray]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from clients.state import PrivateStore, Superseded, finite, owner
+from clients.private_state import PrivateStore, Superseded, finite, owner
 from fedpgp.errors import FedPGPError
 from fedpgp.files import write_atomically
 

@@ -3,9 +3,10 @@
 A Flower SuperNode is known to the server by a number alone. So each one that connects, or was started again, is
 greeted: it gets the run's configuration and says which client lives there, or why it cannot take part.
 
-A client is on one node at a time: the first that says it is this client, and may be (:mod:`strategies.seats`), holds
-its seat for as long as it is connected; another one that says the same waits until it is gone. A node that differs from
-the server is refused until it is started again; one where something went wrong is greeted again after a while.
+A client is on one node at a time: the first that says it is this client, and may be
+(:mod:`strategies.client_keys`), holds its seat for as long as it is connected; another one that says
+the same waits until it is gone. A node that differs from the server is refused until it is started
+again; one where something went wrong is greeted again after a while.
 """
 
 import json
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from clients.wire import Job
+from clients.messages import Job
 from fedpgp.plain_text import called, one_line
+from strategies.client_keys import NodeInfo, Seats
 from strategies.pulling import pull
 from strategies.reply_checks import Unusable, contained, read_greeting, read_row
-from strategies.seats import NodeInfo, Seats
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""
@@ -68,7 +69,7 @@ class Roll:
         clients: number of logical clients.
         job: of the greeting.
         configuration: of the federation, as JSON text.
-        identity: what a node must have in common with the server (:func:`clients.site.identity`).
+        identity: what a node must have in common with the server (:func:`clients.node_config.identity`).
         table: the rows of clients whose images the server deals; None where their pictures are their own, and what they
             say of them is believed.
         warn: told about nodes that cannot take part, and clients that are on another node than before.
