@@ -20,7 +20,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, NeedsPictures, Progress
 from fedpgp.methods import Features
 from fedpgp.plain_text import indented
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from strategies.checkpoint import latest_checkpoint
 
 
@@ -41,7 +41,7 @@ class Personal:
     config: dict
     federation: Federation
     features: Features
-    classes: Candidates
+    classes: ClassSet
     round: int
     client: int | None
     own: bool
@@ -133,7 +133,7 @@ def load_personal(
         if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
             raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
         names = range(len(federation.dataset.class_names)) if all_classes else federation.deal.base_classes
-        classes = federation.candidates(tuple(names))
+        classes = federation.class_set(tuple(names))
         if committed:
             own = {client: federation.for_client(client, memory)} if memory else None
             (features,) = federation.personal_features(

@@ -26,7 +26,7 @@ from fedpgp.methods import Batch, Features, Images, Method, Params, Round, cosin
 from fedpgp.optimizers import fresh_state
 from fedpgp.protocols import Deal, Exam
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
 
 log = logging.getLogger(__name__)
@@ -171,13 +171,13 @@ class Federation:
         return len(self.deal.shares)
 
     @cached_property
-    def base(self) -> Candidates:
+    def base(self) -> ClassSet:
         """All classes that some client trains."""
-        return self.candidates(self.deal.base_classes)
+        return self.class_set(self.deal.base_classes)
 
-    def candidates(self, classes: Sequence[int]) -> Candidates:
-        """The candidates with these labels."""
-        return self.method.task.candidates(classes)
+    def class_set(self, classes: Sequence[int]) -> ClassSet:
+        """The classes with these labels."""
+        return self.method.task.class_set(classes)
 
     # The tensors. -----------------------------------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Federation:
                 return gather(read, self.labels("train", classes), rows, task.dtype)
 
             with torch.no_grad():
-                params |= method.prepare(params, own_images, self.candidates(classes))
+                params |= method.prepare(params, own_images, self.class_set(classes))
         if extra := set(params) - set(shared) - set(self._personal_names) - set(method.carried):
             raise FedPGPError(f"method {method.name}: {sorted(extra)} are not learned, so they belong into `carried`")
         return params
@@ -306,15 +306,15 @@ class Federation:
         shared: Arrays,
         clients: Sequence[int],
         load_state: LoadState,
-        candidates: Sequence[Candidates],
+        class_sets: Sequence[ClassSet],
         own: Mapping[int, Arrays] | None = None,
     ) -> list[Features]:
-        """Class features of these clients' own models, (K, ...), for each list of candidates."""
+        """Class features of these clients' own models, (K, ...), for each set of classes."""
         states = [load_state(client) or self.initial_state(client) for client in clients]
         params = self._params(shared, clients, states, own, training=False)
-        return [self.method.personal_features(params, classes) for classes in candidates]
+        return [self.method.personal_features(params, classes) for classes in class_sets]
 
-    def global_features(self, shared: Arrays, classes: Candidates) -> Features | None:
+    def global_features(self, shared: Arrays, classes: ClassSet) -> Features | None:
         """Class features of the global model, with a client axis of one; None where the method has none."""
         task = self.method.task
         params = {n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0) for n, a in shared.items()}
@@ -336,11 +336,11 @@ class Federation:
             alike.setdefault(key, []).append(client)
         for (classes, *_), members in alike.items():
             lists = {classes} if gradients else {e.classes for c in members for e in shares[c].exams.values()}
-            size = self.cohort_size or min(self._affordable(self.candidates(ids), gradients) for ids in lists)
+            size = self.cohort_size or min(self._affordable(self.class_set(ids), gradients) for ids in lists)
             for start in range(0, len(members), size):
                 yield members[start : start + size]
 
-    def _affordable(self, classes: Candidates, gradients: bool) -> int:
+    def _affordable(self, classes: ClassSet, gradients: bool) -> int:
         """Clients whose activations fit into memory, at least 1; where a single one does not fit, the text tower keeps
         less and computes more.
 
@@ -359,7 +359,7 @@ class Federation:
             client = self._activations(classes, gradients)
         return max(1, int(memory * MEMORY_SHARE / client))
 
-    def _activations(self, classes: Candidates, gradients: bool) -> float:
+    def _activations(self, classes: ClassSet, gradients: bool) -> float:
         """Bytes that one client's step takes in the towers at its highest."""
         task = self.method.task
         blocks = task.clip.text_blocks
@@ -443,7 +443,7 @@ class Federation:
             self.training_images(),
             self.labels("train", classes),
             [self.deal.shares[client].train for client in cohort],
-            self.candidates(classes),
+            self.class_set(classes),
             settings,
             received={name: params[name] for name in shared},
             seed=self.seed,
@@ -533,7 +533,7 @@ class Federation:
                 needed.setdefault(paper(exam), []).append(exam.rows)
         common: dict[str, dict[Paper, Answer]] = {"zero_shot": {}, "global": {}}
         for sheet, lists in needed.items():
-            classes, rows = self.candidates(sheet[1]), np.unique(np.concatenate(lists))
+            classes, rows = self.class_set(sheet[1]), np.unique(np.concatenate(lists))
             if zero_shot:
                 common["zero_shot"][sheet] = _looked_up(rows, partial(self._zero_shot, sheet))
             features = self.global_features(shared, classes)
@@ -572,22 +572,22 @@ class Federation:
     ) -> dict[tuple[int, ...], Features]:
         """Class features of these clients' own models for each list of classes; none where the global model is theirs
         too."""
-        candidates = [self.candidates(ids) for ids in lists]
+        class_sets = [self.class_set(ids) for ids in lists]
         if self.deal.shares[cohort[0]].trains:
             if self.method.one_for_all:
                 return {}
         elif self.deal.adapt_epochs:
             settings = replace(self.training, epochs=self.deal.adapt_epochs)
             adapted = self._train_cohort(shared, cohort, self.training.rounds, load_state, own, settings).params
-            return {classes.ids: self.method.personal_features(adapted, classes) for classes in candidates}
+            return {classes.ids: self.method.personal_features(adapted, classes) for classes in class_sets}
         elif has_global:
             return {}
-        return dict(zip(lists, self.personal_features(shared, cohort, load_state, candidates, own), strict=True))
+        return dict(zip(lists, self.personal_features(shared, cohort, load_state, class_sets, own), strict=True))
 
     def _answer(self, sheet: "Paper", features: Features, rows: np.ndarray) -> Tensor:
         """What one of the method's models (features with a client axis of one) says to these images: logits."""
         split, ids = sheet
-        images, classes = self.images(split), self.candidates(ids)
+        images, classes = self.images(split), self.class_set(ids)
         index = torch.from_numpy(rows).to(self.method.task.device)
         chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
         return torch.cat([self.method.logits(features, images[chunk], classes)[0] for chunk in chunks])
@@ -595,7 +595,7 @@ class Federation:
     def _zero_shot(self, sheet: "Paper", rows: np.ndarray) -> Tensor:
         """CLIP's own answer, whatever the method does with its own models."""
         split, ids = sheet
-        return cosine_logits(self.candidates(ids).zero_shot, self.features(split)[rows], self.method.task.logit_scale)
+        return cosine_logits(self.class_set(ids).zero_shot, self.features(split)[rows], self.method.task.logit_scale)
 
     @torch.no_grad()
     def samples(
@@ -617,7 +617,7 @@ class Federation:
             share = self.deal.shares[client]
             if not len(share.test):
                 continue
-            classes = self.candidates(share.own.classes)
+            classes = self.class_set(share.own.classes)
             (features,) = self.personal_features(shared, [client], load_state, [classes], own)
             logits = _allowed(share.own, self._answer(paper(share.own), features, share.test))
             confidence, predicted = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))

@@ -13,8 +13,8 @@ from fedpgp.templates import PLAIN
 from fedpgp.text import PromptedTextEncoder
 
 
-class Candidates:
-    """A list of candidate classes, and the frozen text features that belong to it, each computed once.
+class ClassSet:
+    """Classes to choose among, in order, and their frozen text features, each computed once.
 
     Attributes:
         ids: the classes' labels in the data set; column c of every feature and logit is class ``ids[c]``.
@@ -25,7 +25,7 @@ class Candidates:
         self.task, self.ids = task, ids
         self.names = [task.class_names[i] for i in ids]
         self._encoders: dict[tuple[int, str], PromptedTextEncoder] = {}
-        self._described: dict[str | tuple[str, ...], Tensor] = {}
+        self._text_features: dict[str | tuple[str, ...], Tensor] = {}
         self._refuse_same_tokens()
 
     def _refuse_same_tokens(self) -> None:
@@ -65,33 +65,33 @@ class Candidates:
         return [template.format(name.replace("_", " ")) for template, name in zip(templates, self.names, strict=True)]
 
     @cached_property
-    def photo(self) -> Tensor:
+    def template_features(self) -> Tensor:
         """z_C of the hand-written template ("a photo of a {}."), unit norm, (classes, embed)."""
         return self.task.clip.encode_texts(self.sentences).to(self.task.dtype)
 
     @property
     def zero_shot(self) -> Tensor:
         """Features that zero-shot CLIP answers by, unit norm, (classes, embed)."""
-        return self.described(PLAIN) if self.task.plain_zero_shot else self.photo
+        return self.features_of(PLAIN) if self.task.plain_zero_shot else self.template_features
 
-    def described(self, template: str) -> Tensor:
+    def features_of(self, template: str) -> Tensor:
         """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (classes, embed)."""
-        if template not in self._described:
+        if template not in self._text_features:
             texts = [template.format(name.replace("_", " ")) for name in self.names]
-            self._described[template] = self.task.clip.encode_texts(texts).to(self.task.dtype)
-        return self._described[template]
+            self._text_features[template] = self.task.clip.encode_texts(texts).to(self.task.dtype)
+        return self._text_features[template]
 
     def ensemble(self, templates: tuple[str, ...]) -> Tensor:
         """Frozen features of several templates, averaged and then brought to unit norm, (classes, embed)."""
-        if templates not in self._described:
+        if templates not in self._text_features:
             names = [name.replace("_", " ") for name in self.names]
             found = self.task.clip.encode_ensemble(templates, names)
-            self._described[templates] = found.to(self.task.dtype)
-        return self._described[templates]
+            self._text_features[templates] = found.to(self.task.dtype)
+        return self._text_features[templates]
 
     @cached_property
     @torch.no_grad()
-    def placeholder(self) -> Tensor:
+    def placeholder_features(self) -> Tensor:
         """z_C of "X X … X {class}." with as many placeholder words as the context is long (the public code's
         guidance)."""
         words = self.task.clip.embed_phrase(" ".join("X" * self.task.n_ctx))
@@ -135,16 +135,16 @@ class Task:
         self.context_init, self.dtype, self.compute = context_init, dtype, compute
         self.checkpointing = False
         self.logit_scale = clip.logit_scale
-        self._candidates: dict[tuple[int, ...], Candidates] = {}
+        self._class_sets: dict[tuple[int, ...], ClassSet] = {}
 
     @property
     def device(self) -> torch.device:
         return self.clip.device
 
-    def candidates(self, ids: Sequence[int]) -> Candidates:
-        """The candidate list of these labels; the same object for the same labels, so that nothing frozen is computed
+    def class_set(self, ids: Sequence[int]) -> ClassSet:
+        """The set of these classes; the same object for the same labels, so that nothing frozen is computed
         twice."""
         key = tuple(int(i) for i in ids)
-        if key not in self._candidates:
-            self._candidates[key] = Candidates(self, key)
-        return self._candidates[key]
+        if key not in self._class_sets:
+            self._class_sets[key] = ClassSet(self, key)
+        return self._class_sets[key]

@@ -18,7 +18,7 @@ from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.methods.base import Batch, Images, Method, Params, Step
 from fedpgp.optimizers import SGD, Adam, fresh_state, make_optimizer
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 MOST_EPOCHS = 2**20
 """More than anybody has in a round: what the numbers of new views are made of."""
@@ -144,7 +144,7 @@ def train_cohort(
     images: Images,
     labels: Tensor,
     indices: Sequence[np.ndarray],
-    classes: Candidates,
+    classes: ClassSet,
     settings: TrainingSettings,
     *,
     received: Params | None = None,

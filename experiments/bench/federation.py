@@ -95,7 +95,7 @@ def _textbook_client(federation: Federation, shared: dict[str, np.ndarray], clie
     optimizer = torch.optim.SGD(
         leaves.values(), lr=settings.learning_rate(1), momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    classes = federation.candidates(share.classes)
+    classes = federation.class_set(share.classes)
     images, labels = federation.images("train"), federation.labels("train", share.classes)
     for positions in batches(len(share.train), settings, federation.seed, client, 1):
         index = torch.from_numpy(share.train[positions])

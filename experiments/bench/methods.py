@@ -23,7 +23,7 @@ from fedpgp.frozen import FrozenCLIP
 from fedpgp.methods import METHODS, Batch, Method, Params, Step
 from fedpgp.methods.fedmvp import POOLED
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates, Task
+from fedpgp.task import ClassSet, Task
 from fedpgp.templates import SEVEN
 
 CLIENTS = 10
@@ -52,7 +52,7 @@ class Case:
     method: Method
     params: Params
     batch: Batch
-    classes: Candidates
+    classes: ClassSet
     step: Step
 
     @classmethod
@@ -60,7 +60,7 @@ class Case:
         """A client in its second round, with what the server sends it and the method prepares."""
         task, shared = method.task, method.init_shared(generator(0, "shared"))
         batch = random_batch(method, 1, IN_TOWER if "pixels" in method.reads else IMAGES)
-        classes = task.candidates(range(len(task.class_names)))
+        classes = task.class_set(range(len(task.class_names)))
         memory = {
             name: torch.ones_like(tensor) if name == "known" else torch.randn_like(tensor)
             for name, tensor in method.init_memory(CLIENTS).items()

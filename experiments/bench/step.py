@@ -17,7 +17,7 @@ from fedpgp.clip import load_clip, resolve_device
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods import METHODS, Batch, Images, Method, Params, Step
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates, Task
+from fedpgp.task import ClassSet, Task
 
 MODEL, IMAGES, CONTEXT, RANK, PATCHES = "ViT-B-16", 32, 16, 8, 196
 STEP = Step(round=1, step=0, clients=(0,), received={}, lr=0.1, seed=0)  # FedPGP needs nothing of it
@@ -78,7 +78,7 @@ def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
     if "features_raw" in reads:
         read["features_raw"] = draw(task.clip.embed)
     if "patches" in reads:  # with cosines as real ones have them, or transport would end at once
-        noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.candidates([0]).photo
+        noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.class_set([0]).template_features
         read["patches"] = F.normalize(noise + 0.3 * draw(PATCHES, 1) * near, dim=-1)
     if "pixels" in reads:
         read["pixels"] = draw(3, task.clip.image_size, task.clip.image_size)
@@ -88,15 +88,15 @@ def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
 
 def setting(
     classes: int, clients: int, arguments: argparse.Namespace, *, n_ctx: int = CONTEXT, rank: int = RANK
-) -> tuple[Method, Params, Batch, Candidates]:
+) -> tuple[Method, Params, Batch, ClassSet]:
     """FedPGP at its start with random images, for a number of clients."""
     task = task_of(classes, arguments, n_ctx)
     method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank, personal_init="normal"), task)
-    return method, start(method, clients), random_batch(method, clients), task.candidates(range(classes))
+    return method, start(method, clients), random_batch(method, clients), task.class_set(range(classes))
 
 
 def textbook_loss(
-    method: Method, leaves: Params, images: Images, labels: torch.Tensor, weights: torch.Tensor, classes: Candidates
+    method: Method, leaves: Params, images: Images, labels: torch.Tensor, weights: torch.Tensor, classes: ClassSet
 ) -> torch.Tensor:
     """FedPGP's loss of one client's batch (B,) as a textbook has it: three passes over full sequences."""
     model, tokenizer = classes.task.clip.text_model, classes.task.clip.tokenizer
@@ -118,7 +118,7 @@ def textbook_loss(
     return ce + method.settings.mu * prompt_contrastive_loss(z_G, z_C, z_i, method.settings.tau)
 
 
-def plain_step(method: Method, params: Params, batch: Batch, classes: Candidates) -> tuple[torch.Tensor, Params]:
+def plain_step(method: Method, params: Params, batch: Batch, classes: ClassSet) -> tuple[torch.Tensor, Params]:
     """The textbook step of every client in turn: loss (K,) and gradients by autograd."""
     losses, grads = [], {name: [] for name in params}
     for k in range(len(batch.labels)):
@@ -147,7 +147,7 @@ def tower_gflop(width: int, blocks: int, tokens: int, *, read: int, constant: in
     return 2 * width**2 * (middle + 2 * tokens + 10 * read - 3 * constant) / 1e9
 
 
-def linear_gflop(classes: Candidates, clients: int) -> float:
+def linear_gflop(classes: ClassSet, clients: int) -> float:
     """GFLOP of the linear layers of one step that cannot be avoided: both passes, forward and (inputs only) backward,
     for all clients."""
     encoder = classes.encoder(classes.task.n_ctx)
@@ -182,7 +182,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
         }
 
 
-def speed(classes: Candidates, clients: int, seconds: float) -> dict:
+def speed(classes: ClassSet, clients: int, seconds: float) -> dict:
     """Achieved GFLOP/s of a step, this machine's GEMM speed at its shapes, and the share."""
     encoder = classes.encoder(classes.task.n_ctx)
     achieved = linear_gflop(classes, clients) / seconds

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedpgp.errors import MethodError
 from fedpgp.losses import cross_entropy
-from fedpgp.task import Candidates, Task
+from fedpgp.task import ClassSet, Task
 
 Params = dict[str, Tensor]
 Features = Tensor | Params
@@ -192,7 +192,7 @@ class Method(ABC):
 
     # How it is trained. -----------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         """Before a cohort's training and, with :attr:`prepares_answers`, before its evaluation: tensors
         (K, ...) to put into ``params``, new ones or in the place of others. Without gradients.
 
@@ -203,13 +203,13 @@ class Method(ABC):
         """
         return {}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
         model."""
         logits = self.logits(self.personal_features(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         """The loss (K,) and the gradient of every learned tensor, each client's from its own loss alone.
 
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
@@ -257,10 +257,10 @@ class Method(ABC):
     # How it answers. --------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def global_features(self, shared: Params, classes: Candidates) -> Features | None:
+    def global_features(self, shared: Params, classes: ClassSet) -> Features | None:
         """Class features of the global model from the shared tensors; None: there is none."""
 
-    def personal_features(self, params: Params, classes: Candidates) -> Features:
+    def personal_features(self, params: Params, classes: ClassSet) -> Features:
         """Class features of each client's own model, from all its tensors.
 
         By default the global model's: a method without personal tensors has one model for all.
@@ -269,7 +269,7 @@ class Method(ABC):
         assert features is not None, f"{type(self).__name__} has no global model: it must define personal_features"
         return features
 
-    def logits(self, features: Features, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Features, images: Images, classes: ClassSet) -> Tensor:
         """(K, classes, embed) and images (K, B) -> (K, B, classes): how the method's own models answer."""
         assert isinstance(features, Tensor), f"{type(self).__name__} has several class features: it must define logits"
         return cosine_logits(features, images.features, self.task.logit_scale)

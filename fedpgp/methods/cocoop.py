@@ -13,7 +13,7 @@ from torch import Tensor
 from fedpgp.layers import linear, linear_start
 from fedpgp.methods.base import Batch, Images, Method, Params, Step
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 AT_ONCE = 8
 """Images of a client whose texts are encoded together."""
@@ -36,7 +36,7 @@ class CoCoOp(Method):
     def contexts(self, training: bool) -> int:
         return AT_ONCE
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         """A batch's loss is a sum over its images, and so are its gradients: a few images at a time need a fraction of
         the memory."""
         parts = []
@@ -45,11 +45,11 @@ class CoCoOp(Method):
         losses, grads = zip(*parts, strict=True)
         return sum(losses), {name: sum(grad[name] for grad in grads) for name in grads[0]}
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
         """The tensors themselves: class features depend on the image."""
         return shared
 
-    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
         encoder, x = classes.encoder(self.task.n_ctx), images.features
         shift = linear(features, "2", linear(features, "1", x).relu())
         context = features["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)

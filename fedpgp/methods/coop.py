@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpgp.methods.base import Method, Params
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 class CoOp(Method):
@@ -21,9 +21,9 @@ class CoOp(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def global_features(self, shared: Params, classes: Candidates) -> None:
+    def global_features(self, shared: Params, classes: ClassSet) -> None:
         return None
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         context = params["p"]
         return classes.encoder(context.shape[-2])(context)

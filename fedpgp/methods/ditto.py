@@ -18,7 +18,7 @@ from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Ditto(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         both = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         losses = [
             cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
@@ -55,5 +55,5 @@ class Ditto(PromptFL):
         distance = (params["p"] - step.received["p_G"]).square().sum((-2, -1))
         return losses[0] + losses[1] + self.settings.pull / 2 * distance
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p"])

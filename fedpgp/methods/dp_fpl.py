@@ -30,7 +30,7 @@ from fedpgp.methods.base import Batch, Params, Round, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator, secret_normal
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class DPFPL(PromptFL):
             )
         return {"p_L": normal(shape, rng)}
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_G"] + params["p_L"])
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         s = self.settings
         loss, grads = super().gradients(params, batch, classes, step)
         g = grads["p_G"]  # that of p_i, which is p_L's too

@@ -19,7 +19,7 @@ from fedpgp.errors import check_number
 from fedpgp.methods.base import Batch, Params, Round, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FedAMP(PromptFL):
         a = self.settings.alpha / others.sum().clamp(min=1) * others * closeness
         return {"u": (1 - a.sum()) * mine + torch.einsum("n,nmd->md", a, models), "known": known[client].view(1, 1)}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         towards = torch.where(params["known"] > 0, params["u"], params["p_G"])
         distance = (params["p"] - towards).square().sum((-2, -1))
         return super().loss(params, batch, classes, step) + self.settings.pull / 2 * distance
@@ -78,5 +78,5 @@ class FedAMP(PromptFL):
         models[round.clients], known[round.clients] = round.uploads["p_G"], 1
         return averaged, {"models": models, "known": known}
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p"])

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedpgp.errors import check_choice
 from fedpgp.layers import linear, linear_start
 from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 PICTURE = "a picture of a {}"
 """The public code's text, without a full stop."""
@@ -56,7 +56,7 @@ class FedCLIP(Method):
         embed = self.task.clip.embed
         return {**linear_start("1", embed, embed, rng), **linear_start("2", embed, embed, rng)}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         if self.settings.loss == "cross_entropy":
             return super().loss(params, batch, classes, step)
         texts = self.texts(classes)[batch.labels]
@@ -73,12 +73,12 @@ class FedCLIP(Method):
         f = images.features_raw
         return F.normalize(linear(params, "2", linear(params, "1", f).tanh()).softmax(-1) * f, dim=-1)
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
         return {**shared, "texts": self.texts(classes).expand(len(shared["1.weight"]), -1, -1)}
 
-    def texts(self, classes: Candidates) -> Tensor:
+    def texts(self, classes: ClassSet) -> Tensor:
         """Frozen features of the classes, unit norm, (classes, e)."""
-        return classes.photo if self.settings.text == "template" else classes.described(PICTURE)
+        return classes.template_features if self.settings.text == "template" else classes.features_of(PICTURE)
 
-    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
         return cosine_logits(features["texts"], self.adapted(features, images), self.task.logit_scale)

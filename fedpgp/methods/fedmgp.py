@@ -28,7 +28,7 @@ from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Images, Method, Own, Params, Round, Step
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 SPREAD = 0.01
 """Standard deviation of the groups' text prompts around the starting phrase."""
@@ -118,7 +118,7 @@ class FedMGP(Method):
         """The averages of the last round that the client took part in."""
         return {f"last_{name}": tensor[client] for name, tensor in memory.items()}
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         """The averages in the place of the groups that were sent for them."""
         merged = {}
         for groups, averages in (("T", "t"), ("V", "v")):
@@ -154,7 +154,7 @@ class FedMGP(Method):
 
     # Training and answers. --------------------------------------------------------------------------------------------
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         z, x = self.texts(params["T"], classes), self.pictures(params["V"], batch.images)
         logits = self.task.logit_scale * x @ z.mT  # (K, G, B, C)
         labels, weights = (t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights))
@@ -175,7 +175,7 @@ class FedMGP(Method):
         g, h = torch.triu_indices(features.shape[1], features.shape[1], 1)
         return (features[:, g] - features[:, h]).abs().mean((1, 3))
 
-    def texts(self, t: Tensor, classes: Candidates) -> Tensor:
+    def texts(self, t: Tensor, classes: ClassSet) -> Tensor:
         """(K, G, n, d) -> (K, G, classes, embed)."""
         return classes.encoder(self.task.n_ctx)(t)
 
@@ -184,11 +184,11 @@ class FedMGP(Method):
         embedded = self.tower.embed(images.pixels)
         return torch.stack([self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1)
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
         return {"texts": self.texts(shared["t"], classes), "v": shared["v"]}
 
-    def personal_features(self, params: Params, classes: Candidates) -> Params:
+    def personal_features(self, params: Params, classes: ClassSet) -> Params:
         return {"texts": self.texts(params["T"], classes), "v": params["V"]}
 
-    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
         return self.task.logit_scale * (self.pictures(features["v"], images) @ features["texts"].mT).mean(1)

@@ -29,7 +29,7 @@ from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Images, Method, Own, Params, Step, cosine_logits, of_own_classes
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from fedpgp.templates import SEVEN
 
 POOLED = 4
@@ -103,7 +103,7 @@ class FedMVP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"switched": torch.zeros(1)}
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"own_classes": own(images=False).seen(len(classes.ids))}
 
     def contexts(self, training: bool) -> int:
@@ -112,7 +112,7 @@ class FedMVP(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         params["switched"].masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
         return loss, grads
@@ -124,7 +124,7 @@ class FedMVP(Method):
         factors = {name: trained.get(name.split(".")[0], 1 - params["switched"]) for name in self.learned(params)}
         return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         features, own = self.global_features(params, classes), params["own_classes"] > 0
         x = self.pictures(features, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
         logits = cosine_logits(features["texts"], x, self.task.logit_scale)
@@ -136,8 +136,8 @@ class FedMVP(Method):
         apart = ((1 - (x * known).sum(-1)) * batch.weights).sum(-1)
         return cross_entropy(logits, batch.labels, batch.weights) + self.settings.weight * apart
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
-        described = torch.stack([classes.described(template) for template in SEVEN])  # (D, C, e)
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+        described = torch.stack([classes.features_of(template) for template in SEVEN])  # (D, C, e)
         clients = len(shared["project.bias"])
         return {
             **shared,
@@ -170,6 +170,6 @@ class FedMVP(Method):
         pooled = torch.nn.functional.adaptive_avg_pool1d(tokens, POOLED).transpose(1, 2)
         return self.tower.encode(torch.cat([x, pooled.view(*x.shape[:2], POOLED, -1)], dim=2))
 
-    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
         low_rank = torch.ones_like(features["project.bias"][:, :1]) if self.settings.low_rank_answers else None
         return cosine_logits(features["texts"], self.pictures(features, images, low_rank), self.task.logit_scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedpgp.errors import check_choice, check_number
 from fedpgp.methods.base import Images, Method, Params
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from fedpgp.transport import plans, similarities
 
 
@@ -59,15 +59,15 @@ class FedOTP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         """(K, 1, classes, embed): all mass goes to the shared prompt."""
         return classes.encoder(self.task.n_ctx)(shared["p_G"].unsqueeze(1))
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         """(K, 2, classes, embed)."""
         return classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]], dim=1))
 
-    def logits(self, features: Tensor, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Tensor, images: Images, classes: ClassSet) -> Tensor:
         s = self.settings
         sim = similarities(images.patches, features)
         plan = plans(1 - sim, s.mass, s.epsilon, s.threshold, s.iterations, unbalanced=s.transport == "unbalanced")

@@ -22,7 +22,7 @@ from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods.base import Batch, Method, Own, Params, Step
 from fedpgp.personal_terms import TERMS
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates, Task
+from fedpgp.task import ClassSet, Task
 from fedpgp.templates import PLAIN
 
 GUIDANCES = ("plain", "photo", "context")
@@ -92,13 +92,13 @@ class FedPGP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return self.term.start(rng)
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return self.term.prepare(params, lambda: (own(images=False).weights > 0).sum(1, keepdim=True))
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)
 
-    def _loss(self, p_G: Tensor, p_i: Tensor, batch: Batch, classes: Candidates) -> Tensor:
+    def _loss(self, p_G: Tensor, p_i: Tensor, batch: Batch, classes: ClassSet) -> Tensor:
         if self.settings.mu == 0:
             z_i = self._encode(p_i, classes)
             return cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
@@ -108,29 +108,29 @@ class FedPGP(Method):
         negative = None if self.settings.contrast == "positive" else z_i
         return ce + self.settings.mu * prompt_contrastive_loss(z_G, positive, negative, self.settings.tau)
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         if step.step == 0:
             self.term.fit(params, lambda: self._gradient_at_p_i(params, batch, classes), step.lr)
         loss, grads = super().gradients(params, batch, classes, step)
         return loss, self.term.change(grads, params)
 
-    def _gradient_at_p_i(self, params: Params, batch: Batch, classes: Candidates) -> Tensor:
+    def _gradient_at_p_i(self, params: Params, batch: Batch, classes: ClassSet) -> Tensor:
         p_i = self.term.context(params).detach().requires_grad_()
         with torch.enable_grad():
             loss = self._loss(params["p_G"], p_i, batch, classes)
             return torch.autograd.grad(loss.sum(), p_i)[0]
 
-    def guidance(self, classes: Candidates) -> Tensor:
+    def guidance(self, classes: ClassSet) -> Tensor:
         """z_C, (classes, embed): frozen, so that gradients reach p_G, U and V through z_G and z_i alone."""
         if self.settings.guidance == "plain":
-            return classes.described(PLAIN)
-        return classes.photo if self.settings.guidance == "photo" else classes.placeholder
+            return classes.features_of(PLAIN)
+        return classes.template_features if self.settings.guidance == "photo" else classes.placeholder_features
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         return self._encode(shared["p_G"], classes)
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         return self._encode(self.term.context(params), classes)
 
-    def _encode(self, context: Tensor, classes: Candidates) -> Tensor:
+    def _encode(self, context: Tensor, classes: ClassSet) -> Tensor:
         return classes.encoder(context.shape[-2])(context)

@@ -20,7 +20,7 @@ from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FedPHA(PromptFL):
     def contexts(self, training: bool) -> int:
         return 3
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         p_G, p_L = params["p_G"], params["p_L"]
         _, _, rows = torch.linalg.svd(p_G if self.settings.through_svd else p_G.detach(), full_matrices=False)
         weak = rows[:, int(p_G.shape[1] * (1 - self.settings.ratio)) :]
@@ -69,5 +69,5 @@ class FedPHA(PromptFL):
         push = (self.settings.alpha - (z_L - z_G).norm(dim=-1)).relu().mean(-1)
         return local + shared + pull + push
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_L"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedpgp.errors import check_number
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,6 @@ class FedProx(PromptFL):
     name = "fedprox"
     Settings = FedProxSettings
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         distance = (params["p_G"] - step.received["p_G"]).square().sum((-2, -1))
         return super().loss(params, batch, classes, step) + self.settings.mu / 2 * distance

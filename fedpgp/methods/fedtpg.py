@@ -20,7 +20,7 @@ from fedpgp.layers import attention, attention_start, gated, gated_start, norm, 
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Method, Own, Params, Step, of_own_classes
 from fedpgp.prompts import normal
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,17 @@ class FedTPG(Method):
             **gated_start("ff", width, rng),
         }
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"own_classes": own(images=False).seen(len(classes.ids))}
 
-    def context(self, params: Params, classes: Candidates, among: Tensor | None = None) -> Tensor:
+    def context(self, params: Params, classes: ClassSet, among: Tensor | None = None) -> Tensor:
         """The generated context (K, m, d) from all classes, or from those where ``among`` (K, C) is True."""
         queries = norm(params, "norm_q", params["Q"])
-        names = norm(params, "norm_e", classes.described("{}").expand(len(queries), -1, -1))
+        names = norm(params, "norm_e", classes.features_of("{}").expand(len(queries), -1, -1))
         x = attention(params, "attention", queries, names, self.settings.heads, among)
         return x + gated(params, "ff", x)
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         own = params["own_classes"] > 0
         features = classes.encoder(self.task.n_ctx)(self.context(params, classes, own))
         logits = self.logits(features, batch.images, classes)
@@ -79,5 +79,5 @@ class FedTPG(Method):
             logits = of_own_classes(logits, own)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(self.context(shared, classes))

@@ -13,7 +13,7 @@ from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class KgCoOp(PromptFL):
     name = "kgcoop"
     Settings = KgCoOpSettings
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         features = self.global_features(params, classes)
         ce = cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
-        return ce + self.settings.weight * (1 - (features * classes.photo).sum(-1).mean(-1))
+        return ce + self.settings.weight * (1 - (features * classes.template_features).sum(-1).mean(-1))

@@ -19,7 +19,7 @@ from fedpgp.layers import linear_start
 from fedpgp.methods.base import Params
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal, starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MaPLe(VPT):
     def contexts(self, training: bool) -> int:
         return 1
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
         v = shared["t"] @ shared["W"].mT + shared["b"].unsqueeze(-2)
         return {"v": v, "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
 

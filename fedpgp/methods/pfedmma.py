@@ -20,7 +20,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.image_tower import ImageTower, check_depth
 from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 PHRASE = "a photo of a"
 
@@ -84,7 +84,7 @@ class PFedMMA(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         return loss, {name: grad / self.settings.alpha for name, grad in grads.items()}
 
@@ -98,11 +98,11 @@ class PFedMMA(Method):
             x = x if name.endswith("up") else x.relu()
         return self.settings.alpha * x
 
-    def global_features(self, shared: Params, classes: Candidates) -> None:
+    def global_features(self, shared: Params, classes: ClassSet) -> None:
         """There is none: the shared layer says nothing without a client's others."""
         return None
 
-    def personal_features(self, params: Params, classes: Candidates) -> Params:
+    def personal_features(self, params: Params, classes: ClassSet) -> Params:
         phrase = self.task.clip.embed_phrase(PHRASE).to(self.task.dtype)
         context = phrase.expand(len(params["middle.bias"]), 1, -1, -1)
 
@@ -113,7 +113,7 @@ class PFedMMA(Method):
 
         return {**params, "texts": classes.encoder(len(phrase), words="").deep(context, beside)}
 
-    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
         def beside(block: int, x: Tensor) -> Tensor | None:
             normed = self.tower.norm(f"transformer.resblocks.{block}.ln_1", x)
             return self.adapter(features, "image", block, normed)

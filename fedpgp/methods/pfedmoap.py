@@ -23,7 +23,7 @@ from fedpgp.layers import linear, linear_start
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Features, Images, Own, Params, Round, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 SHARPNESS = 10.0
 """Factor on the attention's products, in the place of 1/sqrt(size)."""
@@ -103,10 +103,10 @@ class PFedMoAP(PromptFL):
 
     # Training. --------------------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         texts = self.global_features(params, classes)
         features = self.mixture(params, texts, params["pooled"], params["known"])
         return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
@@ -127,7 +127,7 @@ class PFedMoAP(PromptFL):
 
     # Answers. ---------------------------------------------------------------------------------------------------------
 
-    def personal_features(self, params: Params, classes: Candidates) -> Params:
+    def personal_features(self, params: Params, classes: ClassSet) -> Params:
         own = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
         texts = self.global_features({"p_G": own}, classes)
         return self.mixture(params, texts, self.pooled_experts(params, classes), params["gated"])
@@ -138,7 +138,7 @@ class PFedMoAP(PromptFL):
         gate = {name: tensor for name, tensor in params.items() if name.startswith("gate.")}
         return {"texts": texts, "experts": experts, "real": params["real"], "gated": gated, **gate}
 
-    def pooled_experts(self, params: Params, classes: Candidates) -> Tensor:
+    def pooled_experts(self, params: Params, classes: ClassSet) -> Tensor:
         """(K, E, classes, 128). Each prompt goes through the text tower once, however many clients have it."""
         contexts, place = params["experts"].flatten(0, 1).unique(dim=0, return_inverse=True)
         texts = self.pool(classes.encoder(self.task.n_ctx)(contexts))
@@ -147,7 +147,7 @@ class PFedMoAP(PromptFL):
     def pool(self, features: Tensor) -> Tensor:
         return features[..., :: features.shape[-1] // self.settings.width]
 
-    def logits(self, features: Features, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Features, images: Images, classes: ClassSet) -> Tensor:
         x, scale = images.features, self.task.logit_scale
         if isinstance(features, Tensor):
             return cosine_logits(features, x, scale)

@@ -18,7 +18,7 @@ from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Features, Images, Own, Params, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class PFedPrompt(PromptFL):
     Settings = PFedPromptSettings
     carried = ("keys", "ids", "real")
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         own = own()
         ids = own.weights.new_tensor(classes.ids)
         return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         logits = self.logits(self.global_features(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def personal_features(self, params: Params, classes: Candidates) -> Params:
+    def personal_features(self, params: Params, classes: ClassSet) -> Params:
         ids = params["ids"].new_tensor(classes.ids)
         values = (params["ids"].unsqueeze(-1) == ids) * params["real"].unsqueeze(-1)
         return {"texts": self.global_features(params, classes), "keys": params["keys"], "values": values}
 
-    def logits(self, features: Features, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Features, images: Images, classes: ClassSet) -> Tensor:
         x = images.features
         if isinstance(features, Tensor):
             return cosine_logits(features, x, self.task.logit_scale)

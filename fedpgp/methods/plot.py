@@ -16,7 +16,7 @@ from torch import Tensor
 from fedpgp.errors import check_choice, check_number
 from fedpgp.methods.base import Images, Method, Params, cosine_logits
 from fedpgp.prompts import starting_contexts
-from fedpgp.task import Candidates, Task
+from fedpgp.task import ClassSet, Task
 from fedpgp.transport import plans, similarities
 
 
@@ -62,12 +62,12 @@ class Plot(Method):
     def contexts(self, training: bool) -> int:
         return self.settings.prompts
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         """(K, N, classes, embed); with ``pooled`` as long as the text tower makes them."""
         encoder = classes.encoder(self.task.n_ctx)
         return encoder.raw(shared["p_G"]) if self.settings.pooled else encoder(shared["p_G"])
 
-    def logits(self, features: Tensor, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Tensor, images: Images, classes: ClassSet) -> Tensor:
         s = self.settings
         sim = similarities(images.patches, F.normalize(features, dim=-1) if s.pooled else features)
         plan = plans(1 - sim, 1.0, s.epsilon, s.threshold, s.iterations, unbalanced=False)

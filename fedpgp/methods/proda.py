@@ -22,7 +22,7 @@ from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Method, Params, Step
 from fedpgp.prompts import starting_contexts
 from fedpgp.seeding import generator
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from fedpgp.text import PromptedTextEncoder
 
 
@@ -67,7 +67,7 @@ class ProDA(Method):
         task = self.task
         return PromptedTextEncoder(task.clip, [""], task.n_ctx, dtype=task.dtype, compute=task.compute)
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(batch.labels.device)
         p = params["p_G"].gather(1, drawn[:, :, None, None].expand(-1, -1, *params["p_G"].shape[2:]))
         count, scale = p.shape[1], self.task.logit_scale
@@ -91,5 +91,5 @@ class ProDA(Method):
         rng = generator(step.seed, "proda", client, step.round, step.step)
         return torch.from_numpy(rng.permutation(self.settings.prompts)[: self.settings.a_step])
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(shared["p_G"]).mean(1)

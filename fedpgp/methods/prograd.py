@@ -16,7 +16,7 @@ from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import Batch, Params, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class ProGrad(PromptFL):
     name = "prograd"
     Settings = ProGradSettings
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         p_G, heat = params["p_G"].detach().requires_grad_(), self.settings.temperature
         with torch.enable_grad():
             logits = self.logits(self.global_features({"p_G": p_G}, classes), batch.images, classes)
             loss = cross_entropy(logits, batch.labels, batch.weights)
-            zero_shot = cosine_logits(classes.photo, batch.images.features, self.task.logit_scale)
+            zero_shot = cosine_logits(classes.template_features, batch.images.features, self.task.logit_scale)
             known = (zero_shot / heat).softmax(-1)
             distance = -(known * (logits / heat).log_softmax(-1)).sum(-1) * heat**2
             (g_a,) = torch.autograd.grad(loss.sum(), p_G, retain_graph=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpgp.methods.base import Method, Params
 from fedpgp.prompts import starting_context
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 class PromptFL(Method):
@@ -20,6 +20,6 @@ class PromptFL(Method):
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         context = shared["p_G"]
         return classes.encoder(context.shape[-2])(context)

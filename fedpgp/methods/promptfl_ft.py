@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpgp.methods.base import Batch, Params, Step
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 class PromptFLFT(PromptFL):
@@ -23,11 +23,11 @@ class PromptFLFT(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         return super().loss({**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step)
 
     def after_training(self, params: Params, step: Step) -> Params:
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
 
-    def personal_features(self, params: Params, classes: Candidates) -> Tensor:
+    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
         return self.global_features({"p_G": torch.where(params["tuned"] > 0, params["p"], params["p_G"])}, classes)

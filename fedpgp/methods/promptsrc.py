@@ -23,7 +23,7 @@ from fedpgp.methods.base import Batch, Params, Round, Step, cosine_logits
 from fedpgp.methods.maple import deep_text_prompts
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from fedpgp.templates import SIXTY
 
 
@@ -65,7 +65,7 @@ class PromptSRC(VPT):
     def contexts(self, training: bool) -> int:
         return 1
 
-    def loss(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         s, scale = self.settings, self.task.logit_scale
         features = self.global_features(params, classes)
         z, x = features["texts"], self.tower(batch.images.pixels, features["v"])
@@ -78,11 +78,11 @@ class PromptSRC(VPT):
         ce = cross_entropy(logits, batch.labels, batch.weights)
         return ce + s.text_weight * text + s.image_weight * image + (apart * batch.weights).sum(-1)
 
-    def ensemble(self, classes: Candidates) -> Tensor:
+    def ensemble(self, classes: ClassSet) -> Tensor:
         """z', unit norm, (classes, embed)."""
         return classes.ensemble(SIXTY)
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
         return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
 
     def init_memory(self, clients: int) -> Params:

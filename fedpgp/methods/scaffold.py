@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedpgp.methods.base import Batch, Own, Params, Round, Step
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 class Scaffold(PromptFL):
@@ -31,10 +31,10 @@ class Scaffold(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"c_i": torch.zeros(self.task.n_ctx, self.task.clip.width)}
 
-    def prepare(self, params: Params, own: Own, classes: Candidates) -> Params:
+    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"mean": torch.zeros_like(params["c_i"])}
 
-    def gradients(self, params: Params, batch: Batch, classes: Candidates, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         params["mean"].lerp_(grads["p_G"], 1 / (step.step + 1))
         return loss, {"p_G": grads["p_G"] - params["c_i"] + params["c"]}

@@ -17,7 +17,7 @@ from fedpgp.errors import check_choice, check_number
 from fedpgp.image_tower import ImageTower, check_depth
 from fedpgp.methods.base import Images, Method, Params, cosine_logits
 from fedpgp.prompts import normal
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 from fedpgp.templates import PLAIN
 
 
@@ -62,9 +62,9 @@ class VPT(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def global_features(self, shared: Params, classes: Candidates) -> Params:
-        texts = classes.photo if self.settings.text == "template" else classes.described(PLAIN)
+    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+        texts = classes.template_features if self.settings.text == "template" else classes.features_of(PLAIN)
         return {"v": shared["v"], "texts": texts.expand(len(shared["v"]), -1, -1)}
 
-    def logits(self, features: Params, images: Images, classes: Candidates) -> Tensor:
+    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
         return cosine_logits(features["texts"], self.tower(images.pixels, features["v"]), self.task.logit_scale)

@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from fedpgp.methods.base import Method, Params
-from fedpgp.task import Candidates
+from fedpgp.task import ClassSet
 
 
 class ZeroShot(Method):
@@ -13,5 +13,5 @@ class ZeroShot(Method):
     name = "zero_shot"
     learns = False
 
-    def global_features(self, shared: Params, classes: Candidates) -> Tensor:
+    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.zero_shot.unsqueeze(0)

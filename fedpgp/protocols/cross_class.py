@@ -73,8 +73,8 @@ class CrossClass(Protocol):
                 if shots is not None:
                     rows = rows[few_shot(train.labels[rows], shots, seed)]
                 own = np.flatnonzero(np.isin(test.labels, classes))
-                candidates = classes if self.local_labels == "own" else mine
-                shares.append(ClientShare(rows, classes, {"local": Exam(own, candidates), **exams}, label))
+                asked = classes if self.local_labels == "own" else mine
+                shares.append(ClientShare(rows, classes, {"local": Exam(own, asked), **exams}, label))
         for client, share in enumerate(shares):
             for what, rows in (("training", share.train), *((f"{k} test", e.rows) for k, e in share.exams.items())):
                 if not len(rows):

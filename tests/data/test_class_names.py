@@ -110,10 +110,10 @@ def test_every_data_set_has_composed_names():
 @pytest.mark.parametrize("pair", [("Tea_Cup", "tea cup"), ("a &amp; b", "a & b"), ("it’s", "it's")])
 def test_two_names_that_are_the_same_tokens_are_refused_by_the_model(pair):
     with pytest.raises(FedPGPError) as error:
-        Task(_clip(), ["dog", *pair]).candidates(range(3))
+        Task(_clip(), ["dog", *pair]).class_set(range(3))
     assert all(repr(name) in str(error.value) for name in pair)
-    assert Task(_clip(), ["dog", *pair]).candidates((0, 2)).names == ["dog", pair[1]]
+    assert Task(_clip(), ["dog", *pair]).class_set((0, 2)).names == ["dog", pair[1]]
 
 
 def test_a_published_list_may_have_a_name_twice():
-    assert Task(_clip(), ["missile", "dog", "missile"]).candidates(range(3)).names.count("missile") == 2
+    assert Task(_clip(), ["missile", "dog", "missile"]).class_set(range(3)).names.count("missile") == 2

@@ -340,7 +340,7 @@ def deployed(method: str) -> Federation:
 @pytest.mark.parametrize("method", ["fedpgp", "scaffold", "ditto", "fedtpg"])
 def test_a_client_is_answered_for_without_its_pictures(method):
     federation = deployed(method)
-    classes = federation.candidates(federation.deal.base_classes)
+    classes = federation.class_set(federation.deal.base_classes)
     (features,) = federation.personal_features(federation.initial_shared(), [0], federation.initial_state, [classes])
     assert features.shape[:2] == (1, 4)
 
@@ -348,6 +348,6 @@ def test_a_client_is_answered_for_without_its_pictures(method):
 @pytest.mark.parametrize("method", ["pfedprompt"])
 def test_a_method_that_needs_the_pictures_says_so(method):
     federation = deployed(method)
-    classes = federation.candidates(federation.deal.base_classes)
+    classes = federation.class_set(federation.deal.base_classes)
     with pytest.raises(FedPGPError, match=f"method {method} needs the client's own training images"):
         federation.personal_features(federation.initial_shared(), [0], federation.initial_state, [classes])

@@ -235,7 +235,7 @@ def test_fewer_context_vectors_than_the_phrase_has_leave_its_other_words_before_
     task = Task(golden_clip(), NAMES, n_ctx=2, context_init="a photo of a", dtype=torch.float64)
     context = starting_context(task.clip, 2, "a photo of a", np.random.default_rng(0))
     assert context.shape == (2, task.clip.width) and task.fixed_words == "of a"
-    classes = task.candidates(range(len(NAMES)))
+    classes = task.class_set(range(len(NAMES)))
     sentences = task.clip.encode_texts([f"a photo of a {name}." for name in NAMES]).double()
     torch.testing.assert_close(classes.encoder(2)(context), sentences, rtol=1e-5, atol=1e-6)
     changed = classes.encoder(2)(context.flip(0))

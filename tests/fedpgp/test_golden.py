@@ -19,7 +19,7 @@ TIGHT = {"rtol": 0, "atol": 1e-9}
 def fedpgp(rank: int, mu: float, mode: str):
     task = Task(golden_clip(), golden_class_names(), n_ctx=16, dtype=torch.float64)
     method = METHODS["fedpgp"]
-    return method(method.Settings(rank=rank, mu=mu, tau=0.5, guidance=GUIDANCE[mode]), task), task.candidates(range(5))
+    return method(method.Settings(rank=rank, mu=mu, tau=0.5, guidance=GUIDANCE[mode]), task), task.class_set(range(5))
 
 
 def start(rank: int) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ def test_every_learning_method_is_written_out():
 
 @pytest.mark.parametrize(("name", "options", "plain"), PLAIN, ids=[f"{n}-{list(o.values())}" for n, o, _ in PLAIN])
 def test_loss_and_gradients(task, batch, name, options, plain):
-    method, classes = METHODS[name](METHODS[name].Settings(**options), task), task.candidates(range(C))
+    method, classes = METHODS[name](METHODS[name].Settings(**options), task), task.class_set(range(C))
     params, shared = parameters(method, batch, classes)
     received = {n: params[n] + 0.1 for n in shared}
     before = {n: t.clone() for n, t in params.items()}
@@ -86,7 +86,7 @@ def test_loss_and_gradients(task, batch, name, options, plain):
 def test_pfedprompt_answers_from_its_memory(task, batch):
     """An image like the client's own ones of a class is drawn to that class; other classes are untouched."""
     method, classes = METHODS["pfedprompt"](METHODS["pfedprompt"].Settings(alpha=2.0, beta=3.0), task), [4, 1, 2]
-    trained, asked = task.candidates(range(C)), task.candidates(classes)
+    trained, asked = task.class_set(range(C)), task.class_set(classes)
     params, _ = parameters(method, batch, trained)
     logits = method.logits(method.personal_features(params, asked), batch.images, asked)
     text = method.logits(method.global_features(params, asked), batch.images, asked)
@@ -127,7 +127,7 @@ def test_pfedmoap_takes_the_nearest_experts_but_itself(task):
 def test_lora_pro_moves_the_context_along_the_projected_gradient(task, batch, init):
     """U h_V + h_U V = P_U g + g P_V - P_U g P_V; with U = 0 that is g P_V."""
     settings = METHODS["fedpgp"].Settings(rank=2, personal="lora_pro", personal_init=init)
-    method, classes = METHODS["fedpgp"](settings, task), task.candidates(range(C))
+    method, classes = METHODS["fedpgp"](settings, task), task.class_set(range(C))
     params, _ = parameters(method, batch, classes)
     if init == "zero":
         params["U"] = torch.zeros_like(params["U"])
@@ -143,7 +143,7 @@ def test_lora_pro_moves_the_context_along_the_projected_gradient(task, batch, in
 
 def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
     settings = METHODS["fedpgp"].Settings(rank=2, personal="lora_sb")
-    method, classes = METHODS["fedpgp"](settings, task), task.candidates(range(C))
+    method, classes = METHODS["fedpgp"](settings, task), task.class_set(range(C))
     params, _ = parameters(method, batch, classes)
     params["R"] = torch.zeros_like(params["R"])
     full = -0.1 * method._gradient_at_p_i(params, batch, classes)
@@ -229,7 +229,7 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
     """Below the threshold once, and whatever the loss is afterwards. Then ``crossattn`` is frozen, the low-rank
     matrices and the projection train: federated/client.py, ``train``, mainaksingha01/FedMVP at 246800e. The answers
     leave the low-rank part out: ``use_lora`` is no part of the state that the server's model loads."""
-    settings, classes = METHODS["fedmvp"].Settings(heads=2, switch=20.0), task.candidates(range(C))
+    settings, classes = METHODS["fedmvp"].Settings(heads=2, switch=20.0), task.class_set(range(C))
     method = METHODS["fedmvp"](settings, task)
     params, _ = parameters(method, batch, classes)
     step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
@@ -244,7 +244,7 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
     for name, rate in rates.items():
         trained = expected if name.startswith("lora.") else [1 - e for e in expected]
         assert rate.flatten().tolist() == trained and rate.dim() == params[name].dim(), name
-    classes = task.candidates([3, 1])
+    classes = task.class_set([3, 1])
     changed = params | {n: t + 1 for n, t in params.items() if n.startswith("lora.")}
     for settings, same in (({}, True), ({"low_rank_answers": True}, False)):
         model = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, **settings), task)
@@ -259,7 +259,7 @@ def test_lora_pro_with_a_rank_a_client_is_lora_pro_of_that_rank(task, batch):
         settings = METHODS["fedpgp"].Settings(
             rank=rank, images_a_rank=images, personal="lora_pro", personal_init="normal"
         )
-        method, classes = METHODS["fedpgp"](settings, task), task.candidates(range(C))
+        method, classes = METHODS["fedpgp"](settings, task), task.class_set(range(C))
         if not steps:
             params, _ = parameters(method, batch, classes)
         else:

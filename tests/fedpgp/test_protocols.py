@@ -210,7 +210,7 @@ def test_targets_keep_their_own_classes_and_templates():
     assert names == THINGS and len(exam.rows) == 120
     right = [THINGS[label] for label in WORLD["things"].test.labels]
     assert [given.dataset.class_names[given.dataset.test.labels[row]] for row in exam.rows] == right
-    assert federation(given).candidates(exam.classes).sentences[0] == "a drawing of a car."
+    assert federation(given).class_set(exam.classes).sentences[0] == "a drawing of a car."
     assert federation(given).base.sentences[0] == "a photo of a cat."
 
 

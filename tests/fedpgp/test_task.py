@@ -17,7 +17,7 @@ TEMPLATE = "a blurry photo of {}, a type of pet."
 def test_zero_shot_and_guidance_have_a_template_of_their_own(plain):
     clip, names = golden_clip(), golden_class_names()
     task = Task(clip, names, template=TEMPLATE, plain_zero_shot=plain, n_ctx=4, dtype=torch.float64)
-    classes = task.candidates([3, 1])
+    classes = task.class_set([3, 1])
     texts = {t: clip.encode_texts([t.format(names[c]) for c in (3, 1)]) for t in (TEMPLATE, "a photo of a {}.")}
     answers = METHODS["zero_shot"](METHODS["zero_shot"].Settings(), task).global_features({}, classes)[0]
     assert torch.equal(answers, texts["a photo of a {}." if plain else TEMPLATE])

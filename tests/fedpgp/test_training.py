@@ -21,7 +21,7 @@ def world(task, dtype=torch.float64):
     labels = torch.randint(0, 5, (sum(SIZES),), generator=rng)
     ends = np.cumsum(SIZES)
     rows = [np.arange(end - size, end) for end, size in zip(ends, SIZES, strict=True)]
-    return features, labels, rows, task.candidates(range(5))
+    return features, labels, rows, task.class_set(range(5))
 
 
 def start(method, clients, dtype=torch.float64):
@@ -87,7 +87,7 @@ def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
             z_G, z_i = encode(params["p_G"]), encode(params["p_G"] + params["U"] @ params["V"])
             loss = F.cross_entropy(task.logit_scale * features[chosen] @ z_i.T, labels[chosen])
             for c in range(5):
-                pos, neg = (z_G[c] @ classes.photo[c]) / 0.5, (z_G[c] @ z_i[c]) / 0.5
+                pos, neg = (z_G[c] @ classes.template_features[c]) / 0.5, (z_G[c] @ z_i[c]) / 0.5
                 loss = loss + 0.7 / 5 * -torch.log(pos.exp() / (pos.exp() + neg.exp()))
             torch_optimizer.zero_grad()
             loss.backward()

@@ -114,7 +114,7 @@ def test_the_public_codes_leaking_momentum_is_reproduced_by_a_loop_only(mode):
     method = METHODS["fedpgp"]
     task = Task(golden_clip(), golden_class_names(), n_ctx=16, dtype=torch.float64)
     method = method(method.Settings(rank=RANK, mu=MU, guidance=GUIDANCE[mode]), task)
-    classes = task.candidates(range(5))
+    classes = task.class_set(range(5))
     inputs = golden("inputs")
     p_G = inputs["n16/p_G"].double()
     own = [{name: inputs[f"n16_r{RANK}/{name}"].double() for name in ("U", "V")} for _ in range(CLIENTS)]
