@@ -17,7 +17,7 @@ from fedpgp.errors import FedPGPError
 VARIABLE = "FEDPGP_ASSETS"
 
 SHIPPED = ("tiny", "tiny_vit")
-"""Models whose weights come with the package (experiments/embedded)."""
+"""Models whose weights come with the package (tools/embedded)."""
 
 
 def asset(*parts: str) -> Path:

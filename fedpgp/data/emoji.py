@@ -1,6 +1,6 @@
 """``emoji``: the embedded federation. Six vendors' emoji; the vendor is the domain, the Unicode subgroup the class.
 
-Shipped with the package (``fedpgp/assets/emoji``, built by ``experiments/embedded``). An emoji is train or test in
+Shipped with the package (``fedpgp/assets/emoji``, built by ``tools/embedded``). An emoji is train or test in
 every domain alike, so that none is seen in training in another style; so it is with those that validation takes.
 """
 

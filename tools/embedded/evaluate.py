@@ -1,7 +1,7 @@
 """Zero-shot and linear-probe accuracy of a model on the embedded federation, per domain: the table of the model cards.
 
-    python -m experiments.embedded.evaluate fedpgp/assets/tiny                # test emoji: for the cards only
-    python -m experiments.embedded.evaluate fedpgp/assets/tiny --on train     # train emoji in three folds: to choose by
+    python -m tools.embedded.evaluate fedpgp/assets/tiny                # test emoji: for the cards only
+    python -m tools.embedded.evaluate fedpgp/assets/tiny --on train     # train emoji in three folds: to choose by
 
 Zero-shot: "a photo of a {}." with the names of all classes. Linear probe: multinomial logistic regression on the
 unit-length image features of all six domains, its L2 weight chosen on a fifth of the training emoji; pooled = all test
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fedpgp._torchvision  # noqa: F401  open_clip needs it
-from experiments.embedded.build_data import ASSETS, DOMAINS
+from tools.embedded.build_data import ASSETS, DOMAINS
 
 import open_clip  # isort: skip
 

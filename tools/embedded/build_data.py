@@ -1,7 +1,7 @@
 """Builds the embedded federation's pictures, `fedpgp/assets/emoji/`, from pinned packages; the same bytes every time.
 
-    python -m experiments.embedded.build_data            # writes fedpgp/assets/emoji
-    python -m experiments.embedded.build_data --check    # builds elsewhere and compares with what is there
+    python -m tools.embedded.build_data            # writes fedpgp/assets/emoji
+    python -m tools.embedded.build_data --check    # builds elsewhere and compares with what is there
 
 The domain is the vendor, the class one or more Unicode subgroups. An emoji is used when every vendor's picture of it
 can be rendered or is absent; it is train or test in all domains alike. Needs node, npm and Linux on x86-64 (the pinned
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from experiments.embedded import sources as src
-from experiments.embedded.emoji import Emoji, iconify_pictures, load_emoji, load_names
+from tools.embedded import sources as src
+from tools.embedded.emoji import Emoji, iconify_pictures, load_emoji, load_names
 
 ASSETS = src.HERE.parents[1] / "fedpgp" / "assets" / "emoji"
 DOMAINS = {  # domain → package

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.embedded import sources as src
+from tools.embedded import sources as src
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The pretraining pictures: other art styles of emoji, and icon sets; never a picture of the federation's sets.
 
-    python -m experiments.embedded.corpus     # renders all into the work folder (pretrain.py does it when need be)
+    python -m tools.embedded.corpus     # renders all into the work folder (pretrain.py does it when need be)
 
 Pictures that nearly equal a federation picture of the same emoji (mean absolute difference below 0.04 of the range, in
 any domain) are left out.
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.embedded import sources as src
-from experiments.embedded.build_data import ASSETS, DOMAINS
-from experiments.embedded.emoji import Emoji, iconify_pictures, load_emoji, load_names, match_name, words
+from tools.embedded import sources as src
+from tools.embedded.build_data import ASSETS, DOMAINS
+from tools.embedded.emoji import Emoji, iconify_pictures, load_emoji, load_names, match_name, words
 
 NEAR_COPY = 0.04  # mean absolute pixel difference, 1 = the full range
 MIN_WORD_COUNT = 4  # a word is a training target when so many names or tag lists hold it

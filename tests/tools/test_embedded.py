@@ -1,0 +1,106 @@
+"""What made the embedded federation and its models still works, without a network and without training for minutes."""
+
+import csv
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tools.embedded.image_tower as image_tower
+from tools.embedded.build_data import CLASSES
+from tools.embedded.captions import CompactText
+from tools.embedded.models import (
+    ASSETS,
+    TEXT_CFG,
+    TINY_CFG,
+    TINY_VIT_CFG,
+    encode,
+    finished_image_tower,
+    new_clip,
+    write_model,
+)
+from tools.embedded.pictures import augment
+from tools.embedded.sittings import Budget
+
+import open_clip  # isort: skip
+
+COMMANDS = ("build_data", "corpus", "pretrain", "evaluate")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_names_every_command_and_each_starts(command):
+    name = f"tools.embedded.{command}"
+    root = ASSETS.parents[1]
+    assert f"python -m {name}" in (root / "tools/embedded/README.md").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", name, "--help"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
+def test_classes_are_those_of_the_shipped_federation():
+    with (ASSETS / "emoji" / "classes.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == [name for name, _ in CLASSES]
+
+
+def test_stem_as_a_matrix_product_gives_the_convolution_and_its_gradient():
+    torch.manual_seed(0)
+    visual = new_clip(TINY_CFG).visual.double()
+    conv, pictures = visual.trunk.stem.conv, torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    wanted = conv(pictures)
+    (gradient,) = torch.autograd.grad(wanted.square().sum(), conv.weight)
+    image_tower.speed_up_stem(visual)
+    got = conv(pictures)
+    assert torch.allclose(got, wanted, atol=1e-12)
+    assert torch.allclose(torch.autograd.grad(got.square().sum(), conv.weight)[0], gradient, atol=1e-9)
+
+
+def test_compact_text_tower_gives_the_features_of_the_whole_one():
+    torch.manual_seed(0)
+    model = new_clip(TINY_VIT_CFG).eval()
+    texts = ["a photo of a red panda.", "clock"]
+    tower = CompactText(model, texts)
+    tower.write_table()
+    with torch.no_grad():
+        got, whole = tower(texts), model.encode_text(open_clip.SimpleTokenizer()(texts, TEXT_CFG["context_length"]))
+    assert torch.allclose(got, F.normalize(whole, dim=-1), atol=1e-5)
+
+
+def test_a_written_model_is_read_again_in_half_precision(tmp_path):
+    model = new_clip(TINY_VIT_CFG)
+    write_model(tmp_path, TINY_VIT_CFG, model)
+    again = open_clip.create_model(f"local-dir:{tmp_path}")
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value.half().float()), key
+    tower = finished_image_tower(tmp_path)
+    assert set(tower) == set(model.visual.state_dict())
+    image = np.zeros((2, 64, 64, 3), np.uint8)
+    model.visual.load_state_dict(tower)
+    features = encode(model.visual, image, size=64)
+    assert features.shape == (2, TINY_VIT_CFG["embed_dim"])
+    assert torch.allclose(features.norm(dim=-1), torch.ones(2), atol=1e-3)
+
+
+def test_augmented_pictures_stay_in_range_and_hang_on_the_generator():
+    images = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, again, other = (
+        augment(images, 48, torch.ones(16, dtype=torch.bool), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert first.shape == (16, 3, 48, 48) and first.min() >= 0 and first.max() <= 1
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_pause_is_not_work(monkeypatch):
+    times = iter([0.0, 1.5, 500.0])
+    monkeypatch.setattr("tools.embedded.sittings.time.monotonic", lambda: next(times))
+    budget = Budget(10.0)
+    assert budget.tick() == 11.5
+    assert budget.tick() == 11.5 + Budget.LONGEST
+
+
+def test_the_wheel_leaves_tools_out():
+    project = tomllib.loads((ASSETS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["setuptools"]["packages"]
+    assert not any(pattern.startswith("tools") or pattern == "*" for pattern in packages["find"]["include"])
