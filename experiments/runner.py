@@ -42,7 +42,7 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
 from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
-from strategies.flower_strategies import make_rule
+from strategies.flower_strategies import make_strategy
 from strategies.grid import Interrupted
 from strategies.inline import InlineGrid, run_inline
 from strategies.ray_session import end_sessions
@@ -83,7 +83,7 @@ def start(
     quiet(config["verbose"])
     check(config)
     check_runtime(config, deployed=grid is not None)
-    make_rule(config["strategy"]["name"], config["strategy"])
+    make_strategy(config["strategy"]["name"], config["strategy"])
     if config.get("init_from"):  # before this run is the latest itself
         config = {**config, "init_from": str(followed(user_path(config["init_from"])))}
     own_name = not config["run_dir"]
@@ -185,13 +185,13 @@ def _run(
                     console.note(note)
                 if privacy := federation.method.privacy(config["rounds"]):
                     console.warn(f"method={config['method']['name']}: {privacy_words(privacy)}")
-                rule = make_rule(config["strategy"]["name"], config["strategy"])
+                strategy = make_strategy(config["strategy"]["name"], config["strategy"])
                 if checkpoint and checkpoint[1]["config"]["rounds"] < config["rounds"]:
                     begin_more_rounds(folder, config["rounds"])
                 return Server(
                     config,
                     federation,
-                    rule,
+                    strategy,
                     folder.path,
                     job,
                     observer,

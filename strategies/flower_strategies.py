@@ -1,7 +1,7 @@
-"""Server rules by name: how the clients' tensors become the next global ones. All are Flower's strategies.
+"""Strategies by name: how the clients' tensors become the next global ones. All are Flower's strategies.
 
-Which clients take part is not their business here: the server offers a rule only the sampled clients, so each runs with
-    fraction 1.
+Which clients take part is not their business here: the server offers a strategy only the sampled
+clients, so each runs with fraction 1.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from fedpgp.errors import FedPGPError, unknown
 from strategies import corrected
 
-RULES: dict[str, type[flower.FedAvg]] = {
+STRATEGIES: dict[str, type[flower.FedAvg]] = {
     "fedavg": flower.FedAvg,
     "fedavgm": corrected.FedAvgM,
     "fedadam": flower.FedAdam,
@@ -36,48 +36,48 @@ _OURS = {
 }  # sampling and record keys: the server's business
 
 
-def make_rule(name: str, options: Mapping[str, object]) -> flower.FedAvg:
+def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
     """A Flower strategy by name, with its own options (``server_momentum``, ``eta``, ``num_malicious_nodes`` …); those
     of the server are passed over.
 
     Raises:
-        FedPGPError: unknown rule or option, or a value the rule refuses.
+        FedPGPError: unknown strategy or option, or a value the strategy refuses.
     """
-    if name not in RULES:
-        raise FedPGPError(unknown("strategy", name, list(RULES)))
-    valid = [option for option in inspect.signature(RULES[name]).parameters if option not in _OURS]
+    if name not in STRATEGIES:
+        raise FedPGPError(unknown("strategy", name, list(STRATEGIES)))
+    valid = [option for option in inspect.signature(STRATEGIES[name]).parameters if option not in _OURS]
     options = {option: value for option, value in options.items() if option not in SERVERS}
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of strategy {name}", option, valid))
     try:
-        return RULES[name](min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options)
+        return STRATEGIES[name](min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options)
     except (ValueError, TypeError) as error:
         raise FedPGPError(f"strategy={name}: {error}") from error
 
 
-def clients_needed(rule: flower.Strategy) -> int:
-    """The fewest clients a rule can aggregate."""
-    malicious = getattr(rule, "num_malicious_nodes", 0)
-    if isinstance(rule, flower.Bulyan):
+def clients_needed(strategy: flower.Strategy) -> int:
+    """The fewest clients a strategy can aggregate."""
+    malicious = getattr(strategy, "num_malicious_nodes", 0)
+    if isinstance(strategy, flower.Bulyan):
         return 4 * malicious + 3
-    if isinstance(rule, flower.MultiKrum):
-        return max(getattr(rule, "num_nodes_to_select", 1), malicious + 3)
+    if isinstance(strategy, flower.MultiKrum):
+        return max(getattr(strategy, "num_nodes_to_select", 1), malicious + 3)
     return 1
 
 
-# A rule's memory between rounds (momentum, second moments, clipping norms …) has to survive a restart. Flower keeps it
-# in attributes of the strategy: arrays in lists, dicts or records, and numbers. They are found by type, so any
-# strategy, wrapped or not, is covered.
+# A strategy's state between rounds (momentum, second moments, clipping norms …) has to survive a
+# restart. Flower keeps it in attributes of the strategy: arrays in lists, dicts or records, and numbers. They
+# are found by type, so any strategy, wrapped or not, is covered.
 
 
-def rule_state(rule: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """What a rule remembers: tensors by path ("m_t/d/p_G"), and plain values by path."""
+def strategy_state(strategy: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """A strategy's state between rounds: tensors by path ("m_t/d/p_G"), and plain values by path."""
     tensors: dict[str, np.ndarray] = {}
     values: dict[str, object] = {}
-    for name, value in vars(rule).items():
+    for name, value in vars(strategy).items():
         if isinstance(value, flower.Strategy):
-            inner_tensors, inner_values = rule_state(value)
+            inner_tensors, inner_values = strategy_state(value)
             tensors |= {f"{name}.{path}": tensor for path, tensor in inner_tensors.items()}
             values |= {f"{name}.{path}": inner for path, inner in inner_values.items()}
         elif isinstance(value, ArrayRecord):
@@ -93,17 +93,19 @@ def rule_state(rule: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, 
     return tensors, values
 
 
-def restore_rule(rule: flower.Strategy, tensors: Mapping[str, np.ndarray], values: Mapping[str, object]) -> None:
-    """Puts back what :func:`rule_state` took."""
+def restore_strategy(
+    strategy: flower.Strategy, tensors: Mapping[str, np.ndarray], values: Mapping[str, object]
+) -> None:
+    """Puts back what :func:`strategy_state` took."""
     for path, value in values.items():
-        target, name = _owner(rule, path)
+        target, name = _owner(strategy, path)
         setattr(target, name, value)
     grouped: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for path, tensor in sorted(tensors.items()):
         name, kind, key = path.split("/", 2)
         grouped.setdefault((name, kind), {})[key] = tensor
     for (path, kind), entries in grouped.items():
-        target, name = _owner(rule, path)
+        target, name = _owner(strategy, path)
         setattr(target, name, _BUILD[kind](entries))
 
 
@@ -115,8 +117,8 @@ _BUILD = {
 }
 
 
-def _owner(rule: flower.Strategy, path: str) -> tuple[flower.Strategy, str]:
+def _owner(strategy: flower.Strategy, path: str) -> tuple[flower.Strategy, str]:
     *wrappers, name = path.split(".")
     for wrapper in wrappers:
-        rule = getattr(rule, wrapper)
-    return rule, name
+        strategy = getattr(strategy, wrapper)
+    return strategy, name

@@ -125,8 +125,8 @@ def open_reply(content: RecordDict, asked: Mapping[int, Message], *, failures: b
 def check_update(
     content: RecordDict, images: int, reference: Mapping[str, np.ndarray], epochs: float = math.inf
 ) -> None:
-    """Checks the reply to a training message, and leaves in it what every reply has: Flower's rules refuse all replies
-    when one has more than another.
+    """Checks the reply to a training message, and leaves in it what every reply has: Flower's strategies refuse all
+    replies when one has more than another.
 
     Args:
         content: the reply; changed in place.
@@ -155,7 +155,7 @@ def check_update(
             raise Unusable(f"tensor {name} is {got} instead of {expected}")
         if not np.isfinite(tensor).all():
             raise Unusable(f"tensor {name} of its update is NaN or Inf")
-    # In the order of the global tensors: some rules pair tensors by position.
+    # In the order of the global tensors: some strategies pair tensors by position.
     content["arrays"] = ArrayRecord({name: arrays[name] for name in reference})
     content["metrics"] = MetricRecord({name: metrics[name] for name in UPDATE_METRICS})
     for name in set(content) - {"arrays", "metrics"}:

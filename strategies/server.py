@@ -32,7 +32,7 @@ from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.client_keys import KEY, Seats
 from strategies.failures import lost_round, tell
-from strategies.flower_strategies import clients_needed, restore_rule, rule_state
+from strategies.flower_strategies import clients_needed, restore_strategy, strategy_state
 from strategies.going_back import NoUsableAnswer, about_numbers, checkpoint_before
 from strategies.grid import NO_ANSWER, CohortGrid, Exchange, Interrupted
 from strategies.node_registry import Roll
@@ -86,7 +86,7 @@ class Server:
     Args:
         config: the resolved configuration.
         federation: the server's :class:`fedpgp.federation.Federation`; only its initial tensors and method are used.
-        rule: a Flower strategy that takes all clients it is offered.
+        strategy: a Flower strategy that takes all clients it is offered.
         folder: of the run; checkpoints go to ``checkpoint/``, private states to ``private/``.
         job: run id, attempt, configuration; what every message carries.
         observer: who is told.
@@ -102,7 +102,7 @@ class Server:
         self,
         config: Mapping,
         federation,
-        rule: Strategy,
+        strategy: Strategy,
         folder: Path,
         job: Job,
         observer: Observer,
@@ -114,7 +114,7 @@ class Server:
         nodes: int = 1,
         began: float | None = None,
     ):
-        self.config, self.federation, self.rule = config, federation, rule
+        self.config, self.federation, self.strategy = config, federation, strategy
         self.folder, self.job, self.observer = folder, job, observer
         self.stop, self.configuration = stop or threading.Event(), configuration
         self.roll: Roll | None = None
@@ -126,7 +126,7 @@ class Server:
         self.gpu_memory: dict[str, float] = {}
         self.failure: BaseException | None = None
         self._restored = checkpoint is not None
-        self._unused_rule = copy.deepcopy(rule)
+        self._unused_strategy = copy.deepcopy(strategy)
         self._gone_back: set[int] = set()  # rounds from which the run has gone back
         self._seats: dict[int, str] = {}  # client -> its key, from the checkpoint
         self._capped: set[int] = set()  # clients whose weight was capped, and said so
@@ -134,7 +134,7 @@ class Server:
             tensors, info = checkpoint
             self.state, self.table = State.restored(tensors, info), info["table"]
             self._seats = {int(client): key for client, key in info.get("seats", {}).items()}
-            restore_rule(rule, below("rule/", tensors), info["rule"])
+            restore_strategy(strategy, below("rule/", tensors), info["rule"])
         else:
             self.state = State.fresh(federation, initial)
         self._reference = dict(self.state.shared)
@@ -221,19 +221,19 @@ class Server:
             f"{lost}. The tensors after round {self.state.round} may be spoiled: going back to those after round "
             f"{info['round']}"
         )
-        self.state, self.rule = State.restored(tensors, info), copy.deepcopy(self._unused_rule)
-        restore_rule(self.rule, below("rule/", tensors), info["rule"])
+        self.state, self.strategy = State.restored(tensors, info), copy.deepcopy(self._unused_strategy)
+        restore_strategy(self.strategy, below("rule/", tensors), info["rule"])
         self.observer.go_back(info["observer"], info["round"])
 
     def _train(self, grid: CohortGrid, round: int) -> None:
         began = time.perf_counter()
         self._seed_libraries(round)
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
-        need = max(self.config["runtime"]["min_clients"], clients_needed(self.rule) if self.state.shared else 1)
+        need = max(self.config["runtime"]["min_clients"], clients_needed(self.strategy) if self.state.shared else 1)
         clients, gone = self._drop_out(round, self._sample(round), need)
 
         def configure() -> list[Message]:
-            return list(self.rule.configure_train(round, arrays, ConfigRecord(), grid))
+            return list(self.strategy.configure_train(round, arrays, ConfigRecord(), grid))
 
         def check(client: int, content: RecordDict) -> None:
             check_update(content, self._row(client)["train_images"], self._reference, self.config["local_epochs"])
@@ -270,7 +270,7 @@ class Server:
         if most is None or not self.state.shared:
             return {}
         uploads = {c: {n: a.numpy() for n, a in reply.content["arrays"].items()} for c, reply in good.items()}
-        spare = len(good) - clients_needed(self.rule)
+        spare = len(good) - clients_needed(self.strategy)
         return too_large(uploads, self.state.shared, self.federation.method.differences, most, spare)
 
     def _cap(self, numbers: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
@@ -301,15 +301,15 @@ class Server:
         if self.federation.equal_weights:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
-        # Before the rule has them: some of Flower's take the arrays out of the replies.
+        # Before the strategy has them: some of Flower's take the arrays out of the replies.
         uploads = {c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()}
-        aggregated, _ = self.rule.aggregate_train(round, [good[client] for client in sorted(good)])
+        aggregated, _ = self.strategy.aggregate_train(round, [good[client] for client in sorted(good)])
         if aggregated is None:
             raise FedPGPError(
                 f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
             )
         averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
-        _check_finite(round, {**averaged, **rule_state(self.rule)[0]})
+        _check_finite(round, {**averaged, **strategy_state(self.strategy)[0]})
         shared, self.state.memory = self.federation.after_round(
             averaged,
             round=round,
@@ -331,7 +331,7 @@ class Server:
         ask = "" if self.state.zero_shot else "zero_shot"
 
         def configure() -> list[Message]:
-            return list(self.rule.configure_evaluate(round, arrays, ConfigRecord(), grid))
+            return list(self.strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
 
         need = min(self.config["runtime"]["min_clients"], len(clients))
 
@@ -492,7 +492,7 @@ class Server:
             raise FedPGPError(
                 f"runtime.min_clients={least} is more than the {taking_part} clients that take part in a round"
             )
-        if self.rounds and self.state.shared and (needed := clients_needed(self.rule)) > taking_part:
+        if self.rounds and self.state.shared and (needed := clients_needed(self.strategy)) > taking_part:
             name = self.config["strategy"]["name"]
             raise FedPGPError(
                 f"strategy={name} needs {needed} clients in a round; clients and participation give {taking_part}"
@@ -625,14 +625,14 @@ class Server:
 
     def _save(self) -> None:
         self._clock()
-        rule_tensors, rule_values = rule_state(self.rule)
-        tensors = {**self.state.tensors(), **{f"rule/{path}": tensor for path, tensor in rule_tensors.items()}}
+        strategy_tensors, strategy_values = strategy_state(self.strategy)
+        tensors = {**self.state.tensors(), **{f"rule/{path}": tensor for path, tensor in strategy_tensors.items()}}
         info = {
             "run": self.job.run,
             "config": self.config,
             "model_sha256": self.federation.method.task.clip.fingerprint,
             "data": self._data,
-            "rule": rule_values,
+            "rule": strategy_values,
             "observer": self.observer.mark(),
             "table": [] if self.roll is None else self.table,
             "seats": {} if self.roll is None else self.roll.seats.held,

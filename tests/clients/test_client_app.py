@@ -18,7 +18,7 @@ def node(tmp_path, node_config, private="chosen"):
     folder = str(tmp_path / private) if private else ""
     job = Job("0123456789abcdef", 1, "{}", folder, 1, clients=(0,), committed=(0,))
     content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-    return Node(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
+    return Node(SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None)
 
 
 @pytest.mark.parametrize("node_config", [{}, {"client-id": 0, "state-dir": "/srv/state"}])

@@ -12,7 +12,7 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.errors import FedPGPError
-from strategies.flower_strategies import RULES, make_rule
+from strategies.flower_strategies import STRATEGIES, make_strategy
 from tests.docs.pages import block
 from tests.small import small_config, small_federation
 
@@ -68,9 +68,9 @@ def test_the_partition_page(monkeypatch):
 def test_the_strategy_page(tmp_path, monkeypatch):
     """One round of FedCenter with part 0.25 moves a quarter of the way that FedAvg moves."""
     module = execute("fedcenter", block("add_a_strategy.md", "python"), monkeypatch)
-    monkeypatch.setitem(RULES, "fedcenter", module.FedCenter)
+    monkeypatch.setitem(STRATEGIES, "fedcenter", module.FedCenter)
     with pytest.raises(FedPGPError, match="part=2 cannot work"):
-        make_rule("fedcenter", {"part": 2})
+        make_strategy("fedcenter", {"part": 2})
     from strategies.checkpoint import checkpoints, read_checkpoint
 
     def last(run_dir, strategy):

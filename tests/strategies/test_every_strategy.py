@@ -1,4 +1,4 @@
-"""Every strategy of conf/strategy, end to end through the server, against its rule's formula in plain numpy.
+"""Every strategy of conf/strategy, end to end through the server, against its formula in plain numpy.
 
 Two rounds of seven clients (Bulyan needs so many) with the methods whose server reads each upload: SCAFFOLD, whose
 shared tensors are two, with all; the others with the strategies that take the arrays out of the replies.
@@ -108,8 +108,8 @@ def bulyan(x, u, w, s, t):
 
 
 FORMULAS = {
-    rule.__name__: rule
-    for rule in (fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum, multikrum, bulyan)
+    strategy.__name__: strategy
+    for strategy in (fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum, multikrum, bulyan)
 }
 
 
@@ -135,7 +135,7 @@ def test_there_is_a_formula_for_each():
 
 
 @pytest.mark.parametrize(("method", "name"), [*(("scaffold", name) for name in FORMULAS), *CASES])
-def test_the_server_s_rule_is_the_paper_s(tmp_path, monkeypatch, name, method):
+def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
     monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
     overrides = (f"strategy={name}", f"method={method}", "runtime=flower", f"clients={CLIENTS}", "participation=1")
     config = small_config(tmp_path / "run", *overrides, "rounds=2", "evaluate_every=0")

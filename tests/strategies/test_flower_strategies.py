@@ -1,4 +1,4 @@
-"""Server rules: all by name, and what each remembers survives a restart."""
+"""Strategies: all by name, and the state of each survives a restart."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClippin
 
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
-from strategies.flower_strategies import RULES, clients_needed, make_rule, restore_rule, rule_state
+from strategies.flower_strategies import STRATEGIES, clients_needed, make_strategy, restore_strategy, strategy_state
 from strategies.inline import InlineGrid
 
 CLIENTS = 8
@@ -18,11 +18,11 @@ class Ids(InlineGrid):
         return list(range(CLIENTS))
 
 
-def one_round(rule, round: int, shared: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def one_round(strategy, round: int, shared: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
     np.random.seed(round)
     messages = sorted(
-        rule.configure_train(round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id
+        strategy.configure_train(round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id
     )
     replies = []
     for message in messages:
@@ -31,7 +31,7 @@ def one_round(rule, round: int, shared: dict[str, np.ndarray]) -> dict[str, np.n
         update = {name: Array(tensor + rng.normal(size=tensor.shape)) for name, tensor in shared.items()}
         metrics = MetricRecord({"num-examples": 1 + client, "norm_bit": 1.0})
         replies.append(Message(RecordDict({"arrays": ArrayRecord(update), "metrics": metrics}), reply_to=message))
-    aggregated, _ = rule.aggregate_train(round, replies)
+    aggregated, _ = strategy.aggregate_train(round, replies)
     return {name: aggregated[name].numpy() for name in shared}
 
 
@@ -39,8 +39,8 @@ def adaptive():
     return DifferentialPrivacyServerSideAdaptiveClipping(FedAvg(), noise_multiplier=0.5, num_sampled_clients=CLIENTS)
 
 
-MAKERS = {name: (lambda name=name: make_rule(name, {})) for name in RULES} | {
-    "momentum": lambda: make_rule("fedavgm", {"server_momentum": 0.9}),
+MAKERS = {name: (lambda name=name: make_strategy(name, {})) for name in STRATEGIES} | {
+    "momentum": lambda: make_strategy("fedavgm", {"server_momentum": 0.9}),
     "wrapped": adaptive,
 }
 
@@ -48,13 +48,13 @@ MAKERS = {name: (lambda name=name: make_rule(name, {})) for name in RULES} | {
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_restart_changes_nothing(name):
     start = {"a": np.zeros((2, 3)), "b": np.ones(4)}
-    rule = MAKERS[name]()
-    shared = one_round(rule, 2, one_round(rule, 1, start))
-    tensors, values = rule_state(rule)
+    strategy = MAKERS[name]()
+    shared = one_round(strategy, 2, one_round(strategy, 1, start))
+    tensors, values = strategy_state(strategy)
     fresh = MAKERS[name]()
-    restore_rule(fresh, tensors, values)
+    restore_strategy(fresh, tensors, values)
     for round in (3, 4):
-        expected, got = one_round(rule, round, shared), one_round(fresh, round, shared)
+        expected, got = one_round(strategy, round, shared), one_round(fresh, round, shared)
         for key in shared:
             np.testing.assert_array_equal(expected[key], got[key])
         shared = expected
@@ -62,18 +62,18 @@ def test_a_restart_changes_nothing(name):
 
 def test_momentum_steps_from_what_was_sent():
     """Flower's FedAvgM goes on from its own last result, where a method's server part has made others of it."""
-    rule = make_rule("fedavgm", {"server_momentum": 0.0, "server_learning_rate": 0.5})
-    one_round(rule, 1, {"a": np.zeros(3)})
+    strategy = make_strategy("fedavgm", {"server_momentum": 0.0, "server_learning_rate": 0.5})
+    one_round(strategy, 1, {"a": np.zeros(3)})
     sent = {"a": np.full(3, 7.0)}
-    mean = one_round(make_rule("fedavg", {}), 2, sent)["a"]
-    np.testing.assert_allclose(one_round(rule, 2, sent)["a"], (sent["a"] + mean) / 2)
+    mean = one_round(make_strategy("fedavg", {}), 2, sent)["a"]
+    np.testing.assert_allclose(one_round(strategy, 2, sent)["a"], (sent["a"] + mean) / 2)
 
 
-def test_the_rules_are_those_of_conf():
-    assert set(RULES) == set(choices()["strategy"])
-    for name in RULES:
+def test_the_strategies_are_those_of_conf():
+    assert set(STRATEGIES) == set(choices()["strategy"])
+    for name in STRATEGIES:
         strategy = composed([f"strategy={name}"])["strategy"]
-        make_rule(strategy.pop("name"), strategy)
+        make_strategy(strategy.pop("name"), strategy)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_the_rules_are_those_of_conf():
 )
 def test_unknown_names_and_values_are_refused(name, options, said):
     with pytest.raises(FedPGPError, match=said):
-        make_rule(name, options)
+        make_strategy(name, options)
 
 
-def test_clients_a_rule_needs():
-    assert clients_needed(make_rule("fedavg", {})) == 1
-    assert clients_needed(make_rule("bulyan", {"num_malicious_nodes": 2})) == 11
-    assert clients_needed(make_rule("krum", {"num_malicious_nodes": 2})) == 5
+def test_clients_a_strategy_needs():
+    assert clients_needed(make_strategy("fedavg", {})) == 1
+    assert clients_needed(make_strategy("bulyan", {"num_malicious_nodes": 2})) == 11
+    assert clients_needed(make_strategy("krum", {"num_malicious_nodes": 2})) == 5

@@ -152,7 +152,7 @@ def test_aggregation_is_weighted_by_images():
     """Flower's average of the stored copies, over all, some and one of the clients."""
     from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-    from strategies.flower_strategies import make_rule
+    from strategies.flower_strategies import make_strategy
     from strategies.inline import InlineGrid
 
     stored = golden("aggregate")
@@ -163,6 +163,6 @@ def test_aggregation_is_weighted_by_images():
             arrays = ArrayRecord({"p_G": Array(stored["client_prompts"][client].numpy())})
             metrics = MetricRecord({"num-examples": int(stored["sizes"][client])})
             replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), 1, "train"))
-        averaged, _ = make_rule("fedavg", {}).aggregate_train(1, replies)
+        averaged, _ = make_strategy("fedavg", {}).aggregate_train(1, replies)
         assert_close(torch.from_numpy(averaged["p_G"].numpy()), stored[f"{case}/average"], **TIGHT)
     assert (stored["all/average"] - stored["all/unweighted_mean_for_contrast"]).abs().max() > 1e-3

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.messages import Job, count_bytes, pack_reply, unpack
-from strategies.flower_strategies import RULES, make_rule
+from strategies.flower_strategies import STRATEGIES, make_strategy
 from strategies.grid import CohortGrid, Interrupted, balance, readable
 
 CLIENTS = 10
@@ -93,23 +93,23 @@ def dp():
     )
 
 
-STRATEGIES = {
+WRAPPED_AND_PLAIN = {
     "fedavg": FedAvg,
     "fedadam": FedAdam,
     "fedmedian": FedMedian,
     "krum": lambda: Krum(num_malicious_nodes=2),
     "dp": dp,
 }
-STRATEGIES |= {f"rule {name}": (lambda name=name: make_rule(name, {})) for name in RULES}
+WRAPPED_AND_PLAIN |= {f"plain {name}": (lambda name=name: make_strategy(name, {})) for name in STRATEGIES}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", WRAPPED_AND_PLAIN)
 @pytest.mark.parametrize("nodes", [1, 3, 10])
 def test_any_strategy_gives_what_it_gives_without_packing(name, nodes):
     """Unchanged strategies, two rounds: on the cohort grid, and on a grid with a real node for each client."""
     results = []
     for grid in (Nodes(CLIENTS, cohort=False), cohort_grid(nodes)):
-        strategy, arrays = STRATEGIES[name](), ArrayRecord({"p": Array(START), "q": Array(np.ones(2))})
+        strategy, arrays = WRAPPED_AND_PLAIN[name](), ArrayRecord({"p": Array(START), "q": Array(np.ones(2))})
         for round in (1, 2):
             np.random.seed(round)  # the noise of the privacy wrapper
             messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)

@@ -135,7 +135,7 @@ def test_momentum_survives_a_restart(tmp_path, strategy):
     same_tensors(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_rule_that_needs_more_clients_is_refused(tmp_path):
+def test_a_strategy_that_needs_more_clients_is_refused(tmp_path):
     with pytest.raises(FedPGPError, match="strategy=bulyan needs 7 clients in a round; .* give 4"):
         run(tmp_path / "a", "strategy=bulyan")
     with pytest.raises(FedPGPError, match="runtime.min_clients=5 is more than the 4 clients"):
