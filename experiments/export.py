@@ -51,7 +51,7 @@ def export(personal: Personal, to: Path) -> None:
         FedPGPError: a method whose models answer by more than one feature a class; no room to write.
     """
     method, task = personal.federation.method, personal.federation.method.task
-    if type(method).logits is not Method.logits or not isinstance(personal.features, torch.Tensor):
+    if type(method).logits is not Method.logits or not isinstance(personal.classifier, torch.Tensor):
         raise FedPGPError(f"method={method.name} answers by more than one feature a class: it cannot be exported")
     config = personal.config
     architecture, pretrained = resolve_name(config["model"]["name"], config["model"].get("pretrained"))
@@ -68,7 +68,7 @@ def export(personal: Personal, to: Path) -> None:
         "own_prompt": personal.own,
         "round": personal.round,
     }
-    embeddings = personal.features[0].float().cpu().contiguous()
+    embeddings = personal.classifier[0].float().cpu().contiguous()
     write_atomically(to / "classifier.safetensors", save({"class_embeddings": embeddings}))
     write_atomically(to / "classifier.json", (json.dumps(about, indent=1) + "\n").encode())
 

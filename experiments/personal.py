@@ -18,7 +18,7 @@ from experiments.progress import ProgressLine
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, NeedsPictures, Progress
-from fedpgp.methods import Features
+from fedpgp.methods import Classifier
 from fedpgp.plain_text import indented
 from fedpgp.task import ClassSet
 from strategies.checkpoint import latest_checkpoint
@@ -31,7 +31,7 @@ class Personal:
     Attributes:
         config: of the run.
         federation: of the run; without pictures, unless the method makes a client's model from them.
-        features: class features of the client's model, with a client axis of one.
+        classifier: of the client's model, with a client axis of one.
         classes: the candidates.
         round: the round of the global tensors.
         client: logical client; None where the global model was asked for.
@@ -40,7 +40,7 @@ class Personal:
 
     config: dict
     federation: Federation
-    features: Features
+    classifier: Classifier
     classes: ClassSet
     round: int
     client: int | None
@@ -136,15 +136,15 @@ def load_personal(
         classes = federation.class_set(tuple(names))
         if committed:
             own = {client: federation.for_client(client, memory)} if memory else None
-            (features,) = federation.personal_features(
+            (classifier,) = federation.personal_classifier(
                 shared, [client], lambda wanted: store.load(wanted, committed), [classes], own
             )
         else:  # a method without personal tensors, or a client that never took part
-            features = federation.global_features(shared, classes)
-            if features is None:
+            classifier = federation.global_classifier(shared, classes)
+            if classifier is None:
                 who = "there is no global prompt" if client is None else f"client {client} never trained"
                 raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
-        return Personal(config, federation, features, classes, info["round"], client, bool(committed))
+        return Personal(config, federation, classifier, classes, info["round"], client, bool(committed))
 
     record = info.get("data")
     if record is not None:

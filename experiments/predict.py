@@ -94,7 +94,7 @@ def predict(personal: Personal, pictures: Iterable[Image.Image]) -> torch.Tensor
     pixels = torch.stack(prepared)
     read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.reads}
     images = Images(**{what: x.to(method.task.device, method.task.dtype).unsqueeze(0) for what, x in read.items()})
-    return method.logits(personal.features, images, personal.classes)[0].softmax(-1).cpu()
+    return method.logits(personal.classifier, images, personal.classes)[0].softmax(-1).cpu()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fedpgp.data.joint import augmented
 from fedpgp.data.lookup import Encoded, Pictures, Placed, Rows, Some, Views
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
-from fedpgp.methods import Batch, Features, Images, Method, Params, Round, cosine_logits
+from fedpgp.methods import Batch, Classifier, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state
 from fedpgp.protocols import Deal, Exam
 from fedpgp.seeding import generator
@@ -301,24 +301,24 @@ class Federation:
             raise FedPGPError(f"method {method.name}: {sorted(extra)} are not learned, so they belong into `carried`")
         return params
 
-    def personal_features(
+    def personal_classifier(
         self,
         shared: Arrays,
         clients: Sequence[int],
         load_state: LoadState,
         class_sets: Sequence[ClassSet],
         own: Mapping[int, Arrays] | None = None,
-    ) -> list[Features]:
+    ) -> list[Classifier]:
         """Class features of these clients' own models, (K, ...), for each set of classes."""
         states = [load_state(client) or self.initial_state(client) for client in clients]
         params = self._params(shared, clients, states, own, training=False)
-        return [self.method.personal_features(params, classes) for classes in class_sets]
+        return [self.method.personal_classifier(params, classes) for classes in class_sets]
 
-    def global_features(self, shared: Arrays, classes: ClassSet) -> Features | None:
-        """Class features of the global model, with a client axis of one; None where the method has none."""
+    def global_classifier(self, shared: Arrays, classes: ClassSet) -> Classifier | None:
+        """Return the global model's classifier, with a client axis of one; None where the method has none."""
         task = self.method.task
         params = {n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0) for n, a in shared.items()}
-        return self.method.global_features(params, classes)
+        return self.method.global_classifier(params, classes)
 
     @cached_property
     def _personal_names(self) -> tuple[str, ...]:
@@ -536,24 +536,24 @@ class Federation:
             classes, rows = self.class_set(sheet[1]), np.unique(np.concatenate(lists))
             if zero_shot:
                 common["zero_shot"][sheet] = _looked_up(rows, partial(self._zero_shot, sheet))
-            features = self.global_features(shared, classes)
-            if features is not None:
-                common["global"][sheet] = _looked_up(rows, partial(self._answer, sheet, features))
+            classifier = self.global_classifier(shared, classes)
+            if classifier is not None:
+                common["global"][sheet] = _looked_up(rows, partial(self._answer, sheet, classifier))
         common = {model: answers for model, answers in common.items() if answers}
         adapts = [c for c in clients if self.deal.adapt_epochs and not self.deal.shares[c].trains]
         others = [c for c in clients if c not in adapts]
         for cohort in (*self._cohorts(others, gradients=False), *self._cohorts(adapts, gradients=True)):
             shares = [self.deal.shares[client] for client in cohort]
             lists = list(dict.fromkeys(exam.classes for share in shares for exam in share.exams.values()))
-            features = self._own_features(shared, cohort, load_state, own, lists, "global" in common)
+            classifiers = self._client_classifiers(shared, cohort, load_state, own, lists, "global" in common)
             for k, client in enumerate(cohort):
                 figures: dict[str, float] = {}
                 for name, exam in shares[k].exams.items():
                     sheet, labels = paper(exam), self.labels(exam.split, exam.classes)[exam.rows]
                     answers = {model: answers[sheet] for model, answers in common.items()}
                     answers["personal"] = answers.get("global")
-                    if features:
-                        answers["personal"] = partial(self._answer, sheet, _of_client(features[exam.classes], k))
+                    if classifiers:
+                        answers["personal"] = partial(self._answer, sheet, _of_client(classifiers[exam.classes], k))
                     for model, answer in answers.items() if len(labels) else ():
                         logits = _allowed(exam, answer(exam.rows))
                         figures[f"{model}.{name}"] = accuracy(logits, labels)
@@ -561,7 +561,7 @@ class Federation:
                             figures[f"{model}.ece"] = calibration_error(logits, labels)
                 yield EvalResult(client, len(shares[k].test), figures)
 
-    def _own_features(
+    def _client_classifiers(
         self,
         shared: Arrays,
         cohort: Sequence[int],
@@ -569,9 +569,9 @@ class Federation:
         own: Mapping[int, Arrays] | None,
         lists: Sequence[tuple[int, ...]],
         has_global: bool,
-    ) -> dict[tuple[int, ...], Features]:
-        """Class features of these clients' own models for each list of classes; none where the global model is theirs
-        too."""
+    ) -> dict[tuple[int, ...], Classifier]:
+        """Return the classifiers of these clients' models for each list of classes; none where the global model is
+        theirs too."""
         class_sets = [self.class_set(ids) for ids in lists]
         if self.deal.shares[cohort[0]].trains:
             if self.method.one_for_all:
@@ -579,18 +579,18 @@ class Federation:
         elif self.deal.adapt_epochs:
             settings = replace(self.training, epochs=self.deal.adapt_epochs)
             adapted = self._train_cohort(shared, cohort, self.training.rounds, load_state, own, settings).params
-            return {classes.ids: self.method.personal_features(adapted, classes) for classes in class_sets}
+            return {classes.ids: self.method.personal_classifier(adapted, classes) for classes in class_sets}
         elif has_global:
             return {}
-        return dict(zip(lists, self.personal_features(shared, cohort, load_state, class_sets, own), strict=True))
+        return dict(zip(lists, self.personal_classifier(shared, cohort, load_state, class_sets, own), strict=True))
 
-    def _answer(self, sheet: "Paper", features: Features, rows: np.ndarray) -> Tensor:
-        """What one of the method's models (features with a client axis of one) says to these images: logits."""
+    def _answer(self, sheet: "Paper", classifier: Classifier, rows: np.ndarray) -> Tensor:
+        """What one of the method's models (a classifier with a client axis of one) says to these images: logits."""
         split, ids = sheet
         images, classes = self.images(split), self.class_set(ids)
         index = torch.from_numpy(rows).to(self.method.task.device)
         chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
-        return torch.cat([self.method.logits(features, images[chunk], classes)[0] for chunk in chunks])
+        return torch.cat([self.method.logits(classifier, images[chunk], classes)[0] for chunk in chunks])
 
     def _zero_shot(self, sheet: "Paper", rows: np.ndarray) -> Tensor:
         """CLIP's own answer, whatever the method does with its own models."""
@@ -618,8 +618,8 @@ class Federation:
             if not len(share.test):
                 continue
             classes = self.class_set(share.own.classes)
-            (features,) = self.personal_features(shared, [client], load_state, [classes], own)
-            logits = _allowed(share.own, self._answer(paper(share.own), features, share.test))
+            (classifier,) = self.personal_classifier(shared, [client], load_state, [classes], own)
+            logits = _allowed(share.own, self._answer(paper(share.own), classifier, share.test))
             confidence, predicted = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))
             truth = self.labels("test", classes.ids)[share.test].cpu().numpy()
             order = generator(self.seed, "samples", client).permutation(len(share.test))
@@ -675,7 +675,7 @@ class Federation:
 
 
 Paper = tuple[str, tuple[int, ...]]
-"""Split and candidates of an exam: exams alike in both are answered by the same features."""
+"""Split and candidates of an exam: exams alike in both are answered by the same classifier."""
 Answer = Callable[[np.ndarray], Tensor]
 """A model at work on a paper: images (n,) -> logits (n, candidates)."""
 
@@ -713,8 +713,8 @@ def _arrays(tensors: Params, dtype: torch.dtype) -> dict[str, np.ndarray]:
     return {name: tensor.to(dtype).cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _of_client(features: Features, k: int) -> Features:
-    """One client's class features, with a client axis of one."""
-    if isinstance(features, Tensor):
-        return features[k : k + 1]
-    return {name: tensor[k : k + 1] for name, tensor in features.items()}
+def _of_client(classifier: Classifier, k: int) -> Classifier:
+    """Return one client's classifier, with a client axis of one."""
+    if isinstance(classifier, Tensor):
+        return classifier[k : k + 1]
+    return {name: tensor[k : k + 1] for name, tensor in classifier.items()}

@@ -1,12 +1,12 @@
 """Methods: one file each, which is all that a new one needs here (docs/add_a_method.md)."""
 
-from fedpgp.methods.base import Batch, Features, Images, Method, Own, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, Method, Own, Params, Round, Step, cosine_logits
 from fedpgp.methods.registry import METHODS, method_class
 
 __all__ = [
     "METHODS",
     "Batch",
-    "Features",
+    "Classifier",
     "Images",
     "Method",
     "Own",

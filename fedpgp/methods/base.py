@@ -26,8 +26,8 @@ from fedpgp.losses import cross_entropy
 from fedpgp.task import ClassSet, Task
 
 Params = dict[str, Tensor]
-Features = Tensor | Params
-"""What a model knows of the classes: unit-norm text features (K, classes, embed), or several tensors (K, …)."""
+Classifier = Tensor | Params
+"""What images are compared with: unit-norm text features (K, classes, embed), or several tensors (K, …)."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Method(ABC):
     @property
     def one_for_all(self) -> bool:
         """Whether all clients answer alike, with the global model: nothing of it is personal."""
-        return type(self).personal_features is Method.personal_features
+        return type(self).personal_classifier is Method.personal_classifier
 
     # What is learned. -------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Method(ABC):
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
         model."""
-        logits = self.logits(self.personal_features(params, classes), batch.images, classes)
+        logits = self.logits(self.personal_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
@@ -257,22 +257,24 @@ class Method(ABC):
     # How it answers. --------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def global_features(self, shared: Params, classes: ClassSet) -> Features | None:
-        """Class features of the global model from the shared tensors; None: there is none."""
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Classifier | None:
+        """Return the global model's classifier, from the shared tensors; None: there is none."""
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Features:
-        """Class features of each client's own model, from all its tensors.
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Classifier:
+        """Return the classifier of each client's personal model, from all its tensors.
 
         By default the global model's: a method without personal tensors has one model for all.
         """
-        features = self.global_features(params, classes)
-        assert features is not None, f"{type(self).__name__} has no global model: it must define personal_features"
-        return features
+        classifier = self.global_classifier(params, classes)
+        assert classifier is not None, f"{type(self).__name__} has no global model: it must define personal_classifier"
+        return classifier
 
-    def logits(self, features: Features, images: Images, classes: ClassSet) -> Tensor:
-        """(K, classes, embed) and images (K, B) -> (K, B, classes): how the method's own models answer."""
-        assert isinstance(features, Tensor), f"{type(self).__name__} has several class features: it must define logits"
-        return cosine_logits(features, images.features, self.task.logit_scale)
+    def logits(self, classifier: Classifier, images: Images, classes: ClassSet) -> Tensor:
+        """Classifier (K, classes, embed) and images (K, B) -> logits (K, B, classes) of the method's own models."""
+        assert isinstance(classifier, Tensor), (
+            f"{type(self).__name__} has a classifier of several tensors: it must define logits"
+        )
+        return cosine_logits(classifier, images.features, self.task.logit_scale)
 
     # What it promises. ------------------------------------------------------------------------------------------------
 

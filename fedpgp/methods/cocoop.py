@@ -45,13 +45,13 @@ class CoCoOp(Method):
         losses, grads = zip(*parts, strict=True)
         return sum(losses), {name: sum(grad[name] for grad in grads) for name in grads[0]}
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
-        """The tensors themselves: class features depend on the image."""
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
+        """Return the tensors themselves: class features depend on the image."""
         return shared
 
-    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
+    def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
         encoder, x = classes.encoder(self.task.n_ctx), images.features
-        shift = linear(features, "2", linear(features, "1", x).relu())
-        context = features["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)
+        shift = linear(classifier, "2", linear(classifier, "1", x).relu())
+        context = classifier["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)
         texts = torch.cat([encoder(part) for part in context.split(AT_ONCE, dim=1)], dim=1)  # (K, B, C, e)
         return self.task.logit_scale * (texts @ x.unsqueeze(-1)).squeeze(-1)

@@ -21,9 +21,9 @@ class CoOp(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def global_features(self, shared: Params, classes: ClassSet) -> None:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> None:
         return None
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         context = params["p"]
         return classes.encoder(context.shape[-2])(context)

@@ -49,11 +49,11 @@ class Ditto(PromptFL):
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         both = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         losses = [
-            cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
-            for features in both
+            cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
+            for classifier in both
         ]
         distance = (params["p"] - step.received["p_G"]).square().sum((-2, -1))
         return losses[0] + losses[1] + self.settings.pull / 2 * distance
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p"])

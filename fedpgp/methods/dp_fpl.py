@@ -87,7 +87,7 @@ class DPFPL(PromptFL):
             )
         return {"p_L": normal(shape, rng)}
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_G"] + params["p_L"])
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:

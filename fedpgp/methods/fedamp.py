@@ -78,5 +78,5 @@ class FedAMP(PromptFL):
         models[round.clients], known[round.clients] = round.uploads["p_G"], 1
         return averaged, {"models": models, "known": known}
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p"])

@@ -73,12 +73,12 @@ class FedCLIP(Method):
         f = images.features_raw
         return F.normalize(linear(params, "2", linear(params, "1", f).tanh()).softmax(-1) * f, dim=-1)
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         return {**shared, "texts": self.texts(classes).expand(len(shared["1.weight"]), -1, -1)}
 
     def texts(self, classes: ClassSet) -> Tensor:
         """Frozen features of the classes, unit norm, (classes, e)."""
         return classes.template_features if self.settings.text == "template" else classes.features_of(PICTURE)
 
-    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
-        return cosine_logits(features["texts"], self.adapted(features, images), self.task.logit_scale)
+    def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
+        return cosine_logits(classifier["texts"], self.adapted(classifier, images), self.task.logit_scale)

@@ -184,11 +184,11 @@ class FedMGP(Method):
         embedded = self.tower.embed(images.pixels)
         return torch.stack([self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1)
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         return {"texts": self.texts(shared["t"], classes), "v": shared["v"]}
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Params:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
         return {"texts": self.texts(params["T"], classes), "v": params["V"]}
 
-    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
-        return self.task.logit_scale * (self.pictures(features["v"], images) @ features["texts"].mT).mean(1)
+    def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
+        return self.task.logit_scale * (self.pictures(classifier["v"], images) @ classifier["texts"].mT).mean(1)

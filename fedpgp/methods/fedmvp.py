@@ -125,9 +125,9 @@ class FedMVP(Method):
         return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
-        features, own = self.global_features(params, classes), params["own_classes"] > 0
-        x = self.pictures(features, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
-        logits = cosine_logits(features["texts"], x, self.task.logit_scale)
+        classifier, own = self.global_classifier(params, classes), params["own_classes"] > 0
+        x = self.pictures(classifier, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
+        logits = cosine_logits(classifier["texts"], x, self.task.logit_scale)
         if self.settings.loss_classes == "own":
             logits = of_own_classes(logits, own)
         mirror = [generator(step.seed, self.name, c, step.round, step.step).random() < 0.5 for c in step.clients]
@@ -136,7 +136,7 @@ class FedMVP(Method):
         apart = ((1 - (x * known).sum(-1)) * batch.weights).sum(-1)
         return cross_entropy(logits, batch.labels, batch.weights) + self.settings.weight * apart
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         described = torch.stack([classes.features_of(template) for template in SEVEN])  # (D, C, e)
         clients = len(shared["project.bias"])
         return {
@@ -146,7 +146,7 @@ class FedMVP(Method):
         }
 
     def pictures(
-        self, features: Params, images: Images, low_rank: Tensor | None = None, among: Tensor | None = None
+        self, classifier: Params, images: Images, low_rank: Tensor | None = None, among: Tensor | None = None
     ) -> Tensor:
         """(K, B, embed), unit norm.
 
@@ -155,21 +155,21 @@ class FedMVP(Method):
             among: (K, D C), True for the descriptions that may be attended to; None: all.
         """
         x = self.tower.embed(images.pixels)  # (K, B, tokens, W)
-        described = linear(features, "project", features["described"])
+        described = linear(classifier, "project", classifier["described"])
 
         def changed(part: str, x: Tensor) -> Tensor:
             if low_rank is None:
                 return x
-            return x + low_rank.unsqueeze(-1) * (x @ features[f"lora.{part}.A"] @ features[f"lora.{part}.B"])
+            return x + low_rank.unsqueeze(-1) * (x @ classifier[f"lora.{part}.A"] @ classifier[f"lora.{part}.B"])
 
-        queries = norm(features, "norm_q", changed("q", x[:, :, 1:].flatten(1, 2)))
-        keys, values = norm(features, "norm_k", changed("k", described)), changed("v", described)
-        mixed = attention(features, "attention", queries, keys, self.settings.heads, among, values)
-        mixed = (mixed + gated(features, "ff", mixed)).view_as(x[:, :, 1:])
+        queries = norm(classifier, "norm_q", changed("q", x[:, :, 1:].flatten(1, 2)))
+        keys, values = norm(classifier, "norm_k", changed("k", described)), changed("v", described)
+        mixed = attention(classifier, "attention", queries, keys, self.settings.heads, among, values)
+        mixed = (mixed + gated(classifier, "ff", mixed)).view_as(x[:, :, 1:])
         tokens = mixed.flatten(0, 1).transpose(1, 2)
         pooled = torch.nn.functional.adaptive_avg_pool1d(tokens, POOLED).transpose(1, 2)
         return self.tower.encode(torch.cat([x, pooled.view(*x.shape[:2], POOLED, -1)], dim=2))
 
-    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
-        low_rank = torch.ones_like(features["project.bias"][:, :1]) if self.settings.low_rank_answers else None
-        return cosine_logits(features["texts"], self.pictures(features, images, low_rank), self.task.logit_scale)
+    def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
+        low_rank = torch.ones_like(classifier["project.bias"][:, :1]) if self.settings.low_rank_answers else None
+        return cosine_logits(classifier["texts"], self.pictures(classifier, images, low_rank), self.task.logit_scale)

@@ -59,16 +59,16 @@ class FedOTP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         """(K, 1, classes, embed): all mass goes to the shared prompt."""
         return classes.encoder(self.task.n_ctx)(shared["p_G"].unsqueeze(1))
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         """(K, 2, classes, embed)."""
         return classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]], dim=1))
 
-    def logits(self, features: Tensor, images: Images, classes: ClassSet) -> Tensor:
+    def logits(self, classifier: Tensor, images: Images, classes: ClassSet) -> Tensor:
         s = self.settings
-        sim = similarities(images.patches, features)
+        sim = similarities(images.patches, classifier)
         plan = plans(1 - sim, s.mass, s.epsilon, s.threshold, s.iterations, unbalanced=s.transport == "unbalanced")
         return self.task.logit_scale * (plan * sim).sum((-2, -1))

@@ -31,9 +31,9 @@ class FedPer(Method):
             raise FedPGPError("method=fedper shares one half of the context and keeps the other: n_ctx is 2 or more")
         return starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         """The shared half alone, as a shorter context."""
         return classes.encoder(self.task.n_ctx // 2)(shared["p_G"])
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(torch.cat([params["p_G"], params["p"]], dim=-2))

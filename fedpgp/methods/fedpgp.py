@@ -126,10 +126,10 @@ class FedPGP(Method):
             return classes.features_of(PLAIN)
         return classes.template_features if self.settings.guidance == "photo" else classes.placeholder_features
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return self._encode(shared["p_G"], classes)
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return self._encode(self.term.context(params), classes)
 
     def _encode(self, context: Tensor, classes: ClassSet) -> Tensor:

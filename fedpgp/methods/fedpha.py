@@ -62,12 +62,12 @@ class FedPHA(PromptFL):
         weak = rows[:, int(p_G.shape[1] * (1 - self.settings.ratio)) :]
         z_L, z_G, z_P = classes.encoder(self.task.n_ctx)(torch.stack([p_L, p_G, p_L @ weak.mT @ weak]))
         local, shared = (
-            cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
-            for features in (z_L, z_G)
+            cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
+            for classifier in (z_L, z_G)
         )
         pull = (z_L - z_P).square().mean((-2, -1))
         push = (self.settings.alpha - (z_L - z_G).norm(dim=-1)).relu().mean(-1)
         return local + shared + pull + push
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_L"])

@@ -73,11 +73,11 @@ class FedTPG(Method):
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         own = params["own_classes"] > 0
-        features = classes.encoder(self.task.n_ctx)(self.context(params, classes, own))
-        logits = self.logits(features, batch.images, classes)
+        classifier = classes.encoder(self.task.n_ctx)(self.context(params, classes, own))
+        logits = self.logits(classifier, batch.images, classes)
         if self.settings.loss_classes == "own":
             logits = of_own_classes(logits, own)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(self.context(shared, classes))

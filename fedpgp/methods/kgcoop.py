@@ -37,6 +37,6 @@ class KgCoOp(PromptFL):
     Settings = KgCoOpSettings
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
-        features = self.global_features(params, classes)
-        ce = cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
-        return ce + self.settings.weight * (1 - (features * classes.template_features).sum(-1).mean(-1))
+        classifier = self.global_classifier(params, classes)
+        ce = cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
+        return ce + self.settings.weight * (1 - (classifier * classes.template_features).sum(-1).mean(-1))

@@ -59,7 +59,7 @@ class MaPLe(VPT):
     def contexts(self, training: bool) -> int:
         return 1
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         v = shared["t"] @ shared["W"].mT + shared["b"].unsqueeze(-2)
         return {"v": v, "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
 

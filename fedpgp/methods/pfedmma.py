@@ -98,11 +98,11 @@ class PFedMMA(Method):
             x = x if name.endswith("up") else x.relu()
         return self.settings.alpha * x
 
-    def global_features(self, shared: Params, classes: ClassSet) -> None:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> None:
         """There is none: the shared layer says nothing without a client's others."""
         return None
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Params:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
         phrase = self.task.clip.embed_phrase(PHRASE).to(self.task.dtype)
         context = phrase.expand(len(params["middle.bias"]), 1, -1, -1)
 
@@ -113,10 +113,10 @@ class PFedMMA(Method):
 
         return {**params, "texts": classes.encoder(len(phrase), words="").deep(context, beside)}
 
-    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
+    def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
         def beside(block: int, x: Tensor) -> Tensor | None:
             normed = self.tower.norm(f"transformer.resblocks.{block}.ln_1", x)
-            return self.adapter(features, "image", block, normed)
+            return self.adapter(classifier, "image", block, normed)
 
         x = self.tower(images.pixels, beside=beside)
-        return cosine_logits(features["texts"], x, self.task.logit_scale)
+        return cosine_logits(classifier["texts"], x, self.task.logit_scale)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.layers import linear, linear_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Features, Images, Own, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, Round, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -107,9 +107,9 @@ class PFedMoAP(PromptFL):
         return {"pooled": self.pooled_experts(params, classes)}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
-        texts = self.global_features(params, classes)
-        features = self.mixture(params, texts, params["pooled"], params["known"])
-        return cross_entropy(self.logits(features, batch.images, classes), batch.labels, batch.weights)
+        texts = self.global_classifier(params, classes)
+        classifier = self.mixture(params, texts, params["pooled"], params["known"])
+        return cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
 
     def rates(self, params: Params, step: Step) -> Params:
         """The gate has a rate of its own, and stays as it is as long as the client is not in the pool."""
@@ -127,13 +127,13 @@ class PFedMoAP(PromptFL):
 
     # Answers. ---------------------------------------------------------------------------------------------------------
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Params:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
         own = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
-        texts = self.global_features({"p_G": own}, classes)
+        texts = self.global_classifier({"p_G": own}, classes)
         return self.mixture(params, texts, self.pooled_experts(params, classes), params["gated"])
 
     def mixture(self, params: Params, texts: Tensor, experts: Tensor, gated: Tensor) -> Params:
-        """What the mixture answers from: the client's own class features, the pooled experts', the gate, and whether
+        """Return the mixture's classifier: the client's own class features, the pooled experts', the gate, and whether
         (K, 1, 1) the gate counts."""
         gate = {name: tensor for name, tensor in params.items() if name.startswith("gate.")}
         return {"texts": texts, "experts": experts, "real": params["real"], "gated": gated, **gate}
@@ -147,22 +147,22 @@ class PFedMoAP(PromptFL):
     def pool(self, features: Tensor) -> Tensor:
         return features[..., :: features.shape[-1] // self.settings.width]
 
-    def logits(self, features: Features, images: Images, classes: ClassSet) -> Tensor:
+    def logits(self, classifier: Classifier, images: Images, classes: ClassSet) -> Tensor:
         x, scale = images.features, self.task.logit_scale
-        if isinstance(features, Tensor):
-            return cosine_logits(features, x, scale)
-        own, query = features["texts"], self.pool(x)
-        tokens = torch.cat([self.pool(own).unsqueeze(1), features["experts"]], dim=1)  # (K, 1 + E, C, 128)
-        real = torch.cat([torch.ones_like(features["gated"][:, 0]), features["real"]], dim=1)
-        q = linear(features, "gate.q", query).unflatten(-1, (self.settings.heads, -1))
+        if isinstance(classifier, Tensor):
+            return cosine_logits(classifier, x, scale)
+        own, query = classifier["texts"], self.pool(x)
+        tokens = torch.cat([self.pool(own).unsqueeze(1), classifier["experts"]], dim=1)  # (K, 1 + E, C, 128)
+        real = torch.cat([torch.ones_like(classifier["gated"][:, 0]), classifier["real"]], dim=1)
+        q = linear(classifier, "gate.q", query).unflatten(-1, (self.settings.heads, -1))
         k, v = (
-            linear(features, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1)) for part in ("k", "v")
+            linear(classifier, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1)) for part in ("k", "v")
         )
         scores = SHARPNESS * torch.einsum("kbhd,kechd->kbche", q, k)
         shares = scores.masked_fill(real[:, None, None, None] == 0, float("-inf")).softmax(-1)
         # pool(x).(Wo mix + b) = (Wo^T pool(x)).mix + pool(x).b: no mixture of its own for each image and class.
-        turned = (query @ features["gate.o.weight"]).unflatten(-1, (self.settings.heads, -1))
+        turned = (query @ classifier["gate.o.weight"]).unflatten(-1, (self.settings.heads, -1))
         mixed = (shares * torch.einsum("kbhd,kechd->kbche", turned, v)).sum((-2, -1))
-        mixed = mixed + query @ features["gate.o.bias"].unsqueeze(-1)
+        mixed = mixed + query @ classifier["gate.o.bias"].unsqueeze(-1)
         text = cosine_logits(own, x, scale)
-        return torch.where(features["gated"] > 0, self.settings.text * text + scale * mixed, text)
+        return torch.where(classifier["gated"] > 0, self.settings.text * text + scale * mixed, text)

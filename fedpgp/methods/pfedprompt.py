@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Features, Images, Own, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, Step, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -51,18 +51,18 @@ class PFedPrompt(PromptFL):
         return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
-        logits = self.logits(self.global_features(params, classes), batch.images, classes)
+        logits = self.logits(self.global_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Params:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
         ids = params["ids"].new_tensor(classes.ids)
         values = (params["ids"].unsqueeze(-1) == ids) * params["real"].unsqueeze(-1)
-        return {"texts": self.global_features(params, classes), "keys": params["keys"], "values": values}
+        return {"texts": self.global_classifier(params, classes), "keys": params["keys"], "values": values}
 
-    def logits(self, features: Features, images: Images, classes: ClassSet) -> Tensor:
+    def logits(self, classifier: Classifier, images: Images, classes: ClassSet) -> Tensor:
         x = images.features
-        if isinstance(features, Tensor):
-            return cosine_logits(features, x, self.task.logit_scale)
-        near = (self.settings.beta * (x @ features["keys"].mT - 1)).exp()
-        text = cosine_logits(features["texts"], x, self.task.logit_scale)
-        return text + self.settings.alpha * near @ features["values"]
+        if isinstance(classifier, Tensor):
+            return cosine_logits(classifier, x, self.task.logit_scale)
+        near = (self.settings.beta * (x @ classifier["keys"].mT - 1)).exp()
+        text = cosine_logits(classifier["texts"], x, self.task.logit_scale)
+        return text + self.settings.alpha * near @ classifier["values"]

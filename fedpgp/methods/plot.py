@@ -62,17 +62,17 @@ class Plot(Method):
     def contexts(self, training: bool) -> int:
         return self.settings.prompts
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         """(K, N, classes, embed); with ``pooled`` as long as the text tower makes them."""
         encoder = classes.encoder(self.task.n_ctx)
         return encoder.raw(shared["p_G"]) if self.settings.pooled else encoder(shared["p_G"])
 
-    def logits(self, features: Tensor, images: Images, classes: ClassSet) -> Tensor:
+    def logits(self, classifier: Tensor, images: Images, classes: ClassSet) -> Tensor:
         s = self.settings
-        sim = similarities(images.patches, F.normalize(features, dim=-1) if s.pooled else features)
+        sim = similarities(images.patches, F.normalize(classifier, dim=-1) if s.pooled else classifier)
         plan = plans(1 - sim, 1.0, s.epsilon, s.threshold, s.iterations, unbalanced=False)
         logits = self.task.logit_scale * (plan * sim).sum((-2, -1))
         if not s.pooled:
             return logits
-        pooled = F.normalize(features.mean(1), dim=-1)
+        pooled = F.normalize(classifier.mean(1), dim=-1)
         return logits + cosine_logits(pooled, images.features, self.task.logit_scale)

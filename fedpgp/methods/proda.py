@@ -91,5 +91,5 @@ class ProDA(Method):
         rng = generator(step.seed, "proda", client, step.round, step.step)
         return torch.from_numpy(rng.permutation(self.settings.prompts)[: self.settings.a_step])
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(shared["p_G"]).mean(1)

@@ -45,7 +45,7 @@ class ProGrad(PromptFL):
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
         p_G, heat = params["p_G"].detach().requires_grad_(), self.settings.temperature
         with torch.enable_grad():
-            logits = self.logits(self.global_features({"p_G": p_G}, classes), batch.images, classes)
+            logits = self.logits(self.global_classifier({"p_G": p_G}, classes), batch.images, classes)
             loss = cross_entropy(logits, batch.labels, batch.weights)
             zero_shot = cosine_logits(classes.template_features, batch.images.features, self.task.logit_scale)
             known = (zero_shot / heat).softmax(-1)

@@ -20,6 +20,6 @@ class PromptFL(Method):
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         context = shared["p_G"]
         return classes.encoder(context.shape[-2])(context)

@@ -29,5 +29,5 @@ class PromptFLFT(PromptFL):
     def after_training(self, params: Params, step: Step) -> Params:
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
-        return self.global_features({"p_G": torch.where(params["tuned"] > 0, params["p"], params["p_G"])}, classes)
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
+        return self.global_classifier({"p_G": torch.where(params["tuned"] > 0, params["p"], params["p_G"])}, classes)

@@ -41,6 +41,6 @@ class PromptFolio(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def personal_features(self, params: Params, classes: ClassSet) -> Tensor:
+    def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         z_G, z_i = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         return torch.lerp(z_G, z_i, self.settings.theta)

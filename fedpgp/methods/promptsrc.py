@@ -67,8 +67,8 @@ class PromptSRC(VPT):
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         s, scale = self.settings, self.task.logit_scale
-        features = self.global_features(params, classes)
-        z, x = features["texts"], self.tower(batch.images.pixels, features["v"])
+        classifier = self.global_classifier(params, classes)
+        z, x = classifier["texts"], self.tower(batch.images.pixels, classifier["v"])
         fixed_z, fixed_x = self.ensemble(classes), batch.images.features
         logits = cosine_logits(z, x, scale)
         text = (z - fixed_z).abs().mean((-2, -1))
@@ -82,7 +82,7 @@ class PromptSRC(VPT):
         """z', unit norm, (classes, embed)."""
         return classes.ensemble(SIXTY)
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
 
     def init_memory(self, clients: int) -> Params:

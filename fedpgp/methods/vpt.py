@@ -62,9 +62,9 @@ class VPT(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Params:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         texts = classes.template_features if self.settings.text == "template" else classes.features_of(PLAIN)
         return {"v": shared["v"], "texts": texts.expand(len(shared["v"]), -1, -1)}
 
-    def logits(self, features: Params, images: Images, classes: ClassSet) -> Tensor:
-        return cosine_logits(features["texts"], self.tower(images.pixels, features["v"]), self.task.logit_scale)
+    def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
+        return cosine_logits(classifier["texts"], self.tower(images.pixels, classifier["v"]), self.task.logit_scale)

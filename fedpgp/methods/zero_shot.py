@@ -13,5 +13,5 @@ class ZeroShot(Method):
     name = "zero_shot"
     learns = False
 
-    def global_features(self, shared: Params, classes: ClassSet) -> Tensor:
+    def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.zero_shot.unsqueeze(0)

@@ -56,7 +56,7 @@ def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
         ("nowhere.Method", "No module named"),
         ("Method", "package.module.Class"),
         ("pathlib.Path", "no class that derives from fedpgp.methods.Method"),
-        ("fedpgp.methods.Method", "not complete: it must define global_features"),
+        ("fedpgp.methods.Method", "not complete: it must define global_classifier"),
     ):
         with pytest.raises(FedPGPError, match=said):
             method_class({"name": path, "component": path})

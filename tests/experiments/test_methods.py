@@ -177,8 +177,8 @@ def private_state(run_dir, run, client) -> dict:
 @torch.no_grad()
 def answers(fed, shared, state, own) -> torch.Tensor:
     """Client 0's logits for some test images, with this private state."""
-    (features,) = fed.personal_features(shared, [0], lambda client: state, [fed.base], own)
-    return fed.method.logits(features, fed.images("test")[torch.arange(4)[None]], fed.base)
+    (classifier,) = fed.personal_classifier(shared, [0], lambda client: state, [fed.base], own)
+    return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)
 
 
 def test_the_comparison_has_every_method():

@@ -90,8 +90,8 @@ def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, caps
     files, _ = pictures
     ours, new = load_personal(run, clients[0]), [load_personal(run, client) for client in (clients[1], None)]
     assert ours.own and not any(other.own for other in new)
-    torch.testing.assert_close(new[0].features, new[1].features)
-    assert (ours.features - new[0].features).abs().max() > 1e-6
+    torch.testing.assert_close(new[0].classifier, new[1].classifier)
+    assert (ours.classifier - new[0].classifier).abs().max() > 1e-6
     for who, said in ((["--client", str(clients[1])], True), (["--global"], False)):
         assert predict.main(["--run", str(run), *who, str(files[0])]) == 0
         assert ("has no prompt of its own: the global one answers" in capsys.readouterr().err) == said
@@ -341,8 +341,10 @@ def deployed(method: str) -> Federation:
 def test_a_client_is_answered_for_without_its_pictures(method):
     federation = deployed(method)
     classes = federation.class_set(federation.deal.base_classes)
-    (features,) = federation.personal_features(federation.initial_shared(), [0], federation.initial_state, [classes])
-    assert features.shape[:2] == (1, 4)
+    (classifier,) = federation.personal_classifier(
+        federation.initial_shared(), [0], federation.initial_state, [classes]
+    )
+    assert classifier.shape[:2] == (1, 4)
 
 
 @pytest.mark.parametrize("method", ["pfedprompt"])
@@ -350,4 +352,4 @@ def test_a_method_that_needs_the_pictures_says_so(method):
     federation = deployed(method)
     classes = federation.class_set(federation.deal.base_classes)
     with pytest.raises(FedPGPError, match=f"method {method} needs the client's own training images"):
-        federation.personal_features(federation.initial_shared(), [0], federation.initial_state, [classes])
+        federation.personal_classifier(federation.initial_shared(), [0], federation.initial_state, [classes])

@@ -42,8 +42,8 @@ def a_round(fed, round: int, clients, shared, memory, states):
 @torch.no_grad()
 def answers(fed, client: int, shared, memory, states) -> torch.Tensor:
     own = {client: fed.for_client(client, memory)}
-    (features,) = fed.personal_features(shared, [client], states.get, [fed.base], own)
-    return fed.method.logits(features, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
+    (classifier,) = fed.personal_classifier(shared, [client], states.get, [fed.base], own)
+    return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
 
 
 def plain(fed, context) -> torch.Tensor:
@@ -97,8 +97,8 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
     ]
     for _ in range(3):
         now = {**params, **{n: t[None] for n, t in learned.items()}}
-        features = method.mixture(now, method.global_features(now, classes), now["pooled"], now["known"])
-        logits = method.logits(features, fed.images("train")[torch.from_numpy(rows)[None]], classes)[0]
+        classifier = method.mixture(now, method.global_classifier(now, classes), now["pooled"], now["known"])
+        logits = method.logits(classifier, fed.images("train")[torch.from_numpy(rows)[None]], classes)[0]
         for optimizer in optimizers:
             optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits, labels[:4]).backward()

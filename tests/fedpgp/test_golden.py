@@ -63,11 +63,11 @@ def test_guidance(mode):
 def test_losses_and_logits(rank, mode):
     expected, params = golden("expected"), start(rank)
     method, classes = fedpgp(rank, 1.0, mode)
-    z_i = method.personal_features(params, classes)
+    z_i = method.personal_classifier(params, classes)
     logits = method.logits(z_i, batch().images, classes)
     assert_close(logits[0], expected[f"n16_r{rank}/logits"], **TIGHT)
     assert_close(cross_entropy(logits, batch().labels, batch().weights)[0], expected[f"n16_r{rank}/ce"], **TIGHT)
-    z_G = method.global_features({"p_G": params["p_G"]}, classes)
+    z_G = method.global_classifier({"p_G": params["p_G"]}, classes)
     contrastive = prompt_contrastive_loss(z_G, method.guidance(classes), z_i, 0.5)
     assert_close(contrastive[0], expected[f"n16_r{rank}/{mode}/contrastive"], **TIGHT)
 

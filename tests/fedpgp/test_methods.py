@@ -88,8 +88,8 @@ def test_pfedprompt_answers_from_its_memory(task, batch):
     method, classes = METHODS["pfedprompt"](METHODS["pfedprompt"].Settings(alpha=2.0, beta=3.0), task), [4, 1, 2]
     trained, asked = task.class_set(range(C)), task.class_set(classes)
     params, _ = parameters(method, batch, trained)
-    logits = method.logits(method.personal_features(params, asked), batch.images, asked)
-    text = method.logits(method.global_features(params, asked), batch.images, asked)
+    logits = method.logits(method.personal_classifier(params, asked), batch.images, asked)
+    text = method.logits(method.global_classifier(params, asked), batch.images, asked)
     for k in range(K):
         for b in range(B):
             for column, c in enumerate(classes):
@@ -248,7 +248,7 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
     changed = params | {n: t + 1 for n, t in params.items() if n.startswith("lora.")}
     for settings, same in (({}, True), ({"low_rank_answers": True}, False)):
         model = METHODS["fedmvp"](METHODS["fedmvp"].Settings(heads=2, **settings), task)
-        answers = [model.logits(model.global_features(p, classes), batch.images, classes) for p in (params, changed)]
+        answers = [model.logits(model.global_classifier(p, classes), batch.images, classes) for p in (params, changed)]
         assert torch.equal(*answers) is same
 
 

@@ -22,8 +22,8 @@ class WorksAlone(PromptFL):
 
         return {"t": torch.zeros(1)}
 
-    def personal_features(self, params, classes):
-        return {"z": self.global_features(params, classes), "t": params["t"]}
+    def personal_classifier(self, params, classes):
+        return {"z": self.global_classifier(params, classes), "t": params["t"]}
 
     def logits(self, features, images, classes):
         if not isinstance(features, dict):
