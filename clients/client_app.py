@@ -154,7 +154,7 @@ class Node:
     def save_state(self, client: int, state: dict) -> None:
         """Keeps a client's private tensors of this round."""
         if state:
-            self.store.save(client, self.job.round, state, self.committed[client])
+            self.store.save(client, self.job.server_round, state, self.committed[client])
             self.kept.append(client)
 
     def _collect(self, work: Callable, federation: object, shared: Shared, clients: list[int], own: Own) -> None:
@@ -240,10 +240,10 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         def work(federation, shared: Shared, clients: list[int], own: Own):
             disclosure = node.disclosure(federation)
             if disclosure:
-                disclosure.admit(shared, node.job.round - 1)
-            for result in federation.train(shared, clients, node.job.round, node.load_state, own):
+                disclosure.admit(shared, node.job.server_round - 1)
+            for result in federation.train(shared, clients, node.job.server_round, node.load_state, own):
                 if result.error is None and not finite(result.state):
-                    result.error = f"a private tensor is NaN or Inf after round {node.job.round}"
+                    result.error = f"a private tensor is NaN or Inf after round {node.job.server_round}"
                 if result.error is not None:
                     yield result.client, result.error
                     continue
@@ -268,9 +268,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             zero_shot = node.job.ask == "zero_shot"
             disclosure = node.disclosure(federation)
             if disclosure:
-                disclosure.admit(shared, node.job.round)
+                disclosure.admit(shared, node.job.server_round)
                 alone = {f"own/{n}": tensor for sent in own.values() for n, tensor in sent.items()}
-                disclosure.count({**shared, **alone}, node.job.round)
+                disclosure.count({**shared, **alone}, node.job.server_round)
             for result in federation.evaluate(shared, clients, node.load_state, own, zero_shot=zero_shot):
                 if disclosure:
                     share = federation.deal.shares[result.client]

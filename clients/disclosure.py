@@ -131,7 +131,7 @@ class Disclosure:
         write_atomically(self._last, save({n: np.ascontiguousarray(t) for n, t in model.items()}), private=True)
         self._write()
 
-    def count(self, shared: Arrays, round: int) -> None:
+    def count(self, shared: Arrays, server_round: int) -> None:
         """Count a model that is scored, and all tensors it was sent with; one that is sent again counts once.
 
         Raises:
@@ -140,11 +140,13 @@ class Disclosure:
         digest = hashlib.sha256()
         for name in sorted(shared):
             digest.update(name.encode() + np.ascontiguousarray(shared[name]).tobytes())
-        known = self._scored.setdefault(str(round), [])
+        known = self._scored.setdefault(str(server_round), [])
         if digest.hexdigest() in known:
             return
         if len(known) >= MODELS_A_ROUND:
-            raise Withheld(f"{MODELS_A_ROUND} models of round {round} were scored already; this node scores no more")
+            raise Withheld(
+                f"{MODELS_A_ROUND} models of round {server_round} were scored already; this node scores no more"
+            )
         known.append(digest.hexdigest())
         self._write()
 

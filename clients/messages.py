@@ -38,7 +38,7 @@ class Job:
         attempt: the number of this attempt at the run (see :mod:`clients.private_state`).
         config: name of the configuration, which the node has been given.
         private: folder of the private states and the configuration; empty where the node has its own.
-        round: the round, from 1; 0 before training.
+        server_round: the round, from 1; 0 before training.
         clients: logical clients of this message, ascending.
         committed: for each of them the round its update last entered the average, 0 for never.
         deadline: seconds after which the server no longer waits; 0 for never.
@@ -51,7 +51,7 @@ class Job:
     attempt: int
     config: str
     private: str
-    round: int
+    server_round: int
     clients: tuple[int, ...] = ()
     committed: tuple[int, ...] = ()
     deadline: float = 0.0

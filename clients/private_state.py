@@ -88,7 +88,7 @@ class PrivateStore:
             raise FedPGPError(f"the run's configuration is damaged: {path}")
         return data.decode()
 
-    def save(self, client: int, round: int, state: dict[str, Tensor], committed: int) -> None:
+    def save(self, client: int, server_round: int, state: dict[str, Tensor], committed: int) -> None:
         """Writes a client's state after a round, and removes what no checkpoint can ask for any more.
 
         It is safe from a crash of the process at once, and from a power cut after :meth:`flush`: call it before telling
@@ -96,7 +96,7 @@ class PrivateStore:
 
         Args:
             client: logical client.
-            round: the round just trained, from 1.
+            server_round: the round just trained, from 1.
             state: name -> tensor.
             committed: the client's committed round before this one (0: none). It is kept, as is the newest before it:
                 the last two checkpoints of the server need them.
@@ -105,8 +105,8 @@ class PrivateStore:
         data = save(tensors, metadata={"sha256": _checksum(tensors)})
         with self._locked(exclusive=False):
             self._owner()
-            write_atomically(self._path(client, round), data, flush=False, private=True)
-            older = sorted(r for r in self._rounds(client) if r < round)
+            write_atomically(self._path(client, server_round), data, flush=False, private=True)
+            older = sorted(r for r in self._rounds(client) if r < server_round)
             before = [r for r in older if r < committed]
             for old in set(older) - {committed, *before[-1:]}:
                 self._path(client, old).unlink(missing_ok=True)
@@ -115,22 +115,22 @@ class PrivateStore:
         """Makes all that was saved survive a power cut."""
         flush_filesystem(self.folder)
 
-    def load(self, client: int, round: int) -> dict[str, Tensor] | None:
-        """A client's state as it was after ``round``; None for round 0, when there is none yet.
+    def load(self, client: int, server_round: int) -> dict[str, Tensor] | None:
+        """A client's state as it was after ``server_round``; None for round 0, when there is none yet.
 
         Raises:
             FedPGPError: the state is not there or cannot be read.
         """
-        if round == 0:
+        if server_round == 0:
             return None
-        path = self._path(client, round)
+        path = self._path(client, server_round)
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except FileNotFoundError:
             raise FedPGPError(
-                f"the private state of client {client} after round {round} is not there: {path}"
+                f"the private state of client {client} after round {server_round} is not there: {path}"
             ) from None
         except (OSError, SafetensorError) as error:
             raise FedPGPError(f"the private state of client {client} cannot be read: {path} ({error})") from error
@@ -138,8 +138,8 @@ class PrivateStore:
             raise FedPGPError(f"the private state of client {client} is damaged: {path} (its checksum is wrong)")
         return state
 
-    def _path(self, client: int, round: int) -> Path:
-        return self.folder / f"client_{client:05d}" / f"round_{round:05d}.safetensors"
+    def _path(self, client: int, server_round: int) -> Path:
+        return self.folder / f"client_{client:05d}" / f"round_{server_round:05d}.safetensors"
 
     def _rounds(self, client: int) -> list[int]:
         folder = self.folder / f"client_{client:05d}"

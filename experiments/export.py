@@ -66,7 +66,7 @@ def export(personal: Personal, to: Path) -> None:
         "method": method.name,
         "client": personal.client,
         "own_prompt": personal.own,
-        "round": personal.round,
+        "round": personal.server_round,
     }
     embeddings = personal.classifier[0].float().cpu().contiguous()
     write_atomically(to / "classifier.safetensors", save({"class_embeddings": embeddings}))

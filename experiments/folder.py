@@ -137,8 +137,8 @@ class RunFolder:
     def metric(self, record: dict) -> None:
         """Appends a line to metrics.jsonl."""
         if self._back is not None:
-            (length, round), self._back = self._back, None
-            remove_after(self.path / "checkpoint", round)
+            (length, server_round), self._back = self._back, None
+            remove_after(self.path / "checkpoint", server_round)
             self.cut_metrics(length)
         if record["kind"] == "eval":
             self.evaluations.append(record)
@@ -184,15 +184,15 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise FedPGPError(f"{path} is damaged ({error}); restore it, or start a new run") from error
 
-    def go_back(self, length: int, round: int) -> None:
+    def go_back(self, length: int, server_round: int) -> None:
         """Drops the rounds after this one, with the next line that is written: where none follows (the disk is full),
         what was saved stays, and can be resumed.
 
         Args:
             length: of metrics.jsonl after that round.
-            round: the last that counts.
+            server_round: the last that counts.
         """
-        self._back = length, round
+        self._back = length, server_round
 
     def refuse_lost_rounds(self) -> None:
         """Raises FedPGPError where rounds were trained and no checkpoint is left: to begin anew would drop them."""

@@ -33,7 +33,7 @@ class Personal:
         federation: of the run; without pictures, unless the method makes a client's model from them.
         classifier: of the client's model, with a client axis of one.
         classes: the candidates.
-        round: the round of the global tensors.
+        server_round: the round of the global tensors.
         client: logical client; None where the global model was asked for.
         own: False where the client has no tensors of its own: its model is the global one.
     """
@@ -42,7 +42,7 @@ class Personal:
     federation: Federation
     classifier: Classifier
     classes: ClassSet
-    round: int
+    server_round: int
     client: int | None
     own: bool
 

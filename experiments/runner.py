@@ -360,8 +360,8 @@ class _Observer:
         self._train = self._evaluation = None
         return {"metrics_bytes": self.folder.metrics_length()}
 
-    def go_back(self, mark: dict, round: int) -> None:
-        self.folder.go_back(mark["metrics_bytes"], round)
+    def go_back(self, mark: dict, server_round: int) -> None:
+        self.folder.go_back(mark["metrics_bytes"], server_round)
         self._train = self._evaluation = None
 
     def _tell(self, record: dict) -> None:
@@ -390,7 +390,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         summary["selected_rounds"] = rounds
     if server is not None:
         summary["one_prompt"] = server.federation.method.one_for_all
-        summary["privacy"] = server.federation.method.privacy(server.state.round)
+        summary["privacy"] = server.federation.method.privacy(server.state.server_round)
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)

@@ -34,15 +34,17 @@ class Corrupted(FedPGPError):
     """The file is not what was written."""
 
 
-def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, np.ndarray], info: Mapping[str, object]) -> Path:
+def save_checkpoint(
+    folder: Path, server_round: int, tensors: Mapping[str, np.ndarray], info: Mapping[str, object]
+) -> Path:
     """Writes the checkpoint of a round and removes all but the newest two.
 
     Raises:
         FedPGPError: it could not be written (disk full, read-only); the earlier ones are untouched.
     """
-    text = json.dumps({"format": FORMAT, "round": round, **info})
+    text = json.dumps({"format": FORMAT, "round": server_round, **info})
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    path = folder / f"round_{round:05d}.safetensors"
+    path = folder / f"round_{server_round:05d}.safetensors"
     if path.is_dir() and not path.is_symlink():  # not ours, and in the way
         path.rename(path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}"))
     write_atomically(path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)}))
@@ -110,10 +112,10 @@ def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[s
     return None
 
 
-def remove_after(folder: Path, round: int) -> None:
+def remove_after(folder: Path, server_round: int) -> None:
     """Removes the checkpoints of later rounds."""
     for path in checkpoints(folder):
-        if int(_NAME.fullmatch(path.name)[1]) > round:
+        if int(_NAME.fullmatch(path.name)[1]) > server_round:
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -121,7 +123,7 @@ def remove_after(folder: Path, round: int) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint files of a folder, oldest first."""
     found = {int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
-    return [found[round] for round in sorted(found)]
+    return [found[server_round] for server_round in sorted(found)]
 
 
 def _digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:

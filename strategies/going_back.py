@@ -28,7 +28,7 @@ def about_numbers(reasons: Iterable[str]) -> bool:
 
 
 def checkpoint_before(
-    folder: Path, round: int, warn: Callable[[str], None]
+    folder: Path, server_round: int, warn: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], dict] | None:
     """Return the newest intact checkpoint of an earlier round, None where there is none."""
     for path in reversed(checkpoints(folder)):
@@ -37,6 +37,6 @@ def checkpoint_before(
         except Corrupted as error:
             warn(f"{error}; trying the one before")
             continue
-        if info["round"] < round:
+        if info["round"] < server_round:
             return tensors, info
     return None

@@ -100,8 +100,8 @@ class CohortGrid(Grid):
     Args:
         grid: the real grid.
         clients: number of logical clients; their ids are 0 … clients-1.
-        job: what every message carries beside the strategy's records; ``round``, ``clients`` and ``committed`` are
-            filled in.
+        job: what every message carries beside the strategy's records; ``server_round``, ``clients`` and
+            ``committed`` are filled in.
         roll: where each client lives (a deployment); without it any node may do any client (a simulation), and they are
             dealt largest first to the node with the least work so far.
         nodes: how many nodes there will be; a simulation's come up one by one.

@@ -15,7 +15,7 @@ class State:
     """How a run stands.
 
     Attributes:
-        round: the last finished round; 0 before training.
+        server_round: the last finished round; 0 before training.
         shared: the global tensors, names in ascending order.
         committed: for each client the last round whose private state counts, 0 for none.
         memory: what the method's server side remembers beside them.
@@ -26,7 +26,7 @@ class State:
         placed: machine -> clients it has trained, summed over rounds.
     """
 
-    round: int
+    server_round: int
     shared: dict[str, np.ndarray]
     committed: np.ndarray
     memory: dict[str, np.ndarray] = field(default_factory=dict)

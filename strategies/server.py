@@ -75,7 +75,7 @@ class Observer(Protocol):
         """What the observer needs to go on from here; saved in the checkpoint."""
         ...
 
-    def go_back(self, mark: dict, round: int) -> None:
+    def go_back(self, mark: dict, server_round: int) -> None:
         """Forget what came after this mark, made after that round."""
         ...
 
@@ -190,69 +190,69 @@ class Server:
         if not self._restored:
             self._evaluate(grid, 0)
             self._save()
-        while (round := self.state.round + 1) <= self.rounds:
+        while (server_round := self.state.server_round + 1) <= self.rounds:
             try:
-                self._round(grid, round)
+                self._round(grid, server_round)
             except NoUsableAnswer as lost:
-                self._go_back(round, lost)
+                self._go_back(server_round, lost)
         self.observer.samples(self._samples(grid))
         self._clock()
 
     # A round. ---------------------------------------------------------------------------------------------------------
 
-    def _round(self, grid: CohortGrid, round: int) -> None:
-        self._train(grid, round)
-        if is_evaluated(round, self.rounds, self.config["evaluate_every"], self.config["protocol"]["selection"]):
-            self._evaluate(grid, round)
+    def _round(self, grid: CohortGrid, server_round: int) -> None:
+        self._train(grid, server_round)
+        if is_evaluated(server_round, self.rounds, self.config["evaluate_every"], self.config["protocol"]["selection"]):
+            self._evaluate(grid, server_round)
         self._save()
 
-    def _go_back(self, round: int, lost: NoUsableAnswer) -> None:
+    def _go_back(self, server_round: int, lost: NoUsableAnswer) -> None:
         """Restores the checkpoint before the state of which no client made a usable answer: once from each round.
 
         Raises:
             NoUsableAnswer: the run went back from this round already, or there is no such checkpoint.
         """
-        earlier = checkpoint_before(self.folder / "checkpoint", self.state.round, self.observer.warn)
-        if earlier is None or round in self._gone_back:
+        earlier = checkpoint_before(self.folder / "checkpoint", self.state.server_round, self.observer.warn)
+        if earlier is None or server_round in self._gone_back:
             raise lost
-        self._gone_back.add(round)
+        self._gone_back.add(server_round)
         tensors, info = earlier
         self.observer.warn(
-            f"{lost}. The tensors after round {self.state.round} may be spoiled: going back to those after round "
-            f"{info['round']}"
+            f"{lost}. The tensors after round {self.state.server_round} may be spoiled: going back to those "
+            f"after round {info['round']}"
         )
         self.state, self.strategy = State.restored(tensors, info), copy.deepcopy(self._unused_strategy)
         restore_strategy(self.strategy, below("rule/", tensors), info["rule"])
         self.observer.go_back(info["observer"], info["round"])
 
-    def _train(self, grid: CohortGrid, round: int) -> None:
+    def _train(self, grid: CohortGrid, server_round: int) -> None:
         began = time.perf_counter()
-        self._seed_libraries(round)
+        self._seed_libraries(server_round)
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
         need = max(self.config["runtime"]["min_clients"], clients_needed(self.strategy) if self.state.shared else 1)
-        clients, gone = self._drop_out(round, self._sample(round), need)
+        clients, gone = self._drop_out(server_round, self._sample(server_round), need)
 
         def configure() -> list[Message]:
-            return list(self.strategy.configure_train(round, arrays, ConfigRecord(), grid))
+            return list(self.strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
 
         def check(client: int, content: RecordDict) -> None:
             check_update(content, self._row(client)["train_images"], self._reference, self.config["local_epochs"])
 
-        good, dropped, exchange = self._ask(grid, round, clients, configure, check, need, screen=self._screen)
+        good, dropped, exchange = self._ask(grid, server_round, clients, configure, check, need, screen=self._screen)
         numbers = {client: good[client].content["metrics"] for client in sorted(good)}
         images = {client: int(metrics["num-examples"]) for client, metrics in numbers.items()}
         caps = self._cap(numbers, images)
         weights = np.array([metrics["num-examples"] for metrics in numbers.values()], dtype=np.float64)
         if self.state.shared:
-            self._aggregate(round, good)
+            self._aggregate(server_round, good)
         for client in exchange.kept & set(good):
-            self.state.committed[client] = round
-        self.state.round = round
+            self.state.committed[client] = server_round
+        self.state.server_round = server_round
         self.state.images += sum(int(images[client] * metrics["epochs"]) for client, metrics in numbers.items())
         self._account(exchange, "train")
         record = {
             "kind": "train",
-            "round": round,
+            "round": server_round,
             "loss": float(np.average([metrics["loss"] for metrics in numbers.values()], weights=weights)),
             "clients": len(good),
             "seconds": time.perf_counter() - began,
@@ -295,7 +295,7 @@ class Server:
             self.table[client] = self.roll.rows.get(client, self.table[client])
         return self.table[client]
 
-    def _aggregate(self, round: int, good: Mapping[int, Message]) -> None:
+    def _aggregate(self, server_round: int, good: Mapping[int, Message]) -> None:
         """The strategy's average of the replies, then what the method makes of it."""
         replies = {client: good[client].content for client in sorted(good)}
         if self.federation.equal_weights:
@@ -303,27 +303,27 @@ class Server:
                 content["metrics"]["num-examples"] = 1
         # Before the strategy has them: some of Flower's take the arrays out of the replies.
         uploads = {c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()}
-        aggregated, _ = self.strategy.aggregate_train(round, [good[client] for client in sorted(good)])
+        aggregated, _ = self.strategy.aggregate_train(server_round, [good[client] for client in sorted(good)])
         if aggregated is None:
             raise FedPGPError(
-                f"round {round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
+                f"round {server_round}: strategy={self.config['strategy']['name']} could not aggregate the replies"
             )
         averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
-        _check_finite(round, {**averaged, **strategy_state(self.strategy)[0]})
+        _check_finite(server_round, {**averaged, **strategy_state(self.strategy)[0]})
         shared, self.state.memory = self.federation.after_round(
             averaged,
-            round=round,
+            server_round=server_round,
             last=self.rounds,
             sent=self.state.shared,
             uploads=uploads,
             weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
             memory=self.state.memory,
         )
-        _check_finite(round, shared)
+        _check_finite(server_round, shared)
         self.state.shared = {name: shared[name] for name in self._reference}
 
-    def _evaluate(self, grid: CohortGrid, round: int) -> None:
-        if round == 0:
+    def _evaluate(self, grid: CohortGrid, server_round: int) -> None:
+        if server_round == 0:
             self.observer.stage("evaluating before training")
         began = time.perf_counter()
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in self.state.shared.items()})
@@ -331,14 +331,14 @@ class Server:
         ask = "" if self.state.zero_shot else "zero_shot"
 
         def configure() -> list[Message]:
-            return list(self.strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
+            return list(self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid))
 
         need = min(self.config["runtime"]["min_clients"], len(clients))
 
         def check(client: int, content: RecordDict) -> None:
             check_figures(content, self._figures_of(client))
 
-        good, dropped, exchange = self._ask(grid, round, clients, configure, check, need, ask)
+        good, dropped, exchange = self._ask(grid, server_round, clients, configure, check, need, ask)
         figures = {client: dict(reply.content["metrics"]) for client, reply in good.items()}
         if not self.state.zero_shot:
             self._keep_zero_shot(figures)
@@ -349,10 +349,10 @@ class Server:
         ]
         self._account(exchange, "evaluate")
         for client, reason in sorted(dropped.items()):
-            self.observer.warn(f"round {round}: {called(self.table[client])} is not in the evaluation: {reason}")
+            self.observer.warn(f"round {server_round}: {called(self.table[client])} is not in the evaluation: {reason}")
         record = {
             "kind": "eval",
-            "round": round,
+            "round": server_round,
             "clients": len(rows),
             "all_clients": len(self.table),
             **summarize(rows),
@@ -367,21 +367,21 @@ class Server:
         own = {"base", "novel"} if self.federation.deal.own else set()
         return {*self.federation.deal.shares[client].exams, "ece"} | own
 
-    def _sample(self, round: int) -> list[int]:
+    def _sample(self, server_round: int) -> list[int]:
         """The clients of a round, from (seed, round) alone, among those that have images to train on."""
         able = self._able()
-        if round == 1 and self.config.get("first_round") == "all":
+        if server_round == 1 and self.config.get("first_round") == "all":
             return able
-        drawn = generator(self.config["seed"], "participants", round).choice(
+        drawn = generator(self.config["seed"], "participants", server_round).choice(
             able, size=participants(self.config, len(able)), replace=False
         )
         return sorted(int(client) for client in drawn)
 
-    def _drop_out(self, round: int, clients: list[int], need: int) -> tuple[list[int], dict[int, str]]:
+    def _drop_out(self, server_round: int, clients: list[int], need: int) -> tuple[list[int], dict[int, str]]:
         """The clients that stay, and why the others do not: each drops out by a draw from (seed, round, client). As
         many as a round needs always stay."""
         chance = self.config["runtime"].get("dropout", 0.0)
-        draws = {c: float(generator(self.config["seed"], "dropout", round, c).random()) for c in clients}
+        draws = {c: float(generator(self.config["seed"], "dropout", server_round, c).random()) for c in clients}
         most = max(0, len(clients) - need)
         gone = sorted((c for c in clients if draws[c] < chance), key=draws.__getitem__)[:most]
         reason = f"dropped out (runtime.dropout={chance})"
@@ -394,7 +394,7 @@ class Server:
     def _ask(
         self,
         grid: CohortGrid,
-        round: int,
+        server_round: int,
         clients: Sequence[int],
         configure: Callable[[], list[Message]],
         check: Callable[[int, RecordDict], None],
@@ -418,8 +418,10 @@ class Server:
             self._settle(self.roll)
         grid.available, grid.exchange = list(clients), Exchange()
         grid.committed = {client: int(self.state.committed[client]) for client in clients}
-        grid.job = replace(self.job, round=round, ask=ask, debug=bool(self.config["runtime"].get("debug", False)))
-        what = f"round {round}"
+        grid.job = replace(
+            self.job, server_round=server_round, ask=ask, debug=bool(self.config["runtime"].get("debug", False))
+        )
+        what = f"round {server_round}"
         messages = {message.metadata.dst_node_id: self._with_own(message) for message in configure()}
         good: dict[int, Message] = {}
         failed: dict[int, str] = {}
@@ -430,7 +432,7 @@ class Server:
             waiting = sorted(set(messages) - set(good))
             kind = {client: messages[client].metadata.message_type for client in waiting}
             fresh = [Message(messages[c].content, dst_node_id=c, message_type=kind[c]) for c in waiting]
-            with self._watch.during(round, *set(kind.values()), ask) as grid.progress:
+            with self._watch.during(server_round, *set(kind.values()), ask) as grid.progress:
                 replies = grid.send_and_receive(fresh, timeout=self.timeout)
             debug = self.config["runtime"].get("debug", False)
             exceptions |= tell(what, grid.exchange.accounts[told:], self.observer, debug=debug)
@@ -587,7 +589,7 @@ class Server:
                 answers[client] = read_row(json_answer(content, ROW_BYTES), client, simulated=True)
 
         need = len(clients) if ask == "clients" else 0
-        good, _, exchange = self._ask(grid, self.state.round, clients, configure, check, need, ask)
+        good, _, exchange = self._ask(grid, self.state.server_round, clients, configure, check, need, ask)
         self._account(exchange, "encode" if ask == "clients" else None)
         return {client: answers[client] for client in good}
 
@@ -638,11 +640,11 @@ class Server:
             "seats": {} if self.roll is None else self.roll.seats.held,
             **self.state.values(),
         }
-        save_checkpoint(self.folder / "checkpoint", self.state.round, tensors, info)
+        save_checkpoint(self.folder / "checkpoint", self.state.server_round, tensors, info)
 
-    def _seed_libraries(self, round: int) -> None:
+    def _seed_libraries(self, server_round: int) -> None:
         """Flower draws from the libraries' global generators (order of clients, noise of privacy wrappers)."""
-        seed = int(generator(self.config["seed"], "rule", round).integers(2**32))
+        seed = int(generator(self.config["seed"], "rule", server_round).integers(2**32))
         random.seed(seed)
         np.random.seed(seed)
 
@@ -671,12 +673,12 @@ def _not_there(clients: Sequence[int], waiting: int) -> str:
     return text
 
 
-def _check_finite(round: int, shared: Mapping[str, np.ndarray]) -> None:
+def _check_finite(server_round: int, shared: Mapping[str, np.ndarray]) -> None:
     for name, tensor in shared.items():
         if not np.isfinite(tensor).all():
             raise FedPGPError(
-                f"round {round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr, another strategy or "
-                "a bound on updates (strategy.max_update_norm)"
+                f"round {server_round}: the aggregated tensor {name} is NaN or Inf; try a smaller lr, another "
+                "strategy or a bound on updates (strategy.max_update_norm)"
             )
 
 

@@ -31,15 +31,15 @@ class Watch:
         self._folder, self._tell = folder, tell
 
     @contextmanager
-    def during(self, round: int, kind: str, ask: str = "") -> Iterator[Callable[[int, int], None]]:
+    def during(self, server_round: int, kind: str, ask: str = "") -> Iterator[Callable[[int, int], None]]:
         """Tells for as long as the block lasts; gives what is to be called with (clients answered, clients asked).
 
         Args:
-            round: the number of the round.
+            server_round: the number of the round.
             kind: of the messages, Flower's.
             ask: what a query is for, as in :class:`clients.messages.Job`.
         """
-        what = SET_UP if ask == "clients" else f"round {round}, {DONE.get(kind, 'clients that answered')}"
+        what = SET_UP if ask == "clients" else f"round {server_round}, {DONE.get(kind, 'clients that answered')}"
         answered, ended = [0, 0], threading.Event()
 
         def answer(done: int, total: int) -> None:

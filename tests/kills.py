@@ -138,7 +138,7 @@ def replay(run: Path, drops: set[tuple[int, int]], sites: list[dict], cache: str
 
     def before(nodes: Nodes, node: int, message) -> None:
         job = Job.of(message.content)
-        if message.metadata.message_type == "train" and (job.clients[0], job.round) in drops:
+        if message.metadata.message_type == "train" and (job.clients[0], job.server_round) in drops:
             raise RuntimeError("dropped, as it was")
 
     node_registry.INTERVAL = 0.0

@@ -118,13 +118,13 @@ class Faulty(Federation):
         super().__init__(*args, **kwargs)
         self.faults = faults
 
-    def train(self, shared, clients, round, load_state, own=None):
+    def train(self, shared, clients, server_round, load_state, own=None):
         faults = self.faults
         time.sleep(faults.get("slow", 0))
-        if round == faults.get("kill_server_at"):
+        if server_round == faults.get("kill_server_at"):
             os.kill(os.getpid(), signal.SIGKILL)
-        for result in super().train(shared, clients, round, load_state, own):
-            if round == faults.get("round", round) and not Path(faults.get("until", "/nowhere")).exists():
+        for result in super().train(shared, clients, server_round, load_state, own):
+            if server_round == faults.get("round", server_round) and not Path(faults.get("until", "/nowhere")).exists():
                 if result.client in faults.get("raise", ()):
                     raise RuntimeError(f"client {result.client} fell over")
                 if result.client in faults.get("die", ()):

@@ -104,8 +104,8 @@ def test_what_killed_writers_left_behind_is_removed_by_the_next_attempt(tmp_path
 
 def test_what_the_last_two_checkpoints_need_is_kept(tmp_path):
     private = store(tmp_path)
-    for round, committed in ((1, 0), (4, 1), (6, 4), (9, 6)):
-        private.save(0, round, STATE, committed)
+    for server_round, committed in ((1, 0), (4, 1), (6, 4), (9, 6)):
+        private.save(0, server_round, STATE, committed)
     assert rounds(tmp_path, 0) == [4, 6, 9]
 
 

@@ -26,9 +26,9 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def when_round_is_saved(run: Path, round: int, then) -> threading.Thread:
+def when_round_is_saved(run: Path, server_round: int, then) -> threading.Thread:
     def wait() -> None:
-        while not (run / "checkpoint" / f"round_{round:05d}.safetensors").exists():
+        while not (run / "checkpoint" / f"round_{server_round:05d}.safetensors").exists():
             time.sleep(0.01)
         then()
 

@@ -51,11 +51,11 @@ def test_killed_on_the_way_to_more_rounds(run, whole, monkeypatch):
 
     train, rounds = Server._train, []
 
-    def killed(self, grid, round):
-        rounds.append(round)
-        if round == 4:
+    def killed(self, grid, server_round):
+        rounds.append(server_round)
+        if server_round == 4:
             raise MemoryError("killed")
-        train(self, grid, round)
+        train(self, grid, server_round)
 
     monkeypatch.setattr(Server, "_train", killed)
     with pytest.raises(MemoryError):

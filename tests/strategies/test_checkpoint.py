@@ -35,8 +35,8 @@ def test_it_comes_back_exactly(tmp_path):
 
 
 def test_the_last_two_are_kept(tmp_path):
-    for round in range(5):
-        save_checkpoint(tmp_path, round, TENSORS, INFO)
+    for server_round in range(5):
+        save_checkpoint(tmp_path, server_round, TENSORS, INFO)
     assert [path.name for path in checkpoints(tmp_path)] == ["round_00003.safetensors", "round_00004.safetensors"]
 
 
@@ -112,6 +112,6 @@ def test_what_is_no_file_is_passed_over(tmp_path, broken):
     path.mkdir() if broken == "folder" else path.symlink_to(tmp_path / "nowhere")
     assert latest_checkpoint(tmp_path, said.append)[1]["round"] == 1
     assert said == [f"the checkpoint {path} is no file; trying the one before"]
-    for round in (3, 4, 5):
-        save_checkpoint(tmp_path, round, TENSORS, INFO)
+    for server_round in (3, 4, 5):
+        save_checkpoint(tmp_path, server_round, TENSORS, INFO)
     assert checkpoints(tmp_path)[-1].name == "round_00005.safetensors"

@@ -62,8 +62,8 @@ def same(one: Path, other: Path) -> None:
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def training(message: Message, round: int) -> bool:
-    return message.metadata.message_type == "train" and Job.of(message.content).round == round
+def training(message: Message, server_round: int) -> bool:
+    return message.metadata.message_type == "train" and Job.of(message.content).server_round == server_round
 
 
 def test_the_same_numbers_as_a_simulation(tmp_path):
@@ -93,7 +93,7 @@ def test_a_node_that_goes_and_comes_back(tmp_path):
     def before(nodes, node, message):
         if training(message, 2) and node == 1:
             nodes.leave(node)
-        if message.metadata.message_type == "evaluate" and Job.of(message.content).round == 2:
+        if message.metadata.message_type == "evaluate" and Job.of(message.content).server_round == 2:
             nodes.since.setdefault(1, 7)  # back, after the round
 
     deployed(tmp_path / "a", "evaluate_every=1", before=before)
@@ -161,7 +161,7 @@ def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, m
         if greeting(message) and node == 1 and nodes.since[1] > 1 and 3 not in seen:
             raise Hangs
         if message.metadata.message_type == "train" and node == 2:
-            seen.add(Job.of(message.content).round)
+            seen.add(Job.of(message.content).server_round)
             if seen == {1}:
                 nodes.restart(1)
 
@@ -332,6 +332,8 @@ def test_clients_are_drawn_as_in_a_simulation(tmp_path):
     deployed(tmp_path / "a", "participation=0.67")
     committed = read_checkpoint(checkpoints(tmp_path / "a" / "checkpoint")[-1])[0]["committed"]
     expected = np.zeros(CLIENTS, dtype=int)
-    for round in (1, 2, 3):
-        expected[generator(0, "participants", round).choice(range(CLIENTS), size=2, replace=False)] = round
+    for server_round in (1, 2, 3):
+        expected[generator(0, "participants", server_round).choice(range(CLIENTS), size=2, replace=False)] = (
+            server_round
+        )
     assert committed.tolist() == expected.tolist()

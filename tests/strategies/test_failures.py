@@ -59,8 +59,8 @@ def test_a_failure_of_the_cohort_is_told_though_each_client_alone_works(tmp_path
     summary = run(tmp_path / "a", "works_alone", "batch_size=3")
     assert summary["status"] == "finished"
     out = capsys.readouterr().out
-    for round in (1, 2):
-        assert out.count(f"round {round}: 4 clients together failed (RuntimeError: ") == 1
+    for server_round in (1, 2):
+        assert out.count(f"round {server_round}: 4 clients together failed (RuntimeError: ") == 1
     assert "test_failures.py:" in out and "tried one by one" in out
     log = (tmp_path / "a" / "errors.log").read_text()
     assert "Traceback" in log and 'features["t"].exp() * logits' in log

@@ -18,20 +18,20 @@ class Ids(InlineGrid):
         return list(range(CLIENTS))
 
 
-def one_round(strategy, round: int, shared: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def one_round(strategy, server_round: int, shared: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
-    np.random.seed(round)
+    np.random.seed(server_round)
     messages = sorted(
-        strategy.configure_train(round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id
+        strategy.configure_train(server_round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id
     )
     replies = []
     for message in messages:
         client = message.metadata.dst_node_id
-        rng = np.random.default_rng([round, client])
+        rng = np.random.default_rng([server_round, client])
         update = {name: Array(tensor + rng.normal(size=tensor.shape)) for name, tensor in shared.items()}
         metrics = MetricRecord({"num-examples": 1 + client, "norm_bit": 1.0})
         replies.append(Message(RecordDict({"arrays": ArrayRecord(update), "metrics": metrics}), reply_to=message))
-    aggregated, _ = strategy.aggregate_train(round, replies)
+    aggregated, _ = strategy.aggregate_train(server_round, replies)
     return {name: aggregated[name].numpy() for name in shared}
 
 
@@ -53,8 +53,8 @@ def test_a_restart_changes_nothing(name):
     tensors, values = strategy_state(strategy)
     fresh = MAKERS[name]()
     restore_strategy(fresh, tensors, values)
-    for round in (3, 4):
-        expected, got = one_round(strategy, round, shared), one_round(fresh, round, shared)
+    for server_round in (3, 4):
+        expected, got = one_round(strategy, server_round, shared), one_round(fresh, server_round, shared)
         for key in shared:
             np.testing.assert_array_equal(expected[key], got[key])
         shared = expected

@@ -91,13 +91,13 @@ def test_rounds_with_a_fresh_optimizer(tmp_path, mode):
     summary = start(golden_config(run_dir, mode), federation_of=golden_federation)
     run, attempt = owner(run_dir / "private")
     store = PrivateStore(run_dir / "private", run, attempt)
-    for round in range(ROUNDS):
-        key = f"{mode}/reset/round{round}"
-        (checkpoint,) = (run_dir / "checkpoint").glob(f"round_*{round + 1}.safetensors")
+    for server_round in range(ROUNDS):
+        key = f"{mode}/reset/round{server_round}"
+        (checkpoint,) = (run_dir / "checkpoint").glob(f"round_*{server_round + 1}.safetensors")
         shared = [tensor for name, tensor in load_file(checkpoint).items() if name.endswith("p_G")]
         assert_close(torch.from_numpy(shared[0]), expected[f"{key}/global_p_G"], **TIGHT)
         for client in range(CLIENTS):
-            state = store.load(client, round + 1)
+            state = store.load(client, server_round + 1)
             for name in ("U", "V"):
                 assert_close(state[name], expected[f"{key}/{name}"][client], **TIGHT)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -119,8 +119,8 @@ def test_the_public_codes_leaking_momentum_is_reproduced_by_a_loop_only(mode):
     p_G = inputs["n16/p_G"].double()
     own = [{name: inputs[f"n16_r{RANK}/{name}"].double() for name in ("U", "V")} for _ in range(CLIENTS)]
     momentum: dict[str, torch.Tensor] = {}
-    for round in range(ROUNDS):
-        key = f"{mode}/carry/round{round}"
+    for server_round in range(ROUNDS):
+        key = f"{mode}/carry/round{server_round}"
         copies = {}
         for client in expected[f"{key}/client_order"].tolist():
             features, labels = client_data(client)

@@ -110,11 +110,11 @@ def test_any_strategy_gives_what_it_gives_without_packing(name, nodes):
     results = []
     for grid in (Nodes(CLIENTS, cohort=False), cohort_grid(nodes)):
         strategy, arrays = WRAPPED_AND_PLAIN[name](), ArrayRecord({"p": Array(START), "q": Array(np.ones(2))})
-        for round in (1, 2):
-            np.random.seed(round)  # the noise of the privacy wrapper
-            messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)
+        for server_round in (1, 2):
+            np.random.seed(server_round)  # the noise of the privacy wrapper
+            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
             replies = sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id)
-            arrays, _ = strategy.aggregate_train(round, replies)
+            arrays, _ = strategy.aggregate_train(server_round, replies)
         results.append({key: array.numpy() for key, array in arrays.items()})
     plain, packed = results
     for key in plain:

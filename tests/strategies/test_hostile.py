@@ -111,7 +111,7 @@ def test_in_training_it_is_left_out_by_name(tmp_path):
 
     def lie(message: Message, reply: Message) -> None:
         if message.metadata.message_type == "train":
-            list(lies.values())[Job.of(message.content).round - 1](reply.content)
+            list(lies.values())[Job.of(message.content).server_round - 1](reply.content)
 
     federation(tmp_path / "a", lie, f"rounds={len(lies)}", "evaluate_every=0", "method=promptfl")
     for name, line in zip(lies, metrics(tmp_path / "a", "train"), strict=True):
@@ -129,7 +129,7 @@ def test_in_training_it_is_left_out_by_name(tmp_path):
 @pytest.mark.parametrize("value", [1.7e308, -1.0, 101.0])
 def test_in_an_evaluation_it_is_left_out(tmp_path, value):
     def lie(message: Message, reply: Message) -> None:
-        if message.metadata.message_type == "evaluate" and Job.of(message.content).round:
+        if message.metadata.message_type == "evaluate" and Job.of(message.content).server_round:
             metric(**{"personal.local": value})(reply.content)
 
     federation(tmp_path / "a", lie, "rounds=1")
@@ -240,12 +240,16 @@ def test_its_words_forge_no_line_and_move_no_cursor(tmp_path, capsys, greeting):
 # Poison. --------------------------------------------------------------------------------------------------------------
 
 
-def scaled(factor: float, round: int, times: int = 1) -> Callable[[Message, Message], None]:
+def scaled(factor: float, server_round: int, times: int = 1) -> Callable[[Message, Message], None]:
     """The change of client 1's update in a round, times a factor; the first ``times`` it is asked."""
     left = [times]
 
     def lie(message: Message, reply: Message) -> None:
-        if message.metadata.message_type == "train" and Job.of(message.content).round == round and left[0]:
+        if (
+            message.metadata.message_type == "train"
+            and Job.of(message.content).server_round == server_round
+            and left[0]
+        ):
             left[0] -= 1
             sent = message.content["arrays"]
             arrays = {}
@@ -282,8 +286,8 @@ def test_an_update_out_of_proportion_is_left_out_by_name(tmp_path, method):
     same(tmp_path / "a", tmp_path / "b")  # as if it had not answered
 
 
-def scaled_at(message: Message, round: int) -> bool:
-    return message.metadata.message_type == "train" and Job.of(message.content).round == round
+def scaled_at(message: Message, server_round: int) -> bool:
+    return message.metadata.message_type == "train" and Job.of(message.content).server_round == server_round
 
 
 POISON = ("rounds=4", "evaluate_every=0", "strategy.max_update_norm=null")

@@ -62,11 +62,11 @@ class Node:
         self.name = PrivateStore(store, RUN, 1).give_configuration(configuration())
         self.app = client_app()
 
-    def ask(self, kind: str, shared: dict[str, np.ndarray], round: int, ask: str = ""):
+    def ask(self, kind: str, shared: dict[str, np.ndarray], server_round: int, ask: str = ""):
         """Its answer: records, or why there are none."""
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
-        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": round})})
-        job = Job(RUN, 1, self.name, "", round, clients=(0,), committed=(0,), ask=ask)
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": server_round})})
+        job = Job(RUN, 1, self.name, "", server_round, clients=(0,), committed=(0,), ask=ask)
         asked = Message(content, dst_node_id=1, message_type=kind)
         message = Message(pack(job, {0: content}), dst_node_id=1, message_type=kind)
         context = Context(1, 1, {"inline": True, **self.config}, RecordDict(), {})
@@ -144,6 +144,6 @@ def test_a_prompt_that_is_far_is_answered_with_nothing(site, crafted, tmp_path):
     loss = reply["metrics"]["loss"]
     assert loss == float(f"{loss:.1e}")
     far = {"p_G": start["p_G"] + 1000 * (prompts[0]["p_G"] - start["p_G"])}
-    for kind, round in (("evaluate", 1), ("train", 2)):
-        assert "this node answers to" in node.ask(kind, far, round)
+    for kind, server_round in (("evaluate", 1), ("train", 2)):
+        assert "this node answers to" in node.ask(kind, far, server_round)
     assert not isinstance(node.ask("evaluate", {"p_G": update}, 1), str)

@@ -209,7 +209,7 @@ def test_a_node_that_comes_back_with_other_pictures_counts_with_those(tmp_path):
     def before(nodes, node, message):
         job = Job.of(message.content)
         extra = tmp_path / "site_1" / "train" / "mammal" / "new.png"
-        if message.metadata.message_type == "train" and job.round == 2 and node == 1 and not extra.exists():
+        if message.metadata.message_type == "train" and job.server_round == 2 and node == 1 and not extra.exists():
             shutil.copy(next(extra.parent.glob("*.png")), extra)
             nodes.restart(node)
 

@@ -79,8 +79,8 @@ def test_clients_come_from_seed_and_round(tmp_path):
     run(tmp_path / "a", "evaluate_every=0")
     committed = final(tmp_path / "a")[0]["committed"]
     expected = np.zeros(6, dtype=int)
-    for round in (1, 2, 3):
-        expected[generator(0, "participants", round).choice(range(6), size=4, replace=False)] = round
+    for server_round in (1, 2, 3):
+        expected[generator(0, "participants", server_round).choice(range(6), size=4, replace=False)] = server_round
     assert committed.tolist() == expected.tolist()
 
 
