@@ -40,9 +40,9 @@ def federation_of(config: str):
     """The :class:`fedpgp.federation.Federation` of a configuration (JSON text); the last one is kept in the process."""
     global _federation
     if _federation is None or _federation[0] != config:
-        from fedpgp.federation import Federation  # torch and the model are imported when there is work, not before
+        from fedpgp.build import build_federation  # torch is imported when there is work, not before
 
-        _federation = (config, Federation.from_config(json.loads(config)))
+        _federation = (config, build_federation(json.loads(config)))
     return _federation[1]
 
 

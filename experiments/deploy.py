@@ -26,9 +26,9 @@ from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import BAD_INPUT, changes_on_resume
 from experiments.settings import check, check_overrides, check_runtime, composed
+from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
-from fedpgp.federation import Federation
 from fedpgp.files import private_folder
 from fedpgp.plain_text import indented, one_line
 
@@ -91,7 +91,7 @@ def _local(options: argparse.Namespace) -> int:
     check(config)
     check_runtime(config, deployed=True)
     if not config["resume"]:
-        Federation.from_config(config)  # what cannot work is said before anything is started
+        build_federation(config)  # what cannot work is said before anything is started
     run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
     where = override_of("resume" if config["resume"] else "run_dir", run_dir)
     kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]

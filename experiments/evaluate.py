@@ -25,11 +25,11 @@ from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
-from fedpgp.configured import deal_configured, load_configured
+from fedpgp.build import build_federation, deal_configured, load_configured
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
-from fedpgp.federation import Federation, Progress
+from fedpgp.federation import Progress
 from fedpgp.files import check_target
 from fedpgp.plain_text import indented, written_out
 from fedpgp.protocols import Deal, label_of, transfer
@@ -135,7 +135,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     else:
         label = _label(changed["dataset"])
         dealt = _only(transfer(dealt, {label: load_configured(changed)}), f"datasets.{label}")
-    federation = Federation.from_config(changed, dealt)
+    federation = build_federation(changed, dealt)
     federation.progress = progress
     shared = _below(tensors, "shared/")
     memory = _below(tensors, "memory/")

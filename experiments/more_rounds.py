@@ -8,7 +8,7 @@ import yaml
 
 from experiments.folder import EXTENDED, RunFolder
 from experiments.overrides import resume_command
-from fedpgp.configured import method_settings
+from fedpgp.build import method_settings
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.files import write_atomically

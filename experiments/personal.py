@@ -15,6 +15,7 @@ from clients.private_state import PrivateStore
 from experiments.folder import RunFolder, asked_run
 from experiments.overrides import user_path
 from experiments.progress import ProgressLine
+from fedpgp.build import build_federation
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, NeedsPictures, Progress
@@ -149,8 +150,8 @@ def load_personal(
     record = info.get("data")
     if record is not None:
         with contextlib.suppress(NeedsPictures):
-            return answering(Federation.from_config(config, recorded_split(record, config["dataset"]["name"])))
-    federation = Federation.from_config(config)
+            return answering(build_federation(config, recorded_split(record, config["dataset"]["name"])))
+    federation = build_federation(config)
     if note := check_same_data(run, record, data_record(federation.deal)):
         print(f"note: {indented(note)}", file=sys.stderr)
     return answering(federation)

@@ -21,6 +21,7 @@ from experiments.reporting.groups import group_runs
 from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
+from experiments.reporting.table_csv import as_csv
 from fedpgp.errors import FedPGPError
 from fedpgp.files import check_target, write_atomically
 from fedpgp.plain_text import indented, written_out
@@ -143,7 +144,7 @@ def _as(
 ) -> str:
     """The tables in the format asked for; in a terminal they are printed, and nothing is returned."""
     if options.format == "csv":
-        return "\n".join([tables.as_csv(rows, columns, comparisons), *map(printing.grid_as_csv, published)])
+        return "\n".join([as_csv(rows, columns, comparisons), *map(printing.grid_as_csv, published)])
     means, words = tables.over_parts(rows, columns)
     first = [replace(tables.result_grid(means, columns, models), heading=words)] if means else []
     beside = [significance.comparison_grid(comparisons, models)] if comparisons else []

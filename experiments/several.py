@@ -11,7 +11,7 @@ from experiments.latest import point_latest
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
 from experiments.settings import check
-from fedpgp.configured import load_configured
+from fedpgp.build import load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import mean_accuracy
 from fedpgp.files import write_atomically

@@ -29,6 +29,7 @@ from experiments.folder import RunFolder
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
 from experiments.settings import check, check_overrides, composed
+from fedpgp.build import build_federation
 from fedpgp.data import Split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -115,7 +116,7 @@ def as_node(node: Mapping[str, object], config: Mapping) -> Federation:
     """
     with tempfile.TemporaryDirectory() as folder:
         site = Site.of({**node, "state-dir": folder, "on-bad-image": "error"})
-        return Federation.from_config(json.loads(site.configured(json.dumps(config))))
+        return build_federation(json.loads(site.configured(json.dumps(config))))
 
 
 def _data(options: argparse.Namespace) -> Iterator[Finding]:

@@ -142,21 +142,6 @@ class Federation:
         self._images: dict[tuple[str, str, int | None], Tensor | Rows | Placed | Pictures] = {}
         self._labels: dict[tuple, Tensor] = {}
 
-    @classmethod
-    def from_config(cls, config: Mapping, dealt: Deal | None = None) -> "Federation":
-        """Builds a federation from the resolved configuration (a plain nested mapping; the keys are conf/'s).
-
-        Args:
-            config: the configuration.
-            dealt: another deal than the configuration's own.
-
-        Raises:
-            FedPGPError: anything in the configuration that cannot work, by name.
-        """
-        from fedpgp.configured import build
-
-        return build(config, dealt)
-
     @cached_property
     def method(self) -> Method:
         return self._method if isinstance(self._method, Method) else self._method()

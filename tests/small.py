@@ -15,8 +15,8 @@ import torch
 
 from experiments.overrides import override_of
 from experiments.settings import composed
+from fedpgp.build import DTYPES, method_settings
 from fedpgp.clip import FrozenCLIP
-from fedpgp.configured import DTYPES, method_settings
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS

@@ -26,6 +26,7 @@ from PIL import Image
 from experiments.bench.measure import in_turn, peak_memory, relative
 from experiments.bench.step import textbook_loss
 from experiments.settings import composed
+from fedpgp.build import build_federation
 from fedpgp.federation import Federation
 from fedpgp.training import batches
 
@@ -59,7 +60,7 @@ def _made_up(root: Path) -> None:
 def _round(arguments: argparse.Namespace, clients: int) -> dict:
     overrides = [f"clients={clients}", "runtime=inline", f"device={arguments.device}"]
     config = composed([*overrides, *([f"model={arguments.model}"] if arguments.model else [])])
-    federation = Federation.from_config(config)
+    federation = build_federation(config)
     federation.encode()
     shared = federation.initial_shared()
     chosen = list(range(0, clients, max(1, clients // CLIENTS_IN_ROUND)))[:CLIENTS_IN_ROUND]

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.reporting.grids import Grid
 from experiments.reporting.groups import Group, short_label
@@ -15,11 +15,7 @@ from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
 from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std
 from experiments.settings import flatten
-from experiments.spreadsheet import csv_text
 from fedpgp.errors import FedPGPError
-
-if TYPE_CHECKING:
-    from experiments.reporting.significance import Comparison
 
 _LOWER_IS_BETTER = ("ece",)
 COSTS = ("bytes", "seconds", "peak_rss_mb")
@@ -233,32 +229,6 @@ def cell_text(column: str, cell: Cell) -> str:
     return mean_and_std(cell.mean, cell.std)
 
 
-def as_csv(rows: Sequence[Row], columns: Sequence[str], comparisons: Sequence[Comparison] = ()) -> str:
-    """Numbers as they are, a row a group and model: mean, std (empty for one seed) and n of each column.
-
-    With comparisons also, for each column, the row's mean difference from the best row of its task and the p value.
-    """
-    columns = shown_columns(rows, columns)
-    against = {(id(one.other), one.column): one for one in comparisons}
-    fields = ["mean", "std", "n"] + (["behind_best", "p"] if comparisons else [])
-    labels = list(rows[0].labels) if rows else ["method"]
-    lines = [[*labels, "prompt", "seeds", *(f"{column}_{field}" for column in columns for field in fields)]]
-    for row in rows:
-        line = [
-            *("" if text == "–" else text for text in row.labels.values()),
-            row.model,
-            " ".join(map(str, row.seeds)),
-        ]
-        for column in columns:
-            cell = row.cells.get(column, Cell({}, math.nan, math.nan))
-            line += [_blank(cell.mean), _blank(cell.std), sum(not math.isnan(value) for value in cell.values.values())]
-            if comparisons:
-                one = against.get((id(row), column))
-                line += [_blank(one.difference), _blank(one.p)] if one else ["", ""]
-        lines.append(line)
-    return csv_text(lines)
-
-
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
@@ -314,7 +284,3 @@ def _as_number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def _blank(value: float) -> str:
-    return "" if math.isnan(value) else repr(round(value, 10))

@@ -8,7 +8,7 @@
     L_con = mean_c -log( e^{cos(z_G, z_C)/tau} / (e^{cos(z_G, z_C)/tau} + e^{cos(z_G, z_i)/tau}) )
 
 The client trains p_G, U_i and V_i together; p_G goes to the server, U_i and V_i stay. Other personal terms in the place
-of U_i V_i are in :mod:`fedpgp.personal_terms`.
+of U_i V_i are in :mod:`fedpgp.methods.fedpgp_terms`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods.base import Batch, Method, Own, Params, Step
-from fedpgp.personal_terms import TERMS
+from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet, Task
 from fedpgp.templates import PLAIN
@@ -40,7 +40,7 @@ class FedPGPSettings:
             set's template) or ``context`` ("X X … {class}.", as the public code does).
         personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both N(0, 0.02²), as the
             public code does).
-        personal: the personal term, a name of :data:`fedpgp.personal_terms.TERMS`.
+        personal: the personal term, a name of :data:`fedpgp.methods.fedpgp_terms.TERMS`.
         contrast: ``both``, or ablations in which one similarity of the contrastive loss is 0: ``positive`` (z_G is
             drawn to z_C alone) and ``negative`` (z_G is pushed from z_i alone).
         images_a_rank: above 0, a client has one rank for so many images, at most ``rank``.

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.settings import composed
-from fedpgp.configured import deal_configured
+from fedpgp.build import deal_configured
 from fedpgp.data import DATASETS, ArraySplit, Dataset, FileSplit, Subset, load_dataset, register
 from fedpgp.data.base import data_root, validation_as_test, without_broken
 from fedpgp.data.store import cache_folder

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from experiments.settings import composed
-from fedpgp.configured import deal_configured
+from fedpgp.build import deal_configured
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.class_names import as_names, check_names
 from fedpgp.errors import FedPGPError

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.settings import composed, parse
-from fedpgp.configured import deal_configured, load_configured
+from fedpgp.build import deal_configured, load_configured
 from fedpgp.data import load_dataset
 from fedpgp.data.files import hold_out, pictures
 from fedpgp.data.layouts import LAYOUTS, SPLITS

@@ -11,7 +11,7 @@ from clients.client_app import client_app
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
-from fedpgp.configured import deal_configured
+from fedpgp.build import deal_configured
 from strategies import node_registry
 from tests.nodes import Nodes
 

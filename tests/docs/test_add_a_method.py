@@ -11,7 +11,7 @@ import yaml
 
 from experiments.runner import start
 from experiments.settings import check, composed
-from fedpgp.configured import build
+from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS, Method, method_class
 from fedpgp.registry import named_classes
@@ -61,7 +61,7 @@ def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
         with pytest.raises(FedPGPError, match=said):
             method_class({"name": path, "component": path})
     with pytest.raises(FedPGPError, match="beside method=fedpgp.*write method=component"):
-        build(composed(["method=fedpgp", "+method.component=my_package.ScaledPrompt"]))
+        build_federation(composed(["method=fedpgp", "+method.component=my_package.ScaledPrompt"]))
     with pytest.raises(FedPGPError, match="method.component has no value; give it one"):
         check(composed(["method=component"]))
 

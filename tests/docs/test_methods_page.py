@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.settings import composed
-from fedpgp.configured import method_settings
+from fedpgp.build import method_settings
 from fedpgp.methods import METHODS
-from fedpgp.personal_terms import TERMS
+from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.seeding import generator
 from fedpgp.task import Task
 from tests.small import SMALL, _clip

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from experiments.settings import CONF, check, choices, composed, flatten, free
-from fedpgp.configured import load_configured
+from fedpgp.build import load_configured
 from fedpgp.protocols import PROTOCOLS, deal
 
 NAMES = sorted(set(choices()["experiment"]) - {"smoke"})

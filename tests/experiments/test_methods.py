@@ -11,9 +11,9 @@ from flwr.app import ArrayRecord
 from clients.private_state import PrivateStore
 from experiments.runner import resume, start
 from experiments.settings import CONF, choices, composed
-from fedpgp.configured import method_settings
+from fedpgp.build import method_settings
 from fedpgp.methods import METHODS
-from fedpgp.personal_terms import TERMS
+from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.inline import InlineGrid

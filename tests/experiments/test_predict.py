@@ -21,6 +21,7 @@ from experiments.folder import RunFolder
 from experiments.personal import load_personal
 from experiments.runner import start
 from experiments.settings import composed
+from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from tests.docs.pages import block
@@ -58,7 +59,7 @@ def clients(run):
 @pytest.fixture(scope="module")
 def pictures(run, clients, tmp_path_factory):
     """Files of the trained client's test share, and their columns among the trained classes."""
-    federation = Federation.from_config(RunFolder.open(run)[1])
+    federation = build_federation(RunFolder.open(run)[1])
     share = federation.deal.shares[clients[0]]
     folder = tmp_path_factory.mktemp("pictures")
     for row in share.test:
@@ -332,7 +333,7 @@ def test_pictures_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
 def deployed(method: str) -> Federation:
     """What the machine of a run knows when the pictures are the clients' own: none of them."""
     words = ["runtime=flower", "partition=own", "dataset=folder", "dataset.root=null", "protocol=personal"]
-    return Federation.from_config(
+    return build_federation(
         composed([*words, "dataset.class_names=[cat,dog,fox,owl]", "clients=2", f"method={method}"])
     )
 

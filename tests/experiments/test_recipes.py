@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from experiments.settings import CONF, check, composed, flatten
-from fedpgp.configured import method_settings
+from fedpgp.build import method_settings
 from fedpgp.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))

@@ -15,9 +15,9 @@ import experiments.runner
 from clients.client_app import peak_rss_mb
 from experiments.run import main
 from experiments.settings import CONF, changed_on_resume, check, check_runtime, choices, composed
+from fedpgp.build import build_federation
 from fedpgp.clip import MODELS, SHIPPED
 from fedpgp.errors import FedPGPError
-from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from tests.small import small_config
 
@@ -395,5 +395,5 @@ def test_nothing_of_this_machine_is_in_conf():
 
 @pytest.mark.parametrize(("views", "expected"), [("1", 1), ("4", 4), ("live", None)])
 def test_views_of_a_configuration_reach_the_training(views, expected):
-    federation = Federation.from_config(composed([f"dataset.views={views}", "runtime=inline"]))
+    federation = build_federation(composed([f"dataset.views={views}", "runtime=inline"]))
     assert federation.training.views == expected

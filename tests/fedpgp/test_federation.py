@@ -10,7 +10,7 @@ import torch
 from golden import golden_clip
 from PIL import Image
 
-from fedpgp.configured import _encoded
+from fedpgp.build import _encoded
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split

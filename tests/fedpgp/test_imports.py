@@ -1,8 +1,10 @@
-"""The science knows nothing of Flower, Ray or Hydra, and arrows between the rooms go one way."""
+"""The science knows nothing of Flower, Ray or Hydra; imports between folders and files go one way."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,22 +17,84 @@ FORBIDDEN = {
 }
 
 
-def imported(path: Path) -> set[str]:
+PACKAGES = ("fedpgp", "clients", "strategies", "experiments")
+
+
+def imported(source: str, module: str = "", package: bool = False) -> set[str]:
+    """Names that a file imports anywhere: in functions and under TYPE_CHECKING too.
+
+    Args:
+        source: text of the file.
+        module: its dotted name, for relative imports.
+        package: whether it is a package's ``__init__``.
+
+    Returns:
+        dotted names; ``from a import b`` gives ``a.b``, whether ``b`` is a module or not.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: len(module.split(".")) - node.level + package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_no_file_imports_what_its_room_may_not_know(room):
-    files = list((ROOT / room).rglob("*.py"))
+def sources() -> dict[str, tuple[str, bool]]:
+    """Module -> text and whether it is a package's ``__init__``."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path.read_text(), path.name == "__init__.py"
+    return found
+
+
+def circle(files: Mapping[str, tuple[str, bool]]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; empty where there is none."""
+    edges = {}
+    for module, (source, package) in files.items():
+        names = imported(source, module, package)
+        targets = {name if name in files else name.rpartition(".")[0] for name in names}
+        edges[module] = targets & files.keys() - {module}
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_circle_between_files():
+    files = sources()
+    assert len(files) > 100
+    assert not circle(files)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "import a.one",
+        "def late():\n    from a import one",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import Thing",
+        "from .one import Thing",
+        "from . import one",
+    ],
+)
+def test_a_circle_is_found_wherever_it_hides(second):
+    files = {"a": ("", True), "a.one": ("from a.two import other", False), "a.two": (second, False)}
+    assert set(circle(files)) == {"a.one", "a.two"}
+    assert not circle({**files, "a.two": ("import a.three", False)})
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_file_imports_what_its_package_may_not_know(package):
+    files = {name: file for name, file in sources().items() if name.partition(".")[0] == package}
     assert files
-    for path in files:
-        assert not imported(path) & FORBIDDEN[room], path
+    for module, file in files.items():
+        roots = {name.partition(".")[0] for name in imported(file[0], module, file[1])}
+        assert not roots & FORBIDDEN[package], module
 
 
 def test_importing_everything_in_fedpgp_loads_no_framework():

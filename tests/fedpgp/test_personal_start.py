@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments.settings import composed
+from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
@@ -86,7 +87,7 @@ def test_pfedmma_clients_move_the_shared_matrix_alike(start, least, most):
     """It stands between two private projections: the updates agree only where those are alike. Officially every client
     loads the one model that was built (sajjad-ucsb/pFedMMA, 84197bb89b6ded3fb8e9b96e1cdd9f8ebc4a5fd2,
     federated_main.py 506-521)."""
-    fed = Federation.from_config(
+    fed = build_federation(
         composed(["runtime=inline", "method=pfedmma", "model=tiny_vit", "protocol=personal",
                   "partition=iid", "clients=2", "shots=8", "local_epochs=1", "device=cpu",
                   f"method.personal_start={start}"])

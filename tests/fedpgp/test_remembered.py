@@ -22,9 +22,9 @@ NAMES = ["cat", "golden retriever", "tea cup"]
 
 SCRIPT = """
 import sys, json
-from fedpgp.federation import Federation
+from fedpgp.build import build_federation
 
-federation = Federation.from_config(json.loads(sys.argv[1]))
+federation = build_federation(json.loads(sys.argv[1]))
 shared = federation.initial_shared()
 list(federation.train(shared, [0], 1, lambda client: None))
 list(federation.evaluate(shared, [0], lambda client: None, zero_shot=True))
@@ -123,8 +123,8 @@ def test_a_method_inside_the_image_tower_starts_from_memory(tmp_path):
     """Its process imports open_clip late, when torch has long been there."""
     config = composed(["method=promptsrc", "model=tiny_vit", "runtime=inline"])
     config["model"]["memory"] = str(tmp_path / "models")
-    code = "import json, sys; from fedpgp.federation import Federation; "
-    code += "Federation.from_config(json.loads(sys.argv[1])).initial_shared()"
+    code = "import json, sys; from fedpgp.build import build_federation; "
+    code += "build_federation(json.loads(sys.argv[1])).initial_shared()"
     for _ in range(2):
         command = [sys.executable, "-c", code, json.dumps(config)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

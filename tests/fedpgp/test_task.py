@@ -5,7 +5,7 @@ import torch
 from golden import golden_class_names, golden_clip
 
 from experiments.settings import composed
-from fedpgp.configured import build
+from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS
 from fedpgp.task import Task
@@ -27,8 +27,9 @@ def test_zero_shot_and_guidance_have_a_template_of_their_own(plain):
 
 
 def test_the_protocol_says_which():
-    tasks = [build(composed(["protocol=personal", *more])).method.task for more in ([], ["protocol.template=plain"])]
+    configs = [composed(["protocol=personal", *more]) for more in ([], ["protocol.template=plain"])]
+    tasks = [build_federation(config).method.task for config in configs]
     assert [task.plain_zero_shot for task in tasks] == [False, True]
     assert composed(["recipe=paper", "protocol=dirichlet"])["protocol"]["template"] == "plain"
     with pytest.raises(FedPGPError, match="protocol.template"):
-        build(composed(["protocol=personal", "protocol.template=plane"]))
+        build_federation(composed(["protocol=personal", "protocol.template=plane"]))

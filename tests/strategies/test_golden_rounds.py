@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from clients.private_state import PrivateStore, owner
 from experiments.runner import start
 from experiments.settings import composed
-from fedpgp.configured import method_settings
+from fedpgp.build import method_settings
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS, Batch, Images

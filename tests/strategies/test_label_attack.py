@@ -18,6 +18,7 @@ from clients.client_app import client_app
 from clients.messages import Job, pack
 from clients.node_config import Site
 from experiments.settings import composed
+from fedpgp.build import build_federation
 from fedpgp.data import load_dataset
 from fedpgp.federation import Federation
 from strategies.reply_checks import open_reply
@@ -78,7 +79,7 @@ class Node:
 def crafted(site, tmp_path_factory) -> tuple[dict, list[dict], Federation]:
     """(the honest start, for each class tensors that answer it whatever they are shown, the client's federation)."""
     own = Site.of({**site, "state-dir": str(tmp_path_factory.mktemp("state"))})
-    federation = Federation.from_config(json.loads(own.configured(configuration())))
+    federation = build_federation(json.loads(own.configured(configuration())))
     start, task, classes = federation.initial_shared(), federation.method.task, federation.base
     emoji = load_dataset("emoji")
     public = [emoji.test.image(i) for i in range(0, len(emoji.test), len(emoji.test) // 128)]

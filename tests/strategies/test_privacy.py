@@ -17,8 +17,8 @@ from clients.private_state import owner
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
+from fedpgp.build import build_federation
 from fedpgp.data import load_dataset
-from fedpgp.federation import Federation
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.nodes import Nodes
@@ -214,7 +214,7 @@ def test_a_node_that_comes_back_with_other_pictures_counts_with_those(tmp_path):
             nodes.restart(node)
 
     # A real node reads its folder in a new process for every message.
-    app = client_app(lambda text: Federation.from_config(json.loads(text)))
+    app = client_app(lambda text: build_federation(json.loads(text)))
     run_rounds(tmp_path, Nodes(app, sites(tmp_path), before=before), "evaluate_every=0")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["dropped"] for line in lines if line["kind"] == "train"] == [[], []]

@@ -5,18 +5,24 @@ what becomes of their gradients. U is (m, b), V is (b, d); g is the gradient of 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.methods.base import Params
 from fedpgp.prompts import low_rank_term, normal, personal_context
 from fedpgp.task import Task
 
-if TYPE_CHECKING:
-    from fedpgp.methods.base import Params
-    from fedpgp.methods.fedpgp import FedPGPSettings
+
+class TermSettings(Protocol):
+    """What the terms read of their method's settings (:class:`fedpgp.methods.fedpgp.FedPGPSettings`)."""
+
+    rank: int
+    personal_init: str
+    images_a_rank: int
+    experts: int
 
 
 class LowRank:
@@ -25,34 +31,34 @@ class LowRank:
 
     carried: ClassVar[tuple[str, ...]] = ("columns",)
 
-    def __init__(self, settings: "FedPGPSettings", task: Task):
+    def __init__(self, settings: TermSettings, task: Task):
         self.settings, self.task = settings, task
 
-    def shared(self, rng: np.random.Generator) -> "Params":
+    def shared(self, rng: np.random.Generator) -> Params:
         """Tensors the server owns beside p_G."""
         return {}
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         """The personal tensors."""
         u, v = self._factors(rng)
         return {"U": u, "V": v}
 
-    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
+    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
         """Tensors of a round; ``images()`` (K, 1): how many each client has."""
         if not self.settings.images_a_rank:
             return {}
         rank = (images() / self.settings.images_a_rank).ceil().clamp(min=1)
         return {"columns": (torch.arange(self.settings.rank, device=rank.device) < rank).to(params["U"].dtype)}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         """p_i, (K, m, d)."""
         u = params["U"] * params["columns"].unsqueeze(-2) if "columns" in params else params["U"]
         return personal_context(params["p_G"], u, params["V"])
 
-    def fit(self, params: "Params", gradient: Callable[[], Tensor], lr: float) -> None:
+    def fit(self, params: Params, gradient: Callable[[], Tensor], lr: float) -> None:
         """Before a round's first step; may change ``params`` in place. ``gradient()`` is that of the loss at p_i."""
 
-    def change(self, grads: "Params", params: "Params") -> "Params":
+    def change(self, grads: Params, params: Params) -> Params:
         """What the optimizer gets in the place of these gradients."""
         return grads
 
@@ -69,23 +75,23 @@ class Nothing(LowRank):
 
     carried = ()
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         return {}
 
-    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
+    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
         return {}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         return params["p_G"]
 
 
 class Full(Nothing):
     """``p_i = p_G + D`` with D (m, d) of full rank."""
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         return {"D": self._start((self.task.n_ctx, self.task.clip.width), rng)}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         return params["p_G"] + params["D"]
 
 
@@ -100,7 +106,7 @@ class LoRAPro(LowRank):
     taken; the optimizer's momentum acts on h.
     """
 
-    def change(self, grads: "Params", params: "Params") -> "Params":
+    def change(self, grads: Params, params: Params) -> Params:
         u, v, g_u, g_v = (t.cpu().double() for t in (params["U"], params["V"], grads["U"], grads["V"]))
         if "columns" in params:
             columns = params["columns"].to(u)
@@ -131,18 +137,18 @@ class LoRASB(LowRank):
 
     carried = ("U", "V", "fitted")
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         u, v = self._factors(rng)
         u, v = torch.linalg.qr(normal(tuple(u.shape), rng))[0], torch.linalg.qr(v.mT)[0].mT
         return {"U": u, "V": v, "R": torch.zeros(u.shape[1], u.shape[1]), "fitted": torch.zeros(1, 1)}
 
-    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
+    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
         return {}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         return params["p_G"] + params["U"] @ params["R"] @ params["V"]
 
-    def fit(self, params: "Params", gradient: Callable[[], Tensor], lr: float) -> None:
+    def fit(self, params: Params, gradient: Callable[[], Tensor], lr: float) -> None:
         if params["fitted"].all():
             return
         left, values, right = torch.linalg.svd(-lr * gradient(), full_matrices=False)
@@ -161,14 +167,14 @@ class Experts(Nothing):
     """``p_i = p_G + sum_e a_e U_e V_e``: E low-rank experts that all clients share, and a personal gate a = softmax
     (after MoLE)."""
 
-    def shared(self, rng: np.random.Generator) -> "Params":
+    def shared(self, rng: np.random.Generator) -> Params:
         pairs = [self._factors(rng) for _ in range(self.settings.experts)]
         return {"experts.U": torch.stack([u for u, _ in pairs]), "experts.V": torch.stack([v for _, v in pairs])}
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         return {"gate": torch.zeros(self.settings.experts)}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         terms = params["experts.U"] @ params["experts.V"]
         return params["p_G"] + (params["gate"].softmax(-1)[..., None, None] * terms).sum(-3)
 
@@ -176,10 +182,10 @@ class Experts(Nothing):
 class Masked(LowRank):
     """``p_i = p_G + diag(s) U V``, s = sigmoid of a learned number a token: which tokens are personal (after TARA)."""
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         return {**super().start(rng), "s": torch.zeros(self.task.n_ctx, 1)}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         return super().context({**params, "U": params["s"].sigmoid() * params["U"]})
 
 
@@ -189,14 +195,14 @@ class RankOne(LowRank):
 
     carried = ("v",)
 
-    def start(self, rng: np.random.Generator) -> "Params":
+    def start(self, rng: np.random.Generator) -> Params:
         return {"U": self._start((self.task.n_ctx, 1), rng)}
 
-    def prepare(self, params: "Params", images: Callable[[], Tensor]) -> "Params":
+    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
         v = torch.linalg.svd(params["p_G"], full_matrices=False)[2][..., :1, :]
         return {"v": v * v.gather(-1, v.abs().argmax(-1, keepdim=True)).sign()}
 
-    def context(self, params: "Params") -> Tensor:
+    def context(self, params: Params) -> Tensor:
         return personal_context(params["p_G"], params["U"], params["v"])
 
 

@@ -1,4 +1,4 @@
-"""From a resolved configuration (a plain nested mapping; the keys are conf/'s) to data set, deal, model and federation.
+"""Build data set, deal, model and federation from a resolved configuration.
 
 Names and ranges are checked on the way. Nothing heavy is loaded before it is asked for.
 """
@@ -73,11 +73,11 @@ def deal_configured(config: Mapping) -> Deal:
     )
 
 
-def build(config: Mapping, dealt: Deal | None = None) -> Federation:
-    """The federation of a configuration.
+def build_federation(config: Mapping, dealt: Deal | None = None) -> Federation:
+    """Build the federation of a configuration.
 
     Args:
-        config: the configuration.
+        config: a plain nested mapping, resolved; the keys are conf/'s.
         dealt: another deal than the configuration's own.
 
     Raises:
