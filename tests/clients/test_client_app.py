@@ -41,7 +41,7 @@ def test_a_broken_picture_is_named_to_nobody_else(tmp_path, capfd):
     for given in (plain, {**plain, "data-dir": str(tmp_path)}):
         job = Job("0123456789abcdef", 1, "{}", "", 1, clients=(0,), committed=(0,))
         content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-        one = Node(SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None)
+        one = Node(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
 
         def broken(federation, shared, clients, own):
             raise error
