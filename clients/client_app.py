@@ -273,8 +273,11 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 disclosure.count({**shared, **alone}, node.job.server_round)
             for result in federation.evaluate(shared, clients, node.load_state, own, zero_shot=zero_shot):
                 if disclosure:
-                    share = federation.deal.shares[result.client]
-                    images = {**{name: len(exam.rows) for name, exam in share.exams.items()}, "ece": len(share.test)}
+                    client_split = federation.federated_split.clients[result.client]
+                    images = {
+                        **{name: len(eval_set.indices) for name, eval_set in client_split.eval_sets.items()},
+                        "ece": len(client_split.test),
+                    }
                     result.metrics = disclosure.figures(result.metrics, images)
                 metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})

@@ -5,7 +5,7 @@
 * ``client-id``: which logical client lives here;
 * ``client-name``: what people call it, in warnings, tables and the report;
 * ``state-dir``: where its private tensors are kept, and the features of its own pictures;
-* ``data-root``: the folder that holds the public data sets, where the federation deals one; else $FEDPGP_DATA;
+* ``data-root``: the folder that holds the public data sets, where the federation splits one; else $FEDPGP_DATA;
 * ``data-dir``: its own pictures (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
 * ``on-bad-image``: ``skip`` leaves out those of its own pictures that cannot be read; else the federation's
   ``dataset.on_bad_image`` holds;
@@ -59,9 +59,9 @@ class Site:
     Attributes:
         client: the logical client that lives here.
         state_dir: folder of what it keeps for itself.
-        data_root: folder of public data sets, for one that is dealt; None is the usual one.
+        data_root: folder of public data sets, where the federation splits one; None is the usual one.
         name: what people call the client; empty where nobody said.
-        data_dir: its own pictures; None where the federation's data set is dealt.
+        data_dir: its own pictures; None where the federation splits a data set.
         on_bad_image: ``error`` or ``skip`` for its own pictures; None takes what the federation's configuration says.
         weights: a weights file; None takes what the federation's configuration says.
         cache_dir: folder of features; None is one in ``state_dir`` for its own pictures, the usual one for others.
@@ -163,7 +163,7 @@ class Site:
         """The federation's configuration (JSON text) with this node's own paths.
 
         Raises:
-            Unfit: the federation deals a data set and this node has its own pictures, or the other way round; a client
+            Unfit: the federation splits a data set and this node has its own pictures, or the other way round; a client
                 number that the federation does not have.
             FedPGPError: its folder cannot be made.
         """
@@ -175,7 +175,7 @@ class Site:
             raise Unfit("partition=own: each node names its own pictures in --node-config: data-dir='DIR'")
         if not own and self.data_dir is not None:
             raise Unfit(
-                f"this node has its own pictures (data-dir), but the federation deals data set "
+                f"this node has its own pictures (data-dir), but the federation splits data set "
                 f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
             )
         cache = self.cache_dir
@@ -207,9 +207,9 @@ def identity(federation) -> dict[str, str]:
         "model weights": f"sha256 {federation.method.task.clip.fingerprint[:16]}",
     }
     if (
-        not federation.deal.own
+        not federation.federated_split.private_data
     ):  # a copy of the data set with other pictures would give clients others than the server's
-        found["split of the data set"] = f"sha256 {split_digest(federation.deal)[:16]}"
+        found["split of the data set"] = f"sha256 {split_digest(federation.federated_split)[:16]}"
     return found
 
 

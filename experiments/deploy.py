@@ -82,7 +82,7 @@ class _Asked(BaseException):
 
 def _local(options: argparse.Namespace) -> int:
     sites = _sites(options)
-    # Any number of clients can be dealt by label; the default partition needs one for each art style.
+    # Any number of clients can be split by label; the default partition needs one for each art style.
     partition = "partition=own" if options.data else "partition=dirichlet"
     given = [] if any(word.startswith(("partition=", "resume=")) for word in options.overrides) else [partition]
     overrides = ["runtime=flower", *given, *options.overrides, f"clients={len(sites)}"]

@@ -25,14 +25,14 @@ from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
-from fedpgp.build import build_federation, deal_configured, load_configured
+from fedpgp.build import build_federation, load_configured, split_configured
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Progress
 from fedpgp.files import check_target
 from fedpgp.plain_text import indented, written_out
-from fedpgp.protocols import Deal, label_of, transfer
+from fedpgp.protocols import FederatedSplit, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 
 GROUPS = ("dataset", "protocol", "runtime")
@@ -129,13 +129,13 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     _refuse_what_is_elsewhere(run, config, tensors["committed"])
     changed = _changed(config, overrides)
     check(changed)
-    dealt, there = _own_split(run, config, changed, info.get("data"))
+    federated_split, there = _own_split(run, config, changed, info.get("data"))
     if there and _which(changed["dataset"]) == _which(config["dataset"]):
-        dealt = _same_training(dealt, deal_configured(changed))
+        federated_split = _same_training(federated_split, split_configured(changed))
     else:
         label = _label(changed["dataset"])
-        dealt = _only(transfer(dealt, {label: load_configured(changed)}), f"datasets.{label}")
-    federation = build_federation(changed, dealt)
+        federated_split = _only(transfer(federated_split, {label: load_configured(changed)}), f"datasets.{label}")
+    federation = build_federation(changed, federated_split)
     federation.progress = progress
     shared = _below(tensors, "shared/")
     memory = _below(tensors, "memory/")
@@ -148,17 +148,17 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
         return store.load(client, int(committed[client]))
 
     results = federation.evaluate(shared, clients, load_state, own, zero_shot=True)
-    domains = [share.domain for share in dealt.shares]
+    domains = [client_split.domain for client_split in federated_split.clients]
     rows: list[dict] = []
     for result in results:
         rows.append({"id": result.client, "domain": domains[result.client], **result.metrics})
         progress(len(rows), len(clients), "clients evaluated")
     rows.sort(key=lambda row: row["id"])
-    about = {"round": info["round"], "overrides": list(overrides), "data": data_record(dealt)["pictures"]}
-    return {**about, "notes": list(dealt.dataset.notes), "accuracy": summarize(rows), "clients": rows}
+    about = {"round": info["round"], "overrides": list(overrides), "data": data_record(federated_split)["pictures"]}
+    return {**about, "notes": list(federated_split.dataset.notes), "accuracy": summarize(rows), "clients": rows}
 
 
-def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[Deal, bool]:
+def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[FederatedSplit, bool]:
     """What the run was trained on, and which client owns what of it.
 
     Where ``dataset.root`` names another folder, the run's data may have moved there, or it holds the other data that
@@ -178,14 +178,14 @@ def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | N
     errors = []
     for place in places:
         try:
-            dealt = deal_configured(place)
-            note = check_same_data(run, record, data_record(dealt))
+            federated_split = split_configured(place)
+            note = check_same_data(run, record, data_record(federated_split))
         except FedPGPError as error:
             errors.append(error)
             continue
         if note:
             print(f"note: {indented(note)}", file=sys.stderr)
-        return dealt, place is moved
+        return federated_split, place is moved
     raise errors[0]
 
 
@@ -244,19 +244,22 @@ def _where(dataset: Mapping) -> dict:
     return {key: value for key, value in dataset.items() if key in WHERE}
 
 
-def _only(dealt: Deal, figure: str) -> Deal:
-    """The same clients with one exam, which takes the place of their own."""
-    shares = [replace(share, exams={figure: share.exams[figure]}) for share in dealt.shares]
-    return replace(dealt, shares=shares)
+def _only(federated_split: FederatedSplit, figure: str) -> FederatedSplit:
+    """The same clients with one eval set, which takes the place of their own."""
+    client_splits = [
+        replace(client_split, eval_sets={figure: client_split.eval_sets[figure]})
+        for client_split in federated_split.clients
+    ]
+    return replace(federated_split, clients=client_splits)
 
 
-def _same_training(dealt: Deal, other: Deal) -> Deal:
-    """The other deal, when its clients train on the same images and classes.
+def _same_training(federated_split: FederatedSplit, other: FederatedSplit) -> FederatedSplit:
+    """The other split, when its clients train on the same images and classes.
 
     Raises:
         FedPGPError: they would not.
     """
-    before, after = dealt.shares, other.shares
+    before, after = federated_split.clients, other.clients
     if len(before) != len(after) or any(
         a.classes != b.classes or a.trains != b.trains or not np.array_equal(a.train, b.train)
         for a, b in zip(before, after, strict=True)

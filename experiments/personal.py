@@ -133,7 +133,7 @@ def load_personal(
         federation.progress = progress
         if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
             raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
-        names = range(len(federation.dataset.class_names)) if all_classes else federation.deal.base_classes
+        names = range(len(federation.dataset.class_names)) if all_classes else federation.federated_split.base_classes
         classes = federation.class_set(tuple(names))
         if committed:
             own = {client: federation.for_client(client, memory)} if memory else None
@@ -152,7 +152,7 @@ def load_personal(
         with contextlib.suppress(NeedsPictures):
             return answering(build_federation(config, recorded_split(record, config["dataset"]["name"])))
     federation = build_federation(config)
-    if note := check_same_data(run, record, data_record(federation.deal)):
+    if note := check_same_data(run, record, data_record(federation.federated_split)):
         print(f"note: {indented(note)}", file=sys.stderr)
     return answering(federation)
 

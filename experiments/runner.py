@@ -171,7 +171,9 @@ def _run(
             def prepare():
                 federation = federation_of(text)
                 if checkpoint:
-                    said = check_same_data(folder.path, checkpoint[1].get("data"), data_record(federation.deal))
+                    said = check_same_data(
+                        folder.path, checkpoint[1].get("data"), data_record(federation.federated_split)
+                    )
                     console.note(said) if said else None
                 elif config.get("init_from"):
                     initial.update(prompts_of(user_path(config["init_from"]), federation, console.warn))

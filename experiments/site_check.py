@@ -175,15 +175,17 @@ def _pictures(federation: Federation, client: int, skip: bool) -> Iterator[Findi
         advice = "left out" if skip else "restore them, or start the node with on-bad-image=skip"
         text = f"{len(broken)} cannot be read ({advice}): {listed}"
         yield Finding(WARNING if skip else WRONG, "broken pictures", text)
-    share = federation.deal.shares[client]
-    counts = {"train": np.intersect1d(share.train, left["train"]), "test": np.intersect1d(share.test, left["test"])}
+    client_split = federation.federated_split.clients[client]
+    counts = {
+        "train": np.intersect1d(client_split.train, left["train"]),
+        "test": np.intersect1d(client_split.test, left["test"]),
+    }
     train, test = len(counts["train"]), len(counts["test"])
     has = np.unique(federation.dataset.train.labels[counts["train"]])
     names = federation.dataset.class_names
-    lacking = [names[label] for label in federation.deal.base_classes if label not in has]
-    text = (
-        f"{train} to train on, {test} to test on, of {len(has)} of {len(federation.deal.base_classes)} trained classes"
-    )
+    lacking = [names[label] for label in federation.federated_split.base_classes if label not in has]
+    trained = federation.federated_split.base_classes
+    text = f"{train} to train on, {test} to test on, of {len(has)} of {len(trained)} trained classes"
     if not train and not test:
         yield Finding(WRONG, "pictures", f"{text}: too few to take part")
         return

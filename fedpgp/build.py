@@ -1,4 +1,4 @@
-"""Build data set, deal, model and federation from a resolved configuration.
+"""Build data set, split, model and federation from a resolved configuration.
 
 Names and ranges are checked on the way. Nothing heavy is loaded before it is asked for.
 """
@@ -21,7 +21,7 @@ from fedpgp.federation import Federation, Progress
 from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
 from fedpgp.own import own_pictures
-from fedpgp.protocols import Deal, deal
+from fedpgp.protocols import FederatedSplit, split_clients
 from fedpgp.remembered import RememberedCLIP
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
@@ -58,11 +58,11 @@ def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     return load_dataset(name, root, **options)
 
 
-def deal_configured(config: Mapping) -> Deal:
+def split_configured(config: Mapping) -> FederatedSplit:
     """Who owns what, by a configuration."""
     if config["partition"]["scheme"] == "own":
         return own_pictures(config, load_configured)
-    return deal(
+    return split_clients(
         load_configured(config),
         config["clients"],
         config["seed"],
@@ -73,30 +73,30 @@ def deal_configured(config: Mapping) -> Deal:
     )
 
 
-def build_federation(config: Mapping, dealt: Deal | None = None) -> Federation:
+def build_federation(config: Mapping, federated_split: FederatedSplit | None = None) -> Federation:
     """Build the federation of a configuration.
 
     Args:
         config: a plain nested mapping, resolved; the keys are conf/'s.
-        dealt: another deal than the configuration's own.
+        federated_split: another split than the configuration's own.
 
     Raises:
         FedPGPError: anything in the configuration that cannot work, by name.
     """
     make_method = _method(config)
     clip = cache(partial(_clip, config))
-    dealt = deal_configured(config) if dealt is None else dealt
-    dataset = dealt.dataset
+    federated_split = split_configured(config) if federated_split is None else federated_split
+    dataset = federated_split.dataset
     size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
 
     def tell(done: int, total: int, what: str) -> None:
         federation.progress(done, total, what)
 
-    encoded = partial(_encoded, config, dataset, clip, cache(lambda: dealt.train_rows), tell)
+    encoded = partial(_encoded, config, dataset, clip, cache(lambda: federated_split.train_indices), tell)
     federation = Federation(
         lambda: make_method(clip(), dataset),
         dataset,
-        dealt,
+        federated_split,
         partial(encoded, "features"),
         TrainingSettings(
             epochs=config["local_epochs"],
@@ -172,7 +172,7 @@ def _encoded(
     config: Mapping,
     dataset: Dataset,
     clip: Callable[[], FrozenCLIP],
-    train_rows: Callable[[], np.ndarray],
+    train_indices: Callable[[], np.ndarray],
     tell: Progress,
     what: str,
     split: str,
@@ -189,8 +189,8 @@ def _encoded(
     kind = "images" if what == "features" else f"images ({what})"
     in_words = f"encoding {split} {kind}" + ("" if view is None else f", view {view + 1}")
     encode = partial(encode_split, clip(), progress=lambda done, total: tell(done, total, in_words), **options)
-    rows = train_rows() if split == "train" else np.arange(len(whole))
-    if 2 * len(rows) < len(whole):  # of many pictures few are dealt (shots): only those are encoded
+    rows = train_indices() if split == "train" else np.arange(len(whole))
+    if 2 * len(rows) < len(whole):  # of many pictures few are used (shots): only those are encoded
         found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]
         if any(features is None for features in found):
             some = encode(Subset(whole, rows), split_name=f"{name}-some")

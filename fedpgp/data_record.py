@@ -11,7 +11,7 @@ import numpy as np
 
 from fedpgp.data import Dataset, Split
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols import ClientShare, Deal, Exam
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 
 PARTS = ("train", "val", "test")
 SHOWN = 5
@@ -20,28 +20,28 @@ SHOWN = 5
 Record = dict[str, object]
 
 
-def data_record(dealt: Deal) -> Record:
+def data_record(federated_split: FederatedSplit) -> Record:
     """The record of a data set that is split over clients, for JSON.
 
     Where the pictures are the clients' own, it says nothing of them.
     """
-    dataset = dealt.dataset
-    lists = list(dict.fromkeys(share.classes for share in dealt.shares))
+    dataset = federated_split.dataset
+    lists = list(dict.fromkeys(client_split.classes for client_split in federated_split.clients))
     place = {classes: i for i, classes in enumerate(lists)}
     alike = len(lists) == 1
     return {
         "class_names": list(dataset.class_names),
         "template": dataset.template if isinstance(dataset.template, str) else list(dataset.template),
-        "base_classes": list(dealt.base_classes),
-        "clients": len(dealt.shares),
+        "base_classes": list(federated_split.base_classes),
+        "clients": len(federated_split.clients),
         "classes": [list(classes) for classes in lists],
-        "classes_of": None if alike else [place[share.classes] for share in dealt.shares],
+        "classes_of": None if alike else [place[client_split.classes] for client_split in federated_split.clients],
         "pictures": {part: _pictures(getattr(dataset, part)) for part in PARTS if getattr(dataset, part) is not None},
-        "split": split_digest(dealt),
+        "split": split_digest(federated_split),
     }
 
 
-def split_digest(dealt: Deal) -> str:
+def split_digest(federated_split: FederatedSplit) -> str:
     """SHA-256 (hex) of which client owns and is tested on which rows, and of their labels; the same on every machine
     that has the same list of pictures, wherever they lie."""
     digest, known = hashlib.sha256(), {}
@@ -52,16 +52,21 @@ def split_digest(dealt: Deal) -> str:
         return known[id(array)]
 
     for part in PARTS:
-        if (split := getattr(dealt.dataset, part)) is not None:
+        if (split := getattr(federated_split.dataset, part)) is not None:
             digest.update(part.encode() + rows(split.labels))
-    for share in dealt.shares:
-        digest.update(f"{share.classes} {share.domain} {share.trains} ".encode() + rows(share.train))
-        for figure, exam in sorted(share.exams.items()):
-            digest.update(f"{figure} {exam.split} {exam.classes} {exam.allowed} ".encode() + rows(exam.rows))
+    for client_split in federated_split.clients:
+        digest.update(
+            f"{client_split.classes} {client_split.domain} {client_split.trains} ".encode() + rows(client_split.train)
+        )
+        for figure, eval_set in sorted(client_split.eval_sets.items()):
+            digest.update(
+                f"{figure} {eval_set.split} {eval_set.classes} {eval_set.allowed_labels} ".encode()
+                + rows(eval_set.indices)
+            )
     return digest.hexdigest()
 
 
-def recorded_split(record: Record, name: str) -> Deal:
+def recorded_split(record: Record, name: str) -> FederatedSplit:
     """Classes and clients of a record, without pictures.
 
     Args:
@@ -73,8 +78,10 @@ def recorded_split(record: Record, name: str) -> Deal:
     lists = [tuple(classes) for classes in record["classes"]]
     of = record["classes_of"] or [0] * record["clients"]
     nothing = np.empty(0, dtype=np.int64)
-    shares = [ClientShare(nothing, lists[i], {"local": Exam(nothing, lists[i])}) for i in of]
-    return Deal(Dataset(name, names, template, None, None, None), tuple(record["base_classes"]), (), shares)
+    client_splits = [ClientSplit(nothing, lists[i], {"local": EvalSet(nothing, lists[i])}) for i in of]
+    return FederatedSplit(
+        Dataset(name, names, template, None, None, None), tuple(record["base_classes"]), (), client_splits
+    )
 
 
 def check_same_data(run: object, before: Record | None, now: Record) -> str | None:

@@ -1,4 +1,4 @@
-"""The facade between the science and whatever moves messages: a data set dealt to clients, a frozen model and a method.
+"""The facade between the science and whatever moves messages: a split data set, a frozen model and a method.
 
 Server and clients build the same federation from the same configuration. Nothing heavy happens before it is needed: a
 server that only averages never opens an image. No Flower here: prompts come and go as numpy arrays and plain
@@ -24,7 +24,7 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import Batch, Classifier, Images, Method, Params, Round, cosine_logits
 from fedpgp.optimizers import fresh_state
-from fedpgp.protocols import Deal, Exam
+from fedpgp.protocols import EvalSet, FederatedSplit
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
 from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
@@ -44,7 +44,7 @@ PERSONAL_STARTS = ("shared", "per_client")
 WEIGHTINGS = ("images", "equal")
 """Values of ``method.weighting``."""
 
-MEMORY_SHARE = 0.1
+MEMORY_FRACTION = 0.1
 """Part of a machine's memory that one cohort's activations may take (several workers share it)."""
 
 SCORED_AT_ONCE = 512
@@ -91,8 +91,8 @@ class Federation:
 
     Args:
         method: with its task (model, classes, precision).
-        dataset: what was dealt.
-        dealt: who owns what.
+        dataset: what is split.
+        federated_split: which client has which images.
         features: image features of the train and the test split.
         patches, mirrored, features_raw: patch features, features of the mirrored images, and features that are not of
             unit norm, likewise, for methods that read them.
@@ -103,14 +103,14 @@ class Federation:
         personal_start: ``shared``: the private tensors of all clients start alike, as in the public code of every
             method here; ``per_client``: each client draws its own.
         weighting: ``images`` or ``equal``: how the server weighs clients; None: as the method does.
-        slow_clients: share of the clients that finish only some of their local epochs.
+        slow_clients: fraction of the clients that finish only some of their local epochs.
     """
 
     def __init__(
         self,
         method: Method | Callable[[], Method],
         dataset: Dataset,
-        dealt: Deal,
+        federated_split: FederatedSplit,
         features: FeatureSource,
         training: TrainingSettings,
         *,
@@ -124,7 +124,7 @@ class Federation:
         weighting: str | None = None,
         slow_clients: float = 0.0,
     ):
-        self._method, self.dataset, self.deal = method, dataset, dealt
+        self._method, self.dataset, self.federated_split = method, dataset, federated_split
         self._sources = {
             "features": features,
             "patches": patches,
@@ -153,12 +153,12 @@ class Federation:
 
     @property
     def num_clients(self) -> int:
-        return len(self.deal.shares)
+        return len(self.federated_split.clients)
 
     @cached_property
     def base(self) -> ClassSet:
         """All classes that some client trains."""
-        return self.class_set(self.deal.base_classes)
+        return self.class_set(self.federated_split.base_classes)
 
     def class_set(self, classes: Sequence[int]) -> ClassSet:
         """The classes with these labels."""
@@ -269,8 +269,8 @@ class Federation:
         for name in self._personal_names:
             params[name] = torch.stack([tensor(state[name]) for state in states])
         if type(method).prepare is not Method.prepare and (training or method.prepares_answers):
-            rows = [self.deal.shares[client].train for client in clients]
-            classes = self.deal.shares[clients[0]].classes
+            rows = [self.federated_split.clients[client].train for client in clients]
+            classes = self.federated_split.clients[clients[0]].classes
 
             def own_images(images: bool = True) -> Batch:
                 if self.dataset.train is None:
@@ -314,13 +314,15 @@ class Federation:
     ) -> Iterator[list[int]]:
         """Clients that go through in one tensor program: of the same classes, and alike in whether and how long they
         train."""
-        shares = self.deal.shares
+        client_splits = self.federated_split.clients
         alike: dict[tuple, list[int]] = {}
-        for client in sorted(clients, key=lambda c: (-len(shares[c].train), c)):  # equal lengths finish together
-            key = (shares[client].classes, shares[client].trains, epochs[client] if epochs else None)
+        for client in sorted(clients, key=lambda c: (-len(client_splits[c].train), c)):  # equal lengths finish together
+            key = (client_splits[client].classes, client_splits[client].trains, epochs[client] if epochs else None)
             alike.setdefault(key, []).append(client)
         for (classes, *_), members in alike.items():
-            lists = {classes} if gradients else {e.classes for c in members for e in shares[c].exams.values()}
+            lists = (
+                {classes} if gradients else {e.classes for c in members for e in client_splits[c].eval_sets.values()}
+            )
             size = self.cohort_size or min(self._affordable(self.class_set(ids), gradients) for ids in lists)
             for start in range(0, len(members), size):
                 yield members[start : start + size]
@@ -338,11 +340,11 @@ class Federation:
         else:
             memory = psutil.virtual_memory().total
         client = self._activations(classes, gradients)
-        if gradients and client > MEMORY_SHARE * memory and not task.checkpointing:
+        if gradients and client > MEMORY_FRACTION * memory and not task.checkpointing:
             log.info("one client's activations (%.1f GB) do not fit: gradient checkpointing", client / 1e9)
             task.checkpointing = True
             client = self._activations(classes, gradients)
-        return max(1, int(memory * MEMORY_SHARE / client))
+        return max(1, int(memory * MEMORY_FRACTION / client))
 
     def _activations(self, classes: ClassSet, gradients: bool) -> float:
         """Bytes that one client's step takes in the towers at its highest."""
@@ -395,7 +397,9 @@ class Federation:
                 )
                 metrics = {"loss": float(result.loss[k]), "steps": float(result.steps[k])}
                 metrics["epochs"] = float(settings.epochs)
-                yield TrainResult(client, update, state, len(self.deal.shares[client].train), metrics, error)
+                yield TrainResult(
+                    client, update, state, len(self.federated_split.clients[client].train), metrics, error
+                )
 
     def _epochs(self, client: int, round: int) -> int:
         """Local epochs of a client in a round: fewer than asked for, drawn anew each round, for a slow one (FedProx's
@@ -421,13 +425,13 @@ class Federation:
         stored = [load_state(client) for client in cohort]
         states = [s if s is not None else self.initial_state(c) for s, c in zip(stored, cohort, strict=True)]
         params = self._params(shared, cohort, states, own)
-        classes = self.deal.shares[cohort[0]].classes
+        classes = self.federated_split.clients[cohort[0]].classes
         return train_cohort(
             self.method,
             params,
             self.training_images(),
             self.labels("train", classes),
-            [self.deal.shares[client].train for client in cohort],
+            [self.federated_split.clients[client].train for client in cohort],
             self.class_set(classes),
             settings,
             received={name: params[name] for name in shared},
@@ -479,7 +483,7 @@ class Federation:
             memory: of the server, before.
         """
         clients = sorted(uploads)
-        share = torch.tensor([weights[client] for client in clients], dtype=torch.float64)
+        weight = torch.tensor([weights[client] for client in clients], dtype=torch.float64)
         stacked = {n: torch.stack([torch.from_numpy(np.array(uploads[c][n])) for c in clients]) for n in sent}
         shared, memory = self.method.after_round(
             _tensors(averaged),
@@ -488,7 +492,7 @@ class Federation:
                 last=last,
                 clients=clients,
                 population=self.num_clients,
-                weights=(share / share.sum()).to(self.method.task.dtype),
+                weights=(weight / weight.sum()).to(self.method.task.dtype),
                 sent=_tensors(sent),
                 uploads=stacked,
                 memory=_tensors(memory),
@@ -512,39 +516,45 @@ class Federation:
     ) -> Iterator[EvalResult]:
         """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on that client's test
         images."""
-        needed: dict[Paper, list[np.ndarray]] = {}
+        needed: dict[EvalKey, list[np.ndarray]] = {}
         for client in clients:
-            for exam in self.deal.shares[client].exams.values():
-                needed.setdefault(paper(exam), []).append(exam.rows)
-        common: dict[str, dict[Paper, Answer]] = {"zero_shot": {}, "global": {}}
-        for sheet, lists in needed.items():
-            classes, rows = self.class_set(sheet[1]), np.unique(np.concatenate(lists))
+            for eval_set in self.federated_split.clients[client].eval_sets.values():
+                needed.setdefault(eval_key(eval_set), []).append(eval_set.indices)
+        common: dict[str, dict[EvalKey, Answer]] = {"zero_shot": {}, "global": {}}
+        for key, lists in needed.items():
+            classes, rows = self.class_set(key[1]), np.unique(np.concatenate(lists))
             if zero_shot:
-                common["zero_shot"][sheet] = _looked_up(rows, partial(self._zero_shot, sheet))
+                common["zero_shot"][key] = _looked_up(rows, partial(self._zero_shot, key))
             classifier = self.global_classifier(shared, classes)
             if classifier is not None:
-                common["global"][sheet] = _looked_up(rows, partial(self._answer, sheet, classifier))
+                common["global"][key] = _looked_up(rows, partial(self._answer, key, classifier))
         common = {model: answers for model, answers in common.items() if answers}
-        adapts = [c for c in clients if self.deal.adapt_epochs and not self.deal.shares[c].trains]
+        adapts = [
+            c for c in clients if self.federated_split.adapt_epochs and not self.federated_split.clients[c].trains
+        ]
         others = [c for c in clients if c not in adapts]
         for cohort in (*self._cohorts(others, gradients=False), *self._cohorts(adapts, gradients=True)):
-            shares = [self.deal.shares[client] for client in cohort]
-            lists = list(dict.fromkeys(exam.classes for share in shares for exam in share.exams.values()))
+            client_splits = [self.federated_split.clients[client] for client in cohort]
+            lists = list(
+                dict.fromkeys(
+                    eval_set.classes for client_split in client_splits for eval_set in client_split.eval_sets.values()
+                )
+            )
             classifiers = self._client_classifiers(shared, cohort, load_state, own, lists, "global" in common)
             for k, client in enumerate(cohort):
                 figures: dict[str, float] = {}
-                for name, exam in shares[k].exams.items():
-                    sheet, labels = paper(exam), self.labels(exam.split, exam.classes)[exam.rows]
-                    answers = {model: answers[sheet] for model, answers in common.items()}
+                for name, eval_set in client_splits[k].eval_sets.items():
+                    key, labels = eval_key(eval_set), self.labels(eval_set.split, eval_set.classes)[eval_set.indices]
+                    answers = {model: answers[key] for model, answers in common.items()}
                     answers["personal"] = answers.get("global")
                     if classifiers:
-                        answers["personal"] = partial(self._answer, sheet, _of_client(classifiers[exam.classes], k))
+                        answers["personal"] = partial(self._answer, key, _of_client(classifiers[eval_set.classes], k))
                     for model, answer in answers.items() if len(labels) else ():
-                        logits = _allowed(exam, answer(exam.rows))
+                        logits = _allowed(eval_set, answer(eval_set.indices))
                         figures[f"{model}.{name}"] = accuracy(logits, labels)
-                        if exam is shares[k].own:
+                        if eval_set is client_splits[k].local_eval_set:
                             figures[f"{model}.ece"] = calibration_error(logits, labels)
-                yield EvalResult(client, len(shares[k].test), figures)
+                yield EvalResult(client, len(client_splits[k].test), figures)
 
     def _client_classifiers(
         self,
@@ -558,28 +568,28 @@ class Federation:
         """Return the classifiers of these clients' models for each list of classes; none where the global model is
         theirs too."""
         class_sets = [self.class_set(ids) for ids in lists]
-        if self.deal.shares[cohort[0]].trains:
+        if self.federated_split.clients[cohort[0]].trains:
             if self.method.one_for_all:
                 return {}
-        elif self.deal.adapt_epochs:
-            settings = replace(self.training, epochs=self.deal.adapt_epochs)
+        elif self.federated_split.adapt_epochs:
+            settings = replace(self.training, epochs=self.federated_split.adapt_epochs)
             adapted = self._train_cohort(shared, cohort, self.training.rounds, load_state, own, settings).params
             return {classes.ids: self.method.personal_classifier(adapted, classes) for classes in class_sets}
         elif has_global:
             return {}
         return dict(zip(lists, self.personal_classifier(shared, cohort, load_state, class_sets, own), strict=True))
 
-    def _answer(self, sheet: "Paper", classifier: Classifier, rows: np.ndarray) -> Tensor:
+    def _answer(self, key: "EvalKey", classifier: Classifier, rows: np.ndarray) -> Tensor:
         """What one of the method's models (a classifier with a client axis of one) says to these images: logits."""
-        split, ids = sheet
+        split, ids = key
         images, classes = self.images(split), self.class_set(ids)
         index = torch.from_numpy(rows).to(self.method.task.device)
         chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
         return torch.cat([self.method.logits(classifier, images[chunk], classes)[0] for chunk in chunks])
 
-    def _zero_shot(self, sheet: "Paper", rows: np.ndarray) -> Tensor:
+    def _zero_shot(self, key: "EvalKey", rows: np.ndarray) -> Tensor:
         """CLIP's own answer, whatever the method does with its own models."""
-        split, ids = sheet
+        split, ids = key
         return cosine_logits(self.class_set(ids).zero_shot, self.features(split)[rows], self.method.task.logit_scale)
 
     @torch.no_grad()
@@ -598,28 +608,31 @@ class Federation:
             pictures that are the clients' own.
         """
         pictures = []
-        for client in [] if self.deal.own else clients:
-            share = self.deal.shares[client]
-            if not len(share.test):
+        for client in [] if self.federated_split.private_data else clients:
+            client_split = self.federated_split.clients[client]
+            if not len(client_split.test):
                 continue
-            classes = self.class_set(share.own.classes)
+            classes = self.class_set(client_split.local_eval_set.classes)
             (classifier,) = self.personal_classifier(shared, [client], load_state, [classes], own)
-            logits = _allowed(share.own, self._answer(paper(share.own), classifier, share.test))
+            logits = _allowed(
+                client_split.local_eval_set,
+                self._answer(eval_key(client_split.local_eval_set), classifier, client_split.test),
+            )
             confidence, predicted = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))
-            truth = self.labels("test", classes.ids)[share.test].cpu().numpy()
-            order = generator(self.seed, "samples", client).permutation(len(share.test))
+            truth = self.labels("test", classes.ids)[client_split.test].cpu().numpy()
+            order = generator(self.seed, "samples", client).permutation(len(client_split.test))
             right, wrong = ([i for i in order if (predicted[i] == truth[i]) == hit] for hit in (True, False))
             chosen = [i for pair in zip(right, wrong, strict=False) for i in pair]
             chosen += [i for i in order if i not in chosen]
             for i in chosen[:per_client]:
                 buffer = io.BytesIO()
-                picture = self.dataset.test.image(int(share.test[i]))
+                picture = self.dataset.test.image(int(client_split.test[i]))
                 picture.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
                 picture.save(buffer, format="PNG")
                 pictures.append(
                     {
                         "client": int(client),
-                        "domain": share.domain,
+                        "domain": client_split.domain,
                         "label": classes.names[truth[i]],
                         "predicted": classes.names[predicted[i]],
                         "correct": bool(predicted[i] == truth[i]),
@@ -642,39 +655,39 @@ class Federation:
         return [
             {
                 "id": client,
-                "domain": share.domain,
-                "train_images": len(share.train),
-                "test_images": len(share.test),
-                "trains": share.trains,
+                "domain": client_split.domain,
+                "train_images": len(client_split.train),
+                "test_images": len(client_split.test),
+                "trains": client_split.trains,
             }
             | (
                 {}
-                if self.deal.own
+                if self.federated_split.private_data
                 else {
-                    "train_counts": counts(self.dataset.train.labels[share.train]),
-                    "test_counts": counts(self.dataset.test.labels[share.test]),
+                    "train_counts": counts(self.dataset.train.labels[client_split.train]),
+                    "test_counts": counts(self.dataset.test.labels[client_split.test]),
                 }
             )
-            for client, share in enumerate(self.deal.shares)
+            for client, client_split in enumerate(self.federated_split.clients)
         ]
 
 
-Paper = tuple[str, tuple[int, ...]]
-"""Split and candidates of an exam: exams alike in both are answered by the same classifier."""
+EvalKey = tuple[str, tuple[int, ...]]
+"""Split and classes of an eval set: eval sets alike in both are scored by the same classifier."""
 Answer = Callable[[np.ndarray], Tensor]
-"""A model at work on a paper: images (n,) -> logits (n, candidates)."""
+"""A model at work on such a split and classes: indices (n,) -> logits (n, C)."""
 
 
-def paper(exam: Exam) -> Paper:
-    """Split and candidates of an exam."""
-    return exam.split, exam.classes
+def eval_key(eval_set: EvalSet) -> EvalKey:
+    """Split and classes of an eval set."""
+    return eval_set.split, eval_set.classes
 
 
-def _allowed(exam: Exam, logits: Tensor) -> Tensor:
-    """Logits of an exam; what may not be answered is at -inf."""
-    if exam.allowed is None:
+def _allowed(eval_set: EvalSet, logits: Tensor) -> Tensor:
+    """Logits of an eval set; what may not be answered is at -inf."""
+    if eval_set.allowed_labels is None:
         return logits
-    shut = torch.tensor([label not in exam.allowed for label in exam.classes], device=logits.device)
+    shut = torch.tensor([label not in eval_set.allowed_labels for label in eval_set.classes], device=logits.device)
     return logits.masked_fill(shut, float("-inf"))
 
 

@@ -1,4 +1,4 @@
-"""Clients with pictures of their own (``partition=own``): nothing is dealt, and nobody sees more than its own.
+"""Clients with pictures of their own (``partition=own``): nothing is split, and nobody sees more than its own.
 
 The class list is the federation's. A client sees its own folder; the server sees none, and knows of a client's images
 only how many there are.
@@ -12,16 +12,16 @@ from fedpgp.data import Dataset
 from fedpgp.data.class_names import as_names, check_template
 from fedpgp.data.subsets import base_novel, few_shot
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.protocols import ClientShare, Deal, Exam, make_protocol
-from fedpgp.protocols.base import rows_of
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit, make_protocol
+from fedpgp.protocols.base import indices_of
 from fedpgp.protocols.base2novel import Base2Novel
 
 PROTOCOLS = ("base2novel", "personal")
 NOTHING = np.empty(0, dtype=np.int64)
 
 
-def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
-    """The deal as one participant knows it.
+def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> FederatedSplit:
+    """The split as one participant knows it.
 
     Args:
         config: the resolved configuration; ``partition.client`` is the client whose pictures are in ``dataset.root``,
@@ -29,11 +29,12 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
         load: loads the data set of a configuration.
 
     Returns:
-        shares of which only the client's own is not empty; its local exam is on its test images of the classes it
-        trains on, base and novel are on all its test images of those classes. On the server the data set has no split.
+        The split, of which only the client's own entry is not empty. Its local eval set holds its test images of the
+        classes it trains on, base and novel all its test images of those classes. On the server the data set has no
+        split.
 
     Raises:
-        FedPGPError: no class list; a template without a place for them; a protocol that deals images; pictures of
+        FedPGPError: no class list; a template without a place for them; a protocol that splits images; pictures of
             other classes.
     """
     names = config["dataset"].get("class_names")
@@ -51,21 +52,26 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Deal:
     base, novel = tuple(range(len(names))), ()
     if isinstance(protocol, Base2Novel):
         base, novel = (tuple(ids) for ids in base_novel(names, order=protocol.class_order))
-    shares = [ClientShare(NOTHING, base, {"local": Exam(NOTHING, base)}) for _ in range(config["clients"])]
+    client_splits = [ClientSplit(NOTHING, base, {"local": EvalSet(NOTHING, base)}) for _ in range(config["clients"])]
     client = config["partition"].get("client")
     if client is None:
         dataset = Dataset("folder", names, config["dataset"]["template"], None, None, None)
-        return Deal(dataset, base, novel, shares, own=True)
+        return FederatedSplit(dataset, base, novel, client_splits, private_data=True)
     layout = config["dataset"].get("layout")  # of all sites; this is one of them
     dataset = load({**config, "dataset": {**config["dataset"], "layout": layout and layout.removeprefix("SITE/")}})
-    train = rows_of(dataset.train, base)
+    train = indices_of(dataset.train, base)
     if config["shots"] is not None and len(train):
         train = train[few_shot(dataset.train.labels[train], config["shots"], config["seed"])]
     has = np.unique(dataset.train.labels[train])
     labels = tuple(label for label in base if label in has)
-    exams = {"local": Exam(rows_of(dataset.test, labels), base, labels if protocol.local_labels == "own" else None)}
+    eval_sets = {
+        "local": EvalSet(indices_of(dataset.test, labels), base, labels if protocol.local_labels == "own" else None)
+    }
     if novel:
-        wanted = {"base": Exam(rows_of(dataset.test, base), base), "novel": Exam(rows_of(dataset.test, novel), novel)}
-        exams |= {figure: exam for figure, exam in wanted.items() if len(exam.rows)}
-    shares[client] = ClientShare(train, base, exams)
-    return Deal(dataset, base, novel, shares, own=True)
+        wanted = {
+            "base": EvalSet(indices_of(dataset.test, base), base),
+            "novel": EvalSet(indices_of(dataset.test, novel), novel),
+        }
+        eval_sets |= {figure: eval_set for figure, eval_set in wanted.items() if len(eval_set.indices)}
+    client_splits[client] = ClientSplit(train, base, eval_sets)
+    return FederatedSplit(dataset, base, novel, client_splits, private_data=True)

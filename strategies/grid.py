@@ -103,9 +103,9 @@ class CohortGrid(Grid):
         job: what every message carries beside the strategy's records; ``server_round``, ``clients`` and
             ``committed`` are filled in.
         roll: where each client lives (a deployment); without it any node may do any client (a simulation), and they are
-            dealt largest first to the node with the least work so far.
+            assigned largest first to the node with the least work so far.
         nodes: how many nodes there will be; a simulation's come up one by one.
-        work: how much work each client is, for that deal; equal without it.
+        work: how much work each client is, for that assignment; equal without it.
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
         progress: called with (clients answered, clients asked) while waiting.
         poll: seconds between two looks for replies.
@@ -177,7 +177,7 @@ class CohortGrid(Grid):
         for client, message in logical.items():
             by_kind.setdefault(message.metadata.message_type, {})[client] = message
         for kind, group in by_kind.items():
-            for node, clients in self._deal(sorted(group)).items():
+            for node, clients in self._assign(sorted(group)).items():
                 self._push(Parcel(node, kind, {client: group[client] for client in clients}))
         return [message.metadata.message_id for message in logical.values()]
 
@@ -201,14 +201,14 @@ class CohortGrid(Grid):
 
     # Underneath. ------------------------------------------------------------------------------------------------------
 
-    def _deal(self, clients: Sequence[int]) -> dict[int, list[int]]:
+    def _assign(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Node -> its clients, ascending."""
         if self.roll is not None:
             homes = self.roll.homes
-            dealt: dict[int, list[int]] = {}
+            assigned: dict[int, list[int]] = {}
             for client in clients:
-                dealt.setdefault(homes.get(client, NOWHERE), []).append(client)
-            return dealt
+                assigned.setdefault(homes.get(client, NOWHERE), []).append(client)
+            return assigned
         while len(nodes := sorted(self.inner.get_node_ids())) < self.nodes:
             self._check_stop()
             time.sleep(0.02)
@@ -314,7 +314,7 @@ class CohortGrid(Grid):
 
 
 def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[list[int]]:
-    """Deals clients to at most ``nodes`` parts of about equal work: largest first, to the part with the least so far.
+    """Assign clients to at most ``nodes`` parts of about equal work: largest first, to the part with the least so far.
 
     Deterministic: ties go to the lower client and the lower part. Empty parts are left out.
     """

@@ -214,15 +214,15 @@ def read_row(value: object, client: int, table: Sequence[Mapping] | None = None,
     Args:
         value: what its node says.
         client: whose it is.
-        table: the rows of clients whose images the server deals; None where their pictures are their own, and what
+        table: the rows of clients whose images the server splits; None where their pictures are their own, and what
             they say of them is believed.
         simulated: the node is this run's own, and tells how many images of which class the client has.
 
     Raises:
-        Unusable: it is none, or not what the server dealt.
+        Unusable: it is none, or not what the server assigned.
     """
     if table is not None and value != table[client]:
-        raise Unusable(f"client {client} does not have the images that it was dealt")
+        raise Unusable(f"client {client} does not have the images that it was assigned")
     if not isinstance(value, dict):
         raise Unusable(f"the row of client {client} is none")
     for name in ("train_images", "test_images"):

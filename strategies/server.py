@@ -144,7 +144,7 @@ class Server:
 
     @cached_property
     def _data(self) -> dict:
-        return data_record(self.federation.deal)
+        return data_record(self.federation.federated_split)
 
     def app(self) -> ServerApp:
         """The Flower ServerApp of this run."""
@@ -176,7 +176,7 @@ class Server:
         clients = len(self.state.committed)
         if self.configuration is not None:
             job = replace(self.job, ask="greeting")
-            table = None if self.federation.deal.own else self.federation.client_table()
+            table = None if self.federation.federated_split.private_data else self.federation.client_table()
             roll_of = (clients, job, self.configuration, identity(self.federation), table, self.observer.warn)
             self.roll = Roll(inner, *roll_of, Seats(self.config["runtime"].get("seats", KEY), self._seats))
         poll = 0.1 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
@@ -276,7 +276,7 @@ class Server:
     def _cap(self, numbers: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
         """Caps the weights of clients whose images nobody else has counted; returns those that are."""
         most = self.config["strategy"].get("max_weight")
-        if most is None or not self.federation.deal.own or self.federation.equal_weights:
+        if most is None or not self.federation.federated_split.private_data or self.federation.equal_weights:
             return {}
         caps = capped(images, most)
         for client, weight in caps.items():
@@ -291,7 +291,7 @@ class Server:
 
     def _row(self, client: int) -> dict:
         """A client's row of the table; where its pictures are its own, as its node said when it last came."""
-        if self.roll is not None and self.federation.deal.own:
+        if self.roll is not None and self.federation.federated_split.private_data:
             self.table[client] = self.roll.rows.get(client, self.table[client])
         return self.table[client]
 
@@ -364,8 +364,8 @@ class Server:
 
     def _figures_of(self, client: int) -> set[str]:
         """What a client is scored on."""
-        own = {"base", "novel"} if self.federation.deal.own else set()
-        return {*self.federation.deal.shares[client].exams, "ece"} | own
+        own = {"base", "novel"} if self.federation.federated_split.private_data else set()
+        return {*self.federation.federated_split.clients[client].eval_sets, "ece"} | own
 
     def _sample(self, server_round: int) -> list[int]:
         """The clients of a round, from (seed, round) alone, among those that have images to train on."""
@@ -479,7 +479,11 @@ class Server:
     def _say_who_tells_nothing(self) -> None:
         """Warns of clients with their own pictures that have too few to tell a figure (:mod:`clients.disclosure`)."""
         least = self.config["runtime"].get("min_report", 0)
-        few = [row for row in self.table if row["test_images"] < least] if self.federation.deal.own else []
+        few = (
+            [row for row in self.table if row["test_images"] < least]
+            if self.federation.federated_split.private_data
+            else []
+        )
         if few:
             self.observer.warn(
                 f"{len(few)} of {len(self.table)} clients tell no figures: they have fewer than {least} test images "

@@ -20,7 +20,7 @@ from fedpgp.clip import FrozenCLIP
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
-from fedpgp.protocols import ClientShare, Deal, Exam
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -79,18 +79,18 @@ def small_federation(text: str) -> Federation:
         features["train"][client * per_client] = np.nan
     dataset = Dataset("small", CLASSES, "a photo of a {}.", splits["train"], None, splits["test"])
     classes = tuple(range(len(CLASSES)))
-    shares = []
+    client_splits = []
     for client in range(clients):
         rows = np.arange(client * per_client, (client + 1) * per_client)
         train = rows[: 3 + client % 4]  # clients of different sizes
-        shares.append(ClientShare(train, classes, {"local": Exam(rows, classes)}))
+        client_splits.append(ClientSplit(train, classes, {"local": EvalSet(rows, classes)}))
     task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0])
     method_class = METHODS[config["method"]["name"]]
     return Faulty(
         config["dataset"].get("faults", {}),
         method_class(method_class.Settings(**method_settings(config)), task),
         dataset,
-        Deal(dataset, classes, (), shares),
+        FederatedSplit(dataset, classes, (), client_splits),
         features.__getitem__,
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
         patches=patches.__getitem__,

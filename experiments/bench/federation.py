@@ -78,7 +78,7 @@ def _round(arguments: argparse.Namespace, clients: int) -> dict:
         "bench": "federation",
         "what": "round",
         "clients": len(chosen),
-        "images": sum(len(federation.deal.shares[client].train) for client in chosen),
+        "images": sum(len(federation.federated_split.clients[client].train) for client in chosen),
         "ms": 1e3 * statistics.median(fast),
         "reference_ms": 1e3 * statistics.median(slow),
         "ratio": statistics.median(slow) / statistics.median(fast),
@@ -89,17 +89,17 @@ def _round(arguments: argparse.Namespace, clients: int) -> dict:
 
 def _textbook_client(federation: Federation, shared: dict[str, np.ndarray], client: int) -> np.ndarray:
     """p_G after one client's round, step by step."""
-    method, settings, share = federation.method, federation.training, federation.deal.shares[client]
+    method, settings, client_split = federation.method, federation.training, federation.federated_split.clients[client]
     task = method.task
     start = {**{n: torch.from_numpy(a) for n, a in shared.items()}, **federation.initial_state(client)}
     leaves = {name: tensor.to(task.device, task.dtype).clone().requires_grad_() for name, tensor in start.items()}
     optimizer = torch.optim.SGD(
         leaves.values(), lr=settings.learning_rate(1), momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    classes = federation.class_set(share.classes)
-    images, labels = federation.images("train"), federation.labels("train", share.classes)
-    for positions in batches(len(share.train), settings, federation.seed, client, 1):
-        index = torch.from_numpy(share.train[positions])
+    classes = federation.class_set(client_split.classes)
+    images, labels = federation.images("train"), federation.labels("train", client_split.classes)
+    for positions in batches(len(client_split.train), settings, federation.seed, client, 1):
+        index = torch.from_numpy(client_split.train[positions])
         weights = torch.full((len(index),), 1 / len(index), dtype=task.dtype, device=task.device)
         optimizer.zero_grad()
         textbook_loss(method, leaves, images[index], labels[index], weights, classes).backward()

@@ -121,7 +121,7 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
     kinds = [sum(1 for count in row["train_counts"].values() if count) for row in clients]
     spread = f"{min(kinds)}" if min(kinds) == max(kinds) else f"{min(kinds)} to {max(kinds)}"
     words = (
-        f"{images:,} training images on {_clients(len(clients))}, dealt by the scheme “{run.choice('partition')}”; "
+        f"{images:,} training images on {_clients(len(clients))}, split by the scheme “{run.choice('partition')}”; "
         f"a client holds {spread} of the {len(names)} classes in training. The area of a disc is its number of images."
     )
     if len(clients) > len(rows):

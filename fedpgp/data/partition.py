@@ -1,7 +1,8 @@
 """Who gets which images: partitions of a labelled data set into clients.
 
-Each scheme deals the training images. Test images follow: of every class (and domain, where images are dealt by domain)
-a client gets the share of the test images that it has of the training images, to the nearest image. So one draw cuts
+Each scheme assigns the training images. Test images follow: of every class (and domain, where images are split by
+domain) a client gets the fraction of the test images that it has of the training images, to the nearest
+image. So one draw cuts
 both, and a client is tested on its own class proportions.
 """
 
@@ -24,8 +25,8 @@ MAX_DRAWS = 100
 
 
 @dataclass(frozen=True)
-class Deck:
-    """What is dealt: (N,) class labels, (N,) domain ids in order of appearance or None, the domains' names."""
+class LabelledPool:
+    """What is split: (N,) class labels, (N,) domain ids in order of appearance or None, the domains' names."""
 
     labels: np.ndarray
     domains: np.ndarray | None
@@ -38,7 +39,7 @@ class Deck:
 Parts = list[np.ndarray]
 Scheme = Callable[..., Parts]
 SCHEMES: dict[str, Scheme] = {}
-"""Name -> ``(deck, clients, rng, **options) -> row arrays``. Keyword-only parameters are the scheme's options."""
+"""Name -> ``(pool, clients, rng, **options) -> row arrays``. Keyword-only parameters are the scheme's options."""
 
 
 def scheme(function: Scheme) -> Scheme:
@@ -61,19 +62,19 @@ def partition(
     pooled: bool = False,
     **options,
 ) -> Parts | tuple[Parts, Parts]:
-    """Deals images to clients, without overlap and without remainder.
+    """Assign images to clients, without overlap and without remainder.
 
     Args:
         labels: (N,) classes of the training images.
         clients: number of clients.
         scheme: one of :data:`SCHEMES`; its options are its function's keyword parameters.
         seed: same seed, same partition; independent of any global random state.
-        domains: N domain names, for the schemes that deal by domain.
-        test_labels, test_domains: of the test images, when these are to be dealt too.
+        domains: N domain names, for the schemes that split by domain.
+        test_labels, test_domains: of the test images, when these are to be split too.
         min_size, min_test_size: least number of training and of test images of a client. A random scheme is drawn anew,
             up to 100 times, until every client has that many. The public code of FedPGP and its peers asks for 10 of
             both (FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273 to 311).
-        pooled: training and test images are dealt together, and a client's test images are those that fall to it, as in
+        pooled: training and test images are split together, and a client's test images are those that fall to it, as in
             the public code's Pachinko allocation (the same file, lines 319 to 402); else test images follow the
             training images.
         options: the scheme's own.
@@ -87,8 +88,8 @@ def partition(
     """
     if scheme not in SCHEMES:
         raise FedPGPError(unknown("partition", scheme, sorted(SCHEMES)))
-    deal = SCHEMES[scheme]
-    valid = [p.name for p in inspect.signature(deal).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assign = SCHEMES[scheme]
+    valid = [p.name for p in inspect.signature(assign).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"option of partition {scheme}", option, [*valid, *COMMON]))
@@ -100,63 +101,63 @@ def partition(
         domains = test_domains = None  # they do not matter, in training or test
     elif domains is None or (test_labels is not None and test_domains is None):
         raise FedPGPError(f"partition {scheme} needs a data set with domains; choose dirichlet, iid or pathological")
-    deck, test = _decks(labels, domains, test_labels, test_domains)
-    if len(deck.labels) < clients * min_size:
+    pool, test = _pools(labels, domains, test_labels, test_domains)
+    if len(pool.labels) < clients * min_size:
         raise FedPGPError(
             f"{clients} clients with at least {min_size} images need {clients * min_size}, there are "
-            f"{len(deck.labels)}: use fewer clients, or more shots"
+            f"{len(pool.labels)}: use fewer clients, or more shots"
         )
-    together = _pool(deck, test) if pooled and test is not None else None
+    together = _joined(pool, test) if pooled and test is not None else None
     smallest: tuple[int, int, str] | None = None  # the best of the failed draws: images, client, split
     for draw in range(MAX_DRAWS):
         rng = generator(seed, f"partition {scheme}", draw)
         if together is not None:
-            parts, test_parts = _split(deal(together, clients, rng, **options), len(deck.labels))
+            parts, test_parts = _split(assign(together, clients, rng, **options), len(pool.labels))
         else:
-            parts = deal(deck, clients, rng, **options)
-            test_parts = None if test is None else follow(parts, deck, test)
+            parts = assign(pool, clients, rng, **options)
+            test_parts = None if test is None else follow(parts, pool, test)
         worst = _too_small(parts, test_parts, min_size, min_test_size)
         if worst is None:
             train = [np.sort(part).astype(np.int64) for part in parts]
             return train if test_parts is None else (train, test_parts)
         if smallest is None or worst[0] > smallest[0]:
             smallest = worst
-        if deal not in _UNEVEN:
+        if assign not in _UNEVEN:
             break
-    if deal is natural:
+    if assign is natural:
         raise FedPGPError(
-            f"partition natural: site {deck.domain_names[smallest[1]]} has {_images(smallest)}; give it more, or leave "
+            f"partition natural: site {pool.domain_names[smallest[1]]} has {_images(smallest)}; give it more, or leave "
             "it out"
         )
     raise FedPGPError(_refusal(scheme, clients, {"training": min_size, "test": min_test_size}, smallest, options))
 
 
-def _decks(labels, domains, test_labels, test_domains) -> tuple[Deck, Deck | None]:
+def _pools(labels, domains, test_labels, test_domains) -> tuple[LabelledPool, LabelledPool | None]:
     labels = np.asarray(labels, dtype=np.int64)
     names = tuple(dict.fromkeys(domains or ()))
     ids = {name: i for i, name in enumerate(names)}
     strangers = sorted(set(test_domains or ()) - set(names))
     if strangers:
-        raise FedPGPError(f"test images of {', '.join(strangers)} cannot be dealt: no training image is of that domain")
+        raise FedPGPError(f"test images of {', '.join(strangers)} cannot be split: no training image is of that domain")
 
     def numbers(domains):
         return None if domains is None else np.array([ids[domain] for domain in domains], dtype=np.int64)
 
-    deck = Deck(labels, numbers(domains), names)
+    pool = LabelledPool(labels, numbers(domains), names)
     if test_labels is None:
-        return deck, None
-    return deck, Deck(np.asarray(test_labels, dtype=np.int64), numbers(test_domains), names)
+        return pool, None
+    return pool, LabelledPool(np.asarray(test_labels, dtype=np.int64), numbers(test_domains), names)
 
 
-def _pool(deck: Deck, test: Deck) -> Deck:
+def _joined(pool: LabelledPool, test: LabelledPool) -> LabelledPool:
     """Training images, and behind them test images, as one."""
-    pairs = ((getattr(deck, name), getattr(test, name)) for name in ("labels", "domains"))
+    pairs = ((getattr(pool, name), getattr(test, name)) for name in ("labels", "domains"))
     labels, domains = (None if first is None else np.concatenate([first, second]) for first, second in pairs)
-    return Deck(labels, domains, deck.domain_names)
+    return LabelledPool(labels, domains, pool.domain_names)
 
 
 def _split(parts: Parts, train: int) -> tuple[Parts, Parts]:
-    """Rows of what :func:`_pool` made as rows of the training images and ascending rows of the test images."""
+    """Rows of what :func:`_joined` made as rows of the training images and ascending rows of the test images."""
     return [part[part < train] for part in parts], [np.sort(part[part >= train]) - train for part in parts]
 
 
@@ -164,9 +165,9 @@ def _too_small(
     parts: Parts, test_parts: Parts | None, min_size: int, min_test_size: int
 ) -> tuple[int, int, str] | None:
     """(images, client, split) of the smallest client that is too small, or None."""
-    for split, dealt, least in (("training", parts, min_size), ("test", test_parts, min_test_size)):
-        if dealt is not None:
-            sizes = [len(part) for part in dealt]
+    for split, found, least in (("training", parts, min_size), ("test", test_parts, min_test_size)):
+        if found is not None:
+            sizes = [len(part) for part in found]
             client = int(np.argmin(sizes))
             if sizes[client] < least:
                 return sizes[client], client, split
@@ -191,24 +192,24 @@ def _images(smallest: tuple[int, int, str]) -> str:
     return f"{images or 'no'} {split} image{'s' * (images != 1)}"
 
 
-# Sharing out. -------------------------------------------------------------------------------------------------------
+# Apportioning. ------------------------------------------------------------------------------------------------------
 
 
-def apportion(shares: np.ndarray, images: int, owed: np.ndarray) -> np.ndarray:
-    """Whole images for shares that sum to 1: each client's share rounded down or up, the sum exact.
+def apportion(fractions: np.ndarray, images: int, owed: np.ndarray) -> np.ndarray:
+    """Whole images for fractions that sum to 1: each client's rounded down or up, the sum exact.
 
     Whom rounding has cost most so far is rounded up first, so that many small classes do not starve the same client
     again and again.
 
     Args:
-        shares: (clients,) sums to 1.
+        fractions: (clients,) sums to 1.
         images: of this class.
         owed: (clients,) what rounding has cost each client so far; updated in place.
 
     Returns:
         (clients,) int64.
     """
-    exact = shares * images
+    exact = fractions * images
     counts = np.floor(exact + 1e-9).astype(np.int64)
     owed += exact - counts
     left = images - int(counts.sum())
@@ -234,33 +235,33 @@ def _by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     return [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
 
 
-def follow(parts: Parts, deck: Deck, test: Deck) -> Parts:
-    """Deals test images in the proportions in which the training images were dealt, class by class (and domain by
+def follow(parts: Parts, pool: LabelledPool, test: LabelledPool) -> Parts:
+    """Assign test images in the proportions in which the training images were assigned, class by class (and domain by
     domain).
 
-    Test images of a class that nobody trains on are shared evenly.
+    Test images of a class that nobody trains on are split evenly.
 
     Args:
-        parts: rows of ``deck`` a client.
-        deck: training images.
+        parts: rows of ``pool`` a client.
+        pool: training images.
         test: test images; their domains count when they are given.
 
     Returns:
         Ascending rows of ``test``, one array a client.
     """
-    owner = np.empty(len(deck.labels), dtype=np.int64)
+    owner = np.empty(len(pool.labels), dtype=np.int64)
     for client, rows in enumerate(parts):
         owner[rows] = client
     clients = len(parts)
     owed = np.zeros(clients)
     pieces = []
-    keys = [deck.labels] if test.domains is None else [deck.domains, deck.labels]
+    keys = [pool.labels] if test.domains is None else [pool.domains, pool.labels]
     test_keys = [test.labels] if test.domains is None else [test.domains, test.labels]
     for key in np.unique(np.stack(test_keys, 1), axis=0):
         rows = np.flatnonzero(np.all([column == k for column, k in zip(test_keys, key, strict=True)], axis=0))
         train = np.all([column == k for column, k in zip(keys, key, strict=True)], axis=0)
         if not train.any() and test.domains is not None:  # the domain's clients, whatever they have of it
-            train = deck.domains == key[0]
+            train = pool.domains == key[0]
         counts = np.bincount(owner[train], minlength=clients).astype(float) if train.any() else np.ones(clients)
         pieces.append(_cut(rows, apportion(counts / counts.sum(), len(rows), owed)))
     return [np.sort(part) for part in _merge(pieces, clients)]
@@ -270,54 +271,56 @@ def follow(parts: Parts, deck: Deck, test: Deck) -> Parts:
 
 
 @scheme
-def iid(deck: Deck, clients: int, rng: np.random.Generator) -> Parts:
+def iid(pool: LabelledPool, clients: int, rng: np.random.Generator) -> Parts:
     """Every client gets the same number of images (give or take one), and of each class too."""
     owed, even = np.zeros(clients), np.full(clients, 1 / clients)
-    return _merge([_cut(rows, apportion(even, len(rows), owed)) for rows in _by_class(deck.labels, rng)], clients)
+    return _merge([_cut(rows, apportion(even, len(rows), owed)) for rows in _by_class(pool.labels, rng)], clients)
 
 
 @scheme
-def dirichlet(deck: Deck, clients: int, rng: np.random.Generator, *, beta: float = 0.3, balance: bool = True) -> Parts:
+def dirichlet(
+    pool: LabelledPool, clients: int, rng: np.random.Generator, *, beta: float = 0.3, balance: bool = True
+) -> Parts:
     """Each class is cut in proportions drawn from Dir(beta, …, beta) over the clients.
 
     ``balance``: a client that already holds its N / clients images gets nothing of the classes that follow, as in the
     code of FedPGP and its peers ("noniid-labeldir").
     """
     check_number("partition.beta", beta, above=0, below=inf)
-    full = len(deck.labels) / clients
+    full = len(pool.labels) / clients
     held, owed = np.zeros(clients), np.zeros(clients)
     pieces = []
-    for rows in _by_class(deck.labels, rng):
+    for rows in _by_class(pool.labels, rng):
         open_ = np.flatnonzero(held < full) if balance else np.arange(clients)
-        shares = np.zeros(clients)
+        fractions = np.zeros(clients)
         # A Dirichlet draw over some clients is the draw over all, restricted and renormalised; and it never divides by
         # zero.
-        shares[open_] = rng.dirichlet(np.full(len(open_), beta))
-        counts = apportion(shares, len(rows), owed)
+        fractions[open_] = rng.dirichlet(np.full(len(open_), beta))
+        counts = apportion(fractions, len(rows), owed)
         held += counts
         pieces.append(_cut(rows, counts))
     return _merge(pieces, clients)
 
 
 @scheme
-def pathological(deck: Deck, clients: int, rng: np.random.Generator, *, dealing: str = "even") -> Parts:
-    """Whole classes are dealt, none to two clients.
+def pathological(pool: LabelledPool, clients: int, rng: np.random.Generator, *, dealing: str = "even") -> Parts:
+    """Whole classes are assigned, none to two clients.
 
     ``dealing="even"``: numbers of classes differ by at most one. ``"reference"``: as the public code: one fixed shuffle
     for every seed, ``round(classes / clients)`` a client, the last client takes what is left.
     """
     if dealing not in ("even", "reference"):
         raise FedPGPError(unknown("partition.dealing", dealing, ["even", "reference"]))
-    present = np.unique(deck.labels)
+    present = np.unique(pool.labels)
     if clients > len(present):
         raise FedPGPError(
             f"{clients} clients cannot share {len(present)} classes without overlap: use at most {len(present)} "
             "clients, or another partition (dirichlet, shards, iid)"
         )
-    hands = np.array_split(rng.permutation(present), clients)
+    lists = np.array_split(rng.permutation(present), clients)
     if dealing == "reference":
-        hands = reference_classes(int(deck.labels.max()) + 1, clients)
-    return [np.flatnonzero(np.isin(deck.labels, hand)) for hand in hands]
+        lists = reference_classes(int(pool.labels.max()) + 1, clients)
+    return [np.flatnonzero(np.isin(pool.labels, labels)) for labels in lists]
 
 
 def reference_classes(classes: int, clients: int) -> list[list[int]]:
@@ -329,68 +332,68 @@ def reference_classes(classes: int, clients: int) -> list[list[int]]:
 
 
 @scheme
-def shards(deck: Deck, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2) -> Parts:
-    """Images sorted by class are cut into equal shards, and each client is dealt some (McMahan et al. 2017)."""
+def shards(pool: LabelledPool, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2) -> Parts:
+    """Images sorted by class are cut into equal shards, and each client is assigned some (McMahan et al. 2017)."""
     check_number("partition.shards_per_client", shards_per_client, least=1, whole=True)
     total = clients * shards_per_client
-    if total > len(deck.labels):
+    if total > len(pool.labels):
         raise FedPGPError(
-            f"{clients} clients x {shards_per_client} shards need {total} images, there are {len(deck.labels)}: "
+            f"{clients} clients x {shards_per_client} shards need {total} images, there are {len(pool.labels)}: "
             "use fewer of either"
         )
-    cuts = np.array_split(np.concatenate(_by_class(deck.labels, rng)), total)
+    cuts = np.array_split(np.concatenate(_by_class(pool.labels, rng)), total)
     order = rng.permutation(total)
     return [np.concatenate([cuts[i] for i in order[client::clients]]) for client in range(clients)]
 
 
 @scheme
-def domain(deck: Deck, clients: int, rng: np.random.Generator) -> Parts:
+def domain(pool: LabelledPool, clients: int, rng: np.random.Generator) -> Parts:
     """One client a domain; or several, who share the domain's images evenly. Clients are numbered domain by domain."""
-    number = len(deck.domain_names)
+    number = len(pool.domain_names)
     if clients % number:
         raise FedPGPError(
             f"partition domain needs as many clients as domains, or a multiple: {clients} clients, {number} domains "
-            f"({', '.join(deck.domain_names)}); try clients={max(1, round(clients / number)) * number}"
+            f"({', '.join(pool.domain_names)}); try clients={max(1, round(clients / number)) * number}"
         )
-    return _inside_domains(deck, [clients // number] * number, lambda part, many: iid(part, many, rng))
+    return _inside_domains(pool, [clients // number] * number, lambda part, many: iid(part, many, rng))
 
 
 @scheme
-def natural(deck: Deck, clients: int, rng: np.random.Generator) -> Parts:
+def natural(pool: LabelledPool, clients: int, rng: np.random.Generator) -> Parts:
     """One client a domain, with all that it has: the sites (centres, hospitals, writers) are the clients."""
-    number = len(deck.domain_names)
+    number = len(pool.domain_names)
     if clients != number:
-        listed = ", ".join(deck.domain_names[:10]) + (" …" if number > 10 else "")
+        listed = ", ".join(pool.domain_names[:10]) + (" …" if number > 10 else "")
         raise FedPGPError(f"partition natural has one client a site: set clients={number} ({listed})")
-    return [deck.rows(domain_id) for domain_id in range(number)]
+    return [pool.rows(domain_id) for domain_id in range(number)]
 
 
 @scheme
 def domain_dirichlet(
-    deck: Deck, clients: int, rng: np.random.Generator, *, beta: float = 0.3, balance: bool = True
+    pool: LabelledPool, clients: int, rng: np.random.Generator, *, beta: float = 0.3, balance: bool = True
 ) -> Parts:
     """Clients are spread evenly over the domains (the first get one more); inside each, as ``dirichlet``."""
-    number = len(deck.domain_names)
+    number = len(pool.domain_names)
     if clients < number:
         raise FedPGPError(
             f"partition domain_dirichlet needs at least one client a domain: {clients} clients, {number} domains "
-            f"({', '.join(deck.domain_names)}); use clients={number} or more, or fewer domains"
+            f"({', '.join(pool.domain_names)}); use clients={number} or more, or fewer domains"
         )
     many = [clients // number + (i < clients % number) for i in range(number)]
-    return _inside_domains(deck, many, lambda part, n: dirichlet(part, n, rng, beta=beta, balance=balance))
+    return _inside_domains(pool, many, lambda part, n: dirichlet(part, n, rng, beta=beta, balance=balance))
 
 
-def _inside_domains(deck: Deck, clients: list[int], deal: Callable[[Deck, int], Parts]) -> Parts:
+def _inside_domains(pool: LabelledPool, clients: list[int], assign: Callable[[LabelledPool, int], Parts]) -> Parts:
     parts = []
     for domain_id, many in enumerate(clients):
-        rows = deck.rows(domain_id)
-        parts += [rows[part] for part in deal(Deck(deck.labels[rows], None, ()), many)]
+        rows = pool.rows(domain_id)
+        parts += [rows[part] for part in assign(LabelledPool(pool.labels[rows], None, ()), many)]
     return parts
 
 
 @scheme
 def pachinko(
-    deck: Deck,
+    pool: LabelledPool,
     clients: int,
     rng: np.random.Generator,
     *,
@@ -413,11 +416,11 @@ def pachinko(
             "partition pachinko needs a data set whose classes have superclasses, such as cifar100 or emoji"
         )
     group = np.unique(np.asarray(superclasses), return_inverse=True)[1]
-    if deck.labels.max() >= len(group):
-        raise FedPGPError(f"superclasses names {len(group)} classes, the labels go up to {deck.labels.max()}")
+    if pool.labels.max() >= len(group):
+        raise FedPGPError(f"superclasses names {len(group)} classes, the labels go up to {pool.labels.max()}")
     groups = group.max() + 1
-    stock = [list(rng.permutation(np.flatnonzero(deck.labels == label))) for label in range(len(group))]
-    sizes = apportion(np.full(clients, 1 / clients), len(deck.labels), np.zeros(clients))
+    stock = [list(rng.permutation(np.flatnonzero(pool.labels == label))) for label in range(len(group))]
+    sizes = apportion(np.full(clients, 1 / clients), len(pool.labels), np.zeros(clients))
     parts: Parts = [np.empty(0, dtype=np.int64)] * clients
     for client in rng.permutation(clients):  # who draws last takes what is left
         coarse = rng.dirichlet(np.full(groups, beta))

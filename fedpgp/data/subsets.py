@@ -13,7 +13,7 @@ CLASS_ORDERS = ("label", "alphabet")
 def few_shot(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> np.ndarray:
     """``shots`` images of each label, drawn without repetition; all images of a label that has fewer (as CoOp does).
 
-    For images dealt by domain, pass one key a class *and domain* as labels.
+    For images split by domain, pass one key a class *and domain* as labels.
 
     Args:
         labels: (N,) labels, or any integer keys.

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol
+from fedpgp.protocols.base import ClientSplit, EvalProtocol, EvalSet, FederatedSplit, Load
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
 from fedpgp.registry import named_classes
 
-PROTOCOLS: dict[str, type[Protocol]] = named_classes("fedpgp.protocols", Protocol, skip=("base",))
+PROTOCOLS: dict[str, type[EvalProtocol]] = named_classes("fedpgp.protocols", EvalProtocol, skip=("base",))
 """Name -> protocol: the classes in this folder; the same names as conf/protocol/."""
 
 
-def make_protocol(config: Mapping) -> Protocol:
+def make_protocol(config: Mapping) -> EvalProtocol:
     """A protocol from its ``name`` and options.
 
     Raises:
@@ -33,7 +33,7 @@ def make_protocol(config: Mapping) -> Protocol:
         raise FedPGPError(f"protocol={protocol.name}: {error}") from error
 
 
-def deal(
+def split_clients(
     dataset: Dataset,
     clients: int,
     seed: int,
@@ -41,14 +41,14 @@ def deal(
     protocol: Mapping,
     scheme: Mapping,
     load: Load | None = None,
-) -> Deal:
-    """Deals a data set to clients.
+) -> FederatedSplit:
+    """Split a data set over clients.
 
     Args:
         dataset: with train and test split.
         clients: number of logical clients.
         seed: of everything random in it.
-        shots: training images a class (a class and domain, where images are dealt by domain); None keeps all.
+        shots: training images a class (a class and domain, where images are split by domain); None keeps all.
         protocol: its ``name`` and options.
         scheme: the partition: ``scheme`` and its options.
         load: finds other data sets, for the protocols that need some.
@@ -57,18 +57,18 @@ def deal(
         FedPGPError: unknown protocol or option; a data set without the split it needs; a partition that cannot work.
     """
     chosen = make_protocol(protocol)
-    return chosen.finish(chosen.deal(dataset, clients, seed, shots, scheme, load), seed)
+    return chosen.finish(chosen.split_clients(dataset, clients, seed, shots, scheme, load), seed)
 
 
 __all__ = [
     "PROTOCOLS",
-    "ClientShare",
-    "Deal",
-    "Exam",
-    "Protocol",
+    "ClientSplit",
+    "EvalProtocol",
+    "EvalSet",
+    "FederatedSplit",
     "as_spec",
-    "deal",
     "label_of",
     "make_protocol",
+    "split_clients",
     "transfer",
 ]

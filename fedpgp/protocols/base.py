@@ -1,4 +1,4 @@
-"""What a protocol decides: which classes are learned, who is given which images, and on what each client is tested.
+"""What an evaluation protocol decides: the classes that are learned, each client's images, and what it is tested on.
 
 A protocol is one file and one frozen dataclass, whose fields are its options; ``docs/protocols.md`` lists them all.
 """
@@ -24,85 +24,93 @@ SELECTIONS = ("last", "last_five", "validation")
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Pictures that a client's models have to name.
+class EvalSet:
+    """Images that a client's models have to name, and the classes they choose among.
 
     Attributes:
-        rows: of the split.
-        classes: labels of the candidates.
-        allowed: labels that may be answered, some of ``classes``; None is all.
+        indices: of the images in the split, (n,) int64.
+        classes: labels to choose among.
+        allowed_labels: labels that may be answered, some of ``classes``; None is all.
         split: ``test``, or ``train`` for images kept out of training.
     """
 
-    rows: np.ndarray
+    indices: np.ndarray
     classes: tuple[int, ...]
-    allowed: tuple[int, ...] | None = None
+    allowed_labels: tuple[int, ...] | None = None
     split: str = "test"
 
 
 @dataclass(frozen=True)
-class ClientShare:
-    """What one logical client owns and is tested on.
+class ClientSplit:
+    """The images of one logical client, and what it is tested on.
 
     Attributes:
-        train: rows of the train split.
-        classes: labels of the candidates in training.
-        exams: figure -> exam. ``local`` is the client's own test share, ``unseen`` that of a client that never trains;
+        train: indices in the train split.
+        classes: labels to choose among in training.
+        eval_sets: figure -> eval set. ``local`` holds the client's own test images, ``unseen`` those of a client that
+            never trains;
             ``base`` and ``novel``; ``domains.NAME`` and ``datasets.NAME``; ``val``, which only selects a round.
-        domain: its domain, where images are dealt by domain.
+        domain: its domain, where images are split by domain.
         trains: False for a client that never trains.
     """
 
     train: np.ndarray
     classes: tuple[int, ...]
-    exams: dict[str, Exam]
+    eval_sets: dict[str, EvalSet]
     domain: str | None = None
     trains: bool = True
 
     @property
-    def own(self) -> Exam | None:
-        """The exam on its own test share; None where it is only tested on other data."""
-        return self.exams.get("local" if self.trains else "unseen")
+    def local_eval_set(self) -> EvalSet | None:
+        """The eval set of its own test images; None where it is only tested on other data."""
+        return self.eval_sets.get("local" if self.trains else "unseen")
 
     @property
     def test(self) -> np.ndarray:
-        """Rows of its own test share."""
-        return np.empty(0, dtype=np.int64) if self.own is None else self.own.rows
+        """Indices of its own test images."""
+        return np.empty(0, dtype=np.int64) if self.local_eval_set is None else self.local_eval_set.indices
 
 
 @dataclass(frozen=True)
-class Deal:
-    """A dealt data set.
+class FederatedSplit:
+    """A data set split over clients.
 
     Attributes:
-        dataset: what the rows and labels are of; several data sets joined, where a protocol needs several.
+        dataset: what the indices and labels are of; several data sets joined, where a protocol needs several.
         base_classes: labels that some client trains.
-        novel_classes: labels nobody trains, of the exam of that name; empty where the protocol has none.
-        shares: one a client.
+        novel_classes: labels nobody trains, of the eval set of that name; empty where the protocol has none.
+        clients: one entry a client.
         adapt_epochs: epochs for which a client that never trains adapts its copy before it is tested.
-        own: the pictures are the clients' own (:mod:`fedpgp.own`): nobody else may know their labels.
+        private_data: the images are the clients' own (:mod:`fedpgp.own`): nobody else may know their labels.
     """
 
     dataset: Dataset
     base_classes: tuple[int, ...]
     novel_classes: tuple[int, ...]
-    shares: list[ClientShare]
+    clients: list[ClientSplit]
     adapt_epochs: int = 0
-    own: bool = False
+    private_data: bool = False
 
     @property
-    def train_rows(self) -> np.ndarray:
-        """Rows of the train split that some client trains on, or is tested on, ascending."""
-        exams = [exam.rows for share in self.shares for exam in share.exams.values() if exam.split == "train"]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *(share.train for share in self.shares), *exams]))
+    def train_indices(self) -> np.ndarray:
+        """Indices in the train split that some client trains on, or is tested on, ascending."""
+        eval_sets = [
+            eval_set.indices
+            for client_split in self.clients
+            for eval_set in client_split.eval_sets.values()
+            if eval_set.split == "train"
+        ]
+        return np.unique(
+            np.concatenate([np.empty(0, np.int64), *(client_split.train for client_split in self.clients), *eval_sets])
+        )
 
 
 @dataclass(frozen=True)
-class Protocol(ABC):
+class EvalProtocol(ABC):
     """A protocol and the options that all have.
 
     Attributes:
-        local_labels: candidates of local accuracy: ``all`` trained classes, or the client's ``own``.
+        local_labels: classes to choose among in local accuracy: ``all`` trained ones, or the client's ``own``.
         selection: which round is reported: the ``last``, the mean of the ``last_five``, or the best on a
             ``validation`` split (never on test images).
         template: of zero-shot CLIP: the ``dataset``'s, or ``plain`` ("a photo of a {}.") for every data set.
@@ -125,27 +133,30 @@ class Protocol(ABC):
         check_number("protocol.validation_share", self.validation_share, above=0, below=1)
 
     @abstractmethod
-    def deal(
+    def split_clients(
         self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
-    ) -> Deal: ...
+    ) -> FederatedSplit: ...
 
     def values(self, dataset: Dataset) -> Sequence[str]:
         """The values of the option :attr:`parts` with this data set."""
         return ()
 
-    def finish(self, dealt: Deal, seed: int) -> Deal:
-        """What all protocols do alike to a deal: keeps validation images out of training."""
+    def finish(self, federated_split: FederatedSplit, seed: int) -> FederatedSplit:
+        """What all protocols do alike: keep validation images out of training."""
         if self.selection != "validation":
-            return dealt
-        labels = dealt.dataset.train.labels
-        shares = []
-        for client, share in enumerate(dealt.shares):
-            if share.trains:
-                kept = _hold_out(labels[share.train], self.validation_share, seed, client)
-                exams = {**share.exams, "val": Exam(share.train[kept], share.classes, None, "train")}
-                share = replace(share, train=np.delete(share.train, kept), exams=exams)
-            shares.append(share)
-        return replace(dealt, shares=shares)
+            return federated_split
+        labels = federated_split.dataset.train.labels
+        client_splits = []
+        for client, client_split in enumerate(federated_split.clients):
+            if client_split.trains:
+                kept = _hold_out(labels[client_split.train], self.validation_share, seed, client)
+                eval_sets = {
+                    **client_split.eval_sets,
+                    "val": EvalSet(client_split.train[kept], client_split.classes, None, "train"),
+                }
+                client_split = replace(client_split, train=np.delete(client_split.train, kept), eval_sets=eval_sets)
+            client_splits.append(client_split)
+        return replace(federated_split, clients=client_splits)
 
 
 def one_of(option: str, value: object, valid: Sequence[str | None]) -> None:
@@ -154,8 +165,8 @@ def one_of(option: str, value: object, valid: Sequence[str | None]) -> None:
         raise FedPGPError(unknown(f"protocol.{option}", value, ["null" if v is None else v for v in valid]))
 
 
-def _hold_out(labels: np.ndarray, share: float, seed: int, client: int) -> np.ndarray:
-    """Positions of validation images: ``share`` of each class, at least one image in all, and never all."""
+def _hold_out(labels: np.ndarray, fraction: float, seed: int, client: int) -> np.ndarray:
+    """Positions of validation images: ``fraction`` of each class, at least one image in all, and never all."""
     if len(labels) < 2:
         raise FedPGPError(
             f"client {client} has {len(labels)} training image: selection=validation needs 2 or more "
@@ -165,16 +176,16 @@ def _hold_out(labels: np.ndarray, share: float, seed: int, client: int) -> np.nd
     kept = []
     for label in np.unique(labels):
         mine = [i for i in order if labels[i] == label]
-        kept += mine[: round(share * len(mine))]
+        kept += mine[: round(fraction * len(mine))]
     return np.sort(kept[: len(labels) - 1] or order[:1]).astype(np.int64)
 
 
-# Dealing. -----------------------------------------------------------------------------------------------------------
+# Splitting. ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Hand:
-    """What the partition gives a client: rows of train and test, its domain, and the labels it has."""
+class ClientIndices:
+    """What the partition assigns to a client: indices of train and test images, its domain, the labels it has."""
 
     train: np.ndarray
     test: np.ndarray
@@ -182,56 +193,56 @@ class Hand:
     labels: tuple[int, ...]
 
 
-def hands(
+def assign(
     dataset: Dataset, classes: Sequence[int], clients: int, seed: int, shots: int | None, scheme: Mapping
-) -> list[Hand]:
-    """Deals the images of some classes to clients, train and test by the same draw.
+) -> list[ClientIndices]:
+    """Assign the images of some classes to clients, train and test by the same draw.
 
     Args:
         dataset: with train and test split.
-        classes: labels that are dealt.
+        classes: labels that are assigned.
         clients: number of logical clients.
         seed: of the few-shot sample and the partition.
-        shots: training images a class (a class and domain, where images are dealt by domain); None keeps all.
+        shots: training images a class (a class and domain, where images are split by domain); None keeps all.
         scheme: the partition: ``scheme`` and its options.
 
     Raises:
         FedPGPError: a data set without the split it needs; a partition that cannot work.
     """
     train, test = splits(dataset)
-    train_rows, test_rows = (rows_of(split, classes) for split in (train, test))
-    by_domain = deals_by_domain(scheme) and train.domains is not None
+    train_indices, test_indices = (indices_of(split, classes) for split in (train, test))
+    by_domain = splits_by_domain(scheme) and train.domains is not None
     train_domains, test_domains = (None if s.domains is None else np.asarray(s.domains) for s in (train, test))
     if shots is not None:
-        train_rows = train_rows[few_shot(_shot_keys(dataset, train_rows, by_domain), shots, seed)]
+        train_indices = train_indices[few_shot(_shot_keys(dataset, train_indices, by_domain), shots, seed)]
     column = np.full(len(dataset.class_names), -1, dtype=np.int64)
     column[list(classes)] = np.arange(len(classes))
     options = {key: value for key, value in scheme.items() if key not in ("scheme", "name")}
     if scheme["scheme"] == "pachinko" and dataset.superclasses is not None:
         options["superclasses"] = dataset.superclasses[list(classes)]
     train_parts, test_parts = partition(
-        column[train.labels[train_rows]],
+        column[train.labels[train_indices]],
         clients,
         scheme["scheme"],
         seed,
-        domains=None if train_domains is None else train_domains[train_rows].tolist(),
-        test_labels=column[test.labels[test_rows]],
-        test_domains=None if test_domains is None else test_domains[test_rows].tolist(),
+        domains=None if train_domains is None else train_domains[train_indices].tolist(),
+        test_labels=column[test.labels[test_indices]],
+        test_domains=None if test_domains is None else test_domains[test_indices].tolist(),
         **options,
     )
-    dealt = []
+    assigned = []
     for mine, mine_test in zip(train_parts, test_parts, strict=True):
-        rows = train_rows[mine]
+        rows = train_indices[mine]
         has = {int(label) for label in train.labels[rows]}
-        dealt.append(
-            Hand(
+        assigned.append(
+            ClientIndices(
                 rows,
-                test_rows[mine_test],
+                test_indices[mine_test],
                 str(train_domains[rows[0]]) if by_domain else None,
                 tuple(label for label in classes if label in has),
             )
         )
-    return dealt
+    return assigned
 
 
 def splits(dataset: Dataset) -> tuple[Split, Split]:
@@ -247,15 +258,15 @@ def splits(dataset: Dataset) -> tuple[Split, Split]:
     return dataset.train, dataset.test
 
 
-def rows_of(split: Split, classes: Sequence[int], domain: str | None = None) -> np.ndarray:
-    """Rows of the images of some classes, and of one domain when it is given."""
+def indices_of(split: Split, classes: Sequence[int], domain: str | None = None) -> np.ndarray:
+    """Indices of the images of some classes, and of one domain when it is given."""
     chosen = np.isin(split.labels, list(classes))
     if domain is not None:
         chosen &= np.asarray(split.domains) == domain
     return np.flatnonzero(chosen)
 
 
-def deals_by_domain(scheme: Mapping) -> bool:
+def splits_by_domain(scheme: Mapping) -> bool:
     """Whether a partition gives every client images of one domain."""
     return scheme["scheme"] in BY_DOMAIN
 
@@ -280,9 +291,9 @@ def all_classes(dataset: Dataset) -> tuple[int, ...]:
     return tuple(range(len(dataset.class_names)))
 
 
-def local_exam(hand: Hand, classes: Sequence[int], local_labels: str) -> Exam:
-    """The exam on a client's own test share."""
-    return Exam(hand.test, tuple(classes), hand.labels if local_labels == "own" else None)
+def local_eval_set(assigned: ClientIndices, classes: Sequence[int], local_labels: str) -> EvalSet:
+    """The eval set of a client's own test images."""
+    return EvalSet(assigned.test, tuple(classes), assigned.labels if local_labels == "own" else None)
 
 
 def _shot_keys(dataset: Dataset, rows: np.ndarray, by_domain: bool) -> np.ndarray:

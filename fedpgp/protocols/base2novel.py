@@ -1,8 +1,8 @@
-"""``base2novel``: the first half of the classes (base) is dealt to the clients; the second half (novel) nobody sees.
+"""``base2novel``: the first half of the classes (base) is split over the clients; the second half (novel) nobody sees.
 
-A client's prompt is scored on its own test share (local), on the base classes and on the novel ones. With a partition
+A client's prompt is scored on its own test images (local), on the base classes and on the novel ones. With a partition
 by domain, base and novel are taken from the client's own domain. The FedPGP paper's main table (there with classes
-dealt without overlap).
+split without overlap).
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,22 @@ from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel
-from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol, hands, local_exam, one_of, rows_of
-from fedpgp.protocols.personal import base_exam, not_empty
+from fedpgp.protocols.base import (
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
+    Load,
+    assign,
+    indices_of,
+    local_eval_set,
+    one_of,
+)
+from fedpgp.protocols.personal import base_eval_set, not_empty
 
 
 @dataclass(frozen=True)
-class Base2Novel(Protocol):
+class Base2Novel(EvalProtocol):
     """Options: ``class_order``, what the halves go by: ``label`` (CoOp) or ``alphabet`` (FLiP); ``base``, images of
     base accuracy: ``all``, or ``others`` (without the client's own classes)."""
 
@@ -29,15 +39,17 @@ class Base2Novel(Protocol):
         one_of("base", self.base, ("all", "others"))
         one_of("class_order", self.class_order, CLASS_ORDERS)
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         base, novel = (tuple(ids) for ids in base_novel(dataset.class_names, order=self.class_order))
-        shares = []
-        for hand in hands(dataset, base, clients, seed, shots, scheme):
-            rows = rows_of(dataset.test, novel, hand.domain)
-            exams = {
-                "local": local_exam(hand, base, self.local_labels),
-                "base": base_exam(dataset, hand, base, self.base, len(shares), scheme),
-                "novel": Exam(not_empty(rows, "novel", len(shares), self.base, scheme), novel),
+        client_splits = []
+        for assigned in assign(dataset, base, clients, seed, shots, scheme):
+            rows = indices_of(dataset.test, novel, assigned.domain)
+            eval_sets = {
+                "local": local_eval_set(assigned, base, self.local_labels),
+                "base": base_eval_set(dataset, assigned, base, self.base, len(client_splits), scheme),
+                "novel": EvalSet(not_empty(rows, "novel", len(client_splits), self.base, scheme), novel),
             }
-            shares.append(ClientShare(hand.train, base, exams, hand.domain))
-        return Deal(dataset, base, novel, shares)
+            client_splits.append(ClientSplit(assigned.train, base, eval_sets, assigned.domain))
+        return FederatedSplit(dataset, base, novel, client_splits)

@@ -18,7 +18,7 @@ from fedpgp.data import Dataset
 from fedpgp.data.joint import Member, join
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel, few_shot
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import ClientShare, Deal, Exam, Load, Protocol, one_of, splits
+from fedpgp.protocols.base import ClientSplit, EvalProtocol, EvalSet, FederatedSplit, Load, one_of, splits
 from fedpgp.protocols.cross_dataset import Spec, as_specs, label_of
 
 NINE = (
@@ -29,7 +29,7 @@ GROUPS = ("animals", "food", "people", "faces", "travel", "activities", "objects
 
 
 @dataclass(frozen=True)
-class CrossClass(Protocol):
+class CrossClass(EvalProtocol):
     """Options: ``datasets`` of the federation, names or mappings of ``name`` and options, the run's own among them;
     None takes the usual ones. ``class_order``, what the halves go by: ``label`` or ``alphabet``."""
 
@@ -42,10 +42,12 @@ class CrossClass(Protocol):
         super().__post_init__()
         one_of("class_order", self.class_order, CLASS_ORDERS)
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         if scheme["scheme"] != "pathological":
             raise FedPGPError(
-                f"protocol cross_class deals blocks of classes without overlap: partition=pathological, not "
+                f"protocol cross_class splits blocks of classes without overlap: partition=pathological, not "
                 f"{scheme['scheme']}"
             )
         usual = [{"name": "emoji", "groups": [g]} for g in GROUPS] if dataset.name == "emoji" else NINE
@@ -61,11 +63,11 @@ class CrossClass(Protocol):
         halves = [self._halves(joint, member) for member in members]
         base = tuple(c for half, _ in halves for c in half)
         novel = tuple(c for _, half in halves for c in half)
-        shares = []
+        client_splits = []
         for label, (mine, new), many in zip(labels, halves, self._clients(halves, clients), strict=True):
-            exams = {
-                "base": Exam(np.flatnonzero(np.isin(test.labels, mine)), mine),
-                "novel": Exam(np.flatnonzero(np.isin(test.labels, new)), new),
+            eval_sets = {
+                "base": EvalSet(np.flatnonzero(np.isin(test.labels, mine)), mine),
+                "novel": EvalSet(np.flatnonzero(np.isin(test.labels, new)), new),
             }
             for block in np.array_split(np.array(mine), many):
                 classes = tuple(int(c) for c in block)
@@ -74,12 +76,17 @@ class CrossClass(Protocol):
                     rows = rows[few_shot(train.labels[rows], shots, seed)]
                 own = np.flatnonzero(np.isin(test.labels, classes))
                 asked = classes if self.local_labels == "own" else mine
-                shares.append(ClientShare(rows, classes, {"local": Exam(own, asked), **exams}, label))
-        for client, share in enumerate(shares):
-            for what, rows in (("training", share.train), *((f"{k} test", e.rows) for k, e in share.exams.items())):
+                client_splits.append(ClientSplit(rows, classes, {"local": EvalSet(own, asked), **eval_sets}, label))
+        for client, client_split in enumerate(client_splits):
+            for what, rows in (
+                ("training", client_split.train),
+                *((f"{k} test", e.indices) for k, e in client_split.eval_sets.items()),
+            ):
                 if not len(rows):
-                    raise FedPGPError(f"client {client} ({share.domain}) has no {what} image: leave that data set out")
-        return Deal(joint, base, novel, shares)
+                    raise FedPGPError(
+                        f"client {client} ({client_split.domain}) has no {what} image: leave that data set out"
+                    )
+        return FederatedSplit(joint, base, novel, client_splits)
 
     def _halves(self, joint: Dataset, member: Member) -> tuple[tuple[int, ...], tuple[int, ...]]:
         names = [joint.class_names[c] for c in member.classes]

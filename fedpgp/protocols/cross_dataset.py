@@ -14,14 +14,14 @@ from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
     LABELS,
-    ClientShare,
-    Deal,
-    Exam,
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
     Load,
-    Protocol,
     all_classes,
-    hands,
-    local_exam,
+    assign,
+    local_eval_set,
     one_of,
 )
 
@@ -35,10 +35,10 @@ Spec = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class CrossDataset(Protocol):
+class CrossDataset(EvalProtocol):
     """Options: ``targets``, the data sets that are only tested on: names, or mappings of ``name`` and options; None
     takes the usual ones. ``source``, options that narrow the data set that is trained on; None narrows emoji only.
-    ``train_labels``, candidates in training: ``all`` classes, or the client's ``own``, as in FedTPG's code
+    ``train_labels``, classes to choose among in training: ``all``, or the client's ``own``, as in FedTPG's code
     (boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the client's classes alone)."""
 
     name: ClassVar[str] = "cross_dataset"
@@ -62,7 +62,9 @@ class CrossDataset(Protocol):
     def accept(self, source: Dataset, target: Dataset) -> None:
         """Refuses a target that the protocol is not meant for."""
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         narrowing, usual = self.usual(dataset.name)
         narrowing = narrowing if self.source is None else self.source
         if not isinstance(narrowing, Mapping):
@@ -75,23 +77,23 @@ class CrossDataset(Protocol):
         if not specs:
             raise FedPGPError("protocol.targets is empty: name the data sets to be tested on")
         classes = all_classes(dataset)
-        shares = [
-            ClientShare(
-                hand.train,
-                hand.labels if self.train_labels == "own" else classes,
-                {"local": local_exam(hand, classes, self.local_labels)},
-                hand.domain,
+        client_splits = [
+            ClientSplit(
+                assigned.train,
+                assigned.labels if self.train_labels == "own" else classes,
+                {"local": local_eval_set(assigned, classes, self.local_labels)},
+                assigned.domain,
             )
-            for hand in hands(dataset, classes, clients, seed, shots, scheme)
+            for assigned in assign(dataset, classes, clients, seed, shots, scheme)
         ]
         targets = {label_of(spec): load(spec) for spec in specs}
         for target in targets.values():
             self.accept(dataset, target)
-        return transfer(Deal(dataset, classes, (), shares), targets)
+        return transfer(FederatedSplit(dataset, classes, (), client_splits), targets)
 
 
-def transfer(dealt: Deal, targets: Mapping[str, Dataset]) -> Deal:
-    """Gives every client an exam on each target's whole test split, with the target's classes as candidates.
+def transfer(federated_split: FederatedSplit, targets: Mapping[str, Dataset]) -> FederatedSplit:
+    """Give every client an eval set for each target: its whole test split and its classes.
 
     Raises:
         FedPGPError: a target without test images.
@@ -99,13 +101,16 @@ def transfer(dealt: Deal, targets: Mapping[str, Dataset]) -> Deal:
     for label, target in targets.items():
         if target.test is None or not len(target.test):
             raise FedPGPError(f"data set {label} has no test images: nothing can be tested on it")
-    joint, members = join([dealt.dataset, *targets.values()])
-    exams = {
-        f"datasets.{label}": Exam(member.test, member.classes)
+    joint, members = join([federated_split.dataset, *targets.values()])
+    eval_sets = {
+        f"datasets.{label}": EvalSet(member.test, member.classes)
         for label, member in zip(targets, members[1:], strict=True)
     }
-    shares = [replace(share, exams={**share.exams, **exams}) for share in dealt.shares]
-    return replace(dealt, dataset=joint, shares=shares)
+    client_splits = [
+        replace(client_split, eval_sets={**client_split.eval_sets, **eval_sets})
+        for client_split in federated_split.clients
+    ]
+    return replace(federated_split, dataset=joint, clients=client_splits)
 
 
 def as_specs(targets: object, option: str) -> list[Spec]:

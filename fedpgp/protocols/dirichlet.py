@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import Deal, Load
+from fedpgp.protocols.base import FederatedSplit, Load
 from fedpgp.protocols.personal import Personal
 
 SCHEMES = ("dirichlet", "pachinko", "domain_dirichlet")
@@ -22,10 +22,12 @@ class Dirichlet(Personal):
 
     name: ClassVar[str] = "dirichlet"
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         if scheme["scheme"] not in SCHEMES:
             raise FedPGPError(
                 f"protocol dirichlet is about label shift; partition={scheme['scheme']} has none: choose one of "
                 f"{', '.join(SCHEMES)}, or protocol=personal"
             )
-        return super().deal(dataset, clients, seed, shots, scheme, load)
+        return super().split_clients(dataset, clients, seed, shots, scheme, load)

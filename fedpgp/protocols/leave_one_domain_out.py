@@ -14,24 +14,24 @@ from fedpgp.data import Dataset, Subset
 from fedpgp.data.joint import Concat
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols.base import (
-    ClientShare,
-    Deal,
-    Exam,
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
     Load,
-    Protocol,
     all_classes,
+    assign,
     domains_of,
-    hands,
-    local_exam,
+    indices_of,
+    local_eval_set,
     one_of,
-    rows_of,
     splits,
 )
 from fedpgp.protocols.multidomain import by_domain
 
 
 @dataclass(frozen=True)
-class LeaveOneDomainOut(Protocol):
+class LeaveOneDomainOut(EvalProtocol):
     """Options: ``held_out``, the domain that is left out; None makes a run of each. ``held_out_images``, which of its
     images are tested on: those of its ``test`` split, or ``all``, training images too.
 
@@ -53,7 +53,9 @@ class LeaveOneDomainOut(Protocol):
     def values(self, dataset: Dataset) -> Sequence[str]:
         return domains_of(dataset, self.name)
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         classes, names = all_classes(dataset), domains_of(dataset, self.name)
         by_domain(self.name, scheme)
         if self.held_out is None:
@@ -61,25 +63,25 @@ class LeaveOneDomainOut(Protocol):
         if self.held_out not in names:
             raise FedPGPError(unknown("protocol.held_out", self.held_out, names))
         train, test = splits(dataset)
-        rows = rows_of(test, classes, self.held_out)
+        rows = indices_of(test, classes, self.held_out)
         tested = dataset
         if self.held_out_images == "all":
-            more = Subset(train, rows_of(train, classes, self.held_out))
+            more = Subset(train, indices_of(train, classes, self.held_out))
             rows = np.concatenate([rows, len(test) + np.arange(len(more))])
             tested = replace(dataset, test=Concat([test, more], [0, 0]))
-        left_out = Exam(rows, classes)
-        shares = [
-            ClientShare(
-                hand.train,
+        left_out = EvalSet(rows, classes)
+        client_splits = [
+            ClientSplit(
+                assigned.train,
                 classes,
                 {
-                    "local": local_exam(hand, classes, self.local_labels),
+                    "local": local_eval_set(assigned, classes, self.local_labels),
                     "unseen": left_out,
                     f"domains.{self.held_out}": left_out,
                 },
-                hand.domain,
+                assigned.domain,
             )
-            for hand in hands(dataset, classes, clients, seed, shots, scheme)
-            if hand.domain != self.held_out
+            for assigned in assign(dataset, classes, clients, seed, shots, scheme)
+            if assigned.domain != self.held_out
         ]
-        return Deal(tested, classes, (), shares)
+        return FederatedSplit(tested, classes, (), client_splits)

@@ -11,23 +11,23 @@ from typing import ClassVar
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
-    ClientShare,
-    Deal,
-    Exam,
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
     Load,
-    Protocol,
     all_classes,
-    deals_by_domain,
+    assign,
     domains_of,
-    hands,
-    local_exam,
+    indices_of,
+    local_eval_set,
     one_of,
-    rows_of,
+    splits_by_domain,
 )
 
 
 @dataclass(frozen=True)
-class MultiDomain(Protocol):
+class MultiDomain(EvalProtocol):
     """Options: ``domains``, what a domain's accuracy is: ``own``, the mean local accuracy of its clients; or ``all``,
     the mean over all clients' models of their accuracy on its whole test split."""
 
@@ -38,24 +38,29 @@ class MultiDomain(Protocol):
         super().__post_init__()
         one_of("domains", self.domains, ("own", "all"))
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         classes, names = all_classes(dataset), domains_of(dataset, self.name)
         by_domain(self.name, scheme)
-        exams = {}
+        eval_sets = {}
         if self.domains == "all":
-            exams = {f"domains.{name}": Exam(rows_of(dataset.test, classes, name), classes) for name in names}
-        shares = [
-            ClientShare(
-                hand.train, classes, {"local": local_exam(hand, classes, self.local_labels), **exams}, hand.domain
+            eval_sets = {f"domains.{name}": EvalSet(indices_of(dataset.test, classes, name), classes) for name in names}
+        client_splits = [
+            ClientSplit(
+                assigned.train,
+                classes,
+                {"local": local_eval_set(assigned, classes, self.local_labels), **eval_sets},
+                assigned.domain,
             )
-            for hand in hands(dataset, classes, clients, seed, shots, scheme)
+            for assigned in assign(dataset, classes, clients, seed, shots, scheme)
         ]
-        return Deal(dataset, classes, (), shares)
+        return FederatedSplit(dataset, classes, (), client_splits)
 
 
 def by_domain(protocol: str, scheme: Mapping) -> None:
     """Refuses a partition that mixes domains on a client."""
-    if not deals_by_domain(scheme):
+    if not splits_by_domain(scheme):
         raise FedPGPError(
             f"protocol {protocol} needs clients of one domain each; partition={scheme['scheme']} mixes them: choose "
             "domain, domain_dirichlet or natural"

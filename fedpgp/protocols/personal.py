@@ -1,6 +1,6 @@
-"""``personal``: all classes are dealt, and a client's prompt is scored on its own test share.
+"""``personal``: all classes are split over the clients, and a prompt is scored on its client's own test images.
 
-Protocol of PromptFL, FedOTP and their peers with classes dealt without overlap; with ``base=others`` DP-FPL's
+Protocol of PromptFL, FedOTP and their peers with classes split without overlap; with ``base=others`` DP-FPL's
 "neighbour" accuracy, with ``base=all`` FLiP's "global" (under the global prompt) and "dual" benchmarks.
 """
 
@@ -13,23 +13,23 @@ import numpy as np
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
-    ClientShare,
-    Deal,
-    Exam,
-    Hand,
+    ClientIndices,
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
     Load,
-    Protocol,
     all_classes,
-    hands,
-    local_exam,
+    assign,
+    indices_of,
+    local_eval_set,
     one_of,
-    rows_of,
 )
 
 
 @dataclass(frozen=True)
-class Personal(Protocol):
-    """Options: ``base``, a second exam on all test images (``all``), or on those of other classes than the client's
+class Personal(EvalProtocol):
+    """Options: ``base``, a second eval set of all test images (``all``), or on those of other classes than the client's
     own (``others``); None has none. With a partition by domain the images are of the client's own domain."""
 
     name: ClassVar[str] = "personal"
@@ -39,28 +39,32 @@ class Personal(Protocol):
         super().__post_init__()
         one_of("base", self.base, (None, "all", "others"))
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         classes = all_classes(dataset)
-        shares = []
-        for hand in hands(dataset, classes, clients, seed, shots, scheme):
-            exams = {"local": local_exam(hand, classes, self.local_labels)}
+        client_splits = []
+        for assigned in assign(dataset, classes, clients, seed, shots, scheme):
+            eval_sets = {"local": local_eval_set(assigned, classes, self.local_labels)}
             if self.base is not None:
-                exams["base"] = base_exam(dataset, hand, classes, self.base, len(shares), scheme)
-            shares.append(ClientShare(hand.train, classes, exams, hand.domain))
-        return Deal(dataset, classes, (), shares)
+                eval_sets["base"] = base_eval_set(dataset, assigned, classes, self.base, len(client_splits), scheme)
+            client_splits.append(ClientSplit(assigned.train, classes, eval_sets, assigned.domain))
+        return FederatedSplit(dataset, classes, (), client_splits)
 
 
-def base_exam(dataset: Dataset, hand: Hand, classes: tuple[int, ...], base: str, client: int, scheme: Mapping) -> Exam:
+def base_eval_set(
+    dataset: Dataset, assigned: ClientIndices, classes: tuple[int, ...], base: str, client: int, scheme: Mapping
+) -> EvalSet:
     """All test images of the trained classes (of the client's own domain, if it has one), or those of other classes
     than its own.
 
     Raises:
         FedPGPError: there is none.
     """
-    rows = rows_of(dataset.test, classes, hand.domain)
+    rows = indices_of(dataset.test, classes, assigned.domain)
     if base == "others":
-        rows = rows[~np.isin(dataset.test.labels[rows], hand.labels)]
-    return Exam(not_empty(rows, "base", client, base, scheme), classes)
+        rows = rows[~np.isin(dataset.test.labels[rows], assigned.labels)]
+    return EvalSet(not_empty(rows, "base", client, base, scheme), classes)
 
 
 def not_empty(rows: np.ndarray, what: str, client: int, base: str, scheme: Mapping) -> np.ndarray:
@@ -68,7 +72,7 @@ def not_empty(rows: np.ndarray, what: str, client: int, base: str, scheme: Mappi
     if not len(rows):
         raise FedPGPError(
             f"client {client} has no test image for {what} accuracy with protocol.base={base} and "
-            f"partition={scheme['scheme']}: 'others' needs classes dealt without overlap (partition=pathological); "
+            f"partition={scheme['scheme']}: 'others' needs classes split without overlap (partition=pathological); "
             "else use protocol.base=all, or data with test images of both halves of the classes in every domain"
         )
     return rows

@@ -1,4 +1,4 @@
-"""``unseen_clients``: some clients never train. They get the global prompt, and are tested on their own test share.
+"""``unseen_clients``: some clients never train. They get the global prompt, and are tested on their own test images.
 
 With ``adapt_epochs`` such a client first trains its own copy for a few local epochs, and keeps it.
 """
@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, check_number
-from fedpgp.protocols.base import Deal, Load
+from fedpgp.protocols.base import FederatedSplit, Load
 from fedpgp.protocols.personal import Personal
 from fedpgp.seeding import generator
 
 
 @dataclass(frozen=True)
 class UnseenClients(Personal):
-    """Options: ``share`` of the clients that never train, drawn from the seed; ``adapt_epochs``, local epochs of such a
-    client before it is tested (0: none); and those of ``personal``."""
+    """Options: ``share``, the fraction of clients that never train, drawn from the seed; ``adapt_epochs``, local
+    epochs of such a client before it is tested (0: none); and those of ``personal``."""
 
     name: ClassVar[str] = "unseen_clients"
     share: float = 0.25
@@ -28,16 +28,20 @@ class UnseenClients(Personal):
         check_number("protocol.share", self.share, above=0, below=1)
         check_number("protocol.adapt_epochs", self.adapt_epochs, least=0, whole=True)
 
-    def deal(self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load) -> Deal:
+    def split_clients(
+        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+    ) -> FederatedSplit:
         if clients < 2:
             raise FedPGPError(
                 f"clients={clients}: protocol unseen_clients needs 2 or more, one that trains and one not"
             )
-        dealt = super().deal(dataset, clients, seed, shots, scheme, load)
+        federated_split = super().split_clients(dataset, clients, seed, shots, scheme, load)
         many = min(clients - 1, max(1, round(self.share * clients)))
         unseen = set(generator(seed, "unseen clients").choice(clients, size=many, replace=False).tolist())
-        shares = [
-            replace(share, trains=False, exams={"unseen": share.exams["local"]}) if client in unseen else share
-            for client, share in enumerate(dealt.shares)
+        client_splits = [
+            replace(client_split, trains=False, eval_sets={"unseen": client_split.eval_sets["local"]})
+            if client in unseen
+            else client_split
+            for client, client_split in enumerate(federated_split.clients)
         ]
-        return replace(dealt, shares=shares, adapt_epochs=self.adapt_epochs)
+        return replace(federated_split, clients=client_splits, adapt_epochs=self.adapt_epochs)

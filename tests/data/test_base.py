@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.settings import composed
-from fedpgp.build import deal_configured
+from fedpgp.build import split_configured
 from fedpgp.data import DATASETS, ArraySplit, Dataset, FileSplit, Subset, load_dataset, register
 from fedpgp.data.base import data_root, validation_as_test, without_broken
 from fedpgp.data.store import cache_folder
@@ -232,9 +232,9 @@ def test_a_node_with_pictures_of_its_own_skips_too(broken_folder):
     overrides = ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[cat,dog]", "clients=2"]
     config = composed([*overrides, f"dataset.root={broken_folder}", "dataset.on_bad_image=skip"])
     config["partition"]["client"] = 1
-    dealt = deal_configured(config)
-    assert len(dealt.shares[1].train) == 5 and not len(dealt.shares[0].train)
-    assert dealt.dataset.notes[-1].startswith("3 broken images left out")
+    federated_split = split_configured(config)
+    assert len(federated_split.clients[1].train) == 5 and not len(federated_split.clients[0].train)
+    assert federated_split.dataset.notes[-1].startswith("3 broken images left out")
 
 
 def test_validation_images_in_the_place_of_test_images():

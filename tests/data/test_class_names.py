@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from experiments.settings import composed
-from fedpgp.build import deal_configured
+from fedpgp.build import split_configured
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.class_names import as_names, check_names
 from fedpgp.errors import FedPGPError
@@ -93,14 +93,14 @@ def test_every_participant_of_a_deployment_has_the_same_names(tmp_path, draw):
     config = composed(
         ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[7,true,null]", "clients=1"]
     )
-    server = deal_configured(config).dataset
+    server = split_configured(config).dataset
     config["dataset"]["root"], config["partition"]["client"] = str(root), 0
-    node = deal_configured(config).dataset
+    node = split_configured(config).dataset
     assert server.class_names == node.class_names == ["7", "true", "null"]
     config["dataset"]["template"] = None
     del config["partition"]["client"]
     with pytest.raises(FedPGPError, match="dataset.template=None needs exactly one {}"):
-        deal_configured(config)  # the server says so, before a node comes
+        split_configured(config)  # the server says so, before a node comes
 
 
 def test_every_data_set_has_composed_names():

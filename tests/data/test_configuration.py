@@ -10,11 +10,11 @@ import yaml
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.data.partition import COMMON
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols import deal
+from fedpgp.protocols import split_clients
 
 CONF = Path(__file__).parents[2] / "conf"
 DATASET_FILES = sorted((CONF / "dataset").glob("*.yaml"))
-PARTITION_FILES = sorted(path for path in (CONF / "partition").glob("*.yaml") if path.stem != "own")  # deals nothing
+PARTITION_FILES = sorted(path for path in (CONF / "partition").glob("*.yaml") if path.stem != "own")  # splits nothing
 
 
 def options(function):
@@ -51,17 +51,19 @@ def test_partition_file(path):
 
 
 @pytest.mark.parametrize("protocol", [{"name": "personal"}, {"name": "base2novel", "class_order": "alphabet"}])
-def test_pachinko_is_dealt_by_the_superclasses_of_the_classes_that_are_trained(protocol):
+def test_pachinko_splits_by_the_superclasses_of_the_classes_that_are_trained(protocol):
     data = load_dataset("emoji", domains="noto")
     scheme = yaml.safe_load((CONF / "partition" / "pachinko.yaml").read_text())
-    dealt = deal(data, 3, 0, None, protocol, scheme)
-    base = list(dealt.base_classes)
+    federated_split = split_clients(data, 3, 0, None, protocol, scheme)
+    base = list(federated_split.base_classes)
     rows = np.flatnonzero(np.isin(data.train.labels, base))
     columns = [base.index(label) for label in data.train.labels[rows]]
     test_columns = [base.index(label) for label in data.test.labels if label in base]
     options = {"beta": 0.3, "beta_fine": 10, "superclasses": [int(data.superclasses[label]) for label in base]}
     parts, _ = partition(columns, 3, "pachinko", 0, test_labels=test_columns, **options)
-    assert [share.train.tolist() for share in dealt.shares] == [rows[part].tolist() for part in parts]
+    assert [client_split.train.tolist() for client_split in federated_split.clients] == [
+        rows[part].tolist() for part in parts
+    ]
 
 
 def test_pachinko_needs_superclasses(tmp_path, draw):
@@ -69,4 +71,4 @@ def test_pachinko_needs_superclasses(tmp_path, draw):
         for name in ("a", "b"):
             draw(tmp_path / part / name / "1.png")
     with pytest.raises(FedPGPError, match="pachinko needs a data set whose classes have superclasses"):
-        deal(load_dataset("folder", tmp_path), 2, 0, None, {"name": "personal"}, {"scheme": "pachinko"})
+        split_clients(load_dataset("folder", tmp_path), 2, 0, None, {"name": "personal"}, {"scheme": "pachinko"})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.settings import composed, parse
-from fedpgp.build import deal_configured, load_configured
+from fedpgp.build import load_configured, split_configured
 from fedpgp.data import load_dataset
 from fedpgp.data.files import hold_out, pictures
 from fedpgp.data.layouts import LAYOUTS, SPLITS
@@ -147,10 +147,10 @@ def test_one_setting_of_the_layout_serves_a_simulation_and_its_nodes(make):
         "protocol=personal",
         "clients=2",
     ]
-    whole = deal_configured(composed([*words, "partition=natural", f"dataset.root={root}"]))
+    whole = split_configured(composed([*words, "partition=natural", f"dataset.root={root}"]))
     own = composed([*words, "partition=own"])
     own["dataset"]["root"], own["partition"]["client"] = str(root / "oslo"), 1
-    assert len(deal_configured(own).shares[1].train) == len(whole.shares[1].train) == 3
+    assert len(split_configured(own).clients[1].train) == len(whole.clients[1].train) == 3
 
 
 def test_a_class_may_be_called_train(make):

@@ -21,7 +21,7 @@ def made_labels(seed: int, images: int, classes: int) -> np.ndarray:
     return rng.permutation(np.concatenate([np.arange(classes), rng.integers(classes, size=max(0, images - classes))]))
 
 
-def assert_dealt_once(parts, images: int):
+def assert_assigned_once(parts, images: int):
     assert all(part.dtype == np.int64 for part in parts)
     assert all((np.diff(part) > 0).all() for part in parts), "each part is ascending"
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(images)), "disjoint, and nothing left over"
@@ -44,7 +44,7 @@ def options_of(scheme: str, classes: int) -> dict:
 @given(
     st.sampled_from(sorted(SCHEMES)), st.integers(0, 99), st.integers(1, 9), st.integers(200, 500), st.integers(9, 20)
 )
-def test_every_scheme_deals_all_images_once_and_test_follows_train(scheme, seed, clients, images, classes):
+def test_every_scheme_assigns_all_images_once_and_test_follows_train(scheme, seed, clients, images, classes):
     labels, test_labels = made_labels(seed, images, classes), made_labels(seed + 1, images, classes)
     rng = np.random.default_rng(seed)
     domains, test_domains = None, None
@@ -56,8 +56,8 @@ def test_every_scheme_deals_all_images_once_and_test_follows_train(scheme, seed,
     arguments = dict(domains=domains, test_labels=test_labels, test_domains=test_domains, **options_of(scheme, classes))
     train, test = partition(labels, clients, scheme, seed, **arguments)
     assert len(train) == len(test) == clients
-    assert_dealt_once(train, images)
-    assert_dealt_once(test, images)
+    assert_assigned_once(train, images)
+    assert_assigned_once(test, images)
     assert min(map(len, train)) >= 1 and min(map(len, test)) >= 1
     if domains is None:
         assert_same_proportions(train, labels, test, test_labels)
@@ -96,15 +96,15 @@ def test_iid_sizes_and_class_counts_differ_by_at_most_one(seed, clients, images,
 @given(st.integers(1, 30), st.integers(0, 200), st.integers(0, 99))
 def test_apportion_rounds_up_or_down_and_keeps_the_sum(clients, images, seed):
     rng = np.random.default_rng(seed)
-    shares = rng.dirichlet(np.full(clients, 0.3))
+    fractions = rng.dirichlet(np.full(clients, 0.3))
     owed, total = np.zeros(clients), np.zeros(clients)
     for _ in range(20):
-        counts = apportion(shares, images, owed)
+        counts = apportion(fractions, images, owed)
         assert counts.sum() == images
-        assert (np.abs(counts - shares * images) < 1).all()
+        assert (np.abs(counts - fractions * images) < 1).all()
         total += counts
-    # The same shares again and again: rounding does not add up against anybody.
-    assert (np.abs(total - 20 * shares * images) < 1.5).all()
+    # The same fractions again and again: rounding does not add up against anybody.
+    assert (np.abs(total - 20 * fractions * images) < 1.5).all()
 
 
 def test_dirichlet_beta_says_how_uneven_clients_are():
@@ -139,11 +139,11 @@ def test_dirichlet_min_size_is_kept_or_refused_by_name():
 
 
 @pytest.mark.parametrize(("classes", "clients"), [(37, 10), (25, 10), (10, 10), (23, 4), (9, 1)])
-def test_pathological_deals_whole_classes_evenly(classes, clients):
+def test_pathological_assigns_whole_classes_evenly(classes, clients):
     labels = made_labels(1, 20 * classes, classes)
-    hands = [set(labels[part]) for part in partition(labels, clients, "pathological", 5)]
-    assert sum(map(len, hands)) == classes and set().union(*hands) == set(range(classes))
-    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    lists = [set(labels[part]) for part in partition(labels, clients, "pathological", 5)]
+    assert sum(map(len, lists)) == classes and set().union(*lists) == set(range(classes))
+    assert max(map(len, lists)) - min(map(len, lists)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_pathological_deals_whole_classes_evenly(classes, clients):
     ],
 )
 def test_reference_dealing_has_the_public_sizes(classes, clients, sizes):
-    assert [len(hand) for hand in reference_classes(classes, clients)] == sizes
+    assert [len(labels) for labels in reference_classes(classes, clients)] == sizes
 
 
 def test_shards_give_few_classes_and_even_sizes():
     labels = made_labels(0, 1000, 10)
     parts = partition(labels, 20, "shards", 0, shards_per_client=2)
-    assert_dealt_once(parts, 1000)
+    assert_assigned_once(parts, 1000)
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
     assert max(len(set(labels[part])) for part in parts) <= 4
 
@@ -186,8 +186,8 @@ def test_domain_schemes_keep_domains_apart_and_test_in_its_domain(scheme, seed, 
         test_labels=test_labels,
         test_domains=list(test_domains),
     )
-    assert_dealt_once(train, 400)
-    assert_dealt_once(test, 400)
+    assert_assigned_once(train, 400)
+    assert_assigned_once(test, 400)
     for client, (part, test_part) in enumerate(zip(train, test, strict=True)):
         # Domains in order of appearance, clients domain by domain.
         assert set(domains[part]) == set(test_domains[test_part]) == {["noto", "art", "pen"][client // per_domain]}
@@ -210,7 +210,7 @@ def test_domain_dirichlet_spreads_clients_evenly():
 def test_pachinko_prefers_superclasses():
     labels = np.tile(np.arange(100), 100)
     parts = partition(labels, 50, "pachinko", 0, superclasses=np.arange(100) // 5, beta=0.1)
-    assert_dealt_once(parts, len(labels))
+    assert_assigned_once(parts, len(labels))
     assert {len(part) for part in parts} == {200}
     biggest = [np.bincount(labels[part] // 5, minlength=20).max() / 200 for part in parts]
     assert np.median(biggest) > 0.3  # iid would be 0.05
@@ -303,13 +303,13 @@ def _split_like(prefix: str) -> list[np.ndarray]:
     ],
 )
 def test_golden_label_skew_by_its_invariants(case, clients, scheme, options):
-    """The public code's lists and ours: everything dealt once, to all clients, test in the proportions of training."""
+    """The public code's lists and ours: all assigned once, to all clients, test in the proportions of training."""
     labels, test_labels = GOLDEN["cifar10like/y_train"], GOLDEN["cifar10like/y_test"]
     ours = partition(labels, clients, scheme, 7, test_labels=test_labels, **options)
     theirs = [[np.sort(p).astype(np.int64) for p in golden_parts(f"cifar10like/{case}/{s}")] for s in ("train", "test")]
     for train, test in (ours, theirs):
-        assert_dealt_once(train, len(labels))
-        assert_dealt_once(test, len(test_labels))
+        assert_assigned_once(train, len(labels))
+        assert_assigned_once(test, len(test_labels))
         if scheme == "iid":
             assert max(map(len, train)) - min(map(len, train)) <= 1
         else:
@@ -334,8 +334,8 @@ def test_every_client_has_ten_training_and_ten_test_images_as_the_public_code_as
     for seed in range(5):
         train, test = partition(labels, 30, "dirichlet", seed, min_size=10, min_test_size=10, **options)
         assert min(map(len, train)) >= 10 <= min(map(len, test))
-        assert_dealt_once(train, len(labels))
-        assert_dealt_once(test, len(test_labels))
+        assert_assigned_once(train, len(labels))
+        assert_assigned_once(test, len(test_labels))
     with pytest.raises(FedPGPError, match=r"client \d+ would have \d+ test images \(partition.min_test_size=90\)"):
         partition(labels, 11, "dirichlet", 0, min_test_size=90, **options)
 
@@ -346,8 +346,8 @@ def test_pooled_pachinko_draws_on_training_and_test_images_together():
     labels, test_labels = np.tile(np.arange(100), 50), np.tile(np.arange(100), 10)
     options = {"superclasses": np.arange(100) // 5, "beta": 0.3, "test_labels": test_labels}
     train, test = partition(labels, 40, "pachinko", 3, pooled=True, **options)
-    assert_dealt_once(train, len(labels))
-    assert_dealt_once(test, len(test_labels))
+    assert_assigned_once(train, len(labels))
+    assert_assigned_once(test, len(test_labels))
     assert {len(a) + len(b) for a, b in zip(train, test, strict=True)} == {6000 // 40}
     assert len({len(part) for part in train}) > 3  # the ratio differs by client
     pool = np.concatenate([labels, test_labels])

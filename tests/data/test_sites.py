@@ -11,7 +11,7 @@ from clients.client_app import client_app
 from experiments import evaluate
 from experiments.runner import start
 from experiments.settings import composed
-from fedpgp.build import deal_configured
+from fedpgp.build import split_configured
 from strategies import node_registry
 from tests.nodes import Nodes
 
@@ -66,14 +66,17 @@ def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_wou
     assert said.count("1 .svg") == 1 and said.count("1 broken image left out") == 1
     table = json.loads((run / "partition.json").read_text())
     assert any("1 .svg" in note for note in table["notes"])
-    dealt = deal_configured(config)
+    federated_split = split_configured(config)
     for client, site in enumerate(("bern", "oslo", "rome")):
         own = composed([*common, "partition=own"])
         own["dataset"]["root"], own["partition"]["client"] = str(sites / site), client
-        mine = deal_configured(own)
+        mine = split_configured(own)
         for split in ("train", "test"):
-            rows, own_rows = (getattr(d.shares[client], split) for d in (dealt, mine))
-            assert content(dealt.dataset, split, rows) == content(mine.dataset, split, own_rows), (site, split)
+            rows, own_rows = (getattr(d.clients[client], split) for d in (federated_split, mine))
+            assert content(federated_split.dataset, split, rows) == content(mine.dataset, split, own_rows), (
+                site,
+                split,
+            )
             assert len(rows)
 
 

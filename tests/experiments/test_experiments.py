@@ -1,11 +1,11 @@
-"""conf/experiment: every table can be asked for by its command, and its embedded variant can be dealt."""
+"""conf/experiment: every table can be asked for by its command, and its embedded variant can be split over clients."""
 
 import pytest
 import yaml
 
 from experiments.settings import CONF, check, choices, composed, flatten, free
 from fedpgp.build import load_configured
-from fedpgp.protocols import PROTOCOLS, deal
+from fedpgp.protocols import PROTOCOLS, split_clients
 
 NAMES = sorted(set(choices()["experiment"]) - {"smoke"})
 
@@ -33,7 +33,7 @@ def test_its_sweep_names_settings_that_exist(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_embedded")])
-def test_its_embedded_variant_can_be_dealt(name):
+def test_its_embedded_variant_can_be_split(name):
     lists = sweep(name)
     assert name.removesuffix("_embedded") in NAMES
     for clients in lists.get("clients", [None]):
@@ -43,7 +43,7 @@ def test_its_embedded_variant_can_be_dealt(name):
         chosen = PROTOCOLS[protocol["name"]]
         if chosen.parts:
             protocol[chosen.parts] = chosen().values(data)[0]
-        given = deal(
+        given = split_clients(
             data,
             config["clients"],
             0,
@@ -52,7 +52,7 @@ def test_its_embedded_variant_can_be_dealt(name):
             config["partition"],
             lambda spec, config=config: load_configured(config, spec),
         )
-        assert all(len(share.train) and share.exams for share in given.shares)
+        assert all(len(client_split.train) and client_split.eval_sets for client_split in given.clients)
 
 
 def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedded_table():

@@ -58,13 +58,15 @@ def clients(run):
 
 @pytest.fixture(scope="module")
 def pictures(run, clients, tmp_path_factory):
-    """Files of the trained client's test share, and their columns among the trained classes."""
+    """Files of the trained client's test client_split, and their columns among the trained classes."""
     federation = build_federation(RunFolder.open(run)[1])
-    share = federation.deal.shares[clients[0]]
+    client_split = federation.federated_split.clients[clients[0]]
     folder = tmp_path_factory.mktemp("pictures")
-    for row in share.test:
+    for row in client_split.test:
         federation.dataset.test.image(int(row)).save(folder / f"{row:05d}.png")
-    return sorted(folder.iterdir()), federation.labels("test", federation.deal.base_classes)[share.test]
+    return sorted(folder.iterdir()), federation.labels("test", federation.federated_split.base_classes)[
+        client_split.test
+    ]
 
 
 def test_predictions_are_those_of_the_evaluation(run, clients, pictures):
@@ -341,7 +343,7 @@ def deployed(method: str) -> Federation:
 @pytest.mark.parametrize("method", ["fedpgp", "scaffold", "ditto", "fedtpg"])
 def test_a_client_is_answered_for_without_its_pictures(method):
     federation = deployed(method)
-    classes = federation.class_set(federation.deal.base_classes)
+    classes = federation.class_set(federation.federated_split.base_classes)
     (classifier,) = federation.personal_classifier(
         federation.initial_shared(), [0], federation.initial_state, [classes]
     )
@@ -351,6 +353,6 @@ def test_a_client_is_answered_for_without_its_pictures(method):
 @pytest.mark.parametrize("method", ["pfedprompt"])
 def test_a_method_that_needs_the_pictures_says_so(method):
     federation = deployed(method)
-    classes = federation.class_set(federation.deal.base_classes)
+    classes = federation.class_set(federation.federated_split.base_classes)
     with pytest.raises(FedPGPError, match=f"method {method} needs the client's own training images"):
         federation.personal_classifier(federation.initial_shared(), [0], federation.initial_state, [classes])

@@ -239,14 +239,14 @@ def test_fedtpg_tables(name):
         holds(config, clients=200, participation=0.1, protocol__train_labels="own")
 
 
-def test_label_shift_is_dealt_as_in_the_public_code():
+def test_label_shift_is_split_as_in_the_public_code():
     """TianyuCuiOvO/FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273, 309 to 311 and 319 to 404."""
     holds(flat("experiment=paper_cifar10"), partition__min_size=10, partition__min_test_size=10, clients=100)
     holds(flat("experiment=paper_cifar100"), partition__scheme="pachinko", partition__pooled=True, clients=100)
 
 
 @pytest.mark.parametrize("name", ["domainnet", "office"])
-def test_domains_are_dealt_as_in_the_public_code(name):
+def test_domains_are_split_as_in_the_public_code(name):
     """The same repository, data_utils.py, lines 181 and 315: two training and two test images at least."""
     config = flat(f"experiment=paper_domains_{name}")
     holds(config, partition__scheme="domain_dirichlet", partition__beta=0.3, partition__min_size=2)

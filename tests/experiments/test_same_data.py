@@ -154,7 +154,7 @@ def test_a_run_of_an_older_version_says_that_it_cannot_tell(run, pictures, capsy
 
 def test_the_record_of_a_run_is_that_of_its_data(run):
     _, info = read_checkpoint(checkpoints(run / "checkpoint")[-1])
-    now = data_record(build_federation(RunFolder.open(run)[1]).deal)
+    now = data_record(build_federation(RunFolder.open(run)[1]).federated_split)
     assert json.loads(json.dumps(now)) == info["data"] and not data_changes(info["data"], now)
     assert info["data"]["class_names"] == list(CLASSES) and info["data"]["pictures"]["train"]["images"] == 12
 
@@ -171,7 +171,9 @@ def test_the_record_of_a_run_is_that_of_its_data(run):
 )
 def test_what_differs_between_two_splits(overrides, said):
     common = ["runtime=inline", "partition=dirichlet", "clients=4"]
-    one, other = (data_record(build_federation(composed([*common, *words])).deal) for words in ([], overrides))
+    one, other = (
+        data_record(build_federation(composed([*common, *words])).federated_split) for words in ([], overrides)
+    )
     changed = data_changes(one, other)
     assert len(changed) == len(said) and all(words in line for words, line in zip(said, changed, strict=True))
     assert bool(changed) == (one["split"] != other["split"])
@@ -183,7 +185,7 @@ def test_classes_in_another_order_are_other_classes(pictures):
     for order in names:
         words = ["dataset=folder", f"dataset.root={pictures}", f"dataset.class_names=[{','.join(order)}]"]
         words += ["partition=iid", "protocol=personal", "clients=2", "runtime=inline"]
-        records.append(data_record(build_federation(composed(words)).deal))
+        records.append(data_record(build_federation(composed(words)).federated_split))
     assert "the order of the classes" in data_changes(*records)
 
 

@@ -20,7 +20,7 @@ from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.prompts import starting_context
-from fedpgp.protocols import deal
+from fedpgp.protocols import split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 from tests.small import SMALL
@@ -52,7 +52,7 @@ def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None,
     return Federation(
         method(method.Settings(**settings), task),
         DATASET,
-        deal(DATASET, clients, 0, shots, protocol, scheme),
+        split_clients(DATASET, clients, 0, shots, protocol, scheme),
         lambda part: FEATURES[part].numpy(),
         TrainingSettings(epochs=1, batch_size=8, lr=0.05),
         patches=lambda part: FEATURES[part][:, None].numpy(),
@@ -74,25 +74,25 @@ def one_round(fed: Federation) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("base", ["all", "others"])
 def test_figures_against_a_plain_loop(base):
-    dealing = {"scheme": {"scheme": "pathological"}, "clients": 3} if base == "others" else {}
-    fed = federation(protocol={"base": base}, **dealing)
+    options = {"scheme": {"scheme": "pathological"}, "clients": 3} if base == "others" else {}
+    fed = federation(protocol={"base": base}, **options)
     shared, states = one_round(fed)
     names = {"base": [0, 1, 2], "novel": [3, 4, 5]}
     from fedpgp.text import PromptedTextEncoder
 
     for result in fed.evaluate(shared, [2, 0, 1], states.get, zero_shot=True):
-        share = fed.deal.shares[result.client]
+        client_split = fed.federated_split.clients[result.client]
         state = states[result.client]
         p_G = torch.from_numpy(shared["p_G"])
         contexts = {"global": p_G, "personal": p_G + state["U"] @ state["V"]}
-        own = {int(label) for label in DATASET.train.labels[share.train]}
-        rows = {"local": share.test.tolist()}
+        own = {int(label) for label in DATASET.train.labels[client_split.train]}
+        rows = {"local": client_split.test.tolist()}
         for part, labels in names.items():
             rows[part] = [
                 i
                 for i in range(len(DATASET.test))
                 if DATASET.test.labels[i] in labels
-                and share.domain in (None, DATASET.test.domains[i])
+                and client_split.domain in (None, DATASET.test.domains[i])
                 and not (part == "base" and base == "others" and DATASET.test.labels[i] in own)
             ]
         for model, context in {"zero_shot": None, **contexts}.items():
@@ -114,12 +114,12 @@ def test_figures_against_a_plain_loop(base):
 
 def test_a_client_owns_one_domain_and_no_novel_image():
     fed = federation()
-    seen = np.concatenate([share.train for share in fed.deal.shares])
+    seen = np.concatenate([client_split.train for client_split in fed.federated_split.clients])
     assert len(seen) == len(set(seen.tolist())) == int((DATASET.train.labels < 3).sum())
-    for share, row in zip(fed.deal.shares, fed.client_table(), strict=True):
-        assert {DATASET.train.domains[i] for i in share.train} == {share.domain}
-        assert {DATASET.test.domains[i] for i in share.test} == {share.domain}
-        assert row["train_images"] == len(share.train) == sum(row["train_counts"].values())
+    for client_split, row in zip(fed.federated_split.clients, fed.client_table(), strict=True):
+        assert {DATASET.train.domains[i] for i in client_split.train} == {client_split.domain}
+        assert {DATASET.test.domains[i] for i in client_split.test} == {client_split.domain}
+        assert row["train_images"] == len(client_split.train) == sum(row["train_counts"].values())
         assert set(row["test_counts"]) <= set(row["train_counts"]) <= set(NAMES[:3])
 
 
@@ -266,7 +266,7 @@ def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, all_rows, tmp_
     fed = Federation(
         METHODS["fedmvp"](METHODS["fedmvp"].Settings(), task),
         joint,
-        deal(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"}),
+        split_clients(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"}),
         partial(encoded, "features"),
         TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views),
         mirrored=partial(encoded, "mirrored"),
@@ -299,8 +299,8 @@ def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
         settings = TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views)
         task = Task(clip, NAMES, n_ctx=4, dtype=torch.float64)
         method = METHODS["promptfl"](METHODS["promptfl"].Settings(), task)
-        dealt = deal(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"})
-        return Federation(method, DATASET, dealt, source, settings)
+        federated_split = split_clients(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"})
+        return Federation(method, DATASET, federated_split, source, settings)
 
     cached, live = made(4), made(None)
     cached.encode()

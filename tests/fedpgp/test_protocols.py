@@ -15,7 +15,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select, summarize
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
-from fedpgp.protocols import PROTOCOLS, deal, label_of
+from fedpgp.protocols import PROTOCOLS, label_of, split_clients
 from fedpgp.protocols.base import _hold_out
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
@@ -48,13 +48,13 @@ def load(spec) -> Dataset:
     return WORLD[spec["name"]]
 
 
-def dealt(protocol: str, scheme=BY_DOMAIN, clients=6, shots=None, seed=0, data="animals", **options):
-    return deal(WORLD[data], clients, seed, shots, {"name": protocol, **options}, scheme, load)
+def split_data(protocol: str, scheme=BY_DOMAIN, clients=6, shots=None, seed=0, data="animals", **options):
+    return split_clients(WORLD[data], clients, seed, shots, {"name": protocol, **options}, scheme, load)
 
 
-def federation(deal_, name="fedpgp", **options) -> Federation:
+def federation(federated_split, name="fedpgp", **options) -> Federation:
     method = METHODS[name]
-    data = deal_.dataset
+    data = federated_split.dataset
     settings = method.Settings(rank=2, personal_init="normal") if name == "fedpgp" else method.Settings()
     task = Task(golden_clip(), data.class_names, template=data.templates, n_ctx=4, dtype=np_dtype())
     rng = np.random.default_rng(3)
@@ -65,7 +65,7 @@ def federation(deal_, name="fedpgp", **options) -> Federation:
 
     cached = {part: features(part) for part in ("train", "test")}
     training = TrainingSettings(epochs=1, batch_size=8, lr=0.05)
-    return Federation(method(settings, task), data, deal_, cached.__getitem__, training, **options)
+    return Federation(method(settings, task), data, federated_split, cached.__getitem__, training, **options)
 
 
 def np_dtype():
@@ -77,7 +77,7 @@ def np_dtype():
 def run(fed: Federation, rounds: int = 2) -> list[dict]:
     """A few rounds by hand; the rows of the last evaluation."""
     shared, states = fed.initial_shared(), {}
-    able = [c for c, share in enumerate(fed.deal.shares) if share.trains]
+    able = [c for c, client_split in enumerate(fed.federated_split.clients) if client_split.trains]
     for round in range(1, rounds + 1):
         results = list(fed.train(shared, able, round, states.get))
         states |= {r.client: r.state for r in results}
@@ -121,18 +121,18 @@ def test_names_of_conf_are_those_of_the_code():
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_every_protocol_measures_its_figures_the_same_twice(name):
-    first, second = (run(federation(dealt(name, **SETTINGS[name]))) for _ in range(2))
+    first, second = (run(federation(split_data(name, **SETTINGS[name]))) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
     found = {key.split(".", 1)[1] for row in first for key in row if "." in key} - {"ece"}
     assert found == FIGURES[name]
     summary = summarize(first)
     for model in ("zero_shot", "global", "personal"):
         assert (summary[model]["unseen"] is not None) == any(f.startswith(("unseen", "datasets")) for f in found)
-    other = dealt(name, seed=1, **SETTINGS[name])
+    other = split_data(name, seed=1, **SETTINGS[name])
     assert (
         any(
             len(a.train) != len(b.train) or (a.train != b.train).any() or a.trains != b.trains
-            for a, b in zip(other.shares, dealt(name, **SETTINGS[name]).shares, strict=True)
+            for a, b in zip(other.clients, split_data(name, **SETTINGS[name]).clients, strict=True)
         )
         or name == "cross_class"
     )
@@ -140,51 +140,53 @@ def test_every_protocol_measures_its_figures_the_same_twice(name):
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_no_client_trains_what_it_is_tested_on(name):
-    given = dealt(name, selection="validation", **SETTINGS[name])
+    given = split_data(name, selection="validation", **SETTINGS[name])
     train = given.dataset.train
-    owners = np.concatenate([share.train for share in given.shares])
+    owners = np.concatenate([client_split.train for client_split in given.clients])
     assert len(owners) == len(set(owners.tolist()))
-    for share in given.shares:
-        assert set(train.labels[share.train]) <= set(share.classes)
-        for exam in share.exams.values():
-            assert set(getattr(given.dataset, exam.split).labels[exam.rows]) <= set(exam.classes) and len(exam.rows)
-        if share.trains:
-            kept = share.exams["val"].rows
-            assert share.exams["val"].split == "train" and not set(kept) & set(owners)
-            assert 0 < len(kept) < len(share.train)
+    for client_split in given.clients:
+        assert set(train.labels[client_split.train]) <= set(client_split.classes)
+        for eval_set in client_split.eval_sets.values():
+            assert set(getattr(given.dataset, eval_set.split).labels[eval_set.indices]) <= set(
+                eval_set.classes
+            ) and len(eval_set.indices)
+        if client_split.trains:
+            kept = client_split.eval_sets["val"].indices
+            assert client_split.eval_sets["val"].split == "train" and not set(kept) & set(owners)
+            assert 0 < len(kept) < len(client_split.train)
 
 
 def test_leave_one_domain_out_leaves_the_domain_out():
-    given = dealt("leave_one_domain_out", held_out="sketch", clients=6)
-    assert {share.domain for share in given.shares} == {"photo", "clipart"} and len(given.shares) == 4
+    given = split_data("leave_one_domain_out", held_out="sketch", clients=6)
+    assert {client_split.domain for client_split in given.clients} == {"photo", "clipart"} and len(given.clients) == 4
     whole = np.flatnonzero(np.array(given.dataset.test.domains) == "sketch")
-    assert all((share.exams["unseen"].rows == whole).all() for share in given.shares)
+    assert all((client_split.eval_sets["unseen"].indices == whole).all() for client_split in given.clients)
     summary = summarize(run(federation(given)))["personal"]
     assert summary["domains"]["sketch"] == summary["unseen"] and set(summary["domains"]) == set(DOMAINS)
 
 
 def test_a_held_out_domain_is_tested_on_all_of_its_images_where_the_table_says_so():
     """FedPGP, commit d43045b33f42, data_utils.py, line 97: the test set is the domain's train and test set together."""
-    plain = dealt("leave_one_domain_out", held_out="sketch")
-    given = dealt("leave_one_domain_out", held_out="sketch", held_out_images="all")
+    plain = split_data("leave_one_domain_out", held_out="sketch")
+    given = split_data("leave_one_domain_out", held_out="sketch", held_out_images="all")
     data, new = plain.dataset, given.dataset
     sketches = [np.flatnonzero(np.array(part.domains) == "sketch") for part in (data.test, data.train)]
     expected = [
         part._open(i).tobytes() for part, rows in zip((data.test, data.train), sketches, strict=True) for i in rows
     ]
     labels = np.concatenate([data.test.labels[sketches[0]], data.train.labels[sketches[1]]])
-    for before, share in zip(plain.shares, given.shares, strict=True):
-        exam = share.exams["unseen"]
-        assert [new.test._open(row).tobytes() for row in exam.rows] == expected
-        assert new.test.labels[exam.rows].tolist() == labels.tolist()
-        assert share.train.tolist() == before.train.tolist()
-        assert share.exams["local"].rows.tolist() == before.exams["local"].rows.tolist()
+    for before, client_split in zip(plain.clients, given.clients, strict=True):
+        eval_set = client_split.eval_sets["unseen"]
+        assert [new.test._open(row).tobytes() for row in eval_set.indices] == expected
+        assert new.test.labels[eval_set.indices].tolist() == labels.tolist()
+        assert client_split.train.tolist() == before.train.tolist()
+        assert client_split.eval_sets["local"].indices.tolist() == before.eval_sets["local"].indices.tolist()
     with pytest.raises(FedPGPError, match="held_out_images 'train'"):
-        dealt("leave_one_domain_out", held_out="sketch", held_out_images="train")
+        split_data("leave_one_domain_out", held_out="sketch", held_out_images="train")
 
 
 def test_domains_own_is_the_mean_of_the_domains_clients():
-    rows = run(federation(dealt("multidomain")))
+    rows = run(federation(split_data("multidomain")))
     photo = [row["personal.local"] for row in rows if row["domain"] == "photo"]
     assert summarize(rows)["personal"]["domains"]["photo"] == pytest.approx(np.mean(photo))
 
@@ -194,30 +196,32 @@ def test_a_client_may_train_among_its_own_classes_alone(protocol):
     """boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the client's own class names,
     with ImageNet's clients too."""
     options = {"targets": ["more"], "scheme": {"scheme": "pathological"}, "clients": 3}
-    plain, own = dealt(protocol, **options), dealt(protocol, train_labels="own", **options)
-    for before, share in zip(plain.shares, own.shares, strict=True):
-        mine = set(WORLD["animals"].train.labels[share.train].tolist())
-        assert set(share.classes) == mine and len(mine) == 2 and len(before.classes) == len(ANIMALS)
-        assert share.exams["local"].classes == before.exams["local"].classes  # what is asked stays the same
+    plain, own = split_data(protocol, **options), split_data(protocol, train_labels="own", **options)
+    for before, client_split in zip(plain.clients, own.clients, strict=True):
+        mine = set(WORLD["animals"].train.labels[client_split.train].tolist())
+        assert set(client_split.classes) == mine and len(mine) == 2 and len(before.classes) == len(ANIMALS)
+        assert (
+            client_split.eval_sets["local"].classes == before.eval_sets["local"].classes
+        )  # what is asked stays the same
     with pytest.raises(FedPGPError, match="train_labels 'mine'"):
-        dealt(protocol, train_labels="mine", **options)
+        split_data(protocol, train_labels="mine", **options)
 
 
 def test_targets_keep_their_own_classes_and_templates():
-    given = dealt("cross_dataset", targets=["things"])
-    exam = given.shares[0].exams["datasets.things"]
-    names = [given.dataset.class_names[c] for c in exam.classes]
-    assert names == THINGS and len(exam.rows) == 120
+    given = split_data("cross_dataset", targets=["things"])
+    eval_set = given.clients[0].eval_sets["datasets.things"]
+    names = [given.dataset.class_names[c] for c in eval_set.classes]
+    assert names == THINGS and len(eval_set.indices) == 120
     right = [THINGS[label] for label in WORLD["things"].test.labels]
-    assert [given.dataset.class_names[given.dataset.test.labels[row]] for row in exam.rows] == right
-    assert federation(given).class_set(exam.classes).sentences[0] == "a drawing of a car."
+    assert [given.dataset.class_names[given.dataset.test.labels[row]] for row in eval_set.indices] == right
+    assert federation(given).class_set(eval_set.classes).sentences[0] == "a drawing of a car."
     assert federation(given).base.sentences[0] == "a photo of a cat."
 
 
 def test_unseen_clients_get_the_global_prompt_or_adapt_it():
-    plain, adapted = (dealt("unseen_clients", share=0.34, adapt_epochs=e) for e in (0, 2))
-    unseen = [c for c, share in enumerate(plain.shares) if not share.trains]
-    assert len(unseen) == 2 and [s.trains for s in plain.shares] == [s.trains for s in adapted.shares]
+    plain, adapted = (split_data("unseen_clients", share=0.34, adapt_epochs=e) for e in (0, 2))
+    unseen = [c for c, client_split in enumerate(plain.clients) if not client_split.trains]
+    assert len(unseen) == 2 and [s.trains for s in plain.clients] == [s.trains for s in adapted.clients]
     rows, rows_adapted = run(federation(plain)), run(federation(adapted))
     for client in unseen:
         assert rows[client]["personal.unseen"] == rows[client]["global.unseen"] == rows_adapted[client]["global.unseen"]
@@ -228,10 +232,10 @@ def test_unseen_clients_get_the_global_prompt_or_adapt_it():
 
 
 def test_cross_class_trains_and_answers_among_the_clients_own_block():
-    given = dealt("cross_class", {"scheme": "pathological"}, 2, datasets=["animals", "things"])
-    assert [share.domain for share in given.shares] == ["animals", "things"]
-    assert [share.classes for share in given.shares] == [(0, 1, 2), (6, 7)]
-    assert given.novel_classes == (3, 4, 5, 8, 9) and given.shares[1].exams["novel"].classes == (8, 9)
+    given = split_data("cross_class", {"scheme": "pathological"}, 2, datasets=["animals", "things"])
+    assert [client_split.domain for client_split in given.clients] == ["animals", "things"]
+    assert [client_split.classes for client_split in given.clients] == [(0, 1, 2), (6, 7)]
+    assert given.novel_classes == (3, 4, 5, 8, 9) and given.clients[1].eval_sets["novel"].classes == (8, 9)
     # FedTPG's nine data sets by their numbers of base classes: blocks of about 20 classes make its 30 clients.
     sizes = [50, 19, 98, 51, 51, 50, 199, 24, 51]
     halves = [(tuple(range(n)), ()) for n in sizes]
@@ -242,16 +246,21 @@ def test_cross_class_trains_and_answers_among_the_clients_own_block():
 
 def test_local_labels_own_are_the_clients_classes():
     scheme = {"scheme": "pathological"}
-    given = dealt("personal", scheme, 3, local_labels="own", base="others")
-    for share in given.shares:
-        assert share.exams["local"].allowed == tuple(sorted(set(given.dataset.train.labels[share.train])))
-        others = given.dataset.test.labels[share.exams["base"].rows]
-        assert not set(others) & set(share.exams["local"].allowed) and share.exams["base"].allowed is None
+    given = split_data("personal", scheme, 3, local_labels="own", base="others")
+    for client_split in given.clients:
+        assert client_split.eval_sets["local"].allowed_labels == tuple(
+            sorted(set(given.dataset.train.labels[client_split.train]))
+        )
+        others = given.dataset.test.labels[client_split.eval_sets["base"].indices]
+        assert (
+            not set(others) & set(client_split.eval_sets["local"].allowed_labels)
+            and client_split.eval_sets["base"].allowed_labels is None
+        )
 
 
 def test_class_halves_by_label_or_alphabet():
-    assert dealt("base2novel").base_classes == (0, 1, 2)
-    assert dealt("base2novel", class_order="alphabet").base_classes == (4, 0, 1)
+    assert split_data("base2novel").base_classes == (0, 1, 2)
+    assert split_data("base2novel", class_order="alphabet").base_classes == (4, 0, 1)
 
 
 def test_which_round_is_reported():
@@ -299,20 +308,20 @@ def test_groups_of_emoji_are_data_sets_of_their_own():
 @pytest.mark.parametrize(
     ("name", "clients"), [(name, 10 if name == "cross_class" else 24) for name in sorted(PROTOCOLS)]
 )
-def test_every_protocol_deals_the_embedded_federation_with_its_defaults(name, clients):
+def test_every_protocol_splits_the_embedded_federation_with_its_defaults(name, clients):
     config = composed([f"protocol={name}"])
     emoji = load_dataset("emoji")
     parts = PROTOCOLS[name]().values(emoji)
     assert parts == (["noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji"] if parts else ())
     protocol = {**config["protocol"], **({PROTOCOLS[name].parts: parts[0]} if parts else {})}
-    given = deal(
+    given = split_clients(
         emoji, clients, 0, None, protocol, config["partition"], lambda s: load_dataset(**{k: v for k, v in s.items()})
     )
-    assert len(given.shares) == (20 if parts else clients)
+    assert len(given.clients) == (20 if parts else clients)
     if name == "cross_dataset":
         trained = {given.dataset.class_names[c] for c in given.base_classes}
         assert trained == {n for g in ("animals", "food", "faces", "people") for n in GROUPS[g]}
-        assert set(given.shares[0].exams) - {"local"} == {
+        assert set(given.clients[0].eval_sets) - {"local"} == {
             f"datasets.emoji {g}" for g in ("travel", "activities", "objects", "symbols")
         }
 
@@ -352,14 +361,14 @@ def test_every_protocol_deals_the_embedded_federation_with_its_defaults(name, cl
 )
 def test_what_cannot_work_is_refused_by_name(name, settings, message):
     with pytest.raises(FedPGPError, match=message):
-        dealt(name, **settings)
+        split_data(name, **settings)
 
 
 def test_labels_of_data_sets():
     assert label_of({"name": "emoji", "groups": ["food", "faces"], "domains": "noto"}) == "emoji food faces noto"
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_validation_leaves_a_client_something_to_train_on(share):
+@pytest.mark.parametrize("fraction", [0.5, 0.9])
+def test_validation_leaves_a_client_something_to_train_on(fraction):
     """Two images of two classes: rounding class by class would take both."""
-    assert len(_hold_out(np.array([0, 1]), share, 0, 0)) == 1
+    assert len(_hold_out(np.array([0, 1]), fraction, 0, 0)) == 1

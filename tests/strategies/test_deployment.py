@@ -257,7 +257,7 @@ def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):
 
 
 def test_a_run_does_not_wait_for_a_client_whose_node_cannot_take_part(tmp_path):
-    """It would for ever: its node has pictures of its own, and the federation deals some."""
+    """It would for ever: its node has pictures of its own, and the federation splits some."""
     configs = sites(tmp_path)
     configs[2]["data-dir"] = str(tmp_path)
     with pytest.raises(FedPGPError, match="clients 2 are not there; the node of client 2 cannot .* its own pictures"):

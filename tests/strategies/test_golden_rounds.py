@@ -17,7 +17,7 @@ from fedpgp.build import method_settings
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS, Batch, Images
-from fedpgp.protocols import ClientShare, Deal, Exam
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -53,7 +53,7 @@ def golden_federation(text: str) -> Federation:
     return GoldenFederation(
         method(method.Settings(**method_settings(config)), Task(golden_clip(), names, n_ctx=16, dtype=torch.float64)),
         dataset,
-        Deal(dataset, classes, (), [ClientShare(r, classes, {"local": Exam(r, classes)}) for r in rows]),
+        FederatedSplit(dataset, classes, (), [ClientSplit(r, classes, {"local": EvalSet(r, classes)}) for r in rows]),
         lambda split: features.numpy(),
         TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], **config["training"]),
         seed=config["seed"],

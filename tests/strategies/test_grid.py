@@ -239,7 +239,7 @@ def test_clients_that_live_somewhere_are_asked_there():
     }
 
 
-def test_the_deal_is_balanced_and_deterministic():
+def test_the_assignment_is_balanced_and_deterministic():
     work = [9, 1, 1, 1, 5, 4]
     assert balance(range(6), work, 2) == [[0, 1, 3], [2, 4, 5]] == balance([5, 4, 3, 2, 1, 0], work, 2)
     assert balance([0, 1], work, 5) == [[0], [1]]

@@ -104,7 +104,7 @@ def test_a_row_that_is_the_servers_own_is_taken(monkeypatch):
 @pytest.mark.parametrize(
     ("row", "table", "said"),
     [
-        ({**ROW, "train_images": 10**9}, [ROW], "does not have the images that it was dealt"),
+        ({**ROW, "train_images": 10**9}, [ROW], "does not have the images that it was assigned"),
         ({**ROW, "train_images": -1}, None, "train_images=-1"),
         ({**ROW, "train_images": "many"}, None, "train_images='many'"),
         ({**ROW, "train_images": 10**15}, None, "train_images=1000000000000000"),
