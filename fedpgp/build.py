@@ -14,7 +14,7 @@ from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.base import Subset
 from fedpgp.data.features import encode_split, encoded_before
 from fedpgp.data.joint import Concat, augmented
-from fedpgp.data.lookup import Some
+from fedpgp.data.lookup import PartialFeatures
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
@@ -177,7 +177,7 @@ def _encoded(
     what: str,
     split: str,
     view: int | None = None,
-) -> np.ndarray | Some:
+) -> np.ndarray | PartialFeatures:
     """What ``FrozenCLIP.features_of`` makes of a split, or of an augmented view of it, from the cache if there."""
     whole, name = getattr(dataset, split), split
     if not len(whole):  # a client may have none of its own
@@ -194,7 +194,7 @@ def _encoded(
         found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]
         if any(features is None for features in found):
             some = encode(Subset(whole, rows), split_name=f"{name}-some")
-            return Some(some, rows, len(whole))
+            return PartialFeatures(some, rows, len(whole))
     else:
         found = [encode(part, split_name=name) for part in parts]
     return found[0] if len(found) == 1 else np.concatenate(found)

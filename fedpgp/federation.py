@@ -19,7 +19,14 @@ from torch import Tensor
 
 from fedpgp.data import Dataset
 from fedpgp.data.joint import augmented
-from fedpgp.data.lookup import Encoded, Pictures, Placed, Rows, Some, Views
+from fedpgp.data.lookup import (
+    AugmentedViews,
+    DecodedImages,
+    LiveFeatures,
+    MappedFeatures,
+    PartialFeatures,
+    SubsetLookup,
+)
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import Batch, Classifier, Images, Method, Params, Round, cosine_logits
@@ -62,7 +69,7 @@ class FeatureSource(Protocol):
     """Where features come from: unit norm, one row an image of the train or the test split, or of an augmented view; or
     some of the rows, all that will be asked for."""
 
-    def __call__(self, split: str, view: int | None = None) -> np.ndarray | Some: ...
+    def __call__(self, split: str, view: int | None = None) -> np.ndarray | PartialFeatures: ...
 
 
 @dataclass
@@ -139,7 +146,7 @@ class Federation:
             raise FedPGPError(unknown("value of method.weighting", weighting, WEIGHTINGS))
         self.personal_start, self.weighting = personal_start, weighting
         self.progress: Progress = lambda done, total, what: None
-        self._images: dict[tuple[str, str, int | None], Tensor | Rows | Placed | Pictures] = {}
+        self._images: dict[tuple[str, str, int | None], Tensor | MappedFeatures | SubsetLookup | DecodedImages] = {}
         self._labels: dict[tuple, Tensor] = {}
 
     @cached_property
@@ -203,37 +210,39 @@ class Federation:
         if self.training.views == 1:
             return self.images("train")
         size = len(self.dataset.train)
-        return Images(**{what: Views(partial(self._view, what), size) for what in self._reads("train")})
+        return Images(**{what: AugmentedViews(partial(self._view, what), size) for what in self._reads("train")})
 
-    def _view(self, what: str, view: int) -> Tensor | Rows | Placed | Pictures | Encoded:
+    def _view(self, what: str, view: int) -> Tensor | MappedFeatures | SubsetLookup | DecodedImages | LiveFeatures:
         """One augmented view of the training split. A view that is seen once is encoded as it is read, not kept."""
         if self.training.views is not None and what != "pixels":
             return self._read("train", what, view)
         task = self.method.task
         split = augmented(self.dataset.train, view, task.clip.image_size)
-        pictures = Pictures(split, task.clip.preprocess, task.device, task.dtype, keep=0)
+        pictures = DecodedImages(split, task.clip.preprocess, task.device, task.dtype, keep=0)
         if what == "pixels":
             return pictures
-        return Encoded(pictures, partial(task.clip.features_of, what), task.dtype)
+        return LiveFeatures(pictures, partial(task.clip.features_of, what), task.dtype)
 
     def features(self, split: str) -> Tensor:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""
         return self._read(split, "features")
 
-    def _read(self, split: str, what: str, view: int | None = None) -> Tensor | Rows | Placed | Pictures:
+    def _read(
+        self, split: str, what: str, view: int | None = None
+    ) -> Tensor | MappedFeatures | SubsetLookup | DecodedImages:
         if (split, what, view) not in self._images:
             task, which = self.method.task, (split,) if view is None else (split, view)
             if what == "pixels":
-                images = Pictures(getattr(self.dataset, split), task.clip.preprocess, task.device, task.dtype)
+                images = DecodedImages(getattr(self.dataset, split), task.clip.preprocess, task.device, task.dtype)
             else:
                 found = self._sources[what](*which)
-                array = found.values if isinstance(found, Some) else found
+                array = found.values if isinstance(found, PartialFeatures) else found
                 if what == "patches":
-                    images = Rows(array, task.device, task.dtype)
+                    images = MappedFeatures(array, task.device, task.dtype)
                 else:  # a copy: torch must not write into, nor hold open, the memory-mapped cache
                     images = torch.from_numpy(np.array(array)).to(task.device, task.dtype)
-                if isinstance(found, Some):
-                    images = Placed(images, found.rows, found.size, task.device)
+                if isinstance(found, PartialFeatures):
+                    images = SubsetLookup(images, found.indices, found.size, task.device)
             self._images[split, what, view] = images
         return self._images[split, what, view]
 

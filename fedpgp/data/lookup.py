@@ -1,4 +1,4 @@
-"""Images too large to hold: looked up by position when a batch needs them, like rows of a tensor."""
+"""Images too large to hold: looked up by index when a batch needs them, like rows of a tensor."""
 
 import os
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from torch import Tensor
 from fedpgp.data.base import Split
 
 KEPT_BYTES = 2**30
-"""Preprocessed pictures of one split that are kept in memory, so that they are not decoded anew every epoch."""
+"""Preprocessed images of one split that are kept in memory, so that they are not decoded anew every epoch."""
 
 ENCODED_AT_ONCE = 128
-"""Pictures in one pass through the image tower."""
+"""Images in one pass through the image tower."""
 
 
-class Rows:
-    """Rows of an array that stays on disk (memory-mapped).
+class MappedFeatures:
+    """Features in an array that stays on disk (memory-mapped).
 
     Args:
         array: (N, ...).
@@ -31,53 +31,53 @@ class Rows:
         self.array, self.device, self.dtype = array, device, dtype
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Positions (...) -> (..., *row)."""
+        """Indices (...) -> (..., *row)."""
         return torch.from_numpy(np.array(self.array[index.cpu().numpy()])).to(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
-class Some:
-    """What is known of some of N pictures.
+class PartialFeatures:
+    """Features of some of N images.
 
     Attributes:
         values: (n, ...).
-        rows: positions of the n pictures among the N, ascending.
+        indices: of the n images among the N, ascending.
         size: N.
     """
 
     values: np.ndarray
-    rows: np.ndarray
+    indices: np.ndarray
     size: int
 
 
-class Placed:
-    """Some of N rows, looked up by their positions among the N. Any other position is out of range.
+class SubsetLookup:
+    """Values of some of N images, looked up by their indices among the N. Any other index is out of range.
 
     Args:
-        some: the n rows, looked up from 0 to n - 1.
-        rows: their positions among the N.
+        subset: the n values, looked up from 0 to n - 1.
+        indices: theirs among the N.
         size: N.
-        device: of the positions that are asked for.
+        device: of the indices that are asked for.
     """
 
-    def __init__(self, some: "Tensor | Rows", rows: np.ndarray, size: int, device: torch.device):
+    def __init__(self, subset: "Tensor | MappedFeatures", indices: np.ndarray, size: int, device: torch.device):
         place = torch.full((size,), size)
-        place[torch.from_numpy(rows)] = torch.arange(len(rows))
-        self.some, self.place = some, place.to(device)
+        place[torch.from_numpy(indices)] = torch.arange(len(indices))
+        self.subset, self.place = subset, place.to(device)
 
     def __getitem__(self, index: Tensor | np.ndarray) -> Tensor:
-        """Positions (...) -> (..., *row)."""
-        return self.some[self.place[index]]
+        """Indices (...) -> (..., *row)."""
+        return self.subset[self.place[index]]
 
 
-class Pictures:
-    """Preprocessed pictures of a split, decoded when they are asked for.
+class DecodedImages:
+    """Preprocessed images of a split, decoded when they are asked for.
 
     Args:
-        split: N pictures.
+        split: N images.
         preprocess: PIL image -> (3, R, R).
         device, dtype: of the tensors given out.
-        keep: bytes of preprocessed pictures that stay in memory.
+        keep: bytes of preprocessed images that stay in memory.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Pictures:
         self._kept: dict[int, Tensor] = {}
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Positions (...) -> (..., 3, R, R)."""
+        """Indices (...) -> (..., 3, R, R)."""
         wanted = index.flatten().tolist()
         missing = sorted(set(wanted) - set(self._kept))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -103,37 +103,41 @@ class Pictures:
         return pixels.to(self.device, self.dtype).view(*index.shape, *pixels.shape[1:])
 
 
-class Encoded:
-    """Pictures that are encoded whenever they are asked for.
+class LiveFeatures:
+    """Features of images that are encoded whenever they are asked for.
 
     Args:
-        pictures: positions -> (..., 3, R, R).
+        images: indices (...) -> (..., 3, R, R).
         encode: (B, 3, R, R) -> (B, *row).
         dtype: of the tensors given out.
     """
 
-    def __init__(self, pictures: Pictures, encode: Callable[[Tensor], Tensor], dtype: torch.dtype):
-        self.pictures, self.encode, self.dtype = pictures, encode, dtype
+    def __init__(self, images: DecodedImages, encode: Callable[[Tensor], Tensor], dtype: torch.dtype):
+        self.images, self.encode, self.dtype = images, encode, dtype
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Positions (...) -> (..., *row)."""
-        encoded = torch.cat([self.encode(chunk) for chunk in self.pictures[index.flatten()].split(ENCODED_AT_ONCE)])
+        """Indices (...) -> (..., *row)."""
+        encoded = torch.cat([self.encode(chunk) for chunk in self.images[index.flatten()].split(ENCODED_AT_ONCE)])
         return encoded.to(self.dtype).view(*index.shape, *encoded.shape[1:])
 
 
-class Views:
-    """Several views of the same N pictures, one behind the other: position ``v * N + i`` is view v of picture i.
+class AugmentedViews:
+    """Several views of the same N images, one behind the other: index ``v * N + i`` is view v of image i.
 
     Args:
-        source: view -> what its N pictures are looked up in.
+        source: view -> what its N images are looked up in.
         size: N.
     """
 
-    def __init__(self, source: "Callable[[int], Tensor | Rows | Placed | Pictures | Encoded]", size: int):
+    def __init__(
+        self,
+        source: "Callable[[int], Tensor | MappedFeatures | SubsetLookup | DecodedImages | LiveFeatures]",
+        size: int,
+    ):
         self.source, self.size = source, size
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Positions (...) -> (..., *row)."""
+        """Indices (...) -> (..., *row)."""
         views, rows = index.flatten() // self.size, index.flatten() % self.size
         order = views.argsort(stable=True)
         found = [self.source(int(view))[rows[order][views[order] == view]] for view in views.unique()]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fedpgp.data import ArraySplit
 from fedpgp.data.augment import AREA, AugmentedSplit, random_resized_crop
-from fedpgp.data.lookup import Views
+from fedpgp.data.lookup import AugmentedViews
 from fedpgp.training import TrainingSettings, drawn_views
 
 
@@ -48,7 +48,7 @@ def test_a_view_depends_on_its_number_and_the_picture_alone():
 
 def test_views_are_looked_up_behind_one_another():
     tables = torch.arange(24.0).view(3, 4, 2)
-    views = Views(lambda view: tables[view], 4)
+    views = AugmentedViews(lambda view: tables[view], 4)
     index = torch.tensor([[0, 5], [11, 2]])
     assert torch.equal(views[index], tables.view(12, 2)[index])
 
