@@ -29,8 +29,8 @@ from safetensors.numpy import load, save
 
 from clients.node_config import Site, Unfit
 from clients.private_state import PrivateStore
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed")
 """Keys of a configuration that decide which pictures count."""

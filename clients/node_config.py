@@ -26,8 +26,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fedpgp
+from fedpgp.atomic_files import owner_only, private_folder
 from fedpgp.errors import FedPGPError, check_number, unknown
-from fedpgp.files import owner_only, private_folder
 from fedpgp.plain_text import one_line, printable
 
 KEYS = (

@@ -24,9 +24,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fedpgp.atomic_files import (
+    cannot_write,
+    flush_filesystem,
+    owner_only,
+    private_folder,
+    remove_leftovers,
+    write_atomically,
+)
 from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
-from fedpgp.files import cannot_write, flush_filesystem, owner_only, private_folder, remove_leftovers, write_atomically
 
 _STATE = re.compile(r"round_(\d+)\.safetensors")
 
@@ -190,7 +197,7 @@ def _claimed(folder: Path) -> tuple[str | None, int]:
     except OSError as error:
         raise FedPGPError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FedPGPError(f"{path} is damaged ({error}); remove it and go on with resume=: nothing is lost") from error
+        raise FedPGPError(f"{path} is damaged ({error}); remove it and resume with resume=: nothing is lost") from error
 
 
 def _checksum(state: dict[str, Tensor]) -> str:

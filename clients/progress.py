@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 CLIENTS = "clients"
 """What is counted when clients are; anything else is said in its own words."""

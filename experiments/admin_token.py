@@ -3,8 +3,8 @@
 import secrets
 from pathlib import Path
 
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 SHORTEST = 32
 """Characters of a token."""

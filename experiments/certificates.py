@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 DAYS = 3650
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

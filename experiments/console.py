@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run goes on, and the table at its end."""
+"""What a person sees in the terminal while a run works, and the table at its end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.text import Text
 
 from experiments.overrides import resume_command
 from experiments.progress import ProgressLine
+from experiments.reporting.formatting import format_bytes, format_percent, format_seconds
 from experiments.reporting.runs import MODELS, block_figure, number
-from experiments.reporting.words import human_bytes, human_seconds, percent
 from fedpgp.plain_text import called, indented
 
 _COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "unseen": "unseen"}
@@ -26,9 +26,9 @@ _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 class Console:
     """The lines of one run.
 
-    In a terminal the line of what is going on is live (a bar, the time left) and stays as a plain line when it is done;
-    anywhere else (a file, a pipe, a continuous-integration log) there are only plain lines, one a round. Use it as a
-    context manager, or call `close()`: the live line holds the cursor.
+    In a terminal the line of the stage at work is live (a bar, the time left) and stays as a plain line when
+    it is done; anywhere else (a file, a pipe, a continuous-integration log) there are only plain lines, one a round.
+    Use it as a context manager, or call `close()`: the live line holds the cursor.
     """
 
     def __init__(self, total_rounds: int, stream: TextIO | None = None):
@@ -75,10 +75,10 @@ class Console:
         if evaluation:
             words.append(self._accuracy(evaluation))
         if train:
-            words.append(f"  {human_seconds(number(train.get('seconds')))}", style="not bold dim")
+            words.append(f"  {format_seconds(number(train.get('seconds')))}", style="not bold dim")
         left = self._time_left(index)
         if left is not None and train:
-            words.append(f"  {human_seconds(left)} left", style="not bold dim")
+            words.append(f"  {format_seconds(left)} left", style="not bold dim")
         self._line(words)
         for entry in (train or {}).get("dropped") or []:
             who = called({"id": entry.get("client"), "name": self.names.get(entry.get("client"))})
@@ -116,14 +116,14 @@ class Console:
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (
-            "" if math.isnan(sent) else f", {human_bytes(sent)} sent by the clients, {human_bytes(received)} received"
+            "" if math.isnan(sent) else f", {format_bytes(sent)} sent by the clients, {format_bytes(received)} received"
         )
         if summary.get("status") == "interrupted":
-            self._line(Text(f"interrupted after {human_seconds(seconds)}{cost}", style="yellow"))
+            self._line(Text(f"interrupted after {format_seconds(seconds)}{cost}", style="yellow"))
         else:
             encode = number((summary.get("seconds") or {}).get("encode")) - encoded_before
-            encoding = f" ({human_seconds(encode)} encoding images)" if encode >= 1 else ""
-            self._line(f"done in {human_seconds(seconds)}{encoding}{cost}")
+            encoding = f" ({format_seconds(encode)} encoding images)" if encode >= 1 else ""
+            self._line(f"done in {format_seconds(seconds)}{encoding}{cost}")
         self._line(f"run folder: {run_dir}")
         if (run_dir / "report.html").exists():
             self._line(f"report:     {run_dir / 'report.html'}")
@@ -131,7 +131,7 @@ class Console:
             self._line(f"resume with: {again or resume_command('', run_dir)}")
 
     def close(self) -> None:
-        """Ends the live line; a stage that is going on was broken off and gets no tick. Safe to call twice."""
+        """Ends the live line; a stage at work was broken off and gets no tick. Safe to call twice."""
         self._stage = None
         self._line_of_progress.stop()
 
@@ -139,11 +139,11 @@ class Console:
         """Local accuracy: the personal prompt's, beside it the global one's, or zero-shot's where that is the same."""
         zero, shared, personal = (block_figure(evaluation.get(model), "local") for model in MODELS)
         text = Text("  local ", style="not bold")
-        text.append(percent(personal), style="bold")
+        text.append(format_percent(personal), style="bold")
         if not math.isnan(shared) and not self.one_prompt:
-            text.append(f" (global {percent(shared)})")
+            text.append(f" (global {format_percent(shared)})")
         elif not math.isnan(zero):
-            text.append(f" (zero-shot {percent(zero)})")
+            text.append(f" (zero-shot {format_percent(zero)})")
         self._answered = clients_answered(evaluation)
         if self._answered:
             text.append(f" ({self._answered})", style="yellow")
@@ -173,7 +173,7 @@ class Console:
             return
         (text, began), self._stage = self._stage, None
         if self._out.is_terminal:
-            self._line(Text.assemble(("✓ ", "green"), text, (f"  {human_seconds(time.monotonic() - began)}", "dim")))
+            self._line(Text.assemble(("✓ ", "green"), text, (f"  {format_seconds(time.monotonic() - began)}", "dim")))
 
 
 def clients_answered(evaluation: dict) -> str:
@@ -202,13 +202,13 @@ def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -
     for column in columns:
         table.add_column(_COLUMNS[column] + " ", justify="right", min_width=7)
     shown = [model for model in MODELS if not (one_prompt and model == "personal")]
-    texts = {c: [percent(block_figure(accuracy.get(model), c)) for model in shown] for c in columns}
+    texts = {c: [format_percent(block_figure(accuracy.get(model), c)) for model in shown] for c in columns}
     best = {c: max((float(text) for text in of if text != "–"), default=math.nan) for c, of in texts.items()}
     for k, model in enumerate(shown):
         cells = []
         for column in columns:
             numbers = {float(text) for text in texts[column] if text != "–"}
-            marked = len(numbers) > 1 and texts[column][k] == percent(best[column])
+            marked = len(numbers) > 1 and texts[column][k] == format_percent(best[column])
             cells.append(Text(texts[column][k] + ("*" if marked else " "), style="bold" if marked else ""))
         table.add_row(MODELS[model], *cells)
     return table

@@ -18,18 +18,18 @@ from clients.node_config import LONGEST_NAME
 from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
-from experiments.folder import RunFolder, default_folder
 from experiments.help import unknown_words
 from experiments.latest import point_latest
 from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import BAD_INPUT, changes_on_resume
+from experiments.run_folder import RunFolder, default_folder
 from experiments.settings import check, check_overrides, check_runtime, composed
+from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
-from fedpgp.files import private_folder
 from fedpgp.plain_text import indented, one_line
 
 

@@ -18,19 +18,19 @@ from rich.console import Console as RichConsole
 
 from clients.private_state import PrivateStore
 from experiments.console import accuracy_table
-from experiments.folder import RunFolder, asked_run
 from experiments.help import unknown_words
 from experiments.naming import job_name, named
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
+from experiments.run_folder import RunFolder, asked_run
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
+from fedpgp.atomic_files import check_target
 from fedpgp.build import build_federation, load_configured, split_configured
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Progress
-from fedpgp.files import check_target
 from fedpgp.plain_text import indented, written_out
 from fedpgp.protocols import FederatedSplit, label_of, transfer
 from strategies.checkpoint import latest_checkpoint

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from experiments.client_model import ClientModel, add_options, from_arguments
 from experiments.overrides import user_path
-from experiments.personal import Personal, add_options, load_asked
 from experiments.run import BAD_INPUT
+from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.clip import resolve_name
 from fedpgp.data.pictures import Reading
 from fedpgp.errors import FedPGPError
-from fedpgp.files import check_target, write_atomically
 from fedpgp.methods import Method
 from fedpgp.plain_text import indented, written_out
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_target(options.to / "classifier.json")
-        export(load_asked(options), options.to)
+        export(from_arguments(options), options.to)
     except FedPGPError as error:
         print(f"error: {indented(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -44,31 +44,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(personal: Personal, to: Path) -> None:
+def export(model: ClientModel, to: Path) -> None:
     """Writes the two files.
 
     Raises:
         FedPGPError: a method whose models answer by more than one feature a class; no room to write.
     """
-    method, task = personal.federation.method, personal.federation.method.task
-    if type(method).logits is not Method.logits or not isinstance(personal.classifier, torch.Tensor):
+    method, task = model.federation.method, model.federation.method.task
+    if type(method).logits is not Method.logits or not isinstance(model.classifier, torch.Tensor):
         raise FedPGPError(f"method={method.name} answers by more than one feature a class: it cannot be exported")
-    config = personal.config
+    config = model.config
     architecture, pretrained = resolve_name(config["model"]["name"], config["model"].get("pretrained"))
     about = {
         "model": architecture,
         "pretrained": pretrained,
         "model_sha256": task.clip.fingerprint,
-        "classes": personal.classes.names,
-        "template": personal.federation.dataset.template,
+        "classes": model.classes.names,
+        "template": model.federation.dataset.template,
         "pictures": Reading.of(config["dataset"]).record(),
         "temperature": 1 / task.logit_scale,
         "method": method.name,
-        "client": personal.client,
-        "own_prompt": personal.own,
-        "round": personal.server_round,
+        "client": model.client,
+        "own_prompt": model.has_own_prompt,
+        "round": model.server_round,
     }
-    embeddings = personal.classifier[0].float().cpu().contiguous()
+    embeddings = model.classifier[0].float().cpu().contiguous()
     write_atomically(to / "classifier.safetensors", save({"class_embeddings": embeddings}))
     write_atomically(to / "classifier.json", (json.dumps(about, indent=1) + "\n").encode())
 

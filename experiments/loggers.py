@@ -32,7 +32,7 @@ class NoLogger:
 
 
 class WandbLogger:
-    """Weights & Biases; ``WANDB_MODE=offline`` needs no network. A resumed run goes on under the same id."""
+    """Weights & Biases; ``WANDB_MODE=offline`` needs no network. A resumed run keeps the same id."""
 
     def __init__(self, folder: Path, config: Mapping, run: str):
         try:

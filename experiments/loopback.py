@@ -24,8 +24,8 @@ from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
 from experiments.overrides import toml
 from experiments.superexec import flower
+from fedpgp.atomic_files import owner_only, private_folder, write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import owner_only, private_folder, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"

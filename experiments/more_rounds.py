@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from experiments.folder import EXTENDED, RunFolder
 from experiments.overrides import resume_command
+from experiments.run_folder import EXTENDED, RunFolder
+from fedpgp.atomic_files import write_atomically
 from fedpgp.build import method_settings
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
-from fedpgp.files import write_atomically
 from fedpgp.methods import method_class
 from strategies.checkpoint import latest_checkpoint
 from strategies.run_state import below

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from experiments.settings import NOT_FREE
+from experiments.settings import FIXED
 
 LONGEST = 180
 """Bytes of a name; file systems allow 255, and names of temporary files are longer than their file's."""
@@ -28,7 +28,7 @@ def job_name(overrides: Sequence[str]) -> str:
 def named(overrides: Sequence[str]) -> list[str]:
     """The overrides that make up a name, sorted; ``+key=1`` and ``key=1`` set the same."""
     kept = (o.lstrip("+") for o in overrides)
-    return sorted(o for o in kept if o.lstrip("~").startswith(NOT_FREE) or not o.lstrip("~").startswith(UNNAMED))
+    return sorted(o for o in kept if o.lstrip("~").startswith(FIXED) or not o.lstrip("~").startswith(UNNAMED))
 
 
 def unique_name(text: str, unsafe: str) -> str:

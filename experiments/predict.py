@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from rich.console import Console as RichConsole
 
+from experiments.client_model import ClientModel, add_options, from_arguments
 from experiments.overrides import user_path
-from experiments.personal import Personal, add_options, load_asked
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unreadable: list[str] = []
     line = ProgressLine(RichConsole(stderr=True, highlight=False), redirect=False)
     try:
-        personal = load_asked(options)
-        for number, (path, answer) in enumerate(classified(personal, options.images), start=1):
+        model = from_arguments(options)
+        for number, (path, answer) in enumerate(classified(model, options.images), start=1):
             if isinstance(answer, str):
                 unreadable.append(answer)
             else:
                 line.stop()  # both may go to the same terminal
-                print(f"{written_out(path)}: {one_line(_in_words(answer, personal.classes.names))}", flush=True)
+                print(f"{written_out(path)}: {one_line(_in_words(answer, model.classes.names))}", flush=True)
             line.progress(number, len(options.images), "pictures")
     except FedPGPError as error:
         unreadable.append(str(error))
@@ -55,15 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return BAD_INPUT if unreadable else 0
 
 
-def classified(personal: Personal, paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor | str]]:
+def classified(model: ClientModel, paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor | str]]:
     """Each picture with the probability of each class, (classes,), or why it cannot be read. In batches, which begin
     with one picture: the first answers are there soon, and no more than a batch is held."""
-    most, reading = pictures_at_once(personal.federation.method.task.device), Reading.of(personal.config["dataset"])
+    most, reading = pictures_at_once(model.federation.method.task.device), Reading.of(model.config["dataset"])
     start, size = 0, 1
     while start < len(paths):
         batch = paths[start : start + size]
         reasons: dict[int, str] = {}
-        answers = iter(predict(personal, _opened(batch, reading, reasons)))
+        answers = iter(predict(model, _opened(batch, reading, reasons)))
         for i, path in enumerate(batch):
             yield path, reasons[i] if i in reasons else next(answers)
         start, size = start + size, min(most, 2 * size)
@@ -85,16 +85,16 @@ def _in_words(probability: torch.Tensor, names: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def predict(personal: Personal, pictures: Iterable[Image.Image]) -> torch.Tensor:
+def predict(model: ClientModel, pictures: Iterable[Image.Image]) -> torch.Tensor:
     """Probability of each class for each picture, (pictures, classes); each picture is let go when it is prepared."""
-    method, clip = personal.federation.method, personal.federation.method.task.clip
+    method, clip = model.federation.method, model.federation.method.task.clip
     prepared = [clip.preprocess(picture) for picture in pictures]
     if not prepared:
-        return torch.empty(0, len(personal.classes.names))
+        return torch.empty(0, len(model.classes.names))
     pixels = torch.stack(prepared)
     read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.reads}
     images = Images(**{what: x.to(method.task.device, method.task.dtype).unsqueeze(0) for what, x in read.items()})
-    return method.logits(personal.classifier, images, personal.classes)[0].softmax(-1).cpu()
+    return method.logits(model.classifier, images, model.classes)[0].softmax(-1).cpu()
 
 
 if __name__ == "__main__":

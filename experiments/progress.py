@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from experiments.reporting.words import human_seconds
+from experiments.reporting.formatting import format_seconds
 
 BEFORE_LIVE = 1.5
 """Seconds that something takes before a terminal shows how far it is."""
@@ -20,7 +20,7 @@ BETWEEN_PLAIN = 10.0
 
 
 class ProgressLine:
-    """The line of what is going on.
+    """The line of the stage at work.
 
     In a terminal it is live (a bar, a count, the time left) and goes when it is done; anywhere else (a file, a pipe, a
     continuous-integration log) what takes long gets a line every ten seconds. Stop it before other lines are written to
@@ -55,7 +55,7 @@ class ProgressLine:
         elif took >= BETWEEN_PLAIN and (now - self._last_line >= BETWEEN_PLAIN or done >= total):
             self._last_line = now
             # soft_wrap: a log line is one line, however narrow the stream claims to be
-            self._out.print(text if left is None else f"{text}, {human_seconds(left)} left", soft_wrap=True)
+            self._out.print(text if left is None else f"{text}, {format_seconds(left)} left", soft_wrap=True)
 
     def show(self, text: str, done: int | None = None, total: int | None = None, left: float | None = None) -> None:
         """The live line: a spinner, the text, a bar if the end is known, the seconds left."""
@@ -65,7 +65,7 @@ class ProgressLine:
         if done is not None and total:
             parts.append(ProgressBar(total=total, completed=min(done, total), width=24))
         if left is not None:
-            parts.append(Text(f"{human_seconds(left)} left", style="dim"))
+            parts.append(Text(f"{format_seconds(left)} left", style="dim"))
         line = Table.grid(padding=(0, 1))
         line.add_row(*parts)
         if self._live is None:

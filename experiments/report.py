@@ -22,8 +22,8 @@ from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
 from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
 from experiments.reporting.table_csv import as_csv
+from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import check_target, write_atomically
 from fedpgp.plain_text import indented, written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")

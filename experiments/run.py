@@ -31,14 +31,14 @@ from experiments.settings import (
     changed_on_resume,
     check_overrides,
     flatten,
-    free,
+    may_change_on_resume,
     parse,
     register_resolvers,
     swept_by,
 )
 from experiments.sweep import Sweep, jobs, show_table
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 from fedpgp.plain_text import indented
 
 BAD_INPUT = 2
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if context.mode != RunMode.MULTIRUN:
                 raise
             _remember(traceback.format_exc())
-            traceback.print_exc()  # the sweep goes on
+            traceback.print_exc()  # the sweep continues
             failures.append(UNFORESEEN)
         finally:
             if sweep:
@@ -162,15 +162,15 @@ def _wrapped(show_help: Callable[[], None]) -> None:
 
 
 def _remember(failure: str) -> None:
-    """Keeps why a run of a sweep failed: a launcher may have started it on another machine, and goes on."""
+    """Keeps why a run of a sweep failed: a launcher may have started it on another machine, and continues."""
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:
         write_atomically(Path(context.sweep.dir) / FAILED / f"{job_name(context.overrides.task)}.txt", failure.encode())
 
 
 def _job(config: dict, arguments: list[str], sweep: Sweep | None) -> None:
-    """One run: new, gone on with, or (in a sweep) one that is finished already."""
-    from experiments import several  # torch and Flower: not needed for --help
+    """One run: new, resumed, or (in a sweep) one that is finished already."""
+    from experiments import parts  # torch and Flower: not needed for --help
     from experiments.runner import Stopped
 
     context = HydraConfig.get()
@@ -181,51 +181,51 @@ def _job(config: dict, arguments: list[str], sweep: Sweep | None) -> None:
             _one_of_many(config, arguments, Path(context.sweep.dir), overrides, sweep)
         elif config["resume"]:
             folder = Path(config["resume"])
-            several.go_on(folder, changes_on_resume(config, overrides, folder))
+            parts.resume(folder, changes_on_resume(config, overrides, folder))
         else:
-            several.begin(config, command)
+            parts.start(config, command)
     except Stopped as stopped:
         sys.exit(stopped.code)
 
 
 def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: list[str], sweep: Sweep) -> None:
-    from experiments import several
+    from experiments import parts
 
     path = _folder_of_job(folder, config, overrides)
     print(sweep.begin(path.name))
     (folder / FAILED / f"{path.name}.txt").unlink(missing_ok=True)
     if not (folder / SWEEP).exists():
         write_atomically(folder / SWEEP, json.dumps({"arguments": arguments}, indent=1).encode())
-    if not several.started(path):
+    if not parts.started(path):
         command = f"{RUN} {shlex.join(arguments)}"
-        several.begin({**config, "run_dir": str(path)}, command)
+        parts.start({**config, "run_dir": str(path)}, command)
     elif not config["resume"]:
         again = typed("resume", folder)
         raise FedPGPError(f"{path} exists already; resume the sweep by {again}, or choose another run_dir")
     else:
         changes = changes_on_resume(config, overrides, path)  # also of a finished one: it has to be this job's own
-        if several.finished(path, changes.get("rounds", several.stored(path)["rounds"])):
+        if parts.finished(path, changes.get("rounds", parts.stored(path)["rounds"])):
             print(f"is finished: {path}")
             sweep.skip()
         else:
-            several.go_on(path, changes)
+            parts.resume(path, changes)
 
 
 def _folder_of_job(folder: Path, config: dict, overrides: list[str]) -> Path:
     """A job's own folder in a sweep's; one with an older name only where it holds this very setting."""
-    from experiments import several
+    from experiments import parts
 
     path, older = folder / job_name(overrides), folder / older_job_name(overrides)
-    if older != path and not several.started(path) and several.started(older):
-        return path if changed_on_resume(overrides, config, several.stored(older)) else older
+    if older != path and not parts.started(path) and parts.started(older):
+        return path if changed_on_resume(overrides, config, parts.stored(older)) else older
     return path
 
 
 def _sweep_again(arguments: list[str]) -> list[str]:
-    """The arguments of a sweep that is gone on with: after ``-m resume=FOLDER`` alone, those it was started with.
+    """The arguments of a resumed sweep: after ``-m resume=FOLDER`` alone, those it was started with.
 
     Raises:
-        FedPGPError: nothing can be gone on with there, or a part of the first command line is missing.
+        FedPGPError: nothing can be resumed there, or a part of the first command line is missing.
     """
     parsed = get_args_parser().parse_args(arguments)
     given = parse(parsed.overrides)
@@ -238,9 +238,9 @@ def _sweep_again(arguments: list[str]) -> list[str]:
         raise FedPGPError(f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read") from error
     named = {o.key_or_group for o in given} | {"run_dir", "resume"}
     kept = [a for a in before if a.startswith("-") or parse([a])[0].key_or_group not in named]
-    if all(free(o.key_or_group) for o in given):
+    if all(may_change_on_resume(o.key_or_group) for o in given):
         return [*kept, *(a for a in arguments if a not in ("-m", "--multirun"))]
-    if forgotten := [a for a in kept if not a.startswith("-") and not free(parse([a])[0].key_or_group)]:
+    if forgotten := [a for a in kept if not a.startswith("-") and not may_change_on_resume(parse([a])[0].key_or_group)]:
         raise FedPGPError(
             f"the sweep in {folders[0]} was started with {shlex.join(forgotten)} too: give -m "
             f"{typed('resume', folders[0])} alone, or the whole command line (more values are allowed)"
@@ -251,7 +251,7 @@ def _sweep_again(arguments: list[str]) -> list[str]:
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
     """Settings of this command line that a resumed run may take over; others are refused, and fewer rounds."""
     from experiments.more_rounds import check_more_rounds
-    from experiments.several import stored as stored_in
+    from experiments.parts import stored as stored_in
 
     stored = stored_in(folder)
     named = {override.key_or_group for override in parse(overrides)}

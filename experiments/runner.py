@@ -1,4 +1,4 @@
-"""Runs one experiment from its configuration to its folder, in whichever runtime; new, or gone on with."""
+"""Runs one experiment from its configuration to its folder, in whichever runtime; new, or resumed."""
 
 import contextlib
 import json
@@ -23,7 +23,6 @@ from clients.failures import describe
 from clients.messages import Job
 from clients.private_state import PrivateStore, owner
 from experiments.console import Console
-from experiments.folder import RunFolder, default_folder
 from experiments.latest import followed, point_latest
 from experiments.loggers import Logger, make_logger
 from experiments.memory import start_peak
@@ -35,9 +34,10 @@ from experiments.more_rounds import (
     say_finished,
 )
 from experiments.overrides import resume_command, user_path
+from experiments.reporting.formatting import format_privacy
 from experiments.reporting.page import write_report
-from experiments.reporting.words import privacy_words
-from experiments.settings import FREE, check, check_runtime, flatten, free
+from experiments.run_folder import RunFolder, default_folder
+from experiments.settings import RESUMABLE, check, check_runtime, flatten, may_change_on_resume
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.evaluation import select
@@ -108,7 +108,7 @@ def resume(
 
     Args:
         path: its folder.
-        changes: settings that may differ this time (``experiments.settings.FREE``), and ``rounds``.
+        changes: settings that may differ this time (``experiments.settings.RESUMABLE``), and ``rounds``.
         federation_of, grid: as in :func:`start`.
 
     Returns, raises: as :func:`start`.
@@ -116,7 +116,7 @@ def resume(
     began = time.perf_counter()
     path = followed(path)
     folder, config = RunFolder.open(path)
-    config |= {key: value for key, value in (changes or {}).items() if key in (*FREE, "rounds")}
+    config |= {key: value for key, value in (changes or {}).items() if key in (*RESUMABLE, "rounds")}
     config |= {"run_dir": str(path), "resume": None}
     if config["runtime"]["name"] == "inline" and "runtime" not in (changes or {}):
         config["runtime"] = {**config["runtime"], "round_timeout": None}  # an older version's, which nobody could keep
@@ -186,7 +186,7 @@ def _run(
                 for note in federation.dataset.notes:
                     console.note(note)
                 if privacy := federation.method.privacy(config["rounds"]):
-                    console.warn(f"method={config['method']['name']}: {privacy_words(privacy)}")
+                    console.warn(f"method={config['method']['name']}: {format_privacy(privacy)}")
                 strategy = make_strategy(config["strategy"]["name"], config["strategy"])
                 if checkpoint and checkpoint[1]["config"]["rounds"] < config["rounds"]:
                     begin_more_rounds(folder, config["rounds"])
@@ -206,7 +206,7 @@ def _run(
                 )
 
             if checkpoint:
-                console.note(f"going on after round {checkpoint[1]['round']} of {config['rounds']}")
+                console.note(f"resuming after round {checkpoint[1]['round']} of {config['rounds']}")
             server = _work(
                 config, job, prepare, make_server, partial(client_app, federation_of), stopper, console, grid
             )
@@ -433,7 +433,9 @@ def _same_configuration(saved: Mapping, config: Mapping) -> None:
     """Refuses a config.yaml that is not the one the checkpoint was made with; more rounds may be possible."""
     check_more_rounds(saved, saved["rounds"], config["rounds"])
     old, new = flatten(saved), flatten(config)
-    differing = sorted(k for k in {**old, **new} if not free(k) and k != "rounds" and old.get(k) != new.get(k))
+    differing = sorted(
+        k for k in {**old, **new} if not may_change_on_resume(k) and k != "rounds" and old.get(k) != new.get(k)
+    )
     if differing:
         shown = ", ".join(f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing)
         raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")

@@ -27,10 +27,10 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 MOST_COMBINATIONS = 64
 """Combinations of group choices in a sweep that are looked at before it starts."""
 
-FREE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
+RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
 """Settings that do not change a run's numbers (but for rounding), and so may change when it is resumed."""
 
-NOT_FREE = ("runtime.dropout", "runtime.slow_clients")
+FIXED = ("runtime.dropout", "runtime.slow_clients")
 """Those of the runtime that do change them: who drops out, who is slow."""
 
 _INTEGERS = {  # key: (least, what it is)
@@ -215,12 +215,12 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
             named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
         else:
             named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
-    return sorted(k for k in named if not free(k) and new.get(k) != old.get(k))
+    return sorted(k for k in named if not may_change_on_resume(k) and new.get(k) != old.get(k))
 
 
-def free(key: str) -> bool:
+def may_change_on_resume(key: str) -> bool:
     """Whether a setting may change when a run is resumed."""
-    return key.split(".")[0] in FREE and key not in NOT_FREE
+    return key.split(".")[0] in RESUMABLE and key not in FIXED
 
 
 def composed(overrides: Iterable[str] = ()) -> dict:
@@ -307,7 +307,7 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 def register_resolvers() -> None:
     """What conf/ computes: a sweep's folder, and ``few_shot`` (``few`` where ``shots`` is set, else ``full``)."""
     if not OmegaConf.has_resolver("sweep_folder"):
-        from experiments.folder import sweep_folder
+        from experiments.run_folder import sweep_folder
 
         OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True)
         OmegaConf.register_new_resolver("few_shot", lambda shots, few, full: full if shots is None else few)

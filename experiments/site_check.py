@@ -25,15 +25,15 @@ from rich.console import Console as RichConsole
 
 from clients.expiry import days_left, expiring
 from clients.node_config import Site, identity, installed_version
-from experiments.folder import RunFolder
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
+from experiments.run_folder import RunFolder
 from experiments.settings import check, check_overrides, composed
+from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data import Split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
-from fedpgp.files import private_folder
 from fedpgp.plain_text import indented, written_out
 from strategies.checkpoint import latest_checkpoint
 

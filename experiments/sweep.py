@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.reporting.words import human_seconds
+from experiments.reporting.formatting import format_seconds
 from experiments.settings import parse
 from fedpgp.errors import FedPGPError
 
@@ -31,7 +31,7 @@ class Sweep:
         left = math.nan
         if self._worked and self._seconds > 1:
             left = self._seconds / self._worked * (self.total - self.done)
-        return line if math.isnan(left) else f"{line} (about {human_seconds(left)} left of the whole)"
+        return line if math.isnan(left) else f"{line} (about {format_seconds(left)} left of the whole)"
 
     def skip(self) -> None:
         """Let the job that has begun say nothing of the time left: it was finished before."""

@@ -137,7 +137,7 @@ def _expanded(pretrained: str | None) -> str | None:
 
 
 def _check_folder(name: str, folder: Path, weights: bool) -> None:
-    """Refuses a folder that is no model of open_clip's: without weights it would go on with random ones."""
+    """Refuses a folder that is no model of open_clip's: without weights it would continue with random ones."""
     if not (folder / "open_clip_config.json").is_file():
         hint = ""
         if (folder / "config.json").is_file():

@@ -106,7 +106,7 @@ class Federation:
         training: how a client trains in a round.
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
-        keep_optimizer: a client goes on with its own optimizer state from round to round.
+        keep_optimizer: a client keeps its own optimizer state from round to round.
         personal_start: ``shared``: the private tensors of all clients start alike, as in the public code of every
             method here; ``per_client``: each client draws its own.
         weighting: ``images`` or ``equal``: how the server weighs clients; None: as the method does.

@@ -1,7 +1,7 @@
 """Randomness that depends on what it is for, and on nothing else.
 
 Every draw comes from a generator made of (seed, purpose, numbers such as client and round). So results do not depend on
-the number of workers, on packing, or on what was drawn before, and a resumed run goes on with the same numbers. Noise
+the number of workers, on packing, or on what was drawn before, and a resumed run gives the same numbers. Noise
 that is to hide something is the exception.
 """
 

@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 FORMAT = 3
 OLDER: dict[int, dict[str, object]] = {2: {"placed": {}}}

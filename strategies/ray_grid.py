@@ -1,7 +1,7 @@
 """A Flower Grid over Ray actors: each worker holds the ClientApp, a message goes to whoever is free.
 
 Private states are in a folder that every worker sees, so any worker can serve any client. A worker
-whose process or machine is lost is started again by Ray; until then the others go on.
+whose process or machine is lost is started again by Ray; until then the others work on.
 """
 
 import secrets

@@ -2,7 +2,7 @@
 
 Flower's own loop samples from global random state, waits without end and returns only after the last round. This one
 draws the clients of a round from (seed, round), checks every reply, retries a round that lost too many clients, and
-saves after each round, so that a run can be killed at any moment and goes on with the same numbers.
+saves after each round, so that a run can be killed at any moment and resumes with the same numbers.
 """
 
 import copy
@@ -55,7 +55,7 @@ TRIES = 2
 """Times a round is asked before the run stops."""
 
 RETURN_PATIENCE = 60.0
-"""Seconds that a run which is gone on with, or a round, waits for nodes that are on their way."""
+"""Seconds that a resumed run, or a round, waits for nodes that are on their way."""
 
 Rows = list[dict]
 
@@ -72,7 +72,7 @@ class Observer(Protocol):
     def evaluated(self, record: dict, rows: Rows) -> None: ...
     def samples(self, samples: Rows) -> None: ...
     def mark(self) -> dict:
-        """What the observer needs to go on from here; saved in the checkpoint."""
+        """What the observer needs to resume from here; saved in the checkpoint."""
         ...
 
     def go_back(self, mark: dict, server_round: int) -> None:
@@ -91,7 +91,7 @@ class Server:
         job: run id, attempt, configuration; what every message carries.
         observer: who is told.
         stop: set when the person wants to stop.
-        checkpoint: (tensors, info) to go on from; None starts anew.
+        checkpoint: (tensors, info) to resume from; None starts anew.
         initial: shared tensors to start anew from; None are the method's own.
         configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
         nodes: number of nodes, in a simulation.
@@ -528,8 +528,8 @@ class Server:
     def _call_roll(self, roll: Roll) -> Rows:
         """Waits for the clients' nodes; returns every client's row of the table.
 
-        A new run needs all of them; it is refused early when only those are missing whose nodes cannot take part. One
-        that is gone on with needs no more than a round does: who is missing has its row from the checkpoint.
+        A new run needs all of them; it is refused early when only those are missing whose nodes cannot take part. A
+        resumed one needs no more than a round does: who is missing has its row from the checkpoint.
         """
         clients = range(len(self.state.committed))
         rows = {row["id"]: row for row in self.table}

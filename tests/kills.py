@@ -3,7 +3,7 @@
     python -m tests.kills --simulation 10 --server 10 --node 10
 
 A *simulation* is killed whole, a *server* while its clients live on, a *node* is killed and started again. A killed
-simulation or server is gone on with, and must end with the tensors and figures of a run that was never killed. A run
+simulation or server is resumed, and must end with the tensors and figures of a run that was never killed. A run
 whose node was killed must end by itself; a replay that drops the same clients in the same rounds must give the same.
 """
 

@@ -19,9 +19,9 @@ from experiments.bench import cohort, features, federation, growth, methods, ste
 from experiments.bench.measure import machine
 from experiments.overrides import user_path
 from experiments.run import BAD_INPUT
+from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.cuda_graphs import Graphs
 from fedpgp.errors import FedPGPError
-from fedpgp.files import check_target, write_atomically
 
 BENCHES = {
     "step": step.rows,

@@ -9,13 +9,13 @@ from statistics import fmean
 from typing import Any
 
 from experiments.reporting import charts, grids, scatter, significance, tables
+from experiments.reporting.formatting import format_bytes, format_seconds
 from experiments.reporting.headlines import comparison_headline
 from experiments.reporting.page import environment, partial_words, partition_bubbles
 from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
-from experiments.reporting.words import human_bytes, human_seconds
 
 _MANY = 8  # rows more than fit a narrow chart with their names
 
@@ -158,10 +158,10 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     times = [(name, style, _computing(row)) for name, style, row in trained]
     costs = [
         ("Training loss", charts.line_chart(losses, title="Training loss", digits=2, end_labels=not many)),
-        ("Bytes, sent and received", charts.value_bars(sent, title="Bytes of a run", text=human_bytes)),
+        ("Bytes, sent and received", charts.value_bars(sent, title="Bytes of a run", text=format_bytes)),
         (
             "Time of a run, without encoding images",
-            charts.value_bars(times, title="Time of a run, without encoding images", text=human_seconds),
+            charts.value_bars(times, title="Time of a run, without encoding images", text=format_seconds),
         ),
     ]
     bubbles, partition_words = partition_bubbles(rows[0].runs[0])

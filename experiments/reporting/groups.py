@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.reporting.formatting import format_setting
 from experiments.reporting.runs import Run
-from experiments.reporting.words import setting
-from experiments.settings import NOT_FREE, flatten
+from experiments.settings import FIXED, flatten
 
 #: Settings that say where and how a run was carried out, not what it computed.
 _NOT_A_DIFFERENCE = {
@@ -41,7 +41,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     for run in sorted(runs, key=_age):
         # null is a setting that is not made, as in a run from before there was such a setting
         differing = {
-            key: setting(value) for key, value in _settings(run).items() if _is_difference(key) and value is not None
+            key: format_setting(value)
+            for key, value in _settings(run).items()
+            if _is_difference(key) and value is not None
         }
         setup = tuple(sorted(differing.items()))
         settings[setup] = differing
@@ -72,13 +74,13 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = flatten(config)
     if "partition.scheme" in flat and "partition.name" not in flat:
         flat["partition.name"] = flat.pop("partition.scheme")
-    return {key: value for key, value in flat.items() if value or key not in NOT_FREE}  # nobody drops out: no setting
+    return {key: value for key, value in flat.items() if value or key not in FIXED}  # nobody drops out: no setting
 
 
 def _is_difference(key: str) -> bool:
     group = key.split(".")[0]
     if group == "runtime":
-        return key in NOT_FREE
+        return key in FIXED
     return key not in _NOT_A_DIFFERENCE and group not in _NOT_A_DIFFERENCE
 
 

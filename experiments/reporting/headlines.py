@@ -6,11 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+from experiments.reporting.formatting import format_points
 from experiments.reporting.runs import MODELS, Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import Row
 from experiments.reporting.titles import title
-from experiments.reporting.words import points
 
 _FEWEST_CLIENTS = 3  # of a spread over clients
 _COMPARED = {
@@ -59,9 +59,9 @@ def _personal_against_global(run: Run, own: str) -> str:
     words = [f"{verb} {' and '.join(what)} classes" for verb, what in clauses.items()]
     if clear and gain > 0:
         zero = f" and {above:.1f} over zero-shot CLIP" if above >= 0 else ""
-        start = f"The personal prompts gained {points(gain)} over the global one{zero} on {own}"
+        start = f"The personal prompts gained {format_points(gain)} over the global one{zero} on {own}"
     elif clear:
-        start = f"The personal prompts lost {points(gain)} against the global one on {own}"
+        start = f"The personal prompts lost {format_points(gain)} against the global one on {own}"
     else:
         start = f"Personal and global prompts show no clear difference {and_([f'on {own} ({_signed(gain)})', *level])}"
     if clear and level:
@@ -114,7 +114,7 @@ def _against(run: Run, first: str, second: str, other: str) -> str:
     difference, clear = _difference(run, first, second, "local")
     if not clear:
         return f"not clearly different from {other} ({_signed(difference)})"
-    return f"{points(difference)} {'above' if difference > 0 else 'below'} {other}"
+    return f"{format_points(difference)} {'above' if difference > 0 else 'below'} {other}"
 
 
 def _signed(difference: float) -> str:

@@ -10,24 +10,24 @@ from typing import Any
 
 import jinja2
 
-from experiments.folder import ABOUT
 from experiments.overrides import again_command
 from experiments.reporting import charts
 from experiments.reporting.client_panels import by_client, client_panels, distinct_models, grouped
+from experiments.reporting.formatting import (
+    format_bytes,
+    format_megabytes,
+    format_percent,
+    format_privacy,
+    format_seconds,
+    format_setting,
+)
 from experiments.reporting.headlines import headline
 from experiments.reporting.runs import FIGURES, Run, number, read_run
 from experiments.reporting.titles import title
-from experiments.reporting.words import (
-    human_bytes,
-    human_megabytes,
-    human_seconds,
-    percent,
-    privacy_words,
-    setting,
-)
+from experiments.run_folder import ABOUT
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
-from fedpgp.files import write_atomically
+from fedpgp.atomic_files import write_atomically
 from fedpgp.plain_text import called
 
 _CLIENTS_AS_BUBBLES = 120
@@ -216,7 +216,7 @@ def _summary_table(run: Run) -> list[dict]:
     """A row a model: (text, difference from the row above, whether it is the best of its column) a figure."""
     rows, above = [], None
     models, columns = distinct_models(run), _columns(run)
-    printed = {column: [percent(run.figure(key, column)) for _, key in models] for column in columns}
+    printed = {column: [format_percent(run.figure(key, column)) for _, key in models] for column in columns}
     for index, (name, key) in enumerate(models):
         cells = []
         for column in columns:
@@ -238,33 +238,33 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         parts = [("encoding images", "encode"), ("training", "train"), ("testing", "evaluate")]
         parts += [("overhead", "overhead")]
         shown = ", ".join(
-            f"{human_seconds(seconds[key])} {name}" for name, key in parts if number(seconds.get(key)) >= 0.05
+            f"{format_seconds(seconds[key])} {name}" for name, key in parts if number(seconds.get(key)) >= 0.05
         )
-        facts.append(("Time", human_seconds(seconds["total"]), shown))
+        facts.append(("Time", format_seconds(seconds["total"]), shown))
     up, down = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
     if math.isnan(up) and run.trains:
         up, down = (sum(number(row.get(key)) for row in run.trains) for key in ("bytes_up", "bytes_down"))
     if not math.isnan(up):
-        facts.append(("Sent by the clients", human_bytes(up), f"{human_bytes(down)} received, as a deployment would"))
+        facts.append(("Sent by the clients", format_bytes(up), f"{format_bytes(down)} received, as a deployment would"))
     wire_up, wire_down = number(summary.get("wire_bytes_up")), number(summary.get("wire_bytes_down"))
     if not math.isnan(wire_up):
         simulated = run.choice("runtime") in _IN_ONE_PROCESS_TREE
         name, note = (
             ("Sent in this simulation", "clients share a node") if simulated else ("Sent", "with their headers")
         )
-        facts.append((name, human_bytes(wire_up + wire_down), f"both ways, {note}"))
+        facts.append((name, format_bytes(wire_up + wire_down), f"both ways, {note}"))
     speed = number(summary.get("images_per_second"))
     if not math.isnan(speed):
         facts.append(("Images a second", f"{speed:,.0f}", "in training"))
     memory, gpu = number(summary.get("peak_rss_mb")), number(summary.get("peak_gpu_mb"))
     if not math.isnan(memory):
-        facts.append(("Memory", human_megabytes(memory), f"and {human_megabytes(gpu)} on the GPU" if gpu > 0 else ""))
+        facts.append(("Memory", format_megabytes(memory), f"and {format_megabytes(gpu)} on the GPU" if gpu > 0 else ""))
     placed = run.machines
     if len(placed) > 1 and run.choice("runtime") in _IN_ONE_PROCESS_TREE:
         shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())
         facts.append(("Machines", f"{len(placed)}", f"clients trained, over all rounds: {shown}"))
     if privacy := summary.get("privacy"):
-        facts.append(("Privacy", "no guarantee", privacy_words(privacy)))
+        facts.append(("Privacy", "no guarantee", format_privacy(privacy)))
     error = run.figure("personal", "ece")
     if not math.isnan(error):
         facts.append(("Calibration error", f"{error:.1f} %", "personal prompt, expected"))
@@ -304,7 +304,7 @@ def _table_of(run: Run, kind: str) -> dict | None:
     """A table of a figure that is one number a domain or data set; None where there is none."""
     names = list((run.accuracy["personal"] or {}).get(kind) or {})
     rows = [
-        {"key": key, "name": name, "cells": [percent(run.figure(key, f"{kind}.{one}")) for one in names]}
+        {"key": key, "name": name, "cells": [format_percent(run.figure(key, f"{kind}.{one}")) for one in names]}
         for name, key in distinct_models(run)
     ]
     for k in range(len(names)):
@@ -324,8 +324,8 @@ def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:
     seconds = [(x, parts) for x, parts in seconds if not math.isnan(parts[0])]
     directions = [("sent", "up"), ("received", "down")]
     loss_chart = charts.line_chart([charts.Series("loss", "loss", loss)], title="Training loss", digits=2)
-    byte_chart = charts.column_chart(sent, directions, title="Bytes per round", text=human_bytes)
-    time_chart = charts.column_chart(seconds, [("time", "time")], title="Time per round", text=human_seconds)
+    byte_chart = charts.column_chart(sent, directions, title="Bytes per round", text=format_bytes)
+    time_chart = charts.column_chart(seconds, [("time", "time")], title="Time per round", text=format_seconds)
     drawn = [
         ("Loss", "mean over the clients of a round", [], loss_chart),
         ("Bytes of a round", "by the clients", directions, byte_chart),
@@ -372,9 +372,9 @@ def _versions(run: Run) -> str:
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """The configuration, its single values first, then a list a group."""
     config = {key: value for key, value in run.config.items() if key not in ABOUT}
-    top = [(key, setting(value)) for key, value in config.items() if not isinstance(value, dict)]
+    top = [(key, format_setting(value)) for key, value in config.items() if not isinstance(value, dict)]
     groups = [
-        (name, [(key, setting(value)) for key, value in flatten(group).items()])
+        (name, [(key, format_setting(value)) for key, value in flatten(group).items()])
         for name, group in config.items()
         if isinstance(group, dict) and group
     ]

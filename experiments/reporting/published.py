@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from experiments.reporting.formatting import format_mean_and_std
 from experiments.reporting.grids import Grid
 from experiments.reporting.runs import MODELS, Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import column_name
 from experiments.reporting.titles import title
-from experiments.reporting.words import mean_and_std
 from experiments.settings import CONF, flatten
 from fedpgp.errors import FedPGPError
 
@@ -93,7 +93,7 @@ def published_grid(name: str, runs: Sequence[Run]) -> Grid | None:
     body = []
     for row in rows:
         mean, std = row.ours(mine)
-        ours = NOT_RUN if math.isnan(mean) else mean_and_std(mean, std)
+        ours = NOT_RUN if math.isnan(mean) else format_mean_and_std(mean, std)
         difference = "–" if math.isnan(mean) else f"{mean - row.value:+.2f}"
         several = f"mean of {len(row.mean_of)}" if row.mean_of else "any"
         settings = [

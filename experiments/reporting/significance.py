@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from experiments.reporting.formatting import format_mean_and_std
 from experiments.reporting.grids import Grid
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
 from experiments.reporting.tables import COSTS, Row, column_name
-from experiments.reporting.words import mean_and_std
 
 _FEWEST_SEEDS = 3  # of a t-test that is worth looking at
 
@@ -77,6 +77,6 @@ def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) ->
         p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
         t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
         texts = [column_name(one.column), one.best.name(len(models) > 1), one.other.name(len(models) > 1)]
-        texts += [mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
+        texts += [format_mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
         body.append([(text, "") for text in texts])
     return Grid(["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks))

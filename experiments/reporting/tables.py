@@ -8,12 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments.reporting.formatting import format_bytes, format_mean_and_std, format_megabytes, format_seconds
 from experiments.reporting.grids import Grid
 from experiments.reporting.groups import Group, short_label
 from experiments.reporting.runs import FIGURES, MODELS, Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
-from experiments.reporting.words import human_bytes, human_megabytes, human_seconds, mean_and_std
 from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
 
@@ -221,12 +221,12 @@ def column_name(column: str) -> str:
 def cell_text(column: str, cell: Cell) -> str:
     """`72.41 ± 0.53`; no spread for a single seed; a dash where the protocol has no such figure."""
     if column == "bytes" or column.endswith(("bytes_up", "bytes_down")):
-        return human_bytes(cell.mean)
+        return format_bytes(cell.mean)
     if column.startswith("seconds"):
-        return human_seconds(cell.mean)
+        return format_seconds(cell.mean)
     if column in ("peak_rss_mb", "peak_gpu_mb"):
-        return human_megabytes(cell.mean)
-    return mean_and_std(cell.mean, cell.std)
+        return format_megabytes(cell.mean)
+    return format_mean_and_std(cell.mean, cell.std)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.atomic_files import remove_leftovers
 from fedpgp.data.base import Split
 from fedpgp.data.store import cache_folder, cannot_write, locked, write_cache
 from fedpgp.errors import FedPGPError
-from fedpgp.files import remove_leftovers
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
     from fedpgp.frozen import FrozenCLIP

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 CACHE_VARIABLE = "FEDPGP_CACHE"
 
@@ -19,7 +19,7 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 
 
 def write_cache(path: Path, *parts: bytes | memoryview, flush: bool = True) -> None:
-    """Writes a cache file whole or not at all; ``flush`` as in :func:`fedpgp.files.write_atomically`.
+    """Writes a cache file whole or not at all; ``flush`` as in :func:`fedpgp.atomic_files.write_atomically`.
 
     Raises:
         FedPGPError: no space left, or the folder cannot be written; says where, and how to move the cache.

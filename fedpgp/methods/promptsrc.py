@@ -6,8 +6,8 @@
     L = CE + 25 mean |z - z'| + 10 mean |x - x'| + KL(softmax(s x' z'^T) || softmax(s x z^T)) / C
 
 The server averages the prompts. Gaussian prompt aggregation: the result of the run is the weighted sum of all rounds'
-averages, with weights from a Gaussian over the rounds; the rounds themselves go on from the plain average. (Public code
-overwrites the working prompts with the unfinished sum.)
+averages, with weights from a Gaussian over the rounds; the rounds themselves continue from the plain average. (Public
+code overwrites the working prompts with the unfinished sum.)
 """
 
 from dataclasses import dataclass

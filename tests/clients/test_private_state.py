@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 
 from clients.private_state import PrivateStore, Superseded, finite, owner
+from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.files import write_atomically
 
 STATE = {"U": torch.arange(4.0).reshape(2, 2), "step": torch.tensor(3)}
 
@@ -159,7 +159,7 @@ def test_a_lost_record_ends_no_work_under_way(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "a"}', '{"run": "a", "attempt": "two"}'])
 def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "attempt.json").write_text(text)
-    with pytest.raises(FedPGPError, match="attempt.json is damaged .*; remove it and go on with resume="):
+    with pytest.raises(FedPGPError, match="attempt.json is damaged .*; remove it and resume with resume="):
         owner(tmp_path)
 
 

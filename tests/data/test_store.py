@@ -4,9 +4,9 @@ import uuid
 
 import pytest
 
+from fedpgp.atomic_files import remove_leftovers
 from fedpgp.data.store import cache_folder, locked, write_cache
 from fedpgp.errors import FedPGPError
-from fedpgp.files import remove_leftovers
 
 
 def test_cache_folder(tmp_path, monkeypatch):

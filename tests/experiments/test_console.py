@@ -1,4 +1,4 @@
-"""What a person reads while a run goes on: plain lines in a file, a live line in a terminal."""
+"""What a person reads while a run works: plain lines in a file, a live line in a terminal."""
 
 import io
 import re

@@ -241,7 +241,7 @@ def _said_since(federation: Loopback, lengths: list[int]) -> list[str]:
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path):
-    """The command of a person, stopped in the middle and gone on with: the simulation's numbers."""
+    """The command of a person, stopped in the middle and resumed: the simulation's numbers."""
     run_dir = tmp_path / "run (1)"  # a name that Hydra would not read without quotes
     settings = [*SETTINGS, "clients=2", "rounds=2", f"runtime.cache_dir={tmp_path / 'features'}"]
     start(composed([*settings, "runtime=inline", f"run_dir={tmp_path / 'simulated'}"]))

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from experiments.settings import CONF, check, choices, composed, flatten, free
+from experiments.settings import CONF, check, choices, composed, flatten, may_change_on_resume
 from fedpgp.build import load_configured
 from fedpgp.protocols import PROTOCOLS, split_clients
 
@@ -71,4 +71,4 @@ def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedd
 def test_settings_are_chosen_in_the_setting_of_make_run():
     chosen, usual = (flatten(composed(words)) for words in (["experiment=choose_settings"], []))
     differing = {key for key in chosen if chosen[key] != usual[key]}
-    assert {key for key in differing if not free(key)} == {"dataset.evaluate_on", "evaluate_every"}
+    assert {key for key in differing if not may_change_on_resume(key)} == {"dataset.evaluate_on", "evaluate_every"}

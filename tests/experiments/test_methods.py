@@ -116,7 +116,7 @@ def test_a_run(tmp_path, messages, name, more):
         mine, others = (answers(fed, now, states[k], own) for k in (0, 1))
         assert (mine - others).abs().max() > 1e-10
 
-    # A resumed run goes on with the same numbers: the server's memory and the private states are all that is needed.
+    # A resumed run gives the same numbers: the server's memory and the private states are all that is needed.
     newest.unlink()
     (tmp_path / "run" / "summary.json").unlink()  # as if killed in the last round
     again = resume(tmp_path / "run", federation_of=small_federation)

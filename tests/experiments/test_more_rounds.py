@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.folder import RunFolder
 from experiments.more_rounds import prompts_of
 from experiments.run import main
+from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
@@ -46,7 +46,7 @@ def test_a_finished_run_goes_on_to_more_rounds(run, whole):
 
 
 def test_killed_on_the_way_to_more_rounds(run, whole, monkeypatch):
-    """Then it is not finished, and goes on to the new number without being told again."""
+    """Then it is not finished, and resumes to the new number without being told again."""
     from strategies.server import Server
 
     train, rounds = Server._train, []

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from clients.client_app import client_app
 from experiments import evaluate, export, predict
-from experiments.folder import RunFolder
-from experiments.personal import load_personal
+from experiments.client_model import load_client_model
+from experiments.run_folder import RunFolder
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.build import build_federation
@@ -71,15 +71,17 @@ def pictures(run, clients, tmp_path_factory):
 
 def test_predictions_are_those_of_the_evaluation(run, clients, pictures):
     files, truth = pictures
-    personal = load_personal(run, clients[0])
-    answers = predict.predict(personal, [Image.open(file).convert("RGB") for file in files])
+    model = load_client_model(run, clients[0])
+    answers = predict.predict(model, [Image.open(file).convert("RGB") for file in files])
     with open(run / "clients.csv") as file:
         local = [
             float(row["local"])
             for row in csv.DictReader(file)
             if row["id"] == str(clients[0]) and row["model"] == "personal"
         ]
-    assert personal.own and 100 * (answers.argmax(-1) == truth).double().mean().item() == pytest.approx(local[0])
+    assert model.has_own_prompt and 100 * (answers.argmax(-1) == truth).double().mean().item() == pytest.approx(
+        local[0]
+    )
 
 
 def test_the_command_names_the_class(run, clients, pictures, capsys):
@@ -91,8 +93,8 @@ def test_the_command_names_the_class(run, clients, pictures, capsys):
 
 def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, capsys):
     files, _ = pictures
-    ours, new = load_personal(run, clients[0]), [load_personal(run, client) for client in (clients[1], None)]
-    assert ours.own and not any(other.own for other in new)
+    ours, new = load_client_model(run, clients[0]), [load_client_model(run, client) for client in (clients[1], None)]
+    assert ours.has_own_prompt and not any(other.has_own_prompt for other in new)
     torch.testing.assert_close(new[0].classifier, new[1].classifier)
     assert (ours.classifier - new[0].classifier).abs().max() > 1e-6
     for who, said in ((["--client", str(clients[1])], True), (["--global"], False)):
@@ -102,24 +104,24 @@ def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, caps
 
 def test_answers_come_while_later_pictures_are_not_there_yet(run, clients, pictures, tmp_path):
     files, _ = pictures
-    personal, late = load_personal(run, clients[0]), tmp_path / "late.png"
-    answers = predict.classified(personal, [files[0], late, files[1]])
+    model, late = load_client_model(run, clients[0]), tmp_path / "late.png"
+    answers = predict.classified(model, [files[0], late, files[1]])
     first, probability = next(answers)
     late.write_bytes(files[2].read_bytes())
     others = [answer for _, answer in answers]
     assert first == files[0]
-    expected = predict.predict(personal, [Image.open(files[i]).convert("RGB") for i in (0, 2, 1)])
+    expected = predict.predict(model, [Image.open(files[i]).convert("RGB") for i in (0, 2, 1)])
     torch.testing.assert_close(torch.stack([probability, *others]), expected)
 
 
 def test_no_more_than_a_batch_of_pictures_is_held(run, clients, pictures, monkeypatch):
     files, _ = pictures
-    personal, asked = load_personal(run, clients[0]), []
+    model, asked = load_client_model(run, clients[0]), []
     whole = predict.predict
     monkeypatch.setattr(predict, "pictures_at_once", lambda device: 4)
     monkeypatch.setattr(predict, "predict", lambda p, pictures: whole(p, asked.append(0) or _counted(pictures, asked)))
     many = [*files[:5], files[0], *files[:5]]
-    assert [path for path, _ in predict.classified(personal, many)] == many  # the same picture twice is answered twice
+    assert [path for path, _ in predict.classified(model, many)] == many  # the same picture twice is answered twice
     assert asked == [1, 2, 4, 4]
 
 
@@ -191,9 +193,9 @@ def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     feature = F.normalize(model.eval().encode_image(image), dim=-1)
     probability = (feature @ embeddings["class_embeddings"].T / about["temperature"]).softmax(-1)
     name = about["classes"][probability.argmax()]
-    expected = predict.predict(load_personal(run, clients[0]), [Image.open(files[0]).convert("RGB")])
+    expected = predict.predict(load_client_model(run, clients[0]), [Image.open(files[0]).convert("RGB")])
     np.testing.assert_allclose(probability.detach(), expected, atol=1e-5)
-    assert name == load_personal(run, clients[0]).classes.names[expected.argmax()]
+    assert name == load_client_model(run, clients[0]).classes.names[expected.argmax()]
 
 
 def test_the_snippet_of_the_docs_names_the_class(run, clients, pictures, tmp_path, capsys):
@@ -242,7 +244,7 @@ def test_the_global_prompt_is_exported(run, tmp_path):
 
 def test_a_lost_private_state_is_named(run, clients, tmp_path):
     with pytest.raises(FedPGPError, match=f"private state of client {clients[0]} after round 1 is not there"):
-        load_personal(run, clients[0], tmp_path)
+        load_client_model(run, clients[0], tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 
 from experiments import report
 from experiments.reporting import find_runs, read_run, write_report
+from experiments.reporting.formatting import format_bytes, format_seconds
 from experiments.reporting.headlines import headline
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
 from experiments.reporting.titles import METHOD_TITLES, title
-from experiments.reporting.words import human_bytes, human_seconds
 from fedpgp.errors import FedPGPError
 from tests.written import DOMAINS, LEVELS, Page, page, write_run
 
@@ -391,7 +391,7 @@ def test_methods_are_named_as_on_their_page():
 
 
 def test_words():
-    assert [human_bytes(n) for n in (0, 999, 1000, 32768, 1_572_864, 2.5e9)] == [
+    assert [format_bytes(n) for n in (0, 999, 1000, 32768, 1_572_864, 2.5e9)] == [
         "0 B",
         "999 B",
         "1.0 kB",
@@ -399,7 +399,7 @@ def test_words():
         "1.6 MB",
         "2.5 GB",
     ]
-    assert [human_seconds(s) for s in (0.44, 12.3, 65, 7384)] == ["0.4 s", "12 s", "1:05 min", "2:03:04 h"]
+    assert [format_seconds(s) for s in (0.44, 12.3, 65, 7384)] == ["0.4 s", "12 s", "1:05 min", "2:03:04 h"]
 
 
 def published_row(text, *words):

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed goes on to the same numbers, to the bit with one worker."""
+"""A run that was stopped or killed resumes to the same numbers, to the bit with one worker."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from clients.private_state import PrivateStore, Superseded, owner
-from experiments.folder import RunFolder
+from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
@@ -124,13 +124,13 @@ def test_a_run_of_an_older_version(tmp_path, whole, also):
 
 
 def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
-    """Damaged, it is said what to do; lost, the run goes on."""
+    """Damaged, it is said what to do; lost, the run is resumed."""
     process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
     process.communicate(timeout=120)
     _mend(tmp_path / "run")
     record = tmp_path / "run" / "private" / "attempt.json"
     record.write_text('{"run"')
-    with pytest.raises(FedPGPError, match=f"{record} is damaged .*remove it and go on with resume="):
+    with pytest.raises(FedPGPError, match=f"{record} is damaged .*remove it and resume with resume="):
         resume(tmp_path / "run", federation_of=small_federation)
     record.unlink()
     resume(tmp_path / "run", federation_of=small_federation)
@@ -151,7 +151,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop(tmp_path, whole, number, code):
-    """It stops at once, saved, says how to go on, and goes on to the same end."""
+    """It stops at once, saved, says how to resume, and resumes to the same end."""
     process = launch("start", tmp_path / "run", faults={"slow": 1.5})
     wait_for(process, "round 1/3")
     process.send_signal(number)
@@ -197,8 +197,8 @@ def test_a_configuration_edited_by_hand_is_refused(tmp_path):
 
 
 def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
-    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never write again; gone on
-    with on Ray.
+    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never write again; resumed
+    on Ray.
     """
     process = launch("start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5})
     wait_for(process, "round 1/3")

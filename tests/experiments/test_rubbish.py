@@ -8,8 +8,8 @@ import yaml
 
 from experiments import deploy, evaluate, export, report
 from experiments.bench import __main__ as bench
-from experiments.folder import RunFolder
 from experiments.run import main
+from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints

@@ -10,7 +10,7 @@ from PIL import Image
 
 import clients.client_app
 from experiments import evaluate, export, predict
-from experiments.folder import RunFolder
+from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from experiments.settings import composed
 from fedpgp.build import build_federation

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from experiments.folder import RunFolder
 from experiments.reporting.grids import Grid, grid_as_csv
 from experiments.reporting.runs import read_run
+from experiments.run_folder import RunFolder
 from experiments.spreadsheet import cell, csv_text, text_of
 
 

@@ -148,7 +148,7 @@ def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
     params["R"] = torch.zeros_like(params["R"])
     full = -0.1 * method._gradient_at_p_i(params, batch, classes)
     step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
-    params["fitted"][1] = 1  # this one goes on with what it has
+    params["fitted"][1] = 1  # this one continues with what it has
     before = {n: t.clone() for n, t in params.items()}
     method.gradients(params, batch, classes, step)
     for k in (0, 2):

@@ -88,7 +88,7 @@ def test_a_node_that_is_started_again_gets_its_message_again(tmp_path):
 
 
 def test_a_node_that_goes_and_comes_back(tmp_path):
-    """It is dropped where it was away, goes on with its last committed state, and a replay gives the same numbers."""
+    """It is dropped where it was away, resumes from its last committed state, and a replay gives the same numbers."""
 
     def before(nodes, node, message):
         if training(message, 2) and node == 1:

@@ -61,7 +61,7 @@ def test_a_restart_changes_nothing(name):
 
 
 def test_momentum_steps_from_what_was_sent():
-    """Flower's FedAvgM goes on from its own last result, where a method's server part has made others of it."""
+    """Flower's FedAvgM continues from its own last result, where a method's server part has made others of it."""
     strategy = make_strategy("fedavgm", {"server_momentum": 0.0, "server_learning_rate": 0.5})
     one_round(strategy, 1, {"a": np.zeros(3)})
     sent = {"a": np.full(3, 7.0)}

@@ -1,4 +1,4 @@
-"""A federation with one hostile node, end to end: the others' run goes on, is the same, and its report is drawn."""
+"""A federation with one hostile node, end to end: the others' run continues, is the same, and its report is drawn."""
 
 import json
 from collections.abc import Callable

@@ -124,7 +124,7 @@ def test_other_methods(tmp_path, method):
 
 @pytest.mark.parametrize("strategy", ["fedadam", "fedavgm"])
 def test_momentum_survives_a_restart(tmp_path, strategy):
-    """Stopped in round 3 and gone on with: the same as never stopped, to the bit."""
+    """Stopped in round 3 and resumed: the same as never stopped, to the bit."""
     common = ("participation=1", f"strategy={strategy}", "evaluate_every=0", "runtime.min_clients=6")
     run(tmp_path / "whole", *common)
     marker = tmp_path / "mended"

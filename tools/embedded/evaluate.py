@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with open_clip_config.json and open_clip_model.safetensors")
     parser.add_argument("--on", choices=("test", "train"), default="test")
-    parser.add_argument("--threads", type=int, default=2, help="fewer where other work goes on (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="fewer where other work runs (default %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(markdown(evaluate(arguments.folder, arguments.on)))

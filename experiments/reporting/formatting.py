@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 
-def human_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """`"1.2 MB"`; decimal units, as networks are measured."""
     if math.isnan(count):
         return "–"
@@ -17,12 +17,12 @@ def human_bytes(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-def human_megabytes(count: float) -> str:
-    """Memory as summary.json has it, in MiB, in the units of :func:`human_bytes`."""
-    return human_bytes(count * 2**20)
+def format_megabytes(count: float) -> str:
+    """Memory as summary.json has it, in MiB, in the units of :func:`format_bytes`."""
+    return format_bytes(count * 2**20)
 
 
-def human_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """`"0.4 s"`, `"12 s"`, `"1:05 min"`, `"2:03:04 h"`."""
     if math.isnan(seconds):
         return "–"
@@ -34,30 +34,30 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
 
 
-def percent(value: float, digits: int = 1) -> str:
+def format_percent(value: float, digits: int = 1) -> str:
     """A figure in percent without its sign; a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def points(difference: float) -> str:
+def format_points(difference: float) -> str:
     """The size of a difference of two percentages: `"8.1 points"`."""
     text = f"{abs(difference):.1f}"
     return f"{text} point" if text == "1.0" else f"{text} points"
 
 
-def mean_and_std(mean: float, std: float, sign: str = "") -> str:
+def format_mean_and_std(mean: float, std: float, sign: str = "") -> str:
     """`"72.41 ± 0.53"`, `"72.41"` without a spread, a dash without a mean; `sign="+"` writes a plus too."""
     if math.isnan(mean):
         return "–"
     return f"{mean:{sign}.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
 
 
-def setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A value of the configuration, as it is written on the command line; a dash for null."""
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def privacy_words(privacy: dict) -> str:
+def format_privacy(privacy: dict) -> str:
     """What a method's noise is worth, by ``privacy`` of summary.json, where no epsilon is accounted."""
     if privacy["seeded"]:
         return "the noise comes from the run's seed: whoever knows it can take the noise off; nothing is private"

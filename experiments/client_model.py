@@ -12,9 +12,9 @@ import torch
 from rich.console import Console as RichConsole
 
 from clients.private_state import PrivateStore
-from experiments.folder import RunFolder, asked_run
 from experiments.overrides import user_path
 from experiments.progress import ProgressLine
+from experiments.run_folder import RunFolder, asked_run
 from fedpgp.build import build_federation
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
@@ -26,7 +26,7 @@ from strategies.checkpoint import latest_checkpoint
 
 
 @dataclass(frozen=True)
-class Personal:
+class ClientModel:
     """What a client answers with.
 
     Attributes:
@@ -36,7 +36,7 @@ class Personal:
         classes: the candidates.
         server_round: the round of the global tensors.
         client: logical client; None where the global model was asked for.
-        own: False where the client has no tensors of its own: its model is the global one.
+        has_own_prompt: False where the client has no tensors of its own: its model is the global one.
     """
 
     config: dict
@@ -45,11 +45,11 @@ class Personal:
     classes: ClassSet
     server_round: int
     client: int | None
-    own: bool
+    has_own_prompt: bool
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that :func:`load_asked` takes."""
+    """The options that :func:`from_arguments` takes."""
     parser.add_argument(
         "--run", type=user_path, required=True, help="the run's folder, or one above it: the newest run"
     )
@@ -66,24 +66,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
 
 
-def load_asked(options: argparse.Namespace) -> Personal:
+def from_arguments(options: argparse.Namespace) -> ClientModel:
     """What a command line asks for; says on standard error what somebody might not expect of it."""
     how = {"weights": options.weights, "data_root": options.data_root, "all_classes": options.all_classes}
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     try:
-        personal = load_personal(asked_run(options.run), options.client, options.state, progress=line.progress, **how)
+        model = load_client_model(asked_run(options.run), options.client, options.state, progress=line.progress, **how)
     finally:
         line.stop()
-    if personal.client is not None and not personal.own:
-        print(f"client {personal.client} has no prompt of its own: the global one answers", file=sys.stderr)
-    known, all_of_them = len(personal.classes.names), len(personal.federation.dataset.class_names)
+    if model.client is not None and not model.has_own_prompt:
+        print(f"client {model.client} has no prompt of its own: the global one answers", file=sys.stderr)
+    known, all_of_them = len(model.classes.names), len(model.federation.dataset.class_names)
     if known < all_of_them:
         print(f"among the {known} classes that were trained; --all-classes: among all {all_of_them}", file=sys.stderr)
-    return personal
+    return model
 
 
 @torch.no_grad()
-def load_personal(
+def load_client_model(
     run: Path,
     client: int | None,
     state: Path | None = None,
@@ -92,7 +92,7 @@ def load_personal(
     data_root: str | None = None,
     all_classes: bool = False,
     progress: Progress = lambda done, total, what: None,
-) -> Personal:
+) -> ClientModel:
     """Loads a client's model from a run's folder.
 
     Args:
@@ -129,7 +129,7 @@ def load_personal(
         )
     store = PrivateStore(state / info["run"] if state else run / "private", info["run"], 0)
 
-    def answering(federation: Federation) -> Personal:
+    def answering(federation: Federation) -> ClientModel:
         federation.progress = progress
         if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
             raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
@@ -145,7 +145,7 @@ def load_personal(
             if classifier is None:
                 who = "there is no global prompt" if client is None else f"client {client} never trained"
                 raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
-        return Personal(config, federation, classifier, classes, info["round"], client, bool(committed))
+        return ClientModel(config, federation, classifier, classes, info["round"], client, bool(committed))
 
     record = info.get("data")
     if record is not None:

@@ -16,9 +16,9 @@ import yaml
 from experiments.latest import followed
 from experiments.overrides import typed
 from experiments.spreadsheet import csv_text
+from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import MODELS, client_figures
-from fedpgp.files import cannot_write, remove_leftovers, write_atomically
 from strategies.checkpoint import remove_after
 
 PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")

@@ -6,15 +6,15 @@ from pathlib import Path
 import yaml
 
 from experiments import report, runner
-from experiments.folder import ABOUT, RunFolder, check_whole, default_folder
 from experiments.latest import point_latest
 from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
+from experiments.run_folder import ABOUT, RunFolder, check_whole, default_folder
 from experiments.settings import check
+from fedpgp.atomic_files import write_atomically
 from fedpgp.build import load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import mean_accuracy
-from fedpgp.files import write_atomically
 from fedpgp.protocols import make_protocol
 
 WHOLE = "parts.yaml"
@@ -23,7 +23,7 @@ PARTS = "parts"
 """In it: the values that have a part each."""
 
 
-def begin(config: dict, command: str) -> None:
+def start(config: dict, command: str) -> None:
     """Runs a new experiment, or each of its parts in turn.
 
     Raises:
@@ -46,11 +46,11 @@ def begin(config: dict, command: str) -> None:
     _all(path, {})
 
 
-def go_on(path: Path, changes: Mapping) -> None:
-    """Goes on with a run, or with those parts that are not finished.
+def resume(path: Path, changes: Mapping) -> None:
+    """Resumes a run, or those parts that are not finished.
 
     Raises:
-        As :func:`begin`.
+        As :func:`start`.
     """
     if (path / WHOLE).exists():
         _all(path, changes)
