@@ -312,7 +312,7 @@ class Server:
         _check_finite(server_round, {**averaged, **strategy_state(self.strategy)[0]})
         shared, self.state.memory = self.federation.after_round(
             averaged,
-            server_round=server_round,
+            round=server_round,
             last=self.rounds,
             sent=self.state.shared,
             uploads=uploads,
