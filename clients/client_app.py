@@ -130,7 +130,7 @@ class Node:
                 raise Unfit(differing)
             # Encoded now, or found in the cache, so that no round pays for it.
             federation.encode()
-            if self.site.data_dir is not None:  # of its own pictures its own log speaks
+            if self.site.data_dir is not None:  # of its own images its own log speaks
                 for note in federation.dataset.notes:
                     print(f"note: {note}", file=sys.stderr, flush=True)
             answer["row"] = federation.client_table()[self.site.client]
@@ -141,7 +141,7 @@ class Node:
         return Message(_answer(answer), reply_to=self.message)
 
     def disclosure(self, federation) -> Disclosure | None:
-        """What the node tells of its own pictures; None where they are of a public data set."""
+        """What the node tells of its own images; None where they are of a public data set."""
         if self.site is None or self.site.data_dir is None:
             return None
         runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
@@ -176,7 +176,7 @@ class Node:
                 self.errors.update({client: self.reason(error) for client in missing})
 
     def reason(self, error: Exception) -> str:
-        """What the server is told of an error. One about a client's own pictures names files, folders or classes, so it
+        """What the server is told of an error. One about a client's own images names files, folders or classes, so it
         stays in the node's log."""
         reason = describe(error)
         if self.site is None or self.site.data_dir is None or isinstance(error, Withheld):
@@ -287,7 +287,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         """Answers a question, as JSON: "clients" (a client's row of the table; its images are encoded), "samples"
-        (pictures, answers), "greeting" (see :meth:`Node.greet`).
+        (images, answers), "greeting" (see :meth:`Node.greet`).
         """
         node = Node(message, context, federation_of)
         if node.job.ask == "greeting":

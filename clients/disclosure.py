@@ -1,7 +1,7 @@
-"""What a node tells of pictures of its own, whatever the server asks.
+"""What a node tells of images of its own, whatever the server asks.
 
-An accuracy is a number of right answers. A server that sends a model which answers one class for every picture reads
-from it how many pictures of that class a client has, and as many such models read its labels. A node cannot know what a
+An accuracy is a number of right answers. A server that sends a model which answers one class for every image reads
+from it how many images of that class a client has, and as many such models read its labels. A node cannot know what a
 model was made for, and does alone what one can:
 
 * a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width of an accuracy's
@@ -33,7 +33,7 @@ from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed")
-"""Keys of a configuration that decide which pictures count."""
+"""Keys of a configuration that decide which images count."""
 
 MODELS_A_ROUND = 2
 NORMS = 16
@@ -43,7 +43,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Withheld(FedPGPError):
-    """The node does not answer; the message says nothing of its pictures, and the server may read it."""
+    """The node does not answer; the message says nothing of its images, and the server may read it."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """A node of a deployment: what its own configuration says, and whether it fits the federation.
 
-``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/pictures'"``:
+``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/images'"``:
 
 * ``client-id``: which logical client lives here;
 * ``client-name``: what people call it, in warnings, tables and the report;
-* ``state-dir``: where its private tensors are kept, and the features of its own pictures;
+* ``state-dir``: where its private tensors are kept, and the features of its own images;
 * ``data-root``: the folder that holds the public data sets, where the federation splits one; else $FEDPGP_DATA;
-* ``data-dir``: its own pictures (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
-* ``on-bad-image``: ``skip`` leaves out those of its own pictures that cannot be read; else the federation's
+* ``data-dir``: its own images (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
+* ``on-bad-image``: ``skip`` leaves out those of its own images that cannot be read; else the federation's
   ``dataset.on_bad_image`` holds;
 * ``weights``: a file with the model's weights, where the federation's configuration names another machine's;
 * ``cache-dir``: where features are kept instead;
-* ``min-report``, ``max-step``: of its own pictures, the fewest test images that a figure is told of, and how far the
+* ``min-report``, ``max-step``: of its own images, the fewest test images that a figure is told of, and how far the
   shared tensors may move (:mod:`clients.disclosure`). The server's settings can only be stricter.
 """
 
@@ -42,7 +42,7 @@ LONGEST_NAME = 64
 """Characters of a client's name."""
 
 ERRORS = "errors.log"
-"""In a node's state-dir: what went wrong with its own pictures or its machine, which nobody else is told."""
+"""In a node's state-dir: what went wrong with its own images or its machine, which nobody else is told."""
 
 ERRORS_BYTES = 2**20
 """Size at which that file begins anew; the one before is kept."""
@@ -61,10 +61,10 @@ class Site:
         state_dir: folder of what it keeps for itself.
         data_root: folder of public data sets, where the federation splits one; None is the usual one.
         name: what people call the client; empty where nobody said.
-        data_dir: its own pictures; None where the federation splits a data set.
-        on_bad_image: ``error`` or ``skip`` for its own pictures; None takes what the federation's configuration says.
+        data_dir: its own images; None where the federation splits a data set.
+        on_bad_image: ``error`` or ``skip`` for its own images; None takes what the federation's configuration says.
         weights: a weights file; None takes what the federation's configuration says.
-        cache_dir: folder of features; None is one in ``state_dir`` for its own pictures, the usual one for others.
+        cache_dir: folder of features; None is one in ``state_dir`` for its own images, the usual one for others.
         min_report: the fewest of its own test images that a figure is told of.
         max_step: times its own updates' norm that the shared tensors may move in a round, for it to answer.
     """
@@ -163,7 +163,7 @@ class Site:
         """The federation's configuration (JSON text) with this node's own paths.
 
         Raises:
-            Unfit: the federation splits a data set and this node has its own pictures, or the other way round; a client
+            Unfit: the federation splits a data set and this node has its own images, or the other way round; a client
                 number that the federation does not have.
             FedPGPError: its folder cannot be made.
         """
@@ -172,10 +172,10 @@ class Site:
             raise Unfit(f"client-id={self.client}, but the federation has {config['clients']} clients, from 0")
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:
-            raise Unfit("partition=own: each node names its own pictures in --node-config: data-dir='DIR'")
+            raise Unfit("partition=own: each node names its own images in --node-config: data-dir='DIR'")
         if not own and self.data_dir is not None:
             raise Unfit(
-                f"this node has its own pictures (data-dir), but the federation splits data set "
+                f"this node has its own images (data-dir), but the federation splits data set "
                 f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
             )
         cache = self.cache_dir
@@ -185,7 +185,7 @@ class Site:
             config["partition"]["client"] = self.client
             if self.on_bad_image is not None:
                 config["dataset"]["on_bad_image"] = self.on_bad_image
-            if cache is None:  # features of its own pictures are nobody else's
+            if cache is None:  # features of its own images are nobody else's
                 private_folder(self.state_dir / "features")
                 cache = str(self.state_dir / "features")
         config["runtime"]["cache_dir"] = cache
@@ -197,7 +197,7 @@ class Site:
 
 def identity(federation) -> dict[str, str]:
     """What server and node must have in common, each as a short text: package version, class list, model weights, and
-    which client owns which pictures of a public data set."""
+    which client owns which images of a public data set."""
     from fedpgp.data_record import split_digest  # torch, which a node's start does without
 
     names = hashlib.sha256(json.dumps(federation.dataset.class_names).encode()).hexdigest()
@@ -208,7 +208,7 @@ def identity(federation) -> dict[str, str]:
     }
     if (
         not federation.federated_split.private_data
-    ):  # a copy of the data set with other pictures would give clients others than the server's
+    ):  # a copy of the data set with other images would give clients others than the server's
         found["split of the data set"] = f"sha256 {split_digest(federation.federated_split)[:16]}"
     return found
 

@@ -1,6 +1,6 @@
 """How far the workers of a simulation are, told to the server by small files in the run's folder.
 
-A reply comes when all clients of a message are done; with thousands of clients, or pictures that are encoded first,
+A reply comes when all clients of a message are done; with thousands of clients, or images that are encoded first,
 that is minutes. On a cluster all machines see the run's folder. A deployed client tells its own log.
 """
 

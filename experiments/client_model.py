@@ -18,7 +18,7 @@ from experiments.run_folder import RunFolder, asked_run
 from fedpgp.build import build_federation
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
-from fedpgp.federation import Federation, NeedsPictures, Progress
+from fedpgp.federation import Federation, NeedsImages, Progress
 from fedpgp.methods import Classifier
 from fedpgp.plain_text import indented
 from fedpgp.task import ClassSet
@@ -31,7 +31,7 @@ class ClientModel:
 
     Attributes:
         config: of the run.
-        federation: of the run; without pictures, unless the method makes a client's model from them.
+        federation: of the run; without images, unless the method makes a client's model from them.
         classifier: of the client's model, with a client axis of one.
         classes: the candidates.
         server_round: the round of the global tensors.
@@ -102,11 +102,11 @@ def load_client_model(
         weights: a file with the model's weights; None takes what the run's configuration says.
         data_root: the folder that holds the data sets; None takes the configuration's.
         all_classes: candidates are all classes of the data set, not only those that were trained.
-        progress: is told of pictures that are encoded, for a method whose models are made from a client's.
+        progress: is told of images that are encoded, for a method whose models are made from a client's.
 
     Raises:
         FedPGPError: no run's folder, no checkpoint, a client that the run does not have, a private state or weights
-            that are not there, other weights than the run's, other data where the method needs a client's pictures, or
+            that are not there, other weights than the run's, other data where the method needs a client's images, or
             no global model where it would have to answer.
     """
     _, config = RunFolder.open(run)
@@ -149,7 +149,7 @@ def load_client_model(
 
     record = info.get("data")
     if record is not None:
-        with contextlib.suppress(NeedsPictures):
+        with contextlib.suppress(NeedsImages):
             return answering(build_federation(config, recorded_split(record, config["dataset"]["name"])))
     federation = build_federation(config)
     if note := check_same_data(run, record, data_record(federation.federated_split)):

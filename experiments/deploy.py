@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     local = commands.add_parser("local", help="a SuperLink and SuperNodes on loopback, as processes of their own")
     local.add_argument("--clients", type=int, help="number of clients (and SuperNodes)")
-    local.add_argument("--data", type=user_path, help="folder with a folder of pictures for each client")
+    local.add_argument("--data", type=user_path, help="folder with a folder of images for each client")
     local.add_argument("overrides", nargs="*", help="as for experiments.run: method=promptfl rounds=3 …")
     keys = commands.add_parser("keys", help="certificates and keys for separate machines")
     keys.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")

@@ -38,7 +38,7 @@ from strategies.checkpoint import latest_checkpoint
 GROUPS = ("dataset", "protocol", "runtime")
 KEYS = ("device", "dtype", "verbose")
 WHERE = ("root", "download", "on_bad_image", "views", "memory")
-"""Options of a data set that say where and how its pictures are read, not which they are."""
+"""Options of a data set that say where and how its images are read, not which they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,13 +93,13 @@ def _place(run: Path, overrides: Sequence[str], record: Mapping) -> Path:
     path = run / "evaluations" / f"{job_name(overrides) if overrides else 'own'}.json"
     try:
         before = json.loads(path.read_text())
-        theirs, pictures = named(before["overrides"]), before.get("data")
+        theirs, data = named(before["overrides"]), before.get("data")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or one that a crash or a person broke
         return path
     if theirs != named(overrides):
         raise FedPGPError(f"{path} holds the figures of {' '.join(theirs)}; name another file: --to FILE")
-    if pictures not in (None, record["data"]):  # a relative path, seen from another folder, may be one
-        raise FedPGPError(f"{path} holds the figures of other pictures; name another file: --to FILE")
+    if data not in (None, record["data"]):  # a relative path, seen from another folder, may be one
+        raise FedPGPError(f"{path} holds the figures of other images; name another file: --to FILE")
     return path
 
 
@@ -109,15 +109,15 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     Args:
         run: its folder.
         overrides: what is different from the run: ``dataset=…`` for other data, options of its protocol.
-        progress: is told of pictures that are encoded and of clients that are evaluated.
+        progress: is told of images that are encoded and of clients that are evaluated.
 
     Returns:
-        ``round``, ``accuracy`` as in summary.json, ``data`` (which pictures they are of), ``notes`` on what of
+        ``round``, ``accuracy`` as in summary.json, ``data`` (which images they are of), ``notes`` on what of
         them is not used, and ``clients``: a row each, as :func:`fedpgp.evaluation.summarize` takes them.
 
     Raises:
         FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here; a
-            deployment whose clients have their own pictures, or prompts of their own.
+            deployment whose clients have their own images, or prompts of their own.
     """
     _, config = RunFolder.open(run)
     checkpoint = latest_checkpoint(
@@ -165,7 +165,7 @@ def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | N
     the run is scored on: the record tells.
 
     Returns:
-        (the split, whether its pictures are where ``changed`` says).
+        (the split, whether its images are where ``changed`` says).
 
     Raises:
         FedPGPError: they have changed since the run was started, or are not to be found.
@@ -193,7 +193,7 @@ def _refuse_what_is_elsewhere(run: Path, config: Mapping, committed: np.ndarray)
     """Refuses a deployment of which a part that is needed is on the clients' machines."""
     own = config["partition"]["scheme"] == "own"
     if own or (config["runtime"]["name"] == "flower" and committed.any()):
-        what = "the pictures of this run are" if own else "what its clients learned for themselves is"
+        what = "the images of this run are" if own else "what its clients learned for themselves is"
         raise FedPGPError(
             f"{what} on its clients' own machines and not here: its figures, as they gave them, are in "
             f"{run / 'summary.json'} and clients.csv; a client's prompt answers on its machine: "
@@ -226,7 +226,7 @@ def _changed(config: Mapping, overrides: Sequence[str]) -> dict:
 
 
 def _which(dataset: Mapping) -> dict:
-    """The part of a data set's configuration that says which pictures; what everybody tests on goes without saying."""
+    """The part of a data set's configuration that says which images; what everybody tests on goes without saying."""
     which = {key: value for key, value in dataset.items() if key not in WHERE and value is not None}
     if which.get("evaluate_on") == "test":
         del which["evaluate_on"]

@@ -4,7 +4,7 @@
 
 ``FOLDER/classifier.safetensors`` holds ``class_embeddings``, (classes, embed) float32, unit norm;
 ``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template, temperature, and how
-pictures were read.
+images were read.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from experiments.overrides import user_path
 from experiments.run import BAD_INPUT
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.clip import resolve_name
-from fedpgp.data.pictures import Reading
+from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Method
 from fedpgp.plain_text import indented, written_out

@@ -1,4 +1,4 @@
-"""Classifies pictures with a client's own prompt.
+"""Classifies images with a client's own prompt.
 
 python -m experiments.predict --run outputs/default/TIME --client 3 IMAGE...
 python -m experiments.predict --run RUN_DIR --global IMAGE...                         with the global prompt
@@ -19,18 +19,18 @@ from experiments.overrides import user_path
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
-from fedpgp.data.features import pictures_at_once
-from fedpgp.data.pictures import Reading
+from fedpgp.data.features import images_at_once
+from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
 from fedpgp.plain_text import indented, one_line, written_out
 
 SHOWN = 3
-"""Answers shown of each picture."""
+"""Answers shown of each image."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 for bad input (pictures that can be read are answered)."""
+    """Runs the command; returns its exit status: 0, or 2 for bad input (images that can be read are answered)."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("images", nargs="+", type=user_path)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 line.stop()  # both may go to the same terminal
                 print(f"{written_out(path)}: {one_line(_in_words(answer, model.classes.names))}", flush=True)
-            line.progress(number, len(options.images), "pictures")
+            line.progress(number, len(options.images), "images")
     except FedPGPError as error:
         unreadable.append(str(error))
     finally:
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def classified(model: ClientModel, paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor | str]]:
-    """Each picture with the probability of each class, (classes,), or why it cannot be read. In batches, which begin
-    with one picture: the first answers are there soon, and no more than a batch is held."""
-    most, reading = pictures_at_once(model.federation.method.task.device), Reading.of(model.config["dataset"])
+    """Each image with the probability of each class, (classes,), or why it cannot be read. In batches, which begin
+    with one image: the first answers are there soon, and no more than a batch is held."""
+    most, reading = images_at_once(model.federation.method.task.device), Reading.of(model.config["dataset"])
     start, size = 0, 1
     while start < len(paths):
         batch = paths[start : start + size]
@@ -70,7 +70,7 @@ def classified(model: ClientModel, paths: Sequence[Path]) -> Iterator[tuple[Path
 
 
 def _opened(paths: Sequence[Path], reading: Reading, reasons: dict[int, str]) -> Iterator[Image.Image]:
-    """The pictures that can be read; of the others why not, by their number."""
+    """The images that can be read; of the others why not, by their number."""
     for i, path in enumerate(paths):
         try:
             yield FileSplit(Path(), [str(path)], [0], reading=reading).image(0)
@@ -85,10 +85,10 @@ def _in_words(probability: torch.Tensor, names: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def predict(model: ClientModel, pictures: Iterable[Image.Image]) -> torch.Tensor:
-    """Probability of each class for each picture, (pictures, classes); each picture is let go when it is prepared."""
+def predict(model: ClientModel, images: Iterable[Image.Image]) -> torch.Tensor:
+    """Probability of each class for each image, (images, classes); each image is let go when it is prepared."""
     method, clip = model.federation.method, model.federation.method.task.clip
-    prepared = [clip.preprocess(picture) for picture in pictures]
+    prepared = [clip.preprocess(image) for image in images]
     if not prepared:
         return torch.empty(0, len(model.classes.names))
     pixels = torch.stack(prepared)

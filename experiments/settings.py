@@ -139,7 +139,7 @@ def check(config: Mapping) -> None:
 
 
 def check_runtime(config: Mapping, *, deployed: bool) -> None:
-    """Refuses a deployment that Flower does not start, clients' own pictures anywhere but in a deployment, and a
+    """Refuses a deployment that Flower does not start, clients' own images anywhere but in a deployment, and a
     deadline that nobody could keep.
 
     Raises:

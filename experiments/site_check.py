@@ -39,7 +39,7 @@ from strategies.checkpoint import latest_checkpoint
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
 SHOWN = 5
-"""Broken pictures that are named."""
+"""Broken images that are named."""
 
 SPARE_BYTES = 200 * 2**20
 """Free space that a node needs beside its features: the app, its logs, what it remembers of the model."""
@@ -62,7 +62,7 @@ class Finding:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--data", type=user_path, required=True, help="the site's own pictures: data-dir of its node")
+    parser.add_argument("--data", type=user_path, required=True, help="the site's own images: data-dir of its node")
     parser.add_argument("--run", type=user_path, help="a copy of a run's folder: its classes, model and settings")
     parser.add_argument("--client", type=int, default=0, help="client-id of its node")
     parser.add_argument("--state", type=user_path, help="state-dir of its node")
@@ -101,11 +101,11 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
     yield from _data(options)
 
 
-# The pictures, and what they are encoded with. ------------------------------------------------------------------------
+# The images, and what they are encoded with. ------------------------------------------------------------------------
 
 
 def as_node(node: Mapping[str, object], config: Mapping) -> Federation:
-    """The federation as the node of a site sees it; nothing is kept of it. Pictures are listed, not opened.
+    """The federation as the node of a site sees it; nothing is kept of it. Images are listed, not opened.
 
     Args:
         node: its configuration, without ``state-dir``.
@@ -127,12 +127,12 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
     try:
         federation = as_node(node, config)
     except FedPGPError as error:
-        yield Finding(WRONG, "classes and pictures", str(error))
+        yield Finding(WRONG, "classes and images", str(error))
         return
     for note in federation.dataset.notes:
-        yield Finding(WARNING, "pictures", note)
+        yield Finding(WARNING, "images", note)
     skip = (options.on_bad_image or config["dataset"].get("on_bad_image")) == "skip"
-    yield from _pictures(federation, options.client, skip)
+    yield from _images(federation, options.client, skip)
     yield from _model(federation, options)
     if options.state is not None:
         yield from _space(options.state, federation)
@@ -158,7 +158,7 @@ def _configuration(options: argparse.Namespace) -> dict:
     return config
 
 
-def _pictures(federation: Federation, client: int, skip: bool) -> Iterator[Finding]:
+def _images(federation: Federation, client: int, skip: bool) -> Iterator[Finding]:
     """Whether all can be read, how many there are, and of which classes."""
     broken, left = [], {}
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
@@ -174,7 +174,7 @@ def _pictures(federation: Federation, client: int, skip: bool) -> Iterator[Findi
         listed = ", ".join(written_out(one) for one in broken[:SHOWN]) + (" …" if len(broken) > SHOWN else "")
         advice = "left out" if skip else "restore them, or start the node with on-bad-image=skip"
         text = f"{len(broken)} cannot be read ({advice}): {listed}"
-        yield Finding(WARNING if skip else WRONG, "broken pictures", text)
+        yield Finding(WARNING if skip else WRONG, "broken images", text)
     client_split = federation.federated_split.clients[client]
     counts = {
         "train": np.intersect1d(client_split.train, left["train"]),
@@ -187,13 +187,13 @@ def _pictures(federation: Federation, client: int, skip: bool) -> Iterator[Findi
     trained = federation.federated_split.base_classes
     text = f"{train} to train on, {test} to test on, of {len(has)} of {len(trained)} trained classes"
     if not train and not test:
-        yield Finding(WRONG, "pictures", f"{text}: too few to take part")
+        yield Finding(WRONG, "images", f"{text}: too few to take part")
         return
-    yield Finding(OK, "pictures", text)
+    yield Finding(OK, "images", text)
     if not train:
-        yield Finding(WARNING, "pictures", "none to train on: this client is only evaluated")
+        yield Finding(WARNING, "images", "none to train on: this client is only evaluated")
     if not test:
-        yield Finding(WARNING, "pictures", "none to test on: this client has no accuracy")
+        yield Finding(WARNING, "images", "none to test on: this client has no accuracy")
     if lacking and train:
         listed = ", ".join(lacking[:SHOWN]) + (" …" if len(lacking) > SHOWN else "")
         yield Finding(WARNING, "classes", f"none to train on of {len(lacking)}: {listed}")
@@ -202,7 +202,7 @@ def _pictures(federation: Federation, client: int, skip: bool) -> Iterator[Findi
 def _unreadable(split: Split, part: str, line: ProgressLine) -> list[int]:
     rows = []
     for row in range(len(split)):
-        line.progress(row, len(split), f"reading {part} pictures")
+        line.progress(row, len(split), f"reading {part} images")
         try:
             split.image(row)
         except FedPGPError:
@@ -254,7 +254,7 @@ def _state_dir(folder: Path | None) -> Iterator[Finding]:
 
 
 def _space(folder: Path, federation: Federation) -> Iterator[Finding]:
-    """Whether the features of all pictures fit on the disk."""
+    """Whether the features of all images fit on the disk."""
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         images = sum(len(split) for split in (federation.dataset.train, federation.dataset.test))

@@ -1,4 +1,4 @@
-"""Where the package's weights and pictures are.
+"""Where the package's weights and images are.
 
 Not always beside the code: Flower sends an application's code (and only its code) to each node and puts that copy first
 on ``sys.path``, where it hides the installed package that has the files.

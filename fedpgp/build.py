@@ -20,7 +20,7 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
 from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
-from fedpgp.own import own_pictures
+from fedpgp.private_data import split_private_data
 from fedpgp.protocols import FederatedSplit, split_clients
 from fedpgp.remembered import RememberedCLIP
 from fedpgp.task import Task
@@ -61,7 +61,7 @@ def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
 def split_configured(config: Mapping) -> FederatedSplit:
     """Who owns what, by a configuration."""
     if config["partition"]["scheme"] == "own":
-        return own_pictures(config, load_configured)
+        return split_private_data(config, load_configured)
     return split_clients(
         load_configured(config),
         config["clients"],
@@ -190,7 +190,7 @@ def _encoded(
     in_words = f"encoding {split} {kind}" + ("" if view is None else f", view {view + 1}")
     encode = partial(encode_split, clip(), progress=lambda done, total: tell(done, total, in_words), **options)
     rows = train_indices() if split == "train" else np.arange(len(whole))
-    if 2 * len(rows) < len(whole):  # of many pictures few are used (shots): only those are encoded
+    if 2 * len(rows) < len(whole):  # of many images few are used (shots): only those are encoded
         found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]
         if any(features is None for features in found):
             some = encode(Subset(whole, rows), split_name=f"{name}-some")

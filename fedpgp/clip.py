@@ -157,7 +157,7 @@ def _check_folder(name: str, folder: Path, weights: bool) -> None:
 
 
 def _transform(name: str, architecture: str) -> dict:
-    """How pictures are transformed for a weights file, which has no tag that would say it: a short name's own way."""
+    """How images are transformed for a weights file, which has no tag that would say it: a short name's own way."""
     import open_clip
 
     config = open_clip.get_pretrained_cfg(architecture, MODELS[name][1]) or {} if name in MODELS else {}

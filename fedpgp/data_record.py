@@ -1,7 +1,7 @@
-"""What a run has to know of its data to be resumed: classes, pictures, and which client owns which.
+"""What a run has to know of its data to be resumed: classes, images, and which client owns which.
 
 The record stands in every checkpoint. A run that is resumed or scored compares it with the data as they are; a client's
-classifier takes its class names from it and needs no picture.
+classifier takes its class names from it and needs no image.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Record = dict[str, object]
 def data_record(federated_split: FederatedSplit) -> Record:
     """The record of a data set that is split over clients, for JSON.
 
-    Where the pictures are the clients' own, it says nothing of them.
+    Where the images are the clients' own, it says nothing of them.
     """
     dataset = federated_split.dataset
     lists = list(dict.fromkeys(client_split.classes for client_split in federated_split.clients))
@@ -36,14 +36,14 @@ def data_record(federated_split: FederatedSplit) -> Record:
         "clients": len(federated_split.clients),
         "classes": [list(classes) for classes in lists],
         "classes_of": None if alike else [place[client_split.classes] for client_split in federated_split.clients],
-        "pictures": {part: _pictures(getattr(dataset, part)) for part in PARTS if getattr(dataset, part) is not None},
+        "pictures": {part: _summary(getattr(dataset, part)) for part in PARTS if getattr(dataset, part) is not None},
         "split": split_digest(federated_split),
     }
 
 
 def split_digest(federated_split: FederatedSplit) -> str:
     """SHA-256 (hex) of which client owns and is tested on which rows, and of their labels; the same on every machine
-    that has the same list of pictures, wherever they lie."""
+    that has the same list of images, wherever they lie."""
     digest, known = hashlib.sha256(), {}
 
     def rows(array: np.ndarray) -> bytes:
@@ -67,7 +67,7 @@ def split_digest(federated_split: FederatedSplit) -> str:
 
 
 def recorded_split(record: Record, name: str) -> FederatedSplit:
-    """Classes and clients of a record, without pictures.
+    """Classes and clients of a record, without images.
 
     Args:
         record: of a run.
@@ -113,11 +113,11 @@ def data_changes(before: Record, now: Record) -> list[str]:
     changed = _of_classes(before["class_names"], now["class_names"])
     old, new = before["pictures"], now["pictures"]
     for part in PARTS:
-        changed += _of_pictures(part, old.get(part), new.get(part))
+        changed += _changes_of(part, old.get(part), new.get(part))
     if not changed and before["template"] != now["template"]:
         changed.append("the template of the class names")
     if not changed and before["split"] != now["split"]:
-        changed.append("which client owns or is tested on which pictures (another version of fedpgp?)")
+        changed.append("which client owns or is tested on which images (another version of fedpgp?)")
     return changed
 
 
@@ -130,17 +130,17 @@ def _of_classes(before: list[str], now: list[str]) -> list[str]:
     return [f"classes that {verb}: {_few(names)}" for verb, names in (("are new", new), ("are gone", gone)) if names]
 
 
-def _of_pictures(part: str, before: Mapping | None, now: Mapping | None) -> list[str]:
+def _changes_of(part: str, before: Mapping | None, now: Mapping | None) -> list[str]:
     if before == now:
         return []
     if before is None or now is None:
-        return [f"{part} pictures that {'are new' if before is None else 'are gone'}"]
+        return [f"{part} images that {'are new' if before is None else 'are gone'}"]
     if before["images"] != now["images"]:
-        return [f"{now['images']} {part} pictures where there were {before['images']}"]
-    return [f"{part} pictures of other names, sizes or labels"]
+        return [f"{now['images']} {part} images where there were {before['images']}"]
+    return [f"{part} images of other names, sizes or labels"]
 
 
-def _pictures(split: Split) -> dict:
+def _summary(split: Split) -> dict:
     digest = hashlib.sha256(split.signature.encode())
     digest.update(np.asarray(split.labels, dtype="<i8").tobytes())
     digest.update("\n".join(split.domains or ()).encode())

@@ -58,10 +58,10 @@ SCORED_AT_ONCE = 512
 """Test images that are scored in one tensor operation."""
 
 SAMPLE_SIDE = 256
-"""Longest side of a sample picture in pixels: a report shows it small, and a photograph's megabytes do not travel."""
+"""Longest side of a sample image in pixels: a report shows it small, and a photograph's megabytes do not travel."""
 
 
-class NeedsPictures(FedPGPError):
+class NeedsImages(FedPGPError):
     """A client's model is made from its own training images, and this federation has none."""
 
 
@@ -206,7 +206,7 @@ class Federation:
                     self._view(what, view)
 
     def training_images(self) -> Images:
-        """What the method trains on: the plain pictures, or all their augmented views one behind the other."""
+        """What the method trains on: the plain images, or all their augmented views one behind the other."""
         if self.training.views == 1:
             return self.images("train")
         size = len(self.dataset.train)
@@ -218,10 +218,10 @@ class Federation:
             return self._read("train", what, view)
         task = self.method.task
         split = augmented(self.dataset.train, view, task.clip.image_size)
-        pictures = DecodedImages(split, task.clip.preprocess, task.device, task.dtype, keep=0)
+        decoded = DecodedImages(split, task.clip.preprocess, task.device, task.dtype, keep=0)
         if what == "pixels":
-            return pictures
-        return LiveFeatures(pictures, partial(task.clip.features_of, what), task.dtype)
+            return decoded
+        return LiveFeatures(decoded, partial(task.clip.features_of, what), task.dtype)
 
     def features(self, split: str) -> Tensor:
         """Unit-norm image features of ``train`` or ``test`` on the task's device, in its precision."""
@@ -283,9 +283,7 @@ class Federation:
 
             def own_images(images: bool = True) -> Batch:
                 if self.dataset.train is None:
-                    raise NeedsPictures(
-                        f"method {method.name} needs the client's own training images, and here are none"
-                    )
+                    raise NeedsImages(f"method {method.name} needs the client's own training images, and here are none")
                 read = self.images("train") if images else Images()
                 return gather(read, self.labels("train", classes), rows, task.dtype)
 
@@ -610,13 +608,13 @@ class Federation:
         per_client: int,
         own: Mapping[int, Arrays] | None = None,
     ) -> list[dict]:
-        """A few of each client's own test pictures with its personal model's answers, right and wrong ones in turn.
+        """A few of each client's own test images with its personal model's answers, right and wrong ones in turn.
 
         Returns:
             dicts of ``client, domain, label, predicted, correct, confidence`` (0..1) and ``png`` (bytes); none of
-            pictures that are the clients' own.
+            images that are the clients' own.
         """
-        pictures = []
+        samples = []
         for client in [] if self.federated_split.private_data else clients:
             client_split = self.federated_split.clients[client]
             if not len(client_split.test):
@@ -635,10 +633,10 @@ class Federation:
             chosen += [i for i in order if i not in chosen]
             for i in chosen[:per_client]:
                 buffer = io.BytesIO()
-                picture = self.dataset.test.image(int(client_split.test[i]))
-                picture.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
-                picture.save(buffer, format="PNG")
-                pictures.append(
+                image = self.dataset.test.image(int(client_split.test[i]))
+                image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
+                image.save(buffer, format="PNG")
+                samples.append(
                     {
                         "client": int(client),
                         "domain": client_split.domain,
@@ -649,11 +647,11 @@ class Federation:
                         "png": buffer.getvalue(),
                     }
                 )
-        return pictures
+        return samples
 
     def client_table(self) -> list[dict]:
         """A row a client: id, domain, numbers of train and test images, whether it trains, and how many of which class
-        (nobody else's business where the pictures are the clients' own).
+        (nobody else's business where the images are the clients' own).
         """
         names = self.dataset.class_names
 

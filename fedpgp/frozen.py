@@ -75,7 +75,7 @@ class FrozenCLIP:
 
     @property
     def image_size(self) -> int:
-        """Side R of the pictures that the image tower takes, in pixels."""
+        """Side R of the images that the image tower takes, in pixels."""
         size = self.model.visual.image_size
         return int(size if isinstance(size, int) else size[0])
 

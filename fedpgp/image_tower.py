@@ -1,6 +1,6 @@
 """CLIP's vision transformer with the clients' prompts among its tokens and their adapters beside its blocks.
 
-The weights are frozen; prompts and adapters carry the client axis. Every client's pictures go through in one batch.
+The weights are frozen; prompts and adapters carry the client axis. Every client's images go through in one batch.
 Image features cannot be cached for such methods, and the tower is most of their cost.
 """
 
@@ -70,7 +70,7 @@ class ImageTower(FoldedTower):
         """Image features.
 
         Args:
-            pixels: preprocessed pictures, (K, B, 3, R, R).
+            pixels: preprocessed images, (K, B, 3, R, R).
             prompts: (K, depth, n, width). The first n stand behind the patches; at the input of block l < depth their
                 outputs are replaced by the l-th ones.
             beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input (in
@@ -95,7 +95,7 @@ class ImageTower(FoldedTower):
         prompts: Tensor | None = None,
         beside: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
-        """As calling it, from what :meth:`embed` gives. On a CPU a few pictures of every client at a time."""
+        """As calling it, from what :meth:`embed` gives. On a CPU a few images of every client at a time."""
         clients, images, tokens, _ = x.shape
         size = self.at_once(images, clients * (tokens + (0 if prompts is None else prompts.shape[2])))
         if images <= size:

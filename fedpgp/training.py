@@ -43,7 +43,7 @@ class TrainingSettings:
         rounds: of the whole run, for ``cosine``.
         shuffle: a new order every epoch; False walks the images in stored order.
         drop_last: leave out an epoch's last partial batch (when there is a full one).
-        views: views of each training image: 1 is the plain picture, V > 1 draws one of V augmented ones for every image
+        views: views of each training image: 1 is the plain image, V > 1 draws one of V augmented ones for every image
             and epoch, None has a new one every time.
     """
 

@@ -23,7 +23,7 @@ _NUMBERS = re.compile(r"\b(nan|inf|infinite)\b|max_update_norm|max-step", re.IGN
 
 def about_numbers(reasons: Iterable[str]) -> bool:
     """Return whether some client was left out for its numbers: only then may the state before be spoiled. A full disk
-    or a broken picture says nothing of it."""
+    or a broken image says nothing of it."""
     return any(_NUMBERS.search(reason) for reason in reasons)
 
 

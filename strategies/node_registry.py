@@ -70,7 +70,7 @@ class Roll:
         job: of the greeting.
         configuration: of the federation, as JSON text.
         identity: what a node must have in common with the server (:func:`clients.node_config.identity`).
-        table: the rows of clients whose images the server splits; None where their pictures are their own, and what
+        table: the rows of clients whose images the server splits; None where their images are their own, and what
             they say of them is believed.
         warn: told about nodes that cannot take part, and clients that are on another node than before.
         seats: whose the clients' seats are.

@@ -214,7 +214,7 @@ def read_row(value: object, client: int, table: Sequence[Mapping] | None = None,
     Args:
         value: what its node says.
         client: whose it is.
-        table: the rows of clients whose images the server splits; None where their pictures are their own, and what
+        table: the rows of clients whose images the server splits; None where their images are their own, and what
             they say of them is believed.
         simulated: the node is this run's own, and tells how many images of which class the client has.
 
@@ -240,7 +240,7 @@ def read_row(value: object, client: int, table: Sequence[Mapping] | None = None,
 
 
 def read_samples(value: object, client: int) -> list[dict]:
-    """Pictures with a client's answers (:meth:`fedpgp.federation.Federation.samples`), the pictures in base64.
+    """Images with a client's answers (:meth:`fedpgp.federation.Federation.samples`), the images in base64.
 
     Raises:
         Unusable: they are none.
@@ -249,10 +249,10 @@ def read_samples(value: object, client: int) -> list[dict]:
         raise Unusable("sent no samples")
     rows = []
     for row in value:
-        picture = base64.b64decode(row["png"], validate=True)
+        png = base64.b64decode(row["png"], validate=True)
         texts = {name: row[name] for name in ("label", "predicted")}
         domain = row["domain"]
-        if not picture.startswith(_PNG) or not all(isinstance(text, str) for text in texts.values()):
+        if not png.startswith(_PNG) or not all(isinstance(text, str) for text in texts.values()):
             raise Unusable("sent samples that are none")
         if not isinstance(domain, str | None) or not isinstance(row["correct"], bool):
             raise Unusable("sent samples that are none")

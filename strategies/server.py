@@ -290,7 +290,7 @@ class Server:
         return caps
 
     def _row(self, client: int) -> dict:
-        """A client's row of the table; where its pictures are its own, as its node said when it last came."""
+        """A client's row of the table; where its images are its own, as its node said when it last came."""
         if self.roll is not None and self.federation.federated_split.private_data:
             self.table[client] = self.roll.rows.get(client, self.table[client])
         return self.table[client]
@@ -477,7 +477,7 @@ class Server:
         return message
 
     def _say_who_tells_nothing(self) -> None:
-        """Warns of clients with their own pictures that have too few to tell a figure (:mod:`clients.disclosure`)."""
+        """Warns of clients with their own images that have too few to tell a figure (:mod:`clients.disclosure`)."""
         least = self.config["runtime"].get("min_report", 0)
         few = (
             [row for row in self.table if row["test_images"] < least]
@@ -565,7 +565,7 @@ class Server:
             roll.look()
 
     def _samples(self, grid: CohortGrid, per_client: int = 6, most: int = 8) -> Rows:
-        """Pictures with answers: of the first client of each domain, or of the first few clients."""
+        """Images with answers: of the first client of each domain, or of the first few clients."""
         first: dict[object, int] = {}
         for client, row in enumerate(self.table):
             if row["test_images"]:
@@ -671,7 +671,7 @@ def _not_there(clients: Sequence[int], waiting: int) -> str:
     text = f"the nodes of clients {', '.join(map(str, clients))} are not there"
     if waiting:
         text += (
-            f"; {waiting} that are connected did not answer yet: if they are still encoding their pictures, give the "
+            f"; {waiting} that are connected did not answer yet: if they are still encoding their images, give the "
             "next run more seconds (runtime.round_timeout)"
         )
     return text

@@ -1,5 +1,5 @@
-"""Image features of the embedded federation's training pictures, for ten epochs: encoded once and kept in the cache,
-against encoded in every epoch, picture by picture through the model's preprocessing, in batches of 32."""
+"""Image features of the embedded federation's training images, for ten epochs: encoded once and kept in the cache,
+against encoded in every epoch, image by image through the model's preprocessing, in batches of 32."""
 
 import argparse
 import statistics
@@ -16,14 +16,14 @@ from fedpgp.data import load_dataset
 from fedpgp.data.base import Subset
 from fedpgp.data.features import encode_split
 
-EPOCHS, BATCH, PICTURES = 10, 32, 512
+EPOCHS, BATCH, IMAGES = 10, 32, 512
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row: seconds of the first time, of every later time, and of the reference's epochs."""
     clip = load_clip(arguments.model or "tiny", None, resolve_device(arguments.device))
     whole = load_dataset("emoji").train
-    split = Subset(whole, np.linspace(0, len(whole) - 1, PICTURES).astype(int))
+    split = Subset(whole, np.linspace(0, len(whole) - 1, IMAGES).astype(int))
 
     def epoch() -> torch.Tensor:
         parts = []

@@ -5,7 +5,7 @@ client after another, full sequences for every class, the guidance pass in every
 
 ``run``: a whole run on two Ray workers: how much of its time is neither training nor evaluation, and whether its memory
 grows with the rounds. Once with the default clients, once with 2,000 of which a tenth takes part in a round; these own
-two made-up pictures each (the embedded federation has not enough).
+two made-up images each (the embedded federation has not enough).
 """
 
 import argparse
@@ -48,7 +48,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def _made_up(root: Path) -> None:
-    """Pictures of noise, two of each split a client, in ten classes."""
+    """Images of noise, two of each split a client, in ten classes."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for i in range(2 * MANY):

@@ -1,7 +1,7 @@
 """One training step (loss and gradients) of every method that learns, against what its own FLOPs say.
 
 A method's own FLOPs are those of the linear layers that its equations cannot do without. They are reckoned here from
-the method's definition, not counted in what its code executes: so many contexts through the text tower, pictures
+the method's definition, not counted in what its code executes: so many contexts through the text tower, images
 through the image tower, forward, and backward as far as something is learned; what is frozen costs nothing after the
 first step. So whatever a step computes too often shows, and so does all that is no such product: attention, norms,
 activations, transport, small operations.
@@ -29,7 +29,7 @@ from fedpgp.templates import SEVEN
 CLIENTS = 10
 """In the federation of a method whose server remembers all of them; one is trained."""
 IN_TOWER = 4
-"""Pictures in a step of a method that works inside the image tower: what it costs is proportional to them."""
+"""Images in a step of a method that works inside the image tower: what it costs is proportional to them."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Case:
         one = tower_gflop(tower.width, blocks, tokens, read=count, constant=suffix, unread=unread)
         return Work(contexts * (1 + backward) * one, contexts * tokens, tower.width)
 
-    def pictures(self, prompts: int, *, groups: int = 1, depth: int = 1) -> Work:
-        """Every picture through the image tower, once with each group of prompts, learned in ``depth`` blocks, and
-        backward to these. The pictures' own tokens are known until the first attention."""
+    def through_image_tower(self, prompts: int, *, groups: int = 1, depth: int = 1) -> Work:
+        """Every image through the image tower, once with each group of prompts, learned in ``depth`` blocks, and
+        backward to these. The images' own tokens are known until the first attention."""
         tower, tokens = self.method.tower, self.method.tower.tokens
 
         def once(constant: int) -> float:
@@ -114,7 +114,7 @@ class Case:
         return Work(self.images * (flop + self.patches()), self.images * (tokens + prompts), tower.width)
 
     def patches(self) -> float:
-        """GFLOP that make one picture's tokens of its pixels."""
+        """GFLOP that make one image's tokens of its pixels."""
         tower = self.method.tower
         return 2 * (tower.tokens - 1) * tower.weights["conv1.weight"].numel() / 1e9
 
@@ -158,7 +158,7 @@ def fedclip(case: Case) -> Work:
 
 def pfedmma(case: Case) -> Work:
     """Forward through both towers, of the text without the blocks before the first adapter, which have nothing to do
-    with a picture or a client; backward through the blocks behind it."""
+    with an image or a client; backward through the blocks behind it."""
     settings, tower = case.method.settings, case.method.tower
     encoder, count, size = case.classes.encoder(4), len(case.classes.names), case.method.settings.size
     adapters, behind = settings.last - settings.first, tower.depth - settings.first
@@ -179,7 +179,7 @@ def fedmvp(case: Case) -> Work:
     width, patches = tower.width, case.images * (tower.tokens - 1)
     described = len(SEVEN) * len(case.classes.names)
     keys = case.layer(described, case.method.task.clip.embed, width, 2) + case.layer(described, width, 2 * width)
-    return case.pictures(POOLED) + keys + case.layer(patches, width, 14 * width + 2 * described)
+    return case.through_image_tower(POOLED) + keys + case.layer(patches, width, 14 * width + 2 * described)
 
 
 OWN: dict[str, Callable[[Case], Work]] = {
@@ -197,16 +197,16 @@ OWN: dict[str, Callable[[Case], Work]] = {
     "pfedmoap": pfedmoap,
     "cocoop": cocoop,
     "fedclip": fedclip,
-    "vpt": lambda case: case.pictures(case.method.settings.tokens, depth=case.method.settings.depth),
+    "vpt": lambda case: case.through_image_tower(case.method.settings.tokens, depth=case.method.settings.depth),
     **dict.fromkeys(
         ("maple", "promptsrc"),
         lambda case: (
             case.texts(depth=case.method.settings.depth)
-            + case.pictures(case.method.task.n_ctx, depth=case.method.settings.depth)
+            + case.through_image_tower(case.method.task.n_ctx, depth=case.method.settings.depth)
         ),
     ),
     "pfedmma": pfedmma,
-    "fedmgp": lambda case: case.texts(5) + case.pictures(case.method.settings.tokens, groups=5),
+    "fedmgp": lambda case: case.texts(5) + case.through_image_tower(case.method.settings.tokens, groups=5),
     "fedmvp": fedmvp,
 }
 """Method -> its own work in a step."""

@@ -194,7 +194,7 @@ def _reading(run: Run) -> str:
     if answered < clients:
         words.append(f"Of {answered} of {clients} clients: the others did not answer the last evaluation.")
     if run.choice("partition") == "own":
-        words.append("Clients round the figures of their own pictures to what the number of these allows.")
+        words.append("Clients round the figures of their own images to what the number of these allows.")
     if run.choice("method") == "zero_shot":
         pass
     elif run.one_prompt:
@@ -348,9 +348,9 @@ def _samples(run: Run) -> dict[str, Any]:
         groups.append({"name": heading, "tiles": tiles, "right": right, "wrong": len(shown) - right})
     deployed = run.choice("runtime") not in _IN_ONE_PROCESS_TREE
     none = (
-        "Kept by the client: in a deployment no picture leaves its owner."
+        "Kept by the client: in a deployment no image leaves its owner."
         if deployed
-        else "No test pictures were saved in this run."
+        else "No test images were saved in this run."
     )
     return {
         "sample_groups": groups[:24],

@@ -140,7 +140,7 @@ class Run:
 
     @cached_property
     def partition(self) -> dict:
-        """`partition.json`: `class_names` and `clients`, each with `train_counts` (not where the pictures are the
+        """`partition.json`: `class_names` and `clients`, each with `train_counts` (not where the images are the
         clients' own); empty before it is written.
         """
         path = self.path / "partition.json"
@@ -163,7 +163,7 @@ class Run:
 
     @cached_property
     def samples(self) -> list[dict]:
-        """The pictures of `samples.json` with the personal prompt's answers; none in a deployment."""
+        """The images of `samples.json` with the personal prompt's answers; none in a deployment."""
         path = self.path / "samples.json"
         if not path.exists():
             return []

@@ -1,6 +1,6 @@
 """Training augmentation as CoOp has it: a random resized crop and a random mirroring (Zhou et al., IJCV 2022).
 
-A view is an augmented copy of a picture. What view ``v`` of picture ``i`` looks like depends on (v, i) alone, so views
+A view is an augmented copy of an image. What view ``v`` of image ``i`` looks like depends on (v, i) alone, so views
 can be encoded once and kept like plain features, and every run, seed and worker sees the same ones.
 """
 
@@ -15,17 +15,17 @@ from fedpgp.data.base import Split
 from fedpgp.seeding import generator
 
 AREA = (0.08, 1.0)
-"""Share of the picture that a crop takes."""
+"""Share of the image that a crop takes."""
 
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a crop."""
 
 TRIES = 10
-"""Draws of a crop that fits before the whole picture's middle is taken."""
+"""Draws of a crop that fits before the whole image's middle is taken."""
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random part of the picture, scaled to (size, size), mirrored half of the time.
+    """A random part of the image, scaled to (size, size), mirrored half of the time.
 
     Area is uniform in :data:`AREA`, the logarithm of the aspect ratio uniform in :data:`RATIO` (Szegedy et al., CVPR
     2015).
@@ -46,12 +46,12 @@ def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator)
 
 
 class AugmentedSplit(Split):
-    """One augmented view of every picture of a split.
+    """One augmented view of every image of a split.
 
     Args:
-        split: N pictures.
+        split: N images.
         view: which one, from 0.
-        size: side of the square pictures, in pixels: the model's input.
+        size: side of the square images, in pixels: the model's input.
     """
 
     def __init__(self, split: Split, view: int, size: int):

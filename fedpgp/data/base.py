@@ -1,4 +1,4 @@
-"""What a data set is: splits of labelled pictures, class names in label order, a template; and the list of all."""
+"""What a data set is: splits of labelled images, class names in label order, a template; and the list of all."""
 
 import hashlib
 import importlib
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.data.class_names import nfc
-from fedpgp.data.pictures import PUBLISHED, Reading, read_picture
+from fedpgp.data.images import PUBLISHED, Reading, read_image
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.plain_text import written_out
@@ -33,12 +33,12 @@ VALIDATION_SHARE = 0.2
 
 
 class Split(ABC):
-    """Labelled pictures.
+    """Labelled images.
 
     Attributes:
         labels: (N,) int64.
         domains: N names, or None for data without domains.
-        reserved: (N,) bool, the pictures that validation takes where the data set has no split for it; None leaves the
+        reserved: (N,) bool, the images that validation takes where the data set has no split for it; None leaves the
             choice to :func:`validation_as_test`.
     """
 
@@ -52,7 +52,7 @@ class Split(ABC):
         return len(self.labels)
 
     def image(self, i: int) -> Image.Image:
-        """Picture ``i`` as RGB.
+        """Image ``i`` as RGB.
 
         Raises:
             FedPGPError: it cannot be read; the message names it.
@@ -67,26 +67,26 @@ class Split(ABC):
 
     @abstractmethod
     def describe(self, i: int) -> str:
-        """What a person calls picture ``i``: its file."""
+        """What a person calls image ``i``: its file."""
 
     @cached_property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the pictures and their order, or of what changes whenever they do: the key of caches."""
+        """SHA-256 (hex) of the images and their order, or of what changes whenever they do: the key of caches."""
 
     @property
     def signature(self) -> str:
-        """SHA-256 (hex) that tells whether a run still has its pictures: the same wherever they lie, and when they
+        """SHA-256 (hex) that tells whether a run still has its images: the same wherever they lie, and when they
         were copied."""
         return self.fingerprint
 
     @abstractmethod
     def _open(self, i: int) -> Image.Image:
-        """Picture ``i`` as RGB. Raises whatever its decoder does."""
+        """Image ``i`` as RGB. Raises whatever its decoder does."""
 
 
 class FileSplit(Split):
-    """Pictures in files.
+    """Images in files.
 
     Args:
         root: the folder that the paths start from.
@@ -118,7 +118,7 @@ class FileSplit(Split):
             try:
                 status = os.stat(self.root / path)
                 about = f"{status.st_size}\0{status.st_mtime_ns}"
-            except OSError:  # said when the picture is asked for; on_bad_image=skip leaves it out
+            except OSError:  # said when the image is asked for; on_bad_image=skip leaves it out
                 about = "missing"
             digest.update(os.fsencode(path) + f"\0{about}\n".encode())
         return digest.hexdigest()
@@ -136,11 +136,11 @@ class FileSplit(Split):
         return digest.hexdigest()
 
     def _open(self, i: int) -> Image.Image:
-        return read_picture(self.root / self.paths[i], self.reading)
+        return read_image(self.root / self.paths[i], self.reading)
 
 
 class ArraySplit(Split):
-    """Pictures in memory: (N, height, width, 3) uint8."""
+    """Images in memory: (N, height, width, 3) uint8."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None = None):
         super().__init__(labels, domains)
@@ -251,7 +251,7 @@ def load_dataset(
     evaluate_on: str = "test",
     **options,
 ) -> Dataset:
-    """Loads a data set; pictures are opened when they are asked for.
+    """Loads a data set; images are opened when they are asked for.
 
     Args:
         name: one of :data:`DATASETS`.
@@ -307,7 +307,7 @@ def validation_as_test(dataset: Dataset) -> Dataset:
 
 
 def _a_share_of_each(split: Split, share: float) -> np.ndarray:
-    """(N,) bool: a share of the pictures of each class and domain, to the nearest; one at least of two or more."""
+    """(N,) bool: a share of the images of each class and domain, to the nearest; one at least of two or more."""
     domains = np.zeros(len(split), dtype=np.int64)
     if split.domains is not None:
         domains = np.unique(split.domains, return_inverse=True)[1]
@@ -373,7 +373,7 @@ def _broken_rows(split: Split) -> list[int]:
         try:
             write_cache(path, json.dumps({"broken": broken, "retry": retry}).encode())
         except FedPGPError as error:  # it only saves the next process the look
-            log.warning("which pictures are broken is looked up anew by every process: %s", error)
+            log.warning("which images are broken is looked up anew by every process: %s", error)
     return sorted({*broken, *failed})
 
 

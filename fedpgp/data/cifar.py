@@ -1,6 +1,6 @@
 """``cifar10`` and ``cifar100`` in the layout of their authors, which torchvision keeps (``cifar-10-batches-py``).
 
-Pictures are 32x32 and go through the model's own preprocessing, CLIP's statistics included.
+Images are 32x32 and go through the model's own preprocessing, CLIP's statistics included.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ SUPERCLASSES = (
 
 @register("cifar10")
 def cifar10(root: Path, *, download: bool = False) -> Dataset:
-    """CIFAR-10: 50,000 / 10,000 pictures of 10 classes.
+    """CIFAR-10: 50,000 / 10,000 images of 10 classes.
 
     Raises:
         FedPGPError: not there, or damaged.
@@ -42,7 +42,7 @@ def cifar10(root: Path, *, download: bool = False) -> Dataset:
 
 @register("cifar100")
 def cifar100(root: Path, *, download: bool = False) -> Dataset:
-    """CIFAR-100: 50,000 / 10,000 pictures of 100 classes in 20 superclasses.
+    """CIFAR-100: 50,000 / 10,000 images of 100 classes in 20 superclasses.
 
     Raises:
         FedPGPError: not there, or damaged.
@@ -78,7 +78,7 @@ def _split(paths: list[Path], key: str, classes: int) -> ArraySplit:
             raise FedPGPError(f"{path} is no CIFAR batch ({error!r}); fetch the data set again") from error
         if len(mine) != len(data) or (len(mine) and not 0 <= mine.min() <= mine.max() < classes):
             raise FedPGPError(
-                f"{path} is damaged: its labels do not fit its pictures or classes; fetch the data set again"
+                f"{path} is damaged: its labels do not fit its images or classes; fetch the data set again"
             )
         labels.append(mine)
     return ArraySplit(np.concatenate(pixels), np.concatenate(labels))

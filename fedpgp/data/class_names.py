@@ -46,7 +46,7 @@ def check_names(names: Iterable[str]) -> None:
             twice = f"class {name!r} is there twice" if seen[plain] == name else f"classes {seen[plain]!r} and {name!r}"
             raise FedPGPError(
                 f"{twice}: names that differ in case, underscores or Unicode form alone are one name in a prompt; "
-                "rename one, or put their pictures together"
+                "rename one, or put their images together"
             )
         seen[plain] = name
 

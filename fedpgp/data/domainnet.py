@@ -27,7 +27,7 @@ SOURCE = Source(
 @register("domainnet")
 def domainnet(root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None) -> Dataset:
     """DomainNet, the official split. The classes are the union of all lists, because one list may lack some
-    (t-shirt has no training picture among the paintings).
+    (t-shirt has no training image among the paintings).
 
     Args:
         domains: some of :data:`DOMAINS`; None is all.

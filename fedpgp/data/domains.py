@@ -1,4 +1,4 @@
-"""What readers of data sets with domains share. Pictures are (path, label, domain); class orders come from fixed lists
+"""What readers of data sets with domains share. Images are (path, label, domain); class orders come from fixed lists
 or sorted names only, never from a set, whose order changes from process to process."""
 
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedpgp.data.base import Dataset, FileSplit
-from fedpgp.data.files import hold_out, pictures, unpickle
+from fedpgp.data.files import hold_out, image_files, unpickle
 from fedpgp.errors import FedPGPError, unknown
 
 TEMPLATE = "a photo of a {}."
@@ -41,14 +41,14 @@ def build(
     test: Sequence[Row],
     note: str,
 ) -> Dataset:
-    """The data set of these pictures, whose paths start at ``folder``.
+    """The data set of these images, whose paths start at ``folder``.
 
     Raises:
         FedPGPError: nothing to train on, or nothing to test.
     """
     for part, rows in (("train", train), ("test", test)):
         if not rows:
-            raise FedPGPError(f"data set {name}: its {part} split in {folder} has no pictures; fetch it again")
+            raise FedPGPError(f"data set {name}: its {part} split in {folder} has no images; fetch it again")
 
     def split(rows: Sequence[Row] | None) -> FileSplit | None:
         return FileSplit(folder, *(list(column) for column in zip(*rows, strict=True))) if rows else None
@@ -57,7 +57,7 @@ def build(
 
 
 def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_names: Sequence[str]) -> Dataset:
-    """``DOMAIN/CLASS/picture``, split by the files' names: :data:`TEST_SHARE` of each class and domain is for testing.
+    """``DOMAIN/CLASS/image``, split by the files' names: :data:`TEST_SHARE` of each class and domain is for testing.
 
     Args:
         name: of the data set.
@@ -70,7 +70,7 @@ def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_name
         for domain, where in domains.items()
         for class_name in class_names
         if (folder / where / class_name).is_dir()
-        for file in pictures(folder / where / class_name)
+        for file in image_files(folder / where / class_name)
     ]
     test = hold_out(files, TEST_SHARE, 0)
     label = {class_name: i for i, class_name in enumerate(class_names)}

@@ -1,4 +1,4 @@
-"""``dtd``: 47 textures (Cimpoi et al. 2014), 120 pictures each; the first of ten official partitions."""
+"""``dtd``: 47 textures (Cimpoi et al. 2014), 120 images each; the first of ten official partitions."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedpgp.assets_path import asset
 from fedpgp.data.base import VALIDATION_SHARE, Dataset, Split, register
-from fedpgp.data.pictures import read_picture
+from fedpgp.data.images import read_image
 from fedpgp.errors import FedPGPError, unknown
 
 DOMAINS = ("noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji")
@@ -37,12 +37,12 @@ GROUPS = {
 
 
 class ZipSplit(Split):
-    """Pictures in zip archives; each process opens the archives for itself.
+    """Images in zip archives; each process opens the archives for itself.
 
     Args:
         members: N pairs (archive, name inside it).
         checksums: N CRC-32 of the archives' tables of contents.
-        reserved: N, whether validation takes a picture.
+        reserved: N, whether validation takes an image.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ZipSplit(Split):
         key = (os.getpid(), path)  # a forked child must not share its parent's file position
         if key not in self._archives:
             self._archives[key] = zipfile.ZipFile(path)
-        return read_picture(self._archives[key].read(name))
+        return read_image(self._archives[key].read(name))
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_archives": {}}
@@ -89,7 +89,7 @@ def load(
     """The embedded federation.
 
     Args:
-        root, download: not used, the pictures are shipped.
+        root, download: not used, the images are shipped.
         domains: some of :data:`DOMAINS`; None is all.
         groups: of classes, some of :data:`GROUPS`; None is all classes.
 

@@ -1,4 +1,4 @@
-"""``eurosat``: 10 kinds of land in 27,000 Sentinel-2 pictures of 64x64 (Helber et al. 2019). There is no official
+"""``eurosat``: 10 kinds of land in 27,000 Sentinel-2 images of 64x64 (Helber et al. 2019). There is no official
 split."""
 
 from pathlib import Path

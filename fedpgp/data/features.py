@@ -1,7 +1,7 @@
 """Image features, computed once and kept on disk.
 
-The image tower is frozen, so a picture's feature never changes. A cache file is a safetensors file with one tensor,
-mapped into memory by every process that asks. Its name holds the key (pictures, weights, preprocessing) and its header
+The image tower is frozen, so an image's feature never changes. A cache file is a safetensors file with one tensor,
+mapped into memory by every process that asks. Its name holds the key (images, weights, preprocessing) and its header
 a checksum, so a stale, truncated or foreign file is never used: it is made anew.
 """
 
@@ -55,23 +55,23 @@ def encode_split(
     Several processes may ask at once: one computes, the others wait for its file.
 
     Args:
-        clip: the frozen model; pictures go through its own preprocessing.
-        split: N pictures.
+        clip: the frozen model; images go through its own preprocessing.
+        split: N images.
         cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
         dataset_name, split_name: only make the file's name readable.
-        what: ``features``, ``patches``, ``mirrored`` (features of the mirrored pictures) or ``features_raw`` (not of
+        what: ``features``, ``patches``, ``mirrored`` (features of the mirrored images) or ``features_raw`` (not of
             unit norm).
-        batch_size: pictures in one pass through the image tower; None: :func:`pictures_at_once`.
-        progress: called with (pictures done, N) after each batch.
+        batch_size: images in one pass through the image tower; None: :func:`images_at_once`.
+        progress: called with (images done, N) after each batch.
 
     Returns:
         (N, embed), or (N, patches, embed), float32, read-only, mapped from the file.
 
     Raises:
-        FedPGPError: a picture that cannot be read; no space left (says where, and how to move the cache).
+        FedPGPError: an image that cannot be read; no space left (says where, and how to move the cache).
     """
     path, key = _place(clip, split, cache_dir, dataset_name, split_name, what)
-    batch_size = batch_size or pictures_at_once(clip.device)
+    batch_size = batch_size or images_at_once(clip.device)
     found = _open_cached(path, key, len(split))
     if found is not None:
         return found
@@ -86,8 +86,8 @@ def encode_split(
     return found
 
 
-def pictures_at_once(device: torch.device) -> int:
-    """Pictures in one pass through an image tower: 128 on a GPU, 32 on a CPU, whose caches hold no more."""
+def images_at_once(device: torch.device) -> int:
+    """Images in one pass through an image tower: 128 on a GPU, 32 on a CPU, whose caches hold no more."""
     return 32 if device.type == "cpu" else 128
 
 
@@ -114,7 +114,7 @@ def _place(
 
 
 def feature_key(clip: "FrozenCLIP", split: Split, what: str = "features") -> str:
-    """SHA-256 (hex) of all that features depend on: the pictures, the model's weights, its preprocessing, and which."""
+    """SHA-256 (hex) of all that features depend on: the images, the model's weights, its preprocessing, and which."""
     parts = [FORMAT, clip.fingerprint, clip.preprocessing, split.fingerprint, *([what] if what != "features" else [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -139,11 +139,11 @@ def _encode(
         if progress is not None:
             progress(done, len(split))
     if features is None:
-        raise FedPGPError("a split without pictures has no features")
+        raise FedPGPError("a split without images has no features")
     bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1))
     if len(bad):
         raise FedPGPError(
-            f"the model gives NaN or Inf for {len(bad)} of {len(split)} pictures, first for "
+            f"the model gives NaN or Inf for {len(bad)} of {len(split)} images, first for "
             f"{split.describe(int(bad[0]))}; check its weights"
         )
     return features

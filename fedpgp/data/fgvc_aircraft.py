@@ -1,4 +1,4 @@
-"""``fgvc_aircraft``: 100 variants of aircraft (Maji et al. 2013), 3,334 / 3,333 / 3,333 pictures."""
+"""``fgvc_aircraft``: 100 variants of aircraft (Maji et al. 2013), 3,334 / 3,333 / 3,333 images."""
 
 from pathlib import Path
 

@@ -134,12 +134,12 @@ def subfolders(folder: Path) -> list[str]:
     )
 
 
-def pictures(folder: Path) -> list[str]:
-    """Names of the picture files in a folder, sorted; hidden ones left out."""
-    return sorted(name for name in os.listdir(folder) if is_picture(name) and not name.startswith("."))
+def image_files(folder: Path) -> list[str]:
+    """Names of the image files in a folder, sorted; hidden ones left out."""
+    return sorted(name for name in os.listdir(folder) if is_image(name) and not name.startswith("."))
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file's name ends as one that Pillow can read."""
     return os.path.splitext(name)[1].lower() in _endings()
 

@@ -1,4 +1,4 @@
-"""``flowers102``: 102 flowers (Nilsback and Zisserman 2008), 1,020 / 1,020 / 6,149 pictures in the official split."""
+"""``flowers102``: 102 flowers (Nilsback and Zisserman 2008), 1,020 / 1,020 / 6,149 images in the official split."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def _official(folder: Path) -> Listing:
     def rows(variable: str) -> Rows:
         ids = read_mat(folder / "setid.mat", variable).astype(int)
         if len(ids) and not 1 <= ids.min() <= ids.max() <= len(labels):
-            raise FedPGPError(f"{folder / 'setid.mat'} names pictures that imagelabels.mat lacks; fetch both again")
+            raise FedPGPError(f"{folder / 'setid.mat'} names images that imagelabels.mat lacks; fetch both again")
         return [(f"jpg/image_{i:05d}.jpg", int(labels[i - 1])) for i in ids]
 
     return Listing(names, rows("trnid"), rows("valid"), rows("tstid"), ZHOU.absent("official train, val and test"))

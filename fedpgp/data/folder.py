@@ -1,4 +1,4 @@
-"""``folder``: anybody's own pictures, in folders named after their class; of one site or of several
+"""``folder``: anybody's own images, in folders named after their class; of one site or of several
 (:mod:`fedpgp.data.layouts`)."""
 
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 from fedpgp.data.base import Dataset, FileSplit, register
 from fedpgp.data.class_names import as_names, check_names, check_template, nfc, spoken
 from fedpgp.data.files import hold_out
-from fedpgp.data.layouts import Picture, lacking, read_layout
-from fedpgp.data.pictures import Reading
+from fedpgp.data.images import Reading
+from fedpgp.data.layouts import FoundImage, lacking, read_layout
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.plain_text import written_out
 
@@ -27,7 +27,7 @@ def load(
     background: str = "white",
     grey_range: Sequence[float] | None = None,
 ) -> Dataset:
-    """Pictures in folders named after their class. Of several sites, each is a domain.
+    """Images in folders named after their class. Of several sites, each is a domain.
 
     Args:
         root: the folder that holds the classes, or ``train`` and ``test`` (and ``val``), or the sites, each with one of
@@ -41,7 +41,7 @@ def load(
         split_seed: of that split. It hangs on the names of class and file alone: a new file moves at most one other
             from train to test, and a site may be moved or renamed.
         site_in_split: the split hangs on the site's name too, as in runs made before ``layout`` was an option.
-        background, grey_range: how pictures are read (:class:`fedpgp.data.pictures.Reading`).
+        background, grey_range: how images are read (:class:`fedpgp.data.images.Reading`).
 
     Raises:
         FedPGPError: no known layout, or one that could be two; a class folder that ``class_names`` lacks; names that no
@@ -49,13 +49,13 @@ def load(
     """
     shown = written_out(root)
     if not root.is_dir():
-        raise FedPGPError(f"data set folder: {shown} is no folder; set dataset.root to one that holds your pictures")
+        raise FedPGPError(f"data set folder: {shown} is no folder; set dataset.root to one that holds your images")
     check_template(template)
     check_number("dataset.test_share", test_share, above=0, below=1)
     check_number("dataset.split_seed", split_seed, whole=True)
     reading = Reading.of({"background": background, "grey_range": grey_range})
     found, notes = read_layout(root, layout)
-    classes = sorted({nfc(picture.folder) for picture in found})
+    classes = sorted({nfc(image.folder) for image in found})
     check_names(classes)
     names = classes if class_names is None else as_names(class_names)
     strangers = [name for name in classes if name not in names]
@@ -71,26 +71,26 @@ def load(
     parts = _parts(found, test_share, split_seed, site_in_split)
 
     def split(part: str) -> FileSplit:
-        mine = [picture for picture, its_part in zip(found, parts, strict=True) if its_part == part]
-        domains = None if found[0].site is None else [nfc(picture.site) for picture in mine]
-        paths, labels = [picture.path for picture in mine], [label[nfc(picture.folder)] for picture in mine]
+        mine = [image for image, its_part in zip(found, parts, strict=True) if its_part == part]
+        domains = None if found[0].site is None else [nfc(image.site) for image in mine]
+        paths, labels = [image.path for image in mine], [label[nfc(image.folder)] for image in mine]
         return FileSplit(root, paths, labels, domains, reading)
 
-    notes += lacking(((part, nfc(picture.folder)) for picture, part in zip(found, parts, strict=True)), classes)
+    notes += lacking(((part, nfc(image.folder)) for image, part in zip(found, parts, strict=True)), classes)
     val = split("val") if "val" in parts else None
     return Dataset("folder", names, template, split("train"), val, split("test"), notes=notes)
 
 
-def _parts(found: Sequence[Picture], share: float, seed: int, site_in_split: bool) -> list[str]:
-    """train, val or test of each picture: as its folders say, else by the file's name."""
+def _parts(found: Sequence[FoundImage], share: float, seed: int, site_in_split: bool) -> list[str]:
+    """train, val or test of each image: as its folders say, else by the file's name."""
 
-    def key(picture: Picture) -> tuple[str, str, str]:
-        file = picture.path.rsplit("/", 1)[1]
-        return (picture.site, picture.folder, file) if site_in_split else ("", nfc(picture.folder), nfc(file))
+    def key(image: FoundImage) -> tuple[str, str, str]:
+        file = image.path.rsplit("/", 1)[1]
+        return (image.site, image.folder, file) if site_in_split else ("", nfc(image.folder), nfc(file))
 
     keys: dict[str | None, list[tuple[str, str, str]]] = {}
-    for picture in found:
-        if picture.part is None:
-            keys.setdefault(picture.site, []).append(key(picture))
+    for image in found:
+        if image.part is None:
+            keys.setdefault(image.site, []).append(key(image))
     held = {site: hold_out(mine, share, seed) for site, mine in keys.items()}
     return [p.part or ("test" if key(p) in held[p.site] else "train") for p in found]

@@ -1,4 +1,4 @@
-"""``food101``: 101 dishes (Bossard et al. 2014), 750 pictures each for training (some labels wrong) and 250 for
+"""``food101``: 101 dishes (Bossard et al. 2014), 750 images each for training (some labels wrong) and 250 for
 testing."""
 
 from pathlib import Path

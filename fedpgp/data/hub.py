@@ -16,7 +16,7 @@ from fedpgp.data.base import Dataset, Split, Subset, register
 from fedpgp.data.class_names import as_names, check_names, check_template, nfc
 from fedpgp.data.domains import TEST_SHARE
 from fedpgp.data.files import hold_out
-from fedpgp.data.pictures import Reading, as_rgb, read_picture
+from fedpgp.data.images import Reading, as_rgb, read_image
 from fedpgp.errors import FedPGPError, unknown
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -24,7 +24,7 @@ SAVED = ("dataset_dict.json", "state.json")
 
 
 class HubSplit(Split):
-    """Pictures in a column of a ``datasets.Dataset``."""
+    """Images in a column of a ``datasets.Dataset``."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class HubSplit(Split):
 
     @cached_property
     def signature(self) -> str:
-        """Of names and sizes of the pictures: the library's own fingerprint is another one for a copy of a folder."""
+        """Of names and sizes of the images: the library's own fingerprint is another one for a copy of a folder."""
         import pyarrow.compute as arrow
 
-        pictures = self.table.data.column(self.column)
-        content, paths = (arrow.struct_field(pictures, name) for name in ("bytes", "path"))
-        if len(pictures) != len(self.table):  # some rows of a larger table
+        column = self.table.data.column(self.column)
+        content, paths = (arrow.struct_field(column, name) for name in ("bytes", "path"))
+        if len(column) != len(self.table):  # some rows of a larger table
             return self.fingerprint
         digest = hashlib.sha256()
         for size, path in zip(arrow.binary_length(content).to_pylist(), paths.to_pylist(), strict=True):
@@ -71,11 +71,11 @@ class HubSplit(Split):
     def _open(self, i: int) -> Image.Image:
         entry = self.table[int(i)][self.column]
         if entry is None:
-            raise ValueError("the table has no picture in this row")
+            raise ValueError("the table has no image in this row")
         content, path = entry["bytes"], entry["path"]
         if content is None and path is not None and not Path(path).is_file():
             return as_rgb(self.feature.decode_example(entry), self.reading)  # inside an archive, or at an address
-        return read_picture(Path(path) if content is None else content, self.reading)
+        return read_image(Path(path) if content is None else content, self.reading)
 
 
 @register("hub")
@@ -111,10 +111,10 @@ def load(
             domain of ``train`` is for testing.
         class_names: in label order; None: as the column has them, sorted where it holds words.
         template: of a class's sentence, with one ``{}``.
-        background, grey_range: how pictures are read (:class:`fedpgp.data.pictures.Reading`).
+        background, grey_range: how images are read (:class:`fedpgp.data.images.Reading`).
 
     Raises:
-        FedPGPError: not there; unknown split or column; a column of another kind; pictures without a label.
+        FedPGPError: not there; unknown split or column; a column of another kind; images without a label.
     """
     if not repo:
         raise FedPGPError("data set hub needs dataset.repo=OWNER/NAME, its name on the Hugging Face hub")
@@ -200,16 +200,16 @@ def _check(repo: str, table: Any, image: str, label: str, domain: str | None) ->
         if column is not None and column not in table.column_names:
             raise FedPGPError(unknown(f"dataset.{option} of {repo}", column, table.column_names))
     if not isinstance(table.features[image], datasets.Image):
-        raise FedPGPError(f"dataset.image={image}: this column of {repo} holds {table.features[image]}, no pictures")
+        raise FedPGPError(f"dataset.image={image}: this column of {repo} holds {table.features[image]}, no images")
 
 
 def _domains(where: str, table: Any, column: str) -> list[str]:
-    """The domain of each picture; numbers that have names come as these."""
+    """The domain of each image; numbers that have names come as these."""
     names = getattr(table.features[column], "names", None)
     values = [None if v is None or (names and v < 0) else names[v] if names else v for v in table[column]]
     lacking = values.count(None)
     if lacking:
-        raise FedPGPError(f"data set hub: {lacking} pictures of {where} have no domain (dataset.domain={column})")
+        raise FedPGPError(f"data set hub: {lacking} images of {where} have no domain (dataset.domain={column})")
     return [nfc(str(value)) for value in values]
 
 
@@ -237,5 +237,5 @@ def _labels(where: str, table: Any, label: str, names: list[str]) -> np.ndarray:
     values = [number.get(nfc(value), -1) if isinstance(value, str) else value for value in table[label]]
     bad = [value for value in values if value is None or not 0 <= value < len(names)]
     if bad:
-        raise FedPGPError(f"data set hub: {len(bad)} pictures of {where} have no label among {len(names)} classes")
+        raise FedPGPError(f"data set hub: {len(bad)} images of {where} have no label among {len(names)} classes")
     return np.array(values, dtype=np.int64)

@@ -1,5 +1,5 @@
 """``imagenet``: 1,000 classes (Deng et al. 2009), and ``imagenetv2``, ``imagenet_sketch``, ``imagenet_a``,
-``imagenet_r``, pictures of other kinds to test on, which have no training images."""
+``imagenet_r``, images of other kinds to test on, which have no training images."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ NAMES_FILE = "classnames.txt"
 
 @register("imagenet")
 def imagenet(root: Path, *, download: bool = False) -> Dataset:
-    """ImageNet (ILSVRC 2012). Its validation pictures are the test split. Labels follow the sorted WordNet ids.
+    """ImageNet (ILSVRC 2012). Its validation images are the test split. Labels follow the sorted WordNet ids.
 
     Raises:
         FedPGPError: not there; a class without a name.
@@ -76,7 +76,7 @@ def imagenet_sketch(root: Path, *, download: bool = False) -> Dataset:
 
 @register("imagenet_a")
 def imagenet_a(root: Path, *, download: bool = False) -> Dataset:
-    """ImageNet-A (Hendrycks et al. 2021): 7,500 pictures that models get wrong, of 200 classes with labels 0 to 199.
+    """ImageNet-A (Hendrycks et al. 2021): 7,500 images that models get wrong, of 200 classes with labels 0 to 199.
 
     Raises:
         FedPGPError: not there; a class without a name.
@@ -107,7 +107,7 @@ def _by_id(name: str, root: Path, folders: tuple[str, ...], source: Source, down
 
 
 def _names(root: Path, folder: Path) -> tuple[dict[str, str], str]:
-    """WordNet id -> class name, and where from: CoOp's classnames.txt beside the pictures or in ``imagenet``, else
+    """WordNet id -> class name, and where from: CoOp's classnames.txt beside the images or in ``imagenet``, else
     open_clip's list, whose names differ in a few classes."""
     for place in (folder, folder.parent, root / "imagenet"):
         if (place / NAMES_FILE).exists():

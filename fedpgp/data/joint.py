@@ -1,4 +1,4 @@
-"""Several data sets as one: their classes one after the other, their pictures too."""
+"""Several data sets as one: their classes one after the other, their images too."""
 
 import hashlib
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Concat(Split):
 
 
 def augmented(split: Split, view: int, size: int) -> Split:
-    """One augmented view of a split, (size, size) pixels; of each part of a joint one by itself, so that a picture's
+    """One augmented view of a split, (size, size) pixels; of each part of a joint one by itself, so that an image's
     view is the same whatever its data set is joined with."""
     if isinstance(split, Concat):
         return Concat([augmented(part, view, size) for part in split.parts], split.offsets)
@@ -65,7 +65,7 @@ class Member:
 def join(datasets: Sequence[Dataset]) -> tuple[Dataset, list[Member]]:
     """The joint data set, named after the first, and each one's place in it.
 
-    A data set without a train split has no pictures in the joint one's. Class names may occur twice; templates stay
+    A data set without a train split has no images in the joint one's. Class names may occur twice; templates stay
     each data set's own.
     """
     sizes = [len(dataset.class_names) for dataset in datasets]

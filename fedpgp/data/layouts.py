@@ -1,4 +1,4 @@
-"""How people lay out pictures in folders: what is there, which of the known layouts it is, and what is left over."""
+"""How people lay out images in folders: what is there, which of the known layouts it is, and what is left over."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedpgp.data.class_names import check_text
-from fedpgp.data.files import IGNORED, is_picture
+from fedpgp.data.files import IGNORED, is_image
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.plain_text import written_out
 
@@ -24,8 +24,8 @@ Parts = tuple[str, ...]
 """Names of the folders from the root to one below it."""
 
 
-class Picture(NamedTuple):
-    """A picture's place: ``part`` is None where files, not folders, are divided into train and test."""
+class FoundImage(NamedTuple):
+    """An image's place: ``part`` is None where files, not folders, are divided into train and test."""
 
     site: str | None
     part: str | None
@@ -38,13 +38,13 @@ class Tree:
     """What lies below a folder; hidden files and folders do not count.
 
     Attributes:
-        pictures: folder -> its picture files, sorted; of folders that have some.
-        bare: folders without pictures.
+        images: folder -> its image files, sorted; of folders that have some.
+        bare: folders without images.
         inside: folder -> names of the folders in it.
         others: ending -> other files, of which one is named.
     """
 
-    pictures: dict[Parts, list[str]] = field(default_factory=dict)
+    images: dict[Parts, list[str]] = field(default_factory=dict)
     bare: list[Parts] = field(default_factory=list)
     inside: dict[Parts, list[str]] = field(default_factory=dict)
     others: dict[str, list[str]] = field(default_factory=dict)
@@ -77,13 +77,13 @@ def scan(root: Path) -> Tree:
             if kind == "folder":
                 waiting.append(((*parts, entry.name), above | {here}))
                 tree.inside.setdefault(parts, []).append(entry.name)
-            elif kind == "file" and is_picture(entry.name):
+            elif kind == "file" and is_image(entry.name):
                 files.append(entry.name)
             else:
                 ending = os.path.splitext(entry.name)[1].lower() if kind == "file" else "no file"
                 tree.others.setdefault(ending, []).append("/".join((*parts, entry.name)))
         if files:
-            tree.pictures[parts] = files
+            tree.images[parts] = files
         else:
             tree.bare.append(parts)
     return tree
@@ -93,29 +93,29 @@ def _kind(entry: os.DirEntry) -> str:
     try:
         if entry.is_dir():
             return "folder"
-        if entry.is_file() or entry.is_symlink():  # a link to nothing is a broken picture
+        if entry.is_file() or entry.is_symlink():  # a link to nothing is a broken image
             return "file"
     except OSError:  # a link to itself
         return "file"
     return "other"  # a pipe or a socket would be waited for without end
 
 
-def read_layout(root: Path, layout: str | None) -> tuple[list[Picture], tuple[str, ...]]:
-    """The pictures below a folder, and notes on all that is not used.
+def read_layout(root: Path, layout: str | None) -> tuple[list[FoundImage], tuple[str, ...]]:
+    """The images below a folder, and notes on all that is not used.
 
     Args:
         root: the folder.
         layout: one of :data:`LAYOUTS`; None finds out which it is.
 
     Raises:
-        FedPGPError: unknown layout; no pictures; a layout that could be another; two folders of one split.
+        FedPGPError: unknown layout; no images; a layout that could be another; two folders of one split.
     """
     if layout is not None and layout not in LAYOUTS:
         raise FedPGPError(unknown("dataset.layout", layout, LAYOUTS))
     tree = scan(root)
     sites = _recognised(tree, root) if layout is None else _told(tree, layout)
     found, left = [], {}
-    for parts, files in sorted(tree.pictures.items()):
+    for parts, files in sorted(tree.images.items()):
         place, reason = _place(parts, sites)
         if place is None:
             left.setdefault(reason, []).extend("/".join((*parts, file)) for file in files)
@@ -123,16 +123,16 @@ def read_layout(root: Path, layout: str | None) -> tuple[list[Picture], tuple[st
         for name, what in ((place[0], "site"), (place[2], "class")):
             if name is not None:
                 check_text(name, what)
-        found += [Picture(*place, "/".join((*parts, file))) for file in files]
+        found += [FoundImage(*place, "/".join((*parts, file))) for file in files]
     if not found:
         elsewhere = next((f"; there are some elsewhere: {paths[0]}" for paths in left.values()), "")
         raise FedPGPError(
-            f"data set folder: no pictures in {written_out(root)} where they are looked for{written_out(elsewhere)}; "
-            f"it must hold {layout or ', or '.join(LAYOUTS)}, with pictures in each CLASS (SPLIT: train and test)"
+            f"data set folder: no images in {written_out(root)} where they are looked for{written_out(elsewhere)}; "
+            f"it must hold {layout or ', or '.join(LAYOUTS)}, with images in each CLASS (SPLIT: train and test)"
         )
     _check_splits(tree, sites, root)
     bare = ["/".join(parts) for parts in sorted(tree.bare) if _is_class(parts, sites)]
-    return found, (*_leftovers(tree.others, left), *_without("folders without pictures", bare))
+    return found, (*_leftovers(tree.others, left), *_without("folders without images", bare))
 
 
 # Which layout it is. --------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def _told(tree: Tree, layout: str) -> dict[str | None, str]:
     """Site -> its own layout, by a layout that was named. None is the root itself."""
     if not layout.startswith("SITE/"):
         return {None: layout}
-    tops = {parts[0] for parts in tree.pictures if parts}
+    tops = {parts[0] for parts in tree.images if parts}
     return dict.fromkeys(sorted(tops), layout.removeprefix("SITE/"))
 
 
@@ -152,12 +152,12 @@ def _recognised(tree: Tree, root: Path) -> dict[str | None, str]:
     Raises:
         FedPGPError: several layouts fit.
     """
-    folders = [parts for parts in tree.pictures if parts]
+    folders = [parts for parts in tree.images if parts]
     whole = _of_site(folders, tree.inside.get((), ()), root, "CLASS or dataset.layout=SITE/CLASS")
     if whole is not None:
         return {None: whole}
     below: dict[str, list[Parts]] = {}
-    for parts in tree.pictures:
+    for parts in tree.images:
         if len(parts) > 1:
             below.setdefault(parts[0], []).append(parts[1:])
     found = {site: _of_site(below[site], tree.inside[site,], root / site, "SITE/CLASS") for site in sorted(below)}
@@ -168,7 +168,7 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path, by_class: 
     """``CLASS`` or ``SPLIT/CLASS``, or None when it is neither.
 
     Args:
-        folders: those that hold pictures, seen from the site.
+        folders: those that hold images, seen from the site.
         names: of all folders in the site's.
         where: the site's folder.
         by_class: the layout to name for one whose folders are classes.
@@ -182,21 +182,21 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path, by_class: 
         raise _two_readings(
             where,
             f"folders of a split ({_some(like_splits)}), of which train or test is missing or has another name",
-            f"sites of these names ({_some(nested)}), whose pictures are for training and testing alike",
+            f"sites of these names ({_some(nested)}), whose images are for training and testing alike",
             "call the folders train and test, or set dataset.layout=SITE/CLASS",
         )
     if {"train", "test"} <= _splits(direct):
         raise _two_readings(
             where,
-            f"a split whose pictures lie in {' and '.join(direct)} without folders of their classes",
+            f"a split whose images lie in {' and '.join(direct)} without folders of their classes",
             "classes of these names",
             "make a folder a class in each, or set dataset.layout=CLASS",
         )
     if direct and nested:
         raise _two_readings(
             where,
-            f"classes ({_some(direct)}), with pictures in folders below that are not read ({nested[0]}/…)",
-            f"folders of classes ({_some(nested)}), with pictures beside them that are not read ({direct[0]}/…)",
+            f"classes ({_some(direct)}), with images in folders below that are not read ({nested[0]}/…)",
+            f"folders of classes ({_some(nested)}), with images beside them that are not read ({direct[0]}/…)",
             f"move either, or set dataset.layout={by_class}",
         )
     return "CLASS" if direct else None
@@ -222,16 +222,16 @@ def _like_a_split(name: str) -> bool:
 
 
 def _place(parts: Parts, sites: Mapping[str | None, str]) -> tuple[tuple[str | None, str | None, str] | None, str]:
-    """(site, part, class folder) of a folder's pictures, or None and where they lie instead."""
+    """(site, part, class folder) of a folder's images, or None and where they lie instead."""
     site, inner = (None, parts) if None in sites else (parts[0] if parts else "", parts[1:])
-    deep = "pictures in deeper folders"
+    deep = "images in deeper folders"
     if site not in sites:
-        return None, deep if len(parts) > 1 else "pictures beside the folders of the classes"
+        return None, deep if len(parts) > 1 else "images beside the folders of the classes"
     classes = 1 if sites[site] == "CLASS" else 2
     if classes == 2 and inner and inner[0].lower() not in SPLITS:
-        return None, "pictures in folders beside train and test"
+        return None, "images in folders beside train and test"
     if len(inner) != classes:
-        return None, deep if len(inner) > classes else "pictures beside the folders of the classes"
+        return None, deep if len(inner) > classes else "images beside the folders of the classes"
     return (site, None if classes == 1 else SPLITS[inner[0].lower()], inner[-1]), ""
 
 
@@ -266,11 +266,11 @@ def _leftovers(others: Mapping[str, list[str]], left: Mapping[str, list[str]]) -
         by_ending = ", ".join(f"{len(others[ending])} {ending or 'without an ending'}" for ending in most[:5])
         example = others[most[0]][0]
         notes.append(
-            f"not read: {count} file{'s' * (count > 1)} of kinds that are no pictures or that Pillow cannot read "
+            f"not read: {count} file{'s' * (count > 1)} of kinds that are no images or that Pillow cannot read "
             f"({by_ending}{', …' if len(most) > 5 else ''}): {example}{' …' if count > 1 else ''}"
         )
     for reason, paths in left.items():
-        what = reason if len(paths) > 1 else reason.replace("pictures", "picture", 1)
+        what = reason if len(paths) > 1 else reason.replace("images", "image", 1)
         notes.append(f"not read: {len(paths)} {what}: {paths[0]}{' …' if len(paths) > 1 else ''}")
     return tuple(map(written_out, notes))
 
@@ -287,11 +287,11 @@ def _some(names: list[str]) -> str:
 
 
 def lacking(found: Iterable[tuple[str, str]], names: Iterable[str]) -> tuple[str, ...]:
-    """Notes on classes without a picture in one of the splits.
+    """Notes on classes without an image in one of the splits.
 
     Args:
-        found: (part, class name) of the pictures.
-        names: of the classes that have pictures.
+        found: (part, class name) of the images.
+        names: of the classes that have images.
     """
     there = set(found)
     return tuple(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpgp.data.base import Dataset, FileSplit
-from fedpgp.data.files import pictures, read_json, shuffled
+from fedpgp.data.files import image_files, read_json, shuffled
 from fedpgp.errors import FedPGPError
 
 Rows = list[tuple[str, int]]
-"""Pictures: path and label."""
+"""Images: path and label."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Listing:
         """The data set of these rows, whose paths start at ``root``.
 
         Raises:
-            FedPGPError: no pictures to train on or to test.
+            FedPGPError: no images to train on or to test.
         """
         for part in ("train", "test"):
             if getattr(self, part) == []:
-                raise FedPGPError(f"data set {name}: its {part} split in {root} has no pictures; fetch it again")
+                raise FedPGPError(f"data set {name}: its {part} split in {root} has no images; fetch it again")
 
         def split(rows: Rows | None) -> FileSplit | None:
             return FileSplit(root, [path for path, _ in rows], [label for _, label in rows]) if rows else None
@@ -93,13 +93,15 @@ def dense(names: Mapping[int, str], path: Path) -> list[str]:
     """
     missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
     if missing or min(names) < 0:
-        raise FedPGPError(f"{path}: no picture has label {missing[0] if missing else 0}; fetch the data set again")
+        raise FedPGPError(f"{path}: no image has label {missing[0] if missing else 0}; fetch the data set again")
     return [names[label] for label in range(len(names))]
 
 
 def listed(folder: Path, below: Sequence[str], prefix: str = "") -> Rows:
-    """All pictures of class folders; the label is the class folder's place in ``below``."""
-    return [(f"{prefix}{name}/{file}", label) for label, name in enumerate(below) for file in pictures(folder / name)]
+    """All images of class folders; the label is the class folder's place in ``below``."""
+    return [
+        (f"{prefix}{name}/{file}", label) for label, name in enumerate(below) for file in image_files(folder / name)
+    ]
 
 
 def in_three(rows: Rows, seed: int = 0) -> tuple[Rows, Rows, Rows]:

@@ -1,5 +1,5 @@
 """``office_caltech10``: the ten classes that Office-31 and Caltech-256 share, four domains (Gong et al. 2012), 2,533
-pictures."""
+images."""
 
 from collections.abc import Sequence
 from pathlib import Path

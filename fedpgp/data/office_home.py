@@ -1,4 +1,4 @@
-"""``office_home``: 65 things of office and home in four domains (Venkateswara et al. 2017), 15,588 pictures."""
+"""``office_home``: 65 things of office and home in four domains (Venkateswara et al. 2017), 15,588 images."""
 
 from collections.abc import Sequence
 from pathlib import Path

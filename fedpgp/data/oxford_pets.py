@@ -1,4 +1,4 @@
-"""``oxford_pets``: 37 breeds (Parkhi et al. 2012), 3,680 pictures for training and 3,669 for testing."""
+"""``oxford_pets``: 37 breeds (Parkhi et al. 2012), 3,680 images for training and 3,669 for testing."""
 
 from pathlib import Path
 

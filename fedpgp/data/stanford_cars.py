@@ -1,4 +1,4 @@
-"""``stanford_cars``: 196 models of cars (Krause et al. 2013), 8,144 pictures for training and 8,041 for testing."""
+"""``stanford_cars``: 196 models of cars (Krause et al. 2013), 8,144 images for training and 8,041 for testing."""
 
 from pathlib import Path
 

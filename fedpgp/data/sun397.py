@@ -1,4 +1,4 @@
-"""``sun397``: 397 scenes (Xiao et al. 2010); the first official partition: 50 pictures of each for training, 50 for
+"""``sun397``: 397 scenes (Xiao et al. 2010); the first official partition: 50 images of each for training, 50 for
 testing."""
 
 from pathlib import Path

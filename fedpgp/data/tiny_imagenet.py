@@ -1,5 +1,5 @@
-"""``tiny_imagenet``: 200 classes of ImageNet in 64x64, 100,000 pictures for training; the 10,000 validation pictures
-are the test split, because the test pictures have no labels."""
+"""``tiny_imagenet``: 200 classes of ImageNet in 64x64, 100,000 images for training; the 10,000 validation images
+are the test split, because the test images have no labels."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def load(root: Path, *, download: bool = False) -> Dataset:
     words = dict(line.split("\t", 1) for line in read_lines(folder / "words.txt") if "\t" in line)
     missing = [wnid for wnid in ids if wnid not in words or not (folder / "train" / wnid / "images").is_dir()]
     if missing:
-        raise FedPGPError(f"{folder}: {missing[0]} has no name in words.txt, or no pictures in train; fetch it again")
+        raise FedPGPError(f"{folder}: {missing[0]} has no name in words.txt, or no images in train; fetch it again")
     names = [words[wnid].split(",")[0].strip() for wnid in ids]
     train = listed(folder / "train", [f"{wnid}/images" for wnid in ids], "train/")
     test = []

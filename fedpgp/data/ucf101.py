@@ -12,7 +12,7 @@ from fedpgp.errors import FedPGPError
 SOURCE = Source(
     "the middle frames of CoOp (UCF-101-midframes.zip, drive.google.com/file/d/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O) and "
     "the lists https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip (or CoOp's split)",
-    "13,320 pictures, some hundred MB",
+    "13,320 images, some hundred MB",
 )
 ZHOU = Zhou("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")
 IMAGES, LISTS = "UCF-101-midframes", "ucfTrainTestlist"

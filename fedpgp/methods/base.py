@@ -37,8 +37,8 @@ class Images:
     Attributes:
         features: pooled, unit norm, (..., embed).
         patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, embed).
-        pixels: preprocessed pictures, (..., 3, R, R).
-        mirrored: as features, of the mirrored picture.
+        pixels: preprocessed images, (..., 3, R, R).
+        mirrored: as features, of the mirrored image.
         features_raw: as features, but as long as the image tower makes them.
     """
 

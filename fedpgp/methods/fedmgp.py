@@ -155,7 +155,7 @@ class FedMGP(Method):
     # Training and answers. --------------------------------------------------------------------------------------------
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
-        z, x = self.texts(params["T"], classes), self.pictures(params["V"], batch.images)
+        z, x = self.texts(params["T"], classes), self.prompted_images(params["V"], batch.images)
         logits = self.task.logit_scale * x @ z.mT  # (K, G, B, C)
         labels, weights = (t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights))
         loss = cross_entropy(logits, labels, weights).mean(1)
@@ -179,7 +179,7 @@ class FedMGP(Method):
         """(K, G, n, d) -> (K, G, classes, embed)."""
         return classes.encoder(self.task.n_ctx)(t)
 
-    def pictures(self, v: Tensor, images: Images) -> Tensor:
+    def prompted_images(self, v: Tensor, images: Images) -> Tensor:
         """(K, G, n_v, W) -> (K, G, B, embed)."""
         embedded = self.tower.embed(images.pixels)
         return torch.stack([self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1)
@@ -191,4 +191,4 @@ class FedMGP(Method):
         return {"texts": self.texts(params["T"], classes), "v": params["V"]}
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
-        return self.task.logit_scale * (self.pictures(classifier["v"], images) @ classifier["texts"].mT).mean(1)
+        return self.task.logit_scale * (self.prompted_images(classifier["v"], images) @ classifier["texts"].mT).mean(1)

@@ -1,11 +1,11 @@
-"""FedMVP: image prompts made from the picture and from descriptions of the classes (Singha et al., ICCV 2025, arXiv
+"""FedMVP: image prompts made from the image and from descriptions of the classes (Singha et al., ICCV 2025, arXiv
 2504.20860).
 
     E = descriptions' text features, frozen;  A = E W^T + b in the image tower's width
-    x = MHA(LN(q(P)), LN(k(A)), v(A))         P: patch embeddings of the picture
+    x = MHA(LN(q(P)), LN(k(A)), v(A))         P: patch embeddings of the image
     p = pool(x + FF(x)) to m tokens           behind the patches, into the frozen tower
     y = mean over a class's descriptions of s cos(f(patches, p), E)
-    L = CE(y) + 10 (1 - cos(f(patches, p), f(picture)))      a coin a batch mirrors the pictures behind the last f
+    L = CE(y) + 10 (1 - cos(f(patches, p), f(image)))      a coin a batch mirrors the images behind the last f
 
 In training A holds the client's own classes, in evaluation all candidates. A client begins with q(x) = k(x) = v(x) = x
 and trains W, b, attention and FF. Its first batch whose loss is below 0.5 changes it for good: from then on
@@ -33,7 +33,7 @@ from fedpgp.task import ClassSet
 from fedpgp.templates import SEVEN
 
 POOLED = 4
-"""m, image prompts of a picture."""
+"""m, image prompts of an image."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class FedMVP(Method):
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         classifier, own = self.global_classifier(params, classes), params["own_classes"] > 0
-        x = self.pictures(classifier, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
+        x = self.prompted_images(classifier, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
         logits = cosine_logits(classifier["texts"], x, self.task.logit_scale)
         if self.settings.loss_classes == "own":
             logits = of_own_classes(logits, own)
@@ -145,7 +145,7 @@ class FedMVP(Method):
             "described": described.flatten(0, 1).expand(clients, -1, -1),
         }
 
-    def pictures(
+    def prompted_images(
         self, classifier: Params, images: Images, low_rank: Tensor | None = None, among: Tensor | None = None
     ) -> Tensor:
         """(K, B, embed), unit norm.
@@ -172,4 +172,6 @@ class FedMVP(Method):
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
         low_rank = torch.ones_like(classifier["project.bias"][:, :1]) if self.settings.low_rank_answers else None
-        return cosine_logits(classifier["texts"], self.pictures(classifier, images, low_rank), self.task.logit_scale)
+        return cosine_logits(
+            classifier["texts"], self.prompted_images(classifier, images, low_rank), self.task.logit_scale
+        )

@@ -81,7 +81,7 @@ class FederatedSplit:
         novel_classes: labels nobody trains, of the eval set of that name; empty where the protocol has none.
         clients: one entry a client.
         adapt_epochs: epochs for which a client that never trains adapts its copy before it is tested.
-        private_data: the images are the clients' own (:mod:`fedpgp.own`): nobody else may know their labels.
+        private_data: the images are the clients' own (:mod:`fedpgp.private_data`): nobody else may know their labels.
     """
 
     dataset: Dataset

@@ -1,4 +1,4 @@
-"""``cross_domain``: trained on one data set, tested on the same classes in other pictures (``datasets``; their mean is
+"""``cross_domain``: trained on one data set, tested on the same classes in other images (``datasets``; their mean is
 ``unseen``). ImageNet to ImageNetV2, -Sketch, -A and -R in CoOp, FedTPG and their peers.
 
 On the embedded federation: trained on Noto's emoji, tested on the five other vendors' drawings.

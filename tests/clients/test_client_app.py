@@ -33,9 +33,9 @@ def test_a_simulations_node_takes_it(tmp_path, node_config):
     assert node(tmp_path, node_config).store.folder == tmp_path / "chosen"
 
 
-def test_a_broken_picture_is_named_to_nobody_else(tmp_path, capfd):
-    """The reason that leaves a client with its own pictures names no file, folder or class."""
-    error = FedPGPError("image /srv/pictures/train/cat/Jane_Doe.jpg cannot be read")
+def test_a_broken_image_is_named_to_nobody_else(tmp_path, capfd):
+    """The reason that leaves a client with its own images names no file, folder or class."""
+    error = FedPGPError("image /srv/images/train/cat/Jane_Doe.jpg cannot be read")
     plain = {"client-id": 0, "state-dir": str(tmp_path)}
     told = []
     for given in (plain, {**plain, "data-dir": str(tmp_path)}):
@@ -48,7 +48,7 @@ def test_a_broken_picture_is_named_to_nobody_else(tmp_path, capfd):
 
         one._collect(broken, None, {}, [0], {})
         told.append(one.errors[0])
-    assert "Jane_Doe" in told[0]  # a picture of a public data set
+    assert "Jane_Doe" in told[0]  # an image of a public data set
     assert "Jane" not in told[1] and "cat" not in told[1] and "errors.log in its state-dir says what" in told[1]
     assert "Jane_Doe" in capfd.readouterr().err
     kept = tmp_path / "errors.log"
@@ -83,8 +83,8 @@ def test_an_exception_nobody_foresaw_is_kept_with_its_traceback(tmp_path):
     assert "Traceback" in (tmp_path / "errors.log").read_text()
 
 
-def test_pictures_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_path):
-    """All clients of a simulation have one data set: 2,000 of them would read it 2,000 times to the same picture."""
+def test_images_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_path):
+    """All clients of a simulation have one data set: 2,000 of them would read it 2,000 times to the same image."""
 
     class Broken:
         tries = 0

@@ -1,4 +1,4 @@
-"""What a node with its own pictures tells, and an attack that reads its labels without it."""
+"""What a node with its own images tells, and an attack that reads its labels without it."""
 
 import json
 

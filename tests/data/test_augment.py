@@ -22,7 +22,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (160, 90), (40, 400), (1, 1)])
-def test_crops_have_the_size_and_take_part_of_the_picture(shape):
+def test_crops_have_the_size_and_take_part_of_the_image(shape):
     rng = np.random.default_rng(0)
     shares, mirrored = [], 0
     for _ in range(200):
@@ -36,7 +36,7 @@ def test_crops_have_the_size_and_take_part_of_the_picture(shape):
         assert max(shares) <= AREA[1] and 0.4 < np.mean(shares) < 0.65  # area is uniform in 0.08 … 1
 
 
-def test_a_view_depends_on_its_number_and_the_picture_alone():
+def test_a_view_depends_on_its_number_and_the_image_alone():
     pixels = np.random.default_rng(0).integers(0, 255, (3, 20, 30, 3), dtype=np.uint8)
     split = ArraySplit(pixels, [0, 1, 2])
     first, second = AugmentedSplit(split, 0, 16), AugmentedSplit(split, 1, 16)

@@ -29,16 +29,16 @@ def test_unknown_names_come_with_the_nearest_valid_ones():
 
 
 def test_a_new_data_set_is_one_function():
-    @register("two_pictures")
+    @register("two_images")
     def load(root, *, download=False, many: int = 2):
         split = ArraySplit(np.zeros((many, 4, 4, 3), np.uint8), np.arange(many))
-        return Dataset("two_pictures", ["a", "b"], "{}", split, None, split)
+        return Dataset("two_images", ["a", "b"], "{}", split, None, split)
 
     try:
-        assert len(load_dataset("two_pictures").train) == 2
-        assert len(load_dataset("two_pictures", many=1).train) == 1
+        assert len(load_dataset("two_images").train) == 2
+        assert len(load_dataset("two_images", many=1).train) == 1
     finally:
-        del DATASETS["two_pictures"]
+        del DATASETS["two_images"]
 
 
 def test_root_is_the_argument_then_the_variable_then_the_cache(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_root_is_the_argument_then_the_variable_then_the_cache(tmp_path, monkeyp
     assert data_root(tmp_path / "other") == tmp_path / "other"
 
 
-def test_pictures_of_any_mode_come_as_rgb(tmp_path):
+def test_images_of_any_mode_come_as_rgb(tmp_path):
     modes = ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16"]
     for mode in modes:
         Image.new(mode, (6, 5)).save(tmp_path / f"{mode[0:4].replace(';', '')}.{'tif' if mode == 'CMYK' else 'png'}")
@@ -83,19 +83,19 @@ def test_subset_keeps_rows_labels_and_domains_together():
 
 @pytest.fixture
 def broken_folder(tmp_path, draw):
-    """9 pictures; a truncated JPEG, a text file named .png, an empty file."""
+    """9 images; a truncated JPEG, a text file named .png, an empty file."""
     for split in ("train", "test"):
         for i in range(3):
             draw(tmp_path / split / "cat" / f"{i}.jpg", size=(80, 80))
             draw(tmp_path / split / "dog" / f"{i}.jpg", size=(80, 80))
     good = (tmp_path / "train" / "cat" / "1.jpg").read_bytes()
     (tmp_path / "train" / "cat" / "1.jpg").write_bytes(good[: len(good) // 2])
-    (tmp_path / "train" / "dog" / "0.png").write_text("no picture")
+    (tmp_path / "train" / "dog" / "0.png").write_text("no image")
     (tmp_path / "test" / "dog" / "9.jpg").write_bytes(b"")
     return tmp_path
 
 
-def test_a_broken_picture_is_named(broken_folder):
+def test_a_broken_image_is_named(broken_folder):
     split = load_dataset("folder", broken_folder).train
     bad = [i for i, path in enumerate(split.paths) if path.endswith(("cat/1.jpg", "0.png"))]
     assert len(bad) == 2
@@ -104,7 +104,7 @@ def test_a_broken_picture_is_named(broken_folder):
             split.image(i)
 
 
-def test_skip_leaves_broken_pictures_out_and_counts_them(broken_folder):
+def test_skip_leaves_broken_images_out_and_counts_them(broken_folder):
     dataset = load_dataset("folder", broken_folder, on_bad_image="skip")
     assert (len(dataset.train), len(dataset.test)) == (5, 6)
     assert np.bincount(dataset.train.labels).tolist() == [2, 3]
@@ -134,16 +134,16 @@ def enormous(path):
     Image.new("1", (500, 500)).save(path, format="PNG")
 
 
-BREAK = {  # kind -> makes a picture that is broken in this way
+BREAK = {  # kind -> makes an image that is broken in this way
     "missing": lambda path: None,
     "dangling link": lambda path: path.symlink_to(path.parent / "gone.jpg"),
     "link to itself": lambda path: path.symlink_to(path),
     "zero bytes": lambda path: path.touch(),
     "truncated": truncated,
-    "a text": lambda path: path.write_text("no picture"),
+    "a text": lambda path: path.write_text("no image"),
     "a folder": lambda path: path.mkdir(),
     "a decompression bomb": enormous,
-    "a float picture of NaN": lambda path: Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(path, "TIFF"),
+    "a float image of NaN": lambda path: Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(path, "TIFF"),
 }
 
 
@@ -165,7 +165,7 @@ def test_skip_means_skip_whatever_is_wrong_and_error_names_it(tmp_path, draw, mo
         assert dataset.notes == (f"2 broken images left out: {tmp_path}/bad.jpg, {tmp_path}/bad.jpg",)
 
 
-def test_a_picture_that_was_missing_is_read_when_it_is_there(tmp_path, draw):
+def test_an_image_that_was_missing_is_read_when_it_is_there(tmp_path, draw):
     draw(tmp_path / "a.png", (1, 2, 3))
 
     def kept():
@@ -188,7 +188,7 @@ def ordinary_user():
         os.seteuid(0)
 
 
-def test_a_picture_that_may_not_be_opened_is_tried_again(draw, monkeypatch, ordinary_user):
+def test_an_image_that_may_not_be_opened_is_tried_again(draw, monkeypatch, ordinary_user):
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("FEDPGP_CACHE", f"{folder}/cache")
         for name in ("a.png", "b.png"):
@@ -204,7 +204,7 @@ def test_a_picture_that_may_not_be_opened_is_tried_again(draw, monkeypatch, ordi
         assert kept() == 2
 
 
-def test_a_split_of_broken_pictures_alone_is_refused(tmp_path, draw):
+def test_a_split_of_broken_images_alone_is_refused(tmp_path, draw):
     draw(tmp_path / "a.png", (1, 2, 3))
     good, bad = FileSplit(tmp_path, ["a.png"], [0]), FileSplit(tmp_path, ["b.png"], [0])
     with pytest.raises(FedPGPError, match=r"none of the 1 test images can be read \(.*b\.png …\)"):
@@ -212,7 +212,7 @@ def test_a_split_of_broken_pictures_alone_is_refused(tmp_path, draw):
     assert without_broken(Dataset("x", ["a"], "{}", good, bad, good)).val is None
 
 
-def test_a_damaged_record_of_broken_pictures_is_made_anew(broken_folder, tmp_path, caplog):
+def test_a_damaged_record_of_broken_images_is_made_anew(broken_folder, tmp_path, caplog):
     assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5
     records = list(cache_folder().glob("unreadable-*.json"))
     assert len(records) == 2
@@ -222,13 +222,13 @@ def test_a_damaged_record_of_broken_pictures_is_made_anew(broken_folder, tmp_pat
     assert "is damaged and made anew" in caplog.text
 
 
-def test_broken_pictures_are_left_out_where_no_record_of_them_can_be_kept(broken_folder, tmp_path, monkeypatch):
+def test_broken_images_are_left_out_where_no_record_of_them_can_be_kept(broken_folder, tmp_path, monkeypatch):
     (tmp_path / "a file").touch()
     monkeypatch.setenv("FEDPGP_CACHE", str(tmp_path / "a file"))
     assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5
 
 
-def test_a_node_with_pictures_of_its_own_skips_too(broken_folder):
+def test_a_node_with_images_of_its_own_skips_too(broken_folder):
     overrides = ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[cat,dog]", "clients=2"]
     config = composed([*overrides, f"dataset.root={broken_folder}", "dataset.on_bad_image=skip"])
     config["partition"]["client"] = 1
@@ -247,7 +247,7 @@ def test_validation_images_in_the_place_of_test_images():
     trained = {int(np.asarray(new.train.image(i))[0, 0, 0]) for i in range(len(new.train))}
     assert kept | trained == set(range(20)) and not kept & trained
     pairs = sorted(zip(new.test.labels.tolist(), new.test.domains, strict=True))
-    assert pairs == [(0, "x"), (0, "y"), (1, "x"), (1, "y")]  # 5, 5, 4 and 5 pictures; class c's only one is trained on
+    assert pairs == [(0, "x"), (0, "y"), (1, "x"), (1, "y")]  # 5, 5, 4 and 5 images; class c's only one is trained on
     assert "4 training images" in new.notes[0]
     own = ArraySplit(pixels[:2], [0, 1])
     new = validation_as_test(Dataset("some", ["a", "b", "c"], "{}", train, own, test))

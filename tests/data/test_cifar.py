@@ -10,7 +10,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def planes(*colours):
-    """Rows of 3072: each picture of one colour, red plane first; the first pixel black."""
+    """Rows of 3072: each image of one colour, red plane first; the first pixel black."""
     rows = np.repeat(np.array(colours, dtype=np.uint8), 1024, axis=1)
     rows[:, [0, 1024, 2048]] = 0
     return rows

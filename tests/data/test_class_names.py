@@ -57,7 +57,7 @@ def test_other_names_are_left_as_they_are():
     assert as_names(names) == names
 
 
-def pictures(root, draw, *folders):
+def images(root, draw, *folders):
     for folder in folders:
         for i in range(3):
             draw(root / folder / f"{i}.png")
@@ -65,7 +65,7 @@ def pictures(root, draw, *folders):
 
 
 def test_folders_named_after_numbers_and_yaml_s_own_words(tmp_path, draw):
-    root = pictures(
+    root = images(
         tmp_path, draw, *(f"{part}/{name}" for part in ("train", "test") for name in ("1", "2", "true", "null"))
     )
     assert load_dataset("folder", root).class_names == ["1", "2", "null", "true"]
@@ -77,19 +77,19 @@ def test_folders_named_after_numbers_and_yaml_s_own_words(tmp_path, draw):
 
 @pytest.mark.parametrize("other", ["Cat", "cat_", " cat"])
 def test_a_class_that_differs_between_splits_in_its_writing_alone(tmp_path, draw, other):
-    root = pictures(tmp_path, draw, "train/cat", "train/dog", f"test/{other}", "test/dog")
+    root = images(tmp_path, draw, "train/cat", "train/dog", f"test/{other}", "test/dog")
     with pytest.raises(FedPGPError, match=f"'{other}'.*rename one"):
         load_dataset("folder", root)
 
 
 def test_a_folder_that_is_written_otherwise_than_the_class_list_is_named_with_it(tmp_path, draw):
-    root = pictures(tmp_path, draw, "train/Tea_cup", "test/Tea_cup")
+    root = images(tmp_path, draw, "train/Tea_cup", "test/Tea_cup")
     with pytest.raises(FedPGPError, match=r"class_names lacks: Tea_cup \(tea cup there\)"):
         load_dataset("folder", root, class_names=["tea cup", "dog"])
 
 
 def test_every_participant_of_a_deployment_has_the_same_names(tmp_path, draw):
-    root = pictures(tmp_path, draw, "train/7", "test/7", "train/true", "test/true")
+    root = images(tmp_path, draw, "train/7", "test/7", "train/true", "test/true")
     config = composed(
         ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[7,true,null]", "clients=1"]
     )

@@ -47,7 +47,7 @@ def write_domainnet(folder, lists="txt", classes=("aircraft_carrier", "bird", "t
 
 
 def write_fedbn(folder, domains, classes, per_class=3, prefix=None):
-    """Pictures, and the pickles of FedBN: a pair of arrays, paths and class names."""
+    """Images, and the pickles of FedBN: a pair of arrays, paths and class names."""
     for domain in domains:
         for part, ids in (("train", range(1, per_class)), ("test", [per_class])):
             files = [(f"{domain}/{name}/frame_{i:04d}.jpg", name) for name in reversed(classes) for i in ids]
@@ -58,7 +58,7 @@ def write_fedbn(folder, domains, classes, per_class=3, prefix=None):
 
 
 def named_by_folder(dataset):
-    """A picture's folder is its class's name and its domain's, in every split."""
+    """An image's folder is its class's name and its domain's, in every split."""
     for split in (dataset.train, dataset.val, dataset.test):
         for path, label, domain in zip(split.paths, split.labels, split.domains, strict=True) if split else ():
             if path.split("/")[-2] != dataset.class_names[label] or not path.startswith(domain):
@@ -210,7 +210,7 @@ def test_pacs_tests_on_nothing_it_trains_on(tmp_path):
     dataset = load_dataset("pacs", tmp_path)
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (4 * 42, 28, 28)
     (tmp_path / "pacs" / "splits" / "photo_test_kfold.txt").write_text("photo/dog/pic_001.jpg 0\n")
-    with pytest.raises(FedPGPError, match=r"photo_test_kfold\.txt: photo/dog/pic_001\.jpg 0 is no picture"):
+    with pytest.raises(FedPGPError, match=r"photo_test_kfold\.txt: photo/dog/pic_001\.jpg 0 is no image"):
         load_dataset("pacs", tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_missing_data_says_what_from_where_how_large_and_where_to(tmp_path, name
 
 
 def every_subset(root):
-    """All the subsets a run makes of each data set, each picture's folder compared with its class's and domain's name.
+    """All the subsets a run makes of each data set, each image's folder compared with its class's and domain's name.
 
     Returns:
         Data set -> class names, and (path, label) of every subset: the same whatever the process.
@@ -277,7 +277,7 @@ def every_subset(root):
     return report
 
 
-def test_pictures_labels_and_names_stay_together_whatever_the_hash_seed(tmp_path):
+def test_images_labels_and_names_stay_together_whatever_the_hash_seed(tmp_path):
     write_domainnet(tmp_path / "domainnet", classes=("aircraft_carrier", *TEN, "zigzag"))
     write_fedbn(tmp_path / "office_caltech_10", OFFICE, OFFICE_TEN, per_class=4)
     for domain in ("art", "clipart", "product", "real_world"):

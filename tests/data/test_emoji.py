@@ -50,7 +50,7 @@ def test_validation_takes_training_emoji_in_every_domain_and_opens_no_test_emoji
     assert {one.test.split.members[row][1] for row in one.test.rows} <= kept  # the same ones, whatever is asked for
 
 
-def test_pictures_are_64x64_rgb_with_the_label_of_the_table(emoji):
+def test_images_are_64x64_rgb_with_the_label_of_the_table(emoji):
     with asset("emoji", "emoji.csv").open(encoding="utf-8") as file:
         class_of = {row["codepoints"]: row["class"] for row in csv.DictReader(file)}
     for split in (emoji.train, emoji.test):
@@ -109,7 +109,7 @@ def test_truncated_files_are_named(copy):
     with pytest.raises(FedPGPError, match=r"noto\.zip cannot be read"):
         load_dataset("emoji")
     load_dataset("emoji", domains=["twemoji"])
-    noto.write_bytes(whole[:2000] + bytes(500) + whole[2500:])  # whole table of contents, one picture damaged
+    noto.write_bytes(whole[:2000] + bytes(500) + whole[2500:])  # whole table of contents, one image damaged
     split = load_dataset("emoji", domains=["noto"])
     with pytest.raises(FedPGPError, match=r"of .*noto\.zip cannot be read"):
         for i in range(len(split.train)):

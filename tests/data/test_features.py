@@ -86,7 +86,7 @@ def test_features_are_the_models_in_order(clip, tmp_path, counted):
         features[0] = 0
 
 
-def test_mirrored_features_are_those_of_the_mirrored_pictures(clip, tmp_path):
+def test_mirrored_features_are_those_of_the_mirrored_images(clip, tmp_path):
     split = make_split()
     found = encode(clip, split, tmp_path, what="mirrored")
     seen = torch.stack([clip.preprocess(split.image(i)) for i in range(50)])
@@ -100,7 +100,7 @@ def test_the_second_time_nothing_is_encoded(clip, tmp_path, counted):
     assert np.array_equal(first, second) and not counted.calls
 
 
-def test_the_key_follows_weights_pictures_order_and_preprocessing(clip, tmp_path, draw):
+def test_the_key_follows_weights_images_order_and_preprocessing(clip, tmp_path, draw):
     split = make_split()
     base = feature_key(clip, split)
     assert base == feature_key(make_clip(), make_split())
@@ -195,9 +195,9 @@ def test_too_little_space_is_noticed_before_all_is_encoded(clip, tmp_path, count
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_broken_picture_is_named_and_nothing_is_kept(clip, tmp_path, draw):
+def test_a_broken_image_is_named_and_nothing_is_kept(clip, tmp_path, draw):
     draw(tmp_path / "a.png", (1, 2, 3))
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no image")
     with pytest.raises(FedPGPError, match=r"b\.png cannot be read"):
         encode(clip, FileSplit(tmp_path, ["a.png", "b.png"], [0, 1]), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.safetensors"))
@@ -206,7 +206,7 @@ def test_a_broken_picture_is_named_and_nothing_is_kept(clip, tmp_path, draw):
 def test_a_model_that_gives_nan_is_refused(tmp_path):
     clip = make_clip()
     clip.model.visual.proj.data[0, 0] = float("nan")
-    with pytest.raises(FedPGPError, match="NaN or Inf for 50 of 50 pictures"):
+    with pytest.raises(FedPGPError, match="NaN or Inf for 50 of 50 images"):
         encode(clip, make_split(), tmp_path)
 
 

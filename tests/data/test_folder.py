@@ -55,7 +55,7 @@ def test_domain_folders_are_split_by_file(tmp_path, draw):
         for label in (0, 1):
             test = [d == domain and y == label for d, y in zip(dataset.test.domains, dataset.test.labels, strict=True)]
             assert sum(test) == 6  # 0.3 of 20
-    assert "photo/owl/only.png" in dataset.train.paths, "a class of one picture can be trained"
+    assert "photo/owl/only.png" in dataset.train.paths, "a class of one image can be trained"
     again = load_dataset("folder", tmp_path)
     assert again.test.paths == dataset.test.paths
     assert load_dataset("folder", tmp_path, split_seed=1).test.paths != dataset.test.paths
@@ -75,7 +75,7 @@ def test_a_new_file_moves_at_most_one_other(tmp_path, draw):
 def test_what_is_no_such_folder_is_refused(tmp_path, draw):
     with pytest.raises(FedPGPError, match="is no folder"):
         load_dataset("folder", tmp_path / "nowhere")
-    with pytest.raises(FedPGPError, match="no pictures in"):
+    with pytest.raises(FedPGPError, match="no images in"):
         load_dataset("folder", tmp_path)
     write_domains(tmp_path, draw, many=2)
     for option, values in {"test_share": (1, None, "x"), "split_seed": ("x", None)}.items():

@@ -10,7 +10,7 @@ from PIL import Image
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.base import without_broken
 from fedpgp.data.hub import HubSplit
-from fedpgp.data.pictures import Reading
+from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 
 datasets = pytest.importorskip("datasets")
@@ -28,7 +28,7 @@ def own_hub(tmp_path_factory, monkeypatch):
 
 
 def write(folder, splits=("train", "test"), label=None, numbers=None):
-    """12 pictures a split, (class, domain) in turns; the red of a picture is its row."""
+    """12 images a split, (class, domain) in turns; the red of an image is its row."""
     folder.mkdir(parents=True)
     rows = [(row, row % 3, row // 3 % 2) for row in range(12)]
     features = {
@@ -93,7 +93,7 @@ def test_words_and_bare_numbers_as_labels(tmp_path):
     assert dataset.class_names == ["Yak", "apple", "mug"]
     assert [dataset.class_names[label] for label in dataset.train.labels] == words
     assert load_dataset("hub", tmp_path, repo="words", class_names=["mug", "apple", "Yak"]).train.labels[0] == 0
-    with pytest.raises(FedPGPError, match="4 pictures of words, train have no label among 2 classes"):
+    with pytest.raises(FedPGPError, match="4 images of words, train have no label among 2 classes"):
         load_dataset("hub", tmp_path, repo="words", class_names=["mug", "Yak"])
     write(tmp_path / "numbers", label=datasets.Value("int64"))
     with pytest.raises(FedPGPError, match="numbers without names"):
@@ -108,7 +108,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ({}, "needs dataset.repo=OWNER/NAME"),
         ({"repo": "things", "test": "tests"}, "dataset.test of things 'tests'; did you mean test"),
         ({"repo": "things", "label": "labels"}, "dataset.label of things 'labels'; did you mean label"),
-        ({"repo": "things", "image": "where"}, "dataset.image=where: .* no pictures"),
+        ({"repo": "things", "image": "where"}, "dataset.image=where: .* no images"),
         ({"repo": "things", "domain": "city"}, "unknown dataset.domain of things 'city'"),
         ({"repo": "things", "class_names": ["a"]}, "class_names has 1 names, things has 3 classes"),
         ({"repo": "things", "template": "a photo"}, "needs exactly one {}"),
@@ -116,7 +116,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ({"repo": "things", "train": None, "test": None}, "needs dataset.train or dataset.test"),
         ({"repo": "things", "class_names": "abc"}, "class_names='abc' is no list"),
         ({"repo": "things", "class_names": ["a", "A", "b"]}, "classes 'a' and 'A'"),
-        ({"repo": "unlabelled"}, "12 pictures of unlabelled, train have no label"),
+        ({"repo": "unlabelled"}, "12 images of unlabelled, train have no label"),
     ]:
         with pytest.raises(FedPGPError, match=message):
             load_dataset("hub", tmp_path, **options)
@@ -133,11 +133,11 @@ def test_what_is_not_in_the_cache_says_how_to_get_it(tmp_path, monkeypatch):
     assert datasets.config.HF_HUB_OFFLINE is False, "the user's setting is left as it was"
 
 
-def test_skip_leaves_out_rows_without_a_picture_and_error_names_them(tmp_path):
+def test_skip_leaves_out_rows_without_an_image_and_error_names_them(tmp_path):
     write(tmp_path / "good", ("train",))
     good = datasets.Dataset.from_parquet(str(tmp_path / "good" / "train-00000-of-00001.parquet"))
     entries = good.cast_column("image", datasets.Image(decode=False))["image"][:]
-    entries[1], entries[4] = None, {"bytes": b"no picture", "path": None}
+    entries[1], entries[4] = None, {"bytes": b"no image", "path": None}
     entries[6] = {"bytes": b"", "path": None}
     for split in ("train", "test"):
         table = good.remove_columns("image").add_column("image", entries).cast_column("image", datasets.Image())
@@ -145,7 +145,7 @@ def test_skip_leaves_out_rows_without_a_picture_and_error_names_them(tmp_path):
         table.to_parquet(str(tmp_path / "holes" / f"{split}-00000-of-00001.parquet"))
     dataset = load_dataset("hub", tmp_path, repo="holes")
     for row, why in (
-        (1, "no picture in this row"),
+        (1, "no image in this row"),
         (4, "cannot identify"),
         (6, "cannot identify"),
     ):
@@ -182,14 +182,14 @@ def test_names_of_a_table_are_composed_and_tell_classes_apart(tmp_path):
     assert load_dataset("hub", tmp_path, repo="mac", class_names=[mac, "tea"]).train.labels.tolist() == [0, 0, 1] * 4
 
 
-def test_pictures_without_a_domain_are_counted(tmp_path):
+def test_images_without_a_domain_are_counted(tmp_path):
     write(tmp_path / "things")
     for part in ("train", "test"):
         path = str(tmp_path / "things" / f"{part}-00000-of-00001.parquet")
         table = datasets.Dataset.from_parquet(path)
         table = table.map(lambda row, i: {"where": None if i < 2 else row["where"]}, with_indices=True)
         table.to_parquet(path)
-    with pytest.raises(FedPGPError, match="2 pictures of things, train have no domain"):
+    with pytest.raises(FedPGPError, match="2 images of things, train have no domain"):
         load_dataset("hub", tmp_path, repo="things", domain="where")
 
 

@@ -48,7 +48,7 @@ def test_imagenet(tmp_path, folder):
     assert dataset.train.image(0).size == (8, 6)
 
 
-def test_imagenet_wants_its_validation_pictures_sorted(tmp_path):
+def test_imagenet_wants_its_validation_images_sorted(tmp_path):
     names(tmp_path / "imagenet")
     touch(tmp_path / "imagenet", "train/n01440764/a.JPEG", "val/ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(FedPGPError, match="val must have one folder a class"):
@@ -67,8 +67,8 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("name", "folder"), VARIANTS)
-def test_variants_have_their_own_labels_and_no_training_pictures(tmp_path, name, folder):
-    names(tmp_path / "imagenet")  # a copy beside the pictures, or ImageNet's own
+def test_variants_have_their_own_labels_and_no_training_images(tmp_path, name, folder):
+    names(tmp_path / "imagenet")  # a copy beside the images, or ImageNet's own
     touch(tmp_path / folder, "n01518878/b.jpg", "n01443537/a.jpg", "n01518878/c.jpg")
     (tmp_path / folder / "README.txt").touch()
     dataset = load_dataset(name, tmp_path)

@@ -14,15 +14,15 @@ from PIL import Image
 from experiments.settings import composed, parse
 from fedpgp.build import load_configured, split_configured
 from fedpgp.data import load_dataset
-from fedpgp.data.files import hold_out, pictures
+from fedpgp.data.files import hold_out, image_files
 from fedpgp.data.layouts import LAYOUTS, SPLITS
 from fedpgp.errors import FedPGPError
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes pictures at these paths (``many`` numbered ones where a path ends in /); returns the root."""
-    template = tmp_path / "picture.jpg"
+    """Writes images at these paths (``many`` numbered ones where a path ends in /); returns the root."""
+    template = tmp_path / "image.jpg"
     Image.new("RGB", (12, 10), "red").save(template)
 
     def write(*paths, many=4):
@@ -37,7 +37,7 @@ def make(tmp_path):
 
 
 def content(split):
-    """(domain, path) of each picture."""
+    """(domain, path) of each image."""
     return set(zip(split.domains or [None] * len(split), split.paths, strict=True))
 
 
@@ -72,7 +72,7 @@ def test_sites_with_classes_and_sites_with_splits_side_by_side(make):
 
 
 def test_a_node_reads_its_own_site_as_a_simulation_reads_all(make):
-    """The same pictures for training and for testing, whichever way a site is laid out."""
+    """The same images for training and for testing, whichever way a site is laid out."""
     root = make("oslo/cat/", "oslo/dog/", "bern/train/cat/", "bern/test/cat/", many=10)
     whole = load_dataset("folder", root)
     for site in ("oslo", "bern"):
@@ -84,7 +84,7 @@ def test_a_node_reads_its_own_site_as_a_simulation_reads_all(make):
 
 
 def test_a_site_may_be_moved_and_renamed(make, tmp_path):
-    """The split hangs on the names of class and file alone: no test picture becomes a training one."""
+    """The split hangs on the names of class and file alone: no test image becomes a training one."""
     root = make("oslo/cat/", "oslo/dog/", many=10)
     before = load_dataset("folder", root / "oslo")
     whole = load_dataset("folder", root)
@@ -107,16 +107,16 @@ def test_a_run_from_before_layouts_keeps_its_split(make):
 @pytest.mark.parametrize(
     ("paths", "readings", "layout", "train"),
     [
-        # Half of a split, beside other folders or alone: its test pictures were training ones.
+        # Half of a split, beside other folders or alone: its test images were training ones.
         (("train/cat/", "photo/cat/"), ("split (train)", "sites of these names (photo, train)"), "SITE/CLASS", 6),
         (("test/cat/",), ("split (test)", "sites of these names (test)"), "SITE/CLASS", 3),
         (("train/cat/", "eval/cat/"), ("split (train)", "sites"), "SITE/CLASS", 6),
         (("train_images/cat/", "TestSet/cat/"), ("split (TestSet, train_images)", "sites"), "SITE/CLASS", 6),
-        # Pictures on two levels.
+        # Images on two levels.
         (("cat/", "cat/old/"), ("classes (cat)", "folders of classes (cat)"), "CLASS", 3),
         (("photo/cat/", "photo/x.jpg"), ("classes (photo)", "folders of classes (photo)"), "SITE/CLASS", 3),
         # A split without folders of its classes.
-        (("train/", "test/"), ("a split whose pictures lie in test and train", "classes of these names"), "CLASS", 6),
+        (("train/", "test/"), ("a split whose images lie in test and train", "classes of these names"), "CLASS", 6),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused_with_both(make, paths, readings, layout, train):
@@ -167,8 +167,8 @@ def test_layouts_that_cannot_be(make):
         load_dataset("folder", make("train/cat/", "test/cat/", "val/cat/", "valid/cat/"))
 
 
-def test_pictures_that_are_nowhere_a_layout_has_them(make):
-    with pytest.raises(FedPGPError, match=r"no pictures in .* there are some elsewhere: a/b/c/d/0\.jpg; it must hold"):
+def test_images_that_are_nowhere_a_layout_has_them(make):
+    with pytest.raises(FedPGPError, match=r"no images in .* there are some elsewhere: a/b/c/d/0\.jpg; it must hold"):
         load_dataset("folder", make("a/b/c/d/"))
 
 
@@ -182,7 +182,7 @@ def test_what_pillow_opens_is_read(tmp_path, ending):
         Image.new("RGB", (32, 32), "red").save(tmp_path / split / "cat" / f"x{ending}", kind)
     data = load_dataset("folder", tmp_path)
     assert data.train.image(0).size == (32, 32) and data.notes == ()
-    assert pictures(tmp_path / "train" / "cat") == [f"x{ending}"], "of published data sets too"
+    assert image_files(tmp_path / "train" / "cat") == [f"x{ending}"], "of published data sets too"
 
 
 def test_whatever_is_not_used_is_counted_and_named_once(make):
@@ -205,12 +205,12 @@ def test_whatever_is_not_used_is_counted_and_named_once(make):
     assert (len(data.train), len(data.test)) == (8, 8)
     assert sorted(data.notes) == sorted(
         [
-            "not read: 8 files of kinds that are no pictures or that Pillow cannot read (2 .svg, 1 without an ending, "
+            "not read: 8 files of kinds that are no images or that Pillow cannot read (2 .svg, 1 without an ending, "
             "1 .eps, 1 .h5, 1 .heic, …): test/cat/a.svg …",
-            "not read: 2 pictures beside the folders of the classes: top.jpg …",
-            "not read: 4 pictures in folders beside train and test: extra/cat/0.jpg …",
-            "not read: 4 pictures in deeper folders: train/cat/old/0.jpg …",
-            "folders without pictures: test/empty, train/empty",
+            "not read: 2 images beside the folders of the classes: top.jpg …",
+            "not read: 4 images in folders beside train and test: extra/cat/0.jpg …",
+            "not read: 4 images in deeper folders: train/cat/old/0.jpg …",
+            "folders without images: test/empty, train/empty",
             "classes without training images: fox",
             "classes without test images: owl",
         ]
@@ -286,7 +286,7 @@ TREES = st.dictionaries(st.lists(FOLDERS, max_size=4).map(tuple), st.integers(1,
 
 @settings(max_examples=150, deadline=None)
 @given(TREES, st.sampled_from([None, None, *LAYOUTS]))
-def test_every_picture_is_used_once_or_counted_or_the_folder_is_refused(tree, layout):
+def test_every_image_is_used_once_or_counted_or_the_folder_is_refused(tree, layout):
     with tempfile.TemporaryDirectory() as root:
         for parts, many in tree.items():
             folder = Path(root, *parts)

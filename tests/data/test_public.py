@@ -24,7 +24,7 @@ from fedpgp.errors import FedPGPError
 
 
 def touch(folder: Path, *files: str) -> None:
-    """Pictures of one grey each, from the file's name: what a label is checked against is the path."""
+    """Images of one grey each, from the file's name: what a label is checked against is the path."""
     for file in files:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ WITH_ZHOU = [case for case in CASES if case.zhou]
 
 
 def rows(dataset):
-    """All pictures: file -> (label, split)."""
+    """All images: file -> (label, split)."""
     splits = {part: getattr(dataset, part) for part in ("train", "val", "test")}
     return {
         path: (int(label), part)
@@ -293,7 +293,7 @@ def test_public_layout(tmp_path, case, folder):
     assert dataset.template == case.template
     assert tuple(None if s is None else len(s) for s in (dataset.train, dataset.val, dataset.test)) == case.sizes
     files = rows(dataset)
-    assert len(files) == sum(size or 0 for size in case.sizes), "no picture is in two splits"
+    assert len(files) == sum(size or 0 for size in case.sizes), "no image is in two splits"
     assert files[case.file][0] == case.label
     assert case.note in dataset.notes[0]
     assert case.zhou is None or f"split_zhou_{case.zhou}.json" in dataset.notes[0]
@@ -368,7 +368,7 @@ DAMAGE = {
     "no JSON": "{",
     "no split of CoOp": json.dumps({"train": [["a.jpg", 0]]}),
     "label 0 is both": json.dumps({"train": [["a.jpg", 0, "a"], ["b.jpg", 0, "b"]], "val": [], "test": []}),
-    "no picture has label 1": json.dumps({"train": [["a.jpg", 0, "a"], ["b.jpg", 2, "b"]], "val": [], "test": []}),
+    "no image has label 1": json.dumps({"train": [["a.jpg", 0, "a"], ["b.jpg", 2, "b"]], "val": [], "test": []}),
     "its test split": json.dumps({"train": [["a.jpg", 0, "a"]], "val": [], "test": []}),
 }
 
@@ -391,7 +391,7 @@ def test_a_damaged_split_of_coop_is_named(tmp_path, message):
         (fgvc_aircraft, "images_variant_val.txt", "0000001 747", "val.txt names 747"),
         (sun397, "Testing_01.txt", "/b/bar/sun_x.jpg", "lists b/bar/sun_x.jpg"),
         (ucf101, "ucfTrainTestlist/testlist01.txt", "Fencing/v_1.avi", "names Fencing"),
-        (ucf101, "ucfTrainTestlist/classInd.txt", "2 YoYo", "no picture has label 0"),
+        (ucf101, "ucfTrainTestlist/classInd.txt", "2 YoYo", "no image has label 0"),
         (flowers102, "setid.mat", "x", "setid.mat cannot be read"),
         (flowers102, "cat_to_name.json", '{"1": "a"}', "does not fit the 1 names"),
         (stanford_cars, "cars_test_annos_withlabels.mat", "", "withlabels.mat cannot be read"),

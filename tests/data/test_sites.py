@@ -20,7 +20,7 @@ CLASSES = {"cat": (200, 60, 40), "dog": (40, 90, 200)}
 
 @pytest.fixture
 def sites(tmp_path):
-    """Three sites: two laid out by class, one by train and test; with what real folders have beside pictures."""
+    """Three sites: two laid out by class, one by train and test; with what real folders have beside images."""
     rng = np.random.default_rng(0)
 
     def draw(path, colour):
@@ -39,7 +39,7 @@ def sites(tmp_path):
 
 
 def content(dataset, split, rows):
-    """What the pictures of a client are: digests of their pixels."""
+    """What the images of a client are: digests of their pixels."""
     return sorted(getattr(dataset, split).image(int(row)).tobytes() for row in rows)
 
 

@@ -61,11 +61,11 @@ def test_the_command_writes_its_rows(tmp_path, what):
 @pytest.mark.slow
 def test_growth_and_federation(tmp_path):
     """The two that take longer: growth draws its plot, a federation's textbook round computes the same."""
-    target, picture = tmp_path / "bench.json", tmp_path / "growth.png"
+    target, plot = tmp_path / "bench.json", tmp_path / "growth.png"
     command = [sys.executable, "-m", "experiments.bench", "growth", "--model", "tiny", "--repeats", "1"]
-    subprocess.run([*command, "--plot", str(picture), "--json", str(target)], check=True, capture_output=True)
+    subprocess.run([*command, "--plot", str(plot), "--json", str(target)], check=True, capture_output=True)
     grown = json.loads(target.read_text())["rows"]
-    assert picture.stat().st_size > 0
+    assert plot.stat().st_size > 0
     tokens = [row["tokens"] for row in grown if row["axis"] == "classes"]
     assert tokens == sorted(tokens) and tokens[-1] > 50 * tokens[0]
     command = [sys.executable, "-m", "experiments.bench", "federation", "--rounds", "2", "--repeats", "1"]

@@ -192,7 +192,7 @@ def test_a_plain_text_node_is_refused(federation, deployed):
 
 
 def test_the_folders_of_a_deployment_are_their_owner_s_alone(federation, deployed):
-    """Certificates, keys, logs, states and features; and the run's, with the clients' pictures in its report."""
+    """Certificates, keys, logs, states and features; and the run's, with the clients' images in its report."""
     for path in (federation.folder, deployed):
         assert path.stat().st_mode & 0o077 == 0
     inside = [*federation.folder.rglob("*"), *deployed.rglob("*")]

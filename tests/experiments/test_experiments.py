@@ -56,7 +56,7 @@ def test_its_embedded_variant_can_be_split(name):
 
 
 def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedded_table():
-    """A seed or a picture that chose lr and mu would flatter the tables."""
+    """A seed or an image that chose lr and mu would flatter the tables."""
     config = composed(["experiment=choose_settings"])
     assert config["dataset"]["evaluate_on"] == "validation" and "seed" not in sweep("choose_settings")
     data, plain = load_configured(config), load_configured(composed())

@@ -12,7 +12,7 @@ from experiments.run import main
 from fedpgp.errors import FedPGPError
 from tests.experiments.test_run import SMALL
 
-LONG = "/" + "/".join(["a_folder_of_pictures"] * 7)
+LONG = "/" + "/".join(["a_folder_of_images"] * 7)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_a_folder_of_another_job_is_never_taken_for_this_one(tmp_path, small, ca
 def test_figures_of_an_evaluation_are_never_overwritten_by_others(tmp_path):
     (tmp_path / "evaluations").mkdir()
     one, other = ([f"dataset.root={LONG}/{end}"] for end in ("sites/first", "sites/other"))
-    pictures = {"data": {"test": {"images": 3, "sha256": "1"}}}
-    place = evaluate._place(tmp_path, one, pictures)
-    place.write_text(json.dumps({"overrides": one, **pictures}))
-    assert evaluate._place(tmp_path, one, pictures) == place != evaluate._place(tmp_path, other, pictures)
-    with pytest.raises(FedPGPError, match="holds the figures of other pictures; name another file: --to FILE"):
+    record = {"data": {"test": {"images": 3, "sha256": "1"}}}
+    place = evaluate._place(tmp_path, one, record)
+    place.write_text(json.dumps({"overrides": one, **record}))
+    assert evaluate._place(tmp_path, one, record) == place != evaluate._place(tmp_path, other, record)
+    with pytest.raises(FedPGPError, match="holds the figures of other images; name another file: --to FILE"):
         evaluate._place(tmp_path, one, {"data": {}})
-    place.write_text(json.dumps({"overrides": other, **pictures}))
+    place.write_text(json.dumps({"overrides": other, **record}))
     with pytest.raises(FedPGPError, match="holds the figures of dataset.root=.*other; name another file: --to FILE"):
-        evaluate._place(tmp_path, one, pictures)
+        evaluate._place(tmp_path, one, record)

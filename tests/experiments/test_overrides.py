@@ -161,8 +161,8 @@ def test_a_path_is_read_as_it_was_typed(typed_by_hand, path):
 def test_what_is_no_path_is_left_alone():
     for argument in ("-m", "seed=0,1", "dataset.root=/a,/b", "init_from=a,b", "run_dir=null", "run_dir=", "x", "a=~"):
         assert readable([argument]) == [argument]
-    (absolute, tag) = readable(["dataset.root=pictures", "model.pretrained=openai"], absolute=True)
-    assert absolute == f"dataset.root={os.getcwd()}/pictures" and tag == "model.pretrained=openai"
+    (absolute, tag) = readable(["dataset.root=images", "model.pretrained=openai"], absolute=True)
+    assert absolute == f"dataset.root={os.getcwd()}/images" and tag == "model.pretrained=openai"
 
 
 def test_all_that_a_run_prints_can_be_pasted(tmp_path, small, capsys, shell, monkeypatch):

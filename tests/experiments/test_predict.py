@@ -57,11 +57,11 @@ def clients(run):
 
 
 @pytest.fixture(scope="module")
-def pictures(run, clients, tmp_path_factory):
+def images(run, clients, tmp_path_factory):
     """Files of the trained client's test client_split, and their columns among the trained classes."""
     federation = build_federation(RunFolder.open(run)[1])
     client_split = federation.federated_split.clients[clients[0]]
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for row in client_split.test:
         federation.dataset.test.image(int(row)).save(folder / f"{row:05d}.png")
     return sorted(folder.iterdir()), federation.labels("test", federation.federated_split.base_classes)[
@@ -69,8 +69,8 @@ def pictures(run, clients, tmp_path_factory):
     ]
 
 
-def test_predictions_are_those_of_the_evaluation(run, clients, pictures):
-    files, truth = pictures
+def test_predictions_are_those_of_the_evaluation(run, clients, images):
+    files, truth = images
     model = load_client_model(run, clients[0])
     answers = predict.predict(model, [Image.open(file).convert("RGB") for file in files])
     with open(run / "clients.csv") as file:
@@ -84,15 +84,15 @@ def test_predictions_are_those_of_the_evaluation(run, clients, pictures):
     )
 
 
-def test_the_command_names_the_class(run, clients, pictures, capsys):
-    files, _ = pictures
+def test_the_command_names_the_class(run, clients, images, capsys):
+    files, _ = images
     assert predict.main(["--run", str(run), "--client", str(clients[0]), *map(str, files[:2])]) == 0
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 and out[0].startswith(f"{files[0]}: ") and "%" in out[0]
 
 
-def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, capsys):
-    files, _ = pictures
+def test_a_new_client_starts_from_the_global_prompt(run, clients, images, capsys):
+    files, _ = images
     ours, new = load_client_model(run, clients[0]), [load_client_model(run, client) for client in (clients[1], None)]
     assert ours.has_own_prompt and not any(other.has_own_prompt for other in new)
     torch.testing.assert_close(new[0].classifier, new[1].classifier)
@@ -102,8 +102,8 @@ def test_a_new_client_starts_from_the_global_prompt(run, clients, pictures, caps
         assert ("has no prompt of its own: the global one answers" in capsys.readouterr().err) == said
 
 
-def test_answers_come_while_later_pictures_are_not_there_yet(run, clients, pictures, tmp_path):
-    files, _ = pictures
+def test_answers_come_while_later_images_are_not_there_yet(run, clients, images, tmp_path):
+    files, _ = images
     model, late = load_client_model(run, clients[0]), tmp_path / "late.png"
     answers = predict.classified(model, [files[0], late, files[1]])
     first, probability = next(answers)
@@ -114,25 +114,25 @@ def test_answers_come_while_later_pictures_are_not_there_yet(run, clients, pictu
     torch.testing.assert_close(torch.stack([probability, *others]), expected)
 
 
-def test_no_more_than_a_batch_of_pictures_is_held(run, clients, pictures, monkeypatch):
-    files, _ = pictures
+def test_no_more_than_a_batch_of_images_is_held(run, clients, images, monkeypatch):
+    files, _ = images
     model, asked = load_client_model(run, clients[0]), []
     whole = predict.predict
-    monkeypatch.setattr(predict, "pictures_at_once", lambda device: 4)
-    monkeypatch.setattr(predict, "predict", lambda p, pictures: whole(p, asked.append(0) or _counted(pictures, asked)))
+    monkeypatch.setattr(predict, "images_at_once", lambda device: 4)
+    monkeypatch.setattr(predict, "predict", lambda p, images: whole(p, asked.append(0) or _counted(images, asked)))
     many = [*files[:5], files[0], *files[:5]]
-    assert [path for path, _ in predict.classified(model, many)] == many  # the same picture twice is answered twice
+    assert [path for path, _ in predict.classified(model, many)] == many  # the same image twice is answered twice
     assert asked == [1, 2, 4, 4]
 
 
-def _counted(pictures, asked):
-    for picture in pictures:
+def _counted(images, asked):
+    for image in images:
         asked[-1] += 1
-        yield picture
+        yield image
 
 
-def test_the_newest_run_below_a_folder_is_taken_and_named(run, clients, pictures, tmp_path, capsys):
-    files, _ = pictures
+def test_the_newest_run_below_a_folder_is_taken_and_named(run, clients, images, tmp_path, capsys):
+    files, _ = images
     older, newer = tmp_path / "outputs" / "default" / "older", tmp_path / "outputs" / "default" / "newer"
     shutil.copytree(run, newer)
     older.mkdir()
@@ -152,8 +152,8 @@ def test_the_newest_run_below_a_folder_is_taken_and_named(run, clients, pictures
         assert "is a sweep's folder; name one of its runs: newer, older" in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_read_does_not_cost_the_others_their_answers(run, clients, pictures, tmp_path, capsys):
-    files, _ = pictures
+def test_an_image_that_cannot_be_read_does_not_cost_the_others_their_answers(run, clients, images, tmp_path, capsys):
+    files, _ = images
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:60])
     asked = ["--run", str(run), "--client", str(clients[0]), str(files[0]), str(broken), str(files[1])]
@@ -164,9 +164,9 @@ def test_a_picture_that_cannot_be_read_does_not_cost_the_others_their_answers(ru
     assert "among the 23 classes that were trained; --all-classes: among all 46" in said.err
 
 
-def test_a_file_whose_name_is_no_text_is_answered_and_written_out(run, clients, pictures, tmp_path, capsys):
+def test_a_file_whose_name_is_no_text_is_answered_and_written_out(run, clients, images, tmp_path, capsys):
     strange = tmp_path / os.fsdecode(b"caf\xe9.png")
-    shutil.copy(pictures[0][0], strange)
+    shutil.copy(images[0][0], strange)
     gone = str(tmp_path / os.fsdecode(b"\xff.png"))
     assert predict.main(["--run", str(run), "--client", str(clients[0]), str(strange), gone]) == 2
     said = capsys.readouterr()
@@ -176,8 +176,8 @@ def test_a_file_whose_name_is_no_text_is_answered_and_written_out(run, clients, 
     assert rf"wrote {tmp_path}/to\xe9/classifier.safetensors" in capsys.readouterr().out
 
 
-def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
-    files, _ = pictures
+def test_any_open_clip_user_can_use_an_export(run, clients, images, tmp_path):
+    files, _ = images
     assert export.main(["--run", str(run), "--client", str(clients[0]), "--to", str(tmp_path)]) == 0
     about, embeddings = (
         json.loads((tmp_path / "classifier.json").read_text()),
@@ -198,9 +198,9 @@ def test_any_open_clip_user_can_use_an_export(run, clients, pictures, tmp_path):
     assert name == load_client_model(run, clients[0]).classes.names[expected.argmax()]
 
 
-def test_the_snippet_of_the_docs_names_the_class(run, clients, pictures, tmp_path, capsys):
+def test_the_snippet_of_the_docs_names_the_class(run, clients, images, tmp_path, capsys):
     """As printed, in a process of its own, with whatever builds of torch and torchvision are there."""
-    files, _ = pictures
+    files, _ = images
     command = ["--run", str(run), "--client", str(clients[0])]
     assert export.main([*command, "--to", str(tmp_path / "classifier")]) == 0
     Image.open(files[0]).convert("RGB").save(tmp_path / "photo.png")
@@ -222,11 +222,11 @@ def test_the_snippet_of_the_docs_names_the_class(run, clients, pictures, tmp_pat
         (["--client", "99"], "client 99 is none of the run's 2, 0 to 1; --global asks for the global prompt"),
     ],
 )
-def test_bad_input(run, pictures, tmp_path, arguments, said, capsys):
+def test_bad_input(run, images, tmp_path, arguments, said, capsys):
     folder = tmp_path if arguments[1] == "0" else run
     assert export.main(["--run", str(folder), *arguments, "--to", str(tmp_path / "to")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "to").exists()
-    assert predict.main(["--run", str(folder), *arguments, str(pictures[0][0])]) == 2
+    assert predict.main(["--run", str(folder), *arguments, str(images[0][0])]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -312,7 +312,7 @@ def test_weights_that_are_elsewhere_on_this_machine(own_weights, tmp_path, capsy
     assert f"--weights {other}: the run was trained with other weights" in capsys.readouterr().err
 
 
-def test_pictures_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
+def test_images_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
     there = tmp_path / "there"
     for split in ("train", "test"):
         for shade, name in enumerate(("cat", "dog")):
@@ -321,7 +321,7 @@ def test_pictures_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
                 Image.new("RGB", (16, 16), (99 * shade, 9 * i, 9)).save(there / split / name / f"{i}.png")
     words = ["dataset=folder", f"dataset.root={there}", "partition=iid", "protocol=personal", "clients=2"]
     words += ["runtime=inline", "rounds=1", "local_epochs=1", "evaluate_every=0", f"runtime.cache_dir={tmp_path}"]
-    words += ["method.images_a_rank=1"]  # a rank that hangs on how many pictures a client has
+    words += ["method.images_a_rank=1"]  # a rank that hangs on how many images a client has
     start(composed([*words, f"run_dir={tmp_path / 'run'}"]))
     here = there.rename(tmp_path / "here")
     command = ["--run", str(tmp_path / "run"), "--client", "0", str(here / "test" / "cat" / "0.png")]
@@ -331,11 +331,11 @@ def test_pictures_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
     assert "cat" in capsys.readouterr().out
     (here / "test" / "dog" / "0.png").unlink()
     assert predict.main([*command, "--data-root", str(here)]) == 2
-    assert "have changed since it was started: 7 test pictures where there were 8" in capsys.readouterr().err
+    assert "have changed since it was started: 7 test images where there were 8" in capsys.readouterr().err
 
 
 def deployed(method: str) -> Federation:
-    """What the machine of a run knows when the pictures are the clients' own: none of them."""
+    """What the machine of a run knows when the images are the clients' own: none of them."""
     words = ["runtime=flower", "partition=own", "dataset=folder", "dataset.root=null", "protocol=personal"]
     return build_federation(
         composed([*words, "dataset.class_names=[cat,dog,fox,owl]", "clients=2", f"method={method}"])
@@ -343,7 +343,7 @@ def deployed(method: str) -> Federation:
 
 
 @pytest.mark.parametrize("method", ["fedpgp", "scaffold", "ditto", "fedtpg"])
-def test_a_client_is_answered_for_without_its_pictures(method):
+def test_a_client_is_answered_for_without_its_images(method):
     federation = deployed(method)
     classes = federation.class_set(federation.federated_split.base_classes)
     (classifier,) = federation.personal_classifier(
@@ -353,7 +353,7 @@ def test_a_client_is_answered_for_without_its_pictures(method):
 
 
 @pytest.mark.parametrize("method", ["pfedprompt"])
-def test_a_method_that_needs_the_pictures_says_so(method):
+def test_a_method_that_needs_the_images_says_so(method):
     federation = deployed(method)
     classes = federation.class_set(federation.federated_split.base_classes)
     with pytest.raises(FedPGPError, match=f"method {method} needs the client's own training images"):

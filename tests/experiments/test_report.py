@@ -351,7 +351,7 @@ def test_texts_are_escaped(tmp_path):
     assert "<script>alert(1)</script>" in page(write_report(tmp_path / "run")).text
 
 
-def test_deployment_keeps_its_pictures(tmp_path):
+def test_deployment_keeps_its_images(tmp_path):
     write_run(tmp_path / "run", runtime__name="deployment")
     (tmp_path / "run" / "samples.json").unlink()
     assert "Kept by the client" in page(write_report(tmp_path / "run")).text

@@ -153,7 +153,7 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
 
 
 def test_warnings_are_heard_behind_hydra(tmp_path, small):
-    """A damaged cache, a broken picture: Hydra's own choices for logging would silence those who tell."""
+    """A damaged cache, a broken image: Hydra's own choices for logging would silence those who tell."""
     assert not main([*SMALL, f"run_dir={tmp_path / 'run'}"])
     teller = logging.getLogger("fedpgp.data.features")
     assert not teller.disabled and teller.isEnabledFor(logging.WARNING)

@@ -24,7 +24,7 @@ NEW = "ant"
 """A class that comes first in the order of names, so that all labels move."""
 
 
-def picture(path, shade):
+def image(path, shade):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(shade).integers(256, size=(16, 16, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -32,13 +32,13 @@ def picture(path, shade):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Pictures, and a run on them that was killed after its last checkpoint, before its summary."""
+    """Images, and a run on them that was killed after its last checkpoint, before its summary."""
     folder = tmp_path_factory.mktemp("made")
     for number, name in enumerate(CLASSES):
         for split, count in (("train", 4), ("test", 2)):
             for i in range(count):
-                picture(folder / "pictures" / split / name / f"{i}.png", 10 * number + i)
-    words = ["dataset=folder", "dataset.root=pictures", "partition=iid", "protocol=personal", "clients=2"]
+                image(folder / "images" / split / name / f"{i}.png", 10 * number + i)
+    words = ["dataset=folder", "dataset.root=images", "partition=iid", "protocol=personal", "clients=2"]
     words += ["runtime=inline", "rounds=1", "local_epochs=1", f"runtime.cache_dir={folder / 'cache'}", "run_dir=run"]
     with contextlib.chdir(folder):
         start(composed(words))
@@ -48,7 +48,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path, monkeypatch):
-    for name in ("run", "pictures"):
+    for name in ("run", "images"):
         shutil.copytree(made / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)  # the configuration's paths are relative
     monkeypatch.setattr(clients.client_app, "_federation", None)  # what a process that is started anew has
@@ -56,43 +56,43 @@ def run(made, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pictures(run):
-    return run.parent / "pictures"
+def images(run):
+    return run.parent / "images"
 
 
-def add_class(pictures):
+def add_class(images):
     for split in ("train", "test"):
         for i in range(4):
-            picture(pictures / split / NEW / f"{i}.png", 90 + i)
+            image(images / split / NEW / f"{i}.png", 90 + i)
 
 
-def take_one(pictures):
-    (pictures / "test" / "dog" / "1.png").unlink()
+def take_one(images):
+    (images / "test" / "dog" / "1.png").unlink()
 
 
-def other_picture(pictures):
-    path = pictures / "train" / "cat" / "0.png"
+def other_image(images):
+    path = images / "train" / "cat" / "0.png"
     path.write_bytes(path.read_bytes() + b"\0")
 
 
-def swap(pictures):
-    """The same class folders and numbers of pictures, under other labels."""
+def swap(images):
+    """The same class folders and numbers of images, under other labels."""
     for split in ("train", "test"):
-        (pictures / split / "cat").rename(pictures / split / "elk")
+        (images / split / "cat").rename(images / split / "elk")
 
 
 CHANGES = [
-    (add_class, "classes that are new: ant; 16 train pictures where there were 12; 10 test pictures"),
-    (take_one, "5 test pictures where there were 6"),
-    (other_picture, "train pictures of other names, sizes or labels"),
+    (add_class, "classes that are new: ant; 16 train images where there were 12; 10 test images"),
+    (take_one, "5 test images where there were 6"),
+    (other_image, "train images of other names, sizes or labels"),
     (swap, "classes that are new: elk; classes that are gone: cat"),
 ]
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_run_whose_data_have_changed_is_neither_resumed_nor_scored(run, pictures, change, said, capsys):
+def test_a_run_whose_data_have_changed_is_neither_resumed_nor_scored(run, images, change, said, capsys):
     before = (run / "metrics.jsonl").read_bytes()
-    change(pictures)
+    change(images)
     with pytest.raises(FedPGPError, match=f"the data of {run} have changed since it was started: {said}.*Restore them"):
         resume(run)
     assert (run / "metrics.jsonl").read_bytes() == before and checkpoints(run / "checkpoint")
@@ -100,12 +100,12 @@ def test_a_run_whose_data_have_changed_is_neither_resumed_nor_scored(run, pictur
     assert said in capsys.readouterr().err and not (run / "evaluations").exists()
 
 
-def test_a_copy_of_the_data_is_the_same(run, pictures, tmp_path, capsys):
+def test_a_copy_of_the_data_is_the_same(run, images, tmp_path, capsys):
     """Other times of the files, other place."""
-    shutil.copytree(pictures, tmp_path / "copy", copy_function=shutil.copyfile)
-    shutil.rmtree(pictures)
+    shutil.copytree(images, tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(images)
     assert evaluate.main(["--run", str(run), f"dataset.root={tmp_path / 'copy'}"]) == 0
-    shutil.copytree(tmp_path / "copy", pictures, copy_function=shutil.copyfile)
+    shutil.copytree(tmp_path / "copy", images, copy_function=shutil.copyfile)
     resume(run)
     (path,) = (run / "evaluations").iterdir()
     ours, theirs = (json.loads(p.read_text())["accuracy"] for p in (path, run / "summary.json"))
@@ -113,24 +113,24 @@ def test_a_copy_of_the_data_is_the_same(run, pictures, tmp_path, capsys):
 
 
 def test_another_folder_is_other_data(run, tmp_path):
-    """With its own classes; where the run's own pictures are gone it is told what is different there."""
+    """With its own classes; where the run's own images are gone it is told what is different there."""
     for number, name in enumerate(("owl", "bee")):
         for split in ("train", "test"):
-            picture(tmp_path / "other" / split / name / "0.png", number)
+            image(tmp_path / "other" / split / name / "0.png", number)
     record = evaluate.evaluate(run, [f"dataset.root={tmp_path / 'other'}"])
     assert set(record["accuracy"]["personal"]["datasets"]) == {"folder other"}
-    (tmp_path / "pictures").rename(tmp_path / "gone")
+    (tmp_path / "images").rename(tmp_path / "gone")
     with pytest.raises(FedPGPError, match="classes that are new: bee, owl; classes that are gone: cat, dog, fox"):
         evaluate.evaluate(run, [f"dataset.root={tmp_path / 'other'}"])
 
 
 @pytest.mark.parametrize("change", [add_class, shutil.rmtree])
-def test_a_client_is_answered_for_with_the_classes_of_its_run_and_without_its_data(run, pictures, change, tmp_path):
+def test_a_client_is_answered_for_with_the_classes_of_its_run_and_without_its_data(run, images, change, tmp_path):
     asked = tmp_path / "asked.png"
-    picture(asked, 7)
+    image(asked, 7)
     command = ["--run", str(run), "--client", "0"]
     assert export.main([*command, "--to", str(tmp_path / "before")]) == 0
-    change(pictures)
+    change(images)
     assert export.main([*command, "--to", str(tmp_path / "after")]) == 0
     one, other = ((tmp_path / name / "classifier.json").read_text() for name in ("before", "after"))
     assert one == other and json.loads(one)["classes"] == list(CLASSES)
@@ -139,7 +139,7 @@ def test_a_client_is_answered_for_with_the_classes_of_its_run_and_without_its_da
     assert predict.main([*command, str(asked)]) == 0
 
 
-def test_a_run_of_an_older_version_says_that_it_cannot_tell(run, pictures, capsys, tmp_path):
+def test_a_run_of_an_older_version_says_that_it_cannot_tell(run, images, capsys, tmp_path):
     for path in checkpoints(run / "checkpoint"):
         tensors, info = read_checkpoint(path)
         del info["data"]
@@ -162,10 +162,10 @@ def test_the_record_of_a_run_is_that_of_its_data(run):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["seed=1"], ["which client owns or is tested on which pictures"]),
-        (["partition.beta=0.9"], ["which client owns or is tested on which pictures"]),
-        (["protocol=personal"], ["which client owns or is tested on which pictures"]),
-        (["dataset.domains=[noto]"], ["train pictures where there were", "test pictures where there were"]),
+        (["seed=1"], ["which client owns or is tested on which images"]),
+        (["partition.beta=0.9"], ["which client owns or is tested on which images"]),
+        (["protocol=personal"], ["which client owns or is tested on which images"]),
+        (["dataset.domains=[noto]"], ["train images where there were", "test images where there were"]),
         (["lr=0.5", "method=promptfl"], []),
     ],
 )
@@ -179,22 +179,22 @@ def test_what_differs_between_two_splits(overrides, said):
     assert bool(changed) == (one["split"] != other["split"])
 
 
-def test_classes_in_another_order_are_other_classes(pictures):
+def test_classes_in_another_order_are_other_classes(images):
     names = [list(CLASSES), list(reversed(CLASSES))]
     records = []
     for order in names:
-        words = ["dataset=folder", f"dataset.root={pictures}", f"dataset.class_names=[{','.join(order)}]"]
+        words = ["dataset=folder", f"dataset.root={images}", f"dataset.class_names=[{','.join(order)}]"]
         words += ["partition=iid", "protocol=personal", "clients=2", "runtime=inline"]
         records.append(data_record(build_federation(composed(words)).federated_split))
     assert "the order of the classes" in data_changes(*records)
 
 
-def test_a_table_of_the_hub_is_the_same_wherever_it_lies(pictures, tmp_path):
+def test_a_table_of_the_hub_is_the_same_wherever_it_lies(images, tmp_path):
     pytest.importorskip("datasets")
-    shutil.copytree(pictures, tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
-    places = [(pictures.parent, "pictures"), (tmp_path / "elsewhere", "copy")]
-    shutil.copytree(pictures, tmp_path / "elsewhere" / "changed")
-    other_picture(tmp_path / "elsewhere" / "changed")
-    places = [(pictures.parent, "pictures"), *((tmp_path / "elsewhere", name) for name in ("copy", "changed"))]
+    shutil.copytree(images, tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
+    places = [(images.parent, "images"), (tmp_path / "elsewhere", "copy")]
+    shutil.copytree(images, tmp_path / "elsewhere" / "changed")
+    other_image(tmp_path / "elsewhere" / "changed")
+    places = [(images.parent, "images"), *((tmp_path / "elsewhere", name) for name in ("copy", "changed"))]
     one, copy, changed = (load_dataset("hub", root, repo=name).train.signature for root, name in places)
     assert one == copy != changed

@@ -1,4 +1,4 @@
-"""Pictures that are encoded and clients that are evaluated are counted on the terminal, in every runtime."""
+"""Images that are encoded and clients that are evaluated are counted on the terminal, in every runtime."""
 
 import pytest
 
@@ -14,7 +14,7 @@ WORDS += ["local_epochs=1", "evaluate_every=0", "runtime.cohort_size=2"]
 
 
 @pytest.mark.parametrize("runtime", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
-def test_a_run_counts_pictures_and_clients(runtime, tmp_path, monkeypatch):
+def test_a_run_counts_images_and_clients(runtime, tmp_path, monkeypatch):
     told: list[tuple] = []
     monkeypatch.setattr(strategies.watch, "LOOK", 0.02)
     monkeypatch.setattr(clients.progress, "BETWEEN", 0.0)

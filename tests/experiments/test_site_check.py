@@ -56,10 +56,10 @@ def test_a_site_that_is_right(tmp_path, capsys):
     assert not list((tmp_path / "state").iterdir()), "nothing is kept of a check"
 
 
-def test_broken_pictures_are_all_named_at_once_or_left_out(tmp_path, capsys):
+def test_broken_images_are_all_named_at_once_or_left_out(tmp_path, capsys):
     data = site(tmp_path / "site", each=3)
     for name in ("train/cat/0.png", "test/dog/1.png"):
-        (data / name).write_bytes(b"no picture")
+        (data / name).write_bytes(b"no image")
     (data / "train" / "dog" / "9.jpg").symlink_to("nowhere")
     code, found = check(capsys, "--data", data, *CLASSES)
     (broken,) = found[WRONG]
@@ -74,7 +74,7 @@ def test_broken_pictures_are_all_named_at_once_or_left_out(tmp_path, capsys):
     ("folders", "words", "said"),
     [
         (("cat", "fox"), (), "has folders that dataset.class_names lacks: fox"),
-        ((), (), "no pictures"),
+        ((), (), "no images"),
         (("cat",), ("model.pretrained=/nowhere.pt",), "weights: "),
         (("cat",), ("protocol=multidomain",), "protocol"),
     ],
@@ -86,7 +86,7 @@ def test_what_a_node_would_refuse_is_said_in_its_words(tmp_path, capsys, folders
     assert code == 2 and any(said in line for line in found[WRONG]), found
 
 
-def test_too_few_pictures(tmp_path, capsys):
+def test_too_few_images(tmp_path, capsys):
     """Of classes that this run does not train; then of one that it does."""
     data = site(tmp_path / "site", ("dog",))
     code, found = check(capsys, "--data", data, "dataset.class_names=[cat,dog]", "protocol=base2novel")

@@ -71,7 +71,7 @@ def test_an_emoji_is_on_one_side_in_all_domains():
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_pictures_are_readable_and_different(domain):
+def test_images_are_readable_and_different(domain):
     digests = set()
     with zipfile.ZipFile(EMOJI / f"{domain}.zip") as archive:
         for info in archive.infolist():

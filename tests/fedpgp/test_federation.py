@@ -175,8 +175,8 @@ def test_local_labels_own_never_answers_another_class():
     assert result.metrics["personal.base"] < 100.0
 
 
-def test_a_sample_is_a_small_picture():
-    """A photograph of megabytes is not sent to be shown at the width of a thumb; a small picture stays as it is."""
+def test_a_sample_is_a_small_image():
+    """A photograph of megabytes is not sent to be shown at the width of a thumb; a small image stays as it is."""
     fed = federation()
     fed.dataset = replace(DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels))
     shared, states = one_round(fed)
@@ -184,7 +184,7 @@ def test_a_sample_is_a_small_picture():
     assert Image.open(io.BytesIO(sample["png"])).size == (128, 256)
 
 
-def test_samples_show_test_pictures_with_the_personal_answer():
+def test_samples_show_test_images_with_the_personal_answer():
     fed = federation()
     shared, states = one_round(fed)
     samples = fed.samples(shared, [1], states.get, per_client=4)
@@ -254,8 +254,8 @@ def test_what_training_alone_reads_is_not_made_of_test_images(name, what):
 
 @pytest.mark.parametrize("all_rows", [True, False])
 @pytest.mark.parametrize("views", [1, 3, None])
-def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, all_rows, tmp_path):
-    """In a joint data set too, whose parts are encoded one by one, and where only a few pictures are."""
+def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_path):
+    """In a joint data set too, whose parts are encoded one by one, and where only a few images are."""
     (joint, _), clip = join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]), golden_clip()
     rows = [0, 7, len(DATASET.train), len(joint.train) - 1]
     used = np.arange(len(joint.train)) if all_rows else np.array(rows)
@@ -286,14 +286,14 @@ def test_a_mirrored_feature_is_of_the_picture_that_is_seen(views, all_rows, tmp_
 
 
 def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
-    """Both ways of training on augmented pictures see the same view under the same number, and train."""
+    """Both ways of training on augmented images see the same view under the same number, and train."""
     clip = golden_clip()
 
     def source(part, view=None):
-        pictures = getattr(DATASET, part)
+        images = getattr(DATASET, part)
         if view is not None:
-            pictures = AugmentedSplit(pictures, view, clip.image_size)
-        return encode_split(clip, pictures, cache_dir=tmp_path, dataset_name="made_up", split_name=f"{part}-{view}")
+            images = AugmentedSplit(images, view, clip.image_size)
+        return encode_split(clip, images, cache_dir=tmp_path, dataset_name="made_up", split_name=f"{part}-{view}")
 
     def made(views):
         settings = TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views)

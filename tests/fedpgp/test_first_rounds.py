@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedpgp.federation import NeedsPictures
+from fedpgp.federation import NeedsImages
 from fedpgp.methods import METHODS, cosine_logits
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.small import small_config, small_federation
@@ -109,9 +109,9 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_no_answer_depends_on_what_never_trained_or_on_training_pictures(name):
+def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
     """After a client's first round, a personal tensor that is still as it was drawn has no say in its
-    answers, and nor have its training pictures: predict and export do without (but for pFedPrompt,
+    answers, and nor have its training images: predict and export do without (but for pFedPrompt,
     whose model is a memory of them)."""
     fed = federation(name)
     shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
@@ -125,7 +125,7 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_pictures(name):
     assert_close(answers(fed, 0, shared, memory, states), expected)
     fed.dataset = replace(fed.dataset, train=None)
     if name == "pfedprompt":
-        with pytest.raises(NeedsPictures, match="needs the client's own training images"):
+        with pytest.raises(NeedsImages, match="needs the client's own training images"):
             answers(fed, 0, shared, memory, states)
     else:
         assert_close(answers(fed, 0, shared, memory, states), expected)

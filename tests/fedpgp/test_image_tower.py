@@ -9,7 +9,7 @@ from fedpgp.clip import load_clip
 from fedpgp.image_tower import ImageTower
 
 
-def test_a_few_pictures_at_a_time_are_the_same(monkeypatch):
+def test_a_few_images_at_a_time_are_the_same(monkeypatch):
     tower = ImageTower(load_clip("tiny_vit"), torch.float64, "vpt")
     torch.manual_seed(0)
     pixels = torch.randn(2, 3, 3, 64, 64)
@@ -30,6 +30,6 @@ def test_a_few_pictures_at_a_time_are_the_same(monkeypatch):
     assert len(seen) == tower.depth
     monkeypatch.setattr(fedpgp.blocks, "HIDDEN_BYTES", 1)
     parts, same = run()
-    assert len(seen) == 3 * tower.depth  # one picture of both clients at a time
+    assert len(seen) == 3 * tower.depth  # one image of both clients at a time
     assert_close(parts, together, rtol=0, atol=1e-12)
     assert_close(same, grads, rtol=1e-10, atol=1e-12)

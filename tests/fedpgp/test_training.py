@@ -196,7 +196,7 @@ def test_kept_optimizer_state_equals_one_long_round(task):
 
 
 def test_training_on_views_equals_training_on_the_views_drawn(task):
-    """A client's round on V views is a round on the pictures it drew."""
+    """A client's round on V views is a round on the images it drew."""
     from fedpgp.training import drawn_views
 
     settings = TrainingSettings(epochs=1, batch_size=5, lr=0.05, views=3)

@@ -257,10 +257,10 @@ def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):
 
 
 def test_a_run_does_not_wait_for_a_client_whose_node_cannot_take_part(tmp_path):
-    """It would for ever: its node has pictures of its own, and the federation splits some."""
+    """It would for ever: its node has images of its own, and the federation splits some."""
     configs = sites(tmp_path)
     configs[2]["data-dir"] = str(tmp_path)
-    with pytest.raises(FedPGPError, match="clients 2 are not there; the node of client 2 cannot .* its own pictures"):
+    with pytest.raises(FedPGPError, match="clients 2 are not there; the node of client 2 cannot .* its own images"):
         deployed(tmp_path / "a", "runtime.round_timeout=null", configs=configs)
 
 
@@ -309,7 +309,7 @@ def test_a_node_s_own_configuration_is_checked(config, said):
         Site.of(config)
 
 
-def test_features_of_a_node_s_own_pictures_are_nobody_else_s(tmp_path):
+def test_features_of_a_node_s_own_images_are_nobody_else_s(tmp_path):
     config = small_config(tmp_path / "run", *SMALL)
     config["partition"]["scheme"] = "own"
     site = Site.of({"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)})

@@ -1,6 +1,6 @@
-"""A curious server's attack: global prompts that answer one class for every picture read a client's labels.
+"""A curious server's attack: global prompts that answer one class for every image read a client's labels.
 
-Accuracy times count is the number of that class. The prompts are trained on other, public pictures, as a server could,
+Accuracy times count is the number of that class. The prompts are trained on other, public images, as a server could,
 and sent in ordinary evaluation messages.
 """
 
@@ -31,7 +31,7 @@ RUN = "0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> dict:
-    """``--node-config`` of a client with its own pictures."""
+    """``--node-config`` of a client with its own images."""
     folder, emoji = tmp_path_factory.mktemp("site"), load_dataset("emoji")
     for part, counts in (("train", dict.fromkeys(CLASSES, 4)), ("test", HELD)):
         for name, count in counts.items():
@@ -83,7 +83,7 @@ def crafted(site, tmp_path_factory) -> tuple[dict, list[dict], Federation]:
     start, task, classes = federation.initial_shared(), federation.method.task, federation.base
     emoji = load_dataset("emoji")
     public = [emoji.test.image(i) for i in range(0, len(emoji.test), len(emoji.test) // 128)]
-    features = task.clip.encode_images(torch.stack([task.clip.preprocess(picture) for picture in public]))
+    features = task.clip.encode_images(torch.stack([task.clip.preprocess(image) for image in public]))
     features = torch.nn.functional.normalize(features.float(), dim=-1)
     found = []
     for label in range(len(CLASSES)):
@@ -106,7 +106,7 @@ def read(metrics: dict) -> int:
 
 
 def test_without_a_bound_the_attack_reads_every_label(crafted):
-    """What the protection is against: the counts to an image or two, more of which more public pictures would mend."""
+    """What the protection is against: the counts to an image or two, more of which more public images would mend."""
     _, prompts, federation = crafted
     results = [next(iter(federation.evaluate(prompt, [0], lambda client: None))).metrics for prompt in prompts]
     counts = [read(metrics) for metrics in results]
@@ -129,7 +129,7 @@ def test_the_node_tells_no_counts(site, crafted, tmp_path):
     assert dict(again["metrics"]) == dict(answers[0]["metrics"])
 
 
-def test_a_client_with_few_pictures_tells_none(site, crafted, tmp_path):
+def test_a_client_with_few_images_tells_none(site, crafted, tmp_path):
     start, _, _ = crafted
     node = Node({**site, "min-report": 65}, tmp_path)
     assert dict(node.ask("evaluate", start, 0)["metrics"]) == {"num-examples": 64}

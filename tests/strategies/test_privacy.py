@@ -1,4 +1,4 @@
-"""What leaves a client with pictures of its own: every byte is recorded and searched."""
+"""What leaves a client with images of its own: every byte is recorded and searched."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ LONGEST_CHANCE = 16
 
 
 def sites(folder: Path) -> list[dict]:
-    """Two clients' folders of pictures, and the configurations of their nodes."""
+    """Two clients' folders of images, and the configurations of their nodes."""
     emoji = load_dataset("emoji")
     for client, domain in enumerate(("noto", "twemoji")):
         for part in ("train", "test"):
@@ -101,7 +101,7 @@ def test_personal_terms_stay(federation):
     assert not list((folder / "run" / "private").glob("client_*"))
 
 
-def test_features_and_pictures_stay(federation):
+def test_features_and_images_stay(federation):
     folder, _, sent = federation
     caches = [path for client in HELD for path in (folder / f"state_{client}" / "features").glob("*.safetensors")]
     assert len(caches) == 4
@@ -115,11 +115,11 @@ def test_features_and_pictures_stay(federation):
         assert busy and not [row for row in busy if row in sent]
 
 
-def test_their_figures_cannot_be_made_again_without_their_pictures(federation, capsys):
+def test_their_figures_cannot_be_made_again_without_their_images(federation, capsys):
     folder, _, _ = federation
     assert evaluate.main(["--run", str(folder / "run")]) == 2
     said = capsys.readouterr().err
-    assert "the pictures of this run are on its clients' own machines" in said and "experiments.predict" in said
+    assert "the images of this run are on its clients' own machines" in said and "experiments.predict" in said
 
 
 def test_labels_and_names_stay(federation):
@@ -167,7 +167,7 @@ def test_figures_are_rounded_and_few_images_tell_none(federation, tmp_path, caps
         rows = list(csv.DictReader(file))
     for row in rows:  # 8 images of its own: halves; 4 to 8 of base and novel classes: halves
         assert all(float(row[figure]) in (0.0, 50.0, 100.0) for figure in ("local", "base", "novel") if row[figure])
-    assert "Clients round the figures of their own pictures" in (folder / "run" / "report.html").read_text()
+    assert "Clients round the figures of their own images" in (folder / "run" / "report.html").read_text()
     nodes = Nodes(client_app(), sites(tmp_path))
     run_rounds(tmp_path, nodes, "runtime.min_report=9", "rounds=1")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -177,7 +177,7 @@ def test_figures_are_rounded_and_few_images_tell_none(federation, tmp_path, caps
 
 
 def test_a_client_that_claims_many_images_is_capped(tmp_path, capsys):
-    """Nobody else counts its pictures: it weighs at most ten times the round's lower median, and the report says so."""
+    """Nobody else counts its images: it weighs at most ten times the round's lower median, and the report says so."""
     says, weight = 10**9, 80
 
     class Boasts(Nodes):
@@ -203,8 +203,8 @@ def test_a_client_that_claims_many_images_is_capped(tmp_path, capsys):
     assert "Round 1, client 1: 1,000,000,000 images, weighs 80" in page
 
 
-def test_a_node_that_comes_back_with_other_pictures_counts_with_those(tmp_path):
-    """A picture comes while client 1's node is being started again: its updates are not refused for the new count."""
+def test_a_node_that_comes_back_with_other_images_counts_with_those(tmp_path):
+    """An image comes while client 1's node is being started again: its updates are not refused for the new count."""
 
     def before(nodes, node, message):
         job = Job.of(message.content)

@@ -25,7 +25,7 @@ def make_app() -> ClientApp:
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "raise":
-            raise ValueError("a bad picture")
+            raise ValueError("a bad image")
         time.sleep(float(what) if what.replace(".", "").isdigit() else 0)
         answer = {"what": what, "pid": os.getpid(), "node": dict(context.node_config)["partition-id"]}
         return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
@@ -71,7 +71,7 @@ def test_an_exception_of_the_app_and_a_death_cost_their_own_message(grid):
     before = {a["pid"] for a in ask(grid, "0.2", "0.2")}
     replies = grid.send_and_receive(messages(grid, "raise", "die", "x", "y"), timeout=90)
     errors = {reply.error.code: reply.error.reason for reply in replies if reply.has_error()}
-    assert errors[APP_FAILED] == "ValueError: a bad picture"
+    assert errors[APP_FAILED] == "ValueError: a bad image"
     assert "ended unexpectedly" in errors[WORKER_LOST]
     assert {reply.content["answer"]["what"] for reply in replies if reply.has_content()} == {"x", "y"}
     end = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""How a picture is opened: the same way by every reader, in training, evaluation and ``predict``."""
+"""How an image is opened: the same way by every reader, in training, evaluation and ``predict``."""
 
 import contextlib
 import io
@@ -17,22 +17,22 @@ from fedpgp.errors import FedPGPError, check_number, unknown
 log = logging.getLogger(__name__)
 
 VERSION = "2"
-"""Part of the fingerprint of people's pictures: raise it when the same file gives other pixels than before, so that no
+"""Part of the fingerprint of people's images: raise it when the same file gives other pixels than before, so that no
 cache serves features of the old ones. (1: as stored; 2: upright, on a ground, deep grey alike.)"""
 
 BACKGROUNDS = ("white", "none")
 DEEP = (0.0, 65535.0)
-"""Black and white of grey pictures of 16 bits."""
+"""Black and white of grey images of 16 bits."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the pictures of a data set are read.
+    """How the images of a data set are read.
 
     Attributes:
         background: what lies under transparent pixels: ``white``, or ``none``, the colour that the file has there.
         grey_range: values of 16-bit and float grey that become black and white. None: 0 and 65535 for whole numbers; a
-            picture of float values, or of whole numbers beyond these, is scaled by its own finite values.
+            image of float values, or of whole numbers beyond these, is scaled by its own finite values.
     """
 
     background: str = "white"
@@ -63,7 +63,7 @@ class Reading:
         return f"{VERSION} {self.background} {self.grey_range}"
 
     def record(self) -> dict:
-        """What somebody has to know who reads pictures for an exported classifier; for JSON."""
+        """What somebody has to know who reads images for an exported classifier; for JSON."""
         return {"orientation": "exif", **asdict(self)}
 
 
@@ -71,30 +71,30 @@ PUBLISHED = Reading(background="none")
 """Published data sets are read as the code of their papers reads them."""
 
 
-def read_picture(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Image.Image:
-    """A picture as RGB, upright: turned and mirrored as its EXIF orientation says.
+def read_image(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Image.Image:
+    """An image as RGB, upright: turned and mirrored as its EXIF orientation says.
 
     Args:
         source: a file, or its content.
         reading: what becomes of transparent pixels and of deep grey.
 
     Raises:
-        Exception: whatever Pillow's decoders raise for a broken picture, each in its own way.
+        Exception: whatever Pillow's decoders raise for a broken image, each in its own way.
     """
     _silence_pillow()
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         image.load()
-        # Damaged metadata cost a picture nothing: what fails is writing them anew, after the pixels are turned.
+        # Damaged metadata cost an image nothing: what fails is writing them anew, after the pixels are turned.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return as_rgb(image, reading)
 
 
 def as_rgb(image: Image.Image, reading: Reading) -> Image.Image:
-    """RGB of a picture of any mode.
+    """RGB of an image of any mode.
 
     Raises:
-        ValueError: a float picture without a finite value; a mode that Pillow cannot convert.
+        ValueError: a float image without a finite value; a mode that Pillow cannot convert.
     """
     if image.mode.startswith(("I", "F")):
         return _eight_bits(image, reading.grey_range).convert("RGB")
@@ -109,7 +109,7 @@ def as_rgb(image: Image.Image, reading: Reading) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, limits: tuple[float, float] | None) -> Image.Image:
-    """8-bit grey of a picture of 16-bit, 32-bit or float values, which Pillow would cut off at 255."""
+    """8-bit grey of an image of 16-bit, 32-bit or float values, which Pillow would cut off at 255."""
     values = np.asarray(image, dtype=np.float64)
     finite = np.isfinite(values)
     if not finite.any():
@@ -128,7 +128,7 @@ def _eight_bits(image: Image.Image, limits: tuple[float, float] | None) -> Image
 @cache
 def _tell_dark() -> None:
     log.warning(
-        "a picture of 16 bits has no value above %d, so it is nearly black; if all are like it, set "
+        "an image of 16 bits has no value above %d, so it is nearly black; if all are like it, set "
         "dataset.grey_range=[0,4095] (12 bits) or what their white is",
         DEEP[1] // 15,
     )
@@ -136,7 +136,7 @@ def _tell_dark() -> None:
 
 @cache
 def _silence_pillow() -> None:
-    """Keeps Pillow's remarks on metadata, palettes and sizes off the terminal; what is wrong with a picture that cannot
+    """Keeps Pillow's remarks on metadata, palettes and sizes off the terminal; what is wrong with an image that cannot
     be read is in the error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)

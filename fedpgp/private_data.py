@@ -1,4 +1,4 @@
-"""Clients with pictures of their own (``partition=own``): nothing is split, and nobody sees more than its own.
+"""Clients with images of their own (``partition=own``): nothing is split, and nobody sees more than its own.
 
 The class list is the federation's. A client sees its own folder; the server sees none, and knows of a client's images
 only how many there are.
@@ -20,11 +20,11 @@ PROTOCOLS = ("base2novel", "personal")
 NOTHING = np.empty(0, dtype=np.int64)
 
 
-def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> FederatedSplit:
+def split_private_data(config: Mapping, load: Callable[[Mapping], Dataset]) -> FederatedSplit:
     """The split as one participant knows it.
 
     Args:
-        config: the resolved configuration; ``partition.client`` is the client whose pictures are in ``dataset.root``,
+        config: the resolved configuration; ``partition.client`` is the client whose images are in ``dataset.root``,
             absent on the server.
         load: loads the data set of a configuration.
 
@@ -34,7 +34,7 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Federat
         split.
 
     Raises:
-        FedPGPError: no class list; a template without a place for them; a protocol that splits images; pictures of
+        FedPGPError: no class list; a template without a place for them; a protocol that splits images; images of
             other classes.
     """
     names = config["dataset"].get("class_names")
@@ -46,9 +46,9 @@ def own_pictures(config: Mapping, load: Callable[[Mapping], Dataset]) -> Federat
     check_template(config["dataset"]["template"])
     protocol = make_protocol(config["protocol"])
     if protocol.name not in PROTOCOLS:
-        raise FedPGPError(unknown("protocol for clients with their own pictures", protocol.name, PROTOCOLS))
+        raise FedPGPError(unknown("protocol for clients with their own images", protocol.name, PROTOCOLS))
     if protocol.selection == "validation":
-        raise FedPGPError("protocol.selection=validation is not there for clients with their own pictures; use last")
+        raise FedPGPError("protocol.selection=validation is not there for clients with their own images; use last")
     base, novel = tuple(range(len(names))), ()
     if isinstance(protocol, Base2Novel):
         base, novel = (tuple(ids) for ids in base_novel(names, order=protocol.class_order))

@@ -1,4 +1,4 @@
-"""How a picture is opened: every reader alike."""
+"""How an image is opened: every reader alike."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from experiments.predict import _opened
 from fedpgp.data import FileSplit, load_dataset
-from fedpgp.data.pictures import PUBLISHED, Reading, _silence_pillow, read_picture
+from fedpgp.data.images import PUBLISHED, Reading, _silence_pillow, read_image
 from fedpgp.errors import FedPGPError
 
 SHOWN = np.zeros((24, 40, 3), np.uint8)  # what a person sees: red above, blue below, white on the left
@@ -28,7 +28,7 @@ FORMATS = ["jpg", "png", "webp", "tiff"]
 
 
 def turned(path, orientation):
-    """Writes a picture whose EXIF data say how it is to be turned."""
+    """Writes an image whose EXIF data say how it is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     lossless = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(path.suffix[1:], {})
@@ -38,11 +38,11 @@ def turned(path, orientation):
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("ending", FORMATS)
-def test_a_turned_picture_is_upright_for_every_reader(tmp_path, ending, orientation):
+def test_a_turned_image_is_upright_for_every_reader(tmp_path, ending, orientation):
     path = turned(tmp_path / f"turned.{ending}", orientation)
     read = {
-        "file": read_picture(path),
-        "content": read_picture(path.read_bytes()),
+        "file": read_image(path),
+        "content": read_image(path.read_bytes()),
         "split": FileSplit(tmp_path, [path.name], [0]).image(0),
         "predict": next(_opened([path], Reading(), {})),
     }
@@ -52,7 +52,7 @@ def test_a_turned_picture_is_upright_for_every_reader(tmp_path, ending, orientat
         assert np.abs(np.asarray(image, int) - SHOWN).mean() < 3, reader
 
 
-def test_a_hub_table_and_a_folder_of_the_same_turned_pictures_are_read_alike(tmp_path, monkeypatch):
+def test_a_hub_table_and_a_folder_of_the_same_turned_images_are_read_alike(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
@@ -76,7 +76,7 @@ def test_a_hub_table_and_a_folder_of_the_same_turned_pictures_are_read_alike(tmp
     np.testing.assert_array_equal(inside.image(0), folder.train.image(5))
 
 
-def test_damaged_exif_data_cost_a_picture_nothing(tmp_path):
+def test_damaged_exif_data_cost_an_image_nothing(tmp_path):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x0131] = 6, "a maker of cameras", "its software"
     as_text, as_fraction = b"\x01\x0f\x00\x02\x00\x00\x00\x13", b"\x01\x0f\x00\x05\x00\x00\x00\x01"
@@ -86,17 +86,17 @@ def test_damaged_exif_data_cost_a_picture_nothing(tmp_path):
         image.save(tmp_path / "y.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
     with pytest.raises(AttributeError):
         ImageOps.exif_transpose(Image.open(tmp_path / "x.jpg"))
-    assert read_picture(tmp_path / "x.jpg").size == (40, 24)
-    assert read_picture(tmp_path / "y.jpg").size == (24, 40), "nothing says how"
+    assert read_image(tmp_path / "x.jpg").size == (40, 24)
+    assert read_image(tmp_path / "y.jpg").size == (24, 40), "nothing says how"
 
 
-def test_what_was_known_of_a_picture_by_an_older_reading_is_not_served(tmp_path, monkeypatch):
-    """The fingerprint, which is in the key of all caches, follows the way pictures are decoded."""
+def test_what_was_known_of_an_image_by_an_older_reading_is_not_served(tmp_path, monkeypatch):
+    """The fingerprint, which is in the key of all caches, follows the way images are decoded."""
     turned(tmp_path / "x.jpg", 6)
     now = FileSplit(tmp_path, ["x.jpg"], [0]).fingerprint
     for other in (Reading("white"), Reading("none", (0, 4095))):
         assert FileSplit(tmp_path, ["x.jpg"], [0], reading=other).fingerprint != now
-    monkeypatch.setattr("fedpgp.data.pictures.VERSION", "1")
+    monkeypatch.setattr("fedpgp.data.images.VERSION", "1")
     assert FileSplit(tmp_path, ["x.jpg"], [0]).fingerprint != now
 
 
@@ -104,7 +104,7 @@ GREEN, HIDDEN = (0, 200, 0), (10, 20, 30)  # what is seen, and the colour that a
 
 
 def cut_out(path):
-    """Writes a picture that is green on the left, half green in its middle and transparent on the right."""
+    """Writes an image that is green on the left, half green in its middle and transparent on the right."""
     pixels = np.zeros((4, 6, 4), np.uint8)
     pixels[:, :2], pixels[:, 2:4], pixels[:, 4:] = (*GREEN, 255), (*GREEN, 128), (*HIDDEN, 0)
     image = Image.fromarray(pixels)
@@ -121,7 +121,7 @@ def cut_out(path):
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tiff", "a.gif", "palette.png"])
 def test_transparent_pixels_are_white_or_as_the_file_has_them(tmp_path, name):
     path = cut_out(tmp_path / name)
-    white, none = (np.asarray(read_picture(path, Reading(ground))) for ground in ("white", "none"))
+    white, none = (np.asarray(read_image(path, Reading(ground))) for ground in ("white", "none"))
     assert white[0, 0].tolist() == none[0, 0].tolist() == list(GREEN)
     assert white[0, 5].tolist() == [255, 255, 255] and none[0, 5].tolist() == list(HIDDEN)
     if white[0, 2].tolist() != [255, 255, 255]:
@@ -134,11 +134,11 @@ def test_grey_with_alpha_and_one_transparent_colour(tmp_path):
     Image.fromarray(np.array([[[9, 9, 9], [8, 8, 8]]], np.uint8)).save(tmp_path / "rgb.png", transparency=(8, 8, 8))
     Image.fromarray(np.array([[3, 4]], np.uint8)).save(tmp_path / "l.png", transparency=4)
     for name, seen in (("la", 7), ("rgb", 9), ("l", 3)):
-        pixels = np.asarray(read_picture(tmp_path / f"{name}.png", Reading("white")))
+        pixels = np.asarray(read_image(tmp_path / f"{name}.png", Reading("white")))
         assert pixels[0].tolist() == [[seen] * 3, [255] * 3], name
 
 
-def test_the_ground_is_an_option_of_people_s_pictures_and_the_same_in_predict(tmp_path):
+def test_the_ground_is_an_option_of_people_s_images_and_the_same_in_predict(tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -150,33 +150,33 @@ def test_the_ground_is_an_option_of_people_s_pictures_and_the_same_in_predict(tm
         np.testing.assert_array_equal(next(_opened([path], Reading.of({"name": "folder", **options}), {})), image)
     with pytest.raises(FedPGPError, match="background 'wite'; did you mean white"):
         load_dataset("folder", tmp_path, background="wite")
-    assert Reading.of({"name": "emoji"}).background == "white", "predict is given people's pictures"
+    assert Reading.of({"name": "emoji"}).background == "white", "predict is given people's images"
     assert PUBLISHED.background == "none"
 
 
-def test_deep_grey_is_scaled_alike_for_all_pictures(tmp_path):
+def test_deep_grey_is_scaled_alike_for_all_images(tmp_path):
     ramp = np.arange(0, 60000, 10000, dtype=np.uint16)[None]
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     Image.fromarray(ramp // 2).save(tmp_path / "dark.png")
     Image.fromarray(ramp.astype(">u2")).save(tmp_path / "big_endian.tif")
     Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "wide.tif")
     for name in ("deep.png", "big_endian.tif", "wide.tif"):
-        grey = np.asarray(read_picture(tmp_path / name))
+        grey = np.asarray(read_image(tmp_path / name))
         assert grey[0, :, 0].tolist() == grey[0, :, 2].tolist() == [0, 39, 78, 117, 156, 195], name  # value / 257
-    assert np.asarray(read_picture(tmp_path / "dark.png"))[0, :, 0].tolist() == [0, 19, 39, 58, 78, 97]
+    assert np.asarray(read_image(tmp_path / "dark.png"))[0, :, 0].tolist() == [0, 19, 39, 58, 78, 97]
     told = Reading("none", (0, 25000))
-    assert np.asarray(read_picture(tmp_path / "dark.png", told))[0, :, 0].tolist() == [0, 51, 102, 153, 204, 255]
-    assert np.asarray(read_picture(tmp_path / "deep.png", told))[0, :, 0].tolist() == [0, 102, 204, 255, 255, 255]
+    assert np.asarray(read_image(tmp_path / "dark.png", told))[0, :, 0].tolist() == [0, 51, 102, 153, 204, 255]
+    assert np.asarray(read_image(tmp_path / "deep.png", told))[0, :, 0].tolist() == [0, 102, 204, 255, 255, 255]
 
 
-def test_float_pictures_are_read_by_their_finite_values(tmp_path):
+def test_float_images_are_read_by_their_finite_values(tmp_path):
     values = np.array([[-1.0, 0.0, 1.0, 3.0]], np.float32)
     Image.fromarray(values).save(tmp_path / "sound.tif")
     values[0, 1] = np.nan
     Image.fromarray(np.append(values, [[np.inf]], 1).astype(np.float32)).save(tmp_path / "holes.tif")
     Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "nothing.tif")
-    assert np.asarray(read_picture(tmp_path / "sound.tif"))[0, :, 0].tolist() == [0, 64, 128, 255]
-    assert np.asarray(read_picture(tmp_path / "holes.tif"))[0, :, 0].tolist() == [0, 0, 128, 255, 0]
+    assert np.asarray(read_image(tmp_path / "sound.tif"))[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert np.asarray(read_image(tmp_path / "holes.tif"))[0, :, 0].tolist() == [0, 0, 128, 255, 0]
     with pytest.raises(FedPGPError, match=r"nothing\.tif cannot be read \(none of its pixels is a finite number\)"):
         FileSplit(tmp_path, ["nothing.tif"], [0]).image(0)
 
@@ -194,10 +194,10 @@ def test_pillow_s_own_warnings_stay_off_the_terminal(tmp_path):
         warnings.simplefilter("always")
         with Image.open(path) as image:
             image.getexif()
-        assert heard, "Pillow has something to say of this picture"
+        assert heard, "Pillow has something to say of this image"
         heard.clear()
         _silence_pillow.cache_clear()
-        assert read_picture(path).size == (40, 24)
+        assert read_image(path).size == (40, 24)
         assert not heard
 
 
