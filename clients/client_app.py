@@ -145,7 +145,7 @@ class Node:
         if self.site is None or self.site.data_dir is None:
             return None
         runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
-        return Disclosure(self.store, Limits.of(self.site, runtime), federation.method.differences)
+        return Disclosure(self.store, Limits.of(self.site, runtime), federation.method.delta_params)
 
     def load_state(self, client: int):
         """The client's private tensors as of its committed round, None when it never took part."""

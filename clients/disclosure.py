@@ -97,7 +97,7 @@ class Disclosure:
     Args:
         store: where it is kept.
         limits: of the node.
-        differences: shared tensors that are no model (``Method.differences``).
+        differences: shared tensors that are no model (``Method.delta_params``).
     """
 
     def __init__(self, store: PrivateStore, limits: Limits, differences: Collection[str] = ()):

@@ -136,7 +136,7 @@ def load_client_model(
         names = range(len(federation.dataset.class_names)) if all_classes else federation.federated_split.base_classes
         classes = federation.class_set(tuple(names))
         if committed:
-            own = {client: federation.for_client(client, memory)} if memory else None
+            own = {client: federation.download_for(client, memory)} if memory else None
             (classifier,) = federation.personal_classifier(
                 shared, [client], lambda wanted: store.load(wanted, committed), [classes], own
             )

@@ -140,7 +140,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     shared = _below(tensors, "shared/")
     memory = _below(tensors, "memory/")
     clients = range(federation.num_clients)
-    own = {client: federation.for_client(client, memory) for client in clients} if memory else None
+    own = {client: federation.download_for(client, memory) for client in clients} if memory else None
     store = PrivateStore(run / "private", info["run"], 0)
     committed = tensors["committed"]
 

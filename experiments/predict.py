@@ -92,7 +92,7 @@ def predict(model: ClientModel, images: Iterable[Image.Image]) -> torch.Tensor:
     if not prepared:
         return torch.empty(0, len(model.classes.names))
     pixels = torch.stack(prepared)
-    read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.reads}
+    read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.inputs}
     images = Images(**{what: x.to(method.task.device, method.task.dtype).unsqueeze(0) for what, x in read.items()})
     return method.logits(model.classifier, images, model.classes)[0].softmax(-1).cpu()
 

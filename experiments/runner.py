@@ -182,7 +182,7 @@ def _run(
 
             def make_server(job: Job, federation, nodes: int = 1) -> Server:
                 observer.class_names, observer.notes = federation.dataset.class_names, federation.dataset.notes
-                console.one_prompt = federation.method.one_for_all
+                console.one_prompt = federation.method.shares_one_model
                 for note in federation.dataset.notes:
                     console.note(note)
                 if privacy := federation.method.privacy(config["rounds"]):
@@ -391,7 +391,7 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
     if selection != "last":
         summary["selected_rounds"] = rounds
     if server is not None:
-        summary["one_prompt"] = server.federation.method.one_for_all
+        summary["one_prompt"] = server.federation.method.shares_one_model
         summary["privacy"] = server.federation.method.privacy(server.state.server_round)
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})

@@ -187,22 +187,22 @@ class Federation:
         return self.method.init_personal(rng)
 
     def images(self, split: str) -> Images:
-        """What the method reads of the ``train`` or ``test`` images; patches and pixels are looked up when indexed."""
-        return Images(**{what: self._read(split, what) for what in self._reads(split)})
+        """Return the method's inputs of a split (train or test); patches and pixels are looked up when indexed."""
+        return Images(**{what: self._read(split, what) for what in self._inputs(split)})
 
-    def _reads(self, split: str) -> tuple[str, ...]:
+    def _inputs(self, split: str) -> tuple[str, ...]:
         method = self.method
-        return method.reads + (method.reads_in_training if split == "train" else ())
+        return method.inputs + (method.training_inputs if split == "train" else ())
 
     def encode(self) -> None:
         """Computes, or finds in the cache, all image features that training and evaluation will ask for."""
         self.features("test")
         self.images("test")
         if self.method.learns:
-            for what in self._reads("train") if self.training.views == 1 else self.method.reads:
+            for what in self._inputs("train") if self.training.views == 1 else self.method.inputs:
                 self._read("train", what)
             for view in range(self.training.views or 0) if self.training.views != 1 else ():
-                for what in self._reads("train"):
+                for what in self._inputs("train"):
                     self._view(what, view)
 
     def training_images(self) -> Images:
@@ -210,7 +210,7 @@ class Federation:
         if self.training.views == 1:
             return self.images("train")
         size = len(self.dataset.train)
-        return Images(**{what: AugmentedViews(partial(self._view, what), size) for what in self._reads("train")})
+        return Images(**{what: AugmentedViews(partial(self._view, what), size) for what in self._inputs("train")})
 
     def _view(self, what: str, view: int) -> Tensor | MappedFeatures | SubsetLookup | DecodedImages | LiveFeatures:
         """One augmented view of the training split. A view that is seen once is encoded as it is read, not kept."""
@@ -264,20 +264,20 @@ class Federation:
         own: Mapping[int, Arrays] | None,
         training: bool = True,
     ) -> Params:
-        """All tensors of these clients: shared, sent to them alone, their own, and what the method prepares."""
+        """All tensors of these clients: shared, sent to them alone, their own, and what the method precomputes."""
         task, method = self.method.task, self.method
 
         def tensor(array: np.ndarray | Tensor) -> Tensor:
             return torch.as_tensor(array).to(task.device, task.dtype)
 
         params = {name: tensor(array).expand(len(clients), *np.shape(array)) for name, array in shared.items()}
-        memory = {} if own else self.initial_memory()
-        own = own or {client: self.for_client(client, memory) for client in clients if memory}
+        memory = {} if own else self.initial_server_state()
+        own = own or {client: self.download_for(client, memory) for client in clients if memory}
         for name in own.get(clients[0], ()):
             params[name] = torch.stack([tensor(own[client][name]) for client in clients])
         for name in self._personal_names:
             params[name] = torch.stack([tensor(state[name]) for state in states])
-        if type(method).prepare is not Method.prepare and (training or method.prepares_answers):
+        if type(method).precompute is not Method.precompute and (training or method.precomputes_for_evaluation):
             rows = [self.federated_split.clients[client].train for client in clients]
             classes = self.federated_split.clients[clients[0]].classes
 
@@ -288,9 +288,9 @@ class Federation:
                 return gather(read, self.labels("train", classes), rows, task.dtype)
 
             with torch.no_grad():
-                params |= method.prepare(params, own_images, self.class_set(classes))
-        if extra := set(params) - set(shared) - set(self._personal_names) - set(method.carried):
-            raise FedPGPError(f"method {method.name}: {sorted(extra)} are not learned, so they belong into `carried`")
+                params |= method.precompute(params, own_images, self.class_set(classes))
+        if extra := set(params) - set(shared) - set(self._personal_names) - set(method.buffers):
+            raise FedPGPError(f"method {method.name}: {sorted(extra)} are not trainable, so they belong into `buffers`")
         return params
 
     def personal_classifier(
@@ -387,7 +387,7 @@ class Federation:
             clients: logical ids.
             round: of the run.
             load_state: a client's newest private tensors; None for a client that never trained.
-            own: what the server sent to one client alone (:meth:`for_client`); None: as before round 1.
+            own: what the server sent to one client alone (:meth:`download_for`); None: as before round 1.
         """
         task = self.method.task
         epochs = {client: self._epochs(client, round) for client in clients}
@@ -451,7 +451,7 @@ class Federation:
     def _stored_optimizer(self, params: Params, states: Sequence[State]) -> dict[str, Tensor]:
         """The cohort's optimizer state; zeros for a client that has none yet."""
         state = fresh_state(
-            self.training.make_optimizer(), {name: params[name] for name in self.method.learned(params)}
+            self.training.make_optimizer(), {name: params[name] for name in self.method.trainable(params)}
         )
         for k, stored in enumerate(states):
             for name, tensor in state.items():
@@ -461,15 +461,15 @@ class Federation:
 
     # The server's part. -----------------------------------------------------------------------------------------------
 
-    def initial_memory(self) -> dict[str, np.ndarray]:
+    def initial_server_state(self) -> dict[str, np.ndarray]:
         """What the server remembers before round 1."""
-        return _arrays(self.method.init_memory(self.num_clients), self.method.task.dtype)
+        return _arrays(self.method.init_server_state(self.num_clients), self.method.task.dtype)
 
-    def for_client(self, client: int, memory: Arrays) -> dict[str, np.ndarray]:
+    def download_for(self, client: int, memory: Arrays) -> dict[str, np.ndarray]:
         """What the server sends to this client alone."""
-        return _arrays(self.method.for_client(client, _tensors(memory)), self.method.task.dtype)
+        return _arrays(self.method.download_for(client, _tensors(memory)), self.method.task.dtype)
 
-    def after_round(
+    def update_server(
         self,
         averaged: Arrays,
         *,
@@ -492,7 +492,7 @@ class Federation:
         clients = sorted(uploads)
         weight = torch.tensor([weights[client] for client in clients], dtype=torch.float64)
         stacked = {n: torch.stack([torch.from_numpy(np.array(uploads[c][n])) for c in clients]) for n in sent}
-        shared, memory = self.method.after_round(
+        shared, memory = self.method.update_server(
             _tensors(averaged),
             Round(
                 number=round,
@@ -576,7 +576,7 @@ class Federation:
         theirs too."""
         class_sets = [self.class_set(ids) for ids in lists]
         if self.federated_split.clients[cohort[0]].trains:
-            if self.method.one_for_all:
+            if self.method.shares_one_model:
                 return {}
         elif self.federated_split.adapt_epochs:
             settings = replace(self.training, epochs=self.federated_split.adapt_epochs)

@@ -173,10 +173,10 @@ def train_cohort(
     place = torch.tensor(order, device=device)
     received = {name: tensor[place].clone() for name, tensor in (params if received is None else received).items()}
     params = {name: tensor[place].clone() for name, tensor in params.items()}
-    learned = method.learned(params)
+    trainable = method.trainable(params)
     optimizer = settings.make_optimizer()
     if optimizer_state is None:
-        state = fresh_state(optimizer, {name: params[name] for name in learned})
+        state = fresh_state(optimizer, {name: params[name] for name in trainable})
     else:
         state = {name: tensor[place].clone() for name, tensor in optimizer_state.items()}
     plans = [plans[k] for k in order]
@@ -202,14 +202,14 @@ def train_cohort(
         loss, grads = method.gradients(now, batch, classes, here)
         state["step"][:active] += 1
         rates = method.rates(now, here)
-        for name in learned:
+        for name in trainable:
             p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
             rate = lr * rates[name] if name in rates else lr
             optimizer.update(p, grads[name], slots, rate, state["step"][:active])
         total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
-        for p in (now[name] for name in learned):
+        for p in (now[name] for name in trainable):
             bad |= ~p.reshape(active, -1).isfinite().all(1)
         failed[:active] = torch.where((failed[:active] == 0) & bad, step + 1, failed[:active])
 
@@ -223,7 +223,7 @@ def train_cohort(
     received = {name: tensor[back] for name, tensor in received.items()}
     end = Step(round, int(lengths.max(initial=0)), clients, received, lr, seed)
     return CohortResult(
-        method.after_training(params, end),
+        method.finish_client(params, end),
         {name: tensor[back] for name, tensor in state.items()},
         total[back].cpu().double().numpy() / np.maximum(steps, 1),
         steps,

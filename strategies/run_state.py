@@ -41,7 +41,7 @@ class State:
         """Before the first round of a :class:`fedpgp.federation.Federation`, with other shared tensors where they are
         given."""
         shared = dict(sorted((initial or federation.initial_shared()).items()))
-        return cls(0, shared, np.zeros(federation.num_clients, dtype=np.int64), federation.initial_memory())
+        return cls(0, shared, np.zeros(federation.num_clients, dtype=np.int64), federation.initial_server_state())
 
     @classmethod
     def restored(cls, tensors: Mapping[str, np.ndarray], values: Mapping) -> "State":

@@ -24,7 +24,7 @@ def update_norms(upload: Arrays, sent: Arrays, differences: Collection[str]) -> 
 
     Args:
         upload, sent: tensors by name.
-        differences: names of those whose upload is a difference (``Method.differences``).
+        differences: names of those whose upload is a difference (``Method.delta_params``).
     """
     with np.errstate(over="ignore"):
         changes = [np.subtract(upload[n], sent[n], dtype=np.float64) for n in sent if n not in differences]

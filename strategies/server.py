@@ -271,7 +271,7 @@ class Server:
             return {}
         uploads = {c: {n: a.numpy() for n, a in reply.content["arrays"].items()} for c, reply in good.items()}
         spare = len(good) - clients_needed(self.strategy)
-        return too_large(uploads, self.state.shared, self.federation.method.differences, most, spare)
+        return too_large(uploads, self.state.shared, self.federation.method.delta_params, most, spare)
 
     def _cap(self, numbers: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
         """Caps the weights of clients whose images nobody else has counted; returns those that are."""
@@ -310,7 +310,7 @@ class Server:
             )
         averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
         _check_finite(server_round, {**averaged, **strategy_state(self.strategy)[0]})
-        shared, self.state.memory = self.federation.after_round(
+        shared, self.state.memory = self.federation.update_server(
             averaged,
             round=server_round,
             last=self.rounds,
@@ -470,7 +470,7 @@ class Server:
 
     def _with_own(self, message: Message) -> Message:
         """A message with what the method sends to its client alone."""
-        own = self.federation.for_client(message.metadata.dst_node_id, self.state.memory) if self.state.memory else {}
+        own = self.federation.download_for(message.metadata.dst_node_id, self.state.memory) if self.state.memory else {}
         if own:
             record = ArrayRecord({name: Array(array) for name, array in own.items()})
             message.content = RecordDict({**message.content, "own": record})

@@ -57,19 +57,19 @@ class Case:
 
     @classmethod
     def of(cls, method: Method) -> "Case":
-        """A client in its second round, with what the server sends it and the method prepares."""
+        """A client in its second round, with what the server sends it and the method precomputes."""
         task, shared = method.task, method.init_shared(generator(0, "shared"))
-        batch = random_batch(method, 1, IN_TOWER if "pixels" in method.reads else IMAGES)
+        batch = random_batch(method, 1, IN_TOWER if "pixels" in method.inputs else IMAGES)
         classes = task.class_set(range(len(task.class_names)))
         memory = {
             name: torch.ones_like(tensor) if name == "known" else torch.randn_like(tensor)
-            for name, tensor in method.init_memory(CLIENTS).items()
+            for name, tensor in method.init_server_state(CLIENTS).items()
         }
         params = start(method, 1)
-        for name, tensor in method.for_client(0, memory).items():
+        for name, tensor in method.download_for(0, memory).items():
             params[name] = tensor.to(task.device, task.dtype).unsqueeze(0)
         with torch.no_grad():
-            params |= method.prepare(params, lambda images=True: batch, classes)
+            params |= method.precompute(params, lambda images=True: batch, classes)
         received = {name: params[name] for name in shared}
         return cls(method, params, batch, classes, Step(2, 1, (0,), received, 0.1, 0))
 

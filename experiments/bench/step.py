@@ -63,7 +63,7 @@ def start(method: Method, clients: int) -> Params:
 
 
 def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
-    """Random images in all that the method reads, with random labels."""
+    """Random images in all inputs of the method, with random labels."""
     task = method.task
     torch.manual_seed(0)
 
@@ -71,16 +71,16 @@ def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
         return torch.randn(clients, images, *shape, device=task.device)
 
     read: dict[str, torch.Tensor] = {}
-    reads = method.reads + method.reads_in_training
+    inputs = method.inputs + method.training_inputs
     for what in ("features", "mirrored"):
-        if what in reads:
+        if what in inputs:
             read[what] = F.normalize(draw(task.clip.embed), dim=-1)
-    if "features_raw" in reads:
+    if "features_raw" in inputs:
         read["features_raw"] = draw(task.clip.embed)
-    if "patches" in reads:  # with cosines as real ones have them, or transport would end at once
+    if "patches" in inputs:  # with cosines as real ones have them, or transport would end at once
         noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.class_set([0]).template_features
         read["patches"] = F.normalize(noise + 0.3 * draw(PATCHES, 1) * near, dim=-1)
-    if "pixels" in reads:
+    if "pixels" in inputs:
         read["pixels"] = draw(3, task.clip.image_size, task.clip.image_size)
     labels = torch.randint(0, len(task.class_names), (clients, images), device=task.device)
     return Batch(Images(**read), labels, torch.full((clients, images), 1 / images, device=task.device))

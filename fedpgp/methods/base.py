@@ -6,8 +6,8 @@ one tensor program. A method never sees Flower or files; it says
 * which tensors start where, and which are shared (averaged by the server) and which personal (never leave the client);
 * the loss of a batch, one number a client;
 * how images and class names become logits, for the global and for the personal model;
-* only where it differs from federated averaging: what a client does before and after its local training, what the
-  server makes of a round, remembers, and sends to one client alone.
+* only where it differs from federated averaging: what a client does before and after its local training, how the
+  server updates its tensors after a round, which state it keeps, and what it sends to one client alone.
 
 ``docs/add_a_method.md`` walks through a new one.
 """
@@ -32,7 +32,7 @@ Classifier = Tensor | Params
 
 @dataclass(frozen=True)
 class Images:
-    """Images as a method reads them; None for what it does not read.
+    """The inputs of a method; None for those it does not need.
 
     Attributes:
         features: pooled, unit norm, (..., embed).
@@ -150,33 +150,33 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     learns: ClassVar[bool] = True
     """False for a method without rounds (zero-shot)."""
-    reads: ClassVar[tuple[str, ...]] = ("features",)
-    """What it reads of an image: fields of :class:`Images`."""
-    reads_in_training: ClassVar[tuple[str, ...]] = ()
-    """What its loss reads of an image besides, and its answers do not."""
-    carried: ClassVar[tuple[str, ...]] = ()
-    """Tensors that travel with the learned ones and are no part of the optimisation; ``gradients`` may change them in
+    inputs: ClassVar[tuple[str, ...]] = ("features",)
+    """Its inputs: the fields of :class:`Images` that it needs."""
+    training_inputs: ClassVar[tuple[str, ...]] = ()
+    """Inputs that only its loss needs."""
+    buffers: ClassVar[tuple[str, ...]] = ()
+    """Tensors that are kept or sent with the trainable ones and are not optimised; ``gradients`` may change them in
     place."""
     starts_as_shared: ClassVar[bool] = False
     """True: a client's tensors are drawn as the shared ones are, so that Ditto's personal prompt starts at p_G; False:
     from draws of their own. Either way all clients start alike, unless ``method.personal_start=per_client``."""
-    prepares_answers: ClassVar[bool] = True
-    """False: what :meth:`prepare` makes is for training alone, and evaluation goes without it."""
+    precomputes_for_evaluation: ClassVar[bool] = True
+    """False: what :meth:`precompute` makes is for training alone; evaluation does without it."""
     equal_weights: ClassVar[bool] = False
     """True: the server averages clients alike; False: by their number of images. ``method.weighting`` says otherwise
     where a method's configuration has it."""
-    differences: ClassVar[tuple[str, ...]] = ()
-    """Shared tensors whose upload is a difference already, not a new value: the server measures it as it is."""
+    delta_params: ClassVar[tuple[str, ...]] = ()
+    """Shared tensors whose update is a difference, not a new value: its norm is measured as it is."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
 
     @property
-    def one_for_all(self) -> bool:
-        """Whether all clients answer alike, with the global model: nothing of it is personal."""
+    def shares_one_model(self) -> bool:
+        """Whether all clients use one model, the global one: nothing of it is personal."""
         return type(self).personal_classifier is Method.personal_classifier
 
-    # What is learned. -------------------------------------------------------------------------------------------------
+    # What is trained. -------------------------------------------------------------------------------------------------
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         """The tensors the server owns, at the start: name -> (shape). None by default: a local-only method."""
@@ -192,12 +192,13 @@ class Method(ABC):
 
     # How it is trained. -----------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
-        """Before a cohort's training and, with :attr:`prepares_answers`, before its evaluation: tensors
-        (K, ...) to put into ``params``, new ones or in the place of others. Without gradients.
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
+        """Return tensors (K, ...) to put into ``params``, new ones or in the place of others; without gradients.
+
+        Called before a cohort's training and, with :attr:`precomputes_for_evaluation`, before its evaluation.
 
         Args:
-            params: shared tensors as received, the client's own, and :meth:`for_client`'s.
+            params: shared tensors as received, the client's own, and :meth:`download_for`'s.
             own: gives all training images of each client, or only their labels; gathered when it is called.
             classes: those that are trained.
         """
@@ -210,7 +211,7 @@ class Method(ABC):
         return cross_entropy(logits, batch.labels, batch.weights)
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
-        """The loss (K,) and the gradient of every learned tensor, each client's from its own loss alone.
+        """The loss (K,) and the gradient of every trainable tensor, each client's from its own loss alone.
 
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
         for methods that change gradients (projection, clipping, noise, control variates).
@@ -218,7 +219,7 @@ class Method(ABC):
         Raises:
             MethodError: the loss is not one number for each client.
         """
-        leaves = {name: params[name].detach().requires_grad_() for name in self.learned(params)}
+        leaves = {name: params[name].detach().requires_grad_() for name in self.trainable(params)}
         with torch.enable_grad():
             loss = self.loss({**params, **leaves}, batch, classes, step)
             if loss.shape != batch.labels.shape[:1]:
@@ -231,17 +232,17 @@ class Method(ABC):
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), dict(zip(leaves, grads, strict=True))
 
-    def learned(self, params: Params) -> list[str]:
-        """Names of the tensors that are optimised: all that are not :attr:`carried`."""
-        return [name for name in params if name not in self.carried]
+    def trainable(self, params: Params) -> list[str]:
+        """Return the names of the tensors that are optimised: all that are not :attr:`buffers`."""
+        return [name for name in params if name not in self.buffers]
 
     def rates(self, params: Params, step: Step) -> Params:
         """Learning rates of single tensors, relative to the run's: name -> factor that broadcasts to the tensor (K, …).
         All the others have the run's own. At 0 a tensor stays as it is, without weight decay."""
         return {}
 
-    def after_training(self, params: Params, step: Step) -> Params:
-        """After the last step: what each client keeps and sends, by name. By default, what it learned."""
+    def finish_client(self, params: Params, step: Step) -> Params:
+        """Return what each client keeps and sends after its last step, by name. By default, what it trained."""
         return params
 
     def contexts(self, training: bool) -> int:
@@ -291,8 +292,8 @@ class Method(ABC):
 
     # What the server does beyond the strategy's averaging. ------------------------------------------------------------
 
-    def init_memory(self, clients: int) -> Params:
-        """What the server remembers from round to round, at the start: name -> (shape)."""
+    def init_server_state(self, clients: int) -> Params:
+        """Return the tensors that the server keeps from round to round, at the start: name -> (shape)."""
         return {}
 
     @classmethod
@@ -300,8 +301,8 @@ class Method(ABC):
         """Whether a round counts by its place among all of the run, so that a finished run can be given no more."""
         return False
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        """The next shared tensors and memory.
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+        """Return the next shared tensors and the next server state.
 
         Args:
             averaged: the shared tensors as the strategy made them of the uploads.
@@ -309,8 +310,8 @@ class Method(ABC):
         """
         return averaged, round.memory
 
-    def for_client(self, client: int, memory: Params) -> Params:
-        """Tensors for one client alone, sent along with the shared ones; they belong into :attr:`carried`."""
+    def download_for(self, client: int, memory: Params) -> Params:
+        """Return tensors for one client alone, sent along with the shared ones; they belong into :attr:`buffers`."""
         return {}
 
 

@@ -105,7 +105,7 @@ class DPFPL(PromptFL):
             g_u, g_v = (gradient + s.std * self._noise(gradient, draws) for gradient in (g_u, g_v))
         return loss, {"p_G": g, "p_L": g_u @ v + u @ g_v - u @ (u.mT @ g_u) @ v}
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         p_G = averaged["p_G"]
         if self.settings.epsilon > 0:
             (noise,) = self._noise(p_G.unsqueeze(0), [generator(round.seed, "dp_fpl server", round.number)])

@@ -48,15 +48,15 @@ class FedAMP(PromptFL):
     name = "fedamp"
     starts_as_shared = True
     Settings = FedAMPSettings
-    carried = ("p_G", "u", "known")
+    buffers = ("p_G", "u", "known")
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def init_memory(self, clients: int) -> Params:
+    def init_server_state(self, clients: int) -> Params:
         return {"models": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
 
-    def for_client(self, client: int, memory: Params) -> Params:
+    def download_for(self, client: int, memory: Params) -> Params:
         known, models = memory["known"].clone(), memory["models"]
         mine = models[client]
         others = known.clone()
@@ -70,10 +70,10 @@ class FedAMP(PromptFL):
         distance = (params["p"] - towards).square().sum((-2, -1))
         return super().loss(params, batch, classes, step) + self.settings.pull / 2 * distance
 
-    def after_training(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: Step) -> Params:
         return {**params, "p_G": params["p"]}
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         models, known = round.memory["models"].clone(), round.memory["known"].clone()
         models[round.clients], known[round.clients] = round.uploads["p_G"], 1
         return averaged, {"models": models, "known": known}

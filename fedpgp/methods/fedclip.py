@@ -49,7 +49,7 @@ class FedCLIP(Method):
 
     name = "fedclip"
     Settings = FedCLIPSettings
-    reads = ("features_raw",)
+    inputs = ("features_raw",)
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

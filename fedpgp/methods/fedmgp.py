@@ -69,8 +69,8 @@ class FedMGP(Method):
 
     name = "fedmgp"
     Settings = FedMGPSettings
-    reads = ("pixels",)
-    carried = ("t", "v", "last_t", "last_v", "sent_T", "sent_V")
+    inputs = ("pixels",)
+    buffers = ("t", "v", "last_t", "last_v", "sent_T", "sent_V")
 
     @cached_property
     def tower(self) -> ImageTower:
@@ -101,24 +101,24 @@ class FedMGP(Method):
 
     # Which groups travel. ---------------------------------------------------------------------------------------------
 
-    def init_memory(self, clients: int) -> Params:
+    def init_server_state(self, clients: int) -> Params:
         s, task = self.settings, self.task
         return {
             "t": torch.zeros(clients, s.sent, task.n_ctx, task.clip.width),
             "v": torch.zeros(clients, s.sent, s.tokens, self.tower.width),
         }
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         memory = {name: tensor.clone() for name, tensor in round.memory.items()}
         for name, tensor in memory.items():
             tensor[round.clients] = averaged[name]
         return averaged, memory
 
-    def for_client(self, client: int, memory: Params) -> Params:
+    def download_for(self, client: int, memory: Params) -> Params:
         """The averages of the last round that the client took part in."""
         return {f"last_{name}": tensor[client] for name, tensor in memory.items()}
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         """The averages in the place of the groups that were sent for them."""
         merged = {}
         for groups, averages in (("T", "t"), ("V", "v")):
@@ -128,7 +128,7 @@ class FedMGP(Method):
                     merged[groups][k, places] = params[f"last_{averages}"][k]
         return merged
 
-    def after_training(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: Step) -> Params:
         result = dict(params)
         for groups, averages in (("T", "t"), ("V", "v")):
             drawn = torch.stack(

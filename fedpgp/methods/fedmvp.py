@@ -73,10 +73,10 @@ class FedMVP(Method):
 
     name = "fedmvp"
     Settings = FedMVPSettings
-    reads = ("pixels",)
-    reads_in_training = ("features", "mirrored")
-    carried = ("own_classes", "switched")
-    prepares_answers = False
+    inputs = ("pixels",)
+    training_inputs = ("features", "mirrored")
+    buffers = ("own_classes", "switched")
+    precomputes_for_evaluation = False
     equal_weights = True
 
     @cached_property
@@ -103,7 +103,7 @@ class FedMVP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"switched": torch.zeros(1)}
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"own_classes": own(images=False).seen(len(classes.ids))}
 
     def contexts(self, training: bool) -> int:
@@ -121,7 +121,7 @@ class FedMVP(Method):
         """What a client does not train stays as it is: the low-rank part before it has gone over, attention and FF from
         then on."""
         trained = {"project": None, "lora": params["switched"]}
-        factors = {name: trained.get(name.split(".")[0], 1 - params["switched"]) for name in self.learned(params)}
+        factors = {name: trained.get(name.split(".")[0], 1 - params["switched"]) for name in self.trainable(params)}
         return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:

@@ -51,7 +51,7 @@ class FedOTP(Method):
 
     name = "fedotp"
     Settings = FedOTPSettings
-    reads = ("patches",)
+    inputs = ("patches",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}

@@ -79,10 +79,10 @@ class FedPGP(Method):
     def __init__(self, settings: FedPGPSettings, task: Task):
         super().__init__(settings, task)
         self.term = TERMS[settings.personal](settings, task)
-        self.carried = self.term.carried
+        self.buffers = self.term.buffers
 
     @property
-    def one_for_all(self) -> bool:
+    def shares_one_model(self) -> bool:
         return self.settings.personal == "none"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -92,8 +92,8 @@ class FedPGP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return self.term.start(rng)
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
-        return self.term.prepare(params, lambda: (own(images=False).weights > 0).sum(1, keepdim=True))
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
+        return self.term.precompute(params, lambda: (own(images=False).weights > 0).sum(1, keepdim=True))
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)

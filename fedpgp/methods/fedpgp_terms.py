@@ -29,7 +29,7 @@ class LowRank:
     """``p_i = p_G + U V`` (FedPGP). With ``images_a_rank`` n a client of N images has rank ceil(N / n), at most b: the
     other columns of U count as zero, so that all clients still train together."""
 
-    carried: ClassVar[tuple[str, ...]] = ("columns",)
+    buffers: ClassVar[tuple[str, ...]] = ("columns",)
 
     def __init__(self, settings: TermSettings, task: Task):
         self.settings, self.task = settings, task
@@ -43,7 +43,7 @@ class LowRank:
         u, v = self._factors(rng)
         return {"U": u, "V": v}
 
-    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
+    def precompute(self, params: Params, images: Callable[[], Tensor]) -> Params:
         """Tensors of a round; ``images()`` (K, 1): how many each client has."""
         if not self.settings.images_a_rank:
             return {}
@@ -73,12 +73,12 @@ class LowRank:
 class Nothing(LowRank):
     """``p_i = p_G``: the ablation without a personal term."""
 
-    carried = ()
+    buffers = ()
 
     def start(self, rng: np.random.Generator) -> Params:
         return {}
 
-    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
+    def precompute(self, params: Params, images: Callable[[], Tensor]) -> Params:
         return {}
 
     def context(self, params: Params) -> Tensor:
@@ -135,14 +135,14 @@ class LoRASB(LowRank):
     decomposition A S B^T; then U = A, V = B^T and R starts at S.
     """
 
-    carried = ("U", "V", "fitted")
+    buffers = ("U", "V", "fitted")
 
     def start(self, rng: np.random.Generator) -> Params:
         u, v = self._factors(rng)
         u, v = torch.linalg.qr(normal(tuple(u.shape), rng))[0], torch.linalg.qr(v.mT)[0].mT
         return {"U": u, "V": v, "R": torch.zeros(u.shape[1], u.shape[1]), "fitted": torch.zeros(1, 1)}
 
-    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
+    def precompute(self, params: Params, images: Callable[[], Tensor]) -> Params:
         return {}
 
     def context(self, params: Params) -> Tensor:
@@ -193,12 +193,12 @@ class RankOne(LowRank):
     """``p_i = p_G + U v^T``, v the leading right singular vector of p_G as received, its largest component positive:
     the client learns m numbers (after Perfusion's key-locking)."""
 
-    carried = ("v",)
+    buffers = ("v",)
 
     def start(self, rng: np.random.Generator) -> Params:
         return {"U": self._start((self.task.n_ctx, 1), rng)}
 
-    def prepare(self, params: Params, images: Callable[[], Tensor]) -> Params:
+    def precompute(self, params: Params, images: Callable[[], Tensor]) -> Params:
         v = torch.linalg.svd(params["p_G"], full_matrices=False)[2][..., :1, :]
         return {"v": v * v.gather(-1, v.abs().argmax(-1, keepdim=True)).sign()}
 

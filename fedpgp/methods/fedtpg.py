@@ -45,8 +45,8 @@ class FedTPG(Method):
 
     name = "fedtpg"
     Settings = FedTPGSettings
-    carried = ("own_classes",)
-    prepares_answers = False
+    buffers = ("own_classes",)
+    precomputes_for_evaluation = False
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -61,7 +61,7 @@ class FedTPG(Method):
             **gated_start("ff", width, rng),
         }
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"own_classes": own(images=False).seen(len(classes.ids))}
 
     def context(self, params: Params, classes: ClassSet, among: Tensor | None = None) -> Tensor:

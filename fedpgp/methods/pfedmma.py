@@ -54,7 +54,7 @@ class PFedMMA(Method):
 
     name = "pfedmma"
     Settings = PFedMMASettings
-    reads = ("pixels",)
+    inputs = ("pixels",)
 
     @cached_property
     def tower(self) -> ImageTower:

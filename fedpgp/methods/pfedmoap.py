@@ -66,8 +66,8 @@ class PFedMoAP(PromptFL):
 
     name = "pfedmoap"
     Settings = PFedMoAPSettings
-    carried = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
-    prepares_answers = False
+    buffers = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
+    precomputes_for_evaluation = False
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         width, embed = self.settings.width, self.task.clip.embed
@@ -84,10 +84,10 @@ class PFedMoAP(PromptFL):
 
     # The server's pool. -----------------------------------------------------------------------------------------------
 
-    def init_memory(self, clients: int) -> Params:
+    def init_server_state(self, clients: int) -> Params:
         return {"pool": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
 
-    def for_client(self, client: int, memory: Params) -> Params:
+    def download_for(self, client: int, memory: Params) -> Params:
         pool, known = memory["pool"], memory["known"]
         distance = (pool - pool[client]).flatten(1).norm(dim=1).masked_fill(known == 0, float("inf"))
         distance[client] = float("inf")
@@ -96,14 +96,14 @@ class PFedMoAP(PromptFL):
         real = distance[nearest].isfinite().to(pool.dtype)
         return {"experts": pool[nearest], "real": real, "known": known[client].view(1, 1)}
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         pool, known = round.memory["pool"].clone(), round.memory["known"].clone()
         pool[round.clients], known[round.clients] = round.uploads["p_G"], 1
         return averaged, {"pool": pool, "known": known}
 
     # Training. --------------------------------------------------------------------------------------------------------
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
@@ -115,13 +115,13 @@ class PFedMoAP(PromptFL):
         """The gate has a rate of its own, and stays as it is as long as the client is not in the pool."""
         rates, s = {}, self.settings
         rate = s.gate_rate if s.gate_lr is None else s.gate_lr / step.lr
-        for name in self.learned(params):
+        for name in self.trainable(params):
             if name.startswith("gate."):
                 trains = (params["known"] > 0).to(params[name]).view(-1, *[1] * (params[name].dim() - 1))
                 rates[name] = rate * trains
         return rates
 
-    def after_training(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: Step) -> Params:
         gated = torch.maximum(params["gated"], params["known"])
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"]), "gated": gated}
 

@@ -43,9 +43,9 @@ class PFedPrompt(PromptFL):
 
     name = "pfedprompt"
     Settings = PFedPromptSettings
-    carried = ("keys", "ids", "real")
+    buffers = ("keys", "ids", "real")
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         own = own()
         ids = own.weights.new_tensor(classes.ids)
         return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}

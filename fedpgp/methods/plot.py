@@ -53,7 +53,7 @@ class Plot(Method):
 
     def __init__(self, settings: PlotSettings, task: Task):
         super().__init__(settings, task)
-        self.reads = ("patches", "features") if settings.pooled else ("patches",)
+        self.inputs = ("patches", "features") if settings.pooled else ("patches",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task = self.task

@@ -18,7 +18,7 @@ class PromptFLFT(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d), the fine-tuned copy, and whether there is one yet."""
 
     name = "promptfl_ft"
-    carried = ("p", "tuned")
+    buffers = ("p", "tuned")
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
@@ -26,7 +26,7 @@ class PromptFLFT(PromptFL):
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
         return super().loss({**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step)
 
-    def after_training(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: Step) -> Params:
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:

@@ -55,7 +55,7 @@ class PromptSRC(VPT):
 
     name = "promptsrc"
     Settings = PromptSRCSettings
-    reads_in_training = ("features",)
+    training_inputs = ("features",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         check_depth("method.depth", self.settings.depth, self.tower.depth, "image")
@@ -85,14 +85,14 @@ class PromptSRC(VPT):
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
 
-    def init_memory(self, clients: int) -> Params:
+    def init_server_state(self, clients: int) -> Params:
         return {name: torch.zeros_like(tensor) for name, tensor in self.init_shared(np.random.default_rng(0)).items()}
 
     @classmethod
     def depends_on_rounds(cls, settings: PromptSRCSettings) -> bool:
         return settings.std > 0
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         if self.settings.std == 0:
             return averaged, round.memory
         rounds = torch.arange(1, round.last + 1, dtype=torch.float64)

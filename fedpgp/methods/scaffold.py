@@ -20,8 +20,8 @@ class Scaffold(PromptFL):
     """Shared: p_G (m, d) and its control variate c (m, d). Personal: the client's control variate c_i (m, d)."""
 
     name = "scaffold"
-    carried = ("c", "c_i", "mean")
-    differences = ("c",)
+    buffers = ("c", "c_i", "mean")
+    delta_params = ("c",)
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -31,7 +31,7 @@ class Scaffold(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"c_i": torch.zeros(self.task.n_ctx, self.task.clip.width)}
 
-    def prepare(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"mean": torch.zeros_like(params["c_i"])}
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
@@ -39,9 +39,9 @@ class Scaffold(PromptFL):
         params["mean"].lerp_(grads["p_G"], 1 / (step.step + 1))
         return loss, {"p_G": grads["p_G"] - params["c_i"] + params["c"]}
 
-    def after_training(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: Step) -> Params:
         return {**params, "c": params["mean"] - params["c_i"], "c_i": params["mean"]}
 
-    def after_round(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
         share = len(round.clients) / round.population
         return {**averaged, "c": round.sent["c"] + share * round.uploads["c"].mean(0)}, {}

@@ -46,7 +46,7 @@ class VPT(Method):
 
     name = "vpt"
     Settings = VPTSettings
-    reads = ("pixels",)
+    inputs = ("pixels",)
 
     @cached_property
     def tower(self) -> ImageTower:

@@ -103,7 +103,7 @@ def test_a_run(tmp_path, messages, name, more):
             mine = states[client][n].numpy()
             assert not any(a.shape == mine.shape and np.array_equal(a, mine) for a in everywhere), (client, n)
     sent_back = sum(tensor.nbytes for tensor in shared.values())
-    received = sent_back + sum(tensor.nbytes for tensor in fed.for_client(0, fed.initial_memory()).values())
+    received = sent_back + sum(tensor.nbytes for tensor in fed.download_for(0, fed.initial_server_state()).values())
     assert summary["bytes_up"] >= 2 * 3 * sent_back and summary["bytes_down"] >= 5 * 3 * received
 
     # Personal tensors differ, and the client's own model is made of them.
@@ -112,7 +112,7 @@ def test_a_run(tmp_path, messages, name, more):
     if personal and name not in NOT_ANSWERING:
         now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}
         memory = {n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")}
-        own = {0: fed.for_client(0, memory)} if memory else None
+        own = {0: fed.download_for(0, memory)} if memory else None
         mine, others = (answers(fed, now, states[k], own) for k in (0, 1))
         assert (mine - others).abs().max() > 1e-10
 
@@ -130,22 +130,22 @@ class Counting(METHODS["promptfl"]):
     told."""
 
     name = "counting"
-    carried = ("told", "said")
+    buffers = ("told", "said")
     equal_weights = True
 
     def init_shared(self, rng):
         return {**super().init_shared(rng), "said": torch.zeros(1)}
 
-    def init_memory(self, clients):
+    def init_server_state(self, clients):
         return {"count": torch.zeros(clients)}
 
-    def for_client(self, client, memory):
+    def download_for(self, client, memory):
         return {"told": memory["count"][client : client + 1]}
 
-    def after_training(self, params, step):
+    def finish_client(self, params, step):
         return {**params, "said": params["told"]}
 
-    def after_round(self, averaged, round):
+    def update_server(self, averaged, round):
         assert (round.weights == 1 / len(round.clients)).all()
         assert torch.allclose(averaged["said"], round.uploads["said"].mean(0))
         count = round.memory["count"].clone()

@@ -572,9 +572,9 @@ def pfedmma(task, s, batch, k, p, received):
         return [task.logit_scale * (x @ t) for t in texts]
 
     loss = cross_entropy_of(batch, k, logits)
-    learned = {n: t for n, t in p.items() if t.requires_grad}
-    grads = torch.autograd.grad(loss, list(learned.values()))
-    return loss, {n: g / s.alpha for n, g in zip(learned, grads, strict=True)}
+    trainable = {n: t for n, t in p.items() if t.requires_grad}
+    grads = torch.autograd.grad(loss, list(trainable.values()))
+    return loss, {n: g / s.alpha for n, g in zip(trainable, grads, strict=True)}
 
 
 @plain("fedmgp", groups=3, weight=0.7)

@@ -31,11 +31,11 @@ def gradients(fed) -> dict:
     return fed.method.gradients(params, batch, fed.base, STEP)[1]
 
 
-def after_round(method, clients: int = 4):
+def update_server(method, clients: int = 4):
     p_G = torch.zeros(method.task.n_ctx, method.task.clip.width, dtype=torch.float64)
     weights = torch.full((clients,), 1 / clients)
     end = Round(2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0)
-    return method.after_round({"p_G": p_G}, end)[0]["p_G"]
+    return method.update_server({"p_G": p_G}, end)[0]["p_G"]
 
 
 def test_secret_numbers_are_standard_normal():
@@ -52,22 +52,22 @@ def test_noise_is_secret_unless_told():
     fed = federation("method.epsilon=1")
     first, second = gradients(fed), gradients(fed)
     assert torch.equal(first["p_G"], second["p_G"]) and not torch.equal(first["p_L"], second["p_L"])
-    assert not torch.equal(after_round(fed.method), after_round(fed.method))
+    assert not torch.equal(update_server(fed.method), update_server(fed.method))
     seeded = federation("method.epsilon=1", "method.seeded_noise=true")
     assert torch.equal(gradients(seeded)["p_L"], gradients(seeded)["p_L"])
-    assert torch.equal(after_round(seeded.method), after_round(seeded.method))
+    assert torch.equal(update_server(seeded.method), update_server(seeded.method))
     # Who knows the seed takes the seeded noise off, and not the secret one.
-    known = torch.from_numpy(generator(0, "dp_fpl server", 2).normal(size=after_round(seeded.method).shape))
+    known = torch.from_numpy(generator(0, "dp_fpl server", 2).normal(size=update_server(seeded.method).shape))
     deviation = 0.1 * seeded.method.settings.std / 4
-    assert after_round(seeded.method).sub(deviation * known).abs().max() < 1e-12
-    assert after_round(fed.method).sub(deviation * known).std() > deviation
+    assert update_server(seeded.method).sub(deviation * known).abs().max() < 1e-12
+    assert update_server(fed.method).sub(deviation * known).std() > deviation
 
 
 def test_the_server_s_noise_has_the_paper_s_deviation():
     """(C/B) sqrt(T ln(1/delta)) / epsilon / |S| on the averaged gradient: linhhtran/DP-FPL, cce74b479525,
     trainers/DP_FPL.py 256-262, federated_main.py 128-129 and 163-166."""
     method = federation("method.epsilon=0.5", "method.clip=3", "method.steps=50", "method.batch=16").method
-    drawn = torch.cat([after_round(method).flatten() for _ in range(40)])
+    drawn = torch.cat([update_server(method).flatten() for _ in range(40)])
     expected = 0.1 * 3 / 16 * (50 * torch.tensor(1e5).log()).sqrt() / 0.5 / 4
     assert_close(drawn.std(), expected.double(), rtol=0.05, atol=0)
 
@@ -79,7 +79,7 @@ def test_without_epsilon_nothing_is_clipped_and_all_is_repeatable():
         assert gradient.norm() > 1e-3 and torch.equal(gradient, gradients(wide)[name])
     clipped = gradients(federation("method.clip=1e-6", "method.epsilon=1e9"))
     assert_close(clipped["p_G"].flatten(1).norm(dim=1), torch.full((2,), 1e-6).double())
-    assert after_round(tight.method).abs().max() == 0
+    assert update_server(tight.method).abs().max() == 0
 
 
 @pytest.mark.parametrize("seeded", [False, True])

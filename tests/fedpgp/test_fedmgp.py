@@ -17,17 +17,19 @@ def federation(*overrides: str):
 
 
 def a_round(fed, round, clients, shared, memory, states):
-    own = {c: fed.for_client(c, memory) for c in clients}
+    own = {c: fed.download_for(c, memory) for c in clients}
     results = list(fed.train(shared, clients, round, states.get, own))
     states |= {r.client: r.state for r in results}
     averaged = {n: sum(r.update[n] / len(results) for r in results) for n in shared}
     uploads, weights = {r.client: r.update for r in results}, dict.fromkeys(clients, 1.0)
-    return fed.after_round(averaged, round=round, last=9, sent=shared, uploads=uploads, weights=weights, memory=memory)
+    return fed.update_server(
+        averaged, round=round, last=9, sent=shared, uploads=uploads, weights=weights, memory=memory
+    )
 
 
 def groups(fed, client, shared, memory, states) -> dict:
     """What the client answers with now."""
-    params = fed._params(shared, [client], [states[client]], {client: fed.for_client(client, memory)})
+    params = fed._params(shared, [client], [states[client]], {client: fed.download_for(client, memory)})
     return {kind: params[kind][0] for kind, _ in KINDS}
 
 
@@ -36,7 +38,7 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
     (weihao-bo/FedMGP, 3a026970df7bf409a29c342ed4d1635882c79f99, federated_core/trainers/fedmgp_learner.py 73-81 and
     552-592)."""
     fed, states = federation("method.groups=4"), {}
-    shared, memory = fed.initial_shared(), fed.initial_memory()
+    shared, memory = fed.initial_shared(), fed.initial_server_state()
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
     first = {n: torch.from_numpy(a) for n, a in shared.items()}
     now = {c: groups(fed, c, shared, memory, states) for c in (0, 1)}
@@ -57,14 +59,14 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
 def test_nothing_is_replaced_before_the_first_round():
     fed = federation()
     states = {0: fed.initial_state(0)}
-    now = groups(fed, 0, fed.initial_shared(), fed.initial_memory(), states)
+    now = groups(fed, 0, fed.initial_shared(), fed.initial_server_state(), states)
     assert all(torch.equal(now[kind], states[0][kind].double()) for kind, _ in KINDS)
 
 
 def test_text_and_image_groups_are_drawn_with_the_same_random_numbers():
     """In round 1 that is the same groups for both (fedmgp_learner.py 150-172: one seed a client for both)."""
     fed, states = federation("method.groups=5", "clients=6"), {}
-    a_round(fed, 1, range(6), fed.initial_shared(), fed.initial_memory(), states)
+    a_round(fed, 1, range(6), fed.initial_shared(), fed.initial_server_state(), states)
     drawn = [tuple(states[c]["sent_T"].long().tolist()) for c in range(6)]
     assert drawn == [tuple(states[c]["sent_V"].long().tolist()) for c in range(6)]
     assert len(set(drawn)) > 1

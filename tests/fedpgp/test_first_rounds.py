@@ -23,12 +23,12 @@ def federation(name: str, *overrides: str):
 
 def a_round(fed, round: int, clients, shared, memory, states):
     """These clients train, the server averages; returns shared tensors and memory, and puts the states in place."""
-    own = {c: fed.for_client(c, memory) for c in clients}
+    own = {c: fed.download_for(c, memory) for c in clients}
     results = list(fed.train(shared, clients, round, states.get, own))
     states |= {r.client: r.state for r in results}
     share = 1 / len(results)
     averaged = {n: sum(share * r.update[n] for r in results) for n in shared}
-    return fed.after_round(
+    return fed.update_server(
         averaged,
         round=round,
         last=9,
@@ -41,7 +41,7 @@ def a_round(fed, round: int, clients, shared, memory, states):
 
 @torch.no_grad()
 def answers(fed, client: int, shared, memory, states) -> torch.Tensor:
-    own = {client: fed.for_client(client, memory)}
+    own = {client: fed.download_for(client, memory)}
     (classifier,) = fed.personal_classifier(shared, [client], states.get, [fed.base], own)
     return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
 
@@ -58,7 +58,7 @@ def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
     prompt (372-379), or the average where it has none (380-381), through lambda-free logits (trainers/pfedmoap.py
     228-237)."""
     fed = federation("pfedmoap")
-    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
     for client in (0, 1):
         assert memory["known"][client] == 1
@@ -81,22 +81,22 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
     gate's rate may be constant under a schedule (configs/trainers/PFEDMOAP/vit_b16.yaml)."""
     fed = federation("pfedmoap", f"method.{setting}")
     method, classes, rng = fed.method, fed.base, np.random.default_rng(0)
-    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
-    params = fed._params(shared, [0], [states[0]], {0: fed.for_client(0, memory)})
+    params = fed._params(shared, [0], [states[0]], {0: fed.download_for(0, memory)})
     rows, schedule = np.arange(4), {"schedule": "cosine", "rounds": 3}  # 0.75 of lr in round 2
     settings = TrainingSettings(epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3, **schedule)
     labels = torch.from_numpy(rng.integers(0, len(classes.ids), len(fed.dataset.train)))
     result = train_cohort(method, params, fed.images("train"), labels, [rows], classes, settings, seed=0, clients=[0],
                           round=2)  # fmt: skip
-    learned = {n: params[n][0].clone().requires_grad_() for n in method.learned(params)}
-    gate = [t for n, t in learned.items() if n.startswith("gate.")]
+    trainable = {n: params[n][0].clone().requires_grad_() for n in method.trainable(params)}
+    gate = [t for n, t in trainable.items() if n.startswith("gate.")]
     optimizers = [
-        torch.optim.SGD([learned["p_G"]], lr=0.015, momentum=0.9, weight_decay=0.3),
+        torch.optim.SGD([trainable["p_G"]], lr=0.015, momentum=0.9, weight_decay=0.3),
         torch.optim.SGD(gate, lr=0.1 if "lr" in setting else 0.12, momentum=0.9, weight_decay=0.3),
     ]
     for _ in range(3):
-        now = {**params, **{n: t[None] for n, t in learned.items()}}
+        now = {**params, **{n: t[None] for n, t in trainable.items()}}
         classifier = method.mixture(now, method.global_classifier(now, classes), now["pooled"], now["known"])
         logits = method.logits(classifier, fed.images("train")[torch.from_numpy(rows)[None]], classes)[0]
         for optimizer in optimizers:
@@ -104,7 +104,7 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
         torch.nn.functional.cross_entropy(logits, labels[:4]).backward()
         for optimizer in optimizers:
             optimizer.step()
-    for name, tensor in learned.items():
+    for name, tensor in trainable.items():
         assert_close(result.params[name][0], tensor.detach(), rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -114,7 +114,7 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
     answers, and nor have its training images: predict and export do without (but for pFedPrompt,
     whose model is a memory of them)."""
     fed = federation(name)
-    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
     expected, start = answers(fed, 0, shared, memory, states), fed.initial_state(0)
     rng = torch.Generator().manual_seed(0)
@@ -135,7 +135,7 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
 def test_a_client_that_never_trained_answers_with_the_newest_shared_prompt(name):
     """Where the personal part is nothing at the start."""
     fed = federation(name)
-    shared, memory, states = fed.initial_shared(), fed.initial_memory(), {}
+    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
     first = answers(fed, 2, shared, memory, states)
     shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
     alone = answers(fed, 2, shared, memory, states)

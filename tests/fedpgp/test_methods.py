@@ -35,23 +35,23 @@ def batch() -> Batch:
 
 
 def parameters(method, batch, classes):
-    """Every tensor of K clients, moved away from its start, with what the server sends and the method prepares."""
+    """Every tensor of K clients, moved away from its start, with what the server sends and the method precomputes."""
     noise = torch.Generator().manual_seed(7)
     shared = method.init_shared(generator(0, "shared"))
     states = [method.init_personal(generator(0, "personal", k)) for k in range(K)]
     memory = {
         n: torch.ones_like(t).double() if n == "known" else 0.1 * torch.randn(t.shape, generator=noise).double()
-        for n, t in method.init_memory(K).items()
+        for n, t in method.init_server_state(K).items()
     }
     params = {n: t.double().repeat(K, *[1] * t.dim()) for n, t in shared.items()}
     params |= {n: torch.stack([s[n] for s in states]).double() for n in states[0]}
     if "switched" in params:
         params["switched"][1] = 1
-    for n in method.learned(params):
+    for n in method.trainable(params):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
-    own = [method.for_client(k, memory) for k in range(K)]
+    own = [method.download_for(k, memory) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in own]) for n in own[0]}
-    return params | method.prepare(params, lambda images=True: batch, classes), set(shared)
+    return params | method.precompute(params, lambda images=True: batch, classes), set(shared)
 
 
 def test_every_learning_method_is_written_out():
@@ -66,7 +66,7 @@ def test_loss_and_gradients(task, batch, name, options, plain):
     before = {n: t.clone() for n, t in params.items()}
     step = Step(round=2, step=1, clients=range(K), received=received, lr=0.1, seed=0)
     loss, grads = method.gradients(params, batch, classes, step)
-    assert loss.shape == (K,) and set(grads) == set(method.learned(params))
+    assert loss.shape == (K,) and set(grads) == set(method.trainable(params))
     reached: set[str] = set()
     for k in range(K):
         leaves = {n: t[k].clone().requires_grad_(n in grads) for n, t in before.items()}
@@ -106,20 +106,20 @@ def test_fedamp_server(task):
     method = METHODS["fedamp"](METHODS["fedamp"].Settings(sigma=0.5, alpha=0.6), task)
     models = 0.1 * torch.randn(4, task.n_ctx, task.clip.width, generator=torch.Generator().manual_seed(3))
     known = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    sent = method.for_client(0, {"models": models, "known": known})
+    sent = method.download_for(0, {"models": models, "known": known})
     share = {j: 0.6 / 2 * torch.exp(-((models[0] - models[j]).norm() ** 2) / 0.5) for j in (1, 3)}
     expected = (1 - sum(share.values())) * models[0] + sum(a * models[j] for j, a in share.items())
     assert_close(sent["u"], expected)
-    assert sent["known"] == 1 and method.for_client(2, {"models": models, "known": known})["known"] == 0
+    assert sent["known"] == 1 and method.download_for(2, {"models": models, "known": known})["known"] == 0
 
 
 def test_pfedmoap_takes_the_nearest_experts_but_itself(task):
     method = METHODS["pfedmoap"](METHODS["pfedmoap"].Settings(experts=4), task)
     places = torch.tensor([0.0, 5.0, 1.0, 3.0, 0.5, 2.0])
     pool = places.view(-1, 1, 1).expand(-1, task.n_ctx, task.clip.width)
-    sent = method.for_client(0, {"pool": pool, "known": torch.tensor([1.0, 1, 1, 1, 0, 1])})
+    sent = method.download_for(0, {"pool": pool, "known": torch.tensor([1.0, 1, 1, 1, 0, 1])})
     assert sent["experts"][:, 0, 0].tolist() == [1.0, 2.0, 3.0] and sent["real"].tolist() == [1, 1, 1]
-    few = method.for_client(0, {"pool": pool, "known": torch.tensor([1.0, 1, 0, 0, 0, 0])})
+    few = method.download_for(0, {"pool": pool, "known": torch.tensor([1.0, 1, 0, 0, 0, 0])})
     assert few["experts"][0, 0, 0] == 5.0 and few["real"].tolist() == [1, 0, 0]
 
 
@@ -161,11 +161,11 @@ def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
 
 def test_promptsrc_ends_with_the_gaussian_sum_of_its_rounds(task):
     method = METHODS["promptsrc"](METHODS["promptsrc"].Settings(depth=2, mean=0.6, std=0.3), task)
-    memory, last = method.init_memory(3), 5
+    memory, last = method.init_server_state(3), 5
     rounds = [{n: torch.full_like(t, float(r)) for n, t in memory.items()} for r in range(1, last + 1)]
     weights = torch.exp(-((torch.arange(1, last + 1) / last - 0.6) ** 2) / (2 * 0.3**2)).double()
     for r, averaged in enumerate(rounds, 1):
-        shared, memory = method.after_round(
+        shared, memory = method.update_server(
             averaged, Round(r, last, [0], 3, torch.ones(1), averaged, averaged, memory, lr=0.1, seed=0)
         )
         if r < last:
@@ -240,7 +240,7 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
     never.gradients(params, batch, classes, step)
     assert params["switched"].flatten().tolist() == expected
     rates = method.rates(params, step)
-    assert "project.weight" not in rates and set(rates) == {n for n in method.learned(params) if "project" not in n}
+    assert "project.weight" not in rates and set(rates) == {n for n in method.trainable(params) if "project" not in n}
     for name, rate in rates.items():
         trained = expected if name.startswith("lora.") else [1 - e for e in expected]
         assert rate.flatten().tolist() == trained and rate.dim() == params[name].dim(), name

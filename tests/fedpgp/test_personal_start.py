@@ -74,9 +74,9 @@ def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
                 f"method.personal_start={start}")  # fmt: skip
     fed.method.task.context_init = "normal"
     uploads = dict(enumerate(first_updates(fed)))
-    shared, memory = fed.after_round(uploads[0], round=1, last=2, sent=fed.initial_shared(), uploads=uploads,
-                                     weights={0: 1, 1: 1}, memory=fed.initial_memory())  # fmt: skip
-    u = fed.for_client(0, memory)["u"]
+    shared, memory = fed.update_server(uploads[0], round=1, last=2, sent=fed.initial_shared(), uploads=uploads,
+                                     weights={0: 1, 1: 1}, memory=fed.initial_server_state())  # fmt: skip
+    u = fed.download_for(0, memory)["u"]
     p, other = (torch.from_numpy(uploads[k]["p_G"]) for k in (0, 1))
     share = (torch.from_numpy(u) - p).norm() / (other - p).norm()
     assert (share > 0.2) == alike and (share < 1e-3) == (not alike), share
