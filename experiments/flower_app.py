@@ -1,6 +1,7 @@
-"""The ServerApp that Flower starts (``flwr run``): one experiment on the nodes of a deployment (docs/deployment.md).
+"""The ServerApp that Flower starts (``flwr run``): one experiment on the nodes of a deployment, or a simulation.
 
-    flwr run . SUPERLINK --run-config 'overrides="method=promptfl rounds=3 clients=5"'
+    flwr run . --stream                                                            # a simulation on this machine
+    flwr run . SUPERLINK --run-config 'overrides="method=promptfl rounds=3 clients=5"'    # docs/deployment.md
 
 The run configuration has the key ``overrides``: the same words as on the command line of ``experiments.run``;
 ``resume=RUN_DIR`` resumes a run, on the machine that has its folder. ``command`` is what a person typed where another
@@ -9,17 +10,16 @@ command started Flower (``experiments.deploy local``); it is kept in the run's f
 
 import os
 import shlex
-import signal
-import sys
 import traceback
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+from flwr.superlink.grid import InMemoryGrid
 
 from clients.expiry import expiring
 from clients.watchdog import end_with_parent
+from experiments.flower_simulation import Failed, simulate
 from experiments.overrides import FOLDERS, flower_command, readable
 from experiments.run import changes_on_resume
 from experiments.runner import Stopped, resume, start
@@ -30,30 +30,26 @@ from strategies.simulation import quiet
 
 DEPLOYED = "runtime=flower"
 
-SIMULATED = (
-    "`flwr run` simulates in Flower's own way here, which this project does not support; a simulation is started by "
-    "`python -m experiments.run`, a federation of processes by `python -m experiments.deploy local --clients 5`, a run "
-    "on a SuperLink of yours by `flwr run . NAME` (docs/deployment.md)"
-)
-
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Composes the configuration and runs it on the grid. What goes wrong is told in the run's log (``flwr log``)."""
+    """Run the experiment on the grid. What goes wrong is told in the run's log (``flwr log``)."""
     end_with_parent()
     quiet(verbose=False)  # of Flower's own account of an error, which is a traceback
+    words = str(context.run_config.get("overrides", ""))
     try:
         if isinstance(grid, InMemoryGrid):
-            if Path(sys.argv[0]).name == "flwr-simulation":
-                os.kill(os.getpid(), signal.SIGTERM)  # else Flower starts Ray and its nodes before it looks
-            raise FedPGPError(SIMULATED)
+            simulate(_split(words))
+            return
         for text in expiring():
             print(f"warning: {text}", flush=True)
-        _run(grid, str(context.run_config.get("overrides", "")), str(context.run_config.get("command", "")))
+        _run(grid, _split(words), str(context.run_config.get("command", "")))
     except Stopped:  # saved, and said so
         return
+    except Failed:
+        raise
     except FedPGPError as error:
         print(f"error: {indented(error)}", flush=True)
         raise  # the run has failed, for Flower too
@@ -63,11 +59,14 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def _run(grid: Grid, words: str, command: str) -> None:
+def _split(words: str) -> list[str]:
     try:
-        asked = readable(shlex.split(words))
+        return readable(shlex.split(words))
     except ValueError as error:
         raise FedPGPError(f"overrides of the run configuration cannot be read ({error}): {words}") from error
+
+
+def _run(grid: Grid, asked: list[str], command: str) -> None:
     # The runtime is given here, and not chosen by anybody: a run that is resumed keeps its own settings of it.
     chosen = [override for override in asked if override != DEPLOYED]
     overrides = [DEPLOYED, *chosen]

@@ -236,7 +236,7 @@ class Loopback:
         }
         with open(log, "ab", opener=owner_only) as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **options}
-            child = {"cwd": self.folder, "umask": 0o077, "start_new_session": True, "preexec_fn": _die_with_us}
+            child = {"cwd": self.folder, "umask": 0o077, "start_new_session": True, "preexec_fn": end_with_starter}
             return subprocess.Popen(command, env=surroundings, **child, **streams)
 
     def _own_tls(self) -> list[str]:
@@ -277,7 +277,7 @@ def _answers(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def _die_with_us() -> None:
+def end_with_starter() -> None:
     """In the child: on Linux it gets SIGTERM when this process ends, even by kill -9."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
