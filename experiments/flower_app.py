@@ -8,7 +8,6 @@ The run configuration has the key ``overrides``: the same words as on the comman
 command started Flower (``experiments.deploy local``); it is kept in the run's folder.
 """
 
-import os
 import shlex
 import traceback
 from pathlib import Path
