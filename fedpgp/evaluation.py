@@ -19,7 +19,7 @@ ECE_BINS = 15
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose highest logit is the right class, in percent; logits (n, C), labels (n,), n > 0."""
+    """Fraction of images whose highest logit is the right class, in percent; logits (n, C), labels (n,), n > 0."""
     return 100.0 * (logits.argmax(-1) == labels).cpu().double().mean().item()
 
 

@@ -143,35 +143,35 @@ def _first_line(error: Exception) -> str:
 
 def _local_workers(runtime: Mapping, device: str, clients: int) -> Workers:
     cores, gpus = usable_cores(), visible_gpus(device)
-    share = float(runtime["gpus_per_worker"]) if gpus else 0.0
+    gpu = float(runtime["gpus_per_worker"]) if gpus else 0.0
     if gpus:
-        count = min(runtime["workers"] or max(1, int(gpus / share)), clients)
-        if count * share > gpus:
+        count = min(runtime["workers"] or max(1, int(gpus / gpu)), clients)
+        if count * gpu > gpus:
             raise FedPGPError(
-                f"runtime.workers={count} x runtime.gpus_per_worker={share:g} is more than the {gpus} GPUs there are; "
+                f"runtime.workers={count} x runtime.gpus_per_worker={gpu:g} is more than the {gpus} GPUs there are; "
                 f"try runtime.gpus_per_worker={gpus / count:.2g}"
             )
     else:
         count = min(runtime["workers"] or min(cores, MOST_WORKERS), clients)
-    return Workers(count, max(1, cores // count), {"num_cpus": 1, "num_gpus": share})
+    return Workers(count, max(1, cores // count), {"num_cpus": 1, "num_gpus": gpu})
 
 
 def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[dict]) -> Workers:
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = 0 if device == "cpu" else sum(resources.get("GPU", 0) for resources in alive)
-    share = float(runtime["gpus_per_worker"]) if gpus else 0.0
+    gpu = float(runtime["gpus_per_worker"]) if gpus else 0.0
 
     def fit(cpus: int) -> int:
         places = [int(r.get("CPU", 0) / cpus) for r in alive]
-        return sum(min(n, int(r.get("GPU", 0) / share)) if share else n for n, r in zip(places, alive, strict=True))
+        return sum(min(n, int(r.get("GPU", 0) / gpu)) if gpu else n for n, r in zip(places, alive, strict=True))
 
     cpus = 1
     wanted = min(runtime["workers"] or fit(cpus), clients)
     while 0 < wanted <= fit(cpus + 1):  # fewer workers than cores: each has several
         cpus += 1
     if not fit(cpus):
-        raise FedPGPError(f"the Ray cluster has no room for a worker with {cpus} CPU and {share:g} GPU")
-    return Workers(min(fit(cpus), wanted), cpus, {"num_cpus": cpus, "num_gpus": share})
+        raise FedPGPError(f"the Ray cluster has no room for a worker with {cpus} CPU and {gpu:g} GPU")
+    return Workers(min(fit(cpus), wanted), cpus, {"num_cpus": cpus, "num_gpus": gpu})
 
 
 def usable_cores() -> int:

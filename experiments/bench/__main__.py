@@ -7,8 +7,9 @@
     features    image features: encoded once and kept, against encoded in every epoch
     federation  a round of the embedded federation against a loop over its clients; a whole run on Ray: overhead, memory
 
-Each row has the ratio of the medians, the achieved GFLOP/s, its share of this machine's measured GEMM speed at the same
-shapes, and the peak memory that a call adds. Run it on an idle machine: a busy core slows both sides, not always alike.
+Each row has the ratio of the medians, the achieved GFLOP/s, its fraction of this machine's measured GEMM speed at the
+same shapes, and the peak memory that a call adds. Run it on an idle machine: a busy core slows both sides, not always
+alike.
 """
 
 import argparse

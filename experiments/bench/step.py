@@ -183,7 +183,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def speed(classes: ClassSet, clients: int, seconds: float) -> dict:
-    """Achieved GFLOP/s of a step, this machine's GEMM speed at its shapes, and the share."""
+    """Achieved GFLOP/s of a step, this machine's GEMM speed at its shapes, and the fraction."""
     encoder = classes.encoder(classes.task.n_ctx)
     achieved = linear_gflop(classes, clients) / seconds
     tower = encoder.tower

@@ -398,7 +398,7 @@ def partial_words(partial: Mapping[int, tuple[int, int]], of: str = "") -> str:
 
 
 def _sure(confidence: Any) -> str:
-    """A probability, written as a share of one or in percent, in words."""
+    """A probability, written as a fraction of one or in percent, in words."""
     value = number(confidence)
     return "" if math.isnan(value) else f"{value * 100 if value <= 1 else value:.0f}\u00a0% sure"
 

@@ -15,7 +15,7 @@ from fedpgp.data.base import Split
 from fedpgp.seeding import generator
 
 AREA = (0.08, 1.0)
-"""Share of the image that a crop takes."""
+"""Fraction of the image that a crop takes."""
 
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a crop."""

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "FEDPGP_DATA"
 EVALUATE_ON = ("test", "validation")
-VALIDATION_SHARE = 0.2
+VALIDATION_FRACTION = 0.2
 """Of the training images, where validation images are made of them."""
 
 
@@ -285,8 +285,8 @@ def load_dataset(
 def validation_as_test(dataset: Dataset) -> Dataset:
     """The data set with validation images in the place of its test split, for choosing settings.
 
-    They are its validation split; where it has none, :data:`VALIDATION_SHARE` of the training images, which are then no
-    training images: those the split reserves, else as many of each class (and domain), whatever a run's seed.
+    They are its validation split; where it has none, :data:`VALIDATION_FRACTION` of the training images, which are then
+    no training images: those the split reserves, else as many of each class (and domain), whatever a run's seed.
 
     Raises:
         FedPGPError: neither validation nor training images.
@@ -300,21 +300,21 @@ def validation_as_test(dataset: Dataset) -> Dataset:
         )
     chosen = dataset.train.reserved
     if chosen is None:
-        chosen = _a_share_of_each(dataset.train, VALIDATION_SHARE)
+        chosen = _a_fraction_of_each(dataset.train, VALIDATION_FRACTION)
     train, kept = Subset(dataset.train, np.flatnonzero(~chosen)), Subset(dataset.train, np.flatnonzero(chosen))
     note = f"accuracy is measured on {len(kept)} training images that nobody trains on, not on test images"
     return replace(dataset, train=train, test=kept, notes=(*dataset.notes, note))
 
 
-def _a_share_of_each(split: Split, share: float) -> np.ndarray:
-    """(N,) bool: a share of the images of each class and domain, to the nearest; one at least of two or more."""
+def _a_fraction_of_each(split: Split, fraction: float) -> np.ndarray:
+    """(N,) bool: a fraction of the images of each class and domain, to the nearest; one at least of two or more."""
     domains = np.zeros(len(split), dtype=np.int64)
     if split.domains is not None:
         domains = np.unique(split.domains, return_inverse=True)[1]
     chosen = np.zeros(len(split), dtype=bool)
     for label, domain in np.unique(np.stack([split.labels, domains]), axis=1).T.tolist():
         rows = np.flatnonzero((split.labels == label) & (domains == domain))
-        number = min(max(1, round(share * len(rows))), len(rows) - 1)
+        number = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         chosen[generator(0, "validation", label, domain).permutation(rows)[:number]] = True
     return chosen
 

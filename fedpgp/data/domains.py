@@ -11,7 +11,7 @@ from fedpgp.data.files import hold_out, image_files, unpickle
 from fedpgp.errors import FedPGPError, unknown
 
 TEMPLATE = "a photo of a {}."
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
 """Of each class and domain, where a data set has no split of its own."""
 
 Row = tuple[str, int, str]
@@ -57,7 +57,7 @@ def build(
 
 
 def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_names: Sequence[str]) -> Dataset:
-    """``DOMAIN/CLASS/image``, split by the files' names: :data:`TEST_SHARE` of each class and domain is for testing.
+    """``DOMAIN/CLASS/image``, split by the files' names: :data:`TEST_FRACTION` of each class and domain is for testing.
 
     Args:
         name: of the data set.
@@ -72,10 +72,12 @@ def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_name
         if (folder / where / class_name).is_dir()
         for file in image_files(folder / where / class_name)
     ]
-    test = hold_out(files, TEST_SHARE, 0)
+    test = hold_out(files, TEST_FRACTION, 0)
     label = {class_name: i for i, class_name in enumerate(class_names)}
     rows = {file: (f"{domains[file[0]]}/{file[1]}/{file[2]}", label[file[1]], file[0]) for file in files}
-    note = f"split: our own, {TEST_SHARE:.0%} of each class and domain for testing (no lists of a published one there)"
+    note = (
+        f"split: our own, {TEST_FRACTION:.0%} of each class and domain for testing (no lists of a published one there)"
+    )
     return build(
         name,
         class_names,

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.assets_path import asset
-from fedpgp.data.base import VALIDATION_SHARE, Dataset, Split, register
+from fedpgp.data.base import VALIDATION_FRACTION, Dataset, Split, register
 from fedpgp.data.images import read_image
 from fedpgp.errors import FedPGPError, unknown
 
@@ -124,12 +124,12 @@ def load(
 
 
 def _reserved(emoji: Sequence[Mapping[str, str]]) -> set[str]:
-    """Code points of the training emoji that validation takes: a share of each class, by a hash, as the test emoji."""
+    """Code points of the training emoji that validation takes: a fraction of each class, by a hash, as for test."""
     taken: set[str] = set()
     for name in {row["class"] for row in emoji}:
         codes = [row["codepoints"] for row in emoji if row["class"] == name and row["split"] == "train"]
         codes.sort(key=lambda code: hashlib.sha256(f"validation:{code}".encode()).digest())
-        taken.update(codes[: max(1, round(VALIDATION_SHARE * len(codes)))])
+        taken.update(codes[: max(1, round(VALIDATION_FRACTION * len(codes)))])
     return taken
 
 

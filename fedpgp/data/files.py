@@ -165,14 +165,14 @@ def shuffled(files: Sequence[Any], seed: int) -> list[Any]:
     return sorted(files, key=key)
 
 
-def hold_out(files: Sequence[tuple[str, str, str]], share: float, seed: int) -> set[tuple[str, str, str]]:
-    """Of files (domain, class, name): about ``share`` of each class and domain, at least one where there are two."""
+def hold_out(files: Sequence[tuple[str, str, str]], fraction: float, seed: int) -> set[tuple[str, str, str]]:
+    """Of files (domain, class, name): about ``fraction`` of each class and domain, at least one where there are two."""
     groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for file in files:
         groups.setdefault(file[:2], []).append(file)
     held = set()
     for members in groups.values():
-        count = min(max(1, round(share * len(members))), len(members) - 1)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held.update(shuffled(members, seed)[:count])
     return held
 

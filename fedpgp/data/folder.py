@@ -45,7 +45,7 @@ def load(
 
     Raises:
         FedPGPError: no known layout, or one that could be two; a class folder that ``class_names`` lacks; names that no
-            prompt tells apart; a share or template that cannot be.
+            prompt tells apart; a fraction or template that cannot be.
     """
     shown = written_out(root)
     if not root.is_dir():
@@ -81,7 +81,7 @@ def load(
     return Dataset("folder", names, template, split("train"), val, split("test"), notes=notes)
 
 
-def _parts(found: Sequence[FoundImage], share: float, seed: int, site_in_split: bool) -> list[str]:
+def _parts(found: Sequence[FoundImage], fraction: float, seed: int, site_in_split: bool) -> list[str]:
     """train, val or test of each image: as its folders say, else by the file's name."""
 
     def key(image: FoundImage) -> tuple[str, str, str]:
@@ -92,5 +92,5 @@ def _parts(found: Sequence[FoundImage], share: float, seed: int, site_in_split: 
     for image in found:
         if image.part is None:
             keys.setdefault(image.site, []).append(key(image))
-    held = {site: hold_out(mine, share, seed) for site, mine in keys.items()}
+    held = {site: hold_out(mine, fraction, seed) for site, mine in keys.items()}
     return [p.part or ("test" if key(p) in held[p.site] else "train") for p in found]

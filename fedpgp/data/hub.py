@@ -14,7 +14,7 @@ from PIL import Image
 
 from fedpgp.data.base import Dataset, Split, Subset, register
 from fedpgp.data.class_names import as_names, check_names, check_template, nfc
-from fedpgp.data.domains import TEST_SHARE
+from fedpgp.data.domains import TEST_FRACTION
 from fedpgp.data.files import hold_out
 from fedpgp.data.images import Reading, as_rgb, read_image
 from fedpgp.errors import FedPGPError, unknown
@@ -147,10 +147,10 @@ def load(
         whole = parts["train"]
         keys = zip(whole.domains or [""] * len(whole), whole.labels, strict=True)
         files = [(where, str(mine), str(row)) for row, (where, mine) in enumerate(keys)]
-        held = hold_out(files, TEST_SHARE, 0)
+        held = hold_out(files, TEST_FRACTION, 0)
         parts["train"] = Subset(whole, [row for row, file in enumerate(files) if file not in held])
         parts["test"] = Subset(whole, [row for row, file in enumerate(files) if file in held])
-        notes += (f"split: our own, {TEST_SHARE:.0%} of each class and domain for testing",)
+        notes += (f"split: our own, {TEST_FRACTION:.0%} of each class and domain for testing",)
     return Dataset("hub", names, template, parts["train"], parts["val"], parts["test"], notes=notes)
 
 

@@ -29,7 +29,7 @@ class FedAMPSettings:
     Attributes:
         pull: lambda, weight of the pull towards u_i.
         sigma: width of the kernel.
-        alpha: largest share of the others in u_i, 0 to 1.
+        alpha: largest weight of the others in u_i, 0 to 1.
     """
 
     pull: float = 1.0

@@ -28,7 +28,7 @@ class FedPHASettings:
     """Settings of FedPHA.
 
     Attributes:
-        ratio: share of p_G's singular directions that are kept, the weakest ones.
+        ratio: fraction of p_G's singular directions that are kept, the weakest ones.
         alpha: distance up to which z_L is pushed away from z_G.
         through_svd: gradients reach p_G through V2 too, as in the public code. They are unbounded where singular values
             are close, and a phrase with one word twice has such ones, so they are left out by default.

@@ -23,7 +23,7 @@ class PromptFolioSettings:
     """Settings of PromptFolio.
 
     Attributes:
-        theta: share of the personal prompt: 0 is the shared one alone, 1 the personal one.
+        theta: weight of the personal prompt: 0 is the shared one alone, 1 the personal one.
     """
 
     theta: float = 0.4

@@ -34,7 +34,7 @@ class PromptSRCSettings:
     Attributes:
         depth: J, blocks with prompts, in both towers.
         text_weight, image_weight: of the two distances.
-        mean, std: of the Gaussian over rounds, as shares of their number (the paper's 15 and 1 of 20 epochs); std 0
+        mean, std: of the Gaussian over rounds, as fractions of their number (the paper's 15 and 1 of 20 epochs); std 0
             takes the last round alone.
     """
 

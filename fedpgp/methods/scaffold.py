@@ -43,5 +43,5 @@ class Scaffold(PromptFL):
         return {**params, "c": params["mean"] - params["c_i"], "c_i": params["mean"]}
 
     def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        share = len(round.clients) / round.population
-        return {**averaged, "c": round.sent["c"] + share * round.uploads["c"].mean(0)}, {}
+        fraction = len(round.clients) / round.population
+        return {**averaged, "c": round.sent["c"] + fraction * round.uploads["c"].mean(0)}, {}

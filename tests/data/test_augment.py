@@ -24,16 +24,16 @@ def gradient(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("shape", [(100, 100), (160, 90), (40, 400), (1, 1)])
 def test_crops_have_the_size_and_take_part_of_the_image(shape):
     rng = np.random.default_rng(0)
-    shares, mirrored = [], 0
+    areas, mirrored = [], 0
     for _ in range(200):
         crop = np.asarray(random_resized_crop(gradient(*shape), 32, rng), dtype=float)
         assert crop.shape == (32, 32, 3)
         across, down = crop[16, :, 0], crop[:, 16, 1]
         mirrored += across[-1] < across[0]
-        shares.append(abs(across[-1] - across[0]) * abs(down[-1] - down[0]) / 255**2)
+        areas.append(abs(across[-1] - across[0]) * abs(down[-1] - down[0]) / 255**2)
     if shape == (100, 100):
         assert 70 < mirrored < 130
-        assert max(shares) <= AREA[1] and 0.4 < np.mean(shares) < 0.65  # area is uniform in 0.08 … 1
+        assert max(areas) <= AREA[1] and 0.4 < np.mean(areas) < 0.65  # area is uniform in 0.08 … 1
 
 
 def test_a_view_depends_on_its_number_and_the_image_alone():

@@ -32,8 +32,8 @@ def assert_same_proportions(parts, labels, test_parts, test_labels):
     for label in np.unique(labels):
         images, test_images = (labels == label).sum(), (test_labels == label).sum()
         for part, test_part in zip(parts, test_parts, strict=True):
-            share = (labels[part] == label).sum() / images
-            assert abs((test_labels[test_part] == label).sum() - share * test_images) < 1
+            fraction = (labels[part] == label).sum() / images
+            assert abs((test_labels[test_part] == label).sum() - fraction * test_images) < 1
 
 
 def options_of(scheme: str, classes: int) -> dict:
@@ -317,16 +317,16 @@ def test_golden_label_skew_by_its_invariants(case, clients, scheme, options):
             for label in range(10):
                 of_class = [(labels == label).sum(), (test_labels == label).sum()]
                 for part, test_part in zip(train, test, strict=True):
-                    shares = [
+                    fractions = [
                         (x == label).sum() / n
                         for x, n in zip((labels[part], test_labels[test_part]), of_class, strict=True)
                     ]
-                    assert abs(shares[0] - shares[1]) <= 1 / of_class[0] + 1 / of_class[1]
+                    assert abs(fractions[0] - fractions[1]) <= 1 / of_class[0] + 1 / of_class[1]
 
 
 def test_every_client_has_ten_training_and_ten_test_images_as_the_public_code_asks():
     """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273 and 309 to 311: the smaller of the smallest
-    training and the smallest test share must reach min_require_size, else everything is drawn again."""
+    training and the smallest number of test images must reach min_require_size, else everything is drawn again."""
     labels, test_labels = np.repeat(np.arange(10), 500), np.repeat(np.arange(10), 100)
     options = {"beta": 0.3, "test_labels": test_labels}
     plain = [partition(labels, 30, "dirichlet", seed, **options) for seed in range(5)]

@@ -26,8 +26,8 @@ def a_round(fed, round: int, clients, shared, memory, states):
     own = {c: fed.download_for(c, memory) for c in clients}
     results = list(fed.train(shared, clients, round, states.get, own))
     states |= {r.client: r.state for r in results}
-    share = 1 / len(results)
-    averaged = {n: sum(share * r.update[n] for r in results) for n in shared}
+    weight = 1 / len(results)
+    averaged = {n: sum(weight * r.update[n] for r in results) for n in shared}
     return fed.update_server(
         averaged,
         round=round,

@@ -69,7 +69,7 @@ def first_updates(fed: Federation) -> list[dict]:
 
 @pytest.mark.parametrize(("start", "alike"), [("shared", True), ("per_client", False)])
 def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
-    """The share of the other client's prompt in u_i after a round: alpha at most."""
+    """The weight of the other client's prompt in u_i after a round: alpha at most."""
     fed = small("fedamp", "n_ctx=4", "context_init=normal", "method.sigma=0.01", "method.alpha=0.5", "lr=0.0002",
                 f"method.personal_start={start}")  # fmt: skip
     fed.method.task.context_init = "normal"
@@ -78,8 +78,8 @@ def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
                                      weights={0: 1, 1: 1}, memory=fed.initial_server_state())  # fmt: skip
     u = fed.download_for(0, memory)["u"]
     p, other = (torch.from_numpy(uploads[k]["p_G"]) for k in (0, 1))
-    share = (torch.from_numpy(u) - p).norm() / (other - p).norm()
-    assert (share > 0.2) == alike and (share < 1e-3) == (not alike), share
+    weight = (torch.from_numpy(u) - p).norm() / (other - p).norm()
+    assert (weight > 0.2) == alike and (weight < 1e-3) == (not alike), weight
 
 
 @pytest.mark.parametrize(("start", "least", "most"), [("shared", 0.25, 0.95), ("per_client", -0.05, 0.05)])

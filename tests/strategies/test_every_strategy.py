@@ -71,7 +71,7 @@ def fedmedian(x, u, w, s, t):
 
 
 def fedtrimmedavg(x, u, w, s, t):
-    """Yin et al., ICML 2018, definition 2: each coordinate's mean without the largest and smallest share beta."""
+    """Yin et al., ICML 2018, definition 2: each coordinate's mean without the largest and smallest fraction beta."""
     cut = int(0.2 * len(u))
     return np.sort(u, axis=0)[cut : len(u) - cut].mean(0)
 

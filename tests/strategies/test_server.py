@@ -85,7 +85,7 @@ def test_clients_come_from_seed_and_round(tmp_path):
 
 
 def test_all_clients_may_train_in_the_first_round(tmp_path):
-    """TianyuCuiOvO/FedPGP, d43045b33f42, federated_main.py 330-334: all users in epoch 0, a share of them later."""
+    """TianyuCuiOvO/FedPGP, d43045b33f42, federated_main.py 330-334: all users in epoch 0, a fraction of them later."""
     run(tmp_path / "a", "evaluate_every=0", "first_round=all")
     assert [line["clients"] for line in metrics(tmp_path / "a", "train")] == [6, 4, 4]
     run(tmp_path / "b", "evaluate_every=0")
@@ -93,10 +93,10 @@ def test_all_clients_may_train_in_the_first_round(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("clients", "share", "count"), [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)]
+    ("clients", "fraction", "count"), [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)]
 )
-def test_number_of_participants(clients, share, count):
-    assert participants({"participation": share}, clients) == count
+def test_number_of_participants(clients, fraction, count):
+    assert participants({"participation": fraction}, clients) == count
 
 
 def test_metrics_say_what_was_sent(tmp_path):
