@@ -33,7 +33,7 @@ class ClientModel:
         config: of the run.
         federation: of the run; without images, unless the method makes a client's model from them.
         classifier: of the client's model, with a client axis of one.
-        classes: the candidates.
+        classes: what it chooses among.
         server_round: the round of the global tensors.
         client: logical client; None where the global model was asked for.
         has_own_prompt: False where the client has no tensors of its own: its model is the global one.
@@ -101,7 +101,7 @@ def load_client_model(
         state: the ``state-dir`` of a deployed client's node; None takes the run's ``private/``.
         weights: a file with the model's weights; None takes what the run's configuration says.
         data_root: the folder that holds the data sets; None takes the configuration's.
-        all_classes: candidates are all classes of the data set, not only those that were trained.
+        all_classes: choose among all classes of the data set, not only those that were trained.
         progress: is told of images that are encoded, for a method whose models are made from a client's.
 
     Raises:

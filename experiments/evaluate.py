@@ -129,7 +129,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     _refuse_what_is_elsewhere(run, config, tensors["committed"])
     changed = _changed(config, overrides)
     check(changed)
-    federated_split, there = _own_split(run, config, changed, info.get("data"))
+    federated_split, there = _split_of(run, config, changed, info.get("data"))
     if there and _which(changed["dataset"]) == _which(config["dataset"]):
         federated_split = _same_training(federated_split, split_configured(changed))
     else:
@@ -158,7 +158,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     return {**about, "notes": list(federated_split.dataset.notes), "accuracy": summarize(rows), "clients": rows}
 
 
-def _own_split(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[FederatedSplit, bool]:
+def _split_of(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[FederatedSplit, bool]:
     """What the run was trained on, and which client owns what of it.
 
     Where ``dataset.root`` names another folder, the run's data may have moved there, or it holds the other data that

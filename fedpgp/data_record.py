@@ -42,7 +42,7 @@ def data_record(federated_split: FederatedSplit) -> Record:
 
 
 def split_digest(federated_split: FederatedSplit) -> str:
-    """SHA-256 (hex) of which client owns and is tested on which rows, and of their labels; the same on every machine
+    """SHA-256 (hex) of which client owns and is tested on which images, and of their labels; the same on every machine
     that has the same list of images, wherever they lie."""
     digest, known = hashlib.sha256(), {}
 

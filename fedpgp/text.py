@@ -306,7 +306,7 @@ class PromptedTextEncoder:
         for i, kind in enumerate(kinds):
             ids = kind.nonzero().squeeze(1)
             if not len(ids):
-                raise FedPGPError("a context is asked for no class at all: its client has no candidate class")
+                raise FedPGPError("a context is asked for no class at all: its client has no class to choose")
             rows.append((kind_of == i).nonzero().squeeze(1))
             chosen = context[rows[-1]][:, ids] if self.class_specific else context[rows[-1]]
             found = self._only(tuple(ids.tolist()))._features(chosen)

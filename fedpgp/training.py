@@ -161,7 +161,7 @@ def train_cohort(
         images: the whole training split, (N,), and behind it its other views (``settings.views``).
         labels: columns of ``classes``, (N,) int64.
         indices: the rows that belong to each client.
-        classes: the candidate classes.
+        classes: the classes to choose among.
         settings: epochs, batches, optimizer, schedule.
         received: the shared tensors as the server sent them, (K, …); by default those among ``params``.
         seed, clients, round: what a client's batch order is derived from; ``clients`` are the logical ids.

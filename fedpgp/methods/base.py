@@ -59,7 +59,7 @@ class Batch:
 
     Attributes:
         images: with leading axes (K, B).
-        labels: columns of the candidate classes, (K, B) int64.
+        labels: columns of the class set, (K, B) int64.
         weights: (K, B); sum to one over a client's real images, zero for the padding of a shorter batch.
     """
 

@@ -7,7 +7,7 @@
     y = mean over a class's descriptions of s cos(f(patches, p), E)
     L = CE(y) + 10 (1 - cos(f(patches, p), f(image)))      a coin a batch mirrors the images behind the last f
 
-In training A holds the client's own classes, in evaluation all candidates. A client begins with q(x) = k(x) = v(x) = x
+In training A holds the client's own classes, in evaluation all classes. A client begins with q(x) = k(x) = v(x) = x
 and trains W, b, attention and FF. Its first batch whose loss is below 0.5 changes it for good: from then on
 q(x) = x + x A_q B_q, k and v likewise (rank 8), and it trains these and W, b alone. Everything is shared but this
 change; the server takes the plain mean, and the global model answers without the low-rank parts
@@ -47,7 +47,7 @@ class FedMVPSettings:
         switch: loss of a batch below which a client goes over to the low-rank part, for good.
         low_rank_init: how B starts: ``zero``, or ``normal`` as in the public code.
         low_rank_answers: whether the global model's answers contain the low-rank part.
-        loss_classes: candidates in the loss: ``all``, or each client's ``own``.
+        loss_classes: classes in the loss: ``all``, or each client's ``own``.
     """
 
     heads: int = 4

@@ -5,7 +5,7 @@
     p = x + FF(x)                       one context for the whole list of classes
     L = CE(g(p))
 
-In training E holds the client's own classes, in evaluation all candidates; the loss is over all candidates
+In training E holds the client's own classes, in evaluation all classes; the loss is over all classes
 (``loss_classes=own``: over the client's own, as in the paper). The whole network is shared; the server
 takes the plain mean.
 """
@@ -29,7 +29,7 @@ class FedTPGSettings:
 
     Attributes:
         heads: of the attention.
-        loss_classes: candidates in the loss: ``all``, or each client's ``own``.
+        loss_classes: classes in the loss: ``all``, or each client's ``own``.
     """
 
     heads: int = 4

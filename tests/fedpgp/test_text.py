@@ -231,7 +231,7 @@ def test_a_subset_costs_only_its_own_classes():
     encoder(torch.randn(4, 32, dtype=torch.float64), subset=torch.tensor([True, False, False, False, False, True]))
     (part,) = encoder._parts.values()
     assert part.class_names == ["cat", "cat"] and part.tokens == 1 + 4 + 2 * 3
-    with pytest.raises(FedPGPError, match="no candidate class"):
+    with pytest.raises(FedPGPError, match="no class to choose"):
         encoder(torch.randn(4, 32, dtype=torch.float64), subset=torch.zeros(6, dtype=torch.bool))
 
 
