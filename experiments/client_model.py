@@ -117,7 +117,7 @@ def load_client_model(
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
-    shared, memory = (
+    shared, server_state = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("shared/", "memory/")
     )
@@ -136,7 +136,7 @@ def load_client_model(
         names = range(len(federation.dataset.class_names)) if all_classes else federation.federated_split.base_classes
         classes = federation.class_set(tuple(names))
         if committed:
-            own = {client: federation.download_for(client, memory)} if memory else None
+            own = {client: federation.download_for(client, server_state)} if server_state else None
             (classifier,) = federation.personal_classifier(
                 shared, [client], lambda wanted: store.load(wanted, committed), [classes], own
             )

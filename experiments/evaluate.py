@@ -138,9 +138,9 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     federation = build_federation(changed, federated_split)
     federation.progress = progress
     shared = _below(tensors, "shared/")
-    memory = _below(tensors, "memory/")
+    server_state = _below(tensors, "memory/")
     clients = range(federation.num_clients)
-    own = {client: federation.download_for(client, memory) for client in clients} if memory else None
+    own = {client: federation.download_for(client, server_state) for client in clients} if server_state else None
     store = PrivateStore(run / "private", info["run"], 0)
     committed = tensors["committed"]
 

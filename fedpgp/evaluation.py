@@ -121,11 +121,11 @@ def _with_means(figures: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def is_evaluated(round: int, rounds: int, every: int, selection: str) -> bool:
+def is_evaluated(server_round: int, rounds: int, every: int, selection: str) -> bool:
     """Whether a round (from 1) is followed by an evaluation: every ``every`` rounds (0: none of them), after the last
     of ``rounds``, and with ``selection=last_five`` after each of the last five."""
     few = LAST_FEW if selection == "last_five" else 1
-    return round > rounds - few or (every > 0 and round % every == 0)
+    return server_round > rounds - few or (every > 0 and server_round % every == 0)
 
 
 def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict | None], list[int]]:

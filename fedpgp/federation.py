@@ -29,7 +29,7 @@ from fedpgp.data.lookup import (
 )
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
-from fedpgp.methods import Batch, Classifier, Images, Method, Params, Round, cosine_logits
+from fedpgp.methods import Batch, Classifier, Images, Method, Params, RoundContext, cosine_logits
 from fedpgp.optimizers import fresh_state
 from fedpgp.protocols import EvalSet, FederatedSplit
 from fedpgp.seeding import generator
@@ -271,8 +271,8 @@ class Federation:
             return torch.as_tensor(array).to(task.device, task.dtype)
 
         params = {name: tensor(array).expand(len(clients), *np.shape(array)) for name, array in shared.items()}
-        memory = {} if own else self.initial_server_state()
-        own = own or {client: self.download_for(client, memory) for client in clients if memory}
+        server_state = {} if own else self.initial_server_state()
+        own = own or {client: self.download_for(client, server_state) for client in clients if server_state}
         for name in own.get(clients[0], ()):
             params[name] = torch.stack([tensor(own[client][name]) for client in clients])
         for name in self._personal_names:
@@ -376,24 +376,24 @@ class Federation:
         self,
         shared: Arrays,
         clients: Sequence[int],
-        round: int,
+        server_round: int,
         load_state: LoadState,
         own: Mapping[int, Arrays] | None = None,
     ) -> Iterator[TrainResult]:
-        """Trains clients for one round (from 1) and yields each as soon as its cohort is done.
+        """Train clients for one round and yield each as soon as its cohort is done.
 
         Args:
             shared: the global tensors.
             clients: logical ids.
-            round: of the run.
+            server_round: of the run, from 1.
             load_state: a client's newest private tensors; None for a client that never trained.
             own: what the server sent to one client alone (:meth:`download_for`); None: as before round 1.
         """
         task = self.method.task
-        epochs = {client: self._epochs(client, round) for client in clients}
+        epochs = {client: self._epochs(client, server_round) for client in clients}
         for cohort in self._cohorts(clients, gradients=True, epochs=epochs):
             settings = replace(self.training, epochs=epochs[cohort[0]])
-            result = self._train_cohort(shared, cohort, round, load_state, own, settings)
+            result = self._train_cohort(shared, cohort, server_round, load_state, own, settings)
             for k, client in enumerate(cohort):
                 state = {name: result.params[name][k].cpu() for name in self._personal_names}
                 if self.keep_optimizer:
@@ -408,12 +408,12 @@ class Federation:
                     client, update, state, len(self.federated_split.clients[client].train), metrics, error
                 )
 
-    def _epochs(self, client: int, round: int) -> int:
+    def _epochs(self, client: int, server_round: int) -> int:
         """Local epochs of a client in a round: fewer than asked for, drawn anew each round, for a slow one (FedProx's
         stragglers, Li et al. 2020)."""
         if not self.slow_clients or client not in self._slow or self.training.epochs < 2:
             return self.training.epochs
-        return int(generator(self.seed, "slow epochs", client, round).integers(1, self.training.epochs))
+        return int(generator(self.seed, "slow epochs", client, server_round).integers(1, self.training.epochs))
 
     @cached_property
     def _slow(self) -> set[int]:
@@ -424,7 +424,7 @@ class Federation:
         self,
         shared: Arrays,
         cohort: Sequence[int],
-        round: int,
+        server_round: int,
         load_state: LoadState,
         own: Mapping[int, Arrays] | None,
         settings: TrainingSettings,
@@ -441,10 +441,10 @@ class Federation:
             [self.federated_split.clients[client].train for client in cohort],
             self.class_set(classes),
             settings,
-            received={name: params[name] for name in shared},
+            global_params={name: params[name] for name in shared},
             seed=self.seed,
             clients=cohort,
-            round=round,
+            server_round=server_round,
             optimizer_state=self._stored_optimizer(params, states) if self.keep_optimizer else None,
         )
 
@@ -462,52 +462,52 @@ class Federation:
     # The server's part. -----------------------------------------------------------------------------------------------
 
     def initial_server_state(self) -> dict[str, np.ndarray]:
-        """What the server remembers before round 1."""
+        """Return the server state before round 1."""
         return _arrays(self.method.init_server_state(self.num_clients), self.method.task.dtype)
 
-    def download_for(self, client: int, memory: Arrays) -> dict[str, np.ndarray]:
-        """What the server sends to this client alone."""
-        return _arrays(self.method.download_for(client, _tensors(memory)), self.method.task.dtype)
+    def download_for(self, client: int, server_state: Arrays) -> dict[str, np.ndarray]:
+        """Return what the server sends to this client alone."""
+        return _arrays(self.method.download_for(client, _tensors(server_state)), self.method.task.dtype)
 
     def update_server(
         self,
         averaged: Arrays,
         *,
-        round: int,
-        last: int,
-        sent: Arrays,
-        uploads: Mapping[int, Arrays],
+        server_round: int,
+        num_rounds: int,
+        global_params: Arrays,
+        updates: Mapping[int, Arrays],
         weights: Mapping[int, float],
-        memory: Arrays,
+        server_state: Arrays,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The next shared tensors and the server's memory.
+        """Return the next shared tensors and the next server state.
 
         Args:
-            averaged: what the strategy made of the uploads.
-            round, last: number of this round and of the run's last.
-            sent: the shared tensors of this round.
-            uploads, weights: of each client whose update counts.
-            memory: of the server, before.
+            averaged: what the strategy made of the updates.
+            server_round, num_rounds: this round, and how many the run has.
+            global_params: the shared tensors as the server sent them.
+            updates, weights: of each client whose update counts.
+            server_state: before this round.
         """
-        clients = sorted(uploads)
+        clients = sorted(updates)
         weight = torch.tensor([weights[client] for client in clients], dtype=torch.float64)
-        stacked = {n: torch.stack([torch.from_numpy(np.array(uploads[c][n])) for c in clients]) for n in sent}
-        shared, memory = self.method.update_server(
+        stacked = {n: torch.stack([torch.from_numpy(np.array(updates[c][n])) for c in clients]) for n in global_params}
+        shared, server_state = self.method.update_server(
             _tensors(averaged),
-            Round(
-                number=round,
-                last=last,
+            RoundContext(
+                server_round=server_round,
+                num_rounds=num_rounds,
                 clients=clients,
-                population=self.num_clients,
+                num_clients=self.num_clients,
                 weights=(weight / weight.sum()).to(self.method.task.dtype),
-                sent=_tensors(sent),
-                uploads=stacked,
-                memory=_tensors(memory),
-                lr=self.training.learning_rate(round),
+                global_params=_tensors(global_params),
+                updates=stacked,
+                server_state=_tensors(server_state),
+                lr=self.training.learning_rate(server_round),
                 seed=self.seed,
             ),
         )
-        return _arrays(shared, self.method.task.dtype), _arrays(memory, self.method.task.dtype)
+        return _arrays(shared, self.method.task.dtype), _arrays(server_state, self.method.task.dtype)
 
     # Evaluation. ------------------------------------------------------------------------------------------------------
 

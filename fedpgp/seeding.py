@@ -13,7 +13,7 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """A numpy generator for one purpose: ``generator(seed, "batches", client, round)``."""
+    """A numpy generator for one purpose: ``generator(seed, "batches", client, server_round)``."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
 
 

@@ -2,8 +2,8 @@
 
 Every client has its own parameters, optimizer state and batch order. Clients stand in order of their number of steps,
 longest first, so the clients still training are always a prefix of every tensor; one that has finished costs nothing
-any more. What a client computes depends on its own data and on (seed, client, round) alone, not on the company it
-trains in.
+any more. What a client computes depends on its own data and on (seed, client, server_round) alone, not on the clients
+it trains with.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number, unknown
-from fedpgp.methods.base import Batch, Images, Method, Params, Step
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext
 from fedpgp.optimizers import SGD, Adam, fresh_state, make_optimizer
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -81,11 +81,11 @@ class TrainingSettings:
         """The optimizer; what it remembers is :func:`fedpgp.optimizers.fresh_state`."""
         return make_optimizer(self.optimizer, self.momentum, self.weight_decay, self.betas, self.eps)
 
-    def learning_rate(self, round: int) -> float:
+    def learning_rate(self, server_round: int) -> float:
         """The rate of a round (from 1); the same for every client, whenever it was last sampled."""
-        if round <= self.warmup_rounds:
-            return self.lr * round / (self.warmup_rounds + 1)
-        done = round - 1 - self.warmup_rounds
+        if server_round <= self.warmup_rounds:
+            return self.lr * server_round / (self.warmup_rounds + 1)
+        done = server_round - 1 - self.warmup_rounds
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * done / max(1, self.rounds - self.warmup_rounds)))
         if self.schedule == "step":
@@ -112,16 +112,16 @@ class CohortResult:
     failure: list[str | None]
 
 
-def batches(images: int, settings: TrainingSettings, seed: int, client: int, round: int) -> list[np.ndarray]:
+def batches(images: int, settings: TrainingSettings, seed: int, client: int, server_round: int) -> list[np.ndarray]:
     """A client's batches in one round: positions among its images, each (<= batch_size,).
 
-    The order of epoch e comes from (seed, client, round, e) alone.
+    The order of epoch e comes from (seed, client, server_round, e) alone.
     """
     chunks = []
     for epoch in range(settings.epochs):
         order = np.arange(images)
         if settings.shuffle:
-            order = generator(seed, "batches", client, round, epoch).permutation(images)
+            order = generator(seed, "batches", client, server_round, epoch).permutation(images)
         parts = [order[i : i + settings.batch_size] for i in range(0, images, settings.batch_size)]
         if settings.drop_last and len(parts) > 1 and len(parts[-1]) < settings.batch_size:
             parts.pop()
@@ -129,12 +129,12 @@ def batches(images: int, settings: TrainingSettings, seed: int, client: int, rou
     return chunks
 
 
-def drawn_views(images: int, settings: TrainingSettings, seed: int, client: int, round: int) -> np.ndarray:
+def drawn_views(images: int, settings: TrainingSettings, seed: int, client: int, server_round: int) -> np.ndarray:
     """Which view of each of a client's images is seen in each epoch of a round, (epochs, images) from 0."""
     if settings.views is None:
-        epochs = round * MOST_EPOCHS + np.arange(settings.epochs)  # a slow client has fewer in some rounds
+        epochs = server_round * MOST_EPOCHS + np.arange(settings.epochs)  # a slow client has fewer in some rounds
         return np.repeat(epochs[:, None], images, axis=1)
-    rng = generator(seed, "views", client, round)
+    rng = generator(seed, "views", client, server_round)
     return rng.integers(settings.views, size=(settings.epochs, images))
 
 
@@ -147,10 +147,10 @@ def train_cohort(
     classes: ClassSet,
     settings: TrainingSettings,
     *,
-    received: Params | None = None,
+    global_params: Params | None = None,
     seed: int,
     clients: Sequence[int],
-    round: int,
+    server_round: int,
     optimizer_state: dict[str, Tensor] | None = None,
 ) -> CohortResult:
     """Trains K clients for one round.
@@ -163,15 +163,17 @@ def train_cohort(
         indices: the rows that belong to each client.
         classes: the classes to choose among.
         settings: epochs, batches, optimizer, schedule.
-        received: the shared tensors as the server sent them, (K, …); by default those among ``params``.
-        seed, clients, round: what a client's batch order is derived from; ``clients`` are the logical ids.
+        global_params: the shared tensors as the server sent them, (K, …); by default those among ``params``.
+        seed, clients, server_round: what a client's batch order is derived from; ``clients`` are the logical ids.
         optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start anew.
     """
     device = labels.device
-    plans = [batches(len(rows), settings, seed, c, round) for rows, c in zip(indices, clients, strict=True)]
+    plans = [batches(len(rows), settings, seed, c, server_round) for rows, c in zip(indices, clients, strict=True)]
     order = sorted(range(len(plans)), key=lambda k: -len(plans[k]))  # longest first; stable, so ties keep their order
     place = torch.tensor(order, device=device)
-    received = {name: tensor[place].clone() for name, tensor in (params if received is None else received).items()}
+    global_params = {
+        name: tensor[place].clone() for name, tensor in (params if global_params is None else global_params).items()
+    }
     params = {name: tensor[place].clone() for name, tensor in params.items()}
     trainable = method.trainable(params)
     optimizer = settings.make_optimizer()
@@ -182,9 +184,9 @@ def train_cohort(
     plans = [plans[k] for k in order]
     rows = [indices[k] for k in order]
     ids = [clients[k] for k in order]
-    views = [drawn_views(len(own), settings, seed, client, round) for own, client in zip(rows, ids, strict=True)]
+    views = [drawn_views(len(own), settings, seed, client, server_round) for own, client in zip(rows, ids, strict=True)]
     lengths = np.array([len(plan) for plan in plans])
-    lr = settings.learning_rate(round)
+    lr = settings.learning_rate(server_round)
     # Apple's devices have no float64.
     total = torch.zeros(len(plans), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     failed = torch.zeros(len(plans), dtype=torch.int64, device=device)  # the first bad step, from 1
@@ -197,11 +199,11 @@ def train_cohort(
             chosen.append(own[plan[step]] + len(labels) * seen[epoch, plan[step]])
         batch = gather(images, labels, chosen, method.task.dtype)
         now = {name: tensor[:active] for name, tensor in params.items()}
-        sent = {name: tensor[:active] for name, tensor in received.items()}
-        here = Step(round, step, ids[:active], sent, lr, seed)
-        loss, grads = method.gradients(now, batch, classes, here)
+        start = {name: tensor[:active] for name, tensor in global_params.items()}
+        context = StepContext(server_round, step, ids[:active], start, lr, seed)
+        loss, grads = method.gradients(now, batch, classes, context)
         state["step"][:active] += 1
-        rates = method.rates(now, here)
+        rates = method.rates(now, context)
         for name in trainable:
             p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
@@ -217,11 +219,12 @@ def train_cohort(
     back[place] = torch.arange(len(place), device=device)
     steps = lengths[back.cpu().numpy()]
     failure = [
-        f"loss or update is NaN or Inf at round {round}, step {bad}" if bad else None for bad in failed[back].tolist()
+        f"loss or update is NaN or Inf at round {server_round}, step {bad}" if bad else None
+        for bad in failed[back].tolist()
     ]
     params = {name: tensor[back] for name, tensor in params.items()}
-    received = {name: tensor[back] for name, tensor in received.items()}
-    end = Step(round, int(lengths.max(initial=0)), clients, received, lr, seed)
+    global_params = {name: tensor[back] for name, tensor in global_params.items()}
+    end = StepContext(server_round, int(lengths.max(initial=0)), clients, global_params, lr, seed)
     return CohortResult(
         method.finish_client(params, end),
         {name: tensor[back] for name, tensor in state.items()},

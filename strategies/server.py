@@ -312,12 +312,12 @@ class Server:
         _check_finite(server_round, {**averaged, **strategy_state(self.strategy)[0]})
         shared, self.state.memory = self.federation.update_server(
             averaged,
-            round=server_round,
-            last=self.rounds,
-            sent=self.state.shared,
-            uploads=uploads,
+            server_round=server_round,
+            num_rounds=self.rounds,
+            global_params=self.state.shared,
+            updates=uploads,
             weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
-            memory=self.state.memory,
+            server_state=self.state.memory,
         )
         _check_finite(server_round, shared)
         self.state.shared = {name: shared[name] for name in self._reference}

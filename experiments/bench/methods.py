@@ -20,14 +20,14 @@ import torch
 from experiments.bench.measure import block_products, in_turn, peak_memory
 from experiments.bench.step import IMAGES, random_batch, start, task_of, tower_gflop
 from fedpgp.frozen import FrozenCLIP
-from fedpgp.methods import METHODS, Batch, Method, Params, Step
+from fedpgp.methods import METHODS, Batch, Method, Params, StepContext
 from fedpgp.methods.fedmvp import POOLED
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet, Task
 from fedpgp.templates import SEVEN
 
 CLIENTS = 10
-"""In the federation of a method whose server remembers all of them; one is trained."""
+"""In the federation of a method whose server keeps a state for each of them; one is trained."""
 IN_TOWER = 4
 """Images in a step of a method that works inside the image tower: what it costs is proportional to them."""
 
@@ -53,7 +53,7 @@ class Case:
     params: Params
     batch: Batch
     classes: ClassSet
-    step: Step
+    step: StepContext
 
     @classmethod
     def of(cls, method: Method) -> "Case":
@@ -61,17 +61,17 @@ class Case:
         task, shared = method.task, method.init_shared(generator(0, "shared"))
         batch = random_batch(method, 1, IN_TOWER if "pixels" in method.inputs else IMAGES)
         classes = task.class_set(range(len(task.class_names)))
-        memory = {
+        server_state = {
             name: torch.ones_like(tensor) if name == "known" else torch.randn_like(tensor)
             for name, tensor in method.init_server_state(CLIENTS).items()
         }
         params = start(method, 1)
-        for name, tensor in method.download_for(0, memory).items():
+        for name, tensor in method.download_for(0, server_state).items():
             params[name] = tensor.to(task.device, task.dtype).unsqueeze(0)
         with torch.no_grad():
             params |= method.precompute(params, lambda images=True: batch, classes)
-        received = {name: params[name] for name in shared}
-        return cls(method, params, batch, classes, Step(2, 1, (0,), received, 0.1, 0))
+        global_params = {name: params[name] for name in shared}
+        return cls(method, params, batch, classes, StepContext(2, 1, (0,), global_params, 0.1, 0))
 
     def run(self) -> tuple[torch.Tensor, Params]:
         return self.method.gradients(self.params, self.batch, self.classes, self.step)

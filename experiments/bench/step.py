@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from experiments.bench.measure import gemm_gflops, in_turn, peak_memory, relative
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods import METHODS, Batch, Images, Method, Params, Step
+from fedpgp.methods import METHODS, Batch, Images, Method, Params, StepContext
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet, Task
 
 MODEL, IMAGES, CONTEXT, RANK, PATCHES = "ViT-B-16", 32, 16, 8, 196
-STEP = Step(round=1, step=0, clients=(0,), received={}, lr=0.1, seed=0)  # FedPGP needs nothing of it
+STEP = StepContext(server_round=1, step=0, clients=(0,), global_params={}, lr=0.1, seed=0)  # FedPGP needs nothing of it
 WORDS = (
     "cat",
     "dog",

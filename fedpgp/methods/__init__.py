@@ -1,6 +1,6 @@
 """Methods: one file each, which is all that a new one needs here (docs/add_a_method.md)."""
 
-from fedpgp.methods.base import Batch, Classifier, Images, Method, Own, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, Method, Own, Params, RoundContext, StepContext, cosine_logits
 from fedpgp.methods.registry import METHODS, method_class
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "Method",
     "Own",
     "Params",
-    "Round",
-    "Step",
+    "RoundContext",
+    "StepContext",
     "cosine_logits",
     "method_class",
 ]

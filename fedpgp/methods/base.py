@@ -84,51 +84,51 @@ class Own(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepContext:
     """Where a cohort stands: what a method may need beyond its own tensors and the images.
 
     Attributes:
-        round: of the run, from 1.
+        server_round: round of the run, from 1.
         step: of the local training, from 0.
         clients: logical ids of the K clients.
-        received: the shared tensors as the server sent them this round, (K, ...); FedProx and Ditto pull towards them.
+        global_params: the shared tensors as the server sent them, (K, ...); FedProx and Ditto pull towards them.
         lr: learning rate of this round.
-        seed: of the run; draw from ``fedpgp.seeding.generator(seed, purpose, client, round, step)``.
+        seed: of the run; draw from ``fedpgp.seeding.generator(seed, purpose, client, server_round, step)``.
     """
 
-    round: int
+    server_round: int
     step: int
     clients: Sequence[int]
-    received: Params
+    global_params: Params
     lr: float
     seed: int
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundContext:
     """A finished round, as the server sees it.
 
     Attributes:
-        number: of the round, from 1.
-        last: number of the run's last round.
+        server_round: this round, from 1.
+        num_rounds: of the whole run.
         clients: logical ids of the S clients whose updates count, ascending.
-        population: clients of the whole federation.
+        num_clients: of the whole federation.
         weights: of the S clients in an average, (S,), sum to one.
-        sent: the shared tensors as they were sent.
-        uploads: name -> (S, ...), the shared tensors as the clients sent them back.
-        memory: what the server remembered before.
+        global_params: the shared tensors as the server sent them.
+        updates: name -> (S, ...), the shared tensors as the clients sent them back.
+        server_state: the server's own tensors before this round.
         lr: learning rate of the round.
         seed: of the run.
     """
 
-    number: int
-    last: int
+    server_round: int
+    num_rounds: int
     clients: Sequence[int]
-    population: int
+    num_clients: int
     weights: Tensor
-    sent: Params
-    uploads: Params
-    memory: Params
+    global_params: Params
+    updates: Params
+    server_state: Params
     lr: float
     seed: int
 
@@ -198,19 +198,19 @@ class Method(ABC):
         Called before a cohort's training and, with :attr:`precomputes_for_evaluation`, before its evaluation.
 
         Args:
-            params: shared tensors as received, the client's own, and :meth:`download_for`'s.
+            params: shared tensors as the server sent them, the client's personal ones, and :meth:`download_for`'s.
             own: gives all training images of each client, or only their labels; gathered when it is called.
             classes: those that are trained.
         """
         return {}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
         model."""
         logits = self.logits(self.personal_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         """The loss (K,) and the gradient of every trainable tensor, each client's from its own loss alone.
 
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
@@ -236,12 +236,12 @@ class Method(ABC):
         """Return the names of the tensors that are optimised: all that are not :attr:`buffers`."""
         return [name for name in params if name not in self.buffers]
 
-    def rates(self, params: Params, step: Step) -> Params:
+    def rates(self, params: Params, step: StepContext) -> Params:
         """Learning rates of single tensors, relative to the run's: name -> factor that broadcasts to the tensor (K, …).
         All the others have the run's own. At 0 a tensor stays as it is, without weight decay."""
         return {}
 
-    def finish_client(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: StepContext) -> Params:
         """Return what each client keeps and sends after its last step, by name. By default, what it trained."""
         return params
 
@@ -301,16 +301,16 @@ class Method(ABC):
         """Whether a round counts by its place among all of the run, so that a finished run can be given no more."""
         return False
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
         """Return the next shared tensors and the next server state.
 
         Args:
-            averaged: the shared tensors as the strategy made them of the uploads.
-            round: uploads, weights, memory.
+            averaged: the shared tensors as the strategy made them of the updates.
+            context: updates, weights, server state.
         """
-        return averaged, round.memory
+        return averaged, context.server_state
 
-    def download_for(self, client: int, memory: Params) -> Params:
+    def download_for(self, client: int, server_state: Params) -> Params:
         """Return tensors for one client alone, sent along with the shared ones; they belong into :attr:`buffers`."""
         return {}
 

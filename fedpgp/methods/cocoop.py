@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.layers import linear, linear_start
-from fedpgp.methods.base import Batch, Images, Method, Params, Step
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 
@@ -36,7 +36,7 @@ class CoCoOp(Method):
     def contexts(self, training: bool) -> int:
         return AT_ONCE
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         """A batch's loss is a sum over its images, and so are its gradients: a few images at a time need a fraction of
         the memory."""
         parts = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.base import Batch, Params, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -46,13 +46,13 @@ class Ditto(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         both = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         losses = [
             cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
             for classifier in both
         ]
-        distance = (params["p"] - step.received["p_G"]).square().sum((-2, -1))
+        distance = (params["p"] - step.global_params["p_G"]).square().sum((-2, -1))
         return losses[0] + losses[1] + self.settings.pull / 2 * distance
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:

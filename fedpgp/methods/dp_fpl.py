@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
-from fedpgp.methods.base import Batch, Params, Round, Step
+from fedpgp.methods.base import Batch, Params, RoundContext, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator, secret_normal
@@ -90,11 +90,11 @@ class DPFPL(PromptFL):
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_G"] + params["p_L"])
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         s = self.settings
         loss, grads = super().gradients(params, batch, classes, step)
         g = grads["p_G"]  # that of p_i, which is p_L's too
-        draws = [generator(step.seed, "dp_fpl", client, step.round, step.step) for client in step.clients]
+        draws = [generator(step.seed, "dp_fpl", client, step.server_round, step.step) for client in step.clients]
         shape = (g.shape[-1], s.rank)
         start = torch.stack([torch.from_numpy(rng.normal(size=shape)) for rng in draws]).to(g)
         u, _ = torch.linalg.qr(params["p_L"] @ start)
@@ -105,11 +105,11 @@ class DPFPL(PromptFL):
             g_u, g_v = (gradient + s.std * self._noise(gradient, draws) for gradient in (g_u, g_v))
         return loss, {"p_G": g, "p_L": g_u @ v + u @ g_v - u @ (u.mT @ g_u) @ v}
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
         p_G = averaged["p_G"]
         if self.settings.epsilon > 0:
-            (noise,) = self._noise(p_G.unsqueeze(0), [generator(round.seed, "dp_fpl server", round.number)])
-            p_G = p_G + round.lr * self.settings.std / len(round.clients) * noise
+            (noise,) = self._noise(p_G.unsqueeze(0), [generator(context.seed, "dp_fpl server", context.server_round)])
+            p_G = p_G + context.lr * self.settings.std / len(context.clients) * noise
         return {"p_G": p_G}, {}
 
     def _noise(self, like: Tensor, seeded: Sequence[np.random.Generator]) -> Tensor:

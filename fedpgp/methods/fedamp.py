@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_number
-from fedpgp.methods.base import Batch, Params, Round, Step
+from fedpgp.methods.base import Batch, Params, RoundContext, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -56,8 +56,8 @@ class FedAMP(PromptFL):
     def init_server_state(self, clients: int) -> Params:
         return {"models": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
 
-    def download_for(self, client: int, memory: Params) -> Params:
-        known, models = memory["known"].clone(), memory["models"]
+    def download_for(self, client: int, server_state: Params) -> Params:
+        known, models = server_state["known"].clone(), server_state["models"]
         mine = models[client]
         others = known.clone()
         others[client] = 0
@@ -65,17 +65,17 @@ class FedAMP(PromptFL):
         a = self.settings.alpha / others.sum().clamp(min=1) * others * closeness
         return {"u": (1 - a.sum()) * mine + torch.einsum("n,nmd->md", a, models), "known": known[client].view(1, 1)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         towards = torch.where(params["known"] > 0, params["u"], params["p_G"])
         distance = (params["p"] - towards).square().sum((-2, -1))
         return super().loss(params, batch, classes, step) + self.settings.pull / 2 * distance
 
-    def finish_client(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: StepContext) -> Params:
         return {**params, "p_G": params["p"]}
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        models, known = round.memory["models"].clone(), round.memory["known"].clone()
-        models[round.clients], known[round.clients] = round.uploads["p_G"], 1
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
+        models, known = context.server_state["models"].clone(), context.server_state["known"].clone()
+        models[context.clients], known[context.clients] = context.updates["p_G"], 1
         return averaged, {"models": models, "known": known}
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice
 from fedpgp.layers import linear, linear_start
-from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits
 from fedpgp.task import ClassSet
 
 PICTURE = "a picture of a {}"
@@ -56,7 +56,7 @@ class FedCLIP(Method):
         embed = self.task.clip.embed
         return {**linear_start("1", embed, embed, rng), **linear_start("2", embed, embed, rng)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         if self.settings.loss == "cross_entropy":
             return super().loss(params, batch, classes, step)
         texts = self.texts(classes)[batch.labels]

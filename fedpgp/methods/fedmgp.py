@@ -9,7 +9,7 @@ NeurIPS 2025, arXiv 2511.00480).
 After training a client draws s groups without replacement, p = softmax(sim / tau), sim_j the largest cosine of group j
 with a global prompt (uniform in round 1), text and image prompts each by themselves but with the same random numbers,
 and sends them in the order drawn. The server averages them rank by rank; the client puts the i-th average in the place
-of the i-th it sent. The other groups stay with it, and all of them in rounds without it: the server remembers for each
+of the i-th it sent. The other groups stay with it, and all of them in rounds without it: the server keeps for each
 client the averages of its last round. (Public code takes another penalty, with the wrong sign, draws groups and text
 prompts from fixed seeds, and the image prompts' start from the clock.)
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Own, Params, Round, Step
+from fedpgp.methods.base import Batch, Images, Method, Own, Params, RoundContext, StepContext
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -108,15 +108,15 @@ class FedMGP(Method):
             "v": torch.zeros(clients, s.sent, s.tokens, self.tower.width),
         }
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        memory = {name: tensor.clone() for name, tensor in round.memory.items()}
-        for name, tensor in memory.items():
-            tensor[round.clients] = averaged[name]
-        return averaged, memory
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
+        server_state = {name: tensor.clone() for name, tensor in context.server_state.items()}
+        for name, tensor in server_state.items():
+            tensor[context.clients] = averaged[name]
+        return averaged, server_state
 
-    def download_for(self, client: int, memory: Params) -> Params:
+    def download_for(self, client: int, server_state: Params) -> Params:
         """The averages of the last round that the client took part in."""
-        return {f"last_{name}": tensor[client] for name, tensor in memory.items()}
+        return {f"last_{name}": tensor[client] for name, tensor in server_state.items()}
 
     def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         """The averages in the place of the groups that were sent for them."""
@@ -128,12 +128,12 @@ class FedMGP(Method):
                     merged[groups][k, places] = params[f"last_{averages}"][k]
         return merged
 
-    def finish_client(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: StepContext) -> Params:
         result = dict(params)
         for groups, averages in (("T", "t"), ("V", "v")):
             drawn = torch.stack(
                 [
-                    self.draw(params[groups][k], step.received[averages][k], step, client)
+                    self.draw(params[groups][k], step.global_params[averages][k], step, client)
                     for k, client in enumerate(step.clients)
                 ]
             )
@@ -141,12 +141,12 @@ class FedMGP(Method):
             result[averages] = torch.stack([own[places] for own, places in zip(params[groups], drawn, strict=True)])
         return result
 
-    def draw(self, groups: Tensor, averages: Tensor, step: Step, client: int) -> Tensor:
+    def draw(self, groups: Tensor, averages: Tensor, step: StepContext, client: int) -> Tensor:
         """Positions (s,) of the groups that a client sends, in the order drawn. Text and image prompts get the same
         random numbers, so in round 1 they come in pairs."""
-        noise = generator(step.seed, "fedmgp", client, step.round).gumbel(size=len(groups))
+        noise = generator(step.seed, "fedmgp", client, step.server_round).gumbel(size=len(groups))
         similarity = F.cosine_similarity(groups.flatten(1).unsqueeze(1), averages.flatten(1), dim=-1).amax(1)
-        if step.round == 1:
+        if step.server_round == 1:
             similarity = torch.zeros_like(similarity)
         # The s largest of logits plus Gumbel noise are a draw without replacement, in order.
         keys = similarity.cpu().double() / self.settings.tau + torch.from_numpy(noise)
@@ -154,7 +154,7 @@ class FedMGP(Method):
 
     # Training and answers. --------------------------------------------------------------------------------------------
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         z, x = self.texts(params["T"], classes), self.prompted_images(params["V"], batch.images)
         logits = self.task.logit_scale * x @ z.mT  # (K, G, B, C)
         labels, weights = (t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights))

@@ -26,7 +26,7 @@ from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.layers import attention, attention_start, gated, gated_start, linear, linear_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Own, Params, Step, cosine_logits, of_own_classes
+from fedpgp.methods.base import Batch, Images, Method, Own, Params, StepContext, cosine_logits, of_own_classes
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -112,25 +112,25 @@ class FedMVP(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         params["switched"].masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
         return loss, grads
 
-    def rates(self, params: Params, step: Step) -> Params:
+    def rates(self, params: Params, step: StepContext) -> Params:
         """What a client does not train stays as it is: the low-rank part before it has gone over, attention and FF from
         then on."""
         trained = {"project": None, "lora": params["switched"]}
         factors = {name: trained.get(name.split(".")[0], 1 - params["switched"]) for name in self.trainable(params)}
         return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         classifier, own = self.global_classifier(params, classes), params["own_classes"] > 0
         x = self.prompted_images(classifier, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
         logits = cosine_logits(classifier["texts"], x, self.task.logit_scale)
         if self.settings.loss_classes == "own":
             logits = of_own_classes(logits, own)
-        mirror = [generator(step.seed, self.name, c, step.round, step.step).random() < 0.5 for c in step.clients]
+        mirror = [generator(step.seed, self.name, c, step.server_round, step.step).random() < 0.5 for c in step.clients]
         mirror = torch.tensor(mirror, device=x.device).view(-1, 1, 1)
         known = torch.where(mirror, batch.images.mirrored, batch.images.features)
         apart = ((1 - (x * known).sum(-1)) * batch.weights).sum(-1)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods.base import Batch, Method, Own, Params, Step
+from fedpgp.methods.base import Batch, Method, Own, Params, StepContext
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet, Task
@@ -95,7 +95,7 @@ class FedPGP(Method):
     def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return self.term.precompute(params, lambda: (own(images=False).weights > 0).sum(1, keepdim=True))
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)
 
     def _loss(self, p_G: Tensor, p_i: Tensor, batch: Batch, classes: ClassSet) -> Tensor:
@@ -108,7 +108,7 @@ class FedPGP(Method):
         negative = None if self.settings.contrast == "positive" else z_i
         return ce + self.settings.mu * prompt_contrastive_loss(z_G, positive, negative, self.settings.tau)
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         if step.step == 0:
             self.term.fit(params, lambda: self._gradient_at_p_i(params, batch, classes), step.lr)
         loss, grads = super().gradients(params, batch, classes, step)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.base import Batch, Params, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -56,7 +56,7 @@ class FedPHA(PromptFL):
     def contexts(self, training: bool) -> int:
         return 3
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         p_G, p_L = params["p_G"], params["p_L"]
         _, _, rows = torch.linalg.svd(p_G if self.settings.through_svd else p_G.detach(), full_matrices=False)
         weak = rows[:, int(p_G.shape[1] * (1 - self.settings.ratio)) :]

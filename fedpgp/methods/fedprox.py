@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedpgp.errors import check_number
-from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.base import Batch, Params, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -35,6 +35,6 @@ class FedProx(PromptFL):
     name = "fedprox"
     Settings = FedProxSettings
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
-        distance = (params["p_G"] - step.received["p_G"]).square().sum((-2, -1))
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
+        distance = (params["p_G"] - step.global_params["p_G"]).square().sum((-2, -1))
         return super().loss(params, batch, classes, step) + self.settings.mu / 2 * distance

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Method, Own, Params, Step, of_own_classes
+from fedpgp.methods.base import Batch, Method, Own, Params, StepContext, of_own_classes
 from fedpgp.prompts import normal
 from fedpgp.task import ClassSet
 
@@ -71,7 +71,7 @@ class FedTPG(Method):
         x = attention(params, "attention", queries, names, self.settings.heads, among)
         return x + gated(params, "ff", x)
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         own = params["own_classes"] > 0
         classifier = classes.encoder(self.task.n_ctx)(self.context(params, classes, own))
         logits = self.logits(classifier, batch.images, classes)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.base import Batch, Params, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -36,7 +36,7 @@ class KgCoOp(PromptFL):
     name = "kgcoop"
     Settings = KgCoOpSettings
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         classifier = self.global_classifier(params, classes)
         ce = cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
         return ce + self.settings.weight * (1 - (classifier * classes.template_features).sum(-1).mean(-1))

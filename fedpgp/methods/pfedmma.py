@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.image_tower import ImageTower, check_depth
-from fedpgp.methods.base import Batch, Images, Method, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits
 from fedpgp.task import ClassSet
 
 PHRASE = "a photo of a"
@@ -84,7 +84,7 @@ class PFedMMA(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         return loss, {name: grad / self.settings.alpha for name, grad in grads.items()}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.layers import linear, linear_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, RoundContext, StepContext, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -87,8 +87,8 @@ class PFedMoAP(PromptFL):
     def init_server_state(self, clients: int) -> Params:
         return {"pool": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
 
-    def download_for(self, client: int, memory: Params) -> Params:
-        pool, known = memory["pool"], memory["known"]
+    def download_for(self, client: int, server_state: Params) -> Params:
+        pool, known = server_state["pool"], server_state["known"]
         distance = (pool - pool[client]).flatten(1).norm(dim=1).masked_fill(known == 0, float("inf"))
         distance[client] = float("inf")
         count = min(self.settings.experts, len(pool)) - 1
@@ -96,9 +96,9 @@ class PFedMoAP(PromptFL):
         real = distance[nearest].isfinite().to(pool.dtype)
         return {"experts": pool[nearest], "real": real, "known": known[client].view(1, 1)}
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        pool, known = round.memory["pool"].clone(), round.memory["known"].clone()
-        pool[round.clients], known[round.clients] = round.uploads["p_G"], 1
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
+        pool, known = context.server_state["pool"].clone(), context.server_state["known"].clone()
+        pool[context.clients], known[context.clients] = context.updates["p_G"], 1
         return averaged, {"pool": pool, "known": known}
 
     # Training. --------------------------------------------------------------------------------------------------------
@@ -106,12 +106,12 @@ class PFedMoAP(PromptFL):
     def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         texts = self.global_classifier(params, classes)
         classifier = self.mixture(params, texts, params["pooled"], params["known"])
         return cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
 
-    def rates(self, params: Params, step: Step) -> Params:
+    def rates(self, params: Params, step: StepContext) -> Params:
         """The gate has a rate of its own, and stays as it is as long as the client is not in the pool."""
         rates, s = {}, self.settings
         rate = s.gate_rate if s.gate_lr is None else s.gate_lr / step.lr
@@ -121,7 +121,7 @@ class PFedMoAP(PromptFL):
                 rates[name] = rate * trains
         return rates
 
-    def finish_client(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: StepContext) -> Params:
         gated = torch.maximum(params["gated"], params["known"])
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"]), "gated": gated}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, StepContext, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -50,7 +50,7 @@ class PFedPrompt(PromptFL):
         ids = own.weights.new_tensor(classes.ids)
         return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         logits = self.logits(self.global_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Method, Params, Step
+from fedpgp.methods.base import Batch, Method, Params, StepContext
 from fedpgp.prompts import starting_contexts
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -67,7 +67,7 @@ class ProDA(Method):
         task = self.task
         return PromptedTextEncoder(task.clip, [""], task.n_ctx, dtype=task.dtype, compute=task.compute)
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(batch.labels.device)
         p = params["p_G"].gather(1, drawn[:, :, None, None].expand(-1, -1, *params["p_G"].shape[2:]))
         count, scale = p.shape[1], self.task.logit_scale
@@ -86,9 +86,9 @@ class ProDA(Method):
         pairs = (free @ free.mT).abs().sum((1, 2)) - count
         return loss + self.settings.ratio * pairs / (count * (count - 1))
 
-    def drawn(self, step: Step, client: int) -> Tensor:
+    def drawn(self, step: StepContext, client: int) -> Tensor:
         """The prompts of a client's step."""
-        rng = generator(step.seed, "proda", client, step.round, step.step)
+        rng = generator(step.seed, "proda", client, step.server_round, step.step)
         return torch.from_numpy(rng.permutation(self.settings.prompts)[: self.settings.a_step])
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:

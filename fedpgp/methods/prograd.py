@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, Step, cosine_logits
+from fedpgp.methods.base import Batch, Params, StepContext, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -42,7 +42,7 @@ class ProGrad(PromptFL):
     name = "prograd"
     Settings = ProGradSettings
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         p_G, heat = params["p_G"].detach().requires_grad_(), self.settings.temperature
         with torch.enable_grad():
             logits = self.logits(self.global_classifier({"p_G": p_G}, classes), batch.images, classes)

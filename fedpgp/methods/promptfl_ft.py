@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.methods.base import Batch, Params, Step
+from fedpgp.methods.base import Batch, Params, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -23,10 +23,10 @@ class PromptFLFT(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         return super().loss({**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step)
 
-    def finish_client(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: StepContext) -> Params:
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:

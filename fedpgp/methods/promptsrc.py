@@ -19,7 +19,7 @@ from torch import Tensor
 from fedpgp.errors import check_number
 from fedpgp.image_tower import check_depth
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, Round, Step, cosine_logits
+from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, cosine_logits
 from fedpgp.methods.maple import deep_text_prompts
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal
@@ -65,7 +65,7 @@ class PromptSRC(VPT):
     def contexts(self, training: bool) -> int:
         return 1
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> Tensor:
+    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         s, scale = self.settings, self.task.logit_scale
         classifier = self.global_classifier(params, classes)
         z, x = classifier["texts"], self.tower(batch.images.pixels, classifier["v"])
@@ -92,11 +92,11 @@ class PromptSRC(VPT):
     def depends_on_rounds(cls, settings: PromptSRCSettings) -> bool:
         return settings.std > 0
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
         if self.settings.std == 0:
-            return averaged, round.memory
-        rounds = torch.arange(1, round.last + 1, dtype=torch.float64)
-        weights = (-((rounds / round.last - self.settings.mean) ** 2) / (2 * self.settings.std**2)).softmax(0)
-        weight = weights[round.number - 1].item()
-        total = {name: sum_so_far + weight * averaged[name] for name, sum_so_far in round.memory.items()}
-        return (total if round.number == round.last else averaged), total
+            return averaged, context.server_state
+        rounds = torch.arange(1, context.num_rounds + 1, dtype=torch.float64)
+        weights = (-((rounds / context.num_rounds - self.settings.mean) ** 2) / (2 * self.settings.std**2)).softmax(0)
+        weight = weights[context.server_round - 1].item()
+        total = {name: sum_so_far + weight * averaged[name] for name, sum_so_far in context.server_state.items()}
+        return (total if context.server_round == context.num_rounds else averaged), total

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.methods.base import Batch, Own, Params, Round, Step
+from fedpgp.methods.base import Batch, Own, Params, RoundContext, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -34,14 +34,14 @@ class Scaffold(PromptFL):
     def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
         return {"mean": torch.zeros_like(params["c_i"])}
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: Step) -> tuple[Tensor, Params]:
+    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         params["mean"].lerp_(grads["p_G"], 1 / (step.step + 1))
         return loss, {"p_G": grads["p_G"] - params["c_i"] + params["c"]}
 
-    def finish_client(self, params: Params, step: Step) -> Params:
+    def finish_client(self, params: Params, step: StepContext) -> Params:
         return {**params, "c": params["mean"] - params["c_i"], "c_i": params["mean"]}
 
-    def update_server(self, averaged: Params, round: Round) -> tuple[Params, Params]:
-        fraction = len(round.clients) / round.population
-        return {**averaged, "c": round.sent["c"] + fraction * round.uploads["c"].mean(0)}, {}
+    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
+        fraction = len(context.clients) / context.num_clients
+        return {**averaged, "c": context.global_params["c"] + fraction * context.updates["c"].mean(0)}, {}

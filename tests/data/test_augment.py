@@ -55,9 +55,9 @@ def test_views_are_looked_up_behind_one_another():
 
 def test_which_view_is_drawn():
     cached = TrainingSettings(epochs=3, views=4)
-    drawn = drawn_views(200, cached, seed=1, client=2, round=3)
+    drawn = drawn_views(200, cached, seed=1, client=2, server_round=3)
     assert drawn.shape == (3, 200) and set(drawn.flatten()) == {0, 1, 2, 3}
-    assert not np.array_equal(drawn, drawn_views(200, cached, seed=1, client=2, round=4))
+    assert not np.array_equal(drawn, drawn_views(200, cached, seed=1, client=2, server_round=4))
     live = TrainingSettings(epochs=2, views=None)
     # Every epoch of a run has its own, whatever a slow client has done before.
     slow = replace(live, epochs=1)

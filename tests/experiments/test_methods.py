@@ -111,12 +111,12 @@ def test_a_run(tmp_path, messages, name, more):
         assert not torch.equal(states[0][n], states[1][n]), n
     if personal and name not in NOT_ANSWERING:
         now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}
-        memory = {n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")}
-        own = {0: fed.download_for(0, memory)} if memory else None
+        server_state = {n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")}
+        own = {0: fed.download_for(0, server_state)} if server_state else None
         mine, others = (answers(fed, now, states[k], own) for k in (0, 1))
         assert (mine - others).abs().max() > 1e-10
 
-    # A resumed run gives the same numbers: the server's memory and the private states are all that is needed.
+    # A resumed run gives the same numbers: the server state and the private states are all that is needed.
     newest.unlink()
     (tmp_path / "run" / "summary.json").unlink()  # as if killed in the last round
     again = resume(tmp_path / "run", federation_of=small_federation)
@@ -126,7 +126,7 @@ def test_a_run(tmp_path, messages, name, more):
 
 
 class Counting(METHODS["promptfl"]):
-    """A server that remembers how often each client's update came, and tells it; a client that says what it was
+    """A server that counts how often each client's update came, and tells it; a client that says what it was
     told."""
 
     name = "counting"
@@ -139,23 +139,23 @@ class Counting(METHODS["promptfl"]):
     def init_server_state(self, clients):
         return {"count": torch.zeros(clients)}
 
-    def download_for(self, client, memory):
-        return {"told": memory["count"][client : client + 1]}
+    def download_for(self, client, server_state):
+        return {"told": server_state["count"][client : client + 1]}
 
     def finish_client(self, params, step):
         return {**params, "said": params["told"]}
 
-    def update_server(self, averaged, round):
-        assert (round.weights == 1 / len(round.clients)).all()
-        assert torch.allclose(averaged["said"], round.uploads["said"].mean(0))
-        count = round.memory["count"].clone()
-        for client, said in zip(round.clients, round.uploads["said"], strict=True):
+    def update_server(self, averaged, context):
+        assert (context.weights == 1 / len(context.clients)).all()
+        assert torch.allclose(averaged["said"], context.updates["said"].mean(0))
+        count = context.server_state["count"].clone()
+        for client, said in zip(context.clients, context.updates["said"], strict=True):
             assert said == count[client]
             count[client] += 1
         return averaged, {"count": count}
 
 
-def test_server_memory_and_tensors_for_one_client(tmp_path, messages, monkeypatch):
+def test_server_state_and_tensors_for_one_client(tmp_path, messages, monkeypatch):
     monkeypatch.setitem(METHODS, "counting", Counting)
     config = small_config(tmp_path / "run", "method=promptfl", "participation=0.5", "rounds=3", "evaluate_every=1")
     config["method"] = {"name": "counting"}

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fedpgp.clip import FrozenCLIP
-from fedpgp.methods import Step
+from fedpgp.methods import StepContext
 
-STEP = Step(round=1, step=0, clients=(0,), received={}, lr=0.1, seed=0)
+STEP = StepContext(server_round=1, step=0, clients=(0,), global_params={}, lr=0.1, seed=0)
 """For methods that need nothing of it."""
 
 FOLDER = Path(__file__).parents[1] / "golden"

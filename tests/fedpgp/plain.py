@@ -1,6 +1,6 @@
 """Every method's local objective, written out: one client, full token sequences, loops over classes and images.
 
-Each function takes (task, settings, batch, client k, that client's tensors, the shared ones as received) and gives the
+Each function takes (task, settings, batch, client k, that client's tensors, the shared ones as sent) and gives the
 loss, or (loss, gradients) where a method changes gradients.
 """
 
@@ -107,56 +107,56 @@ def prompted(task, context):
 
 @plain("promptfl")
 @plain("promptfl_ft")
-def promptfl(task, s, batch, k, p, received):
+def promptfl(task, s, batch, k, p, global_params):
     return cosine_cross_entropy(task, batch, k, prompted(task, p["p_G"]))
 
 
 @plain("coop")
-def coop(task, s, batch, k, p, received):
+def coop(task, s, batch, k, p, global_params):
     return cosine_cross_entropy(task, batch, k, prompted(task, p["p"]))
 
 
 @plain("fedprox", mu=0.7)
-def fedprox(task, s, batch, k, p, received):
-    pull = sum((a - b) ** 2 for a, b in zip(p["p_G"].flatten(), received["p_G"].flatten(), strict=True))
-    return promptfl(task, s, batch, k, p, received) + s.mu / 2 * pull
+def fedprox(task, s, batch, k, p, global_params):
+    pull = sum((a - b) ** 2 for a, b in zip(p["p_G"].flatten(), global_params["p_G"].flatten(), strict=True))
+    return promptfl(task, s, batch, k, p, global_params) + s.mu / 2 * pull
 
 
 @plain("fedper")
-def fedper(task, s, batch, k, p, received):
+def fedper(task, s, batch, k, p, global_params):
     return cosine_cross_entropy(task, batch, k, prompted(task, torch.cat([p["p_G"], p["p"]])))
 
 
 @plain("ditto", pull=0.3)
-def ditto(task, s, batch, k, p, received):
-    pull = sum((a - b) ** 2 for a, b in zip(p["p"].flatten(), received["p_G"].flatten(), strict=True))
+def ditto(task, s, batch, k, p, global_params):
+    pull = sum((a - b) ** 2 for a, b in zip(p["p"].flatten(), global_params["p_G"].flatten(), strict=True))
     both = [cosine_cross_entropy(task, batch, k, prompted(task, p[name])) for name in ("p_G", "p")]
     return both[0] + both[1] + s.pull / 2 * pull
 
 
 @plain("scaffold")
-def scaffold(task, s, batch, k, p, received):
-    loss = promptfl(task, s, batch, k, p, received)
+def scaffold(task, s, batch, k, p, global_params):
+    loss = promptfl(task, s, batch, k, p, global_params)
     (grad,) = torch.autograd.grad(loss, p["p_G"])
     return loss, {"p_G": grad - p["c_i"] + p["c"]}
 
 
 @plain("kgcoop", weight=3.0)
-def kgcoop(task, s, batch, k, p, received):
+def kgcoop(task, s, batch, k, p, global_params):
     text = prompted(task, p["p_G"])
     agreement = sum(t @ photo(task, c) for c, t in enumerate(text)) / len(text)
     return cosine_cross_entropy(task, batch, k, text) + s.weight * (1 - agreement)
 
 
 @plain("promptfolio", theta=0.3)
-def promptfolio(task, s, batch, k, p, received):
+def promptfolio(task, s, batch, k, p, global_params):
     pairs = zip(prompted(task, p["p_G"]), prompted(task, p["p"]), strict=True)
     return cosine_cross_entropy(task, batch, k, [(1 - s.theta) * a + s.theta * b for a, b in pairs])
 
 
 @plain("prograd", strength=0.8, temperature=1.5)
-def prograd(task, s, batch, k, p, received):
-    loss = promptfl(task, s, batch, k, p, received)
+def prograd(task, s, batch, k, p, global_params):
+    loss = promptfl(task, s, batch, k, p, global_params)
     known = 0.0
     for b, _, w in real(batch, k):
         image = batch.images.features[k, b]
@@ -185,30 +185,30 @@ def fedpgp_of(task, s, batch, k, p_G, own):
 @plain("fedpgp", rank=2, mu=0.6, tau=0.4, personal_init="normal")
 @plain("fedpgp", rank=2, mu=0.6, contrast="positive", personal_init="normal")
 @plain("fedpgp", rank=2, mu=0.6, contrast="negative", personal_init="normal")
-def fedpgp(task, s, batch, k, p, received):
+def fedpgp(task, s, batch, k, p, global_params):
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["U"] @ p["V"])
 
 
 @plain("fedpgp", rank=3, images_a_rank=2, personal_init="normal")
-def fedpgp_ranks(task, s, batch, k, p, received):
+def fedpgp_ranks(task, s, batch, k, p, global_params):
     rank = 3 if len(real(batch, k)) == 5 else 2  # ceil(5/2), ceil(3/2)
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["U"][:, :rank] @ p["V"][:rank])
 
 
 @plain("fedpgp", personal="none")
-def fedpgp_none(task, s, batch, k, p, received):
+def fedpgp_none(task, s, batch, k, p, global_params):
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"])
 
 
 @plain("fedpgp", personal="full")
-def fedpgp_full(task, s, batch, k, p, received):
+def fedpgp_full(task, s, batch, k, p, global_params):
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["D"])
 
 
 @plain("fedpgp", rank=2, personal="lora_pro", personal_init="normal")
-def fedpgp_lora_pro(task, s, batch, k, p, received):
+def fedpgp_lora_pro(task, s, batch, k, p, global_params):
     """The step moves U V as the projected gradient says; of all such steps it is the nearest to the plain one."""
-    loss = fedpgp(task, s, batch, k, p, received)
+    loss = fedpgp(task, s, batch, k, p, global_params)
     names = ("p_G", "U", "V")
     plain_ = dict(zip(names, torch.autograd.grad(loss, [p[n] for n in names]), strict=True))
     u, v, b = p["U"].detach(), p["V"].detach(), 2
@@ -223,12 +223,12 @@ def fedpgp_lora_pro(task, s, batch, k, p, received):
 
 
 @plain("fedpgp", rank=2, personal="lora_sb")
-def fedpgp_lora_sb(task, s, batch, k, p, received):
+def fedpgp_lora_sb(task, s, batch, k, p, global_params):
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + p["U"] @ p["R"] @ p["V"])
 
 
 @plain("fedpgp", rank=2, personal="experts", experts=3, personal_init="normal")
-def fedpgp_experts(task, s, batch, k, p, received):
+def fedpgp_experts(task, s, batch, k, p, global_params):
     own = p["p_G"]
     for e in range(3):
         share = p["gate"][e].exp() / p["gate"].exp().sum()
@@ -237,14 +237,14 @@ def fedpgp_experts(task, s, batch, k, p, received):
 
 
 @plain("fedpgp", rank=2, personal="masked", personal_init="normal")
-def fedpgp_masked(task, s, batch, k, p, received):
+def fedpgp_masked(task, s, batch, k, p, global_params):
     term = p["U"] @ p["V"]
     rows = [p["p_G"][i] + term[i] / (1 + torch.exp(-p["s"][i])) for i in range(len(term))]
     return fedpgp_of(task, s, batch, k, p["p_G"], torch.stack(rows))
 
 
 @plain("fedpgp", personal="rank_one", personal_init="normal")
-def fedpgp_rank_one(task, s, batch, k, p, received):
+def fedpgp_rank_one(task, s, batch, k, p, global_params):
     values, vectors = torch.linalg.eigh(p["p_G"].detach().T @ p["p_G"].detach())
     v = vectors[:, -1] * vectors[:, -1][vectors[:, -1].abs().argmax()].sign()
     return fedpgp_of(task, s, batch, k, p["p_G"], p["p_G"] + torch.outer(p["U"][:, 0], v))
@@ -279,18 +279,18 @@ def transported(task, k, batch, texts, s, unbalanced, more=None):
 @plain("fedotp")
 @plain("fedotp", mass=0.5, epsilon=0.02, iterations=7)
 @plain("fedotp", transport="balanced", threshold=1e-6)
-def fedotp(task, s, batch, k, p, received):
+def fedotp(task, s, batch, k, p, global_params):
     texts = [prompted(task, p["p_G"]), prompted(task, p["p"])]
     return transported(task, k, batch, texts, s, s.transport == "unbalanced")
 
 
 @plain("plot", prompts=3)
-def plot(task, s, batch, k, p, received):
+def plot(task, s, batch, k, p, global_params):
     return transported(task, k, batch, [prompted(task, context) for context in p["p_G"]], s, False)
 
 
 @plain("plot", prompts=2, pooled=True)
-def plot_pooled(task, s, batch, k, p, received):
+def plot_pooled(task, s, batch, k, p, global_params):
     """``logits2 + logits`` where the data set is ImageNet: plot-coop/trainers/plot.py, CHENGY12/PLOT at 728539f."""
     texts, image = [prompted(task, context) for context in p["p_G"]], batch.images.features[k]
 
@@ -332,7 +332,7 @@ def gated(p, name, x):
 
 @plain("fedtpg", heads=2)
 @plain("fedtpg", heads=2, loss_classes="own")
-def fedtpg(task, s, batch, k, p, received):
+def fedtpg(task, s, batch, k, p, global_params):
     own = sorted({y for _, y, _ in real(batch, k)})
     names = [normed(p, "norm_e", sentence(task, task.class_names[c])) for c in own]
     context = []
@@ -361,7 +361,7 @@ def picture(task, s, c):
 
 @plain("fedclip")
 @plain("fedclip", text="template")
-def fedclip(task, s, batch, k, p, received):
+def fedclip(task, s, batch, k, p, global_params):
     """Repository microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py, ``train``: ``img_adap`` reads
     what ``encode_image`` gives, and the product with it is brought to unit norm."""
     images = [(adapted(p, batch.images.features_raw[k, b]), picture(task, s, y), w) for b, y, w in real(batch, k)]
@@ -374,7 +374,7 @@ def fedclip(task, s, batch, k, p, received):
 
 
 @plain("fedclip", loss="cross_entropy")
-def fedclip_cross_entropy(task, s, batch, k, p, received):
+def fedclip_cross_entropy(task, s, batch, k, p, global_params):
     def logits(b):
         f = adapted(p, batch.images.features_raw[k, b])
         return [task.logit_scale * (f @ picture(task, s, c)) for c in classes(task)]
@@ -384,7 +384,7 @@ def fedclip_cross_entropy(task, s, batch, k, p, received):
 
 @plain("dp_fpl", rank=2, clip=0.5, epsilon=40.0, seeded_noise=True)
 @plain("dp_fpl", rank=3, clip=1e-3, epsilon=0.0)
-def dp_fpl(task, s, batch, k, p, received):
+def dp_fpl(task, s, batch, k, p, global_params):
     loss = cosine_cross_entropy(task, batch, k, prompted(task, p["p_G"] + p["p_L"]))
     (g,) = torch.autograd.grad(loss, p["p_G"])
     rng = generator(0, "dp_fpl", k, 2, 1)
@@ -420,7 +420,7 @@ def dp_fpl(task, s, batch, k, p, received):
 
 @plain("fedpha", ratio=0.5, alpha=0.7)
 @plain("fedpha", ratio=0.34, through_svd=True)
-def fedpha(task, s, batch, k, p, received):
+def fedpha(task, s, batch, k, p, global_params):
     p_G = p["p_G"] if s.through_svd else p["p_G"].detach()
     values, vectors = torch.linalg.eigh(p_G @ p_G.T)  # ascending; right singular vectors are p_G^T u / sigma
     kept = len(values) - int(len(values) * (1 - s.ratio))
@@ -437,7 +437,7 @@ def fedpha(task, s, batch, k, p, received):
 @plain("proda", prompts=3, a_step=3, ratio=0.4)
 @plain("proda", prompts=4, a_step=2)
 @plain("proda", prompts=2, a_step=1)
-def proda(task, s, batch, k, p, received):
+def proda(task, s, batch, k, p, global_params):
     drawn = generator(0, "proda", k, 2, 1).permutation(s.prompts)[: s.a_step]
     contexts = [p["p_G"][int(i)] for i in drawn]
     z = [prompted(task, context) for context in contexts]
@@ -460,7 +460,7 @@ def proda(task, s, batch, k, p, received):
 
 
 @plain("cocoop")
-def cocoop(task, s, batch, k, p, received):
+def cocoop(task, s, batch, k, p, global_params):
     def logits(b):
         x = batch.images.features[k, b]
         shift = layer(p, "2", torch.relu(layer(p, "1", x)))
@@ -470,19 +470,19 @@ def cocoop(task, s, batch, k, p, received):
 
 
 @plain("pfedprompt")
-def pfedprompt(task, s, batch, k, p, received):
+def pfedprompt(task, s, batch, k, p, global_params):
     assert torch.equal(p["keys"], batch.images.features[k])
-    return promptfl(task, s, batch, k, p, received)
+    return promptfl(task, s, batch, k, p, global_params)
 
 
 @plain("fedamp", sigma=2.0, alpha=0.4)
-def fedamp(task, s, batch, k, p, received):
+def fedamp(task, s, batch, k, p, global_params):
     pull = sum((a - b) ** 2 for a, b in zip(p["p"].flatten(), p["u"].flatten(), strict=True))
     return cosine_cross_entropy(task, batch, k, prompted(task, p["p"])) + s.pull / 2 * pull
 
 
 @plain("pfedmoap", experts=3, width=8, heads=2)
-def pfedmoap(task, s, batch, k, p, received):
+def pfedmoap(task, s, batch, k, p, global_params):
     own = prompted(task, p["p_G"])
     experts = [prompted(task, context) for context in p["experts"]]
     assert len(experts) == 2
@@ -517,19 +517,19 @@ def both_towers(task, batch, k, texts, prompts):
 
 @plain("vpt", tokens=3, depth=1)
 @plain("vpt", tokens=2, depth=2)
-def vpt(task, s, batch, k, p, received):
+def vpt(task, s, batch, k, p, global_params):
     return both_towers(task, batch, k, [photo(task, c) for c in classes(task)], p["v"])
 
 
 @plain("maple", depth=1)
 @plain("maple", depth=2)
-def maple(task, s, batch, k, p, received):
+def maple(task, s, batch, k, p, global_params):
     v = torch.stack([torch.stack([p["W"][i] @ t + p["b"][i] for t in p["t"][i]]) for i in range(s.depth)])
     return both_towers(task, batch, k, [deep_feature(task, c, p["t"]) for c in classes(task)], v)
 
 
 @plain("promptsrc", depth=2, text_weight=3.0, image_weight=2.0)
-def promptsrc(task, s, batch, k, p, received):
+def promptsrc(task, s, batch, k, p, global_params):
     """Repository muzairkhattak/PromptSRC at bb95c77, trainers/promptsrc.py: ``fixed_embeddings`` is the mean over
     templates of what ``encode_text`` gives, and brought to unit norm behind it (CustomCLIP.forward)."""
     texts = [deep_feature(task, c, p["t"]) for c in classes(task)]
@@ -551,7 +551,7 @@ def promptsrc(task, s, batch, k, p, received):
 
 @plain("pfedmma", size=6, first=1, last=2, alpha=0.1)
 @plain("pfedmma", size=6, first=2, last=2, alpha=0.01)
-def pfedmma(task, s, batch, k, p, received):
+def pfedmma(task, s, batch, k, p, global_params):
     def adapter(tower):
         def beside(i, block, token):
             if not s.first <= i + 1 <= s.last:
@@ -580,7 +580,7 @@ def pfedmma(task, s, batch, k, p, received):
 @plain("fedmgp", groups=3, weight=0.7)
 @plain("fedmgp", groups=3, weight=0.7, penalty="l1")
 @plain("fedmgp", groups=1, sent=1)
-def fedmgp(task, s, batch, k, p, received):
+def fedmgp(task, s, batch, k, p, global_params):
     texts = [prompted(task, t) for t in p["T"]]
     images = [{b: pictured(task, batch.images.pixels[k, b], v[None]) for b, _, _ in real(batch, k)} for v in p["V"]]
     total = 0.0
@@ -605,7 +605,7 @@ def fedmgp(task, s, batch, k, p, received):
 
 @plain("fedmvp", heads=2, rank=3)
 @plain("fedmvp", heads=2, rank=3, loss_classes="own")
-def fedmvp(task, s, batch, k, p, received):
+def fedmvp(task, s, batch, k, p, global_params):
     """Repository mainaksingha01/FedMVP at 246800e. model/FedMVP.py: ``apply_lora`` (x + x A B) stands around the
     arguments of ``crossattn`` in ImageEncoder.forward, so before the layer norms of PreNorm, which leaves the values
     alone; ``flip_transform`` gets a whole batch.

@@ -9,13 +9,13 @@ from torch.testing import assert_close
 
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
-from fedpgp.methods import METHODS, Batch, Round, Step
+from fedpgp.methods import METHODS, Batch, RoundContext, StepContext
 from fedpgp.seeding import generator, secret_normal
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.small import small_config, small_federation
 
 NOISY = ("method=dp_fpl", "participation=1", "rounds=2", "evaluate_every=0", "runtime.min_clients=6")
-STEP = Step(round=2, step=0, clients=[0, 1], received={}, lr=0.1, seed=0)
+STEP = StepContext(server_round=2, step=0, clients=[0, 1], global_params={}, lr=0.1, seed=0)
 
 
 def federation(*overrides: str):
@@ -34,7 +34,7 @@ def gradients(fed) -> dict:
 def update_server(method, clients: int = 4):
     p_G = torch.zeros(method.task.n_ctx, method.task.clip.width, dtype=torch.float64)
     weights = torch.full((clients,), 1 / clients)
-    end = Round(2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0)
+    end = RoundContext(2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0)
     return method.update_server({"p_G": p_G}, end)[0]["p_G"]
 
 

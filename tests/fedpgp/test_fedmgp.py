@@ -5,7 +5,7 @@ import json
 import torch
 from torch.testing import assert_close
 
-from fedpgp.methods import METHODS, Step
+from fedpgp.methods import METHODS, StepContext
 from tests.small import small_config, small_federation
 
 KINDS = (("T", "t"), ("V", "v"))
@@ -16,20 +16,26 @@ def federation(*overrides: str):
     return small_federation(json.dumps(config))
 
 
-def a_round(fed, round, clients, shared, memory, states):
-    own = {c: fed.download_for(c, memory) for c in clients}
-    results = list(fed.train(shared, clients, round, states.get, own))
+def a_round(fed, server_round, clients, shared, server_state, states):
+    own = {c: fed.download_for(c, server_state) for c in clients}
+    results = list(fed.train(shared, clients, server_round, states.get, own))
     states |= {r.client: r.state for r in results}
     averaged = {n: sum(r.update[n] / len(results) for r in results) for n in shared}
-    uploads, weights = {r.client: r.update for r in results}, dict.fromkeys(clients, 1.0)
+    updates, weights = {r.client: r.update for r in results}, dict.fromkeys(clients, 1.0)
     return fed.update_server(
-        averaged, round=round, last=9, sent=shared, uploads=uploads, weights=weights, memory=memory
+        averaged,
+        server_round=server_round,
+        num_rounds=9,
+        global_params=shared,
+        updates=updates,
+        weights=weights,
+        server_state=server_state,
     )
 
 
-def groups(fed, client, shared, memory, states) -> dict:
+def groups(fed, client, shared, server_state, states) -> dict:
     """What the client answers with now."""
-    params = fed._params(shared, [client], [states[client]], {client: fed.download_for(client, memory)})
+    params = fed._params(shared, [client], [states[client]], {client: fed.download_for(client, server_state)})
     return {kind: params[kind][0] for kind, _ in KINDS}
 
 
@@ -38,10 +44,10 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
     (weihao-bo/FedMGP, 3a026970df7bf409a29c342ed4d1635882c79f99, federated_core/trainers/fedmgp_learner.py 73-81 and
     552-592)."""
     fed, states = federation("method.groups=4"), {}
-    shared, memory = fed.initial_shared(), fed.initial_server_state()
-    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    shared, server_state = fed.initial_shared(), fed.initial_server_state()
+    shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
     first = {n: torch.from_numpy(a) for n, a in shared.items()}
-    now = {c: groups(fed, c, shared, memory, states) for c in (0, 1)}
+    now = {c: groups(fed, c, shared, server_state, states) for c in (0, 1)}
     for client in (0, 1):
         for kind, average in KINDS:
             places = states[client][f"sent_{kind}"].long().tolist()
@@ -49,11 +55,11 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
             assert torch.equal(now[client][kind][places], first[average])
             for other in set(range(4)) - set(places):
                 assert torch.equal(now[client][kind][other], states[client][kind][other])
-    shared, memory = a_round(fed, 2, [1, 2], shared, memory, states)
+    shared, server_state = a_round(fed, 2, [1, 2], shared, server_state, states)
     assert not torch.equal(torch.from_numpy(shared["t"]), first["t"])
-    later = groups(fed, 0, shared, memory, states)
+    later = groups(fed, 0, shared, server_state, states)
     assert all(torch.equal(later[kind], now[0][kind]) for kind, _ in KINDS)  # the first was not there
-    assert not torch.equal(groups(fed, 1, shared, memory, states)["T"], now[1]["T"])
+    assert not torch.equal(groups(fed, 1, shared, server_state, states)["T"], now[1]["T"])
 
 
 def test_nothing_is_replaced_before_the_first_round():
@@ -77,7 +83,7 @@ def test_groups_like_the_averages_are_drawn_more_often(task):
     own, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 1.0, 0.0]]])
     counts = torch.zeros(3)
     for client in range(600):
-        step = Step(round=2, step=0, clients=[client], received={}, lr=0.1, seed=0)
+        step = StepContext(server_round=2, step=0, clients=[client], global_params={}, lr=0.1, seed=0)
         counts[method.draw(own, averages, step, client)] += 1
     expected = torch.softmax(torch.tensor([0.5, 0.5, 0.0]).sqrt() / 0.5, 0)
     assert_close(counts / 600, expected, atol=0.06, rtol=0)
@@ -90,7 +96,7 @@ def test_the_draw_is_one_without_replacement(task):
     p = torch.softmax(torch.tensor([1.0, 0.0, 0.0]), 0)
     counts = torch.zeros(3, 3)
     for client in range(1500):
-        i, j = method.draw(own, averages, Step(2, 0, [client], {}, 0.1, 0), client).tolist()
+        i, j = method.draw(own, averages, StepContext(2, 0, [client], {}, 0.1, 0), client).tolist()
         counts[i, j] += 1
     expected = p[:, None] * p / (1 - p[:, None]) * (1 - torch.eye(3))
     assert_close(counts / 1500, expected, atol=0.04, rtol=0)

@@ -21,27 +21,27 @@ def federation(name: str, *overrides: str):
     return small_federation(json.dumps(config))
 
 
-def a_round(fed, round: int, clients, shared, memory, states):
-    """These clients train, the server averages; returns shared tensors and memory, and puts the states in place."""
-    own = {c: fed.download_for(c, memory) for c in clients}
-    results = list(fed.train(shared, clients, round, states.get, own))
+def a_round(fed, server_round: int, clients, shared, server_state, states):
+    """Train these clients and average; return shared tensors and server state, and put the clients' states in place."""
+    own = {c: fed.download_for(c, server_state) for c in clients}
+    results = list(fed.train(shared, clients, server_round, states.get, own))
     states |= {r.client: r.state for r in results}
     weight = 1 / len(results)
     averaged = {n: sum(weight * r.update[n] for r in results) for n in shared}
     return fed.update_server(
         averaged,
-        round=round,
-        last=9,
-        sent=shared,
-        uploads={r.client: r.update for r in results},
+        server_round=server_round,
+        num_rounds=9,
+        global_params=shared,
+        updates={r.client: r.update for r in results},
         weights=dict.fromkeys(clients, 1.0),
-        memory=memory,
+        server_state=server_state,
     )
 
 
 @torch.no_grad()
-def answers(fed, client: int, shared, memory, states) -> torch.Tensor:
-    own = {client: fed.download_for(client, memory)}
+def answers(fed, client: int, shared, server_state, states) -> torch.Tensor:
+    own = {client: fed.download_for(client, server_state)}
     (classifier,) = fed.personal_classifier(shared, [client], states.get, [fed.base], own)
     return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
 
@@ -58,21 +58,22 @@ def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
     prompt (372-379), or the average where it has none (380-381), through lambda-free logits (trainers/pfedmoap.py
     228-237)."""
     fed = federation("pfedmoap")
-    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
-    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
+    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
     for client in (0, 1):
-        assert memory["known"][client] == 1
-        assert_close(answers(fed, client, shared, memory, states), plain(fed, states[client]["p"]))
-    assert_close(answers(fed, 2, shared, memory, states), plain(fed, shared["p_G"]))
+        assert server_state["known"][client] == 1
+        assert_close(answers(fed, client, shared, server_state, states), plain(fed, states[client]["p"]))
+    assert_close(answers(fed, 2, shared, server_state, states), plain(fed, shared["p_G"]))
     start = fed.initial_state(0)
     assert all(torch.equal(states[0][n], start[n].double()) for n in start if n.startswith("gate."))
-    shared, memory = a_round(fed, 2, [0, 2], shared, memory, states)  # the first's second round, the third's first
+    # The first client's second round, the third's first.
+    shared, server_state = a_round(fed, 2, [0, 2], shared, server_state, states)
     gate = [n for n in start if n.startswith("gate.")]
     assert all(not torch.equal(states[0][n], start[n].double()) for n in gate if n.endswith("weight"))
-    gated, text = answers(fed, 0, shared, memory, states), plain(fed, states[0]["p"])
+    gated, text = answers(fed, 0, shared, server_state, states), plain(fed, states[0]["p"])
     assert (gated - text).abs().max() > 0.1
     for client in (1, 2):
-        assert_close(answers(fed, client, shared, memory, states), plain(fed, states[client]["p"]))
+        assert_close(answers(fed, client, shared, server_state, states), plain(fed, states[client]["p"]))
 
 
 @pytest.mark.parametrize("setting", ["gate_rate=8", "gate_lr=0.1"])
@@ -81,14 +82,14 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
     gate's rate may be constant under a schedule (configs/trainers/PFEDMOAP/vit_b16.yaml)."""
     fed = federation("pfedmoap", f"method.{setting}")
     method, classes, rng = fed.method, fed.base, np.random.default_rng(0)
-    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
-    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
-    params = fed._params(shared, [0], [states[0]], {0: fed.download_for(0, memory)})
+    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
+    params = fed._params(shared, [0], [states[0]], {0: fed.download_for(0, server_state)})
     rows, schedule = np.arange(4), {"schedule": "cosine", "rounds": 3}  # 0.75 of lr in round 2
     settings = TrainingSettings(epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3, **schedule)
     labels = torch.from_numpy(rng.integers(0, len(classes.ids), len(fed.dataset.train)))
     result = train_cohort(method, params, fed.images("train"), labels, [rows], classes, settings, seed=0, clients=[0],
-                          round=2)  # fmt: skip
+                          server_round=2)  # fmt: skip
     trainable = {n: params[n][0].clone().requires_grad_() for n in method.trainable(params)}
     gate = [t for n, t in trainable.items() if n.startswith("gate.")]
     optimizers = [
@@ -114,30 +115,30 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
     answers, and nor have its training images: predict and export do without (but for pFedPrompt,
     whose model is a memory of them)."""
     fed = federation(name)
-    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
-    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
-    expected, start = answers(fed, 0, shared, memory, states), fed.initial_state(0)
+    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
+    expected, start = answers(fed, 0, shared, server_state, states), fed.initial_state(0)
     rng = torch.Generator().manual_seed(0)
     for n, tensor in start.items():
         drawn = tensor.numel() > 1 and tensor.to(states[0][n]).abs().max() > 0
         if drawn and torch.equal(states[0][n], tensor.to(states[0][n])):
             states[0][n] = states[0][n] + torch.randn(tensor.shape, generator=rng, dtype=states[0][n].dtype)
-    assert_close(answers(fed, 0, shared, memory, states), expected)
+    assert_close(answers(fed, 0, shared, server_state, states), expected)
     fed.dataset = replace(fed.dataset, train=None)
     if name == "pfedprompt":
         with pytest.raises(NeedsImages, match="needs the client's own training images"):
-            answers(fed, 0, shared, memory, states)
+            answers(fed, 0, shared, server_state, states)
     else:
-        assert_close(answers(fed, 0, shared, memory, states), expected)
+        assert_close(answers(fed, 0, shared, server_state, states), expected)
 
 
 @pytest.mark.parametrize("name", ["fedpgp", "promptfl_ft", "pfedmoap"])
 def test_a_client_that_never_trained_answers_with_the_newest_shared_prompt(name):
     """Where the personal part is nothing at the start."""
     fed = federation(name)
-    shared, memory, states = fed.initial_shared(), fed.initial_server_state(), {}
-    first = answers(fed, 2, shared, memory, states)
-    shared, memory = a_round(fed, 1, [0, 1], shared, memory, states)
-    alone = answers(fed, 2, shared, memory, states)
+    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    first = answers(fed, 2, shared, server_state, states)
+    shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
+    alone = answers(fed, 2, shared, server_state, states)
     assert_close(alone, plain(fed, shared["p_G"]))
     assert (alone - first).abs().max() > 1e-3

@@ -118,7 +118,7 @@ def test_sgd_steps(rank, mode, mu, lr):
             settings,
             seed=0,
             clients=[0],
-            round=1,
+            server_round=1,
         )
         for name in ("p_G", "U", "V"):
             assert_close(result.params[name][0], expected[f"{key}/{name}"][steps - 1], **TIGHT)

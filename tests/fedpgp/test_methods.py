@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from fedpgp.clip import load_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.image_tower import ImageTower
-from fedpgp.methods import METHODS, Batch, Images, Round, Step
+from fedpgp.methods import METHODS, Batch, Images, RoundContext, StepContext
 from fedpgp.seeding import generator
 from fedpgp.task import Task
 from fedpgp.templates import SEVEN, SIXTY
@@ -39,7 +39,7 @@ def parameters(method, batch, classes):
     noise = torch.Generator().manual_seed(7)
     shared = method.init_shared(generator(0, "shared"))
     states = [method.init_personal(generator(0, "personal", k)) for k in range(K)]
-    memory = {
+    server_state = {
         n: torch.ones_like(t).double() if n == "known" else 0.1 * torch.randn(t.shape, generator=noise).double()
         for n, t in method.init_server_state(K).items()
     }
@@ -49,7 +49,7 @@ def parameters(method, batch, classes):
         params["switched"][1] = 1
     for n in method.trainable(params):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
-    own = [method.download_for(k, memory) for k in range(K)]
+    own = [method.download_for(k, server_state) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in own]) for n in own[0]}
     return params | method.precompute(params, lambda images=True: batch, classes), set(shared)
 
@@ -62,15 +62,15 @@ def test_every_learning_method_is_written_out():
 def test_loss_and_gradients(task, batch, name, options, plain):
     method, classes = METHODS[name](METHODS[name].Settings(**options), task), task.class_set(range(C))
     params, shared = parameters(method, batch, classes)
-    received = {n: params[n] + 0.1 for n in shared}
+    global_params = {n: params[n] + 0.1 for n in shared}
     before = {n: t.clone() for n, t in params.items()}
-    step = Step(round=2, step=1, clients=range(K), received=received, lr=0.1, seed=0)
+    step = StepContext(server_round=2, step=1, clients=range(K), global_params=global_params, lr=0.1, seed=0)
     loss, grads = method.gradients(params, batch, classes, step)
     assert loss.shape == (K,) and set(grads) == set(method.trainable(params))
     reached: set[str] = set()
     for k in range(K):
         leaves = {n: t[k].clone().requires_grad_(n in grads) for n, t in before.items()}
-        answer = plain(task, method.settings, batch, k, leaves, {n: t[k] for n, t in received.items()})
+        answer = plain(task, method.settings, batch, k, leaves, {n: t[k] for n, t in global_params.items()})
         expected, gradients = answer if isinstance(answer, tuple) else (answer, {})
         assert_close(loss[k], expected.detach(), rtol=1e-9, atol=1e-11)
         if not gradients:
@@ -131,7 +131,7 @@ def test_lora_pro_moves_the_context_along_the_projected_gradient(task, batch, in
     params, _ = parameters(method, batch, classes)
     if init == "zero":
         params["U"] = torch.zeros_like(params["U"])
-    step = Step(round=1, step=1, clients=range(K), received={}, lr=0.1, seed=0)
+    step = StepContext(server_round=1, step=1, clients=range(K), global_params={}, lr=0.1, seed=0)
     _, h = method.gradients(params, batch, classes, step)
     g = method._gradient_at_p_i(params, batch, classes)
     for k in range(K):
@@ -147,7 +147,7 @@ def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
     params, _ = parameters(method, batch, classes)
     params["R"] = torch.zeros_like(params["R"])
     full = -0.1 * method._gradient_at_p_i(params, batch, classes)
-    step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
+    step = StepContext(server_round=1, step=0, clients=range(K), global_params={}, lr=0.1, seed=0)
     params["fitted"][1] = 1  # this one continues with what it has
     before = {n: t.clone() for n, t in params.items()}
     method.gradients(params, batch, classes, step)
@@ -161,12 +161,12 @@ def test_lora_sb_starts_from_the_best_low_rank_first_step(task, batch):
 
 def test_promptsrc_ends_with_the_gaussian_sum_of_its_rounds(task):
     method = METHODS["promptsrc"](METHODS["promptsrc"].Settings(depth=2, mean=0.6, std=0.3), task)
-    memory, last = method.init_server_state(3), 5
-    rounds = [{n: torch.full_like(t, float(r)) for n, t in memory.items()} for r in range(1, last + 1)]
+    server_state, last = method.init_server_state(3), 5
+    rounds = [{n: torch.full_like(t, float(r)) for n, t in server_state.items()} for r in range(1, last + 1)]
     weights = torch.exp(-((torch.arange(1, last + 1) / last - 0.6) ** 2) / (2 * 0.3**2)).double()
     for r, averaged in enumerate(rounds, 1):
-        shared, memory = method.update_server(
-            averaged, Round(r, last, [0], 3, torch.ones(1), averaged, averaged, memory, lr=0.1, seed=0)
+        shared, server_state = method.update_server(
+            averaged, RoundContext(r, last, [0], 3, torch.ones(1), averaged, averaged, server_state, lr=0.1, seed=0)
         )
         if r < last:
             assert all(torch.equal(shared[n], averaged[n]) for n in averaged)
@@ -232,7 +232,7 @@ def test_fedmvp_goes_over_to_the_low_rank_part_for_good(task, batch):
     settings, classes = METHODS["fedmvp"].Settings(heads=2, switch=20.0), task.class_set(range(C))
     method = METHODS["fedmvp"](settings, task)
     params, _ = parameters(method, batch, classes)
-    step = Step(round=1, step=0, clients=range(K), received={}, lr=0.1, seed=0)
+    step = StepContext(server_round=1, step=0, clients=range(K), global_params={}, lr=0.1, seed=0)
     loss, _ = method.gradients(params, batch, classes, step)
     expected = [1.0 if k == 1 or loss[k] < 20 else 0.0 for k in range(K)]  # the second one had gone over before
     assert params["switched"].flatten().tolist() == expected and 0 in expected
@@ -264,7 +264,7 @@ def test_lora_pro_with_a_rank_a_client_is_lora_pro_of_that_rank(task, batch):
             params, _ = parameters(method, batch, classes)
         else:
             params = {"p_G": params["p_G"], "U": params["U"][..., :2], "V": params["V"][..., :2, :]}
-        step = Step(round=1, step=1, clients=range(K), received={}, lr=0.1, seed=0)
+        step = StepContext(server_round=1, step=1, clients=range(K), global_params={}, lr=0.1, seed=0)
         steps.append(method.gradients(params, batch, classes, step)[1])
     assert_close(steps[0]["U"][2][:, :2], steps[1]["U"][2], rtol=1e-7, atol=1e-12)
     assert_close(steps[0]["V"][2][:2], steps[1]["V"][2], rtol=1e-7, atol=1e-12)

@@ -73,11 +73,18 @@ def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
     fed = small("fedamp", "n_ctx=4", "context_init=normal", "method.sigma=0.01", "method.alpha=0.5", "lr=0.0002",
                 f"method.personal_start={start}")  # fmt: skip
     fed.method.task.context_init = "normal"
-    uploads = dict(enumerate(first_updates(fed)))
-    shared, memory = fed.update_server(uploads[0], round=1, last=2, sent=fed.initial_shared(), uploads=uploads,
-                                     weights={0: 1, 1: 1}, memory=fed.initial_server_state())  # fmt: skip
-    u = fed.download_for(0, memory)["u"]
-    p, other = (torch.from_numpy(uploads[k]["p_G"]) for k in (0, 1))
+    updates = dict(enumerate(first_updates(fed)))
+    shared, server_state = fed.update_server(
+        updates[0],
+        server_round=1,
+        num_rounds=2,
+        global_params=fed.initial_shared(),
+        updates=updates,
+        weights={0: 1, 1: 1},
+        server_state=fed.initial_server_state(),
+    )
+    u = fed.download_for(0, server_state)["u"]
+    p, other = (torch.from_numpy(updates[k]["p_G"]) for k in (0, 1))
     weight = (torch.from_numpy(u) - p).norm() / (other - p).norm()
     assert (weight > 0.2) == alike and (weight < 1e-3) == (not alike), weight
 

@@ -44,7 +44,7 @@ def train(task, name, clients, settings, state=None, **options):
         settings,
         seed=5,
         clients=clients,
-        round=2,
+        server_round=2,
         optimizer_state=state,
     )
 
@@ -137,7 +137,7 @@ def test_a_failing_client_is_named_and_harms_nobody(task):
             settings,
             seed=5,
             clients=[0, 1, 2, 3],
-            round=2,
+            server_round=2,
         )
 
     def start_all(method):
@@ -153,7 +153,7 @@ def test_a_failing_client_is_named_and_harms_nobody(task):
 
 def test_batches_cover_every_epoch_and_keep_the_last_partial_one():
     settings = TrainingSettings(epochs=2, batch_size=8)
-    parts = batches(20, settings, seed=0, client=3, round=1)
+    parts = batches(20, settings, seed=0, client=3, server_round=1)
     assert [len(p) for p in parts] == [8, 8, 4, 8, 8, 4]
     assert sorted(np.concatenate(parts[:3])) == sorted(np.concatenate(parts[3:])) == list(range(20))
     assert not np.array_equal(np.concatenate(parts[:3]), np.concatenate(parts[3:]))
@@ -188,7 +188,7 @@ def test_kept_optimizer_state_equals_one_long_round(task):
         settings,
         seed=5,
         clients=[0, 1],
-        round=3,
+        server_round=3,
         optimizer_state=first.optimizer_state,
     )
     whole = train(task, "promptfl", [0, 1], TrainingSettings(epochs=4, batch_size=5, lr=0.05, shuffle=False))
