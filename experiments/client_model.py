@@ -136,9 +136,9 @@ def load_client_model(
         names = range(len(federation.dataset.class_names)) if all_classes else federation.federated_split.base_classes
         classes = federation.class_set(tuple(names))
         if committed:
-            own = {client: federation.download_for(client, server_state)} if server_state else None
+            client_only = {client: federation.download_for(client, server_state)} if server_state else None
             (classifier,) = federation.personal_classifier(
-                shared, [client], lambda wanted: store.load(wanted, committed), [classes], own
+                shared, [client], lambda wanted: store.load(wanted, committed), [classes], client_only
             )
         else:  # a method without personal tensors, or a client that never took part
             classifier = federation.global_classifier(shared, classes)

@@ -140,14 +140,16 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
     shared = _below(tensors, "shared/")
     server_state = _below(tensors, "memory/")
     clients = range(federation.num_clients)
-    own = {client: federation.download_for(client, server_state) for client in clients} if server_state else None
+    client_only = (
+        {client: federation.download_for(client, server_state) for client in clients} if server_state else None
+    )
     store = PrivateStore(run / "private", info["run"], 0)
     committed = tensors["committed"]
 
     def load_state(client: int):
         return store.load(client, int(committed[client]))
 
-    results = federation.evaluate(shared, clients, load_state, own, zero_shot=True)
+    results = federation.evaluate(shared, clients, load_state, client_only, zero_shot=True)
     domains = [client_split.domain for client_split in federated_split.clients]
     rows: list[dict] = []
     for result in results:

@@ -261,34 +261,36 @@ class Federation:
         shared: Arrays,
         clients: Sequence[int],
         states: Sequence[State],
-        own: Mapping[int, Arrays] | None,
+        client_only: Mapping[int, Arrays] | None,
         training: bool = True,
     ) -> Params:
-        """All tensors of these clients: shared, sent to them alone, their own, and what the method precomputes."""
+        """Return all tensors of these clients: shared, client-only, personal, and what the method precomputes."""
         task, method = self.method.task, self.method
 
         def tensor(array: np.ndarray | Tensor) -> Tensor:
             return torch.as_tensor(array).to(task.device, task.dtype)
 
         params = {name: tensor(array).expand(len(clients), *np.shape(array)) for name, array in shared.items()}
-        server_state = {} if own else self.initial_server_state()
-        own = own or {client: self.download_for(client, server_state) for client in clients if server_state}
-        for name in own.get(clients[0], ()):
-            params[name] = torch.stack([tensor(own[client][name]) for client in clients])
+        server_state = {} if client_only else self.initial_server_state()
+        client_only = client_only or {
+            client: self.download_for(client, server_state) for client in clients if server_state
+        }
+        for name in client_only.get(clients[0], ()):
+            params[name] = torch.stack([tensor(client_only[client][name]) for client in clients])
         for name in self._personal_names:
             params[name] = torch.stack([tensor(state[name]) for state in states])
         if type(method).precompute is not Method.precompute and (training or method.precomputes_for_evaluation):
             rows = [self.federated_split.clients[client].train for client in clients]
             classes = self.federated_split.clients[clients[0]].classes
 
-            def own_images(images: bool = True) -> Batch:
+            def load_batch(images: bool = True) -> Batch:
                 if self.dataset.train is None:
                     raise NeedsImages(f"method {method.name} needs the client's own training images, and here are none")
                 read = self.images("train") if images else Images()
                 return gather(read, self.labels("train", classes), rows, task.dtype)
 
             with torch.no_grad():
-                params |= method.precompute(params, own_images, self.class_set(classes))
+                params |= method.precompute(params, load_batch, self.class_set(classes))
         if extra := set(params) - set(shared) - set(self._personal_names) - set(method.buffers):
             raise FedPGPError(f"method {method.name}: {sorted(extra)} are not trainable, so they belong into `buffers`")
         return params
@@ -299,11 +301,11 @@ class Federation:
         clients: Sequence[int],
         load_state: LoadState,
         class_sets: Sequence[ClassSet],
-        own: Mapping[int, Arrays] | None = None,
+        client_only: Mapping[int, Arrays] | None = None,
     ) -> list[Classifier]:
-        """Class features of these clients' own models, (K, ...), for each set of classes."""
+        """Return the classifiers of these clients' personal models, (K, ...), for each set of classes."""
         states = [load_state(client) or self.initial_state(client) for client in clients]
-        params = self._params(shared, clients, states, own, training=False)
+        params = self._params(shared, clients, states, client_only, training=False)
         return [self.method.personal_classifier(params, classes) for classes in class_sets]
 
     def global_classifier(self, shared: Arrays, classes: ClassSet) -> Classifier | None:
@@ -378,7 +380,7 @@ class Federation:
         clients: Sequence[int],
         server_round: int,
         load_state: LoadState,
-        own: Mapping[int, Arrays] | None = None,
+        client_only: Mapping[int, Arrays] | None = None,
     ) -> Iterator[TrainResult]:
         """Train clients for one round and yield each as soon as its cohort is done.
 
@@ -387,13 +389,13 @@ class Federation:
             clients: logical ids.
             server_round: of the run, from 1.
             load_state: a client's newest private tensors; None for a client that never trained.
-            own: what the server sent to one client alone (:meth:`download_for`); None: as before round 1.
+            client_only: what the server sent to one client alone (:meth:`download_for`); None: as before round 1.
         """
         task = self.method.task
         epochs = {client: self._epochs(client, server_round) for client in clients}
         for cohort in self._cohorts(clients, gradients=True, epochs=epochs):
             settings = replace(self.training, epochs=epochs[cohort[0]])
-            result = self._train_cohort(shared, cohort, server_round, load_state, own, settings)
+            result = self._train_cohort(shared, cohort, server_round, load_state, client_only, settings)
             for k, client in enumerate(cohort):
                 state = {name: result.params[name][k].cpu() for name in self._personal_names}
                 if self.keep_optimizer:
@@ -426,12 +428,12 @@ class Federation:
         cohort: Sequence[int],
         server_round: int,
         load_state: LoadState,
-        own: Mapping[int, Arrays] | None,
+        client_only: Mapping[int, Arrays] | None,
         settings: TrainingSettings,
     ) -> CohortResult:
         stored = [load_state(client) for client in cohort]
         states = [s if s is not None else self.initial_state(c) for s, c in zip(stored, cohort, strict=True)]
-        params = self._params(shared, cohort, states, own)
+        params = self._params(shared, cohort, states, client_only)
         classes = self.federated_split.clients[cohort[0]].classes
         return train_cohort(
             self.method,
@@ -517,7 +519,7 @@ class Federation:
         shared: Arrays,
         clients: Sequence[int],
         load_state: LoadState,
-        own: Mapping[int, Arrays] | None = None,
+        client_only: Mapping[int, Arrays] | None = None,
         *,
         zero_shot: bool = False,
     ) -> Iterator[EvalResult]:
@@ -547,7 +549,7 @@ class Federation:
                     eval_set.classes for client_split in client_splits for eval_set in client_split.eval_sets.values()
                 )
             )
-            classifiers = self._client_classifiers(shared, cohort, load_state, own, lists, "global" in common)
+            classifiers = self._client_classifiers(shared, cohort, load_state, client_only, lists, "global" in common)
             for k, client in enumerate(cohort):
                 figures: dict[str, float] = {}
                 for name, eval_set in client_splits[k].eval_sets.items():
@@ -568,7 +570,7 @@ class Federation:
         shared: Arrays,
         cohort: Sequence[int],
         load_state: LoadState,
-        own: Mapping[int, Arrays] | None,
+        client_only: Mapping[int, Arrays] | None,
         lists: Sequence[tuple[int, ...]],
         has_global: bool,
     ) -> dict[tuple[int, ...], Classifier]:
@@ -580,11 +582,13 @@ class Federation:
                 return {}
         elif self.federated_split.adapt_epochs:
             settings = replace(self.training, epochs=self.federated_split.adapt_epochs)
-            adapted = self._train_cohort(shared, cohort, self.training.rounds, load_state, own, settings).params
+            adapted = self._train_cohort(shared, cohort, self.training.rounds, load_state, client_only, settings).params
             return {classes.ids: self.method.personal_classifier(adapted, classes) for classes in class_sets}
         elif has_global:
             return {}
-        return dict(zip(lists, self.personal_classifier(shared, cohort, load_state, class_sets, own), strict=True))
+        return dict(
+            zip(lists, self.personal_classifier(shared, cohort, load_state, class_sets, client_only), strict=True)
+        )
 
     def _answer(self, key: "EvalKey", classifier: Classifier, rows: np.ndarray) -> Tensor:
         """What one of the method's models (a classifier with a client axis of one) says to these images: logits."""
@@ -606,7 +610,7 @@ class Federation:
         clients: Sequence[int],
         load_state: LoadState,
         per_client: int,
-        own: Mapping[int, Arrays] | None = None,
+        client_only: Mapping[int, Arrays] | None = None,
     ) -> list[dict]:
         """A few of each client's own test images with its personal model's answers, right and wrong ones in turn.
 
@@ -620,7 +624,7 @@ class Federation:
             if not len(client_split.test):
                 continue
             classes = self.class_set(client_split.local_eval_set.classes)
-            (classifier,) = self.personal_classifier(shared, [client], load_state, [classes], own)
+            (classifier,) = self.personal_classifier(shared, [client], load_state, [classes], client_only)
             logits = _allowed(
                 client_split.local_eval_set,
                 self._answer(eval_key(client_split.local_eval_set), classifier, client_split.test),

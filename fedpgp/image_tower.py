@@ -112,8 +112,8 @@ class ImageTower(FoldedTower):
         x = x.flatten(0, 1)
 
         def of_block(block: int) -> Tensor:
-            own = prompts[:, block].unsqueeze(1).expand(-1, images, -1, -1)
-            return own.flatten(0, 1).to(self.dtype)
+            of_images = prompts[:, block].unsqueeze(1).expand(-1, images, -1, -1)
+            return of_images.flatten(0, 1).to(self.dtype)
 
         count = 0 if prompts is None else prompts.shape[2]
         depth = 0 if prompts is None else prompts.shape[1]

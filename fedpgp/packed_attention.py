@@ -96,9 +96,9 @@ class _Attention(torch.autograd.Function):
         if queries is None:
             out = tensor.new_empty(n, tensor.shape[1], tensor.shape[2] // 3)
             scores = q[0] @ k_prefix.transpose(-1, -2)
-            shares = scores.masked_fill_(_future(p, scores), float("-inf")).softmax(-1)
-            _join((shares @ v_prefix).unsqueeze(0), out[:, :p])
-            saved += [q[0], shares]
+            probs = scores.masked_fill_(_future(p, scores), float("-inf")).softmax(-1)
+            _join((probs @ v_prefix).unsqueeze(0), out[:, :p])
+            saved += [q[0], probs]
         else:
             out = torch.empty_like(queries)
         for group in packing.groups:
@@ -107,16 +107,16 @@ class _Attention(torch.autograd.Function):
             asking = group.length if q else 1
             q = q[0] if q else _split(queries[:, group.classes], group.count, 1, 1, heads)[0]
             each = len(q) * group.count  # one class of one head
-            own = q.view(each, asking, -1) @ k.view(each, group.length, -1).transpose(-1, -2)
+            self_scores = q.view(each, asking, -1) @ k.view(each, group.length, -1).transpose(-1, -2)
             if asking > 1:
-                own.masked_fill_(_future(group.length, own), float("-inf"))
-            shared = q @ k_prefix.transpose(-1, -2)
-            shares = torch.cat([shared, own.view(len(q), group.count * asking, -1)], dim=-1).softmax(-1)
-            answer = shares[..., :p] @ v_prefix
-            of_own = shares[..., p:].view(each, asking, group.length)
-            answer.view(each, asking, -1).baddbmm_(of_own, v.view(each, group.length, -1))
+                self_scores.masked_fill_(_future(group.length, self_scores), float("-inf"))
+            prefix_scores = q @ k_prefix.transpose(-1, -2)
+            probs = torch.cat([prefix_scores, self_scores.view(len(q), group.count * asking, -1)], dim=-1).softmax(-1)
+            answer = probs[..., :p] @ v_prefix
+            self_probs = probs[..., p:].view(each, asking, group.length)
+            answer.view(each, asking, -1).baddbmm_(self_probs, v.view(each, group.length, -1))
             _join(answer.unsqueeze(0), out[:, rows] if queries is None else out[:, group.classes])
-            saved += [q, k, v, shares]
+            saved += [q, k, v, probs]
         ctx.packing, ctx.alone = packing, queries is not None
         ctx.save_for_backward(*saved)
         return out
@@ -135,29 +135,29 @@ class _Attention(torch.autograd.Function):
             d_prefix = torch.zeros_like(torch.stack([k_prefix, v_prefix]))
             groups = saved[2:]
         else:
-            q, shares = saved[2:4]
+            q, probs = saved[2:4]
             d = _split(grad[:, :p], 1, p, 1, heads)[0]
-            d_scores = _softmax_backward(d @ v_prefix.transpose(-1, -2), shares)
-            d_prefix = torch.stack([d_scores @ k_prefix, d_scores.transpose(-1, -2) @ q, shares.transpose(-1, -2) @ d])
+            d_scores = _softmax_backward(d @ v_prefix.transpose(-1, -2), probs)
+            d_prefix = torch.stack([d_scores @ k_prefix, d_scores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ d])
             groups = saved[4:]
         for i, group in enumerate(packing.groups):
-            q, k, v, shares = groups[4 * i : 4 * i + 4]
+            q, k, v, probs = groups[4 * i : 4 * i + 4]
             rows = slice(p + group.tokens.start, p + group.tokens.stop)
             asking = 1 if ctx.alone else group.length
             each = len(q) * group.count
             d = _split(grad[:, group.classes if ctx.alone else rows], group.count, asking, 1, heads)[0]
-            d_own = d.view(each, asking, -1) @ v.view(each, group.length, -1).transpose(-1, -2)
-            d_shared = d @ v_prefix.transpose(-1, -2)
-            d_shares = torch.cat([d_shared, d_own.view(len(q), group.count * asking, -1)], dim=-1)
-            d_scores = _softmax_backward(d_shares, shares)
-            to_prefix, to_own = d_scores[..., :p], d_scores[..., p:].view(each, asking, group.length)
-            d_q = to_prefix @ k_prefix
-            d_q.view(each, asking, -1).baddbmm_(to_own, k.view(each, group.length, -1))
-            d_prefix[-2].baddbmm_(to_prefix.transpose(-1, -2), q)
-            d_prefix[-1].baddbmm_(shares[..., :p].transpose(-1, -2), d)
-            d_k = to_own.transpose(-1, -2) @ q.view(each, asking, -1)
-            of_own = shares[..., p:].view(each, asking, group.length)
-            d_v = of_own.transpose(-1, -2) @ d.view(each, asking, -1)
+            d_self_probs = d.view(each, asking, -1) @ v.view(each, group.length, -1).transpose(-1, -2)
+            d_prefix_probs = d @ v_prefix.transpose(-1, -2)
+            d_probs = torch.cat([d_prefix_probs, d_self_probs.view(len(q), group.count * asking, -1)], dim=-1)
+            d_scores = _softmax_backward(d_probs, probs)
+            d_prefix_scores, d_self_scores = d_scores[..., :p], d_scores[..., p:].view(each, asking, group.length)
+            d_q = d_prefix_scores @ k_prefix
+            d_q.view(each, asking, -1).baddbmm_(d_self_scores, k.view(each, group.length, -1))
+            d_prefix[-2].baddbmm_(d_prefix_scores.transpose(-1, -2), q)
+            d_prefix[-1].baddbmm_(probs[..., :p].transpose(-1, -2), d)
+            d_k = d_self_scores.transpose(-1, -2) @ q.view(each, asking, -1)
+            self_probs = probs[..., p:].view(each, asking, group.length)
+            d_v = self_probs.transpose(-1, -2) @ d.view(each, asking, -1)
             pieces = [d_k.view_as(k), d_v.view_as(v)]
             if ctx.alone:
                 _join(d_q.unsqueeze(0), d_queries[:, group.classes])
@@ -175,5 +175,5 @@ def _future(length: int, like: Tensor) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=like.device).triu(1)
 
 
-def _softmax_backward(grad: Tensor, shares: Tensor) -> Tensor:
-    return torch._softmax_backward_data(grad, shares, -1, shares.dtype)
+def _softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
+    return torch._softmax_backward_data(grad, probs, -1, probs.dtype)

@@ -32,16 +32,16 @@ class PaddedAttention:
         ahead = -(-prefix // self.length)  # classes that the prefix takes
         self.prefix, self.classes = ahead * self.length, ahead + len(lengths)
         self.padding = self.classes * self.length - prefix - sum(lengths)
-        own = torch.tensor([0] * ahead + list(lengths)).unsqueeze(1)
+        lengths_of = torch.tensor([0] * ahead + list(lengths)).unsqueeze(1)
         token = torch.arange(self.length)
-        there = (token < own).flatten()
+        there = (token < lengths_of).flatten()
         there[:prefix] = True
         to_prefix = torch.arange(self.prefix)
         hidden = torch.ones(self.classes * self.length, self.prefix + self.length, dtype=torch.bool)
         hidden[:, :prefix] = False
         hidden[:prefix, :prefix] = to_prefix[:prefix] > to_prefix[:prefix].unsqueeze(1)
         hidden[self.prefix :, self.prefix :] = (token > token.unsqueeze(1)).repeat(len(lengths), 1)
-        ends = torch.cat([(to_prefix >= prefix).expand(self.classes, -1), token >= own], dim=1)
+        ends = torch.cat([(to_prefix >= prefix).expand(self.classes, -1), token >= lengths_of], dim=1)
         self.places = there.nonzero().squeeze(1).to(device)
         # Where each padded token comes from; one that is none is a copy of its neighbour and looked at by nobody.
         self.sources = (there.cumsum(0) - 1).clamp(min=0).to(device)
@@ -69,34 +69,34 @@ class _Attention(torch.autograd.Function):
             (q,) = _heads(queries.index_select(1, how.end_sources), 1, heads)
             hidden, places = how.hidden_from_ends, how.ends
         each = len(k) * how.classes  # one class of one head
-        k_own, v_own = k.view(each, how.length, -1), v.view(each, how.length, -1)
-        own = (q.view(each, -1, q.shape[-1]) @ k_own.mT).view(*q.shape[:2], -1)
-        scores = torch.cat([q @ k[:, :p].mT, own], dim=-1)
-        shares = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
-        answer = shares[..., :p] @ v[:, :p]
-        answer.view(each, -1, q.shape[-1]).baddbmm_(shares[..., p:].view(each, -1, how.length), v_own)
+        k_self, v_self = k.view(each, how.length, -1), v.view(each, how.length, -1)
+        self_scores = (q.view(each, -1, q.shape[-1]) @ k_self.mT).view(*q.shape[:2], -1)
+        scores = torch.cat([q @ k[:, :p].mT, self_scores], dim=-1)
+        probs = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
+        answer = probs[..., :p] @ v[:, :p]
+        answer.view(each, -1, q.shape[-1]).baddbmm_(probs[..., p:].view(each, -1, how.length), v_self)
         ctx.how, ctx.alone = how, queries is not None
-        ctx.save_for_backward(q, k, v, shares)
+        ctx.save_for_backward(q, k, v, probs)
         return _tokens([answer], heads).index_select(1, places)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor | None]:
-        how, (q, k, v, shares) = ctx.how, ctx.saved_tensors
+        how, (q, k, v, probs) = ctx.how, ctx.saved_tensors
         p, each, size = how.prefix, len(k) * how.classes, q.shape[-1]
-        q_own, k_own, v_own = (x.view(each, -1, size) for x in (q, k, v))
+        q_self, k_self, v_self = (x.view(each, -1, size) for x in (q, k, v))
         whole = grad.new_zeros(len(grad), q.shape[1], grad.shape[-1])
         (d,) = _heads(whole.index_copy_(1, how.ends if ctx.alone else how.places, grad), 1, how.heads)
-        d_own = d.view(each, -1, size)
-        d_shares = torch.cat([d @ v[:, :p].mT, (d_own @ v_own.mT).view(*q.shape[:2], -1)], dim=-1)
-        d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)
-        to_prefix, to_own = d_scores[..., :p], d_scores[..., p:].view(each, -1, how.length)
-        d_q = to_prefix @ k[:, :p]
-        d_q.view(each, -1, size).baddbmm_(to_own, k_own)
-        d_k = (to_own.mT @ q_own).view_as(k)
-        d_v = (shares[..., p:].view(each, -1, how.length).mT @ d_own).view_as(v)
-        d_k[:, :p].baddbmm_(to_prefix.mT, q)
-        d_v[:, :p].baddbmm_(shares[..., :p].mT, d)
+        d_self = d.view(each, -1, size)
+        d_probs = torch.cat([d @ v[:, :p].mT, (d_self @ v_self.mT).view(*q.shape[:2], -1)], dim=-1)
+        d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
+        d_prefix_scores, d_self_scores = d_scores[..., :p], d_scores[..., p:].view(each, -1, how.length)
+        d_q = d_prefix_scores @ k[:, :p]
+        d_q.view(each, -1, size).baddbmm_(d_self_scores, k_self)
+        d_k = (d_self_scores.mT @ q_self).view_as(k)
+        d_v = (probs[..., p:].view(each, -1, how.length).mT @ d_self).view_as(v)
+        d_k[:, :p].baddbmm_(d_prefix_scores.mT, q)
+        d_v[:, :p].baddbmm_(probs[..., :p].mT, d)
         if ctx.alone:
             d_queries = _tokens([d_q], how.heads).index_select(1, how.ends)
             return None, _tokens([d_k, d_v], how.heads).index_select(1, how.places), d_queries

@@ -249,9 +249,9 @@ class PromptedTextEncoder:
             subset: bool, broadcastable to (..., classes): the classes each context is asked for. The others cost
                 nothing and their features are zero. None asks for all.
         """
-        own = 3 if self.class_specific else 2
-        leading = context.shape[:-own]
-        flat = context.reshape(-1, *context.shape[-own:])
+        dims = 3 if self.class_specific else 2
+        leading = context.shape[:-dims]
+        flat = context.reshape(-1, *context.shape[-dims:])
         if subset is None:
             features = self._features(flat)
         else:

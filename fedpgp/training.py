@@ -184,7 +184,10 @@ def train_cohort(
     plans = [plans[k] for k in order]
     rows = [indices[k] for k in order]
     ids = [clients[k] for k in order]
-    views = [drawn_views(len(own), settings, seed, client, server_round) for own, client in zip(rows, ids, strict=True)]
+    views = [
+        drawn_views(len(members), settings, seed, client, server_round)
+        for members, client in zip(rows, ids, strict=True)
+    ]
     lengths = np.array([len(plan) for plan in plans])
     lr = settings.learning_rate(server_round)
     # Apple's devices have no float64.
@@ -194,9 +197,9 @@ def train_cohort(
     for step in range(int(lengths.max(initial=0))):
         active = int((lengths > step).sum())
         chosen = []
-        for own, plan, seen in zip(rows[:active], plans, views, strict=False):
+        for members, plan, seen in zip(rows[:active], plans, views, strict=False):
             epoch = step // (len(plan) // settings.epochs)
-            chosen.append(own[plan[step]] + len(labels) * seen[epoch, plan[step]])
+            chosen.append(members[plan[step]] + len(labels) * seen[epoch, plan[step]])
         batch = gather(images, labels, chosen, method.task.dtype)
         now = {name: tensor[:active] for name, tensor in params.items()}
         start = {name: tensor[:active] for name, tensor in global_params.items()}
@@ -237,9 +240,9 @@ def train_cohort(
 def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
     """The images of these rows, one list of rows a client. A shorter list is padded with its own images again, at
     weight zero. Row ``v * N + i`` is view v of image i of N."""
-    counts = [len(own) for own in rows]
+    counts = [len(members) for members in rows]
     size = max([1, *counts])
     counts = torch.tensor(counts, device=labels.device).unsqueeze(1)
-    index = torch.as_tensor(np.stack([np.resize(own, size) for own in rows]), device=labels.device)
+    index = torch.as_tensor(np.stack([np.resize(members, size) for members in rows]), device=labels.device)
     inside = torch.arange(size, device=labels.device) < counts
     return Batch(images[index], labels[index % len(labels)], inside.to(dtype) / counts.clamp(min=1))

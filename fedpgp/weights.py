@@ -96,9 +96,9 @@ def other_activation(architecture: str) -> str | None:
 def find_weights(folder: Path) -> Path | None:
     """The weights that open_clip takes from a folder: safetensors first, of each kind its own name first."""
     found = [file for pattern in IN_A_FOLDER for file in sorted(folder.glob(pattern))]
-    own = [file for file in found if file.name.startswith("open_clip")]
-    safe = [file for file in own if file.suffix == IN_A_FOLDER[0][1:]]
-    return next(iter([*safe, *own, *found]), None)
+    named = [file for file in found if file.name.startswith("open_clip")]
+    safe = [file for file in named if file.suffix == IN_A_FOLDER[0][1:]]
+    return next(iter([*safe, *named, *found]), None)
 
 
 def is_archive(file: Path) -> bool:

@@ -118,12 +118,12 @@ class Faulty(Federation):
         super().__init__(*args, **kwargs)
         self.faults = faults
 
-    def train(self, shared, clients, server_round, load_state, own=None):
+    def train(self, shared, clients, server_round, load_state, client_only=None):
         faults = self.faults
         time.sleep(faults.get("slow", 0))
         if server_round == faults.get("kill_server_at"):
             os.kill(os.getpid(), signal.SIGKILL)
-        for result in super().train(shared, clients, server_round, load_state, own):
+        for result in super().train(shared, clients, server_round, load_state, client_only):
             if server_round == faults.get("round", server_round) and not Path(faults.get("until", "/nowhere")).exists():
                 if result.client in faults.get("raise", ()):
                     raise RuntimeError(f"client {result.client} fell over")

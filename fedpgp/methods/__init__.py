@@ -1,6 +1,16 @@
 """Methods: one file each, which is all that a new one needs here (docs/add_a_method.md)."""
 
-from fedpgp.methods.base import Batch, Classifier, Images, Method, Own, Params, RoundContext, StepContext, cosine_logits
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Images,
+    LoadClientBatch,
+    Method,
+    Params,
+    RoundContext,
+    StepContext,
+    cosine_logits,
+)
 from fedpgp.methods.registry import METHODS, method_class
 
 __all__ = [
@@ -9,7 +19,7 @@ __all__ = [
     "Classifier",
     "Images",
     "Method",
-    "Own",
+    "LoadClientBatch",
     "Params",
     "RoundContext",
     "StepContext",

@@ -77,8 +77,8 @@ class Batch:
         return ((one_hot * self.weights.unsqueeze(-1)).sum(1) > 0).to(self.weights.dtype)
 
 
-class Own(Protocol):
-    """Gathers all training images of each client; ``images=False``: their labels and weights alone."""
+class LoadClientBatch(Protocol):
+    """Loads all training images of each client as one batch; ``images=False``: their labels and weights alone."""
 
     def __call__(self, images: bool = True) -> Batch: ...
 
@@ -192,14 +192,14 @@ class Method(ABC):
 
     # How it is trained. -----------------------------------------------------------------------------------------------
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         """Return tensors (K, ...) to put into ``params``, new ones or in the place of others; without gradients.
 
         Called before a cohort's training and, with :attr:`precomputes_for_evaluation`, before its evaluation.
 
         Args:
             params: shared tensors as the server sent them, the client's personal ones, and :meth:`download_for`'s.
-            own: gives all training images of each client, or only their labels; gathered when it is called.
+            load_batch: loads all training images of each client, or only their labels.
             classes: those that are trained.
         """
         return {}
@@ -320,6 +320,10 @@ def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:
     return scale * images @ features.transpose(-1, -2)
 
 
-def of_own_classes(logits: Tensor, own: Tensor) -> Tensor:
-    """Logits (K, B, classes) in whose softmax only the classes with ``own`` (K, classes) True have a share."""
-    return logits.masked_fill(~own.unsqueeze(1), torch.finfo(logits.dtype).min / 2)
+def mask_other_classes(logits: Tensor, client_classes: Tensor) -> Tensor:
+    """Return logits (K, B, C) whose softmax is zero outside of each client's classes.
+
+    Args:
+        client_classes: (K, C), True for the classes that count.
+    """
+    return logits.masked_fill(~client_classes.unsqueeze(1), torch.finfo(logits.dtype).min / 2)

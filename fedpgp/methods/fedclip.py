@@ -65,8 +65,8 @@ class FedCLIP(Method):
         of_image = (logits + padding.unsqueeze(1)).log_softmax(-1).diagonal(dim1=1, dim2=2)
         of_text = (logits + padding.unsqueeze(2)).log_softmax(-2).diagonal(dim1=1, dim2=2)
         # A padded image is never the answer, not even its own.
-        own = torch.where(batch.weights > 0, of_image + of_text, 0.0)
-        return -(own * batch.weights).sum(-1) / 2
+        matched = torch.where(batch.weights > 0, of_image + of_text, 0.0)
+        return -(matched * batch.weights).sum(-1) / 2
 
     def adapted(self, params: Params, images: Images) -> Tensor:
         """f', unit norm, (K, B, e)."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Own, Params, RoundContext, StepContext
+from fedpgp.methods.base import Batch, Images, LoadClientBatch, Method, Params, RoundContext, StepContext
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -118,7 +118,7 @@ class FedMGP(Method):
         """The averages of the last round that the client took part in."""
         return {f"last_{name}": tensor[client] for name, tensor in server_state.items()}
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         """The averages in the place of the groups that were sent for them."""
         merged = {}
         for groups, averages in (("T", "t"), ("V", "v")):
@@ -138,7 +138,9 @@ class FedMGP(Method):
                 ]
             )
             result[f"sent_{groups}"] = drawn.to(params[groups])
-            result[averages] = torch.stack([own[places] for own, places in zip(params[groups], drawn, strict=True)])
+            result[averages] = torch.stack(
+                [client_groups[places] for client_groups, places in zip(params[groups], drawn, strict=True)]
+            )
         return result
 
     def draw(self, groups: Tensor, averages: Tensor, step: StepContext, client: int) -> Tensor:

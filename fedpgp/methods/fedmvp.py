@@ -26,7 +26,16 @@ from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.layers import attention, attention_start, gated, gated_start, linear, linear_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, Method, Own, Params, StepContext, cosine_logits, of_own_classes
+from fedpgp.methods.base import (
+    Batch,
+    Images,
+    LoadClientBatch,
+    Method,
+    Params,
+    StepContext,
+    cosine_logits,
+    mask_other_classes,
+)
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -75,7 +84,7 @@ class FedMVP(Method):
     Settings = FedMVPSettings
     inputs = ("pixels",)
     training_inputs = ("features", "mirrored")
-    buffers = ("own_classes", "switched")
+    buffers = ("client_classes", "switched")
     precomputes_for_evaluation = False
     equal_weights = True
 
@@ -103,8 +112,8 @@ class FedMVP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"switched": torch.zeros(1)}
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
-        return {"own_classes": own(images=False).seen(len(classes.ids))}
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
+        return {"client_classes": load_batch(images=False).seen(len(classes.ids))}
 
     def contexts(self, training: bool) -> int:
         return 1
@@ -125,11 +134,11 @@ class FedMVP(Method):
         return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        classifier, own = self.global_classifier(params, classes), params["own_classes"] > 0
-        x = self.prompted_images(classifier, batch.images, params["switched"], own.repeat(1, len(SEVEN)))
+        classifier, client_classes = self.global_classifier(params, classes), params["client_classes"] > 0
+        x = self.prompted_images(classifier, batch.images, params["switched"], client_classes.repeat(1, len(SEVEN)))
         logits = cosine_logits(classifier["texts"], x, self.task.logit_scale)
         if self.settings.loss_classes == "own":
-            logits = of_own_classes(logits, own)
+            logits = mask_other_classes(logits, client_classes)
         mirror = [generator(step.seed, self.name, c, step.server_round, step.step).random() < 0.5 for c in step.clients]
         mirror = torch.tensor(mirror, device=x.device).view(-1, 1, 1)
         known = torch.where(mirror, batch.images.mirrored, batch.images.features)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods.base import Batch, Method, Own, Params, StepContext
+from fedpgp.methods.base import Batch, LoadClientBatch, Method, Params, StepContext
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet, Task
@@ -92,8 +92,8 @@ class FedPGP(Method):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return self.term.start(rng)
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
-        return self.term.precompute(params, lambda: (own(images=False).weights > 0).sum(1, keepdim=True))
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
+        return self.term.precompute(params, lambda: (load_batch(images=False).weights > 0).sum(1, keepdim=True))
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)

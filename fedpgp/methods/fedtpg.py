@@ -18,7 +18,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Method, Own, Params, StepContext, of_own_classes
+from fedpgp.methods.base import Batch, LoadClientBatch, Method, Params, StepContext, mask_other_classes
 from fedpgp.prompts import normal
 from fedpgp.task import ClassSet
 
@@ -45,7 +45,7 @@ class FedTPG(Method):
 
     name = "fedtpg"
     Settings = FedTPGSettings
-    buffers = ("own_classes",)
+    buffers = ("client_classes",)
     precomputes_for_evaluation = False
     equal_weights = True
 
@@ -61,8 +61,8 @@ class FedTPG(Method):
             **gated_start("ff", width, rng),
         }
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
-        return {"own_classes": own(images=False).seen(len(classes.ids))}
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
+        return {"client_classes": load_batch(images=False).seen(len(classes.ids))}
 
     def context(self, params: Params, classes: ClassSet, among: Tensor | None = None) -> Tensor:
         """The generated context (K, m, d) from all classes, or from those where ``among`` (K, C) is True."""
@@ -72,11 +72,11 @@ class FedTPG(Method):
         return x + gated(params, "ff", x)
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        own = params["own_classes"] > 0
-        classifier = classes.encoder(self.task.n_ctx)(self.context(params, classes, own))
+        client_classes = params["client_classes"] > 0
+        classifier = classes.encoder(self.task.n_ctx)(self.context(params, classes, client_classes))
         logits = self.logits(classifier, batch.images, classes)
         if self.settings.loss_classes == "own":
-            logits = of_own_classes(logits, own)
+            logits = mask_other_classes(logits, client_classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:

@@ -21,7 +21,16 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.layers import linear, linear_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, RoundContext, StepContext, cosine_logits
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Images,
+    LoadClientBatch,
+    Params,
+    RoundContext,
+    StepContext,
+    cosine_logits,
+)
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -103,7 +112,7 @@ class PFedMoAP(PromptFL):
 
     # Training. --------------------------------------------------------------------------------------------------------
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
@@ -128,8 +137,8 @@ class PFedMoAP(PromptFL):
     # Answers. ---------------------------------------------------------------------------------------------------------
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
-        own = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
-        texts = self.global_classifier({"p_G": own}, classes)
+        context = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
+        texts = self.global_classifier({"p_G": context}, classes)
         return self.mixture(params, texts, self.pooled_experts(params, classes), params["gated"])
 
     def mixture(self, params: Params, texts: Tensor, experts: Tensor, gated: Tensor) -> Params:
@@ -151,18 +160,18 @@ class PFedMoAP(PromptFL):
         x, scale = images.features, self.task.logit_scale
         if isinstance(classifier, Tensor):
             return cosine_logits(classifier, x, scale)
-        own, query = classifier["texts"], self.pool(x)
-        tokens = torch.cat([self.pool(own).unsqueeze(1), classifier["experts"]], dim=1)  # (K, 1 + E, C, 128)
+        texts, query = classifier["texts"], self.pool(x)
+        tokens = torch.cat([self.pool(texts).unsqueeze(1), classifier["experts"]], dim=1)  # (K, 1 + E, C, 128)
         real = torch.cat([torch.ones_like(classifier["gated"][:, 0]), classifier["real"]], dim=1)
         q = linear(classifier, "gate.q", query).unflatten(-1, (self.settings.heads, -1))
         k, v = (
             linear(classifier, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1)) for part in ("k", "v")
         )
         scores = SHARPNESS * torch.einsum("kbhd,kechd->kbche", q, k)
-        shares = scores.masked_fill(real[:, None, None, None] == 0, float("-inf")).softmax(-1)
+        probs = scores.masked_fill(real[:, None, None, None] == 0, float("-inf")).softmax(-1)
         # pool(x).(Wo mix + b) = (Wo^T pool(x)).mix + pool(x).b: no mixture of its own for each image and class.
         turned = (query @ classifier["gate.o.weight"]).unflatten(-1, (self.settings.heads, -1))
-        mixed = (shares * torch.einsum("kbhd,kechd->kbche", turned, v)).sum((-2, -1))
+        mixed = (probs * torch.einsum("kbhd,kechd->kbche", turned, v)).sum((-2, -1))
         mixed = mixed + query @ classifier["gate.o.bias"].unsqueeze(-1)
-        text = cosine_logits(own, x, scale)
+        text = cosine_logits(texts, x, scale)
         return torch.where(classifier["gated"] > 0, self.settings.text * text + scale * mixed, text)

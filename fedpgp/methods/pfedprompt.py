@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Classifier, Images, Own, Params, StepContext, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Images, LoadClientBatch, Params, StepContext, cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -45,10 +45,10 @@ class PFedPrompt(PromptFL):
     Settings = PFedPromptSettings
     buffers = ("keys", "ids", "real")
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
-        own = own()
-        ids = own.weights.new_tensor(classes.ids)
-        return {"keys": own.images.features, "ids": ids[own.labels], "real": own.weights.sign()}
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
+        batch = load_batch()
+        ids = batch.weights.new_tensor(classes.ids)
+        return {"keys": batch.images.features, "ids": ids[batch.labels], "real": batch.weights.sign()}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         logits = self.logits(self.global_classifier(params, classes), batch.images, classes)

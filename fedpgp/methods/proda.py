@@ -75,8 +75,8 @@ class ProDA(Method):
         mean, away = z.mean(1), z - z.mean(1, keepdim=True)
         x = batch.images.features
         spread = x.square() @ away.square().sum(1).mT  # (K, B, C): sum_dim x^2 A_kk (N + 1)
-        own = away.gather(2, batch.labels[:, None, :, None].expand(-1, count, -1, away.shape[-1]))  # of class y
-        between = torch.einsum("knbe,knce->kbc", x.square().unsqueeze(1) * own, away)
+        of_label = away.gather(2, batch.labels[:, None, :, None].expand(-1, count, -1, away.shape[-1]))  # of class y
+        between = torch.einsum("knbe,knce->kbc", x.square().unsqueeze(1) * of_label, away)
         of_own = spread.gather(2, batch.labels.unsqueeze(-1))
         logits = scale * x @ mean.mT + scale**2 / 2 * (of_own + spread - 2 * between) / (count + 1)
         loss = cross_entropy(logits, batch.labels, batch.weights)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.methods.base import Batch, Own, Params, RoundContext, StepContext
+from fedpgp.methods.base import Batch, LoadClientBatch, Params, RoundContext, StepContext
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -31,7 +31,7 @@ class Scaffold(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"c_i": torch.zeros(self.task.n_ctx, self.task.clip.width)}
 
-    def precompute(self, params: Params, own: Own, classes: ClassSet) -> Params:
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"mean": torch.zeros_like(params["c_i"])}
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:

@@ -112,8 +112,8 @@ def test_a_run(tmp_path, messages, name, more):
     if personal and name not in NOT_ANSWERING:
         now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}
         server_state = {n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")}
-        own = {0: fed.download_for(0, server_state)} if server_state else None
-        mine, others = (answers(fed, now, states[k], own) for k in (0, 1))
+        client_only = {0: fed.download_for(0, server_state)} if server_state else None
+        mine, others = (answers(fed, now, states[k], client_only) for k in (0, 1))
         assert (mine - others).abs().max() > 1e-10
 
     # A resumed run gives the same numbers: the server state and the private states are all that is needed.
@@ -175,9 +175,9 @@ def private_state(run_dir, run, client) -> dict:
 
 
 @torch.no_grad()
-def answers(fed, shared, state, own) -> torch.Tensor:
+def answers(fed, shared, state, client_only) -> torch.Tensor:
     """Client 0's logits for some test images, with this private state."""
-    (classifier,) = fed.personal_classifier(shared, [0], lambda client: state, [fed.base], own)
+    (classifier,) = fed.personal_classifier(shared, [0], lambda client: state, [fed.base], client_only)
     return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)
 
 

@@ -17,8 +17,8 @@ def federation(*overrides: str):
 
 
 def a_round(fed, server_round, clients, shared, server_state, states):
-    own = {c: fed.download_for(c, server_state) for c in clients}
-    results = list(fed.train(shared, clients, server_round, states.get, own))
+    client_only = {c: fed.download_for(c, server_state) for c in clients}
+    results = list(fed.train(shared, clients, server_round, states.get, client_only))
     states |= {r.client: r.state for r in results}
     averaged = {n: sum(r.update[n] / len(results) for r in results) for n in shared}
     updates, weights = {r.client: r.update for r in results}, dict.fromkeys(clients, 1.0)
@@ -80,11 +80,11 @@ def test_text_and_image_groups_are_drawn_with_the_same_random_numbers():
 
 def test_groups_like_the_averages_are_drawn_more_often(task):
     method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=3, sent=1, tau=0.5), task)
-    own, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 1.0, 0.0]]])
+    groups, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 1.0, 0.0]]])
     counts = torch.zeros(3)
     for client in range(600):
         step = StepContext(server_round=2, step=0, clients=[client], global_params={}, lr=0.1, seed=0)
-        counts[method.draw(own, averages, step, client)] += 1
+        counts[method.draw(groups, averages, step, client)] += 1
     expected = torch.softmax(torch.tensor([0.5, 0.5, 0.0]).sqrt() / 0.5, 0)
     assert_close(counts / 600, expected, atol=0.06, rtol=0)
 
@@ -92,11 +92,11 @@ def test_groups_like_the_averages_are_drawn_more_often(task):
 def test_the_draw_is_one_without_replacement(task):
     """Pairs in order: p_i p_j / (1 - p_i), as drawing one by one from what is left (fedmgp_learner.py 332-345)."""
     method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=3, sent=2), task)
-    own, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
+    groups, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
     p = torch.softmax(torch.tensor([1.0, 0.0, 0.0]), 0)
     counts = torch.zeros(3, 3)
     for client in range(1500):
-        i, j = method.draw(own, averages, StepContext(2, 0, [client], {}, 0.1, 0), client).tolist()
+        i, j = method.draw(groups, averages, StepContext(2, 0, [client], {}, 0.1, 0), client).tolist()
         counts[i, j] += 1
     expected = p[:, None] * p / (1 - p[:, None]) * (1 - torch.eye(3))
     assert_close(counts / 1500, expected, atol=0.04, rtol=0)

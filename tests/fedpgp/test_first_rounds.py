@@ -23,8 +23,8 @@ def federation(name: str, *overrides: str):
 
 def a_round(fed, server_round: int, clients, shared, server_state, states):
     """Train these clients and average; return shared tensors and server state, and put the clients' states in place."""
-    own = {c: fed.download_for(c, server_state) for c in clients}
-    results = list(fed.train(shared, clients, server_round, states.get, own))
+    client_only = {c: fed.download_for(c, server_state) for c in clients}
+    results = list(fed.train(shared, clients, server_round, states.get, client_only))
     states |= {r.client: r.state for r in results}
     weight = 1 / len(results)
     averaged = {n: sum(weight * r.update[n] for r in results) for n in shared}
@@ -41,8 +41,8 @@ def a_round(fed, server_round: int, clients, shared, server_state, states):
 
 @torch.no_grad()
 def answers(fed, client: int, shared, server_state, states) -> torch.Tensor:
-    own = {client: fed.download_for(client, server_state)}
-    (classifier,) = fed.personal_classifier(shared, [client], states.get, [fed.base], own)
+    client_only = {client: fed.download_for(client, server_state)}
+    (classifier,) = fed.personal_classifier(shared, [client], states.get, [fed.base], client_only)
     return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
 
 

@@ -49,8 +49,8 @@ def parameters(method, batch, classes):
         params["switched"][1] = 1
     for n in method.trainable(params):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
-    own = [method.download_for(k, server_state) for k in range(K)]
-    params |= {n: torch.stack([o[n] for o in own]) for n in own[0]}
+    client_only = [method.download_for(k, server_state) for k in range(K)]
+    params |= {n: torch.stack([o[n] for o in client_only]) for n in client_only[0]}
     return params | method.precompute(params, lambda images=True: batch, classes), set(shared)
 
 
