@@ -16,10 +16,11 @@ from rich.text import Text
 from experiments.overrides import resume_command
 from experiments.progress import ProgressLine
 from experiments.reporting.formatting import format_bytes, format_percent, format_seconds
-from experiments.reporting.runs import MODELS, block_figure, number
+from experiments.reporting.runs import block_figure, number
+from fedpgp.figures import FIGURES, MODELS
 from fedpgp.plain_text import called, indented
 
-_COLUMNS = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "unseen": "unseen"}
+_COLUMNS = {name: figure.title for name, figure in FIGURES.items() if figure.phrase}
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 
 

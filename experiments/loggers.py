@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.evaluation import FIGURES
+from fedpgp.figures import ACCURACIES
 
 
 class Logger(Protocol):
@@ -115,7 +115,7 @@ def over_clients(folder: Path) -> dict[str, list[float]]:
     if path.exists():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                for figure in FIGURES:
+                for figure in ACCURACIES:
                     if row[figure]:
                         found.setdefault(f"clients/{row['model']}/{figure}", []).append(float(row[figure]))
     return found

@@ -20,10 +20,11 @@ from experiments.reporting.comparison import render_comparison
 from experiments.reporting.groups import group_runs
 from experiments.reporting.page import render_run
 from experiments.reporting.published import published_grid
-from experiments.reporting.runs import FIGURES, MODELS, Run, find_runs, read_run
+from experiments.reporting.runs import Run, find_runs, read_run
 from experiments.reporting.table_csv import as_csv
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError
+from fedpgp.figures import CLIENT_FIGURES, MODELS
 from fedpgp.plain_text import indented, written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
@@ -102,7 +103,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
     left_out += [_unfinished(run) for run in runs if run.status != "finished"]
     if not finished:
         raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
-    columns = tables.expand_columns([*FIGURES, *_names(options.columns), *tables.COSTS], finished)
+    columns = tables.expand_columns([*CLIENT_FIGURES, *_names(options.columns), *tables.COSTS], finished)
     groups, notes = group_runs(finished)
     notes += tables.missing_clients(finished)
     rows = tables.make_rows(groups, models, columns)

@@ -18,7 +18,8 @@ from experiments.overrides import typed
 from experiments.spreadsheet import csv_text
 from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation import MODELS, client_figures
+from fedpgp.evaluation import client_figures
+from fedpgp.figures import CLIENT_FIGURES, MODELS
 from strategies.checkpoint import remove_after
 
 PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
@@ -206,16 +207,15 @@ class RunFolder:
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
         """clients.csv: the last evaluation, a row a client and model; with the clients' names where their nodes told
         them."""
-        figures = ("local", "base", "novel", "hm3", "hm2", "unseen")
         named = ["name"] if any(client.get("name") for client in self.table) else []
-        lines: list[list] = [["id", "domain", "train_images", "test_images", "model", *figures, *named]]
+        lines: list[list] = [["id", "domain", "train_images", "test_images", "model", *CLIENT_FIGURES, *named]]
         for row in rows:
             own = self.table[row["id"]]
             for model in MODELS:
                 values = client_figures(row, model)
                 if any(value is not None for value in values.values()):
                     about = [row["id"], row["domain"] or "", own["train_images"], own["test_images"], model]
-                    shown = ["" if values[name] is None else values[name] for name in figures]
+                    shown = ["" if values[name] is None else values[name] for name in CLIENT_FIGURES]
                     lines.append([*about, *shown, *(own.get("name", "") for _ in named)])
         write_atomically(self.path / "clients.csv", csv_text(lines).encode())
 

@@ -28,10 +28,10 @@ from fedpgp.weights import (
     why_not,
 )
 
-__all__ = ["MODELS", "SHIPPED", "FrozenCLIP", "load_clip", "resolve_device"]
+__all__ = ["SHIPPED", "SHORT_NAMES", "FrozenCLIP", "load_clip", "resolve_device"]
 
 
-MODELS = {
+SHORT_NAMES = {
     "vit_b16": ("ViT-B-16-quickgelu", "openai"),
     "vit_b32": ("ViT-B-32-quickgelu", "openai"),
     "vit_l14": ("ViT-L-14-quickgelu", "openai"),
@@ -49,7 +49,7 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
     """Loads an open_clip model and freezes it.
 
     Args:
-        name: ``tiny``, ``tiny_vit`` (shipped), a short name of :data:`MODELS`, an open_clip architecture
+        name: ``tiny``, ``tiny_vit`` (shipped), a short name of :data:`SHORT_NAMES`, an open_clip architecture
             (``ViT-B-16-quickgelu``), or open_clip's ``local-dir:FOLDER`` / ``hf-hub:ORG/NAME``.
         pretrained: an open_clip tag, a weights file (open_clip's, or OpenAI's archive), ``"random"`` (benchmarks:
             warns), or None for the weights that belong to the name.
@@ -115,8 +115,8 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
         if pretrained not in (None, "random"):
             raise FedPGPError(f"model {name} comes with its own weights; leave model.pretrained unset (or 'random')")
         return f"local-dir:{folder}", None
-    if name in MODELS:
-        architecture, tag = MODELS[name]
+    if name in SHORT_NAMES:
+        architecture, tag = SHORT_NAMES[name]
         return architecture, _expanded(pretrained) or tag
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
@@ -125,7 +125,7 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
     if name.startswith("hf-hub:"):
         return name, None
     if name not in open_clip.list_models():
-        raise FedPGPError(unknown("model", name, [*SHIPPED, *MODELS, *open_clip.list_models()]))
+        raise FedPGPError(unknown("model", name, [*SHIPPED, *SHORT_NAMES, *open_clip.list_models()]))
     if pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise FedPGPError(f"model {name} needs model.pretrained: one of its tags ({tags}), a weights file, or 'random'")
@@ -160,7 +160,7 @@ def _transform(name: str, architecture: str) -> dict:
     """How images are transformed for a weights file, which has no tag that would say it: a short name's own way."""
     import open_clip
 
-    config = open_clip.get_pretrained_cfg(architecture, MODELS[name][1]) or {} if name in MODELS else {}
+    config = open_clip.get_pretrained_cfg(architecture, SHORT_NAMES[name][1]) or {} if name in SHORT_NAMES else {}
     kinds = {"image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation"}
     return {option: config[key] for option, key in kinds.items() if key in config}
 

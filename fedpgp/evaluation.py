@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError
+from fedpgp.figures import ACCURACIES, MODELS
 
-MODELS = ("zero_shot", "global", "personal")
-FIGURES = ("local", "base", "novel", "unseen")
 LAST_FEW = 5
 ECE_BINS = 15
 
@@ -43,12 +42,13 @@ def harmonic_mean(*values: float | None) -> float | None:
 
 
 def client_figures(row: Mapping, model: str) -> dict[str, float | None]:
-    """A client's local, base, novel, hm3, hm2 and unseen under one model, from its flat row (``"personal.local"`` …).
+    """A client's figures (:data:`fedpgp.figures.CLIENT_FIGURES`) under one model, from its flat row
+    (``"personal.local"`` …).
 
     ``unseen`` is its own figure of that name, or the mean over the data sets it was tested on
     (``"personal.datasets.X"``).
     """
-    local, base, novel, unseen = (row.get(f"{model}.{figure}") for figure in FIGURES)
+    local, base, novel, unseen = (row.get(f"{model}.{figure}") for figure in ACCURACIES)
     return {
         "local": local,
         "base": base,
@@ -81,7 +81,7 @@ def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
     if not any(name.startswith(f"{model}.") for row in rows for name in row):
         return None
     clients = [client_figures(row, model) for row in rows]
-    means = {figure: _mean(c[figure] for c in clients) for figure in FIGURES}
+    means = {figure: _mean(c[figure] for c in clients) for figure in ACCURACIES}
     local = sorted(c["local"] for c in clients if c["local"] is not None)
 
     def of_domains(figure: str) -> dict[str, float]:
@@ -105,7 +105,7 @@ def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
         "domains_novel": of_domains("novel") or None,
         "datasets": measured("datasets") or None,
         "val": _mean(row.get(f"{model}.val") for row in rows),
-        "std_clients": {name: _std(c[name] for c in clients) for name in (*FIGURES, "hm3", "hm2")},
+        "std_clients": {name: _std(c[name] for c in clients) for name in (*ACCURACIES, "hm3", "hm2")},
     }
 
 
@@ -169,7 +169,7 @@ def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
         return _mean(values)
 
     block = {key: mean(block[key] for block in blocks) for key in blocks[0]}
-    return {**block, **_with_means({name: block[name] for name in FIGURES})}
+    return {**block, **_with_means({name: block[name] for name in ACCURACIES})}
 
 
 def _named(row: Mapping, prefix: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 
 from clients.messages import BARE, count_bytes, full
 from clients.node_config import LONGEST_NAME
-from fedpgp.evaluation import MODELS
+from fedpgp.figures import MODELS
 from fedpgp.plain_text import one_line, printable
 
 UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")

@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import Any
 
 from experiments.reporting import charts
-from experiments.reporting.runs import MODELS, Run
+from experiments.reporting.runs import Run
+from fedpgp.figures import MODELS
 
 _CLIENTS_AS_BARS = 120
 _CLIENTS_A_PANEL = 12

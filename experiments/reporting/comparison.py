@@ -16,6 +16,7 @@ from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
+from fedpgp.figures import ACCURACIES
 
 _MANY = 8  # rows more than fit a narrow chart with their names
 
@@ -119,7 +120,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     partial = {style: _partial(row) for _, style, row in named}
 
     curves = []
-    for figure in ("local", "base", "novel", "unseen"):
+    for figure in ACCURACIES:
         series = [charts.Series(name, style, *_mean_curve(row, figure), partial[style]) for name, style, row in named]
         heading = f"{figure.capitalize()} accuracy, %"
         curves.append((heading, charts.line_chart(series, title=heading, unit=" %", wide=many)))

@@ -7,25 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from experiments.reporting.formatting import format_points
-from experiments.reporting.runs import MODELS, Run
+from experiments.reporting.runs import Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import Row
 from experiments.reporting.titles import title
+from fedpgp.figures import FIGURES, MODELS, UNSEEN
 
 _FEWEST_CLIENTS = 3  # of a spread over clients
-_COMPARED = {
-    "local": "local accuracy",
-    "base": "base accuracy",
-    "novel": "novel accuracy",
-    "hm3": "harmonic mean",
-    "unseen": "accuracy on unseen data",
-}
-_UNSEEN = {
-    "leave_one_domain_out": "the domain left out",
-    "unseen_clients": "clients that never trained",
-    "cross_dataset": "the other data sets",
-    "cross_domain": "the variants of the data set",
-}
+_COMPARED = {name: figure.phrase for name, figure in FIGURES.items() if figure.phrase}
 
 
 def headline(run: Run) -> str:
@@ -83,7 +72,7 @@ def _unseen(run: Run) -> str:
     zero = run.figure("zero_shot", "unseen")
     if math.isnan(run.figure("personal", "unseen")):
         return ""
-    where = _UNSEEN.get(run.choice("protocol"), "unseen data")
+    where = UNSEEN.get(run.choice("protocol"), ("unseen data", ""))[0]
     protocol = run.config.get("protocol")
     held_out = protocol.get("held_out") if isinstance(protocol, dict) else None
     where += f" ({held_out})" if held_out else ""

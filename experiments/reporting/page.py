@@ -22,12 +22,13 @@ from experiments.reporting.formatting import (
     format_setting,
 )
 from experiments.reporting.headlines import headline
-from experiments.reporting.runs import FIGURES, Run, number, read_run
+from experiments.reporting.runs import Run, number, read_run
 from experiments.reporting.titles import title
 from experiments.run_folder import ABOUT
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.atomic_files import write_atomically
+from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, FIGURES, UNSEEN
 from fedpgp.plain_text import called
 
 _CLIENTS_AS_BUBBLES = 120
@@ -78,7 +79,7 @@ def render_run(run: Run) -> str:
             lead=_lead(run),
             rounds_done=run.rounds_done,
             reading=_reading(run),
-            columns=[FIGURES[name] for name in _columns(run)],
+            columns=[FIGURES[name].title for name in _columns(run)],
             table=_summary_table(run),
             facts=_facts(run),
             model_keys=distinct_models(run),
@@ -171,25 +172,13 @@ def _lead(run: Run) -> str:
     return " ".join(sentences)
 
 
-_UNSEEN = {
-    "leave_one_domain_out": "Unseen: the domain that was left out.",
-    "unseen_clients": "Unseen: the clients that never trained.",
-    "cross_dataset": "Unseen: the other data sets, each counting alike.",
-    "cross_domain": "Unseen: the variants of the data set, each counting alike.",
-}
-
-
 def _reading(run: Run) -> str:
     """What the columns mean, as far as the protocol has them, and how far to trust one run."""
-    meaning = {
-        "local": "Local: each client’s own test images.",
-        "base": "Base: test images of all trained classes.",
-        "novel": "Novel: classes that no client has seen.",
-        "hm3": "HM: the harmonic mean of the three.",
-        "hm2": "HM2: of base and novel.",
-        "unseen": _UNSEEN.get(run.choice("protocol"), "Unseen: what no client trained on."),
-    }
-    words = [meaning[name] for name in _columns(run)]
+    meaning = {name: FIGURES[name].meaning for name in _columns(run)}
+    if "unseen" in meaning and run.choice("protocol") in UNSEEN:
+        _, meaning["unseen"] = UNSEEN[run.choice("protocol")]
+    titles = {name: FIGURES[name].title for name in meaning}
+    words = [f"{titles[name][0].upper()}{titles[name][1:]}: {what}." for name, what in meaning.items()]
     answered, clients = run.reported_clients
     if answered < clients:
         words.append(f"Of {answered} of {clients} clients: the others did not answer the last evaluation.")
@@ -209,7 +198,7 @@ def _reading(run: Run) -> str:
 
 def _columns(run: Run) -> list[str]:
     """The figures that the protocol has, the local one always."""
-    return [name for name in FIGURES if name == "local" or not math.isnan(run.figure("personal", name))]
+    return [name for name in CLIENT_FIGURES if name == "local" or not math.isnan(run.figure("personal", name))]
 
 
 def _summary_table(run: Run) -> list[dict]:
@@ -267,7 +256,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         facts.append(("Privacy", "no guarantee", format_privacy(privacy)))
     error = run.figure("personal", "ece")
     if not math.isnan(error):
-        facts.append(("Calibration error", f"{error:.1f} %", "personal prompt, expected"))
+        facts.append((FIGURES["ece"].caption, f"{error:.1f} %", "personal prompt, expected"))
     worst = run.figure("personal", "worst10")
     if not math.isnan(worst):
         facts.append(("Worst tenth of clients", f"{worst:.1f} %", "local, personal prompt"))
@@ -277,13 +266,13 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 def _curves(run: Run) -> list[tuple[str, Any]]:
     drawn = []
     partial = set(run.partial)
-    names = {"local": "Local accuracy, %", "base": "Base accuracy, %", "novel": "Novel accuracy, %"}
-    names |= {"unseen": "Unseen, %"}
+    drawn_figures = [*ACCURACIES]
     if math.isnan(run.figure("personal", "base")):
-        names |= {"worst10": "Worst tenth of the clients, %", "ece": "Calibration error, %"}
-    for figure, name in names.items():
+        drawn_figures += ["worst10", "ece"]
+    for figure in drawn_figures:
+        name = f"{FIGURES[figure].caption}, {FIGURES[figure].unit}"
         series = [charts.Series(of, key, run.curve(key, figure), partial=partial) for of, key in distinct_models(run)]
-        drawn.append((name, charts.line_chart(series, title=name, unit=" %")))
+        drawn.append((name, charts.line_chart(series, title=name, unit=f" {FIGURES[figure].unit}")))
     return [(name, svg) for name, svg in drawn if svg]
 
 

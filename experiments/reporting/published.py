@@ -15,12 +15,13 @@ from statistics import fmean
 
 from experiments.reporting.formatting import format_mean_and_std
 from experiments.reporting.grids import Grid
-from experiments.reporting.runs import MODELS, Run
+from experiments.reporting.runs import Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import column_name
 from experiments.reporting.titles import title
 from experiments.settings import CONF, flatten
 from fedpgp.errors import FedPGPError
+from fedpgp.figures import MODELS
 
 _KNOWN = ("source", "figure", "prompt", "value", "mean_of", "note")
 NOT_RUN = "not run"

@@ -16,14 +16,10 @@ import yaml
 
 from experiments.spreadsheet import text_of
 from fedpgp.errors import FedPGPError
-
-MODELS = {"zero_shot": "zero-shot", "global": "global prompt", "personal": "personal prompt"}
-FIGURES = {"local": "local", "base": "base", "novel": "novel", "hm3": "HM", "hm2": "HM2", "unseen": "unseen"}
+from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, MODELS
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own .hydra/config.yaml has none).
 _BESIDE_CONFIG = ("metrics.jsonl", "summary.json", "partition.json", "checkpoint")
-#: A run whose global and personal figures are alike in these looks like one of a method with one prompt for all.
-_TOLD_APART = ("local", "base", "novel", "unseen")
 _NEVER_INSIDE = {"private", "checkpoint", ".hydra", ".git", ".venv", "wandb"}
 
 
@@ -80,7 +76,7 @@ class Run:
         if self.summary and "one_prompt" in self.summary:
             return self.summary["one_prompt"]
         shared, personal = self.accuracy["global"], self.accuracy["personal"]
-        return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in _TOLD_APART)
+        return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in ACCURACIES)
 
     def figure(self, model: str, name: str) -> float:
         """One figure of one model in percent: `local`, `worst10`, `std_clients.local`, `domains.noto`; else NaN."""
@@ -130,7 +126,7 @@ class Run:
                 row["domain"], row["name"] = (text_of(row.get(key) or "") for key in ("domain", "name"))
                 if row["model"] not in MODELS:
                     raise ValueError(f"unknown model {row['model']!r}")
-                for key in ("train_images", "test_images", *FIGURES):
+                for key in ("train_images", "test_images", *CLIENT_FIGURES):
                     row[key] = float(row.get(key) or "nan")
         except OSError as error:
             raise _damaged(path, error.strerror) from error

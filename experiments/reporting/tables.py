@@ -11,17 +11,15 @@ from typing import Any
 from experiments.reporting.formatting import format_bytes, format_mean_and_std, format_megabytes, format_seconds
 from experiments.reporting.grids import Grid
 from experiments.reporting.groups import Group, short_label
-from experiments.reporting.runs import FIGURES, MODELS, Run, number
+from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
 from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
+from fedpgp.figures import CLIENT_FIGURES, FIGURES, GROUPED, MODELS
 
-_LOWER_IS_BETTER = ("ece",)
 COSTS = ("bytes", "seconds", "peak_rss_mb")
 _PARTS = ("protocol.held_out",)  # options that a protocol runs through, a run each
-#: Figures that are one number a domain or data set.
-_MANY = {"domains": "", "domains_base": " base", "domains_novel": " novel", "datasets": ""}
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,14 @@ def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
     refused."""
     inside = {
         many: [f"{many}.{name}" for run in runs for name in ((run.accuracy["personal"] or {}).get(many) or {})]
-        for many in _MANY
+        for many in GROUPED
     }
     columns = [column for name in asked for column in inside.get(name, [name])]
-    known = {*FIGURES, *COSTS, "cm", "ece", "worst10", "val"} | {f"std_clients.{name}" for name in FIGURES}
+    known = {*FIGURES, *COSTS} | {f"std_clients.{name}" for name in CLIENT_FIGURES}
     known |= {name for names in inside.values() for name in names} | _summary_numbers(runs)
     for name in columns:
         if name not in known:
-            raise FedPGPError(f"no column {name!r}; there are: {', '.join(sorted(known | set(_MANY)))}")
+            raise FedPGPError(f"no column {name!r}; there are: {', '.join(sorted(known | set(GROUPED)))}")
     return list(dict.fromkeys(columns))
 
 
@@ -212,10 +210,9 @@ def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 def column_name(column: str) -> str:
     """What stands above a column."""
-    names = {**FIGURES, "cm": "CM", "ece": "ECE", "worst10": "worst 10 %", "val": "validation"}
-    names |= {"peak_rss_mb": "memory"}
+    names = {name: figure.title for name, figure in FIGURES.items()} | {"peak_rss_mb": "memory"}
     many, _, name = column.partition(".")
-    return names.get(column, name + _MANY[many] if many in _MANY else column)
+    return names.get(column, name + GROUPED[many] if many in GROUPED else column)
 
 
 def cell_text(column: str, cell: Cell) -> str:
@@ -259,7 +256,7 @@ def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
             continue
         means = {i: round(row.cells[column].mean, 2) for i, row in enumerate(block) if column in row.cells}
         means = {i: mean for i, mean in means.items() if not math.isnan(mean)}
-        ranked = sorted(set(means.values()), reverse=column not in _LOWER_IS_BETTER)
+        ranked = sorted(set(means.values()), reverse=not (column in FIGURES and FIGURES[column].lower_is_better))
         if len(ranked) < 2:
             continue
         for mark, value in zip(("best", "second"), ranked, strict=False):

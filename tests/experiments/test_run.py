@@ -16,7 +16,7 @@ from clients.client_app import peak_rss_mb
 from experiments.run import main
 from experiments.settings import CONF, changed_on_resume, check, check_runtime, choices, composed
 from fedpgp.build import build_federation
-from fedpgp.clip import MODELS, SHIPPED
+from fedpgp.clip import SHIPPED, SHORT_NAMES
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS
 from tests.small import small_config
@@ -362,7 +362,7 @@ LOGGED = {"wandb": wandb_names, "tensorboard": tensorboard_names}
 
 def test_names_of_conf_are_those_of_the_code():
     assert set(choices()["method"]) == {*METHODS, "component"}
-    assert set(choices()["model"]) == {*SHIPPED, *MODELS}
+    assert set(choices()["model"]) == {*SHIPPED, *SHORT_NAMES}
     for group, names in choices().items():
         for name in names:
             if group != "experiment":

@@ -1,0 +1,26 @@
+"""The one list of figures: what is computed, written and documented is what it names."""
+
+from pathlib import Path
+
+from experiments.reporting.tables import column_name
+from fedpgp.evaluation import client_figures, summarize
+from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, FIGURES, GROUPED, MODELS
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_has_the_figures_of_the_list_for_each_model():
+    measured = {f"{model}.{name}": 50.0 for model in MODELS for name in ACCURACIES}
+    summary = summarize([{"id": 0, "domain": None, **measured}])
+    assert set(summary) == set(MODELS)
+    for block in summary.values():
+        assert set(block) == {*FIGURES, *GROUPED, "std_clients"}
+        assert set(block["std_clients"]) == set(CLIENT_FIGURES)
+    assert set(client_figures(measured, "personal")) == set(CLIENT_FIGURES)
+
+
+def test_the_page_has_a_row_for_each_figure_in_the_words_of_the_list():
+    for figure in FIGURES.values():
+        assert f"| `{figure.name}` | {figure.title} | {figure.unit} | {figure.meaning} |\n" in PAGE
+        assert column_name(figure.name) == figure.title
+    assert all(f"`{name}`" in PAGE for name in GROUPED)
