@@ -19,7 +19,7 @@ from experiments.overrides import user_path
 from experiments.progress import ProgressLine
 from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
-from fedpgp.data.features import images_at_once
+from fedpgp.data.features import images_per_chunk
 from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def classified(model: ClientModel, paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor | str]]:
     """Each image with the probability of each class, (classes,), or why it cannot be read. In batches, which begin
     with one image: the first answers are there soon, and no more than a batch is held."""
-    most, reading = images_at_once(model.federation.method.task.device), Reading.of(model.config["dataset"])
+    most, reading = images_per_chunk(model.federation.method.task.device), Reading.of(model.config["dataset"])
     start, size = 0, 1
     while start < len(paths):
         batch = paths[start : start + size]

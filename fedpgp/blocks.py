@@ -51,15 +51,15 @@ class FoldedTower:
         """LayerNorm without scale and shift (they are folded into what follows)."""
         return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
 
-    def at_once(self, sequences: int, tokens: int) -> int:
-        """How many of so many sequences, each of so many tokens, go through the blocks in one pass: as many as
-        :data:`HIDDEN_BYTES` hold, at least one, and passes of about the same size. On a GPU all."""
+    def chunk_size(self, sequences: int, tokens: int) -> int:
+        """Return how many of the sequences, each of so many tokens, go through the blocks in one chunk: as many as
+        :data:`HIDDEN_BYTES` holds, at least one, in chunks of about the same size. On a GPU all."""
         weight = self.blocks[0].fc_weight
         if weight.device.type != "cpu":
             return max(1, sequences)
         most = max(1, HIDDEN_BYTES // (tokens * len(weight) * weight.element_size()))
-        passes = max(1, math.ceil(sequences / most))
-        return max(1, math.ceil(sequences / passes))
+        chunks = max(1, math.ceil(sequences / most))
+        return max(1, math.ceil(sequences / chunks))
 
     def mlp(self, block: Block, x: Tensor) -> Tensor:
         """The second half of a block: (..., d) -> (..., d)."""

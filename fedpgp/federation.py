@@ -54,8 +54,8 @@ WEIGHTINGS = ("images", "equal")
 MEMORY_FRACTION = 0.1
 """Part of a machine's memory that one cohort's activations may take (several workers share it)."""
 
-SCORED_AT_ONCE = 512
-"""Test images that are scored in one tensor operation."""
+EVAL_CHUNK = 512
+"""Test images that are evaluated in one chunk."""
 
 SAMPLE_SIDE = 256
 """Longest side of a sample image in pixels: a report shows it small, and a photograph's megabytes do not travel."""
@@ -595,7 +595,7 @@ class Federation:
         split, ids = key
         images, classes = self.images(split), self.class_set(ids)
         index = torch.from_numpy(rows).to(self.method.task.device)
-        chunks = index.unsqueeze(0).split(SCORED_AT_ONCE, dim=1)
+        chunks = index.unsqueeze(0).split(EVAL_CHUNK, dim=1)
         return torch.cat([self.method.logits(classifier, images[chunk], classes)[0] for chunk in chunks])
 
     def _zero_shot(self, key: "EvalKey", rows: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer with the clients' prompts among its tokens and their adapters beside its blocks.
+"""CLIP's vision transformer with the clients' prompts among its tokens and their adapters at its blocks.
 
 The weights are frozen; prompts and adapters carry the client axis. Every client's images go through in one batch.
 Image features cannot be cached for such methods, and the tower is most of their cost.
@@ -65,7 +65,7 @@ class ImageTower(FoldedTower):
         self,
         pixels: Tensor,
         prompts: Tensor | None = None,
-        beside: Callable[[int, Tensor], Tensor | None] | None = None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
         """Image features.
 
@@ -73,13 +73,13 @@ class ImageTower(FoldedTower):
             pixels: preprocessed images, (K, B, 3, R, R).
             prompts: (K, depth, n, width). The first n stand behind the patches; at the input of block l < depth their
                 outputs are replaced by the l-th ones.
-            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (K, B * tokens, width) its input (in
-                the last block the class tokens alone); of each token by itself. None adds nothing.
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B * tokens, width) is its
+                input (in the last block the class tokens alone), each token by itself. None adds nothing.
 
         Returns:
             unit norm, (K, B, embed).
         """
-        return self.encode(self.embed(pixels), prompts, beside)
+        return self.encode(self.embed(pixels), prompts, adapter)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R) -> (K, B, tokens, width)."""
@@ -93,20 +93,20 @@ class ImageTower(FoldedTower):
         self,
         x: Tensor,
         prompts: Tensor | None = None,
-        beside: Callable[[int, Tensor], Tensor | None] | None = None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
-        """As calling it, from what :meth:`embed` gives. On a CPU a few images of every client at a time."""
+        """Return image features from what :meth:`embed` gives, as the call does; on a CPU in chunks of images."""
         clients, images, tokens, _ = x.shape
-        size = self.at_once(images, clients * (tokens + (0 if prompts is None else prompts.shape[2])))
+        size = self.chunk_size(images, clients * (tokens + (0 if prompts is None else prompts.shape[2])))
         if images <= size:
-            return self._encode(x, prompts, beside)
-        return torch.cat([self._encode(some, prompts, beside) for some in x.split(size, dim=1)], dim=1)
+            return self._encode(x, prompts, adapter)
+        return torch.cat([self._encode(chunk, prompts, adapter) for chunk in x.split(size, dim=1)], dim=1)
 
     def _encode(
         self,
         x: Tensor,
         prompts: Tensor | None,
-        beside: Callable[[int, Tensor], Tensor | None] | None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None,
     ) -> Tensor:
         clients, images = x.shape[:2]
         x = x.flatten(0, 1)
@@ -126,7 +126,7 @@ class ImageTower(FoldedTower):
             read = 1 if block + 1 == self.depth else x.shape[1] - count * (block + 1 < depth)
             before = x[:, :read]
             x = self._block(self.blocks[block], x, read)
-            added = None if beside is None else beside(block, before.reshape(clients, -1, self.width))
+            added = None if adapter is None else adapter(block, before.reshape(clients, -1, self.width))
             if added is not None:
                 x = x + added.view_as(x)
         features = self.norm("ln_post", x[:, 0]) @ self.weights["proj"]

@@ -265,39 +265,39 @@ class PromptedTextEncoder:
         features = self._shared(flat, unit=False) if self._encode is None else self._encode(flat, unit=False)
         return features.reshape(*context.shape[:-2], len(self.class_names), -1)
 
-    def deep(self, contexts: Tensor, beside: Callable[[int, Tensor], Tensor | None] | None = None) -> Tensor:
-        """Features under contexts of several blocks: (n, depth, n_ctx, width) -> (n, classes, embed).
+    def encode_deep(self, contexts: Tensor, adapter: Callable[[int, Tensor], Tensor | None] | None = None) -> Tensor:
+        """Return features under contexts of several blocks: (n, depth, n_ctx, width) -> (n, classes, embed).
 
         The first is the context; at the input of block l < depth the context's states are replaced by the l-th. They
         never see a class name either, so the prefix is still shared.
 
         Args:
-            beside: ``beside(l, x)`` is added to the output of block l (from 0), x (n, tokens, width) its input (in the
-                last block the end tokens' rows alone); of each token by itself. None adds nothing.
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (n, tokens, width) is its input (in
+                the last block the end tokens' rows alone), each token by itself. None adds nothing.
 
         Raises:
             FedPGPError: a model that takes full sequences.
         """
         if self._encode is not None:
             raise FedPGPError(f"prompts and adapters inside the text tower need a shared prefix: {self.path}")
-        if beside is None:
-            return self._few_at_a_time(contexts[:, 0], contexts[:, 1:])
-        return self._shared(contexts[:, 0], contexts[:, 1:], beside)
+        if adapter is None:
+            return self._in_chunks(contexts[:, 0], contexts[:, 1:])
+        return self._shared(contexts[:, 0], contexts[:, 1:], adapter)
 
     def _features(self, context: Tensor) -> Tensor:
         if self._encode is not None:
             return self._encode(context)
         if self.checkpointing:
-            return self._few_at_a_time(context)
-        return self.tower.graphs(self, self._few_at_a_time, context)
+            return self._in_chunks(context)
+        return self.tower.graphs(self, self._in_chunks, context)
 
-    def _few_at_a_time(self, context: Tensor, deeper: Tensor | None = None) -> Tensor:
-        """:meth:`_shared` in several passes where one would be too large (on a CPU)."""
-        size = self.tower.at_once(len(context), self.tokens)
+    def _in_chunks(self, context: Tensor, deep_contexts: Tensor | None = None) -> Tensor:
+        """Run :meth:`_shared` in chunks where one pass would be too large (on a CPU)."""
+        size = self.tower.chunk_size(len(context), self.tokens)
         if len(context) <= size:
-            return self._shared(context, deeper)
-        contexts = [x.split(size) for x in (context, deeper) if x is not None]
-        return torch.cat([self._shared(*some) for some in zip(*contexts, strict=True)])
+            return self._shared(context, deep_contexts)
+        chunks = [x.split(size) for x in (context, deep_contexts) if x is not None]
+        return torch.cat([self._shared(*chunk) for chunk in zip(*chunks, strict=True)])
 
     def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
         """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""
@@ -336,12 +336,12 @@ class PromptedTextEncoder:
     def _shared(
         self,
         context: Tensor,
-        deeper: Tensor | None = None,
-        beside: Callable[[int, Tensor], Tensor | None] | None = None,
+        deep_contexts: Tensor | None = None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None = None,
         unit: bool = True,
     ) -> Tensor:
         """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix, of unit norm or as the text tower makes them;
-        the rest as :meth:`deep` has it."""
+        the rest as :meth:`encode_deep` has it."""
         tower = self.tower
         context, n = context.to(tower.dtype), len(context)
         prefix = torch.cat([self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1)
@@ -350,15 +350,15 @@ class PromptedTextEncoder:
         if len(tower.blocks) == 1:
             blocks = [self._last]
         for i, (run, block) in enumerate(zip(blocks, tower.blocks, strict=True)):
-            if deeper is not None and 0 < i <= deeper.shape[1]:
-                x = torch.cat([x[:, :1], deeper[:, i - 1].to(x.dtype), x[:, 1 + self.n_ctx :]], dim=1)
+            if deep_contexts is not None and 0 < i <= deep_contexts.shape[1]:
+                x = torch.cat([x[:, :1], deep_contexts[:, i - 1].to(x.dtype), x[:, 1 + self.n_ctx :]], dim=1)
             before = x
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run, block, x, use_reentrant=False)
             else:
                 x = run(block, x)
-            if beside is not None:
-                added = beside(i, before if run != self._last else before.index_select(1, self._ends))
+            if adapter is not None:
+                added = adapter(i, before if run != self._last else before.index_select(1, self._ends))
                 x = x if added is None else x + added
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
         features = features.to(tower.dtype).index_select(1, self._inverse)

@@ -61,7 +61,7 @@ def encode_split(
         dataset_name, split_name: only make the file's name readable.
         what: ``features``, ``patches``, ``mirrored`` (features of the mirrored images) or ``features_raw`` (not of
             unit norm).
-        batch_size: images in one pass through the image tower; None: :func:`images_at_once`.
+        batch_size: images in one pass through the image tower; None: :func:`images_per_chunk`.
         progress: called with (images done, N) after each batch.
 
     Returns:
@@ -71,7 +71,7 @@ def encode_split(
         FedPGPError: an image that cannot be read; no space left (says where, and how to move the cache).
     """
     path, key = _place(clip, split, cache_dir, dataset_name, split_name, what)
-    batch_size = batch_size or images_at_once(clip.device)
+    batch_size = batch_size or images_per_chunk(clip.device)
     found = _open_cached(path, key, len(split))
     if found is not None:
         return found
@@ -86,7 +86,7 @@ def encode_split(
     return found
 
 
-def images_at_once(device: torch.device) -> int:
+def images_per_chunk(device: torch.device) -> int:
     """Images in one pass through an image tower: 128 on a GPU, 32 on a CPU, whose caches hold no more."""
     return 32 if device.type == "cpu" else 128
 

@@ -15,7 +15,7 @@ from fedpgp.data.base import Split
 KEPT_BYTES = 2**30
 """Preprocessed images of one split that are kept in memory, so that they are not decoded anew every epoch."""
 
-ENCODED_AT_ONCE = 128
+ENCODE_CHUNK = 128
 """Images in one pass through the image tower."""
 
 
@@ -117,7 +117,7 @@ class LiveFeatures:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Indices (...) -> (..., *row)."""
-        encoded = torch.cat([self.encode(chunk) for chunk in self.images[index.flatten()].split(ENCODED_AT_ONCE)])
+        encoded = torch.cat([self.encode(chunk) for chunk in self.images[index.flatten()].split(ENCODE_CHUNK)])
         return encoded.to(self.dtype).view(*index.shape, *encoded.shape[1:])
 
 

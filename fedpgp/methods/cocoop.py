@@ -15,8 +15,8 @@ from fedpgp.methods.base import Batch, Images, Method, Params, StepContext
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 
-AT_ONCE = 8
-"""Images of a client whose texts are encoded together."""
+CHUNK = 8
+"""Images of a client whose texts are encoded in one chunk."""
 
 
 class CoCoOp(Method):
@@ -34,14 +34,14 @@ class CoCoOp(Method):
         }
 
     def contexts(self, training: bool) -> int:
-        return AT_ONCE
+        return CHUNK
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
-        """A batch's loss is a sum over its images, and so are its gradients: a few images at a time need a fraction of
+        """A batch's loss is a sum over its images, and so are its gradients: chunks of images need a fraction of
         the memory."""
         parts = []
-        for start in range(0, batch.labels.shape[1], AT_ONCE):
-            parts.append(super().gradients(params, batch[:, start : start + AT_ONCE], classes, step))
+        for start in range(0, batch.labels.shape[1], CHUNK):
+            parts.append(super().gradients(params, batch[:, start : start + CHUNK], classes, step))
         losses, grads = zip(*parts, strict=True)
         return sum(losses), {name: sum(grad[name] for grad in grads) for name in grads[0]}
 
@@ -53,5 +53,5 @@ class CoCoOp(Method):
         encoder, x = classes.encoder(self.task.n_ctx), images.features
         shift = linear(classifier, "2", linear(classifier, "1", x).relu())
         context = classifier["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)
-        texts = torch.cat([encoder(part) for part in context.split(AT_ONCE, dim=1)], dim=1)  # (K, B, C, e)
+        texts = torch.cat([encoder(part) for part in context.split(CHUNK, dim=1)], dim=1)  # (K, B, C, e)
         return self.task.logit_scale * (texts @ x.unsqueeze(-1)).squeeze(-1)

@@ -61,7 +61,7 @@ class MaPLe(VPT):
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         v = shared["t"] @ shared["W"].mT + shared["b"].unsqueeze(-2)
-        return {"v": v, "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
+        return {"v": v, "texts": classes.encoder(self.task.n_ctx).encode_deep(shared["t"])}
 
 
 def deep_text_prompts(task, depth: int, rng: np.random.Generator) -> Params:

@@ -1,4 +1,4 @@
-"""pFedMMA: adapters beside the blocks of both towers, with a small layer in the middle that is shared (Ghiasvand et
+"""pFedMMA: adapters at the blocks of both towers, with a small layer in the middle that is shared (Ghiasvand et
 al., arXiv 2507.05394). No prompt: the text is "a photo of a {class}.".
 
     x <- block(x) + alpha * up(relu(S relu(down(LN1(x)))))
@@ -89,7 +89,7 @@ class PFedMMA(Method):
         return loss, {name: grad / self.settings.alpha for name, grad in grads.items()}
 
     def adapter(self, params: Params, tower: str, block: int, x: Tensor) -> Tensor | None:
-        """What stands beside a block (from 0): x (K, tokens, W), after the block's first layer norm, likewise."""
+        """Return an adapter's output at a block (from 0), (K, tokens, W); x likewise, after the first layer norm."""
         at = block + 1 - self.settings.first
         if not 0 <= at <= self.settings.last - self.settings.first:
             return None
@@ -106,17 +106,17 @@ class PFedMMA(Method):
         phrase = self.task.clip.embed_phrase(PHRASE).to(self.task.dtype)
         context = phrase.expand(len(params["middle.bias"]), 1, -1, -1)
 
-        def beside(block: int, x: Tensor) -> Tensor | None:
+        def adapter(block: int, x: Tensor) -> Tensor | None:
             norm = self.task.clip.text_model.transformer.resblocks[block].ln_1
             weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
             return self.adapter(params, "text", block, F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps))
 
-        return {**params, "texts": classes.encoder(len(phrase), words="").deep(context, beside)}
+        return {**params, "texts": classes.encoder(len(phrase), words="").encode_deep(context, adapter)}
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
-        def beside(block: int, x: Tensor) -> Tensor | None:
+        def adapter(block: int, x: Tensor) -> Tensor | None:
             normed = self.tower.norm(f"transformer.resblocks.{block}.ln_1", x)
             return self.adapter(classifier, "image", block, normed)
 
-        x = self.tower(images.pixels, beside=beside)
+        x = self.tower(images.pixels, adapter=adapter)
         return cosine_logits(classifier["texts"], x, self.task.logit_scale)

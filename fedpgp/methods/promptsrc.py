@@ -83,7 +83,7 @@ class PromptSRC(VPT):
         return classes.ensemble(SIXTY)
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
-        return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).deep(shared["t"])}
+        return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).encode_deep(shared["t"])}
 
     def init_server_state(self, clients: int) -> Params:
         return {name: torch.zeros_like(tensor) for name, tensor in self.init_shared(np.random.default_rng(0)).items()}

@@ -118,7 +118,7 @@ def test_no_more_than_a_batch_of_images_is_held(run, clients, images, monkeypatc
     files, _ = images
     model, asked = load_client_model(run, clients[0]), []
     whole = predict.predict
-    monkeypatch.setattr(predict, "images_at_once", lambda device: 4)
+    monkeypatch.setattr(predict, "images_per_chunk", lambda device: 4)
     monkeypatch.setattr(predict, "predict", lambda p, images: whole(p, asked.append(0) or _counted(images, asked)))
     many = [*files[:5], files[0], *files[:5]]
     assert [path for path, _ in predict.classified(model, many)] == many  # the same image twice is answered twice

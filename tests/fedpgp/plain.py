@@ -36,36 +36,36 @@ def feature(task, c, context, unit=True):
     return F.normalize(x, dim=0) if unit else x
 
 
-def through(blocks, x, prompts, where, mask=None, beside=None):
+def through(blocks, x, prompts, where, mask=None, adapter=None):
     """Tokens (t, width) through blocks; in block i < depth the tokens at ``where`` are replaced by prompts[i]."""
     for i, block in enumerate(blocks):
         if 0 < i < len(prompts):
             x = torch.cat([x[: where.start], prompts[i], x[where.stop :]])
         before = x
         x = block(x[None], attn_mask=mask)[0]
-        if beside is not None:
-            x = x + torch.stack([beside(i, block, token) for token in before])
+        if adapter is not None:
+            x = x + torch.stack([adapter(i, block, token) for token in before])
     return x
 
 
-def deep_feature(task, c, prompts, beside=None):
+def deep_feature(task, c, prompts, adapter=None):
     """:func:`feature` with prompts (J, n, d) of the first J blocks."""
     model, n = task.clip.text_model, prompts.shape[1]
     tokens = task.clip.tokenizer([" ".join(["X"] * n + [task.class_names[c]]) + "."])[0]
     x = model.token_embedding(tokens)
     x = torch.cat([x[:1], prompts[0], x[1 + n :]]) + model.positional_embedding
-    x = through(model.transformer.resblocks, x, prompts, slice(1, 1 + n), model.attn_mask, beside)
+    x = through(model.transformer.resblocks, x, prompts, slice(1, 1 + n), model.attn_mask, adapter)
     return F.normalize(model.ln_final(x)[tokens.argmax()] @ model.text_projection, dim=0)
 
 
-def pictured(task, pixels, prompts, beside=None):
+def pictured(task, pixels, prompts, adapter=None):
     """Image feature with prompts (J, n, W) behind the patches of the first J blocks."""
     tower = task.clip.model.visual
     x = tower.conv1(pixels[None])[0].flatten(1).T
     x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
     places = slice(len(x), len(x) + prompts.shape[1])
     x = tower.ln_pre(torch.cat([x, *prompts[:1]]))
-    x = through(tower.transformer.resblocks, x, prompts, places, None, beside)
+    x = through(tower.transformer.resblocks, x, prompts, places, None, adapter)
     return F.normalize(tower.ln_post(x[0]) @ tower.proj, dim=0)
 
 
@@ -553,7 +553,7 @@ def promptsrc(task, s, batch, k, p, global_params):
 @plain("pfedmma", size=6, first=2, last=2, alpha=0.01)
 def pfedmma(task, s, batch, k, p, global_params):
     def adapter(tower):
-        def beside(i, block, token):
+        def adapter(i, block, token):
             if not s.first <= i + 1 <= s.last:
                 return torch.zeros_like(token)
             at, x = i + 1 - s.first, block.ln_1(token)
@@ -561,7 +561,7 @@ def pfedmma(task, s, batch, k, p, global_params):
             x = torch.relu(p["middle.weight"][at] @ x + p["middle.bias"][at])
             return s.alpha * (p[f"{tower}.up.weight"][at] @ x + p[f"{tower}.up.bias"][at])
 
-        return beside
+        return adapter
 
     phrase = task.clip.embed_phrase("a photo of a")[None].double()
     texts = [deep_feature(task, c, phrase, adapter("text")) for c in classes(task)]

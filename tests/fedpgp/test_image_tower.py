@@ -17,13 +17,13 @@ def test_a_few_images_at_a_time_are_the_same(monkeypatch):
     scale = torch.randn(2, 1, 1, dtype=torch.float64, requires_grad=True)  # each client's own adapter
     seen = []
 
-    def beside(block, x):
+    def adapter(block, x):
         seen.append(x.shape[1])
         return scale * x.sin() if block > 3 else None
 
     def run():
         seen.clear()
-        features = tower(pixels, prompts, beside)
+        features = tower(pixels, prompts, adapter)
         return features, torch.autograd.grad(features.cumsum(-1).sin().sum(), (prompts, scale))
 
     together, grads = run()

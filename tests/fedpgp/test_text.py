@@ -110,7 +110,7 @@ def test_a_few_contexts_at_a_time_are_the_same(checkpointing, deep, monkeypatch)
     weights = torch.randn(7, len(NAMES), 1, dtype=torch.float64)
 
     def run():
-        features = encoder.deep(contexts) if deep else encoder(contexts[:, 0])
+        features = encoder.encode_deep(contexts) if deep else encoder(contexts[:, 0])
         return features, torch.autograd.grad((features * weights).sin().sum(), contexts)[0]
 
     together, grad = run()
@@ -128,7 +128,7 @@ def test_no_pass_is_larger_than_it_may_be():
     token = len(tower.blocks[0].fc_weight) * 8
     for tokens in (1, 300, 1000, 15_000, 40_000):
         for sequences in range(1, 60):
-            size = tower.at_once(sequences, tokens)
+            size = tower.chunk_size(sequences, tokens)
             assert 1 <= size <= sequences
             assert size == 1 or size * tokens * token <= fedpgp.blocks.HIDDEN_BYTES
             fits = fedpgp.blocks.HIDDEN_BYTES // (tokens * token)
