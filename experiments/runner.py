@@ -177,7 +177,7 @@ def _run(
                     console.note(said) if said else None
                 elif config.get("init_from"):
                     initial.update(prompts_of(user_path(config["init_from"]), federation, console.warn))
-                federation.initial_shared()  # loads the model, or what is remembered of it
+                federation.initial_shared()  # loads the model, or its cached parts
                 return federation
 
             def make_server(job: Job, federation, nodes: int = 1) -> Server:

@@ -42,7 +42,7 @@ SHOWN = 5
 """Broken images that are named."""
 
 SPARE_BYTES = 200 * 2**20
-"""Free space that a node needs beside its features: the app, its logs, what it remembers of the model."""
+"""Free space that a node needs beside its features: the app, its logs, the cached parts of the model."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The transformer blocks of a frozen CLIP tower, with their constants folded into their linear layers.
 
 LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors go into the neighbouring
-weights: exact, and it leaves less to compute and to remember for the backward pass.
+weights: exact, and it leaves less to compute and to keep for the backward pass.
 """
 
 import math

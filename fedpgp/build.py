@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedpgp.cached_clip import CachedCLIP
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.base import Subset
 from fedpgp.data.features import encode_split, encoded_before
@@ -22,7 +23,6 @@ from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
 from fedpgp.private_data import split_private_data
 from fedpgp.protocols import FederatedSplit, split_clients
-from fedpgp.remembered import RememberedCLIP
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -151,7 +151,7 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
 
 
 def _clip(config: Mapping) -> FrozenCLIP:
-    """The model, behind its memory: it is loaded when something is asked of it for the first time."""
+    """Return the model behind its cache: it is loaded when something is not cached yet."""
     model, device = config["model"], config["device"]
     name, pretrained = model["name"], model.get("pretrained")
 
@@ -160,12 +160,12 @@ def _clip(config: Mapping) -> FrozenCLIP:
 
         return load_clip(name, pretrained, resolve_device(device))
 
-    memory = model.get("memory")
-    if memory is None:
+    cache_dir = model.get("memory")
+    if cache_dir is None:
         if pretrained == "random" or name.startswith("hf-hub:"):  # a hub's name may stand for something else later
             return load()
-        memory = cache_folder(config["runtime"].get("cache_dir")) / "models"
-    return RememberedCLIP.of(load, name, pretrained, Path(memory), device)
+        cache_dir = cache_folder(config["runtime"].get("cache_dir")) / "models"
+    return CachedCLIP.of(load, name, pretrained, Path(cache_dir), device)
 
 
 def _encoded(

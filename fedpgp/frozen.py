@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.tokens import TokenReader
 
-Remembered = TypeVar("Remembered")
+Cached = TypeVar("Cached")
 
 
 class FrozenCLIP:
@@ -54,8 +54,8 @@ class FrozenCLIP:
         self._preprocess = preprocess
         self.model.visual.to(memory_format=torch.channels_last)
 
-    def remember(self, key: str, compute: Callable[[], Remembered]) -> Remembered:
-        """Something of the model that never changes: computed here; :mod:`fedpgp.remembered` keeps it on disk.
+    def cached(self, key: str, compute: Callable[[], Cached]) -> Cached:
+        """Return something of the model that never changes: computed here; :mod:`fedpgp.cached_clip` keeps it on disk.
 
         Args:
             key: what it is.
@@ -110,13 +110,13 @@ class FrozenCLIP:
             tower = self.text_model.transformer
             return len(tower.resblocks) if hasattr(tower, "resblocks") else int(tower.config.num_hidden_layers)
 
-        return self.remember("text blocks", count)
+        return self.cached("text blocks", count)
 
     @property
     def preprocessing(self) -> str:
         """What :attr:`preprocess` does, in words that change whenever it does."""
         # Functions among the transforms show their address, which differs from process to process.
-        return self.remember("preprocessing", lambda: re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess)))
+        return self.cached("preprocessing", lambda: re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess)))
 
     @cached_property
     def reader(self) -> TokenReader:
@@ -126,11 +126,11 @@ class FrozenCLIP:
     @property
     def special_tokens(self) -> list[int]:
         """Ids of the tokens that stand around a sentence: of CLIP's tokenizer the start and the end token."""
-        return self.remember("special tokens", lambda: self.reader.special(self.context_length))
+        return self.cached("special tokens", lambda: self.reader.special(self.context_length))
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of a text without start, end and padding."""
-        return self.remember(f"token ids {text}", lambda: self.reader.words(text))
+        return self.cached(f"token ids {text}", lambda: self.reader.words(text))
 
     @torch.no_grad()
     def embed_tokens(self, ids: Sequence[int]) -> Tensor:
@@ -139,7 +139,7 @@ class FrozenCLIP:
         def look_up() -> Tensor:
             return self.token_embedding(torch.tensor(ids, device=self.device)).detach()
 
-        return self.remember(f"token rows {list(ids)}", look_up).clone()
+        return self.cached(f"token rows {list(ids)}", look_up).clone()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -210,7 +210,7 @@ class FrozenCLIP:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features of whole sentences, by the model's own forward: n strings -> (n, e)."""
 
-        return self.remember(f"text features {list(texts)}", lambda: F.normalize(self._texts(texts), dim=-1))
+        return self.cached(f"text features {list(texts)}", lambda: F.normalize(self._texts(texts), dim=-1))
 
     @torch.no_grad()
     def encode_ensemble(self, templates: Sequence[str], names: Sequence[str]) -> Tensor:
@@ -221,7 +221,7 @@ class FrozenCLIP:
             total = sum(self._texts([template.format(name) for name in names]) for template in templates)
             return F.normalize(total, dim=-1)
 
-        return self.remember(f"text ensemble {list(templates)} {list(names)}", encode)
+        return self.cached(f"text ensemble {list(templates)} {list(names)}", encode)
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(texts), context_length=self.context_length).to(self.device)

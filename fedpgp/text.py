@@ -50,10 +50,10 @@ class TextTower(FoldedTower):
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, compute: torch.dtype):
         self.dtype, self.compute, self.device = dtype, compute, clip.device
         self.width, self.context_length = clip.width, clip.context_length
-        about = clip.remember("text tower", lambda: _about(clip.text_model))
+        about = clip.cached("text tower", lambda: _about(clip.text_model))
         self.heads, self.eps = about["heads"], about["eps"]
         self.activation = F.silu if about["quick"] else F.gelu
-        folded = clip.remember(
+        folded = clip.cached(
             f"text tower in {dtype} and {compute}", lambda: _fold(clip.text_model, dtype, compute, about["quick"])
         )
         folded = {name: tensor.to(self.device) for name, tensor in folded.items()}
@@ -168,7 +168,7 @@ class PromptedTextEncoder:
             raise FedPGPError(unknown("class position", position, ["end", "middle", "front"]))
         self.class_names = [name.replace("_", " ") for name in class_names]
         self.n_ctx, self.class_specific = n_ctx, class_specific
-        reason = clip.remember("why not shared", lambda: _why_not_shared(clip))
+        reason = clip.cached("why not shared", lambda: _why_not_shared(clip))
         if position != "end":
             reason = f"the class name stands at the {position}"
         elif class_specific:

@@ -78,7 +78,7 @@ class TrainingSettings:
         self.make_optimizer()
 
     def make_optimizer(self) -> SGD | Adam:
-        """The optimizer; what it remembers is :func:`fedpgp.optimizers.fresh_state`."""
+        """Return the optimizer; its state is :func:`fedpgp.optimizers.fresh_state`."""
         return make_optimizer(self.optimizer, self.momentum, self.weight_decay, self.betas, self.eps)
 
     def learning_rate(self, server_round: int) -> float:

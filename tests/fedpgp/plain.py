@@ -553,7 +553,7 @@ def promptsrc(task, s, batch, k, p, global_params):
 @plain("pfedmma", size=6, first=2, last=2, alpha=0.01)
 def pfedmma(task, s, batch, k, p, global_params):
     def adapter(tower):
-        def adapter(i, block, token):
+        def output(i, block, token):
             if not s.first <= i + 1 <= s.last:
                 return torch.zeros_like(token)
             at, x = i + 1 - s.first, block.ln_1(token)
@@ -561,7 +561,7 @@ def pfedmma(task, s, batch, k, p, global_params):
             x = torch.relu(p["middle.weight"][at] @ x + p["middle.bias"][at])
             return s.alpha * (p[f"{tower}.up.weight"][at] @ x + p[f"{tower}.up.bias"][at])
 
-        return adapter
+        return output
 
     phrase = task.clip.embed_phrase("a photo of a")[None].double()
     texts = [deep_feature(task, c, phrase, adapter("text")) for c in classes(task)]

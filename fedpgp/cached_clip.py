@@ -1,8 +1,8 @@
-"""A frozen model that remembers, on disk, what was asked of it: training needs a few megabytes of it, and no open_clip.
+"""A frozen model with a cache on disk: training needs a few megabytes of the model, and no open_clip.
 
 A simulation starts a process for each worker, and a deployment one for every message. Loading a model there costs
 seconds, while a prompt that is trained on cached image features needs the folded text tower and the class names' tokens
-alone. So each answer is kept in a file, and the model is loaded when something is asked for the first time.
+alone. So each result is kept in a file, and the model is loaded when a result is not there.
 """
 
 import hashlib
@@ -19,33 +19,33 @@ from torch import Tensor
 from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.data.store import write_cache
 from fedpgp.digests import tensor_digest
-from fedpgp.frozen import FrozenCLIP, Remembered, resolve_device
+from fedpgp.frozen import Cached, FrozenCLIP, resolve_device
 
 FORMAT = 2
 COMPUTED_BY = ("blocks.py", "frozen.py", "text.py", "tokens.py")
-"""What is remembered is what the code in these files makes of the weights."""
+"""What is cached is what the code in these files computes from the weights."""
 
-OWN = ("model", "text_model", "token_embedding", "tokenizer", "preprocess")
-"""What a memory has no file of: the model is loaded for it."""
+NOT_CACHED = ("model", "text_model", "token_embedding", "tokenizer", "preprocess")
+"""Attributes that are not cached: the model is loaded for them."""
 
 
-class RememberedCLIP(FrozenCLIP):
-    """A frozen model behind its own memory.
+class CachedCLIP(FrozenCLIP):
+    """A frozen model behind a cache on disk.
 
     Args:
         load: loads it, when it is needed.
-        folder: of the memory; it belongs to this model's weights alone.
+        folder: of the cache; it belongs to this model's weights alone.
         device: where the tensors go.
     """
 
     def __init__(self, load: Callable[[], FrozenCLIP], folder: Path, device: str):
         self._load, self._folder, self._device = load, folder, resolve_device(device)
-        self._known: dict[str, object] = {}
+        self._cached: dict[str, object] = {}
 
     @classmethod
     def of(cls, load: Callable[[], FrozenCLIP], name: str, pretrained: str | None, folder: Path, device: str):
-        """The memory of the model of this name and these weights: a folder of its own below ``folder``. Of a weights
-        file another size or time is another model; and what one kind of device computed is not another's.
+        """Return the model of this name and these weights with its cache, a folder below ``folder``. A weights file
+        of another size or time is another model; what one kind of device computed is not another's.
         """
         about = [str(FORMAT), resolve_device(device).type, name, str(pretrained)]
         for file in _weights(name, pretrained):
@@ -57,7 +57,7 @@ class RememberedCLIP(FrozenCLIP):
         return self._load()
 
     def __getattr__(self, name: str):
-        if name not in OWN:
+        if name not in NOT_CACHED:
             raise AttributeError(name)
         return getattr(self._clip, name)
 
@@ -65,16 +65,16 @@ class RememberedCLIP(FrozenCLIP):
     def preprocess(self):
         return self._clip.preprocess
 
-    def remember(self, key: str, compute: Callable[[], Remembered]) -> Remembered:
-        if key not in self._known:
+    def cached(self, key: str, compute: Callable[[], Cached]) -> Cached:
+        if key not in self._cached:
             path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-            stamp = f"{key}\n{_maker()}"
+            stamp = f"{key}\n{_version()}"
             found = _read(path, stamp, self.device)
             if found is MISSING:
                 found = compute()
                 _write(path, stamp, found)
-            self._known[key] = found
-        return self._known[key]
+            self._cached[key] = found
+        return self._cached[key]
 
     @property
     def device(self) -> torch.device:
@@ -82,23 +82,23 @@ class RememberedCLIP(FrozenCLIP):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.remember("dtype", lambda: str(self._clip.dtype).removeprefix("torch.")))
+        return getattr(torch, self.cached("dtype", lambda: str(self._clip.dtype).removeprefix("torch.")))
 
     @property
     def width(self) -> int:
-        return self.remember("width", lambda: self._clip.width)
+        return self.cached("width", lambda: self._clip.width)
 
     @property
     def context_length(self) -> int:
-        return self.remember("context length", lambda: self._clip.context_length)
+        return self.cached("context length", lambda: self._clip.context_length)
 
     @property
     def logit_scale(self) -> float:
-        return self.remember("logit scale", lambda: self._clip.logit_scale)
+        return self.cached("logit scale", lambda: self._clip.logit_scale)
 
     @property
     def fingerprint(self) -> str:
-        return self.remember("fingerprint", lambda: self._clip.fingerprint)
+        return self.cached("fingerprint", lambda: self._clip.fingerprint)
 
 
 def _weights(name: str, pretrained: str | None) -> Iterator[Path]:
@@ -113,8 +113,8 @@ def _weights(name: str, pretrained: str | None) -> Iterator[Path]:
 
 
 @cache
-def _maker() -> str:
-    """Who computes: what another version of the code, or another torch, has written is made anew in its place."""
+def _version() -> str:
+    """Return the version of the code and of torch: what another version has written is computed again."""
     folder = Path(__file__).parent
     code = hashlib.sha256(b"".join((folder / name).read_bytes() for name in COMPUTED_BY)).hexdigest()
     return f"{code} torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""A model's memory gives what the model gives, without loading it, and never what is damaged."""
+"""A model's cache gives what the model gives, without loading it, and never what is damaged."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from experiments.settings import composed
-from fedpgp import remembered
+from fedpgp import cached_clip
 from fedpgp.assets_path import asset
+from fedpgp.cached_clip import CachedCLIP
 from fedpgp.clip import load_clip
-from fedpgp.remembered import RememberedCLIP
 from fedpgp.text import PromptedTextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,55 +54,55 @@ def refuse():
 
 def test_the_memory_answers_as_the_model(tmp_path):
     model = load_clip("tiny")
-    first = answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
-    again = answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    first = answers(CachedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    again = answers(CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
     same(first, answers(model))
     same(again, first)
     with pytest.raises(AssertionError, match="the model was loaded"):
-        RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu").encode_images(torch.zeros(1, 3, 64, 64))
+        CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu").encode_images(torch.zeros(1, 3, 64, 64))
     with pytest.raises(AssertionError, match="the model was loaded"):
-        answers(RememberedCLIP.of(refuse, "tiny_vit", None, tmp_path, "cpu"))
+        answers(CachedCLIP.of(refuse, "tiny_vit", None, tmp_path, "cpu"))
 
 
 def test_a_damaged_memory_is_made_anew(tmp_path):
     model = load_clip("tiny")
-    first = answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    first = answers(CachedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
     for path in tmp_path.rglob("*.safetensors"):
         data = bytearray(path.read_bytes())
         data[-3] ^= 4
         path.write_bytes(bytes(data))
-    same(answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu")), first)
-    with_nothing = answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    same(answers(CachedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu")), first)
+    with_nothing = answers(CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
     same(with_nothing, first)
 
 
 def test_another_version_of_the_code_overwrites_what_the_last_one_wrote(tmp_path, monkeypatch):
     model = load_clip("tiny")
-    answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    answers(CachedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
     files = sorted(tmp_path.rglob("*.safetensors"))
-    monkeypatch.setattr(remembered, "_maker", lambda: "the next version")
+    monkeypatch.setattr(cached_clip, "_version", lambda: "the next version")
     with pytest.raises(AssertionError, match="the model was loaded"):
-        answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
-    answers(RememberedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
-    answers(RememberedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+        answers(CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
+    answers(CachedCLIP.of(lambda: model, "tiny", None, tmp_path, "cpu"))
+    answers(CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu"))
     assert sorted(tmp_path.rglob("*.safetensors")) == files
 
 
 def test_other_weights_in_the_same_folder_are_another_model(tmp_path):
-    folder, memory = tmp_path / "weights", tmp_path / "memory"
+    folder, cache = tmp_path / "weights", tmp_path / "cache"
     folder.mkdir()
     for name in ("open_clip_config.json", "open_clip_model.safetensors"):
         (folder / name).write_bytes(asset("tiny", name).read_bytes())
     name = f"local-dir:{folder}"
-    RememberedCLIP.of(lambda: load_clip(name), name, None, memory, "cpu").encode_texts(["a cat"])
-    RememberedCLIP.of(refuse, name, None, memory, "cpu").encode_texts(["a cat"])
+    CachedCLIP.of(lambda: load_clip(name), name, None, cache, "cpu").encode_texts(["a cat"])
+    CachedCLIP.of(refuse, name, None, cache, "cpu").encode_texts(["a cat"])
     os.utime(folder / "open_clip_model.safetensors", (1, 1))
     with pytest.raises(AssertionError, match="the model was loaded"):
-        RememberedCLIP.of(refuse, name, None, memory, "cpu").encode_texts(["a cat"])
+        CachedCLIP.of(refuse, name, None, cache, "cpu").encode_texts(["a cat"])
 
 
-@pytest.mark.parametrize("memory", [None, "model"])
-def test_training_from_memory_imports_no_open_clip(tmp_path, memory):
+@pytest.mark.parametrize("cache", [None, "model"])
+def test_training_from_the_cache_imports_no_open_clip(tmp_path, cache):
     """With cached features a worker, or a node of a deployment, trains and evaluates without open_clip, torchvision or
     the image tower.
     """
@@ -110,8 +110,8 @@ def test_training_from_memory_imports_no_open_clip(tmp_path, memory):
         ["runtime=inline", "clients=2", "dataset.domains=[noto]", "partition=dirichlet", "shots=2", "local_epochs=1"]
     )
     config["runtime"]["cache_dir"] = str(tmp_path / "features")
-    if memory:
-        config["model"]["memory"] = str(tmp_path / memory)
+    if cache:
+        config["model"]["memory"] = str(tmp_path / cache)
     found = []
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, json.dumps(config)]
