@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 from clients.disclosure import Disclosure, Limits, Withheld, pin, two_digits
 from clients.expiry import expiring
 from clients.failures import Failures, describe
-from clients.messages import Job, Record, pack_reply, unpack
+from clients.messages import CLIENT_ONLY, Job, Record, pack_reply, unpack
 from clients.node_config import ERRORS, Site, Unfit, differences, identity
 from clients.private_state import PrivateStore, finite
 from clients.progress import CLIENTS, Progress
@@ -32,7 +32,7 @@ from clients.watchdog import guarded
 from fedpgp.errors import FedPGPError, MethodError
 
 Shared = dict[str, np.ndarray]
-Own = dict[int, Shared]
+ClientOnly = dict[int, Shared]
 _federation: tuple[str, object] | None = None  # of this process: (configuration, Federation)
 
 
@@ -69,7 +69,9 @@ class Node:
         self.seconds = 0.0
         self._federation_of = federation_of
 
-    def run(self, work: Callable[[object, Shared, list[int], Own], Iterable[tuple[int, RecordDict | str]]]) -> Message:
+    def run(
+        self, work: Callable[[object, Shared, list[int], ClientOnly], Iterable[tuple[int, RecordDict | str]]]
+    ) -> Message:
         """Runs ``work`` on every group of clients that were sent the same tensors, and packs what it yields.
 
         ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still
@@ -86,10 +88,10 @@ class Node:
                 torch.set_num_threads(self.job.threads)
             federation = self.federation()
             start = time.perf_counter()
-            own = self._own()
+            client_only = self._client_only()
             try:
                 for shared, clients in self._groups():
-                    self._collect(work, federation, shared, clients, own)
+                    self._collect(work, federation, shared, clients, client_only)
             finally:
                 self.progress.end()
             if self.kept:
@@ -157,9 +159,11 @@ class Node:
             self.store.save(client, self.job.server_round, state, self.committed[client])
             self.kept.append(client)
 
-    def _collect(self, work: Callable, federation: object, shared: Shared, clients: list[int], own: Own) -> None:
+    def _collect(
+        self, work: Callable, federation: object, shared: Shared, clients: list[int], client_only: ClientOnly
+    ) -> None:
         try:
-            for client, answer in work(federation, shared, clients, own):
+            for client, answer in work(federation, shared, clients, client_only):
                 if isinstance(answer, str):
                     self.errors[client] = answer
                 else:
@@ -171,7 +175,7 @@ class Node:
                 self.failures.add(error, len(missing))
             if len(missing) > 1 and not self.job.debug:
                 for client in missing:
-                    self._collect(work, federation, shared, [client], own)
+                    self._collect(work, federation, shared, [client], client_only)
             else:
                 self.errors.update({client: self.reason(error) for client in missing})
 
@@ -191,7 +195,7 @@ class Node:
         """Clients that share the same tensors, together: usually all."""
         groups: list[tuple[ArrayRecord, list[int]]] = []
         for client, records in unpack(self.content, self.job.clients).items():
-            shared = (r for name, r in records.items() if name != "own" and isinstance(r, ArrayRecord))
+            shared = (r for name, r in records.items() if name != CLIENT_ONLY and isinstance(r, ArrayRecord))
             arrays = next(shared, ArrayRecord())
             for known, members in groups:
                 if known is arrays or known == arrays:
@@ -202,10 +206,10 @@ class Node:
         for arrays, members in groups:
             yield {name: array.numpy() for name, array in arrays.items()}, members
 
-    def _own(self) -> Own:
+    def _client_only(self) -> ClientOnly:
         """Client -> the tensors it was sent alone; empty where a method sends none."""
         records = unpack(self.content, self.job.clients)
-        return {c: {n: a.numpy() for n, a in own["own"].items()} for c, own in records.items() if "own" in own}
+        return {c: {n: a.numpy() for n, a in r[CLIENT_ONLY].items()} for c, r in records.items() if CLIENT_ONLY in r}
 
     def config(self) -> dict[str, Record]:
         """The strategy's own configuration record of this message."""
@@ -237,11 +241,11 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         """Trains the clients from the shared tensors and their own; replies with "arrays" and "metrics" for each."""
         node = Node(message, context, federation_of)
 
-        def work(federation, shared: Shared, clients: list[int], own: Own):
+        def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             disclosure = node.disclosure(federation)
             if disclosure:
                 disclosure.admit(shared, node.job.server_round - 1)
-            for result in federation.train(shared, clients, node.job.server_round, node.load_state, own):
+            for result in federation.train(shared, clients, node.job.server_round, node.load_state, client_only):
                 if result.error is None and not finite(result.state):
                     result.error = f"a private tensor is NaN or Inf after round {node.job.server_round}"
                 if result.error is not None:
@@ -264,14 +268,14 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         """Evaluates the clients on their own test images; replies with "metrics" for each."""
         node = Node(message, context, federation_of)
 
-        def work(federation, shared: Shared, clients: list[int], own: Own):
+        def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             zero_shot = node.job.ask == "zero_shot"
             disclosure = node.disclosure(federation)
             if disclosure:
                 disclosure.admit(shared, node.job.server_round)
-                alone = {f"own/{n}": tensor for sent in own.values() for n, tensor in sent.items()}
+                alone = {f"client_only/{n}": tensor for sent in client_only.values() for n, tensor in sent.items()}
                 disclosure.count({**shared, **alone}, node.job.server_round)
-            for result in federation.evaluate(shared, clients, node.load_state, own, zero_shot=zero_shot):
+            for result in federation.evaluate(shared, clients, node.load_state, client_only, zero_shot=zero_shot):
                 if disclosure:
                     client_split = federation.federated_split.clients[result.client]
                     images = {
@@ -293,14 +297,16 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         if node.job.ask == "greeting":
             return node.greet()
 
-        def work(federation, shared: Shared, clients: list[int], own: Own):
+        def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             if node.job.ask == "samples":
-                rows = federation.samples(shared, clients, node.load_state, int(node.config()["per-client"]), own)
+                rows = federation.samples(
+                    shared, clients, node.load_state, int(node.config()["per-client"]), client_only
+                )
                 for client in clients:
-                    own = [
+                    answers = [
                         {**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client
                     ]
-                    yield client, _answer(own)
+                    yield client, _answer(answers)
             else:
                 # Encoded now, or found in the cache, so that no round pays for it.
                 try:

@@ -4,8 +4,8 @@ A Flower strategy writes one message for each logical client, with its own recor
 clients on the same node travel together in one ``RecordDict``:
 
 * a record that is equal for all of them stands there once, under its own name;
-* one that differs (``"own"``: what a method's server sends to one client alone) stands there for each client as
-  ``"<client>/<name>"``;
+* one that differs (:data:`CLIENT_ONLY`: what a method's server sends to one client alone) stands there
+  for each client as ``"<client>/<name>"``;
 * tensors travel as their bytes alone, without the header that Flower's own serialization puts before each;
 * ``"job"`` says which clients, which round, what each has committed, and which configuration (its text is not sent
   again with every message: :meth:`clients.private_state.PrivateStore.configuration`).
@@ -24,6 +24,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
+
+CLIENT_ONLY = "own"
+"""The record of tensors that are sent to one client alone. (Names count as bytes: with another one a
+run would report more than before.)"""
 
 BARE = "bytes"
 """How Flower's ``Array`` calls tensors that travel as bytes, row by row, little-endian."""
@@ -88,12 +92,12 @@ def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
 def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, Record]]:
     """The inverse of :func:`pack`: client -> its records by name."""
     common = {name: full(record) for name, record in content.items() if "/" not in name and name != "job"}
-    own: dict[int, dict[str, Record]] = {client: dict(common) for client in clients}
+    records: dict[int, dict[str, Record]] = {client: dict(common) for client in clients}
     for name, record in content.items():
         client, slash, rest = name.partition("/")
-        if slash and client.isdigit() and int(client) in own:
-            own[int(client)][rest] = full(record)
-    return own
+        if slash and client.isdigit() and int(client) in records:
+            records[int(client)][rest] = full(record)
+    return records
 
 
 def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]) -> RecordDict:

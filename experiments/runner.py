@@ -416,8 +416,8 @@ def _cost(server: Server) -> dict:
         "wire_bytes_down": traffic.wire_down,
         "seconds": {**state.seconds, "overhead": max(0.0, state.seconds["total"] - busy)},
         "images_per_second": state.images / state.seconds["train"] if state.seconds["train"] else None,
-        "peak_rss_mb": own + sum(peak for process, peak in server.memory.items() if not process.endswith(mine)),
-        "peak_gpu_mb": sum(server.gpu_memory.values()) or None,
+        "peak_rss_mb": own + sum(peak for process, peak in server.peak_memory.items() if not process.endswith(mine)),
+        "peak_gpu_mb": sum(server.peak_gpu_memory.values()) or None,
     }
 
 

@@ -11,14 +11,14 @@ SECONDS = ("total", "encode", "train", "evaluate")
 
 
 @dataclass
-class State:
+class RunState:
     """How a run stands.
 
     Attributes:
         server_round: the last finished round; 0 before training.
         shared: the global tensors, names in ascending order.
         committed: for each client the last round whose private state counts, 0 for none.
-        memory: what the method's server side remembers beside them.
+        server_state: what the method's server side keeps beside them.
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
         traffic: bytes so far.
         seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's time, summed over messages.
@@ -29,7 +29,7 @@ class State:
     server_round: int
     shared: dict[str, np.ndarray]
     committed: np.ndarray
-    memory: dict[str, np.ndarray] = field(default_factory=dict)
+    server_state: dict[str, np.ndarray] = field(default_factory=dict)
     zero_shot: dict[str, np.ndarray] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
@@ -37,14 +37,14 @@ class State:
     placed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "State":
+    def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "RunState":
         """Before the first round of a :class:`fedpgp.federation.Federation`, with other shared tensors where they are
         given."""
         shared = dict(sorted((initial or federation.initial_shared()).items()))
         return cls(0, shared, np.zeros(federation.num_clients, dtype=np.int64), federation.initial_server_state())
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, np.ndarray], values: Mapping) -> "State":
+    def restored(cls, tensors: Mapping[str, np.ndarray], values: Mapping) -> "RunState":
         """From a checkpoint that holds :meth:`tensors` and :meth:`values`, beside others' perhaps."""
         return cls(
             values["round"],
@@ -62,7 +62,7 @@ class State:
         """What of it is arrays, by name."""
         return {
             **{f"shared/{name}": tensor for name, tensor in self.shared.items()},
-            **{f"memory/{name}": tensor for name, tensor in self.memory.items()},
+            **{f"memory/{name}": tensor for name, tensor in self.server_state.items()},
             **{f"zero_shot/{name}": values for name, values in self.zero_shot.items()},
             "committed": self.committed,
         }

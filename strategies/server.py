@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from clients.messages import Job
+from clients.messages import CLIENT_ONLY, Job
 from clients.node_config import identity
 from clients.private_state import PrivateStore
 from fedpgp.data_record import data_record
@@ -47,7 +47,7 @@ from strategies.reply_checks import (
     read_row,
     read_samples,
 )
-from strategies.run_state import State, below
+from strategies.run_state import RunState, below
 from strategies.screening import capped, too_large
 from strategies.watch import Watch
 
@@ -122,8 +122,8 @@ class Server:
         self.rounds = config["rounds"] if federation.method.learns else 0
         self.timeout = config["runtime"]["round_timeout"]
         self.table: Rows = []
-        self.memory: dict[str, float] = {}
-        self.gpu_memory: dict[str, float] = {}
+        self.peak_memory: dict[str, float] = {}
+        self.peak_gpu_memory: dict[str, float] = {}
         self.failure: BaseException | None = None
         self._restored = checkpoint is not None
         self._unused_strategy = copy.deepcopy(strategy)
@@ -132,11 +132,11 @@ class Server:
         self._capped: set[int] = set()  # clients whose weight was capped, and said so
         if checkpoint:
             tensors, info = checkpoint
-            self.state, self.table = State.restored(tensors, info), info["table"]
+            self.state, self.table = RunState.restored(tensors, info), info["table"]
             self._seats = {int(client): key for client, key in info.get("seats", {}).items()}
             restore_strategy(strategy, below("rule/", tensors), info["rule"])
         else:
-            self.state = State.fresh(federation, initial)
+            self.state = RunState.fresh(federation, initial)
         self._reference = dict(self.state.shared)
         self._watch = Watch(Path(job.private) if job.private else None, observer.progress)
         self._began = time.perf_counter() if began is None else began
@@ -221,7 +221,7 @@ class Server:
             f"{lost}. The tensors after round {self.state.server_round} may be spoiled: going back to those "
             f"after round {info['round']}"
         )
-        self.state, self.strategy = State.restored(tensors, info), copy.deepcopy(self._unused_strategy)
+        self.state, self.strategy = RunState.restored(tensors, info), copy.deepcopy(self._unused_strategy)
         restore_strategy(self.strategy, below("rule/", tensors), info["rule"])
         self.observer.go_back(info["observer"], info["round"])
 
@@ -310,14 +310,14 @@ class Server:
             )
         averaged = {name: aggregated[name].numpy().astype(tensor.dtype) for name, tensor in self._reference.items()}
         _check_finite(server_round, {**averaged, **strategy_state(self.strategy)[0]})
-        shared, self.state.memory = self.federation.update_server(
+        shared, self.state.server_state = self.federation.update_server(
             averaged,
             server_round=server_round,
             num_rounds=self.rounds,
             global_params=self.state.shared,
             updates=uploads,
             weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
-            server_state=self.state.memory,
+            server_state=self.state.server_state,
         )
         _check_finite(server_round, shared)
         self.state.shared = {name: shared[name] for name in self._reference}
@@ -422,7 +422,7 @@ class Server:
             self.job, server_round=server_round, ask=ask, debug=bool(self.config["runtime"].get("debug", False))
         )
         what = f"round {server_round}"
-        messages = {message.metadata.dst_node_id: self._with_own(message) for message in configure()}
+        messages = {message.metadata.dst_node_id: self._with_client_only(message) for message in configure()}
         good: dict[int, Message] = {}
         failed: dict[int, str] = {}
         silent: set[int] = set()
@@ -468,12 +468,13 @@ class Server:
             raise failure
         return good, failed, grid.exchange
 
-    def _with_own(self, message: Message) -> Message:
-        """A message with what the method sends to its client alone."""
-        own = self.federation.download_for(message.metadata.dst_node_id, self.state.memory) if self.state.memory else {}
-        if own:
-            record = ArrayRecord({name: Array(array) for name, array in own.items()})
-            message.content = RecordDict({**message.content, "own": record})
+    def _with_client_only(self, message: Message) -> Message:
+        """Add the tensors that the method sends to this message's client alone."""
+        client, server_state = message.metadata.dst_node_id, self.state.server_state
+        tensors = self.federation.download_for(client, server_state) if server_state else {}
+        if tensors:
+            record = ArrayRecord({name: Array(array) for name, array in tensors.items()})
+            message.content = RecordDict({**message.content, CLIENT_ONLY: record})
         return message
 
     def _say_who_tells_nothing(self) -> None:
@@ -600,14 +601,14 @@ class Server:
     # Memory. ----------------------------------------------------------------------------------------------------------
 
     def _account(self, exchange: Exchange, what: str | None) -> None:
-        """Adds up bytes, the slowest node's seconds and everybody's memory. Questions are no part of a federation's
-        cost: not their bytes (``encode``), nor their seconds (None).
+        """Adds up bytes, the slowest node's seconds and each process's peak memory. Questions are
+        no part of a federation's cost: not their bytes (``encode``), nor their seconds (None).
         """
         for account in exchange.accounts:
             process = account["process"]
-            self.memory[process] = max(self.memory.get(process, 0.0), account["rss_mb"])
+            self.peak_memory[process] = max(self.peak_memory.get(process, 0.0), account["rss_mb"])
             if "gpu_mb" in account:
-                self.gpu_memory[process] = max(self.gpu_memory.get(process, 0.0), account["gpu_mb"])
+                self.peak_gpu_memory[process] = max(self.peak_gpu_memory.get(process, 0.0), account["gpu_mb"])
             if what == "train":
                 machine = process.rpartition("/")[0] or process
                 self.state.placed[machine] = self.state.placed.get(machine, 0) + account["clients"]

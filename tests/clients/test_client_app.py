@@ -43,7 +43,7 @@ def test_a_broken_image_is_named_to_nobody_else(tmp_path, capfd):
         content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
         one = Node(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
 
-        def broken(federation, shared, clients, own):
+        def broken(federation, shared, clients, client_only):
             raise error
 
         one._collect(broken, None, {}, [0], {})

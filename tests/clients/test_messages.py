@@ -20,8 +20,8 @@ def test_equal_records_travel_once():
 def test_records_that_differ_travel_for_each_client():
     packed = pack(JOB, {1: content(1.0), 4: content(2.0)})
     assert sorted(packed) == ["1/arrays", "4/arrays", "config", "job"]
-    own = unpack(packed, (1, 4))
-    assert own[1]["arrays"]["p"].numpy()[0, 0] == 1.0 and own[4]["arrays"]["p"].numpy()[0, 0] == 2.0
+    records = unpack(packed, (1, 4))
+    assert records[1]["arrays"]["p"].numpy()[0, 0] == 1.0 and records[4]["arrays"]["p"].numpy()[0, 0] == 2.0
 
 
 def test_the_job_comes_back():

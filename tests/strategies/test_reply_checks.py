@@ -191,7 +191,8 @@ def malformed(draw, kind: str) -> RecordDict:
         elif what == "extra":
             name = draw(
                 st.one_of(
-                    st.text(max_size=20), st.sampled_from(["1/", "2/arrays", "1/own", "٣/arrays", f"{'9' * 5000}/x"])
+                    st.text(max_size=20),
+                    st.sampled_from(["1/", "2/arrays", "1/own", "٣/arrays", f"{'9' * 5000}/x"]),
                 )
             )
             packed[name] = draw(
