@@ -20,7 +20,7 @@ class FullSequences:
     Args:
         clip: the frozen model.
         class_names: with spaces, not underscores.
-        n_ctx: number of context vectors.
+        n_ctx: m, number of context vectors.
         position: of the class name: ``end``, ``middle`` (half of the context before it, rounded down) or ``front``.
 
     Raises:
@@ -34,7 +34,7 @@ class FullSequences:
         self.places = torch.tensor(places, device=clip.device)
 
     def __call__(self, context: Tensor, unit: bool = True) -> Tensor:
-        """(n, n_ctx, d), or (n, classes, n_ctx, d) for a context a class -> (n, classes, embed), of unit norm or as the
+        """(n, m, d), or (n, C, m, d) for a context a class -> (n, C, e), of unit norm or as the
         text tower makes them."""
         classes, n = len(self.tokens), len(context)
         if context.dim() == 3:

@@ -71,18 +71,18 @@ class ImageTower(FoldedTower):
 
         Args:
             pixels: preprocessed images, (K, B, 3, R, R).
-            prompts: (K, depth, n, width). The first n stand behind the patches; at the input of block l < depth their
+            prompts: (K, depth, n, W). The first n stand behind the patches; at the input of block l < depth their
                 outputs are replaced by the l-th ones.
-            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B * tokens, width) is its
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B * tokens, W) is its
                 input (in the last block the class tokens alone), each token by itself. None adds nothing.
 
         Returns:
-            unit norm, (K, B, embed).
+            unit norm, (K, B, e).
         """
         return self.encode(self.embed(pixels), prompts, adapter)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R) -> (K, B, tokens, width)."""
+        """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R) -> (K, B, tokens, W)."""
         w = self.weights
         x = F.conv2d(pixels.flatten(0, 1).to(self.dtype), w["conv1.weight"], stride=self.stride)
         x = x.flatten(2).transpose(1, 2)
@@ -138,7 +138,7 @@ class ImageTower(FoldedTower):
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
     def _block(self, block: Block, x: Tensor, read: int) -> Tensor:
-        """(n, tokens, width) -> (n, read, width): the first tokens, all that the next block reads; the others are keys
+        """(n, tokens, W) -> (n, read, W): the first tokens, all that the next block reads; the others are keys
         and values alone."""
         width, normal = self.width, self.normalize(x)
         q = linear(normal[:, :read], block.in_weight[:width], block.in_bias[:width])

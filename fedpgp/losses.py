@@ -28,9 +28,9 @@ def prompt_contrastive_loss(
     ``s- = cos(anchor_c, negative_c)``; that is ``mean_c softplus((s- - s+)/tau)``.
 
     Args:
-        anchor: z_G, the features under the global context, (..., classes, embed).
-        positive: z_C, the frozen guidance, (..., classes, embed); None: its similarity is 0 (ablation).
-        negative: z_i, the features under the personal context, (..., classes, embed); None likewise.
+        anchor: z_G, the features under the global context, (..., C, e).
+        positive: z_C, the frozen guidance, (..., C, e); None: its similarity is 0 (ablation).
+        negative: z_i, the features under the personal context, (..., C, e); None likewise.
         temperature: tau.
 
     Returns:

@@ -61,8 +61,8 @@ class Packing:
         return _Attention.apply(self, qkv, None)
 
     def attend_at_ends(self, queries: Tensor, kv: Tensor) -> Tensor:
-        """Attention of each class's last token alone: queries (n, classes, d) in packed order, kv (n, tokens, 2d) ->
-        (n, classes, d)."""
+        """Attention of each class's last token alone: queries (n, C, d) in packed order, kv (n, tokens, 2d) ->
+        (n, C, d)."""
         return _Attention.apply(self, kv, queries)
 
 

@@ -82,7 +82,7 @@ def fixed_words(clip: FrozenCLIP, n_ctx: int, init: str) -> str:
 
 
 def starting_context(clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Generator) -> Tensor:
-    """The context every client starts from, (n_ctx, d) in float64: N(0, 0.02²) for ``"normal"``, else the embeddings of
+    """The context every client starts from, (m, d) in float64: N(0, 0.02²) for ``"normal"``, else the embeddings of
     the phrase's first tokens."""
     if init == "normal":
         return normal((n_ctx, clip.width), rng)
@@ -90,7 +90,7 @@ def starting_context(clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Gen
 
 
 def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A personal term at its start: U (m, rank) and V (rank, d), float64.
+    """A personal term at its start: U (m, b) and V (b, d), float64.
 
     Args:
         init: ``"normal"``: both N(0, 0.02²), as the public code does; ``"zero"``: U = 0 and V ~ N(0, 0.02²), so that U
@@ -111,7 +111,7 @@ def low_rank_term(m: int, d: int, rank: int, init: str, rng: np.random.Generator
 
 
 def starting_contexts(count: int, clip: FrozenCLIP, n_ctx: int, init: str, rng: np.random.Generator) -> Tensor:
-    """Several contexts of one model, (count, n_ctx, d): drawn one by one, or the phrase's embeddings plus N(0, 0.02²),
+    """Several contexts of one model, (M, m, d): drawn one by one, or the phrase's embeddings plus N(0, 0.02²),
     since equal ones would stay equal."""
     if init == "normal":
         return normal((count, n_ctx, clip.width), rng)

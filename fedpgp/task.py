@@ -66,23 +66,23 @@ class ClassSet:
 
     @cached_property
     def template_features(self) -> Tensor:
-        """z_C of the hand-written template ("a photo of a {}."), unit norm, (classes, embed)."""
+        """z_C of the hand-written template ("a photo of a {}."), unit norm, (C, e)."""
         return self.task.clip.encode_texts(self.sentences).to(self.task.dtype)
 
     @property
     def zero_shot(self) -> Tensor:
-        """Features that zero-shot CLIP answers by, unit norm, (classes, embed)."""
+        """Features that zero-shot CLIP answers by, unit norm, (C, e)."""
         return self.features_of(PLAIN) if self.task.plain_zero_shot else self.template_features
 
     def features_of(self, template: str) -> Tensor:
-        """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (classes, embed)."""
+        """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (C, e)."""
         if template not in self._text_features:
             texts = [template.format(name.replace("_", " ")) for name in self.names]
             self._text_features[template] = self.task.clip.encode_texts(texts).to(self.task.dtype)
         return self._text_features[template]
 
     def ensemble(self, templates: tuple[str, ...]) -> Tensor:
-        """Frozen features of several templates, averaged and then brought to unit norm, (classes, embed)."""
+        """Frozen features of several templates, averaged and then brought to unit norm, (C, e)."""
         if templates not in self._text_features:
             names = [name.replace("_", " ") for name in self.names]
             found = self.task.clip.encode_ensemble(templates, names)

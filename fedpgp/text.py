@@ -131,17 +131,17 @@ def _why_not_shared(clip: FrozenCLIP) -> str | None:
 class PromptedTextEncoder:
     """Context vectors -> one unit-norm text feature a class.
 
-    Calling it maps a context (..., n_ctx, width), with any leading axes (clients, prompts, global/personal), to
-    features (..., classes, embed). Differentiable in the context; everything else is frozen.
+    Calling it maps a context (..., m, d), with any leading axes (clients, prompts, global/personal), to
+    features (..., C, e). Differentiable in the context; everything else is frozen.
 
     Args:
         clip: the frozen model.
         class_names: in label order; underscores become spaces.
-        n_ctx: number of context vectors, at least 1.
+        n_ctx: m, number of context vectors, at least 1.
         dtype: of contexts and features; None is the model's own.
         compute: of the matrix products; None is ``dtype``, ``torch.bfloat16`` is faster and inexact.
         position: of the class name: ``end`` (the only layout that shares a prefix), ``middle`` or ``front``.
-        class_specific: every class has a context of its own; the call then takes (..., classes, n_ctx, width).
+        class_specific: every class has a context of its own; the call then takes (..., C, m, d).
 
     Attributes:
         path: ``"shared prefix"``, or ``"full sequences"`` and why; logged when the encoder is made.
@@ -242,11 +242,11 @@ class PromptedTextEncoder:
         return self._attention.padding if self._encode is None else 0
 
     def __call__(self, context: Tensor, subset: Tensor | None = None) -> Tensor:
-        """(..., n_ctx, width) -> (..., classes, embed), unit norm.
+        """(..., m, d) -> (..., C, e), unit norm.
 
         Args:
             context: with any leading axes.
-            subset: bool, broadcastable to (..., classes): the classes each context is asked for. The others cost
+            subset: bool, broadcastable to (..., C): the classes each context is asked for. The others cost
                 nothing and their features are zero. None asks for all.
         """
         dims = 3 if self.class_specific else 2
@@ -266,13 +266,13 @@ class PromptedTextEncoder:
         return features.reshape(*context.shape[:-2], len(self.class_names), -1)
 
     def encode_deep(self, contexts: Tensor, adapter: Callable[[int, Tensor], Tensor | None] | None = None) -> Tensor:
-        """Return features under contexts of several blocks: (n, depth, n_ctx, width) -> (n, classes, embed).
+        """Return features under contexts of several blocks: (n, depth, m, d) -> (n, C, e).
 
         The first is the context; at the input of block l < depth the context's states are replaced by the l-th. They
         never see a class name either, so the prefix is still shared.
 
         Args:
-            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (n, tokens, width) is its input (in
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (n, tokens, d) is its input (in
                 the last block the end tokens' rows alone), each token by itself. None adds nothing.
 
         Raises:
@@ -340,7 +340,7 @@ class PromptedTextEncoder:
         adapter: Callable[[int, Tensor], Tensor | None] | None = None,
         unit: bool = True,
     ) -> Tensor:
-        """(n, n_ctx, width) -> (n, classes, embed) by the shared prefix, of unit norm or as the text tower makes them;
+        """(n, m, d) -> (n, C, e) by the shared prefix, of unit norm or as the text tower makes them;
         the rest as :meth:`encode_deep` has it."""
         tower = self.tower
         context, n = context.to(tower.dtype), len(context)
@@ -377,7 +377,7 @@ class PromptedTextEncoder:
         return self.tower.mlp(block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias))
 
     def _last(self, block: Block, x: Tensor) -> Tensor:
-        """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, classes, width) remain."""
+        """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, C, d) remain."""
         normal, width = self.tower.normalize, x.shape[-1]
         ends = x.index_select(1, self._ends)
         queries = linear(normal(ends), block.in_weight[:width], block.in_bias[:width])

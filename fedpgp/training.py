@@ -98,7 +98,7 @@ class CohortResult:
     """What training left, in the order the clients were given.
 
     Attributes:
-        params: name -> (K, …).
+        params: name -> (K, ...).
         optimizer_state: as :func:`fedpgp.optimizers.fresh_state`.
         loss: mean loss over a client's steps, (K,) float64.
         steps: steps a client made, (K,).
@@ -153,17 +153,17 @@ def train_cohort(
     server_round: int,
     optimizer_state: dict[str, Tensor] | None = None,
 ) -> CohortResult:
-    """Trains K clients for one round.
+    """Train K clients for one round.
 
     Args:
         method: gives losses and gradients.
-        params: name -> (K, …), every tensor at the start of the round; not changed.
+        params: name -> (K, ...), every tensor at the start of the round; not changed.
         images: the whole training split, (N,), and behind it its other views (``settings.views``).
         labels: columns of ``classes``, (N,) int64.
         indices: the rows that belong to each client.
         classes: the classes to choose among.
         settings: epochs, batches, optimizer, schedule.
-        global_params: the shared tensors as the server sent them, (K, …); by default those among ``params``.
+        global_params: the shared tensors as the server sent them, (K, ...); by default those among ``params``.
         seed, clients, server_round: what a client's batch order is derived from; ``clients`` are the logical ids.
         optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start anew.
     """

@@ -42,7 +42,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=BENCHES, help="what to measure")
-    parser.add_argument("--methods", nargs="+", choices=methods.OWN, metavar="NAME", help="methods: these, not all")
+    parser.add_argument("--methods", nargs="+", choices=methods.WORK, metavar="NAME", help="methods: these, not all")
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 100], help="numbers of classes (default 50 100)")
     parser.add_argument("--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)")
     parser.add_argument("--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)")

@@ -182,7 +182,7 @@ def fedmvp(case: Case) -> Work:
     return case.through_image_tower(POOLED) + keys + case.layer(patches, width, 14 * width + 2 * described)
 
 
-OWN: dict[str, Callable[[Case], Work]] = {
+WORK: dict[str, Callable[[Case], Work]] = {
     **dict.fromkeys(
         ("coop", "promptfl", "promptfl_ft", "fedprox", "fedper", "scaffold", "fedamp", "dp_fpl", "kgcoop"), Case.texts
     ),
@@ -228,9 +228,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row for each method and number of classes."""
     for count in arguments.classes:
         task = task_of(count, arguments)
-        for name in arguments.methods or OWN:
+        for name in arguments.methods or WORK:
             case = Case.of(method_of(name, task))
-            own = OWN[name](case)
+            own = WORK[name](case)
             products, gflop = block_products(own.rows, own.width, task.device, task.compute or task.dtype)
             repeats = max(1, round(own.gflop / 2 / gflop))  # so long that a busy moment hits both
 

@@ -1,13 +1,17 @@
-"""The interface of a method: one algorithm, one file, its settings a frozen dataclass beside it.
+"""The interface of a method: one algorithm, one file, with its settings, a frozen dataclass.
 
 A method works on a *cohort*: every tensor carries a leading client axis K, and every client of the cohort is trained in
 one tensor program. A method never sees Flower or files; it says
 
 * which tensors start where, and which are shared (averaged by the server) and which personal (never leave the client);
-* the loss of a batch, one number a client;
+* the loss of a batch, one number for each client;
 * how images and class names become logits, for the global and for the personal model;
 * only where it differs from federated averaging: what a client does before and after its local training, how the
   server updates its tensors after a round, which state it keeps, and what it sends to one client alone.
+
+Shapes, in the whole project: K clients, B images, C classes, M prompts, m context tokens, d width of the text tower,
+e embedding, b rank. Besides, W is the width of the image tower, R an image's side in pixels, S the clients of a round,
+n sequences that go through a tower together, and ``...`` any leading axes.
 
 ``docs/add_a_method.md`` walks through a new one.
 """
@@ -27,7 +31,7 @@ from fedpgp.task import ClassSet, Task
 
 Params = dict[str, Tensor]
 Classifier = Tensor | Params
-"""What images are compared with: unit-norm text features (K, classes, embed), or several tensors (K, …)."""
+"""What images are compared with: unit-norm text features (K, C, e), or several tensors (K, ...)."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Images:
     """The inputs of a method; None for those it does not need.
 
     Attributes:
-        features: pooled, unit norm, (..., embed).
-        patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, embed).
+        features: pooled, unit norm, (..., e).
+        patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, e).
         pixels: preprocessed images, (..., 3, R, R).
         mirrored: as features, of the mirrored image.
         features_raw: as features, but as long as the image tower makes them.
@@ -49,7 +53,7 @@ class Images:
     features_raw: Tensor | None = None
 
     def __getitem__(self, index) -> "Images":
-        """The images at these positions of the leading axes."""
+        """Return the images at these positions of the leading axes."""
         return Images(**{what: tensor[index] for what, tensor in vars(self).items() if tensor is not None})
 
 
@@ -68,11 +72,11 @@ class Batch:
     weights: Tensor
 
     def __getitem__(self, index) -> "Batch":
-        """The part at these positions of the leading axes."""
+        """Return the part at these positions of the leading axes."""
         return Batch(self.images[index], self.labels[index], self.weights[index])
 
     def seen(self, classes: int) -> Tensor:
-        """Which of so many classes a client has images of: (K, classes) of zeros and ones, as ``weights``."""
+        """Return which of so many classes each client has images of: (K, C) of zeros and ones, as ``weights``."""
         one_hot = torch.nn.functional.one_hot(self.labels, classes).to(self.weights.dtype)
         return ((one_hot * self.weights.unsqueeze(-1)).sum(1) > 0).to(self.weights.dtype)
 
@@ -179,11 +183,11 @@ class Method(ABC):
     # What is trained. -------------------------------------------------------------------------------------------------
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        """The tensors the server owns, at the start: name -> (shape). None by default: a local-only method."""
+        """Return the tensors the server owns, at the start, without a client axis. None by default (local-only)."""
         return {}
 
     def init_personal(self, rng: np.random.Generator) -> Params:
-        """The tensors each client owns and never sends, at the start: name -> (shape). None by default.
+        """Return the tensors each client owns and never sends, at the start, without a client axis. None by default.
 
         ``rng`` is the same for all clients, and with :attr:`starts_as_shared` in the state :meth:`init_shared` got it
         in.
@@ -205,13 +209,12 @@ class Method(ABC):
         return {}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        """The local objective: (K,), the loss of each client's batch. By default the cross-entropy of the personal
-        model."""
+        """Return the loss of each client's batch, (K,). By default the cross-entropy of the personal model."""
         logits = self.logits(self.personal_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
     def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
-        """The loss (K,) and the gradient of every trainable tensor, each client's from its own loss alone.
+        """Return the loss (K,) and the gradient of every trainable tensor, each client's from its own loss alone.
 
         Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
         for methods that change gradients (projection, clipping, noise, control variates).
@@ -237,8 +240,9 @@ class Method(ABC):
         return [name for name in params if name not in self.buffers]
 
     def rates(self, params: Params, step: StepContext) -> Params:
-        """Learning rates of single tensors, relative to the run's: name -> factor that broadcasts to the tensor (K, …).
-        All the others have the run's own. At 0 a tensor stays as it is, without weight decay."""
+        """Return learning rates of single tensors, relative to the run's: name -> factor that broadcasts to (K, ...).
+
+        The other tensors have the run's rate. At 0 a tensor stays as it is, without weight decay."""
         return {}
 
     def finish_client(self, params: Params, step: StepContext) -> Params:
@@ -246,16 +250,16 @@ class Method(ABC):
         return params
 
     def contexts(self, training: bool) -> int:
-        """Contexts of one client that go through the text tower at once, in a step of training or for its answers: what
-        a cohort's size is reckoned from."""
+        """Return how many contexts of one client go through the text tower in a step of training, or for its
+        evaluation. The size of a cohort is computed from it."""
         return 2
 
     def image_values(self, images: int) -> int:
-        """Tokens x width x blocks of the image tower for one client's images in a step, where gradients go through it:
-        likewise."""
+        """Return tokens x W x blocks of the image tower for one client's images in a step, where gradients go through
+        it. The size of a cohort is computed from it too."""
         return 0
 
-    # How it answers. --------------------------------------------------------------------------------------------------
+    # How it predicts. -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def global_classifier(self, shared: Params, classes: ClassSet) -> Classifier | None:
@@ -271,7 +275,7 @@ class Method(ABC):
         return classifier
 
     def logits(self, classifier: Classifier, images: Images, classes: ClassSet) -> Tensor:
-        """Classifier (K, classes, embed) and images (K, B) -> logits (K, B, classes) of the method's own models."""
+        """Return the logits (K, B, C) of the method's own models, from a classifier (K, C, e) and images (K, B)."""
         assert isinstance(classifier, Tensor), (
             f"{type(self).__name__} has a classifier of several tensors: it must define logits"
         )
@@ -280,7 +284,7 @@ class Method(ABC):
     # What it promises. ------------------------------------------------------------------------------------------------
 
     def privacy(self, rounds: int) -> dict | None:
-        """What the noise of this method guarantees after so many rounds, for summary.json; None without noise.
+        """Return what the noise of this method guarantees after so many rounds, for summary.json; None without noise.
 
         Returns:
             ``unit`` (whose presence is hidden, or "none"), ``epsilon`` and ``delta`` (None: not accounted),
@@ -293,7 +297,7 @@ class Method(ABC):
     # What the server does beyond the strategy's averaging. ------------------------------------------------------------
 
     def init_server_state(self, clients: int) -> Params:
-        """Return the tensors that the server keeps from round to round, at the start: name -> (shape)."""
+        """Return the tensors that the server keeps from round to round, at the start."""
         return {}
 
     @classmethod
@@ -316,7 +320,7 @@ class Method(ABC):
 
 
 def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:
-    """CLIP's logits, ``scale`` times the cosine: (..., classes, embed), (..., B, embed) -> (..., B, classes)."""
+    """Return CLIP's logits, ``scale`` times the cosine: (..., C, e) and (..., B, e) -> (..., B, C)."""
     return scale * images @ features.transpose(-1, -2)
 
 

@@ -65,7 +65,7 @@ class FedMGPSettings:
 
 
 class FedMGP(Method):
-    """Shared: t (s, n, d), v (s, n_v, W), rank by rank. Personal: T (G, n, d), V (G, n_v, W), and which were sent."""
+    """Shared: t (s, m, d), v (s, n_v, W), rank by rank. Personal: T (G, m, d), V (G, n_v, W), and which were sent."""
 
     name = "fedmgp"
     Settings = FedMGPSettings
@@ -173,16 +173,16 @@ class FedMGP(Method):
         return loss + self.settings.weight * (text + image) / 2
 
     def _apart(self, features: Tensor) -> Tensor:
-        """Mean absolute difference of two groups' features, (K, G, n, embed) -> (K, n)."""
+        """Mean absolute difference of two groups' features, (K, G, n, e) -> (K, n)."""
         g, h = torch.triu_indices(features.shape[1], features.shape[1], 1)
         return (features[:, g] - features[:, h]).abs().mean((1, 3))
 
     def texts(self, t: Tensor, classes: ClassSet) -> Tensor:
-        """(K, G, n, d) -> (K, G, classes, embed)."""
+        """(K, G, m, d) -> (K, G, C, e)."""
         return classes.encoder(self.task.n_ctx)(t)
 
     def prompted_images(self, v: Tensor, images: Images) -> Tensor:
-        """(K, G, n_v, W) -> (K, G, B, embed)."""
+        """(K, G, n_v, W) -> (K, G, B, e)."""
         embedded = self.tower.embed(images.pixels)
         return torch.stack([self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1)
 

@@ -157,7 +157,7 @@ class FedMVP(Method):
     def prompted_images(
         self, classifier: Params, images: Images, low_rank: Tensor | None = None, among: Tensor | None = None
     ) -> Tensor:
-        """(K, B, embed), unit norm.
+        """(K, B, e), unit norm.
 
         Args:
             low_rank: (K, 1), factor on the low-rank parts; None leaves them out.

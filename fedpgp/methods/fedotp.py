@@ -60,11 +60,11 @@ class FedOTP(Method):
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
-        """(K, 1, classes, embed): all mass goes to the shared prompt."""
+        """(K, 1, C, e): all mass goes to the shared prompt."""
         return classes.encoder(self.task.n_ctx)(shared["p_G"].unsqueeze(1))
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
-        """(K, 2, classes, embed)."""
+        """(K, 2, C, e)."""
         return classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]], dim=1))
 
     def logits(self, classifier: Tensor, images: Images, classes: ClassSet) -> Tensor:

@@ -121,7 +121,7 @@ class FedPGP(Method):
             return torch.autograd.grad(loss.sum(), p_i)[0]
 
     def guidance(self, classes: ClassSet) -> Tensor:
-        """z_C, (classes, embed): frozen, so that gradients reach p_G, U and V through z_G and z_i alone."""
+        """z_C, (C, e): frozen, so that gradients reach p_G, U and V through z_G and z_i alone."""
         if self.settings.guidance == "plain":
             return classes.features_of(PLAIN)
         return classes.template_features if self.settings.guidance == "photo" else classes.placeholder_features

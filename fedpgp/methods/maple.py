@@ -1,11 +1,11 @@
 """MaPLe, federated: text prompts, and image prompts that are linear in them (Khattak et al., CVPR 2023, arXiv
 2210.03117).
 
-    t_0..t_J-1 (n, d)         text prompts: the context, and n for each of the next blocks of the text tower
+    t_0..t_J-1 (m, d)         text prompts: the context, and m for each of the next blocks of the text tower
     v_l = t_l W_l^T + b_l     image prompts of block l; W_1 = W_2 = ... at the start
     y   = s cos(f(patches, v), g(t))
 
-Prompts and couplings are shared. n is n_ctx here, for both towers.
+Prompts and couplings are shared. m is n_ctx here, for both towers.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class MaPLeSettings:
 
 
 class MaPLe(VPT):
-    """Shared: t (J, n, d), W (J, W, d), b (J, W). Nothing personal."""
+    """Shared: t (J, m, d), W (J, W, d), b (J, W). Nothing personal."""
 
     name = "maple"
     Settings = MaPLeSettings
@@ -65,7 +65,7 @@ class MaPLe(VPT):
 
 
 def deep_text_prompts(task, depth: int, rng: np.random.Generator) -> Params:
-    """``t`` (depth, n, d): the starting context, then N(0, 0.02²) for each further block of the text tower."""
+    """``t`` (depth, m, d): the starting context, then N(0, 0.02²) for each further block of the text tower."""
     check_depth("method.depth", depth, task.clip.text_blocks, "text")
     first = starting_context(task.clip, task.n_ctx, task.context_init, rng)
     return {"t": torch.cat([first.unsqueeze(0), normal((depth - 1, *first.shape), rng)])}

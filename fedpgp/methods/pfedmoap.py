@@ -148,7 +148,7 @@ class PFedMoAP(PromptFL):
         return {"texts": texts, "experts": experts, "real": params["real"], "gated": gated, **gate}
 
     def pooled_experts(self, params: Params, classes: ClassSet) -> Tensor:
-        """(K, E, classes, 128). Each prompt goes through the text tower once, however many clients have it."""
+        """(K, E, C, 128). Each prompt goes through the text tower once, however many clients have it."""
         contexts, place = params["experts"].flatten(0, 1).unique(dim=0, return_inverse=True)
         texts = self.pool(classes.encoder(self.task.n_ctx)(contexts))
         return texts[place.view(params["experts"].shape[:2])]

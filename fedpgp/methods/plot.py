@@ -25,7 +25,7 @@ class PlotSettings:
     """Settings of PLOT.
 
     Attributes:
-        prompts: N.
+        prompts: M.
         epsilon: of the entropy.
         threshold, iterations: when Sinkhorn's iteration stops.
         pooled: whether the pooled feature's logits are added.
@@ -46,7 +46,7 @@ class PlotSettings:
 
 
 class Plot(Method):
-    """Shared: p_G (N, m, d). Nothing personal."""
+    """Shared: p_G (M, m, d). Nothing personal."""
 
     name = "plot"
     Settings = PlotSettings
@@ -63,7 +63,7 @@ class Plot(Method):
         return self.settings.prompts
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
-        """(K, N, classes, embed); with ``pooled`` as long as the text tower makes them."""
+        """(K, M, C, e); with ``pooled`` as long as the text tower makes them."""
         encoder = classes.encoder(self.task.n_ctx)
         return encoder.raw(shared["p_G"]) if self.settings.pooled else encoder(shared["p_G"])
 

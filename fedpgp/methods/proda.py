@@ -1,7 +1,7 @@
 """ProDA, federated: a distribution of prompts for each class (Lu et al., CVPR 2022, arXiv 2205.03340).
 
-    m_c       = mean_i z_i,c        of N prompts, not normalised
-    A_ck[dim] = sum_i (z_i,c - m_c)(z_i,k - m_k) / (N + 1)
+    m_c       = mean_i z_i,c        of M prompts, not normalised
+    A_ck[dim] = sum_i (z_i,c - m_c)(z_i,k - m_k) / (M + 1)
     y_k       = s x.m_k + s^2/2 sum_dim x^2 (A_yy + A_kk - 2 A_yk)        in training, for an image x of class y
     L         = CE(y) + ratio * mean over pairs of |cos| of the prompts' features without a class
     y_k       = s x.m_k                                                     in prediction
@@ -31,8 +31,8 @@ class ProDASettings:
     """Settings of ProDA.
 
     Attributes:
-        prompts: N.
-        a_step: prompts drawn for each step of training, at most N.
+        prompts: M.
+        a_step: prompts drawn for each step of training, at most M.
         ratio: weight of the diversity term.
     """
 
@@ -49,7 +49,7 @@ class ProDASettings:
 
 
 class ProDA(Method):
-    """Shared: p_G (N, m, d). Nothing personal."""
+    """Shared: p_G (M, m, d). Nothing personal."""
 
     name = "proda"
     Settings = ProDASettings

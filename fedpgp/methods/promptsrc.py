@@ -1,7 +1,7 @@
 """PromptSRC, federated: deep prompts in both towers that regulate themselves (Khattak et al., ICCV 2023, arXiv
 2307.06948).
 
-    z = g(t), x = f(patches, v)        t (J, n, d), v (J, n, W): independent prompts of the first J blocks
+    z = g(t), x = f(patches, v)        t (J, m, d), v (J, m, W): independent prompts of the first J blocks
     z' = mean of sixty templates' features, then normalised;  x' = CLIP's own feature of the image;  both frozen
     L = CE + 25 mean |z - z'| + 10 mean |x - x'| + KL(softmax(s x' z'^T) || softmax(s x z^T)) / C
 
@@ -51,7 +51,7 @@ class PromptSRCSettings:
 
 
 class PromptSRC(VPT):
-    """Shared: t (J, n, d), v (J, n, W). Nothing personal."""
+    """Shared: t (J, m, d), v (J, m, W). Nothing personal."""
 
     name = "promptsrc"
     Settings = PromptSRCSettings
@@ -79,7 +79,7 @@ class PromptSRC(VPT):
         return ce + s.text_weight * text + s.image_weight * image + (apart * batch.weights).sum(-1)
 
     def ensemble(self, classes: ClassSet) -> Tensor:
-        """z', unit norm, (classes, embed)."""
+        """z', unit norm, (C, e)."""
         return classes.ensemble(SIXTY)
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:

@@ -33,13 +33,13 @@ def test_peak_memory_sees_an_allocation_whatever_was_freed_before():
 
 
 def test_own_work_is_known_of_every_method_that_learns():
-    assert set(methods.OWN) == {name for name, method in METHODS.items() if method.learns}
+    assert set(methods.WORK) == {name for name, method in METHODS.items() if method.learns}
 
 
 @pytest.mark.filterwarnings("ignore:.*RANDOM weights")
 def test_no_method_multiplies_much_more_than_its_equations_need():
     task = step.task_of(10, argparse.Namespace(model="tiny_vit", device="cpu", dtype="float32"))
-    for name, needed in methods.OWN.items():
+    for name, needed in methods.WORK.items():
         case = methods.Case.of(methods.method_of(name, task))
         case.run()  # what is frozen is computed in the first step
         executed, own = measure.gflop(case.run), needed(case).gflop
