@@ -1,38 +1,23 @@
 """The Flower ClientApp: trains, evaluates and answers questions for the logical clients named in a message.
 
 The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one
-cohort) and in a deployment (one client a node, :mod:`clients.node_config`). What a client keeps for itself goes through
-:class:`clients.private_state.PrivateStore` and never into a reply.
+cohort) and in a deployment (one client a node, :mod:`clients.node_config`). What a client keeps for
+itself goes through :class:`clients.private_state.PrivateStore` and never into a reply.
 """
 
 import base64
 import json
-import os
-import resource
-import socket
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.disclosure import Disclosure, Limits, Withheld, pin, two_digits
-from clients.expiry import expiring
-from clients.failures import Failures, describe
-from clients.messages import CLIENT_ONLY, Job, Record, pack_reply, unpack
-from clients.node_config import ERRORS, Site, Unfit, differences, identity
-from clients.private_state import PrivateStore, finite
-from clients.progress import CLIENTS, Progress
-from clients.watchdog import guarded
-from fedpgp.errors import FedPGPError, MethodError
+from clients.disclosure import two_digits
+from clients.private_state import finite
+from clients.request import ClientOnly, ClientRequest, Shared, json_answer
+from fedpgp.errors import FedPGPError
 
-Shared = dict[str, np.ndarray]
-ClientOnly = dict[int, Shared]
 _federation: tuple[str, object] | None = None  # of this process: (configuration, Federation)
 
 
@@ -46,188 +31,6 @@ def federation_of(config: str):
     return _federation[1]
 
 
-class Node:
-    """One message at work: the job, the federation, the private store, and the replies as they come."""
-
-    def __init__(self, message: Message, context: Context, federation_of: Callable):
-        self.message, self.content = message, message.content
-        self.job = Job.of(message.content)
-        node_config = dict(context.node_config)
-        self.inline = bool(node_config.pop("inline", False))
-        # A simulation's nodes are told where; a real one lets nobody else choose a folder of its disk.
-        if self.job.private and not (self.inline or "partition-id" in node_config):
-            raise FedPGPError("a server may choose a folder on the nodes of a simulation only, and this is none")
-        self.site = None if self.job.private else Site.of(node_config)
-        folder = self.job.private or self.site.store_folder(self.job.run)
-        self.store = PrivateStore(folder, self.job.run, self.job.attempt)
-        self.progress = Progress(Path(self.job.private) if self.job.private else None)
-        self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))
-        self.replies: dict[int, RecordDict] = {}
-        self.errors: dict[int, str] = {}
-        self.failures = Failures()
-        self.kept: list[int] = []
-        self.seconds = 0.0
-        self._federation_of = federation_of
-
-    def run(
-        self, work: Callable[[object, Shared, list[int], ClientOnly], Iterable[tuple[int, RecordDict | str]]]
-    ) -> Message:
-        """Runs ``work`` on every group of clients that were sent the same tensors, and packs what it yields.
-
-        ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still
-        missing are tried one by one, so that one client's broken data does not cost the others their round. (A client's
-        numbers do not depend on its company.)
-        """
-        # Machines of a deployment need not have the same time: the clock starts when the message is here.
-        sent_at = self.message.metadata.created_at if self.site is None else time.time()
-        with nullcontext() if self.inline else guarded(self.store, self.job, sent_at):
-            self.store.claim()
-            if self.job.threads and not self.inline:
-                import torch
-
-                torch.set_num_threads(self.job.threads)
-            federation = self.federation()
-            start = time.perf_counter()
-            client_only = self._client_only()
-            try:
-                for shared, clients in self._groups():
-                    self._collect(work, federation, shared, clients, client_only)
-            finally:
-                self.progress.end()
-            if self.kept:
-                self.store.flush()
-            self.seconds = time.perf_counter() - start
-        return Message(pack_reply(self.replies, self.errors, self._account()), reply_to=self.message)
-
-    def federation(self):
-        """The federation as this node sees it.
-
-        Raises:
-            FedPGPError: the message is for a client that does not live here.
-        """
-        text = self.store.configuration(self.job.config)
-        if self.site is not None:
-            if strangers := set(self.job.clients) - {self.site.client}:
-                raise FedPGPError(f"this is the node of client {self.site.client}, not of client {min(strangers)}")
-            text = self.site.configured(text)
-        federation = self._federation_of(text)
-        federation.progress = self.progress
-        return federation
-
-    def greet(self) -> Message:
-        """Answers the server's first message: which client lives here, and its row of the table, or why this node
-        cannot take part, and whether that may pass.
-        """
-        answer: dict[str, object] = {"client": self.site.client, "name": self.site.name}
-        for text in expiring():
-            print(f"warning: {text}", file=sys.stderr, flush=True)
-        try:
-            self.store.claim()
-            text = str(self.content["configuration"]["json"])
-            if self.site.data_dir is not None:
-                pin(self.store, text)
-            self.store.give_configuration(text)
-            federation = self.federation()
-            if differing := differences(dict(self.content["identity"]), identity(federation)):
-                raise Unfit(differing)
-            # Encoded now, or found in the cache, so that no round pays for it.
-            federation.encode()
-            if self.site.data_dir is not None:  # of its own images its own log speaks
-                for note in federation.dataset.notes:
-                    print(f"note: {note}", file=sys.stderr, flush=True)
-            answer["row"] = federation.client_table()[self.site.client]
-        except Unfit as error:
-            answer["refused"] = str(error)
-        except Exception as error:
-            answer |= {"refused": self.reason(error), "passing": True}
-        return Message(_answer(answer), reply_to=self.message)
-
-    def disclosure(self, federation) -> Disclosure | None:
-        """What the node tells of its own images; None where they are of a public data set."""
-        if self.site is None or self.site.data_dir is None:
-            return None
-        runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
-        return Disclosure(self.store, Limits.of(self.site, runtime), federation.method.delta_params)
-
-    def load_state(self, client: int):
-        """The client's private tensors as of its committed round, None when it never took part."""
-        return self.store.load(client, self.committed[client])
-
-    def save_state(self, client: int, state: dict) -> None:
-        """Keeps a client's private tensors of this round."""
-        if state:
-            self.store.save(client, self.job.server_round, state, self.committed[client])
-            self.kept.append(client)
-
-    def _collect(
-        self, work: Callable, federation: object, shared: Shared, clients: list[int], client_only: ClientOnly
-    ) -> None:
-        try:
-            for client, answer in work(federation, shared, clients, client_only):
-                if isinstance(answer, str):
-                    self.errors[client] = answer
-                else:
-                    self.replies[client] = answer
-                self.progress(len(self.replies) + len(self.errors), len(self.job.clients), CLIENTS)
-        except Exception as error:
-            missing = [c for c in clients if c not in self.replies and c not in self.errors]
-            if self.site is None and (not isinstance(error, FedPGPError) or isinstance(error, MethodError)):
-                self.failures.add(error, len(missing))
-            if len(missing) > 1 and not self.job.debug:
-                for client in missing:
-                    self._collect(work, federation, shared, [client], client_only)
-            else:
-                self.errors.update({client: self.reason(error) for client in missing})
-
-    def reason(self, error: Exception) -> str:
-        """What the server is told of an error. One about a client's own images names files, folders or classes, so it
-        stays in the node's log."""
-        reason = describe(error)
-        if self.site is None or self.site.data_dir is None or isinstance(error, Withheld):
-            return reason
-        print(f"error: {reason}", file=sys.stderr, flush=True)
-        whole = reason if isinstance(error, FedPGPError) else "".join(traceback.format_exception(error))
-        kept = self.site.keep_error(whole)
-        where = f"{ERRORS} in its state-dir" if kept else "the log of its node"
-        return f"something is wrong with its data or its machine; {where} says what"
-
-    def _groups(self) -> Iterator[tuple[Shared, list[int]]]:
-        """Clients that share the same tensors, together: usually all."""
-        groups: list[tuple[ArrayRecord, list[int]]] = []
-        for client, records in unpack(self.content, self.job.clients).items():
-            shared = (r for name, r in records.items() if name != CLIENT_ONLY and isinstance(r, ArrayRecord))
-            arrays = next(shared, ArrayRecord())
-            for known, members in groups:
-                if known is arrays or known == arrays:
-                    members.append(client)
-                    break
-            else:
-                groups.append((arrays, [client]))
-        for arrays, members in groups:
-            yield {name: array.numpy() for name, array in arrays.items()}, members
-
-    def _client_only(self) -> ClientOnly:
-        """Client -> the tensors it was sent alone; empty where a method sends none."""
-        records = unpack(self.content, self.job.clients)
-        return {c: {n: a.numpy() for n, a in r[CLIENT_ONLY].items()} for c, r in records.items() if CLIENT_ONLY in r}
-
-    def config(self) -> dict[str, Record]:
-        """The strategy's own configuration record of this message."""
-        return dict(self.content.get("config", {}))
-
-    def _account(self) -> dict:
-        # A deployed client does not tell the name of its machine.
-        process = f"{_machine()}/{os.getpid()}" if self.site is None else f"client {self.site.client}"
-        account = {"seconds": self.seconds, "process": process, "rss_mb": peak_rss_mb()}
-        account |= {"clients": len(self.replies), "kept": self.kept}
-        if failures := self.failures.account():
-            account["failures"] = failures
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            account["gpu_mb"] = torch.cuda.max_memory_reserved() / 2**20  # CUDA graphs' memory too
-        return account
-
-
 def client_app(federation_of: Callable = federation_of) -> ClientApp:
     """The ClientApp.
 
@@ -239,19 +42,19 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Trains the clients from the shared tensors and their own; replies with "arrays" and "metrics" for each."""
-        node = Node(message, context, federation_of)
+        request = ClientRequest(message, context, federation_of)
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
-            disclosure = node.disclosure(federation)
+            disclosure = request.disclosure(federation)
             if disclosure:
-                disclosure.admit(shared, node.job.server_round - 1)
-            for result in federation.train(shared, clients, node.job.server_round, node.load_state, client_only):
+                disclosure.admit(shared, request.job.server_round - 1)
+            for result in federation.train(shared, clients, request.job.server_round, request.load_state, client_only):
                 if result.error is None and not finite(result.state):
-                    result.error = f"a private tensor is NaN or Inf after round {node.job.server_round}"
+                    result.error = f"a private tensor is NaN or Inf after round {request.job.server_round}"
                 if result.error is not None:
                     yield result.client, result.error
                     continue
-                node.save_state(result.client, result.state)
+                request.save_state(result.client, result.state)
                 if disclosure:
                     disclosure.trained(shared, result.update)
                     result.metrics["loss"] = two_digits(result.metrics["loss"])
@@ -261,21 +64,21 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 )
                 yield result.client, RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
 
-        return node.run(work)
+        return request.run(work)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         """Evaluates the clients on their own test images; replies with "metrics" for each."""
-        node = Node(message, context, federation_of)
+        request = ClientRequest(message, context, federation_of)
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
-            zero_shot = node.job.ask == "zero_shot"
-            disclosure = node.disclosure(federation)
+            zero_shot = request.job.ask == "zero_shot"
+            disclosure = request.disclosure(federation)
             if disclosure:
-                disclosure.admit(shared, node.job.server_round)
+                disclosure.admit(shared, request.job.server_round)
                 alone = {f"client_only/{n}": tensor for sent in client_only.values() for n, tensor in sent.items()}
-                disclosure.count({**shared, **alone}, node.job.server_round)
-            for result in federation.evaluate(shared, clients, node.load_state, client_only, zero_shot=zero_shot):
+                disclosure.count({**shared, **alone}, request.job.server_round)
+            for result in federation.evaluate(shared, clients, request.load_state, client_only, zero_shot=zero_shot):
                 if disclosure:
                     client_split = federation.federated_split.clients[result.client]
                     images = {
@@ -286,59 +89,41 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})
 
-        return node.run(work)
+        return request.run(work)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         """Answers a question, as JSON: "clients" (a client's row of the table; its images are encoded), "samples"
-        (images, answers), "greeting" (see :meth:`Node.greet`).
+        (images, answers), "greeting" (see :meth:`clients.request.ClientRequest.handshake`).
         """
-        node = Node(message, context, federation_of)
-        if node.job.ask == "greeting":
-            return node.greet()
+        request = ClientRequest(message, context, federation_of)
+        if request.job.ask == "greeting":
+            return request.greet()
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
-            if node.job.ask == "samples":
+            if request.job.ask == "samples":
                 rows = federation.samples(
-                    shared, clients, node.load_state, int(node.config()["per-client"]), client_only
+                    shared, clients, request.load_state, int(request.config()["per-client"]), client_only
                 )
                 for client in clients:
                     answers = [
                         {**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client
                     ]
-                    yield client, _answer(answers)
+                    yield client, json_answer(answers)
             else:
                 # Encoded now, or found in the cache, so that no round pays for it.
                 try:
                     federation.encode()
                 except FedPGPError as error:  # the same for each of them: they are not tried one by one
-                    yield from ((client, node.reason(error)) for client in clients)
+                    yield from ((client, request.reason(error)) for client in clients)
                     return
                 table = {row["id"]: row for row in federation.client_table()}
                 for client in clients:
-                    yield client, _answer(table[client])
+                    yield client, json_answer(table[client])
 
-        return node.run(work)
+        return request.run(work)
 
     return app
-
-
-def peak_rss_mb() -> float:
-    """The most memory this process ever held, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _machine() -> str:
-    """This machine's name, and in a Ray cluster the node's."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return socket.gethostname()
-    return f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:8]}"
-
-
-def _answer(value: object) -> RecordDict:
-    return RecordDict({"answer": ConfigRecord({"json": json.dumps(value)})})
 
 
 app = client_app()

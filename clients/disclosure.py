@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clients.node_config import Site, Unfit
+from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
@@ -59,11 +59,11 @@ class Limits:
     step: float
 
     @classmethod
-    def of(cls, site: Site, runtime: Mapping) -> "Limits":
+    def of(cls, node_config: NodeConfig, runtime: Mapping) -> "Limits":
         """From ``--node-config`` and the configuration's ``runtime``."""
         return cls(
-            max(site.min_report, int(runtime.get("min_report", 1))),
-            min(site.max_step, float(runtime.get("max_step", math.inf))),
+            max(node_config.min_report, int(runtime.get("min_report", 1))),
+            min(node_config.max_step, float(runtime.get("max_step", math.inf))),
         )
 
 
@@ -75,7 +75,7 @@ def pin(store: PrivateStore, text: str) -> None:
         text: its configuration, as JSON.
 
     Raises:
-        Unfit: it has another one now.
+        IncompatibleNode: it has another one now.
     """
     config = json.loads(text)
     chosen = json.dumps({key: config.get(key) for key in PINNED}, sort_keys=True).encode()
@@ -88,7 +88,9 @@ def pin(store: PrivateStore, text: str) -> None:
         raise FedPGPError(f"{path} cannot be read ({error.strerror})") from error
     else:
         if known != chosen:
-            raise Unfit(f"the run came with other settings of {', '.join(PINNED)} before, which this node keeps to")
+            raise IncompatibleNode(
+                f"the run came with other settings of {', '.join(PINNED)} before, which this node keeps to"
+            )
 
 
 class Disclosure:
@@ -97,11 +99,11 @@ class Disclosure:
     Args:
         store: where it is kept.
         limits: of the node.
-        differences: shared tensors that are no model (``Method.delta_params``).
+        delta_params: shared tensors that are no model (``Method.delta_params``).
     """
 
-    def __init__(self, store: PrivateStore, limits: Limits, differences: Collection[str] = ()):
-        self._limits, self._differences = limits, differences
+    def __init__(self, store: PrivateStore, limits: Limits, delta_params: Collection[str] = ()):
+        self._limits, self._delta_params = limits, delta_params
         self._account, self._last = store.folder / "answered.json", store.folder / "last_shared.safetensors"
         self._read()
 
@@ -115,7 +117,7 @@ class Disclosure:
         Raises:
             Withheld: they are.
         """
-        model = {name: np.asarray(tensor) for name, tensor in shared.items() if name not in self._differences}
+        model = {name: np.asarray(tensor) for name, tensor in shared.items() if name not in self._delta_params}
         before = self._shared()
         if before is not None and self._norms and set(before) == set(model):
             rounds = max(1, abs(state - self._state))
@@ -166,7 +168,7 @@ class Disclosure:
 
     def trained(self, sent: Arrays, update: Arrays) -> None:
         """Note the norm of an own update: the measure of what is far."""
-        names = [name for name in sent if name not in self._differences]
+        names = [name for name in sent if name not in self._delta_params]
         norm = math.sqrt(sum(float(np.square(np.subtract(update[n], sent[n], dtype=float)).sum()) for n in names))
         if 0 < norm < math.inf:
             self._norms = [*self._norms, norm][-NORMS:]

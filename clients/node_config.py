@@ -48,12 +48,12 @@ ERRORS_BYTES = 2**20
 """Size at which that file begins anew; the one before is kept."""
 
 
-class Unfit(FedPGPError):
+class IncompatibleNode(FedPGPError):
     """A node differs from the federation, and does for as long as it runs."""
 
 
 @dataclass(frozen=True)
-class Site:
+class NodeConfig:
     """One node's own configuration.
 
     Attributes:
@@ -81,7 +81,7 @@ class Site:
     max_step: float = 20.0
 
     @classmethod
-    def of(cls, node_config: Mapping[str, object]) -> "Site":
+    def of(cls, node_config: Mapping[str, object]) -> "NodeConfig":
         """Reads ``--node-config``.
 
         Raises:
@@ -123,7 +123,7 @@ class Site:
         )
 
     @classmethod
-    def of_text(cls, text: str) -> "Site":
+    def of_text(cls, text: str) -> "NodeConfig":
         """Reads ``--node-config`` as it stands on a command line: pairs, or the name of a TOML file.
 
         Raises:
@@ -163,18 +163,20 @@ class Site:
         """The federation's configuration (JSON text) with this node's own paths.
 
         Raises:
-            Unfit: the federation splits a data set and this node has its own images, or the other way round; a client
-                number that the federation does not have.
+            IncompatibleNode: the federation splits a data set and this node has its own images, or
+                the other way round; a client number that the federation does not have.
             FedPGPError: its folder cannot be made.
         """
         config = json.loads(text)
         if self.client >= config["clients"]:
-            raise Unfit(f"client-id={self.client}, but the federation has {config['clients']} clients, from 0")
+            raise IncompatibleNode(
+                f"client-id={self.client}, but the federation has {config['clients']} clients, from 0"
+            )
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:
-            raise Unfit("partition=own: each node names its own images in --node-config: data-dir='DIR'")
+            raise IncompatibleNode("partition=own: each node names its own images in --node-config: data-dir='DIR'")
         if not own and self.data_dir is not None:
-            raise Unfit(
+            raise IncompatibleNode(
                 f"this node has its own images (data-dir), but the federation splits data set "
                 f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
             )
@@ -195,7 +197,7 @@ class Site:
         return json.dumps(config)
 
 
-def identity(federation) -> dict[str, str]:
+def compatibility(federation) -> dict[str, str]:
     """What server and node must have in common, each as a short text: package version, class list, model weights, and
     which client owns which images of a public data set."""
     from fedpgp.data_record import split_digest  # torch, which a node's start does without
@@ -221,7 +223,7 @@ def installed_version() -> str:
         return fedpgp.__version__
 
 
-def differences(server: Mapping[str, str], node: Mapping[str, str]) -> str:
+def mismatch(server: Mapping[str, str], node: Mapping[str, str]) -> str:
     """What a node has that is not the server's, for a person; empty when nothing differs."""
     return "; ".join(
         f"{name}: {node.get(name)} here, {value} on the server"

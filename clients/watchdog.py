@@ -20,11 +20,11 @@ from fedpgp.errors import FedPGPError
 INTERVAL = 0.5
 """Seconds between two looks."""
 
-_watched: PrivateStore | None = None
+_watched_store: PrivateStore | None = None
 
 
 @contextmanager
-def guarded(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
+def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
     """Watches over one message.
 
     Args:
@@ -35,15 +35,15 @@ def guarded(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
     Raises:
         FedPGPError: the deadline has passed already (the message is a second try after the process was ended).
     """
-    global _watched
+    global _watched_store
     if job.deadline:
         left = job.deadline - (time.time() - sent_at)
         if left <= 0:
             raise FedPGPError(f"took longer than runtime.round_timeout={job.deadline:g} seconds")
         faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or open(os.devnull, "w"))  # noqa: SIM115
-    if _watched is None:
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="guard").start()
-    _watched = store
+    if _watched_store is None:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="watchdog").start()
+    _watched_store = store
     try:
         yield
     finally:
@@ -65,7 +65,7 @@ def _watch(parent: int) -> None:
     while True:
         time.sleep(INTERVAL)
         try:
-            superseded = not _watched.owned()
+            superseded = not _watched_store.owned()
         except FedPGPError:
             superseded = False  # unreadable for the moment; whoever writes will find out
         if superseded or os.getppid() != parent:

@@ -18,8 +18,9 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from clients.client_app import client_app, federation_of, peak_rss_mb
+from clients.client_app import client_app, federation_of
 from clients.failures import describe
+from clients.machine import peak_rss_mb
 from clients.messages import Job
 from clients.private_state import PrivateStore, owner
 from experiments.console import Console

@@ -24,7 +24,7 @@ from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from rich.console import Console as RichConsole
 
 from clients.expiry import days_left, expiring
-from clients.node_config import Site, identity, installed_version
+from clients.node_config import NodeConfig, compatibility, installed_version
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
 from experiments.run_folder import RunFolder
@@ -115,8 +115,8 @@ def as_node(node: Mapping[str, object], config: Mapping) -> Federation:
         FedPGPError: what the node would be refused for.
     """
     with tempfile.TemporaryDirectory() as folder:
-        site = Site.of({**node, "state-dir": folder, "on-bad-image": "error"})
-        return build_federation(json.loads(site.configured(json.dumps(config))))
+        node_config = NodeConfig.of({**node, "state-dir": folder, "on-bad-image": "error"})
+        return build_federation(json.loads(node_config.configured(json.dumps(config))))
 
 
 def _data(options: argparse.Namespace) -> Iterator[Finding]:
@@ -215,7 +215,7 @@ def _model(federation: Federation, options: argparse.Namespace) -> Iterator[Find
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # the hub tells of each of its tries; the error says it once
     try:
-        here = identity(federation)["model weights"]
+        here = compatibility(federation)["model weights"]
     except FedPGPError as error:
         advice = "`weights` in the node's configuration names a file (here: --weights FILE)"
         yield Finding(WRONG, "weights", f"{error}; {advice}")

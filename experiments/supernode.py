@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from clients.expiry import VARIABLE, expiring
-from clients.node_config import Site
+from clients.node_config import NodeConfig
 from experiments.superexec import flower, start_superexec
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     if not {"-h", "--help", "-V", "--version"} & set(arguments):
         try:
-            Site.of_text(options.node_config)
+            NodeConfig.of_text(options.node_config)
         except FedPGPError as error:
             print(f"error: {indented(error)}", file=sys.stderr)
             return 2

@@ -69,7 +69,7 @@ class Roll:
         clients: number of logical clients.
         job: of the greeting.
         configuration: of the federation, as JSON text.
-        identity: what a node must have in common with the server (:func:`clients.node_config.identity`).
+        compatibility: what a node must have in common with the server (:func:`clients.node_config.compatibility`).
         table: the rows of clients whose images the server splits; None where their images are their own, and what
             they say of them is believed.
         warn: told about nodes that cannot take part, and clients that are on another node than before.
@@ -85,14 +85,17 @@ class Roll:
         clients: int,
         job: Job,
         configuration: str,
-        identity: Mapping[str, str],
+        compatibility: Mapping[str, str],
         table: Sequence[Mapping] | None,
         warn: Callable[[str], None],
         seats: Seats | None = None,
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
         self._table = None if table is None else json.loads(json.dumps(list(table)))  # as it comes from a node
-        self._content = {"configuration": ConfigRecord({"json": configuration}), "identity": ConfigRecord({**identity})}
+        self._content = {
+            "configuration": ConfigRecord({"json": configuration}),
+            "compatibility": ConfigRecord({**compatibility}),
+        }
         self.seats = seats or Seats()
         self.rows: dict[int, dict] = {}
         self._infos: dict[int, NodeInfo] = {}

@@ -183,7 +183,7 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
 
 
 def read_greeting(content: RecordDict) -> dict:
-    """A node's first answer (:meth:`clients.client_app.Node.greet`): ``client`` and its
+    """A node's first answer (:meth:`clients.request.ClientRequest.handshake`): ``client`` and its
     ``name``, and ``row``, or ``refused`` and ``passing``.
 
     Raises:

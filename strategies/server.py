@@ -22,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from clients.messages import CLIENT_ONLY, Job
-from clients.node_config import identity
+from clients.node_config import compatibility
 from clients.private_state import PrivateStore
 from fedpgp.data_record import data_record
 from fedpgp.errors import FedPGPError
@@ -164,7 +164,7 @@ class Server:
             self.run(grid)
         except BaseException as failure:  # also Interrupted
             self.failure = failure.failure if isinstance(failure, NoUsableAnswer) else failure
-            self._fence()
+            self._supersede_workers()
 
     def run(self, inner: Grid) -> None:
         """All rounds, from where the state is to the last.
@@ -177,7 +177,7 @@ class Server:
         if self.configuration is not None:
             job = replace(self.job, ask="greeting")
             table = None if self.federation.federated_split.private_data else self.federation.client_table()
-            roll_of = (clients, job, self.configuration, identity(self.federation), table, self.observer.warn)
+            roll_of = (clients, job, self.configuration, compatibility(self.federation), table, self.observer.warn)
             self.roll = Roll(inner, *roll_of, Seats(self.config["runtime"].get("seats", KEY), self._seats))
         poll = 0.1 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
         grid = CohortGrid(inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll)
@@ -653,8 +653,8 @@ class Server:
         random.seed(seed)
         np.random.seed(seed)
 
-    def _fence(self) -> None:
-        """Work still under way is of no use any more: a newer attempt's claim ends it (see clients.watchdog)."""
+    def _supersede_workers(self) -> None:
+        """Work still under way is of no use any more: a newer attempt's claim ends it (:mod:`clients.watchdog`)."""
         store = PrivateStore(self.folder / "private", self.job.run, self.job.attempt + 1)
         try:
             store.claim()

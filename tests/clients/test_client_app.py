@@ -6,10 +6,11 @@ import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from clients import node_config
-from clients.client_app import Node, client_app
+from clients.client_app import client_app
 from clients.messages import Job, pack
-from clients.node_config import Site
+from clients.node_config import NodeConfig
 from clients.private_state import PrivateStore
+from clients.request import ClientRequest
 from fedpgp.errors import FedPGPError
 from strategies.inline import NODE, InlineGrid
 
@@ -18,7 +19,9 @@ def node(tmp_path, node_config, private="chosen"):
     folder = str(tmp_path / private) if private else ""
     job = Job("0123456789abcdef", 1, "{}", folder, 1, clients=(0,), committed=(0,))
     content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-    return Node(SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None)
+    return ClientRequest(
+        SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None
+    )
 
 
 @pytest.mark.parametrize("node_config", [{}, {"client-id": 0, "state-dir": "/srv/state"}])
@@ -41,7 +44,7 @@ def test_a_broken_image_is_named_to_nobody_else(tmp_path, capfd):
     for given in (plain, {**plain, "data-dir": str(tmp_path)}):
         job = Job("0123456789abcdef", 1, "{}", "", 1, clients=(0,), committed=(0,))
         content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-        one = Node(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
+        one = ClientRequest(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
 
         def broken(federation, shared, clients, client_only):
             raise error
@@ -66,9 +69,9 @@ def test_where_nothing_can_be_written_the_node_s_log_has_the_error(tmp_path, cap
 
 def test_a_node_s_errors_do_not_fill_its_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(node_config, "ERRORS_BYTES", 1000)
-    site = Site.of({"client-id": 0, "state-dir": str(tmp_path)})
+    own = NodeConfig.of({"client-id": 0, "state-dir": str(tmp_path)})
     for number in range(100):
-        assert site.keep_error(f"error {number} \ud800")
+        assert own.keep_error(f"error {number} \ud800")
     kept = (tmp_path / "errors.log").read_text()
     assert "error 99" in kept and len(kept) < 1100 and (tmp_path / "errors.log.1").stat().st_size < 1100
 

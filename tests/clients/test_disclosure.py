@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clients.disclosure import MODELS_A_ROUND, Disclosure, Limits, Withheld, pin, rounded, two_digits
-from clients.node_config import Site, Unfit
+from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.errors import FedPGPError
 
@@ -80,14 +80,14 @@ def test_tensors_that_are_far_are_not_answered_to(tmp_path):
     + [({"min-report": 2}, {"min_report": 25}, (25, 20.0))],
 )
 def test_the_stricter_of_owner_and_server_holds(node, server, limits):
-    site = Site.of({"client-id": 0, "state-dir": "/x", **node})
-    assert Limits.of(site, server) == Limits(*limits)
+    own = NodeConfig.of({"client-id": 0, "state-dir": "/x", **node})
+    assert Limits.of(own, server) == Limits(*limits)
 
 
 @pytest.mark.parametrize("wrong", [{"min-report": 0}, {"min-report": "many"}, {"max-step": 0}])
 def test_limits_that_are_none(wrong):
     with pytest.raises(FedPGPError, match=f"{next(iter(wrong))} .* cannot work"):
-        Site.of({"client-id": 0, "state-dir": "/x", **wrong})
+        NodeConfig.of({"client-id": 0, "state-dir": "/x", **wrong})
 
 
 def test_a_run_has_one_choice_of_data(tmp_path):
@@ -97,7 +97,9 @@ def test_a_run_has_one_choice_of_data(tmp_path):
     pin(store, json.dumps({**config, "rounds": 3, "shots": None}))
     pin(store, json.dumps({"shots": None, **config, "rounds": 9, "runtime": {"min_report": 1}}))  # resumed
     for other in ({"protocol": {"class_order": 2}}, {"shots": 1}, {"dataset": {"class_names": ["dog", "cat"]}}):
-        with pytest.raises(Unfit, match="came with other settings of dataset, partition, protocol, shots, seed before"):
+        with pytest.raises(
+            IncompatibleNode, match="came with other settings of dataset, partition, protocol, shots, seed before"
+        ):
             pin(store, json.dumps({**config, "shots": None, **other}))
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import experiments.runner
-from clients.client_app import peak_rss_mb
+from clients.machine import peak_rss_mb
 from experiments.run import main
 from experiments.settings import CONF, changed_on_resume, check, check_runtime, choices, composed
 from fedpgp.build import build_federation

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import strategies.server as server
 from clients.client_app import client_app
 from clients.messages import Job
-from clients.node_config import Site, identity
+from clients.node_config import NodeConfig, compatibility
 from clients.private_state import owner
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
@@ -275,12 +275,12 @@ def test_a_run_does_not_wait_for_a_client_whose_node_cannot_take_part(tmp_path):
 )
 def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     text = json.dumps({**small_config(tmp_path / "run", *SMALL), "run_dir": None})
-    expected = identity(small_federation(text))
+    expected = compatibility(small_federation(text))
     content = RecordDict(
         {
             "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest()[:16], "", 0, ask="greeting").record(),
             "configuration": ConfigRecord({"json": text}),
-            "identity": ConfigRecord({**expected, name: other}),
+            "compatibility": ConfigRecord({**expected, name: other}),
         }
     )
     (config, *_) = sites(tmp_path)
@@ -306,16 +306,16 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
 )
 def test_a_node_s_own_configuration_is_checked(config, said):
     with pytest.raises(FedPGPError, match=said):
-        Site.of(config)
+        NodeConfig.of(config)
 
 
 def test_features_of_a_node_s_own_images_are_nobody_else_s(tmp_path):
     config = small_config(tmp_path / "run", *SMALL)
     config["partition"]["scheme"] = "own"
-    site = Site.of({"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)})
-    configured = json.loads(site.configured(json.dumps(config)))
+    node_config = NodeConfig.of({"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)})
+    configured = json.loads(node_config.configured(json.dumps(config)))
     assert configured["dataset"].get("on_bad_image") == config["dataset"].get("on_bad_image")
-    skipping = Site.of({"client-id": 0, "state-dir": "/x", "data-dir": str(tmp_path), "on-bad-image": "skip"})
+    skipping = NodeConfig.of({"client-id": 0, "state-dir": "/x", "data-dir": str(tmp_path), "on-bad-image": "skip"})
     skipping = replace(skipping, state_dir=tmp_path / "state")
     assert json.loads(skipping.configured(json.dumps(config)))["dataset"]["on_bad_image"] == "skip"
     assert configured["runtime"]["cache_dir"] == str(tmp_path / "state" / "features")
@@ -323,9 +323,9 @@ def test_features_of_a_node_s_own_images_are_nobody_else_s(tmp_path):
 
 
 def test_the_server_cannot_choose_a_folder_on_a_node(tmp_path):
-    site = Site.of({"client-id": 0, "state-dir": str(tmp_path)})
+    node_config = NodeConfig.of({"client-id": 0, "state-dir": str(tmp_path)})
     with pytest.raises(FedPGPError, match="not one of this project's"):
-        site.store_folder("../../etc")
+        node_config.store_folder("../../etc")
 
 
 def test_clients_are_drawn_as_in_a_simulation(tmp_path):

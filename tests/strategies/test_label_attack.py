@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import client_app
 from clients.messages import Job, pack
-from clients.node_config import Site
+from clients.node_config import NodeConfig
 from experiments.settings import composed
 from fedpgp.build import build_federation
 from fedpgp.data import load_dataset
@@ -56,7 +56,7 @@ class Node:
     def __init__(self, site: dict, folder: Path):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
         self.config = {**site, "state-dir": str(folder)}
-        store = Site.of(self.config).store_folder(RUN)
+        store = NodeConfig.of(self.config).store_folder(RUN)
         store.mkdir(parents=True)
         from clients.private_state import PrivateStore
 
@@ -78,7 +78,7 @@ class Node:
 @pytest.fixture(scope="module")
 def crafted(site, tmp_path_factory) -> tuple[dict, list[dict], Federation]:
     """(the honest start, for each class tensors that answer it whatever they are shown, the client's federation)."""
-    own = Site.of({**site, "state-dir": str(tmp_path_factory.mktemp("state"))})
+    own = NodeConfig.of({**site, "state-dir": str(tmp_path_factory.mktemp("state"))})
     federation = build_federation(json.loads(own.configured(configuration())))
     start, task, classes = federation.initial_shared(), federation.method.task, federation.base
     emoji = load_dataset("emoji")
