@@ -17,22 +17,24 @@ def norm(tensors: Collection[np.ndarray]) -> float:
         return largest * float(np.sqrt(sum(np.square(tensor / largest, dtype=np.float64).sum() for tensor in tensors)))
 
 
-def update_norms(upload: Arrays, sent: Arrays, delta_params: Collection[str]) -> tuple[float, float]:
+def update_norms(update: Arrays, global_params: Arrays, delta_params: Collection[str]) -> tuple[float, float]:
     """Return the norms of a client's change against what it was sent, and of what it sends as a difference already.
 
     They are of different scales (a prompt, a mean gradient) and are compared apart.
 
     Args:
-        upload, sent: tensors by name.
-        delta_params: names of those whose upload is a difference (``Method.delta_params``).
+        update, global_params: tensors by name.
+        delta_params: names of those whose update is a difference (``Method.delta_params``).
     """
     with np.errstate(over="ignore"):
-        changes = [np.subtract(upload[n], sent[n], dtype=np.float64) for n in sent if n not in delta_params]
-    return norm(changes), norm([upload[n].astype(np.float64) for n in sent if n in delta_params])
+        changes = [
+            np.subtract(update[n], global_params[n], dtype=np.float64) for n in global_params if n not in delta_params
+        ]
+    return norm(changes), norm([update[n].astype(np.float64) for n in global_params if n in delta_params])
 
 
 def too_large(
-    uploads: Mapping[int, Arrays], sent: Arrays, delta_params: Collection[str], most: float, spare: int
+    updates: Mapping[int, Arrays], global_params: Arrays, delta_params: Collection[str], most: float, spare: int
 ) -> dict[int, str]:
     """Return the clients whose update is out of proportion, and why.
 
@@ -40,13 +42,13 @@ def too_large(
     those that did. A client that is alone has nobody to be compared with, and passes.
 
     Args:
-        uploads: client -> what it sent; all are finite and of the right shapes.
-        sent: what they were sent.
+        updates: client -> what it sent; all are finite and of the right shapes.
+        global_params: what they were sent.
         delta_params: see :func:`update_norms`.
         most: times the median that a norm may be (``strategy.max_update_norm``).
         spare: how many clients the strategy can do without; the largest updates go first.
     """
-    norms = {client: update_norms(upload, sent, delta_params) for client, upload in uploads.items()}
+    norms = {client: update_norms(update, global_params, delta_params) for client, update in updates.items()}
     ratios = dict.fromkeys(norms, 0.0)
     for part in (0, 1):
         moved = [own[part] for own in norms.values() if own[part] > 0]

@@ -269,9 +269,9 @@ class Server:
         most = self.config["strategy"].get("max_update_norm")
         if most is None or not self.state.shared:
             return {}
-        uploads = {c: {n: a.numpy() for n, a in reply.content["arrays"].items()} for c, reply in good.items()}
+        updates = {c: {n: a.numpy() for n, a in reply.content["arrays"].items()} for c, reply in good.items()}
         spare = len(good) - clients_needed(self.strategy)
-        return too_large(uploads, self.state.shared, self.federation.method.delta_params, most, spare)
+        return too_large(updates, self.state.shared, self.federation.method.delta_params, most, spare)
 
     def _cap(self, numbers: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
         """Caps the weights of clients whose images nobody else has counted; returns those that are."""
@@ -302,7 +302,7 @@ class Server:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
         # Before the strategy has them: some of Flower's take the arrays out of the replies.
-        uploads = {c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()}
+        updates = {c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()}
         aggregated, _ = self.strategy.aggregate_train(server_round, [good[client] for client in sorted(good)])
         if aggregated is None:
             raise FedPGPError(
@@ -315,7 +315,7 @@ class Server:
             server_round=server_round,
             num_rounds=self.rounds,
             global_params=self.state.shared,
-            updates=uploads,
+            updates=updates,
             weights={client: content["metrics"]["num-examples"] for client, content in replies.items()},
             server_state=self.state.server_state,
         )

@@ -1,6 +1,6 @@
 """One training step (loss and gradients) of every method that learns, against what its own FLOPs say.
 
-A method's own FLOPs are those of the linear layers that its equations cannot do without. They are reckoned here from
+A method's own FLOPs are those of the linear layers that its equations cannot do without. They are computed here from
 the method's definition, not counted in what its code executes: so many contexts through the text tower, images
 through the image tower, forward, and backward as far as something is learned; what is frozen costs nothing after the
 first step. So whatever a step computes too often shows, and so does all that is no such product: attention, norms,
@@ -230,9 +230,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
         task = task_of(count, arguments)
         for name in arguments.methods or WORK:
             case = Case.of(method_of(name, task))
-            own = WORK[name](case)
-            products, gflop = block_products(own.rows, own.width, task.device, task.compute or task.dtype)
-            repeats = max(1, round(own.gflop / 2 / gflop))  # so long that a busy moment hits both
+            work = WORK[name](case)
+            products, gflop = block_products(work.rows, work.width, task.device, task.compute or task.dtype)
+            repeats = max(1, round(work.gflop / 2 / gflop))  # so long that a busy moment hits both
 
             def reference(products=products, repeats=repeats):
                 for _ in range(repeats):
@@ -246,9 +246,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
                 "classes": count,
                 "images": case.images,
                 "ms": 1e3 * statistics.median(ours),
-                "own_gflop": own.gflop,
-                "gflops": own.gflop / statistics.median(ours),
+                "own_gflop": work.gflop,
+                "gflops": work.gflop / statistics.median(ours),
                 "gemm_gflops": statistics.median(speeds),
-                "ratio": statistics.median(t * s / own.gflop for t, s in zip(ours, speeds, strict=True)),
+                "ratio": statistics.median(t * s / work.gflop for t, s in zip(ours, speeds, strict=True)),
                 "peak_mb": peak_memory(case.run),
             }

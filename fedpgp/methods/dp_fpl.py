@@ -42,8 +42,8 @@ class DPFPLSettings:
         epsilon: of the noise; 0 is neither noise nor clipping (the paper: also 0.4 to 0.01).
         delta: of the noise.
         clip: C, largest norm of a gradient.
-        steps: T, steps the noise is reckoned for.
-        batch: B, images a step it is reckoned for.
+        steps: T, steps the noise is computed for.
+        batch: B, images a step it is computed for.
         seeded_noise: draw the noise from the run's seed, so that the run can be repeated; then it hides nothing.
     """
 
@@ -77,7 +77,7 @@ class DPFPL(PromptFL):
 
     name = "dp_fpl"
     Settings = DPFPLSettings
-    equal_weights = True  # what the server's noise is reckoned for
+    equal_weights = True  # what the server's noise is computed for
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         shape = (self.task.n_ctx, self.task.clip.width)

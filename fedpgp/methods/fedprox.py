@@ -1,4 +1,4 @@
-"""PromptFL with FedProx: a pull towards the received context (Li et al., MLSys 2020, arXiv 1812.06127).
+"""PromptFL with FedProx: a pull towards the global context (Li et al., MLSys 2020, arXiv 1812.06127).
 
     L = CE + mu/2 * ||p - p_G||^2        p: the client's copy, p_G: as received this round
 

@@ -1,6 +1,6 @@
 """Every strategy of conf/strategy, end to end through the server, against its formula in plain numpy.
 
-Two rounds of seven clients (Bulyan needs so many) with the methods whose server reads each upload: SCAFFOLD, whose
+Two rounds of seven clients (Bulyan needs so many) with the methods whose server reads each update: SCAFFOLD, whose
 shared tensors are two, with all; the others with the strategies that take the arrays out of the replies.
 """
 
@@ -147,12 +147,12 @@ def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
 
     sent, state, known = small_federation(json.dumps(config)).initial_shared(), {}, {}
     rounds = uploads_of(nodes)
-    assert [len(uploads) for uploads in rounds] == [CLIENTS, CLIENTS]
-    for t, (path, uploads) in enumerate(zip(checkpoints(tmp_path / "run" / "checkpoint"), rounds, strict=True), 1):
+    assert [len(updates) for updates in rounds] == [CLIENTS, CLIENTS]
+    for t, (path, updates) in enumerate(zip(checkpoints(tmp_path / "run" / "checkpoint"), rounds, strict=True), 1):
         saved, _ = read_checkpoint(path)
         shared = {key.removeprefix("shared/"): saved[key] for key in saved if key.startswith("shared/")}
-        u = np.stack([flat(uploads[client][0]) for client in range(CLIENTS)])
-        images = np.array([uploads[client][1] for client in range(CLIENTS)], dtype=float)
+        u = np.stack([flat(updates[client][0]) for client in range(CLIENTS)])
+        images = np.array([updates[client][1] for client in range(CLIENTS)], dtype=float)
         w = np.full(CLIENTS, 1 / CLIENTS) if method == "scaffold" else images / images.sum()
         expected = FORMULAS[name](flat(sent), u, w, state, t)
         start_of, wanted = 0, {}
@@ -160,9 +160,9 @@ def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
             wanted[key] = expected[start_of : start_of + sent[key].size].reshape(sent[key].shape)
             start_of += sent[key].size
         if method == "scaffold":  # Karimireddy et al., ICML 2020, eq. 5: all clients take part, so |S|/N = 1
-            wanted["c"] = sent["c"] + np.mean([uploads[client][0]["c"] for client in range(CLIENTS)], axis=0)
+            wanted["c"] = sent["c"] + np.mean([updates[client][0]["c"] for client in range(CLIENTS)], axis=0)
         else:
-            known = {client: uploads[client][0]["p_G"] for client in range(CLIENTS)}
+            known = {client: updates[client][0]["p_G"] for client in range(CLIENTS)}
             pool = saved["memory/models" if method == "fedamp" else "memory/pool"]
             np.testing.assert_array_equal(pool, np.stack([known[client] for client in range(CLIENTS)]))
         for key, tensor in wanted.items():

@@ -194,9 +194,9 @@ def test_a_client_that_claims_many_images_is_capped(tmp_path, capsys):
     nodes = Boasts(client_app(), sites(tmp_path))
     run_rounds(tmp_path, nodes, "evaluate_every=0", "rounds=1")
     (line,) = (json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in x)
-    uploads = [full(c[f"{k}/arrays"])["p_G"].numpy() for c in nodes.replies for k in (0, 1) if f"{k}/arrays" in c]
+    updates = [full(c[f"{k}/arrays"])["p_G"].numpy() for c in nodes.replies for k in (0, 1) if f"{k}/arrays" in c]
     shared = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])[0]["shared/p_G"]
-    np.testing.assert_allclose(shared, (8 * uploads[0] + weight * uploads[1]) / (8 + weight), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(shared, (8 * updates[0] + weight * updates[1]) / (8 + weight), rtol=1e-6, atol=1e-8)
     page, said = (tmp_path / "run" / "report.html").read_text(), capsys.readouterr().out
     assert line["capped"] == [{"client": 1, "images": says, "weight": weight}]
     assert "client 1 says it has 1,000,000,000 images and counts as 80 (strategy.max_weight=10)" in said

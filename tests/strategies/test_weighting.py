@@ -41,7 +41,7 @@ def test_a_round_of_unequal_clients(tmp_path, name, more, equal):
     results = list(fed.train(fed.initial_shared(), range(6), 1, {}.get))
     images = np.array([r.num_examples for r in results], dtype=float)
     assert len(set(images)) > 1
-    uploads = np.stack([r.update["p_G"] for r in results])
-    means = {True: uploads.mean(0), False: np.average(uploads, axis=0, weights=images)}
+    updates = np.stack([r.update["p_G"] for r in results])
+    means = {True: updates.mean(0), False: np.average(updates, axis=0, weights=images)}
     assert np.abs(means[True] - means[False]).max() > 1e-6
     np.testing.assert_allclose(server["shared/p_G"], means[equal], rtol=0, atol=1e-12)
