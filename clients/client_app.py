@@ -17,6 +17,7 @@ from clients.disclosure import two_digits
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_answer
 from fedpgp.errors import FedPGPError
+from fedpgp.process import set_up_process
 
 _federation: tuple[str, object] | None = None  # of this process: (configuration, Federation)
 
@@ -25,6 +26,7 @@ def federation_of(config: str):
     """The :class:`fedpgp.federation.Federation` of a configuration (JSON text); the last one is kept in the process."""
     global _federation
     if _federation is None or _federation[0] != config:
+        set_up_process()
         from fedpgp.build import build_federation  # torch is imported when there is work, not before
 
         _federation = (config, build_federation(json.loads(config)))

@@ -18,21 +18,23 @@ from clients.node_config import LONGEST_NAME
 from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.certificates import make_certificates, make_node_key
+from experiments.command import BAD_INPUT, command
 from experiments.help import unknown_words
 from experiments.latest import point_latest
 from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
-from experiments.run import BAD_INPUT, changes_on_resume
+from experiments.run import changes_on_resume
 from experiments.run_folder import RunFolder, default_folder
 from experiments.settings import check, check_overrides, check_runtime, composed
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
-from fedpgp.plain_text import indented, one_line
+from fedpgp.plain_text import one_line
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 2 for bad input or a run that failed, 130 and 143 for Ctrl-C and
     SIGTERM.
@@ -64,12 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.typed = f"{LOCAL} {shlex.join(words[1:])}"
         # Those after an option too; the processes that get them work in another folder.
         options.overrides = readable([*options.overrides, *late], absolute=True)
-    try:
-        chosen = {"keys": _keys, "local": _local, "login": _login, "check": site_check.main}[options.command]
-        return chosen(options)
-    except FedPGPError as error:
-        print(f"error: {indented(error)}", file=sys.stderr)
-        return BAD_INPUT
+    chosen = {"keys": _keys, "local": _local, "login": _login, "check": site_check.main}[options.command]
+    return chosen(options)
 
 
 class _Asked(BaseException):

@@ -17,12 +17,12 @@ import numpy as np
 from rich.console import Console as RichConsole
 
 from clients.private_state import PrivateStore
+from experiments.command import command
 from experiments.console import accuracy_table
 from experiments.help import unknown_words
 from experiments.naming import job_name, named
 from experiments.overrides import readable, user_path
 from experiments.progress import ProgressLine
-from experiments.run import BAD_INPUT
 from experiments.run_folder import RunFolder, asked_run
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
 from fedpgp.atomic_files import check_target
@@ -41,6 +41,7 @@ WHERE = ("root", "download", "on_bad_image", "views", "memory")
 """Options of a data set that say where and how its images are read, not which they are."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
@@ -62,19 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(unknown_words(late, sys.argv[1:] if arguments is None else arguments))
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     overrides = readable([*options.overrides, *late])
+    if options.to:
+        check_target(options.to)
+    run = asked_run(options.run)
     try:
-        if options.to:
-            check_target(options.to)
-        run = asked_run(options.run)
-        try:
-            record = evaluate(run, overrides, line.progress)
-        finally:
-            line.stop()
-        path = options.to or _place(run, overrides, record)
-        RunFolder(path.parent).json(path.name, record)
-    except FedPGPError as error:
-        print(f"error: {indented(error)}", file=sys.stderr)
-        return BAD_INPUT
+        record = evaluate(run, overrides, line.progress)
+    finally:
+        line.stop()
+    path = options.to or _place(run, overrides, record)
+    RunFolder(path.parent).json(path.name, record)
     for note in record["notes"]:
         print(f"note: {note}", file=sys.stderr)
     console = RichConsole(highlight=False, markup=False)

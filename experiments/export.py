@@ -17,28 +17,25 @@ import torch
 from safetensors.torch import save
 
 from experiments.client_model import ClientModel, add_options, from_arguments
+from experiments.command import command
 from experiments.overrides import user_path
-from experiments.run import BAD_INPUT
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.clip import resolve_name
 from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Method
-from fedpgp.plain_text import indented, written_out
+from fedpgp.plain_text import written_out
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--to", type=user_path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
-    try:
-        check_target(options.to / "classifier.json")
-        export(from_arguments(options), options.to)
-    except FedPGPError as error:
-        print(f"error: {indented(error)}", file=sys.stderr)
-        return BAD_INPUT
+    check_target(options.to / "classifier.json")
+    export(from_arguments(options), options.to)
     to = written_out(options.to)
     print(f"wrote {to}/classifier.safetensors and {to}/classifier.json")
     return 0

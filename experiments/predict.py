@@ -15,20 +15,21 @@ from PIL import Image
 from rich.console import Console as RichConsole
 
 from experiments.client_model import ClientModel, add_options, from_arguments
+from experiments.command import BAD_INPUT, command, complain
 from experiments.overrides import user_path
 from experiments.progress import ProgressLine
-from experiments.run import BAD_INPUT
 from fedpgp.data.base import FileSplit
 from fedpgp.data.features import images_per_chunk
 from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Images
-from fedpgp.plain_text import indented, one_line, written_out
+from fedpgp.plain_text import one_line, written_out
 
 SHOWN = 3
 """Answers shown of each image."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input (images that can be read are answered)."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         line.stop()
     for reason in unreadable:
-        print(f"error: {indented(reason)}", file=sys.stderr)
+        complain(reason)
     return BAD_INPUT if unreadable else 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
+from experiments.command import command
 from experiments.overrides import user_path
 from experiments.reporting import grids as printing
 from experiments.reporting import significance, tables
@@ -25,7 +26,7 @@ from experiments.reporting.table_csv import as_csv
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError
 from fedpgp.figures import CLIENT_FIGURES, MODELS
-from fedpgp.plain_text import indented, written_out
+from fedpgp.plain_text import written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
 _DESCRIPTION = """\
@@ -57,15 +58,15 @@ domains_base, domains_novel, datasets (one a domain or data set), and any number
 wire_bytes_up, seconds.train, images_per_second, peak_gpu_mb."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 when something asked for is not there."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
     try:
-        _report(options, "python -m experiments.report " + shlex.join(argv))
-    except (FedPGPError, OSError) as error:
-        print(f"error: {indented(error)}", file=sys.stderr)
-        return 2
+        _report(options, "python -m experiments.report " + shlex.join(arguments))
+    except OSError as error:
+        raise FedPGPError(str(error)) from error
     return 0
 
 

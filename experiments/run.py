@@ -14,14 +14,13 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when flwr is imported
-
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.command import command, complain
 from experiments.help import explain, explain_top, settings_as_flags
 from experiments.latest import point_latest
 from experiments.naming import job_name, older_job_name
@@ -39,10 +38,7 @@ from experiments.settings import (
 from experiments.sweep import Sweep, jobs, show_table
 from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.plain_text import indented
 
-BAD_INPUT = 2
-"""Exit status when a person has to mend something."""
 UNFORESEEN = 1
 INTERRUPTED = 128 + signal.SIGINT
 SWEEP = "sweep.json"
@@ -51,6 +47,7 @@ FAILED = "failed"
 """In a sweep's folder: why runs failed, a file each."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for a failure nobody foresaw, 2 for bad input, 130 and 143 for
     Ctrl-C and SIGTERM."""
@@ -70,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _job(OmegaConf.to_container(config, resolve=True), arguments, sweep[0][0] if sweep else None)
         except FedPGPError as error:
             _remember(str(error))
-            failures.append(_complain(error))
+            failures.append(complain(error))
         except Exception:
             if context.mode != RunMode.MULTIRUN:
                 raise
@@ -82,17 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sweep[0][0].end()
 
     register_resolvers()
-    try:
-        if said := settings_as_flags(arguments):
-            raise FedPGPError(said)
-        if "--help" in arguments and (words := [a for a in arguments if not a.startswith("-")]):
-            print(explain(words))
-            return 0
-        arguments = _sweep_again(_together(readable(arguments)))
-        asked = get_args_parser().parse_args(arguments)
-        check_overrides(asked.overrides, sweep=_is_sweep(asked))
-    except FedPGPError as error:
-        return _complain(error)
+    if said := settings_as_flags(arguments):
+        raise FedPGPError(said)
+    if "--help" in arguments and (words := [a for a in arguments if not a.startswith("-")]):
+        print(explain(words))
+        return 0
+    arguments = _sweep_again(_together(readable(arguments)))
+    asked = get_args_parser().parse_args(arguments)
+    check_overrides(asked.overrides, sweep=_is_sweep(asked))
     sys.argv = [RUN, *arguments]
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
     try:
@@ -272,12 +266,6 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
         elif top in config:
             changes[top] = config[top]
     return changes
-
-
-def _complain(error: FedPGPError) -> int:
-    sys.stdout.flush()
-    print(f"error: {indented(error)}", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

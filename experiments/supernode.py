@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 from clients.expiry import VARIABLE, expiring
 from clients.node_config import NodeConfig
+from experiments.command import command
 from experiments.superexec import flower, start_superexec
-from fedpgp.errors import FedPGPError
-from fedpgp.plain_text import indented
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Becomes Flower's SuperNode; returns 2 for a configuration that cannot work."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -30,13 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--node-config", default="")
     options, _ = parser.parse_known_args(arguments)
     os.umask(0o077)
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     if not {"-h", "--help", "-V", "--version"} & set(arguments):
-        try:
-            NodeConfig.of_text(options.node_config)
-        except FedPGPError as error:
-            print(f"error: {indented(error)}", file=sys.stderr)
-            return 2
+        NodeConfig.of_text(options.node_config)
         if options.root_certificates:
             os.environ[VARIABLE] = os.path.abspath(options.root_certificates)
         for text in expiring():

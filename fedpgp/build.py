@@ -22,6 +22,7 @@ from fedpgp.federation import Federation, Progress
 from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
 from fedpgp.private_data import split_private_data
+from fedpgp.process import set_up_process
 from fedpgp.protocols import FederatedSplit, split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
@@ -83,6 +84,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
     Raises:
         FedPGPError: anything in the configuration that cannot work, by name.
     """
+    set_up_process()
     make_method = _method(config)
     clip = cache(partial(_clip, config))
     federated_split = split_configured(config) if federated_split is None else federated_split

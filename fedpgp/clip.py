@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import fedpgp._torchvision  # noqa: F401  (before open_clip)
 from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.frozen import FrozenCLIP, resolve_device
+from fedpgp.torchvision_fix import import_open_clip
 from fedpgp.weights import (
     IN_A_FOLDER,
     check_file,
@@ -60,7 +60,7 @@ def load_clip(name: str, pretrained: str | None = None, device: str | torch.devi
             put it); a weights file that is truncated, of another layout or another architecture; an activation (GELU or
             QuickGELU) other than the one the weights were trained with.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     architecture, tag = resolve_name(name, pretrained)
     transform, archive = {}, None
@@ -108,7 +108,7 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
     Raises:
         FedPGPError: an unknown name, or no weights for it.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     if name in SHIPPED:
         folder = asset(name, "open_clip_model.safetensors").parent
@@ -158,7 +158,7 @@ def _check_folder(name: str, folder: Path, weights: bool) -> None:
 
 def _transform(name: str, architecture: str) -> dict:
     """How images are transformed for a weights file, which has no tag that would say it: a short name's own way."""
-    import open_clip
+    open_clip = import_open_clip()
 
     config = open_clip.get_pretrained_cfg(architecture, SHORT_NAMES[name][1]) or {} if name in SHORT_NAMES else {}
     kinds = {"image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation"}
@@ -171,7 +171,7 @@ def _tokenizer(name: str, architecture: str) -> Callable:
     Raises:
         FedPGPError: it is Hugging Face's and its library or its files are not there; says where they come from.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     try:
         return open_clip.get_tokenizer(architecture)
@@ -188,7 +188,7 @@ def _tokenizer(name: str, architecture: str) -> Callable:
 
 def _tokenizer_files(architecture: str) -> str:
     """Where the files of a Hugging Face tokenizer are expected, and how they come there."""
-    import open_clip
+    open_clip = import_open_clip()
 
     if architecture.startswith("local-dir:"):
         return f"tokenizer.json and tokenizer_config.json in {architecture.removeprefix('local-dir:')}"
@@ -203,7 +203,7 @@ def _tokenizer_files(architecture: str) -> str:
 
 
 def _cannot_load(name: str, architecture: str, tag: str | None, error: Exception, make: Callable) -> str:
-    import open_clip
+    open_clip = import_open_clip()
 
     def empty() -> nn.Module | None:
         with contextlib.suppress(Exception):

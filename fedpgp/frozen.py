@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.process import set_up_process
 from fedpgp.tokens import TokenReader
+from fedpgp.torchvision_fix import import_open_clip
 
 Cached = TypeVar("Cached")
 
@@ -39,14 +41,12 @@ class FrozenCLIP:
     """
 
     def __init__(self, model, tokenizer: Callable | None = None, preprocess: Callable | None = None):
+        set_up_process()
         self.model = model.eval().requires_grad_(False)
         self.text_model = getattr(model, "text", model)
         self.token_embedding = _token_embedding(self.text_model)
         if tokenizer is None:
-            import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
-            from open_clip.tokenizer import SimpleTokenizer
-
-            tokenizer = SimpleTokenizer()
+            tokenizer = import_open_clip().SimpleTokenizer()
         self.tokenizer = tokenizer
         self.context_length = int(self.text_model.context_length)
         if hasattr(self.text_model, "config"):  # of Hugging Face: what it could read; open_clip's tokenizer cuts before
@@ -68,10 +68,7 @@ class FrozenCLIP:
         """PIL image -> (3, R, R) tensor, as the model was trained to see it (evaluation transform)."""
         if self._preprocess is not None:
             return self._preprocess
-        import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
-        from open_clip import image_transform
-
-        return image_transform(self.model.visual.image_size, is_train=False)
+        return import_open_clip().image_transform(self.model.visual.image_size, is_train=False)
 
     @property
     def image_size(self) -> int:

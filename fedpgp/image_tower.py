@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedpgp.blocks import QUICK_GELU, Block, FoldedTower, fold_block, linear
 from fedpgp.errors import FedPGPError
 from fedpgp.frozen import FrozenCLIP
+from fedpgp.torchvision_fix import import_open_clip
 
 
 class ImageTower(FoldedTower):
@@ -29,9 +30,6 @@ class ImageTower(FoldedTower):
     """
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, method: str):
-        import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
-        from open_clip.transformer import QuickGELU
-
         tower = clip.model.visual
         blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
         if (
@@ -46,7 +44,7 @@ class ImageTower(FoldedTower):
                 "a CLIP vision transformer (model=tiny_vit, vit_b16, vit_b32, vit_l14 ...)"
             )
         self.dtype, self.heads, self.eps = dtype, blocks[0].attn.num_heads, blocks[0].ln_1.eps
-        quick = isinstance(blocks[0].mlp.gelu, QuickGELU)
+        quick = isinstance(blocks[0].mlp.gelu, import_open_clip().transformer.QuickGELU)
         self.activation = F.silu if quick else blocks[0].mlp.gelu
         self.blocks = []
         for block in blocks:

@@ -33,6 +33,7 @@ from fedpgp.frozen import FrozenCLIP
 from fedpgp.full_text import FullSequences
 from fedpgp.packed_attention import Group, Packing
 from fedpgp.padded_attention import PaddedAttention
+from fedpgp.torchvision_fix import import_open_clip
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +101,6 @@ def _fold(text: nn.Module, dtype: torch.dtype, compute: torch.dtype, quick: bool
 
 def why_not_shared(text: nn.Module) -> str | None:
     """Why an open_clip text tower cannot share a prefix; None when it can."""
-    import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
-    from open_clip.transformer import QuickGELU
-
     blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     if blocks is None or not isinstance(getattr(blocks[0], "attn", None), nn.MultiheadAttention):
@@ -112,7 +110,8 @@ def why_not_shared(text: nn.Module) -> str | None:
     if pool != "argmax":
         return f"its feature is read at {pool!r}, not at the end-of-text token"
     activation = blocks[0].mlp.gelu
-    if not isinstance(activation, QuickGELU) and getattr(activation, "approximate", None) != "none":
+    quick = isinstance(activation, import_open_clip().transformer.QuickGELU)
+    if not quick and getattr(activation, "approximate", None) != "none":
         return f"its activation is {activation}"
     if not isinstance(blocks[0].ls_1, nn.Identity) or getattr(text, "cls_emb", None) is not None:
         return "it has layer scales or a class embedding"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import fedpgp._torchvision  # noqa: F401  (before open_clip)
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.torchvision_fix import import_open_clip
 
 IN_A_FOLDER = ("*.safetensors", "*.bin", "*.pth")
 """Weights that open_clip finds in a folder."""
@@ -34,7 +34,7 @@ def check_tag(architecture: str, tag: str) -> None:
     Raises:
         FedPGPError: naming the tags, or the architecture that these weights were trained with.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     tags, other = open_clip.list_pretrained_tags_by_model(architecture), other_activation(architecture)
     if tag.lower().replace("-", "_") not in tags:
@@ -80,14 +80,14 @@ def check_file(name: str, architecture: str, file: Path) -> None:
 
 def has_quick_gelu(architecture: str) -> bool:
     """Whether an architecture of open_clip's list has QuickGELU."""
-    import open_clip
+    open_clip = import_open_clip()
 
     return bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
 
 
 def other_activation(architecture: str) -> str | None:
     """The same architecture with the other activation, where open_clip has one."""
-    import open_clip
+    open_clip = import_open_clip()
 
     other = architecture.removesuffix(SUFFIX) if architecture.endswith(SUFFIX) else architecture + SUFFIX
     return other if other in open_clip.list_models() else None
@@ -178,15 +178,13 @@ def _of_archive(file: Path) -> dict[str, Tensor]:
 
 def _shapes(file: Path) -> Shapes:
     """Names and shapes of a file's tensors, by the names that open_clip reads them under."""
-    from open_clip.factory import load_state_dict
-
-    state = _of_archive(file) if is_archive(file) else load_state_dict(str(file))
+    state = _of_archive(file) if is_archive(file) else import_open_clip().factory.load_state_dict(str(file))
     return {key: tuple(tensor.shape) for key, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _fitting(there: Shapes) -> list[str]:
     """Architectures of open_clip's list with an image and text tower of these sizes."""
-    import open_clip
+    open_clip = import_open_clip()
 
     try:
         sizes = _sizes(there)

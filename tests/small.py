@@ -22,6 +22,7 @@ from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
+from fedpgp.torchvision_fix import import_open_clip
 from fedpgp.training import TrainingSettings
 
 CLASSES = ["cat", "golden retriever", "airplane", "clover", "swimming pool", "tea cup"]
@@ -146,7 +147,7 @@ class Faulty(Federation):
 
 @cache
 def _clip() -> FrozenCLIP:
-    from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
+    CLIP = import_open_clip().model.CLIP
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -15,14 +15,14 @@ alike.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from experiments.bench import cohort, features, federation, growth, methods, step
 from experiments.bench.measure import machine
+from experiments.command import command
 from experiments.overrides import user_path
-from experiments.run import BAD_INPUT
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.cuda_graphs import Graphs
-from fedpgp.errors import FedPGPError
 
 BENCHES = {
     "step": step.rows,
@@ -34,7 +34,8 @@ BENCHES = {
 }
 
 
-def main() -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench",
@@ -54,12 +55,8 @@ def main() -> int:
     parser.add_argument("--axes", nargs="+", choices=growth.AXES, help="growth: what varies (default: each in turn)")
     parser.add_argument("--plot", type=user_path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE")
-    arguments = parser.parse_args()
-    try:
-        _bench(arguments)
-    except FedPGPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    options = parser.parse_args(arguments)
+    _bench(options)
     return 0
 
 

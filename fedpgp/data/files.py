@@ -16,6 +16,7 @@ from PIL import Image
 from fedpgp.data.base import DATA_VARIABLE
 from fedpgp.data.store import locked
 from fedpgp.errors import FedPGPError
+from fedpgp.torchvision_fix import fix_torchvision
 
 IGNORED = {"__MACOSX"}
 """Folders that unpacking leaves behind; they do not count, as hidden ones do not."""
@@ -102,7 +103,7 @@ def _find(root: Path, folders: Sequence[str], markers: Sequence[Marker]) -> Path
 
 
 def _fetch(name: str, root: Path, source: Source, unfinished: Path) -> None:
-    import fedpgp._torchvision  # noqa: F401, I001  (before torchvision)
+    fix_torchvision()
     from torchvision.datasets.utils import download_url, extract_archive
 
     for archive in source.archives:

@@ -6,6 +6,7 @@ from fedpgp.data.base import Dataset, register
 from fedpgp.data.files import Archive, Source, locate, read_json, read_mat
 from fedpgp.data.listing import Listing, Rows, Zhou
 from fedpgp.errors import FedPGPError
+from fedpgp.torchvision_fix import fix_torchvision
 
 HOST = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 SOURCE = Source(
@@ -59,7 +60,7 @@ def _names(folder: Path) -> list[str]:
             return [names[str(number)] for number in range(1, len(names) + 1)]
         except (KeyError, TypeError) as error:
             raise FedPGPError(f"{path} does not name the classes 1, 2, …; fetch it again") from error
-    import fedpgp._torchvision  # noqa: F401, I001  (before torchvision)
+    fix_torchvision()
     from torchvision.datasets import Flowers102
 
     if not hasattr(Flowers102, "classes"):

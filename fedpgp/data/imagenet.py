@@ -7,6 +7,7 @@ from fedpgp.data.base import Dataset, register
 from fedpgp.data.files import Source, locate, read_columns, subfolders
 from fedpgp.data.listing import Listing, listed
 from fedpgp.errors import FedPGPError
+from fedpgp.torchvision_fix import import_open_clip
 
 TEMPLATE = "a photo of a {}."
 NAMES_FILE = "classnames.txt"
@@ -112,11 +113,10 @@ def _names(root: Path, folder: Path) -> tuple[dict[str, str], str]:
     for place in (folder, folder.parent, root / "imagenet"):
         if (place / NAMES_FILE).exists():
             return dict(read_columns(place / NAMES_FILE, 2)), f"class names: {place / NAMES_FILE} (CoOp)"
-    import fedpgp._torchvision  # noqa: F401, I001  (before open_clip)
-    from open_clip import IMAGENET_CLASSNAMES
+    open_clip = import_open_clip()
     from timm.data import ImageNetInfo
 
-    names = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+    names = dict(zip(ImageNetInfo("imagenet-1k").label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
     return names, f"class names: open_clip's; CoOp's are not there ({NAMES_FILE} in {folder.parent})"
 
 

@@ -15,6 +15,7 @@ from fedpgp.clip import FrozenCLIP
 from fedpgp.data import ArraySplit, FileSplit, Subset
 from fedpgp.data.features import encode_split, feature_key
 from fedpgp.errors import FedPGPError
+from fedpgp.torchvision_fix import import_open_clip
 
 # What a process of its own runs: three children start together; each prints how many batches it encoded, and a sum.
 # They are forked before torch computes anything: it does not survive a fork after that.
@@ -22,7 +23,7 @@ CHILDREN = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("test_features", sys.argv[1])
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-import open_clip.model
+module.import_open_clip()
 if all(os.fork() for _ in range(3)):  # a child leaves the loop at once
     sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 batches = []
@@ -34,7 +35,7 @@ os._exit(0)
 
 def make_clip(seed: int = 0) -> FrozenCLIP:
     """A small open_clip CLIP with random weights."""
-    from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
+    CLIP = import_open_clip().model.CLIP
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -24,6 +24,7 @@ from experiments.settings import composed
 from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from fedpgp.torchvision_fix import import_open_clip
 from tests.docs.pages import block
 from tests.nodes import Nodes
 
@@ -183,8 +184,7 @@ def test_any_open_clip_user_can_use_an_export(run, clients, images, tmp_path):
         json.loads((tmp_path / "classifier.json").read_text()),
         load_file(tmp_path / "classifier.safetensors"),
     )
-    import fedpgp._torchvision  # noqa: F401, I001  (open_clip needs it beside a CPU torch)
-    import open_clip
+    open_clip = import_open_clip()
 
     assert about["pictures"] == {"orientation": "exif", "background": "white", "grey_range": None}
     # What docs/deployment.md shows.
@@ -277,8 +277,7 @@ def test_a_deployment_is_not_scored_where_its_prompts_are_not(elsewhere, capsys)
 @pytest.fixture(scope="module")
 def own_weights(tmp_path_factory):
     """A run of a model whose weights are a file: (the run's folder, the file, other weights)."""
-    import fedpgp._torchvision  # noqa: F401, I001
-    import open_clip
+    open_clip = import_open_clip()
 
     folder = tmp_path_factory.mktemp("weights")
     size = {"embed_dim": 16, "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}}

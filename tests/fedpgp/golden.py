@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fedpgp.clip import FrozenCLIP
 from fedpgp.methods import StepContext
+from fedpgp.torchvision_fix import import_open_clip
 
 STEP = StepContext(server_round=1, step=0, clients=(0,), global_params={}, lr=0.1, seed=0)
 """For methods that need nothing of it."""
@@ -30,7 +31,7 @@ def golden_class_names() -> list[str]:
 @cache
 def golden_clip() -> FrozenCLIP:
     """The text tower of the golden numbers in float64, with a random image tower."""
-    from open_clip.model import CLIP  # after fedpgp.clip, which makes torchvision importable beside a CPU torch
+    CLIP = import_open_clip().model.CLIP
 
     inputs = golden("inputs")
     with torch.random.fork_rng():

@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fedpgp
-import fedpgp._torchvision  # noqa: F401  open_clip needs it
+from fedpgp.torchvision_fix import import_open_clip
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 ASSETS = Path(fedpgp.__file__).parent / "assets"
 EMOJI = ASSETS / "emoji"

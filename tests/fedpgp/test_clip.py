@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from fedpgp.clip import FrozenCLIP, load_clip, resolve_device
 from fedpgp.errors import FedPGPError
 from fedpgp.frozen import _attention_pool
+from fedpgp.torchvision_fix import import_open_clip
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def test_random_weights_say_so_and_encode(rn50):
 
 
 def test_openai_weights_mean_quickgelu(rn50):
-    from open_clip.transformer import QuickGELU
+    QuickGELU = import_open_clip().transformer.QuickGELU
 
     assert isinstance(rn50.model.transformer.resblocks[0].mlp.gelu, QuickGELU)
     assert rn50.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
@@ -122,7 +123,7 @@ def test_patches_pool_to_the_feature(architecture):
     if architecture == "tiny":
         clip = load_clip("tiny")
     else:
-        from open_clip.model import CLIP
+        CLIP = import_open_clip().model.CLIP
 
         torch.manual_seed(0)
         vision = {"vit": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}}.get(

@@ -15,8 +15,6 @@ FORBIDDEN = {
     "strategies": {"experiments", "hydra", "omegaconf"},
     "clients": {"experiments", "strategies", "hydra", "omegaconf"},
 }
-
-
 PACKAGES = ("fedpgp", "clients", "strategies", "experiments")
 
 
@@ -97,26 +95,57 @@ def test_no_file_imports_what_its_package_may_not_know(package):
         assert not roots & FORBIDDEN[package], module
 
 
-def test_importing_everything_in_fedpgp_loads_no_framework():
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in (ROOT / "fedpgp").rglob("*.py")
-    ]
-    code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
-    code += "bad = {'flwr', 'ray', 'hydra', 'omegaconf'} & set(sys.modules)\nassert not bad, bad"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+def test_importing_everything_in_fedpgp_loads_no_framework_and_changes_nothing():
+    """Nor does it load open_clip, or set the process's environment: a command does, or whoever builds a model."""
+    code = f"""
+import importlib, os, sys, threading
+before = dict(os.environ)
+for module in {sorted(name for name in sources() if name.partition(".")[0] == "fedpgp")!r}:
+    importlib.import_module(module)
+bad = {{'flwr', 'ray', 'hydra', 'omegaconf', 'open_clip', 'torchvision'}} & set(sys.modules)
+assert not bad, bad
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    subprocess.run([sys.executable, "-"], input=code, text=True, check=True, cwd=ROOT)
 
 
-def test_what_mends_torchvision_is_imported_before_open_clip():
+def test_no_file_does_anything_when_it_is_imported():
+    """It defines and registers. Beside docstrings, no statement of a module is an expression, or writes the
+    environment."""
+    found = []
+    for module, (source, _) in sources().items():
+        statements = list(ast.parse(source).body)
+        while statements:
+            node = statements.pop()
+            if isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+                if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
+                    continue
+                statements += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+            expression = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
+            writes = isinstance(node, ast.Assign | ast.AugAssign | ast.Delete) and "environ" in ast.unparse(node)
+            if expression or writes:
+                found.append(f"{module}: {ast.unparse(node)}")
+    assert found == ["fedpgp.data: import_all()"]  # which registers the data sets
+
+
+def test_torchvision_is_fixed_before_anything_imports_it():
     """Else the first import of open_clip in a process decides whether a CPU build of torch can have it."""
     late = []
-    for path in (ROOT / "fedpgp").rglob("*.py"):
-        mended = top = False  # top: by the whole file, not by the function alone
-        for line in path.read_text().splitlines():
-            mended |= "import fedpgp._torchvision" in line
-            if line.startswith("    def ") or line.startswith("def "):
-                mended &= top
-            top |= line.startswith("import fedpgp._torchvision")
-            if line.strip().startswith(("import open_clip", "from open_clip")) and not mended:
-                late.append(f"{path.name}: {line.strip()}")
+    for module, (source, _) in sources().items():
+        if module == "fedpgp.torchvision_fix":
+            continue
+        tree = ast.parse(source)
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            roots = {name.partition(".")[0] for name in imported(ast.unparse(node))}
+            if not roots & {"open_clip", "timm", "torchvision"}:
+                continue
+            around = [function for function in functions if node in ast.walk(function)]
+            calls = [call for function in around for call in ast.walk(function) if isinstance(call, ast.Call)]
+            fixes = [call for call in calls if ast.unparse(call) in ("fix_torchvision()", "import_open_clip()")]
+            if not any(call.lineno < node.lineno for call in fixes):
+                late.append(f"{module}: {ast.unparse(node)}")
     assert not late

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
-import fedpgp._torchvision  # noqa: F401  (before open_clip)
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.clip import load_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.text import PromptedTextEncoder
+from fedpgp.torchvision_fix import import_open_clip
 from tests.tokenizers import KINDS, TOWERS, save_text_config, save_tokenizer
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 NAMES = ["cat", "golden retriever", "tree"]
 WIDTH = 32

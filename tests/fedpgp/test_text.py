@@ -16,6 +16,7 @@ import fedpgp.text
 from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError
 from fedpgp.text import PromptedTextEncoder
+from fedpgp.torchvision_fix import import_open_clip
 
 
 def slow_features(clip: FrozenCLIP, names: list[str], context: torch.Tensor) -> torch.Tensor:
@@ -31,7 +32,7 @@ def slow_features(clip: FrozenCLIP, names: list[str], context: torch.Tensor) -> 
 
 
 def random_clip(quick_gelu: bool, layers: int = 2) -> FrozenCLIP:
-    from open_clip.model import CLIP
+    CLIP = import_open_clip().model.CLIP
 
     torch.manual_seed(3)
     model = CLIP(
@@ -165,7 +166,7 @@ def test_float32_is_close_to_float64():
 
 def test_a_tower_that_is_not_causal_takes_the_full_path():
     """With a phrase's own embeddings as context, the prompted features are those of the whole sentence."""
-    from open_clip.model import CustomTextCLIP
+    CustomTextCLIP = import_open_clip().model.CustomTextCLIP
 
     torch.manual_seed(0)
     model = CustomTextCLIP(

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-import fedpgp._torchvision  # noqa: F401  (before open_clip)
 from fedpgp.clip import load_clip
 from fedpgp.errors import FedPGPError
+from fedpgp.torchvision_fix import import_open_clip
 
-import open_clip  # isort: skip
-from open_clip.model import convert_weights_to_fp16  # isort: skip
+open_clip = import_open_clip()
+convert_weights_to_fp16 = import_open_clip().model.convert_weights_to_fp16
 
 TEXTS = ["a photo of a cat.", "a photo of a tree."]
 SIZES = {

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import tools.embedded.image_tower as image_tower
+from fedpgp.torchvision_fix import import_open_clip
 from tools.embedded.build_data import CLASSES
 from tools.embedded.captions import CompactText
 from tools.embedded.models import (
@@ -26,7 +27,7 @@ from tools.embedded.models import (
 from tools.embedded.pictures import augment
 from tools.embedded.sittings import Budget
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 COMMANDS = ("build_data", "corpus", "pretrain", "evaluate")
 

@@ -5,12 +5,12 @@ import random
 import torch
 import torch.nn.functional as F
 
-import fedpgp._torchvision  # noqa: F401  open_clip needs it
+from fedpgp.torchvision_fix import import_open_clip
 from tools.embedded.build_data import CLASSES
 from tools.embedded.corpus import Corpus
 from tools.embedded.models import TEXT_CFG
 
-from open_clip.tokenizer import SimpleTokenizer  # isort: skip
+SimpleTokenizer = import_open_clip().tokenizer.SimpleTokenizer
 
 TEMPLATES = (
     "a photo of a {}.",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import fedpgp._torchvision  # noqa: F401  open_clip needs it
+from fedpgp.torchvision_fix import import_open_clip
 from tools.embedded import sources as src
 from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.image_tower import BATCH
@@ -17,7 +17,7 @@ from tools.embedded.models import TINY_CFG, TINY_VIT_CFG, finished_image_tower, 
 from tools.embedded.pictures import augment, autocast, normalize, plain
 from tools.embedded.sittings import Budget, save_atomic
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 DISTILL_VIEWS = 10_000  # augmented pictures with the teacher's features, drawn once and used many times
 DISTILL_RATE = 1e-3

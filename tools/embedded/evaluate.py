@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import fedpgp._torchvision  # noqa: F401  open_clip needs it
+from fedpgp.torchvision_fix import import_open_clip
 from tools.embedded.build_data import ASSETS, DOMAINS
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 TEMPLATE = "a photo of a {}."
 L2_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4)

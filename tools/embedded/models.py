@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-import fedpgp._torchvision  # noqa: F401  open_clip needs it
+from fedpgp.torchvision_fix import import_open_clip
 from tools.embedded import sources as src
 from tools.embedded.pictures import MEAN, STD, autocast, plain
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 ASSETS = src.HERE.parents[1] / "fedpgp" / "assets"
 EMBED_DIM = 256

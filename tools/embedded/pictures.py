@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import fedpgp._torchvision  # noqa: F401  open_clip needs it
+from fedpgp.torchvision_fix import import_open_clip
 
-import open_clip  # isort: skip
+open_clip = import_open_clip()
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 

@@ -1,0 +1,93 @@
+"""Flower's SuperLink as a web application: an administrator has to send a token, and unused interfaces are closed.
+
+Flower reads FLWR_TELEMETRY_ENABLED when it is imported: a command sets it before it imports this file.
+"""
+
+import hmac
+import logging
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import uvicorn
+from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.supercore.auth.typing import AccountAuthCredentials, AccountAuthLoginDetails, AccountInfo
+from flwr.supercore.http_logging import get_uvicorn_log_config
+from flwr.superlink.auth_plugin import ControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+from flwr.superlink.main import create_app
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class AdminToken(ControlAuthnPlugin):
+    """Flower's authentication of administrators by one secret token.
+
+    Args:
+        token: what they have to send with every request.
+    """
+
+    def __init__(self, token: str):
+        self._token = token.encode()
+
+    def validate_tokens_in_metadata(self, metadata: Metadata) -> tuple[bool, AccountInfo | None]:
+        """Whether a request has the token, and Flower's only account."""
+        sent = [
+            value.encode() if isinstance(value, str) else value for key, value in metadata if key == ACCESS_TOKEN_KEY
+        ]
+        if len(sent) != 1 or not hmac.compare_digest(sent[0], self._token):
+            return False, None
+        return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
+
+    # The token is handed over in a file: there is nobody to log in to.
+
+    def get_login_details(self) -> AccountAuthLoginDetails | None:
+        return None
+
+    def get_auth_tokens(self, device_code: str) -> AccountAuthCredentials | None:
+        return None
+
+    def refresh_tokens(self, metadata: Metadata) -> tuple[Metadata | None, AccountInfo | None]:
+        return None, None
+
+
+class Narrowed:
+    """A SuperLink's web application without the interfaces that no app of this project uses.
+
+    Args:
+        app: the whole.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]]):
+        self._app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http" and not _OPEN.fullmatch(scope["path"]):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, send)
+
+
+_TASKS = (
+    "acquire-task|send-task-heartbeat|pull-task-input|push-task-output|push-object|pull-object|confirm-message-received|"
+    "push-logs|push-messages|pull-messages|get-nodes"
+)
+_OPEN = re.compile(rf"/health|/v1/fleet/[a-z-]+|/v1/runtime/({_TASKS})|/v1/control/(?!.*(automation|connector))[a-z-]+")
+
+
+def serve(token: str) -> None:
+    """Run the SuperLink that this process's command line (``sys.argv``, Flower's options) describes, to its end.
+
+    Args:
+        token: the administrator's.
+    """
+    config = replace(_parse_superlink_lifespan_config(), authn_plugin=AdminToken(token))
+    uvicorn.run(
+        Narrowed(create_app(config, SuperLinkLifespan)),
+        host=config.host,
+        port=config.port,
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+        log_config=get_uvicorn_log_config(logging.INFO),
+    )
