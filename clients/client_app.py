@@ -96,11 +96,11 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         """Answers a question, as JSON: "clients" (a client's row of the table; its images are encoded), "samples"
-        (images, answers), "greeting" (see :meth:`clients.request.ClientRequest.handshake`).
+        (images, answers), "handshake" (see :meth:`clients.request.ClientRequest.handshake`).
         """
         request = ClientRequest(message, context, federation_of)
-        if request.job.ask == "greeting":
-            return request.greet()
+        if request.job.ask == "handshake":
+            return request.handshake()
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             if request.job.ask == "samples":

@@ -2,7 +2,7 @@
 
 ``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/images'"``:
 
-* ``client-id``: which logical client lives here;
+* ``client-id``: which logical client this node is;
 * ``client-name``: what people call it, in warnings, tables and the report;
 * ``state-dir``: where its private tensors are kept, and the features of its own images;
 * ``data-root``: the folder that holds the public data sets, where the federation splits one; else $FEDPGP_DATA;
@@ -57,7 +57,7 @@ class NodeConfig:
     """One node's own configuration.
 
     Attributes:
-        client: the logical client that lives here.
+        client: the logical client that this node is.
         state_dir: folder of what it keeps for itself.
         data_root: folder of public data sets, where the federation splits one; None is the usual one.
         name: what people call the client; empty where nobody said.

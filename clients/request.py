@@ -84,7 +84,7 @@ class ClientRequest:
         """The federation as this node sees it.
 
         Raises:
-            FedPGPError: the message is for a client that does not live here.
+            FedPGPError: the message is for a client of another node.
         """
         text = self.store.configuration(self.job.config)
         if self.node_config is not None:
@@ -97,9 +97,9 @@ class ClientRequest:
         federation.progress = self.progress
         return federation
 
-    def greet(self) -> Message:
-        """Answers the server's first message: which client lives here, and its row of the table, or why this node
-        cannot take part, and whether that may pass.
+    def handshake(self) -> Message:
+        """Answer the server's first message: which client this node is, and its row of the table, or why
+        the node cannot take part, and whether that is transient.
         """
         answer: dict[str, object] = {"client": self.node_config.client, "name": self.node_config.name}
         for text in expiring():
@@ -120,9 +120,9 @@ class ClientRequest:
                     print(f"note: {note}", file=sys.stderr, flush=True)
             answer["row"] = federation.client_table()[self.node_config.client]
         except IncompatibleNode as error:
-            answer["refused"] = str(error)
+            answer["rejection"] = str(error)
         except Exception as error:
-            answer |= {"refused": self.reason(error), "passing": True}
+            answer |= {"rejection": self.reason(error), "transient": True}
         return Message(json_answer(answer), reply_to=self.message)
 
     def disclosure(self, federation) -> Disclosure | None:

@@ -1,11 +1,12 @@
-"""Whose a client's seat is: a node says itself which client it is, and this is what the server knows of it besides.
+"""Which node may be which client: a node says itself which client it is, and this is what the server
+knows of it besides.
 
 A SuperLink that asks nodes for their keys (``--enable-supernode-auth``) vouches for two things: the public key of a
 node, and the name under which an administrator registered that key. So
 
 * a node registered as ``client-3`` is client 3 and no other, and while such a node is known nobody else is client 3;
 * where no such name is known, the key a client first came with is its own for the whole run, also when the run is
-  resumed: another key in its place is refused while the client is away.
+  resumed: another key in its place is rejected while the client is away.
 """
 
 import hashlib
@@ -28,23 +29,23 @@ class NodeInfo(Protocol):
     name: str
 
 
-class Seats:
+class ClientKeys:
     """The keys of the clients.
 
     Args:
         by: "key", or "free": whoever comes first (a SuperLink that asks for no keys, where a node has another one each
             time it is started).
-        held: client -> fingerprint of its key, from a checkpoint.
+        fingerprints: client -> fingerprint of its key, from a checkpoint.
 
     Attributes:
-        held: the same, as of now.
+        fingerprints: the same, as of now.
     """
 
-    def __init__(self, by: str = KEY, held: Mapping[int, str] | None = None):
-        self.by, self.held = by, dict(held or {})
+    def __init__(self, by: str = KEY, fingerprints: Mapping[int, str] | None = None):
+        self.by, self.fingerprints = by, dict(fingerprints or {})
         self._named: set[int] = set()
 
-    def see(self, nodes: Iterable[NodeInfo]) -> None:
+    def note_names(self, nodes: Iterable[NodeInfo]) -> None:
         """Note the names of the nodes that are connected."""
         self._named |= {client for client in map(named, nodes) if client is not None}
 
@@ -59,16 +60,16 @@ class Seats:
             )
         if client in self._named:
             return f"it says it is client {client}, but its key was not registered as client-{client}, and another was"
-        if self.held.get(client, fingerprint(node)) != fingerprint(node):
+        if self.fingerprints.get(client, fingerprint(node)) != fingerprint(node):
             return (
                 f"it says it is client {client}, which came with another key before; when its key was changed, "
                 f"register the new one with --name client-{client}, or resume with runtime.seats=free"
             )
         return ""
 
-    def take(self, client: int, node: NodeInfo) -> None:
-        """Give a client's seat to a node."""
-        self.held[client] = fingerprint(node)
+    def bind(self, client: int, node: NodeInfo) -> None:
+        """Note the key of the node that is a client."""
+        self.fingerprints[client] = fingerprint(node)
 
 
 def named(node: NodeInfo) -> int | None:

@@ -18,11 +18,11 @@ from flwr.serverapp import Grid
 from clients.messages import Job, count_bytes, pack
 from fedpgp.plain_text import one_line
 from strategies.local_grid import with_id
-from strategies.node_registry import Roll
+from strategies.node_registry import NodeRegistry
 from strategies.pulling import pull
 from strategies.reply_checks import Unusable, contained, open_reply
 
-NOWHERE = -1
+NOT_CONNECTED = -1
 """The node of clients that are not connected."""
 
 NO_ANSWER, CLIENT_FAILED = 1, 2
@@ -61,7 +61,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PackedMessage:
     """Logical messages of one kind that travel to a node together.
 
     Attributes:
@@ -102,8 +102,8 @@ class CohortGrid(Grid):
         clients: number of logical clients; their ids are 0 … clients-1.
         job: what every message carries beside the strategy's records; ``server_round``, ``clients`` and
             ``committed`` are filled in.
-        roll: where each client lives (a deployment); without it any node may do any client (a simulation), and they are
-            assigned largest first to the node with the least work so far.
+        registry: which node each client is on (a deployment); without it any node may do any client (a
+            simulation), and they are assigned largest first to the node with the least work so far.
         nodes: how many nodes there will be; a simulation's come up one by one.
         work: how much work each client is, for that assignment; equal without it.
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
@@ -117,7 +117,7 @@ class CohortGrid(Grid):
         clients: int,
         job: Job,
         *,
-        roll: Roll | None = None,
+        registry: NodeRegistry | None = None,
         nodes: int = 1,
         work: Sequence[float] | None = None,
         stop: threading.Event | None = None,
@@ -125,14 +125,14 @@ class CohortGrid(Grid):
         poll: float = 0.1,
     ):
         self.inner, self.clients, self.job = grid, clients, job
-        self.roll, self.nodes, self.work = roll, nodes, work
+        self.registry, self.nodes, self.work = registry, nodes, work
         self.stop, self.progress = stop or threading.Event(), progress
         self.poll = poll
         self.available: list[int] = list(range(clients))
         self.committed: dict[int, int] = {}
         self.exchange = Exchange()
-        self._sent: dict[str, Parcel] = {}  # id of a packed message -> what is in it
-        self._paused: list[Parcel] = []
+        self._sent: dict[str, PackedMessage] = {}  # id of a packed message -> what is in it
+        self._paused: list[PackedMessage] = []
         self._end: float | None = None
         self._replies: dict[str, Message] = {}  # id of a logical message -> its reply
 
@@ -178,22 +178,22 @@ class CohortGrid(Grid):
             by_kind.setdefault(message.metadata.message_type, {})[client] = message
         for kind, group in by_kind.items():
             for node, clients in self._assign(sorted(group)).items():
-                self._push(Parcel(node, kind, {client: group[client] for client in clients}))
+                self._push(PackedMessage(node, kind, {client: group[client] for client in clients}))
         return [message.metadata.message_id for message in logical.values()]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these logical messages that have come so far."""
-        due = [parcel for parcel in self._paused if parcel.due <= time.monotonic()]
-        self._paused = [parcel for parcel in self._paused if parcel not in due]
-        for parcel in due:
-            self._push(parcel)
-        for node, reason in self.roll.look().items() if self.roll else ():
-            for id in [id for id, parcel in self._sent.items() if parcel.node == node]:
+        due = [packed for packed in self._paused if packed.due <= time.monotonic()]
+        self._paused = [packed for packed in self._paused if packed not in due]
+        for packed in due:
+            self._push(packed)
+        for node, reason in self.registry.refresh().items() if self.registry else ():
+            for id in [id for id, packed in self._sent.items() if packed.node == node]:
                 self._node_failed(self._sent.pop(id), reason)
         if self._sent:
             replies, broken = pull(self.inner, list(self._sent))
-            for packed in replies:
-                self._take(packed)
+            for reply in replies:
+                self._take(reply)
             for id, reason in broken.items():
                 if id in self._sent:
                     self._fail(self._sent.pop(id).messages, CLIENT_FAILED, reason)
@@ -203,11 +203,11 @@ class CohortGrid(Grid):
 
     def _assign(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Node -> its clients, ascending."""
-        if self.roll is not None:
-            homes = self.roll.homes
+        if self.registry is not None:
+            node_of = self.registry.node_of
             assigned: dict[int, list[int]] = {}
             for client in clients:
-                assigned.setdefault(homes.get(client, NOWHERE), []).append(client)
+                assigned.setdefault(node_of.get(client, NOT_CONNECTED), []).append(client)
             return assigned
         while len(nodes := sorted(self.inner.get_node_ids())) < self.nodes:
             self._check_stop()
@@ -215,65 +215,65 @@ class CohortGrid(Grid):
         work = self.work if self.work is not None else [1.0] * self.clients
         return dict(zip(nodes, balance(clients, work, len(nodes)), strict=False))
 
-    def _push(self, parcel: Parcel) -> None:
-        if parcel.node == NOWHERE:
-            for client, message in parcel.messages.items():
-                self._fail({client: message}, NO_ANSWER, self.roll.absence(client))
+    def _push(self, packed: PackedMessage) -> None:
+        if packed.node == NOT_CONNECTED:
+            for client, message in packed.messages.items():
+                self._fail({client: message}, NO_ANSWER, self.registry.why_missing(client))
             return
-        clients = tuple(sorted(parcel.messages))
+        clients = tuple(sorted(packed.messages))
         job = replace(
             self.job,
             clients=clients,
             committed=tuple(self.committed.get(c, 0) for c in clients),
             deadline=min(self.job.deadline, self._left()),
         )
-        content = pack(job, {client: parcel.messages[client].content for client in clients})
+        content = pack(job, {client: packed.messages[client].content for client in clients})
         self.exchange.traffic.wire_down += count_bytes([content])
-        ids = list(self.inner.push_messages([Message(content, dst_node_id=parcel.node, message_type=parcel.kind)]))
+        ids = list(self.inner.push_messages([Message(content, dst_node_id=packed.node, message_type=packed.kind)]))
         if ids and ids[0]:
-            self._sent[ids[0]] = parcel
+            self._sent[ids[0]] = packed
         else:
-            self._fail(parcel.messages, NO_ANSWER, "its node is not connected")
+            self._fail(packed.messages, NO_ANSWER, "its node is not connected")
 
-    def _take(self, packed: Message) -> None:
-        parcel = self._sent.pop(packed.metadata.reply_to_message_id, None)
-        if parcel is None:
+    def _take(self, reply: Message) -> None:
+        packed = self._sent.pop(reply.metadata.reply_to_message_id, None)
+        if packed is None:
             return  # of an exchange that was given up
-        if packed.has_error():
-            self._node_failed(parcel, packed.error.reason or "")
+        if reply.has_error():
+            self._node_failed(packed, reply.error.reason or "")
             return
         try:
-            opened = open_reply(packed.content, parcel.messages, failures=self.roll is None)
-            wire_up = contained(lambda: count_bytes([packed.content]))
+            opened = open_reply(reply.content, packed.messages, failures=self.registry is None)
+            wire_up = contained(lambda: count_bytes([reply.content]))
         except Unusable as reason:
-            self._fail(parcel.messages, CLIENT_FAILED, str(reason))
+            self._fail(packed.messages, CLIENT_FAILED, str(reason))
             return
-        if self.roll is not None:  # a real site chooses neither the name it goes by nor the time it took
-            opened.account["process"] = f"client {min(parcel.messages)}"
+        if self.registry is not None:  # a real node chooses neither the name it goes by nor the time it took
+            opened.account["process"] = f"client {min(packed.messages)}"
             passed = time.monotonic() - self.exchange.began
             opened.account["seconds"] = min(opened.account["seconds"], passed)
         self.exchange.accounts.append(opened.account)
         self.exchange.kept.update(opened.account["kept"])
         self.exchange.traffic.wire_up += wire_up
         self.exchange.traffic.up += opened.up
-        for client, message in parcel.messages.items():
+        for client, message in packed.messages.items():
             if client in opened.contents:
                 self._answer(message, opened.contents[client])
             else:
-                self._fail({client: message}, CLIENT_FAILED, opened.refused[client])
+                self._fail({client: message}, CLIENT_FAILED, opened.rejected[client])
 
-    def _node_failed(self, parcel: Parcel, reason: str) -> None:
+    def _node_failed(self, packed: PackedMessage, reason: str) -> None:
         """A whole node's answer is missing: its process died, perhaps through one client. Each client gets a second
         try, alone.
 
         Training is a function of the message and the last committed state, so a second try gives the same numbers.
         """
         later = time.monotonic() + RESTART_PAUSE
-        if parcel.tries == 0:
-            alone = [{client: message} for client, message in sorted(parcel.messages.items())]
-            self._paused += [replace(parcel, messages=one, tries=1, due=later) for one in alone]
+        if packed.tries == 0:
+            alone = [{client: message} for client, message in sorted(packed.messages.items())]
+            self._paused += [replace(packed, messages=one, tries=1, due=later) for one in alone]
         else:
-            self._fail(parcel.messages, CLIENT_FAILED, readable(reason))
+            self._fail(packed.messages, CLIENT_FAILED, readable(reason))
 
     def _left(self) -> float:
         return math.inf if self._end is None else self._end - time.monotonic()
@@ -286,8 +286,8 @@ class CohortGrid(Grid):
             self._answer(message, Error(code, f"client {client}: {reason}"))
 
     def _give_up(self, ids: set[str], reason: str) -> list[Message]:
-        for parcel in [*self._sent.values(), *self._paused]:
-            self._fail(parcel.messages, NO_ANSWER, reason)
+        for packed in [*self._sent.values(), *self._paused]:
+            self._fail(packed.messages, NO_ANSWER, reason)
         self._sent, self._paused = {}, []
         return [self._replies.pop(i) for i in ids if i in self._replies]
 

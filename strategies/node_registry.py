@@ -1,12 +1,13 @@
-"""Who lives where, in a deployment: the nodes that are connected, which client each one is, and what it has.
+"""The nodes of a deployment that are connected: which client each one is, and what it has.
 
-A Flower SuperNode is known to the server by a number alone. So each one that connects, or was started again, is
-greeted: it gets the run's configuration and says which client lives there, or why it cannot take part.
+A Flower SuperNode is known to the server by a number alone. So each one that connects, or was started
+again, is sent a handshake: it gets the run's configuration and says which client it is, or why it
+cannot take part.
 
 A client is on one node at a time: the first that says it is this client, and may be
-(:mod:`strategies.client_keys`), holds its seat for as long as it is connected; another one that says
-the same waits until it is gone. A node that differs from the server is refused until it is started
-again; one where something went wrong is greeted again after a while.
+(:mod:`strategies.client_keys`), for as long as it is connected; another one that says the same waits
+until it is gone. A node that differs from the server is rejected until it is started again; one where
+something went wrong is sent another handshake after a while.
 """
 
 import json
@@ -20,60 +21,62 @@ from flwr.serverapp import Grid
 
 from clients.messages import Job
 from fedpgp.plain_text import called, one_line
-from strategies.client_keys import NodeInfo, Seats
+from strategies.client_keys import ClientKeys, NodeInfo
 from strategies.pulling import pull
-from strategies.reply_checks import Unusable, contained, read_greeting, read_row
+from strategies.reply_checks import Unusable, contained, read_handshake, read_row
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""
 
-AGAIN = 30.0
-"""Seconds before a node where something went wrong is greeted again; twice as many after every further time."""
+RETRY_AFTER = 30.0
+"""Seconds before a node where something went wrong is sent another handshake; twice as many after
+every further time."""
 
-GREETINGS = 8
+HANDSHAKES = 8
 """Times in a row that is done, over about an hour."""
 
 
 @dataclass
-class Guest:
+class NodeEntry:
     """A node that is connected.
 
     Attributes:
-        since: when it connected, in Flower's words; empty before it is greeted, and when it is doubted.
-        greeting: id of the greeting that it has not answered yet; empty when it has.
+        since: when it connected, in Flower's words; empty before its first handshake, and when it is
+            to be checked again.
+        handshake: id of the handshake that it has not answered yet; empty when it has.
         silent: somebody waited for that answer in vain.
         client: which client it says it is; None before it said so.
-        seated: it is that client, and nobody else can be while it is connected.
-        refusal: why it cannot take part; empty when it can.
-        rival: it cannot because another node holds its client's seat.
+        bound: it is that client, and nobody else can be while it is connected.
+        rejection: why it cannot take part; empty when it can.
+        duplicate: it cannot because another node is its client.
         failures: times in a row that something went wrong there.
-        due: when it is greeted again, in monotonic seconds.
+        due: when it is sent another handshake, in monotonic seconds.
     """
 
     since: str = ""
-    greeting: str = ""
+    handshake: str = ""
     silent: bool = False
     client: int | None = None
-    seated: bool = False
-    refusal: str = ""
-    rival: bool = False
+    bound: bool = False
+    rejection: str = ""
+    duplicate: bool = False
     failures: int = 0
     due: float = math.inf
 
 
-class Roll:
+class NodeRegistry:
     """The connected nodes.
 
     Args:
         grid: Flower's own.
         clients: number of logical clients.
-        job: of the greeting.
+        job: of the handshake.
         configuration: of the federation, as JSON text.
         compatibility: what a node must have in common with the server (:func:`clients.node_config.compatibility`).
         table: the rows of clients whose images the server splits; None where their images are their own, and what
             they say of them is believed.
         warn: told about nodes that cannot take part, and clients that are on another node than before.
-        seats: whose the clients' seats are.
+        keys: which node may be which client.
 
     Attributes:
         rows: client -> its row of the table.
@@ -88,7 +91,7 @@ class Roll:
         compatibility: Mapping[str, str],
         table: Sequence[Mapping] | None,
         warn: Callable[[str], None],
-        seats: Seats | None = None,
+        keys: ClientKeys | None = None,
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
         self._table = None if table is None else json.loads(json.dumps(list(table)))  # as it comes from a node
@@ -96,177 +99,185 @@ class Roll:
             "configuration": ConfigRecord({"json": configuration}),
             "compatibility": ConfigRecord({**compatibility}),
         }
-        self.seats = seats or Seats()
+        self.keys = keys or ClientKeys()
         self.rows: dict[int, dict] = {}
         self._infos: dict[int, NodeInfo] = {}
-        self._guests: dict[int, Guest] = {}
-        self._last: dict[int, int] = {}  # client -> the last node that held its seat
-        self._looked = -math.inf
+        self._entries: dict[int, NodeEntry] = {}
+        self._last: dict[int, int] = {}  # client -> the last node that was this client
+        self._refreshed = -math.inf
 
     @property
-    def homes(self) -> dict[int, int]:
+    def node_of(self) -> dict[int, int]:
         """Client -> its node, for those that can be asked."""
-        return {g.client: n for n, g in self._guests.items() if g.seated and not g.refusal and not g.silent}
+        return {e.client: n for n, e in self._entries.items() if e.bound and not e.rejection and not e.silent}
 
-    def absence(self, client: int) -> str:
-        """Why a client without a home cannot be asked."""
+    def why_missing(self, client: int) -> str:
+        """Return why a client that is on no node cannot be asked."""
         holder = self._holder(client)
         if holder is None:
             return "its node is not connected"
-        return self._guests[holder].refusal or "its node does not answer"
+        return self._entries[holder].rejection or "its node does not answer"
 
     @property
-    def refused(self) -> dict[int, str]:
+    def rejected(self) -> dict[int, str]:
         """Node -> why it cannot take part."""
-        return {node: guest.refusal for node, guest in self._guests.items() if guest.refusal}
+        return {node: entry.rejection for node, entry in self._entries.items() if entry.rejection}
 
     @property
-    def hopeless(self) -> set[int]:
+    def rejected_for_good(self) -> set[int]:
         """Clients whose own nodes cannot take part before somebody starts them again."""
-        lasting = (g for g in self._guests.values() if g.refusal and not g.rival and g.due == math.inf)
-        return {guest.client for guest in lasting if guest.client is not None} - set(self.homes)
+        lasting = (e for e in self._entries.values() if e.rejection and not e.duplicate and e.due == math.inf)
+        return {entry.client for entry in lasting if entry.client is not None} - set(self.node_of)
 
     @property
     def waiting(self) -> int:
-        """Number of greeted nodes whose answer is worth waiting for."""
-        return sum(bool(guest.greeting) and not guest.silent for guest in self._guests.values())
+        """Number of nodes whose answer to a handshake is worth waiting for."""
+        return sum(bool(entry.handshake) and not entry.silent for entry in self._entries.values())
 
-    def wait_no_more(self) -> None:
-        """The nodes that have not answered yet are taken for silent: nobody waits for them, or asks them anything,
-        before they answer."""
-        for guest in self._guests.values():
-            guest.silent = bool(guest.greeting)
+    def stop_waiting(self) -> None:
+        """Take the nodes that have not answered yet for silent: nobody waits for them, or asks them
+        anything, before they answer."""
+        for entry in self._entries.values():
+            entry.silent = bool(entry.handshake)
 
-    def look(self) -> dict[int, str]:
-        """Greets who came, hears who answered, forgets who went; does nothing when it did so just now.
+    def refresh(self) -> dict[int, str]:
+        """Send handshakes to new nodes, read the answers, forget the nodes that went; do nothing when
+        that was done just now.
 
         Returns:
             node -> what happened to it, for the nodes that have lost every message they had: they went, or were started
             again.
         """
-        if time.monotonic() < self._looked + INTERVAL:
+        if time.monotonic() < self._refreshed + INTERVAL:
             return {}
-        self._looked = time.monotonic()
+        self._refreshed = time.monotonic()
         self._infos = {info.node_id: info for info in self._grid.get_nodes()}
-        self.seats.see(self._infos.values())
+        self.keys.note_names(self._infos.values())
         here = {node: info.last_activated_at for node, info in self._infos.items()}
         lost: dict[int, str] = {}
-        for node in set(self._guests) - set(here):
+        for node in set(self._entries) - set(here):
             lost[node] = "its node went away"
-            del self._guests[node]
+            del self._entries[node]
         for node, since in here.items():
-            guest = self._guests.setdefault(node, Guest())
-            if guest.since not in ("", since):
+            entry = self._entries.setdefault(node, NodeEntry())
+            if entry.since not in ("", since):
                 lost[node] = "its node was started again"
-                self._guests[node] = guest = Guest(client=guest.client, seated=guest.seated)
-            if guest.since != since or self._has_another_chance(guest):
-                self._greet(node, guest, since)
-        greeted = {guest.greeting: node for node, guest in self._guests.items() if guest.greeting}
-        if greeted:
-            replies, broken = pull(self._grid, list(greeted))
+                self._entries[node] = entry = NodeEntry(client=entry.client, bound=entry.bound)
+            if entry.since != since or self._is_due(entry):
+                self._send_handshake(node, entry, since)
+        asked = {entry.handshake: node for node, entry in self._entries.items() if entry.handshake}
+        if asked:
+            replies, broken = pull(self._grid, list(asked))
             for reply in replies:
-                self._hear(greeted[reply.metadata.reply_to_message_id], reply)
+                self._on_reply(asked[reply.metadata.reply_to_message_id], reply)
             for id, reason in broken.items():
-                self._hear(greeted[id], reason)
+                self._on_reply(asked[id], reason)
         return lost
 
-    def doubt(self, client: int) -> None:
-        """Something went wrong with a client: its node is greeted again."""
-        if client in self.homes:
-            self._guests[self.homes[client]].since = ""
-            self._looked = -math.inf  # before it is sent anything else
+    def recheck(self, client: int) -> None:
+        """Send a client's node another handshake: something went wrong with the client."""
+        if client in self.node_of:
+            self._entries[self.node_of[client]].since = ""
+            self._refreshed = -math.inf  # before it is sent anything else
 
-    def _has_another_chance(self, guest: Guest) -> bool:
-        if not guest.refusal or guest.greeting:
+    def _is_due(self, entry: NodeEntry) -> bool:
+        if not entry.rejection or entry.handshake:
             return False
-        free = guest.rival and self._holder(guest.client) is None
-        return free or guest.due <= time.monotonic()
+        free = entry.duplicate and self._holder(entry.client) is None
+        return free or entry.due <= time.monotonic()
 
     def _holder(self, client: int) -> int | None:
-        """The node that holds a client's seat."""
-        return next((node for node, g in self._guests.items() if g.seated and g.client == client), None)
+        """Return the node that is a client."""
+        return next((node for node, e in self._entries.items() if e.bound and e.client == client), None)
 
-    def _greet(self, node: int, guest: Guest, since: str) -> None:
+    def _send_handshake(self, node: int, entry: NodeEntry, since: str) -> None:
         content = RecordDict({"job": self._job.record(), **self._content})
         for id in self._grid.push_messages([Message(content, dst_node_id=node, message_type=MessageType.QUERY)]):
             if id:
-                guest.since, guest.greeting = since, id
+                entry.since, entry.handshake = since, id
 
-    def _hear(self, node: int, reply: Message | str) -> None:
-        """Takes a node's answer; a text says why it cannot be read."""
-        guest = self._guests[node]
-        guest.greeting, guest.silent = "", False
+    def _on_reply(self, node: int, reply: Message | str) -> None:
+        """Take a node's answer to its handshake; a text says why it cannot be read."""
+        entry = self._entries[node]
+        entry.handshake, entry.silent = "", False
         client = None
         try:
             if isinstance(reply, str):
                 raise Unusable(reply)
             if reply.has_error():
                 reason = one_line(reply.error.reason or "failed without saying why")
-                self._refuse(guest, f"a node cannot take part: {reason}", guest.client, passing=True)
+                self._reject(entry, f"a node cannot take part: {reason}", entry.client, transient=True)
                 return
-            answer = read_greeting(reply.content)
+            answer = read_handshake(reply.content)
             client = answer["client"]
             holder = self._holder(client)
             if not client < self._clients:
-                self._refuse(guest, f"a node says it is client {client}; there are {self._clients}, from 0")
-            elif objection := self.seats.objection(client, self._infos[node]):
+                self._reject(entry, f"a node says it is client {client}; there are {self._clients}, from 0")
+            elif objection := self.keys.objection(client, self._infos[node]):
                 reason = f"a node cannot take part: {objection}"
                 if holder not in (None, node):
                     reason = (
                         f"two nodes say they are client {client}, and node {holder} is: {objection}; each node needs a "
                         "client-id of its own in --node-config"
                     )
-                self._refuse(guest, reason)
-            elif refusal := answer.get("refused"):
+                self._reject(entry, reason)
+            elif rejection := answer.get("rejection"):
                 who = called({"id": client, "name": answer["name"]})
-                reason = f"the node of {who} cannot take part: {refusal}"
-                self._refuse(guest, reason, client, passing=answer["passing"])
+                reason = f"the node of {who} cannot take part: {rejection}"
+                self._reject(entry, reason, client, transient=answer["transient"])
             elif holder not in (None, node) and not self._displaced(holder, client):
                 reason = (
                     f"two nodes say they are client {client}: node {holder} is, and node {node} has to wait until that "
                     "one is gone; each node needs a client-id of its own in --node-config"
                 )
-                self._refuse(guest, reason, client, rival=True)
+                self._reject(entry, reason, client, duplicate=True)
             else:
                 row = contained(lambda: read_row(answer.get("row"), client, self._table))
                 self.rows[client] = {**row, "name": answer["name"]} if answer["name"] else row
-                self._seat(node, client)
+                self._bind(node, client)
         except Unusable as reason:
-            self._refuse(guest, f"a node cannot take part: {reason}", client)
+            self._reject(entry, f"a node cannot take part: {reason}", client)
 
     def _displaced(self, holder: int, client: int) -> bool:
-        """Whether the node that holds a client's seat has to leave it: another was registered as that client since."""
-        objection = self.seats.objection(client, self._infos[holder])
+        """Whether the node that is a client may be it no longer: another was registered since."""
+        objection = self.keys.objection(client, self._infos[holder])
         if objection:
-            self._refuse(self._guests[holder], f"a node cannot take part: {objection}")
+            self._reject(self._entries[holder], f"a node cannot take part: {objection}")
         return bool(objection)
 
-    def _seat(self, node: int, client: int) -> None:
-        self._guests[node] = Guest(self._guests[node].since, client=client, seated=True)
-        self.seats.take(client, self._infos[node])
+    def _bind(self, node: int, client: int) -> None:
+        self._entries[node] = NodeEntry(self._entries[node].since, client=client, bound=True)
+        self.keys.bind(client, self._infos[node])
         if self._last.get(client, node) != node:
             who = called(self.rows[client])
             self._warn(f"{who} is on node {node} now; before, it was on node {self._last[client]}")
         self._last[client] = node
 
-    def _refuse(
-        self, guest: Guest, reason: str, client: int | None = None, *, passing: bool = False, rival: bool = False
+    def _reject(
+        self,
+        entry: NodeEntry,
+        reason: str,
+        client: int | None = None,
+        *,
+        transient: bool = False,
+        duplicate: bool = False,
     ) -> None:
-        """Refuses a node.
+        """Reject a node.
 
         Args:
-            guest: the node.
+            entry: the node.
             reason: why, for a person.
             client: which client it says it is.
-            passing: something went wrong there, which may pass: it is greeted again after a while, and keeps its seat.
-            rival: another node holds that client's seat.
+            transient: something went wrong there, which may pass: it is sent another handshake after a
+                while, and its client is kept for it.
+            duplicate: another node is that client.
         """
-        guest.seated = guest.seated and passing and client == guest.client
-        guest.client, guest.rival, guest.due = client, rival, math.inf
-        guest.failures = guest.failures + 1 if passing else 0
-        if 0 < guest.failures < GREETINGS:
-            guest.due = time.monotonic() + AGAIN * 2 ** (guest.failures - 1)
+        entry.bound = entry.bound and transient and client == entry.client
+        entry.client, entry.duplicate, entry.due = client, duplicate, math.inf
+        entry.failures = entry.failures + 1 if transient else 0
+        if 0 < entry.failures < HANDSHAKES:
+            entry.due = time.monotonic() + RETRY_AFTER * 2 ** (entry.failures - 1)
             reason += "; it is asked again from time to time"
-        if reason != guest.refusal:  # and not every time
+        if reason != entry.rejection:  # and not every time
             self._warn(reason)
-        guest.refusal = reason
+        entry.rejection = reason

@@ -61,14 +61,14 @@ class Opened:
 
     Attributes:
         contents: client -> its records, those that were asked for.
-        refused: client -> why it has none.
+        rejected: client -> why it has none.
         account: what the node says of its work: ``seconds, process, rss_mb, clients, kept``, perhaps ``gpu_mb``,
             ``failures``.
         up: bytes of the contents.
     """
 
     contents: dict[int, RecordDict]
-    refused: dict[int, str]
+    rejected: dict[int, str]
     account: dict
     up: int
 
@@ -93,7 +93,7 @@ def open_reply(content: RecordDict, asked: Mapping[int, Message], *, failures: b
     Args:
         content: the reply.
         asked: client -> the message it answers; a node speaks for these clients and for nobody else.
-        failures: whether the node may tell of exceptions in the code of a method; a real site's say nothing of them.
+        failures: whether the node may tell of exceptions in the code of a method; a real node's say nothing of them.
 
     Raises:
         Unusable: the node's account, or the whole, cannot be read.
@@ -109,17 +109,17 @@ def open_reply(content: RecordDict, asked: Mapping[int, Message], *, failures: b
         if client in names and rest in WANTED.get(asked[names[client]].metadata.message_type, ()):
             raw.setdefault(names[client], {})[rest] = record
     contents: dict[int, RecordDict] = {}
-    refused: dict[int, str] = {}
+    rejected: dict[int, str] = {}
     for name, client in names.items():
         if client not in raw:
             reason = errors.get(name, "its node did not answer for it")
-            refused[client] = one_line(reason) if isinstance(reason, str) else "unknown"
+            rejected[client] = one_line(reason) if isinstance(reason, str) else "unknown"
             continue
         try:
             contents[client] = contained(lambda client=client: _records(raw[client], asked[client]))
         except Unusable as reason:
-            refused[client] = str(reason)
-    return Opened(contents, refused, account, count_bytes(contents.values()))
+            rejected[client] = str(reason)
+    return Opened(contents, rejected, account, count_bytes(contents.values()))
 
 
 def check_update(
@@ -182,9 +182,9 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
     content["metrics"] = MetricRecord(kept)
 
 
-def read_greeting(content: RecordDict) -> dict:
+def read_handshake(content: RecordDict) -> dict:
     """A node's first answer (:meth:`clients.request.ClientRequest.handshake`): ``client`` and its
-    ``name``, and ``row``, or ``refused`` and ``passing``.
+    ``name``, and ``row``, or ``rejection`` and ``transient``.
 
     Raises:
         Unusable: it cannot be read.
@@ -201,8 +201,8 @@ def read_greeting(content: RecordDict) -> dict:
         if not isinstance(name, str) or len(name) > LONGEST_NAME:
             raise Unusable(f"says that client {client} is called {_shown(name)}")
         found = {"client": client, "name": one_line(name), "row": said.get("row")}
-        if refused := said.get("refused"):
-            found |= {"refused": one_line(str(refused)), "passing": bool(said.get("passing"))}
+        if rejection := said.get("rejection"):
+            found |= {"rejection": one_line(str(rejection)), "transient": bool(said.get("transient"))}
         return found
 
     return contained(read)

@@ -30,12 +30,12 @@ from fedpgp.evaluation import is_evaluated, summarize
 from fedpgp.plain_text import called
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
-from strategies.client_keys import KEY, Seats
+from strategies.client_keys import KEY, ClientKeys
 from strategies.failures import lost_round, tell
 from strategies.flower_strategies import clients_needed, restore_strategy, strategy_state
 from strategies.going_back import NoUsableAnswer, about_numbers, checkpoint_before
 from strategies.grid import NO_ANSWER, CohortGrid, Exchange, Interrupted
-from strategies.node_registry import Roll
+from strategies.node_registry import NodeRegistry
 from strategies.reply_checks import (
     ROW_BYTES,
     SAMPLES_BYTES,
@@ -117,7 +117,7 @@ class Server:
         self.config, self.federation, self.strategy = config, federation, strategy
         self.folder, self.job, self.observer = folder, job, observer
         self.stop, self.configuration = stop or threading.Event(), configuration
-        self.roll: Roll | None = None
+        self.registry: NodeRegistry | None = None
         self.nodes = nodes
         self.rounds = config["rounds"] if federation.method.learns else 0
         self.timeout = config["runtime"]["round_timeout"]
@@ -128,12 +128,12 @@ class Server:
         self._restored = checkpoint is not None
         self._unused_strategy = copy.deepcopy(strategy)
         self._gone_back: set[int] = set()  # rounds from which the run has gone back
-        self._seats: dict[int, str] = {}  # client -> its key, from the checkpoint
+        self._client_keys: dict[int, str] = {}  # client -> its key, from the checkpoint
         self._capped: set[int] = set()  # clients whose weight was capped, and said so
         if checkpoint:
             tensors, info = checkpoint
             self.state, self.table = RunState.restored(tensors, info), info["table"]
-            self._seats = {int(client): key for client, key in info.get("seats", {}).items()}
+            self._client_keys = {int(client): key for client, key in info.get("seats", {}).items()}
             restore_strategy(strategy, below("rule/", tensors), info["rule"])
         else:
             self.state = RunState.fresh(federation, initial)
@@ -175,14 +175,16 @@ class Server:
         """
         clients = len(self.state.committed)
         if self.configuration is not None:
-            job = replace(self.job, ask="greeting")
+            job = replace(self.job, ask="handshake")
             table = None if self.federation.federated_split.private_data else self.federation.client_table()
-            roll_of = (clients, job, self.configuration, compatibility(self.federation), table, self.observer.warn)
-            self.roll = Roll(inner, *roll_of, Seats(self.config["runtime"].get("seats", KEY), self._seats))
-        poll = 0.1 if self.roll is None else 0.5  # seconds between two looks; over a network they cost something
-        grid = CohortGrid(inner, clients, self.job, roll=self.roll, nodes=self.nodes, stop=self.stop, poll=poll)
+            about = (clients, job, self.configuration, compatibility(self.federation), table, self.observer.warn)
+            self.registry = NodeRegistry(
+                inner, *about, ClientKeys(self.config["runtime"].get("seats", KEY), self._client_keys)
+            )
+        poll = 0.1 if self.registry is None else 0.5  # seconds between two looks; over a network they cost something
+        grid = CohortGrid(inner, clients, self.job, registry=self.registry, nodes=self.nodes, stop=self.stop, poll=poll)
         self.observer.stage("setting up the clients, encoding their images")
-        self.table = self._describe(grid) if self.roll is None else self._call_roll(self.roll)
+        self.table = self._describe(grid) if self.registry is None else self._wait_for_clients(self.registry)
         grid.work = [max(1, row["train_images"]) for row in self.table]
         self.observer.clients(self.table)
         self._check_enough()
@@ -291,8 +293,8 @@ class Server:
 
     def _row(self, client: int) -> dict:
         """A client's row of the table; where its images are its own, as its node said when it last came."""
-        if self.roll is not None and self.federation.federated_split.private_data:
-            self.table[client] = self.roll.rows.get(client, self.table[client])
+        if self.registry is not None and self.federation.federated_split.private_data:
+            self.table[client] = self.registry.rows.get(client, self.table[client])
         return self.table[client]
 
     def _aggregate(self, server_round: int, good: Mapping[int, Message]) -> None:
@@ -414,8 +416,8 @@ class Server:
             FedPGPError: fewer than ``need`` again.
             NoUsableAnswer: most of those asked answered, and no answer can be used.
         """
-        if self.roll is not None:
-            self._settle(self.roll)
+        if self.registry is not None:
+            self._wait_for_returning(self.registry)
         grid.available, grid.exchange = list(clients), Exchange()
         grid.committed = {client: int(self.state.committed[client]) for client in clients}
         grid.job = replace(
@@ -457,8 +459,8 @@ class Server:
             if attempt < TRIES:
                 again = "asking the others again" if good else "asking all again"
                 self.observer.warn(f"{what}: {self._few(len(good), len(messages), need, failed)}; {again}")
-        for client in failed if self.roll is not None else ():
-            self.roll.doubt(client)
+        for client in failed if self.registry is not None else ():
+            self.registry.recheck(client)
         if len(good) < need:
             failure = lost_round(f"{what}: {self._few(len(good), len(messages), need, failed)}", failed, exceptions)
             of_code = exceptions.issuperset(failed.values())  # the round before has nothing to do with it
@@ -526,7 +528,7 @@ class Server:
             )
         return [answers[client] for client in clients]
 
-    def _call_roll(self, roll: Roll) -> Rows:
+    def _wait_for_clients(self, registry: NodeRegistry) -> Rows:
         """Waits for the clients' nodes; returns every client's row of the table.
 
         A new run needs all of them; it is refused early when only those are missing whose nodes cannot take part. A
@@ -537,33 +539,33 @@ class Server:
         patience = RETURN_PATIENCE if rows else math.inf
         end = time.monotonic() + min(patience, self.timeout or math.inf)
         here = 0
-        roll.look()
-        while missing := [client for client in clients if client not in roll.rows]:
+        registry.refresh()
+        while missing := [client for client in clients if client not in registry.rows]:
             if self.stop.is_set():
                 raise Interrupted
-            if len(roll.rows) > here:
-                here = len(roll.rows)
+            if len(registry.rows) > here:
+                here = len(registry.rows)
                 self.observer.progress(here, len(clients), "clients that are there")
-            if time.monotonic() > end or (not roll.waiting and roll.hopeless.issuperset(missing)):
+            if time.monotonic() > end or (not registry.waiting and registry.rejected_for_good.issuperset(missing)):
                 if unknown := [client for client in missing if client not in rows]:
-                    raise FedPGPError("; ".join([_not_there(unknown, roll.waiting), *roll.refused.values()]))
-                roll.wait_no_more()
+                    raise FedPGPError("; ".join([_not_there(unknown, registry.waiting), *registry.rejected.values()]))
+                registry.stop_waiting()
                 break
             time.sleep(0.2)
-            roll.look()
-        return [roll.rows.get(client) or rows[client] for client in clients]
+            registry.refresh()
+        return [registry.rows.get(client) or rows[client] for client in clients]
 
-    def _settle(self, roll: Roll) -> None:
-        """Lets nodes that have just come (back) answer the greeting before a round passes them over: once, and then
-        they are waited for no more before they do."""
+    def _wait_for_returning(self, registry: NodeRegistry) -> None:
+        """Wait until nodes that have just come (back) have answered the handshake, so that the next round
+        has them: once, and no more before they answer."""
         end = time.monotonic() + RETURN_PATIENCE
-        roll.look()
-        while roll.waiting and not self.stop.is_set():
+        registry.refresh()
+        while registry.waiting and not self.stop.is_set():
             if time.monotonic() > end:
-                roll.wait_no_more()
+                registry.stop_waiting()
                 break
             time.sleep(0.2)
-            roll.look()
+            registry.refresh()
 
     def _samples(self, grid: CohortGrid, per_client: int = 6, most: int = 8) -> Rows:
         """Images with answers: of the first client of each domain, or of the first few clients."""
@@ -641,8 +643,8 @@ class Server:
             "data": self._data,
             "rule": strategy_values,
             "observer": self.observer.mark(),
-            "table": [] if self.roll is None else self.table,
-            "seats": {} if self.roll is None else self.roll.seats.held,
+            "table": [] if self.registry is None else self.table,
+            "seats": {} if self.registry is None else self.registry.keys.fingerprints,
             **self.state.values(),
         }
         save_checkpoint(self.folder / "checkpoint", self.state.server_round, tensors, info)

@@ -148,9 +148,9 @@ def test_a_deployment_gives_the_simulation_s_numbers(simulated, deployed, federa
 @pytest.mark.slow
 def test_a_training_message_costs_a_small_process(deployed, watch):
     """At most 4 s from the start of its process on an idle machine; a busy one makes CPU seconds longer, too."""
-    greeting, _, first, second, *_ = messages = watch.messages()
+    handshake, _, first, second, *_ = messages = watch.messages()
     print("seconds and CPU seconds of each message:", [(round(lived, 1), round(cpu, 1)) for lived, cpu in messages])
-    assert len(messages) == ROUNDS + 4 and second[1] < 5 and second[1] < greeting[1]
+    assert len(messages) == ROUNDS + 4 and second[1] < 5 and second[1] < handshake[1]
 
 
 def test_bytes_of_a_round_are_two_prompts_a_client(deployed):

@@ -1,4 +1,5 @@
-"""The server and real nodes of a deployment, in one process: who lives where, what is refused, who comes back."""
+"""The server and real nodes of a deployment, in one process: which client is on which node, who is
+rejected, who comes back."""
 
 import csv
 import json
@@ -145,20 +146,22 @@ def test_the_server_goes_on_after_a_stop(tmp_path):
     same(tmp_path / "a", tmp_path / "b")
 
 
-def greeting(message: Message) -> bool:
-    return Job.of(message.content).ask == "greeting"
+def handshake(message: Message) -> bool:
+    return Job.of(message.content).ask == "handshake"
 
 
 def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, monkeypatch):
     """It is left out of every round after that, at once, and takes part again when it has answered."""
     monkeypatch.setattr(server, "RETURN_PATIENCE", 0.1)
     waits = []
-    give_up = node_registry.Roll.wait_no_more
-    monkeypatch.setattr(node_registry.Roll, "wait_no_more", lambda self: (waits.append(self.waiting), give_up(self)))
+    give_up = node_registry.NodeRegistry.stop_waiting
+    monkeypatch.setattr(
+        node_registry.NodeRegistry, "stop_waiting", lambda self: (waits.append(self.waiting), give_up(self))
+    )
     seen = set()
 
     def before(nodes, node, message):
-        if greeting(message) and node == 1 and nodes.since[1] > 1 and 3 not in seen:
+        if handshake(message) and node == 1 and nodes.since[1] > 1 and 3 not in seen:
             raise Hangs
         if message.metadata.message_type == "train" and node == 2:
             seen.add(Job.of(message.content).server_round)
@@ -172,21 +175,21 @@ def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, m
 
 
 def test_a_node_whose_disk_comes_late_takes_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(node_registry, "AGAIN", 0.0)
-    disk, greetings = tmp_path / "disk", []
+    monkeypatch.setattr(node_registry, "RETRY_AFTER", 0.0)
+    disk, handshakes = tmp_path / "disk", []
     disk.touch()  # nothing can be written below it
     configs = sites(tmp_path / "nodes")
     configs[1]["state-dir"] = str(disk / "client_1")
 
     def before(nodes, node, message):
-        if greeting(message) and node == 1:
-            greetings.append(node)
-            if len(greetings) == 3:
+        if handshake(message) and node == 1:
+            handshakes.append(node)
+            if len(handshakes) == 3:
                 disk.unlink()
 
     deployed(tmp_path / "a", configs=configs, before=before)
     simulated(tmp_path / "b")
-    assert len(greetings) == 3
+    assert len(handshakes) == 3
     same(tmp_path / "a", tmp_path / "b")
 
 
@@ -206,7 +209,7 @@ def test_a_stranger_does_not_end_the_wait_for_a_client(tmp_path, stranger):
 
 
 def test_another_node_in_a_client_s_place_does_not_have_what_it_learned(tmp_path, capsys):
-    """It gets the seat when the first is gone, and is left out of the rounds by name."""
+    """It is the client when the first is gone, and is left out of the rounds by name."""
     configs = [*sites(tmp_path), {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
 
     def before(nodes, node, message):
@@ -278,7 +281,7 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     expected = compatibility(small_federation(text))
     content = RecordDict(
         {
-            "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest()[:16], "", 0, ask="greeting").record(),
+            "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest()[:16], "", 0, ask="handshake").record(),
             "configuration": ConfigRecord({"json": text}),
             "compatibility": ConfigRecord({**expected, name: other}),
         }
@@ -288,8 +291,8 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     message = Message(content, dst_node_id=1, message_type="query")
     reply = client_app(small_federation)(message, Context(1, 1, {"inline": True, **config}, RecordDict(), {}))
     answer = json.loads(reply.content["answer"]["json"])
-    assert answer["refused"] == f"{name}: {expected[name]} here, {other} on the server"
-    assert not {"row", "passing"} & set(answer)
+    assert answer["rejection"] == f"{name}: {expected[name]} here, {other} on the server"
+    assert not {"row", "transient"} & set(answer)
 
 
 @pytest.mark.parametrize(

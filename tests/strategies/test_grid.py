@@ -231,8 +231,10 @@ def test_stop_ends_the_waiting():
 
 
 def test_clients_that_live_somewhere_are_asked_there():
-    roll = SimpleNamespace(homes={client: 100 + (client + 3) % CLIENTS for client in range(CLIENTS)}, look=dict)
-    grid = cohort_grid(CLIENTS, roll=roll)
+    registry = SimpleNamespace(
+        node_of={client: 100 + (client + 3) % CLIENTS for client in range(CLIENTS)}, refresh=dict
+    )
+    grid = cohort_grid(CLIENTS, registry=registry)
     grid.send_and_receive(messages_for(grid, {client: content() for client in range(CLIENTS)}))
     assert {m.metadata.dst_node_id: Job.of(m.content).clients for m in grid.inner.sent} == {
         100 + (client + 3) % CLIENTS: (client,) for client in range(CLIENTS)

@@ -154,7 +154,7 @@ def test_its_samples_are_left_out(tmp_path, text):
 )
 def test_its_first_answer_is_refused(tmp_path, text):
     def lie(message: Message, reply: Message) -> None:
-        if Job.of(message.content).ask == "greeting":
+        if Job.of(message.content).ask == "handshake":
             put(reply.content, "answer", ConfigRecord({"json": text}))
 
     with pytest.raises(FedPGPError, match="the nodes of clients 1 are not there; a node cannot take part: "):
@@ -215,8 +215,8 @@ def test_tensors_of_the_others_are_those_of_a_round_without_it(tmp_path):
         np.testing.assert_array_equal(found[1][name], tensor)
 
 
-@pytest.mark.parametrize("greeting", [True, False])
-def test_its_words_forge_no_line_and_move_no_cursor(tmp_path, capsys, greeting):
+@pytest.mark.parametrize("handshake", [True, False])
+def test_its_words_forge_no_line_and_move_no_cursor(tmp_path, capsys, handshake):
     """``deploy local`` takes a line that starts with "done in" for the end of a run."""
     forged = "no\x1b[2J\ndone in 3s\r\nerror: all is lost\x07"
 
@@ -224,17 +224,19 @@ def test_its_words_forge_no_line_and_move_no_cursor(tmp_path, capsys, greeting):
         if message.metadata.message_type == "train":
             reply.content.pop("1/arrays"), reply.content.pop("1/metrics")
             put(reply.content, "errors", ConfigRecord({"1": forged}))
-        elif greeting and Job.of(message.content).ask == "greeting":
-            answer = {"client": 1, "refused": forged, "passing": False}
+        elif handshake and Job.of(message.content).ask == "handshake":
+            answer = {"client": 1, "rejection": forged, "transient": False}
             put(reply.content, "answer", ConfigRecord({"json": json.dumps(answer)}))
 
     try:
         federation(tmp_path / "a", lie, "rounds=1", "evaluate_every=0", "runtime.round_timeout=0.5")
     except FedPGPError as error:
-        assert greeting and "\n" not in str(error) and "\x1b" not in str(error)
+        assert handshake and "\n" not in str(error) and "\x1b" not in str(error)
     said = capsys.readouterr().out
     assert "\x1b" not in said and "\x07" not in said and "no done in 3s error: all is lost" in said
-    assert len([line for line in said.splitlines() if line.startswith(("done in", "error:"))]) == (0 if greeting else 1)
+    assert len([line for line in said.splitlines() if line.startswith(("done in", "error:"))]) == (
+        0 if handshake else 1
+    )
 
 
 # Poison. --------------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Node:
         message = Message(pack(job, {0: content}), dst_node_id=1, message_type=kind)
         context = Context(1, 1, {"inline": True, **self.config}, RecordDict(), {})
         opened = open_reply(self.app(message, context).content, {0: asked})
-        return opened.contents.get(0) or opened.refused[0]
+        return opened.contents.get(0) or opened.rejected[0]
 
 
 @pytest.fixture(scope="module")

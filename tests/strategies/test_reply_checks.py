@@ -25,7 +25,7 @@ from strategies.reply_checks import (
     contained,
     json_answer,
     open_reply,
-    read_greeting,
+    read_handshake,
     read_json,
     read_row,
     read_samples,
@@ -64,9 +64,9 @@ def answer(value: object) -> RecordDict:
 def usable(kind: str, packed: RecordDict) -> object:
     """What the server takes of client 1's reply."""
     opened = open_reply(packed, asked(kind))
-    assert set(opened.contents) | set(opened.refused) == {1}
-    if 1 in opened.refused:
-        raise Unusable(opened.refused[1])
+    assert set(opened.contents) | set(opened.rejected) == {1}
+    if 1 in opened.rejected:
+        raise Unusable(opened.rejected[1])
     content = opened.contents[1]
     if kind == "train":
         contained(lambda: check_update(content, IMAGES, REFERENCE, EPOCHS))
@@ -93,7 +93,7 @@ def honest(kind: str) -> RecordDict:
 @pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
 def test_an_honest_reply_passes_unchanged(kind):
     opened, taken = usable(kind, honest(kind))
-    assert opened.account == ACCOUNT and not opened.refused
+    assert opened.account == ACCOUNT and not opened.rejected
     if kind == "query":
         assert taken == ROW
     elif kind == "train":
@@ -105,7 +105,7 @@ def test_an_honest_reply_passes_unchanged(kind):
 
 def test_a_client_s_failure_is_told_in_a_line():
     packed = pack_reply({}, {1: "fell\nover\x1b[2J"}, ACCOUNT)
-    assert open_reply(packed, asked("train")).refused == {1: "fell over"}
+    assert open_reply(packed, asked("train")).rejected == {1: "fell over"}
 
 
 # Malformed replies by the thousand. -----------------------------------------------------------------------------------
@@ -261,10 +261,10 @@ def test_malformed_replies_cost_their_client_at_most(kind):
 @settings(max_examples=300, deadline=None, database=None)
 def test_malformed_greetings_are_refused(text):
     try:
-        said = read_greeting(RecordDict({"answer": record_of(text)}))
+        said = read_handshake(RecordDict({"answer": record_of(text)}))
     except Unusable:
         return
-    assert 0 <= said["client"] <= MOST and len(said.get("refused", "").encode()) <= 1000
+    assert 0 <= said["client"] <= MOST and len(said.get("rejection", "").encode()) <= 1000
 
 
 # By name. -------------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_json_that_is_none_or_endless(text):
 @pytest.mark.parametrize("client", ["Infinity", "1e400", '"0"', "true", "null", "-1", "1.0", "1e12", "[" * 9000])
 def test_a_greeting_from_a_client_that_is_none(client):
     with pytest.raises(Unusable):
-        read_greeting(answer(f'{{"client": {client}, "row": null}}'))
+        read_handshake(answer(f'{{"client": {client}, "row": null}}'))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_an_account_s_numbers(account):
 def test_long_texts_are_cut():
     packed = pack_reply({}, {1: "no " * 7_000_000}, {**ACCOUNT, "process": "p" * 200_000})
     opened = open_reply(packed, asked("train"))
-    assert len(opened.refused[1].encode()) <= 1000 and len(opened.account["process"].encode()) <= 128
+    assert len(opened.rejected[1].encode()) <= 1000 and len(opened.account["process"].encode()) <= 128
     with pytest.raises(Unusable, match="sent 5,000,0.. bytes where"):
         open_reply(pack_reply({}, {}, {**ACCOUNT, "process": "p" * 5_000_000}), asked("train"))
     assert len(read_row({**ROW, "domain": "d" * 5_000_000}, 1)["domain"].encode()) == 1000
@@ -356,7 +356,7 @@ def test_what_nobody_asked_for_is_not_copied(name):
     tracemalloc.stop()
     assert peak < 1_000_000 and opened.up < 10_000
     if name == "1/arrays":
-        assert opened.refused == {1: "sent tensors of 40,000,000 bytes; it was sent 768"}
+        assert opened.rejected == {1: "sent tensors of 40,000,000 bytes; it was sent 768"}
     else:
         check_update(opened.contents[1], IMAGES, REFERENCE, EPOCHS)
 
