@@ -17,7 +17,8 @@ run: $(STAMP) ## the main job: FedPGP on the embedded federation, a minute on tw
 	@$(BIN)/python -m experiments.run $(ARGS)
 
 quick: $(STAMP) ## the tests that concern a method, for its author; under 2 minutes on two idle cores
-	@$(BIN)/python -m pytest tests/fedpgp/test_methods.py tests/fedpgp/test_training.py tests/docs tests/experiments/test_methods.py $(ARGS)
+	@$(BIN)/python -m pytest tests/fedpgp/test_methods.py tests/fedpgp/test_training.py \
+		tests/docs tests/experiments/test_methods.py $(ARGS)
 
 test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests; `make slow` runs the rest)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -32,7 +33,8 @@ clean: ## removes the environment and Python's caches, not your runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first and by its pinned version: a build that is already on this machine is taken, and nothing else chooses another.
+# torch first and by its pinned version: a build that is already on this machine is taken, and
+# nothing else chooses another.
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name an interpreter: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,8 +1,10 @@
-"""The Flower ClientApp: trains, evaluates and answers questions for the logical clients named in a message.
+"""The Flower ClientApp: trains, evaluates and answers questions for the logical
+clients named in a message.
 
-The same app runs in a simulation (inline or on Ray, where a message names many clients and they are trained as one
-cohort) and in a deployment (one client a node, :mod:`clients.node_config`). What a client keeps for
-itself goes through :class:`clients.private_state.PrivateStore` and never into a reply.
+The same app runs in a simulation (inline or on Ray, where a message names many clients and
+they are trained as one cohort) and in a deployment (one client a node,
+:mod:`clients.node_config`). What a client keeps for itself goes through
+:class:`clients.private_state.PrivateStore` and never into a reply.
 """
 
 import base64
@@ -23,11 +25,14 @@ _federation: tuple[str, object] | None = None  # of this process: (configuration
 
 
 def federation_of(config: str):
-    """The :class:`fedpgp.federation.Federation` of a configuration (JSON text); the last one is kept in the process."""
+    """The :class:`fedpgp.federation.Federation` of a configuration (JSON text); the last one
+    is kept in the process."""
     global _federation
     if _federation is None or _federation[0] != config:
         set_up_process()
-        from fedpgp.build import build_federation  # torch is imported when there is work, not before
+        from fedpgp.build import (
+            build_federation,
+        )  # torch is imported when there is work, not before
 
         _federation = (config, build_federation(json.loads(config)))
     return _federation[1]
@@ -43,16 +48,21 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        """Trains the clients from the shared tensors and their own; replies with "arrays" and "metrics" for each."""
+        """Trains the clients from the shared tensors and their own; replies with "arrays"
+        and "metrics" for each."""
         request = ClientRequest(message, context, federation_of)
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             disclosure = request.disclosure(federation)
             if disclosure:
                 disclosure.admit(shared, request.job.server_round - 1)
-            for result in federation.train(shared, clients, request.job.server_round, request.load_state, client_only):
+            for result in federation.train(
+                shared, clients, request.job.server_round, request.load_state, client_only
+            ):
                 if result.error is None and not finite(result.state):
-                    result.error = f"a private tensor is NaN or Inf after round {request.job.server_round}"
+                    result.error = (
+                        f"a private tensor is NaN or Inf after round {request.job.server_round}"
+                    )
                 if result.error is not None:
                     yield result.client, result.error
                     continue
@@ -60,11 +70,20 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 if disclosure:
                     disclosure.trained(shared, result.update)
                     result.metrics["loss"] = two_digits(result.metrics["loss"])
-                metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
+                metrics = {
+                    "num-examples": int(result.num_examples),
+                    **{k: float(v) for k, v in result.metrics.items()},
+                }
                 arrays = ArrayRecord(
-                    {name: Array(np.ascontiguousarray(value)) for name, value in result.update.items()}
+                    {
+                        name: Array(np.ascontiguousarray(value))
+                        for name, value in result.update.items()
+                    }
                 )
-                yield result.client, RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+                yield (
+                    result.client,
+                    RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}),
+                )
 
         return request.run(work)
 
@@ -78,25 +97,38 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             disclosure = request.disclosure(federation)
             if disclosure:
                 disclosure.admit(shared, request.job.server_round)
-                alone = {f"client_only/{n}": tensor for sent in client_only.values() for n, tensor in sent.items()}
+                alone = {
+                    f"client_only/{n}": tensor
+                    for sent in client_only.values()
+                    for n, tensor in sent.items()
+                }
                 disclosure.count({**shared, **alone}, request.job.server_round)
-            for result in federation.evaluate(shared, clients, request.load_state, client_only, zero_shot=zero_shot):
+            for result in federation.evaluate(
+                shared, clients, request.load_state, client_only, zero_shot=zero_shot
+            ):
                 if disclosure:
                     client_split = federation.federated_split.clients[result.client]
                     images = {
-                        **{name: len(eval_set.indices) for name, eval_set in client_split.eval_sets.items()},
+                        **{
+                            name: len(eval_set.indices)
+                            for name, eval_set in client_split.eval_sets.items()
+                        },
                         "ece": len(client_split.test),
                     }
                     result.metrics = disclosure.figures(result.metrics, images)
-                metrics = {"num-examples": int(result.num_examples), **{k: float(v) for k, v in result.metrics.items()}}
+                metrics = {
+                    "num-examples": int(result.num_examples),
+                    **{k: float(v) for k, v in result.metrics.items()},
+                }
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})
 
         return request.run(work)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        """Answers a question, as JSON: "clients" (a client's row of the table; its images are encoded), "samples"
-        (images, answers), "handshake" (see :meth:`clients.request.ClientRequest.handshake`).
+        """Answers a question, as JSON: "clients" (a client's row of the table; its images are
+        encoded), "samples" (images, answers), "handshake" (see
+        :meth:`clients.request.ClientRequest.handshake`).
         """
         request = ClientRequest(message, context, federation_of)
         if request.job.ask == "handshake":
@@ -105,18 +137,26 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             if request.job.ask == "samples":
                 rows = federation.samples(
-                    shared, clients, request.load_state, int(request.config()["per-client"]), client_only
+                    shared,
+                    clients,
+                    request.load_state,
+                    int(request.config()["per-client"]),
+                    client_only,
                 )
                 for client in clients:
                     answers = [
-                        {**row, "png": base64.b64encode(row["png"]).decode()} for row in rows if row["client"] == client
+                        {**row, "png": base64.b64encode(row["png"]).decode()}
+                        for row in rows
+                        if row["client"] == client
                     ]
                     yield client, json_answer(answers)
             else:
                 # Encoded now, or found in the cache, so that no round pays for it.
                 try:
                     federation.encode()
-                except FedPGPError as error:  # the same for each of them: they are not tried one by one
+                except (
+                    FedPGPError
+                ) as error:  # the same for each of them: they are not tried one by one
                     yield from ((client, request.reason(error)) for client in clients)
                     return
                 table = {row["id"]: row for row in federation.client_table()}

@@ -1,17 +1,18 @@
 """What a node tells of images of its own, whatever the server asks.
 
-An accuracy is a number of right answers. A server that sends a model which answers one class for every image reads
-from it how many images of that class a client has, and as many such models read its labels. A node cannot know what a
-model was made for, and does alone what one can:
+An accuracy is a number of right answers. A server that sends a model which answers one class for
+every image reads from it how many images of that class a client has, and as many such models read
+its labels. A node cannot know what a model was made for, and does alone what one can:
 
-* a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width of an accuracy's
-  95 % interval; the training loss to two digits;
+* a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width
+  of an accuracy's 95 % interval; the training loss to two digits;
 * a figure of fewer images than ``min-report`` is not told;
-* a run has one choice of data: with another class list, order of classes or number of shots, the counts that a node
-  tells would be of other classes, and several of them its labels;
+* a run has one choice of data: with another class list, order of classes or number of shots, the
+  counts that a node tells would be of other classes, and several of them its labels;
 * of a round, two models are scored at most (the second where a run went back a checkpoint);
-* tensors that are farther from the last ones than ``max-step`` times the median of the node's own updates, for each
-  round between them, are not answered to, neither with figures nor with an update.
+* tensors that are farther from the last ones than ``max-step`` times the median of the
+  node's own updates, for each round between them, are not answered to, neither with
+  figures nor with an update.
 
 What remains is in docs/deployment.md.
 """
@@ -43,7 +44,8 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Withheld(FedPGPError):
-    """The node does not answer; the message says nothing of its images, and the server may read it."""
+    """The node does not answer; the message says nothing of its images, and the server may read
+    it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def pin(store: PrivateStore, text: str) -> None:
     else:
         if known != chosen:
             raise IncompatibleNode(
-                f"the run came with other settings of {', '.join(PINNED)} before, which this node keeps to"
+                f"the run came with other settings of {', '.join(PINNED)} before, which this "
+                "node keeps to"
             )
 
 
@@ -104,7 +107,10 @@ class Disclosure:
 
     def __init__(self, store: PrivateStore, limits: Limits, delta_params: Collection[str] = ()):
         self._limits, self._delta_params = limits, delta_params
-        self._account, self._last = store.folder / "answered.json", store.folder / "last_shared.safetensors"
+        self._account, self._last = (
+            store.folder / "answered.json",
+            store.folder / "last_shared.safetensors",
+        )
         self._read()
 
     def admit(self, shared: Arrays, state: int) -> None:
@@ -117,24 +123,34 @@ class Disclosure:
         Raises:
             Withheld: they are.
         """
-        model = {name: np.asarray(tensor) for name, tensor in shared.items() if name not in self._delta_params}
+        model = {
+            name: np.asarray(tensor)
+            for name, tensor in shared.items()
+            if name not in self._delta_params
+        }
         before = self._shared()
         if before is not None and self._norms and set(before) == set(model):
             rounds = max(1, abs(state - self._state))
             with np.errstate(over="ignore", invalid="ignore"):
-                moved = math.sqrt(sum(float(np.square(model[n].astype(float) - before[n]).sum()) for n in model))
+                moved = math.sqrt(
+                    sum(float(np.square(model[n].astype(float) - before[n]).sum()) for n in model)
+                )
             most = self._limits.step * rounds * median(self._norms)
             if not moved <= most:
                 raise Withheld(
-                    f"the shared tensors moved {moved:.3g} in {rounds} round(s); this node answers to {most:.3g} at "
-                    f"most: {self._limits.step:g} times its own updates (max-step)"
+                    f"the shared tensors moved {moved:.3g} in {rounds} round(s); this node "
+                    f"answers to {most:.3g} at most: {self._limits.step:g} times its own updates "
+                    "(max-step)"
                 )
         self._state = state
-        write_atomically(self._last, save({n: np.ascontiguousarray(t) for n, t in model.items()}), private=True)
+        write_atomically(
+            self._last, save({n: np.ascontiguousarray(t) for n, t in model.items()}), private=True
+        )
         self._write()
 
     def count(self, shared: Arrays, server_round: int) -> None:
-        """Count a model that is scored, and all tensors it was sent with; one that is sent again counts once.
+        """Count a model that is scored, and all tensors it was sent with; one that
+        is sent again counts once.
 
         Raises:
             Withheld: it is one more than a round has.
@@ -147,7 +163,8 @@ class Disclosure:
             return
         if len(known) >= MODELS_A_ROUND:
             raise Withheld(
-                f"{MODELS_A_ROUND} models of round {server_round} were scored already; this node scores no more"
+                f"{MODELS_A_ROUND} models of round {server_round} were scored already; this node "
+                "scores no more"
             )
         known.append(digest.hexdigest())
         self._write()
@@ -169,7 +186,9 @@ class Disclosure:
     def trained(self, sent: Arrays, update: Arrays) -> None:
         """Note the norm of an own update: the measure of what is far."""
         names = [name for name in sent if name not in self._delta_params]
-        norm = math.sqrt(sum(float(np.square(np.subtract(update[n], sent[n], dtype=float)).sum()) for n in names))
+        norm = math.sqrt(
+            sum(float(np.square(np.subtract(update[n], sent[n], dtype=float)).sum()) for n in names)
+        )
         if 0 < norm < math.inf:
             self._norms = [*self._norms, norm][-NORMS:]
             self._write()
@@ -180,7 +199,11 @@ class Disclosure:
         self._state = 0
         try:
             record = json.loads(self._account.read_bytes())
-            self._scored, self._norms, self._state = record["scored"], record["norms"], record["state"]
+            self._scored, self._norms, self._state = (
+                record["scored"],
+                record["norms"],
+                record["state"],
+            )
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:

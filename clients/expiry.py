@@ -13,7 +13,8 @@ VARIABLE = "FEDPGP_CERTIFICATES"
 
 
 def days_left(path: Path) -> float:
-    """Days until a file's certificates expire: the first of a server's chain, the last one of several authorities.
+    """Days until a file's certificates expire: the first of a server's chain, the last
+    one of several authorities.
 
     Raises:
         OSError: the file cannot be read.
@@ -31,8 +32,8 @@ def expiring(paths: Iterable[Path | str] | None = None) -> Iterator[str]:
     """What a person has to be told of certificates.
 
     Args:
-        paths: their files; None: those that the environment names. One that cannot be read is passed over: whoever
-            needs it says so.
+        paths: their files; None: those that the environment names. One that cannot be read is
+            passed over: whoever needs it says so.
     """
     for path in os.environ.get(VARIABLE, "").split(os.pathsep) if paths is None else paths:
         try:
@@ -40,5 +41,14 @@ def expiring(paths: Iterable[Path | str] | None = None) -> Iterator[str]:
         except (OSError, ValueError):
             continue
         if left < DAYS:
-            when = f"expires in {left:.0f} days" if left >= 1 else "expires within a day" if left > 0 else "has expired"
-            yield f'the certificate {path} {when}; how to make new ones: docs/deployment.md, "Renewing"'
+            when = (
+                f"expires in {left:.0f} days"
+                if left >= 1
+                else "expires within a day"
+                if left > 0
+                else "has expired"
+            )
+            yield (
+                f"the certificate {path} {when}; how to make new ones: docs/deployment.md, "
+                '"Renewing"'
+            )

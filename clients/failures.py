@@ -1,4 +1,5 @@
-"""What a node tells of an exception: its text, the line of code it comes from, and its traceback."""
+"""What a node tells of an exception: its text, the line of code it comes from, and its
+traceback."""
 
 import sys
 import traceback
@@ -17,22 +18,31 @@ LONGEST_MESSAGE = 800
 """Bytes of an exception's own text that are kept, so that the line of code has room behind it."""
 
 _PROJECT = Path(__file__).resolve().parents[1]
-_LIBRARIES = ("site-packages", "dist-packages", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+_LIBRARIES = (
+    "site-packages",
+    "dist-packages",
+    f"python{sys.version_info[0]}.{sys.version_info[1]}",
+)
 
 
 def describe(error: BaseException) -> str:
-    """Return the error in a line: its message, and for an exception nobody foresaw its type and its line of code.
+    """Return the error in a line: its message, and for an exception nobody foresaw its
+    type and its line of code.
 
-    The message may hold a whole tensor; it is cut to a length of which many fit into a node's account.
+    The message may hold a whole tensor; it is cut to a length of which many fit into a node's
+    account.
     """
     if isinstance(error, FedPGPError):
         return one_line(str(error))
     line = line_of(error)
-    return one_line(f"{type(error).__name__}: {error}", LONGEST_MESSAGE) + (f" ({line})" if line else "")
+    return one_line(f"{type(error).__name__}: {error}", LONGEST_MESSAGE) + (
+        f" ({line})" if line else ""
+    )
 
 
 def line_of(error: BaseException) -> str:
-    """Return ``file:line`` of the deepest frame outside the libraries, where a person looks first."""
+    """Return ``file:line`` of the deepest frame outside the libraries, where a person looks
+    first."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not any(part in Path(f.filename).parts for part in _LIBRARIES)]
     if not frames:
@@ -44,8 +54,8 @@ def line_of(error: BaseException) -> str:
 
 
 class Failures:
-    """The exceptions of one message, for the node's account: how many clients were trained together when each was
-    raised, and its traceback.
+    """The exceptions of one message, for the node's account: how many clients were trained together
+    when each was raised, and its traceback.
     """
 
     def __init__(self):

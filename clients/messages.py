@@ -1,18 +1,20 @@
 """The wire format between server and nodes: many logical clients in one Flower message.
 
-A Flower strategy writes one message for each logical client, with its own records ("arrays", "config", …). Those for
-clients on the same node travel together in one ``RecordDict``:
+A Flower strategy writes one message for each logical client, with its own records ("arrays",
+"config", …). Those for clients on the same node travel together in one ``RecordDict``:
 
 * a record that is equal for all of them stands there once, under its own name;
-* one that differs (:data:`CLIENT_ONLY`: what a method's server sends to one client alone) stands there
-  for each client as ``"<client>/<name>"``;
-* tensors travel as their bytes alone, without the header that Flower's own serialization puts before each;
-* ``"job"`` says which clients, which round, what each has committed, and which configuration (its text is not sent
-  again with every message: :meth:`clients.private_state.PrivateStore.configuration`).
+* one that differs (:data:`CLIENT_ONLY`: what a method's server sends to one client alone) stands
+  there for each client as ``"<client>/<name>"``;
+* tensors travel as their bytes alone, without the header that Flower's own
+  serialization puts before each;
+* ``"job"`` says which clients, which round, what each has committed, and which configuration (its
+  text is not sent again with every message:
+  :meth:`clients.private_state.PrivateStore.configuration`).
 
-A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who did it, for which
-clients it keeps a private state); :mod:`strategies.reply_checks` takes it apart. Private tensors have no place in
-either.
+A reply is packed alike, plus ``"errors"`` (client -> reason) and ``"node"`` (seconds, memory, who
+did it, for which clients it keeps a private state); :mod:`strategies.reply_checks` takes it apart.
+Private tensors have no place in either.
 """
 
 import json
@@ -26,8 +28,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 Record = ArrayRecord | ConfigRecord | MetricRecord
 
 CLIENT_ONLY = "own"
-"""The record of tensors that are sent to one client alone. (Names count as bytes: with another one a
-run would report more than before.)"""
+"""The record of tensors that are sent to one client alone. (Names count as bytes: with another one
+a run would report more than before.)"""
 
 BARE = "bytes"
 """How Flower's ``Array`` calls tensors that travel as bytes, row by row, little-endian."""
@@ -41,13 +43,15 @@ class Job:
         run: the run's id.
         attempt: the number of this attempt at the run (see :mod:`clients.private_state`).
         config: name of the configuration, which the node has been given.
-        private: folder of the private states and the configuration; empty where the node has its own.
+        private: folder of the private states and the configuration; empty where the node has its
+            own.
         server_round: the round, from 1; 0 before training.
         clients: logical clients of this message, ascending.
         committed: for each of them the round its update last entered the average, 0 for never.
         deadline: seconds after which the server no longer waits; 0 for never.
         threads: torch threads a worker may use; 0 leaves them alone.
-        ask: what a query or an evaluation wants beside the usual ("clients", "samples", "zero_shot").
+        ask: what a query or an evaluation wants beside the usual ("clients",
+            "samples", "zero_shot").
         debug: an exception ends the message (``runtime.debug``): clients are not tried one by one.
     """
 
@@ -65,7 +69,9 @@ class Job:
 
     def record(self) -> ConfigRecord:
         """As a Flower record."""
-        return ConfigRecord({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
+        return ConfigRecord(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        )
 
     @staticmethod
     def of(content: RecordDict) -> "Job":
@@ -91,7 +97,9 @@ def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
 
 def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, Record]]:
     """The inverse of :func:`pack`: client -> its records by name."""
-    common = {name: full(record) for name, record in content.items() if "/" not in name and name != "job"}
+    common = {
+        name: full(record) for name, record in content.items() if "/" not in name and name != "job"
+    }
     records: dict[int, dict[str, Record]] = {client: dict(common) for client in clients}
     for name, record in content.items():
         client, slash, rest = name.partition("/")
@@ -100,9 +108,14 @@ def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, R
     return records
 
 
-def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]) -> RecordDict:
-    """A node's answers (client -> content), its clients' failures (client -> reason) and its own account."""
-    packed = RecordDict({"errors": ConfigRecord({str(c): reason or "unknown" for c, reason in errors.items()})})
+def pack_reply(
+    contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]
+) -> RecordDict:
+    """A node's answers (client -> content), its clients' failures (client -> reason) and its own
+    account."""
+    packed = RecordDict(
+        {"errors": ConfigRecord({str(c): reason or "unknown" for c, reason in errors.items()})}
+    )
     packed["node"] = ConfigRecord({"account": json.dumps(node)})
     for client, content in contents.items():
         for name, record in content.items():
@@ -112,14 +125,20 @@ def pack_reply(contents: Mapping[int, RecordDict], errors: Mapping[int, str], no
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:
     """Bytes of the records in these contents: tensors, numbers, texts and their names."""
-    return sum(len(name) + _record_bytes(record) for content in contents for name, record in content.items())
+    return sum(
+        len(name) + _record_bytes(record)
+        for content in contents
+        for name, record in content.items()
+    )
 
 
 def _lean(record: Record) -> Record:
     """Tensors as bare bytes."""
     if not isinstance(record, ArrayRecord):
         return record
-    return ArrayRecord({name: Array(a.dtype, a.shape, BARE, a.numpy().tobytes()) for name, a in record.items()})
+    return ArrayRecord(
+        {name: Array(a.dtype, a.shape, BARE, a.numpy().tobytes()) for name, a in record.items()}
+    )
 
 
 def full(record: Record) -> Record:
@@ -127,7 +146,10 @@ def full(record: Record) -> Record:
     if not isinstance(record, ArrayRecord):
         return record
     return ArrayRecord(
-        {name: Array(np.frombuffer(a.data, a.dtype).reshape(tuple(a.shape)).copy()) for name, a in record.items()}
+        {
+            name: Array(np.frombuffer(a.data, a.dtype).reshape(tuple(a.shape)).copy())
+            for name, a in record.items()
+        }
     )
 
 

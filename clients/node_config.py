@@ -1,18 +1,22 @@
 """A node of a deployment: what its own configuration says, and whether it fits the federation.
 
-``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp' data-dir='/srv/images'"``:
+``python -m experiments.supernode --node-config "client-id=2 state-dir='/srv/fedpgp'
+data-dir='/srv/images'"``:
 
 * ``client-id``: which logical client this node is;
 * ``client-name``: what people call it, in warnings, tables and the report;
 * ``state-dir``: where its private tensors are kept, and the features of its own images;
-* ``data-root``: the folder that holds the public data sets, where the federation splits one; else $FEDPGP_DATA;
+* ``data-root``: the folder that holds the public data sets, where the federation
+  splits one; else $FEDPGP_DATA;
 * ``data-dir``: its own images (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), for ``partition=own``;
-* ``on-bad-image``: ``skip`` leaves out those of its own images that cannot be read; else the federation's
-  ``dataset.on_bad_image`` holds;
-* ``weights``: a file with the model's weights, where the federation's configuration names another machine's;
+* ``on-bad-image``: ``skip`` leaves out those of its own images that cannot be read; else the
+  federation's ``dataset.on_bad_image`` holds;
+* ``weights``: a file with the model's weights, where the federation's configuration
+  names another machine's;
 * ``cache-dir``: where features are kept instead;
-* ``min-report``, ``max-step``: of its own images, the fewest test images that a figure is told of, and how far the
-  shared tensors may move (:mod:`clients.disclosure`). The server's settings can only be stricter.
+* ``min-report``, ``max-step``: of its own images, the fewest test images that a figure is told
+  of, and how far the shared tensors may move (:mod:`clients.disclosure`). The server's
+  settings can only be stricter.
 """
 
 import hashlib
@@ -31,7 +35,16 @@ from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.plain_text import one_line, printable
 
 KEYS = (
-    *("client-id", "client-name", "state-dir", "data-root", "data-dir", "on-bad-image", "weights", "cache-dir"),
+    *(
+        "client-id",
+        "client-name",
+        "state-dir",
+        "data-root",
+        "data-dir",
+        "on-bad-image",
+        "weights",
+        "cache-dir",
+    ),
     *("min-report", "max-step"),
 )
 
@@ -42,7 +55,8 @@ LONGEST_NAME = 64
 """Characters of a client's name."""
 
 ERRORS = "errors.log"
-"""In a node's state-dir: what went wrong with its own images or its machine, which nobody else is told."""
+"""In a node's state-dir: what went wrong with its own images or its machine, which nobody else is
+told."""
 
 ERRORS_BYTES = 2**20
 """Size at which that file begins anew; the one before is kept."""
@@ -59,14 +73,18 @@ class NodeConfig:
     Attributes:
         client: the logical client that this node is.
         state_dir: folder of what it keeps for itself.
-        data_root: folder of public data sets, where the federation splits one; None is the usual one.
+        data_root: folder of public data sets, where the federation splits one; None is the usual
+            one.
         name: what people call the client; empty where nobody said.
         data_dir: its own images; None where the federation splits a data set.
-        on_bad_image: ``error`` or ``skip`` for its own images; None takes what the federation's configuration says.
+        on_bad_image: ``error`` or ``skip`` for its own images; None takes what the
+            federation's configuration says.
         weights: a weights file; None takes what the federation's configuration says.
-        cache_dir: folder of features; None is one in ``state_dir`` for its own images, the usual one for others.
+        cache_dir: folder of features; None is one in ``state_dir`` for its own images,
+            the usual one for others.
         min_report: the fewest of its own test images that a figure is told of.
-        max_step: times its own updates' norm that the shared tensors may move in a round, for it to answer.
+        max_step: times its own updates' norm that the shared tensors may move in a
+            round, for it to answer.
     """
 
     client: int
@@ -95,20 +113,28 @@ class NodeConfig:
                 raise FedPGPError(f"this node has no {key}: start it with {EXAMPLE}")
         client = node_config["client-id"]
         if isinstance(client, bool) or not isinstance(client, int) or client < 0:
-            raise FedPGPError(f"client-id={client!r} in --node-config cannot work; it is a whole number, 0 or more")
+            raise FedPGPError(
+                f"client-id={client!r} in --node-config cannot work; it is a whole number, 0 or "
+                "more"
+            )
         name = str(node_config.get("client-name", ""))
         if len(name) > LONGEST_NAME or name != one_line(name):
             raise FedPGPError(
-                f"client-name={printable(name)!r} in --node-config cannot work; it is a line of at most {LONGEST_NAME} "
-                "characters"
+                f"client-name={printable(name)!r} in --node-config cannot work; it is a line of "
+                f"at most {LONGEST_NAME} characters"
             )
         bad = node_config.get("on-bad-image")
         if bad not in (None, "error", "skip"):
             raise FedPGPError(unknown("on-bad-image in --node-config", bad, ["error", "skip"]))
-        least, most = node_config.get("min-report", cls.min_report), node_config.get("max-step", cls.max_step)
+        least, most = (
+            node_config.get("min-report", cls.min_report),
+            node_config.get("max-step", cls.max_step),
+        )
         check_number("min-report (--node-config)", least, least=1, whole=True)
         check_number("max-step (--node-config)", most, above=0)
-        root, own, weights, cache = (node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir"))
+        root, own, weights, cache = (
+            node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir")
+        )
         return cls(
             client,
             Path(str(node_config["state-dir"])).expanduser(),
@@ -124,7 +150,8 @@ class NodeConfig:
 
     @classmethod
     def of_text(cls, text: str) -> "NodeConfig":
-        """Reads ``--node-config`` as it stands on a command line: pairs, or the name of a TOML file.
+        """Reads ``--node-config`` as it stands on a command line: pairs, or the name of a TOML
+        file.
 
         Raises:
             FedPGPError: as :meth:`of`, and for what Flower would not read.
@@ -132,9 +159,13 @@ class NodeConfig:
         try:
             if text.endswith(".toml"):
                 return cls.of(tomllib.loads(Path(text).expanduser().read_text()))
-            return cls.of(tomllib.loads("\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text))))
+            return cls.of(
+                tomllib.loads("\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text)))
+            )
         except (OSError, ValueError) as error:
-            raise FedPGPError(f"--node-config cannot be read ({error}); text stands in quotes: {EXAMPLE}") from error
+            raise FedPGPError(
+                f"--node-config cannot be read ({error}); text stands in quotes: {EXAMPLE}"
+            ) from error
 
     def store_folder(self, run: str) -> Path:
         """Where the private tensors of a run are kept.
@@ -153,7 +184,9 @@ class NodeConfig:
             private_folder(self.state_dir)
             if path.exists() and path.stat().st_size > ERRORS_BYTES:
                 path.replace(path.with_suffix(".log.1"))
-            with open(path, "a", opener=owner_only, encoding="utf-8", errors="backslashreplace") as file:
+            with open(
+                path, "a", opener=owner_only, encoding="utf-8", errors="backslashreplace"
+            ) as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except (OSError, FedPGPError):
             return False
@@ -170,18 +203,25 @@ class NodeConfig:
         config = json.loads(text)
         if self.client >= config["clients"]:
             raise IncompatibleNode(
-                f"client-id={self.client}, but the federation has {config['clients']} clients, from 0"
+                f"client-id={self.client}, but the federation has {config['clients']} clients, "
+                "from 0"
             )
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:
-            raise IncompatibleNode("partition=own: each node names its own images in --node-config: data-dir='DIR'")
+            raise IncompatibleNode(
+                "partition=own: each node names its own images in --node-config: data-dir='DIR'"
+            )
         if not own and self.data_dir is not None:
             raise IncompatibleNode(
-                f"this node has its own images (data-dir), but the federation splits data set "
-                f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use partition=own"
+                "this node has its own images (data-dir), but the federation splits data set "
+                f"{config['dataset']['name']} (partition={config['partition']['scheme']}); use "
+                "partition=own"
             )
         cache = self.cache_dir
-        config["dataset"] |= {"root": self.data_root, "download": False}  # a server's paths and wishes are its own
+        config["dataset"] |= {
+            "root": self.data_root,
+            "download": False,
+        }  # a server's paths and wishes are its own
         if own:
             config["dataset"]["root"] = str(self.data_dir)
             config["partition"]["client"] = self.client
@@ -198,8 +238,8 @@ class NodeConfig:
 
 
 def compatibility(federation) -> dict[str, str]:
-    """What server and node must have in common, each as a short text: package version, class list, model weights, and
-    which client owns which images of a public data set."""
+    """What server and node must have in common, each as a short text: package version, class list,
+    model weights, and which client owns which images of a public data set."""
     from fedpgp.data_record import split_digest  # torch, which a node's start does without
 
     names = hashlib.sha256(json.dumps(federation.dataset.class_names).encode()).hexdigest()
@@ -216,7 +256,8 @@ def compatibility(federation) -> dict[str, str]:
 
 
 def installed_version() -> str:
-    """Version of the installed package, not of the copy of its code that Flower sends with an application."""
+    """Version of the installed package, not of the copy of its code that Flower
+    sends with an application."""
     try:
         return version("fedpgp")
     except PackageNotFoundError:

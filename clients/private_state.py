@@ -1,13 +1,14 @@
 """The private state of clients: tensors that never leave the machine they were learned on.
 
-A file for each (client, round), written atomically, with a checksum, readable by its owner alone. The server keeps
-count of the round a client's update last entered the average (its *committed* round) and tells the client; the client
-loads exactly that one. So an update that was lost on the way, came too late, or belongs to a round that a killed server
-never finished is never built upon.
+A file for each (client, round), written atomically, with a checksum, readable by its owner alone.
+The server keeps count of the round a client's update last entered the average (its *committed*
+round) and tells the client; the client loads exactly that one. So an update that was lost on the
+way, came too late, or belongs to a round that a killed server never finished is never built upon.
 
-Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is started or resumed; the
-highest one that was claimed owns the folder, and workers left over from an earlier attempt can no longer write. A file
-lock closes the gap between looking and writing; the system drops it when its holder dies, so it is never stale.
+Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is
+started or resumed; the highest one that was claimed owns the folder, and workers left over from an
+earlier attempt can no longer write. A file lock closes the gap between looking and writing; the
+system drops it when its holder dies, so it is never stale.
 """
 
 import fcntl
@@ -46,7 +47,8 @@ class PrivateStore:
     """A folder of private states.
 
     Args:
-        folder: ``RUN_DIR/private`` in a simulation (every worker sees it), the node's own disk in a deployment.
+        folder: ``RUN_DIR/private`` in a simulation (every worker sees it), the node's
+            own disk in a deployment.
         run: the run's id; a folder belongs to one run.
         attempt: the number of this attempt.
     """
@@ -65,7 +67,9 @@ class PrivateStore:
         with self._locked(exclusive=True):
             if self.attempt > self._owner():
                 record = {"run": self.run, "attempt": self.attempt}
-                write_atomically(self.folder / "attempt.json", json.dumps(record).encode(), private=True)
+                write_atomically(
+                    self.folder / "attempt.json", json.dumps(record).encode(), private=True
+                )
                 remove_leftovers(self.folder, "**/.*.tmp")  # nobody writes now
 
     def owned(self) -> bool:
@@ -73,8 +77,8 @@ class PrivateStore:
         return _claimed(self.folder)[1] <= self.attempt
 
     def give_configuration(self, text: str) -> str:
-        """Keeps the run's configuration (JSON text) beside the states; returns its name in messages: the beginning of
-        its SHA-256.
+        """Keeps the run's configuration (JSON text) beside the states; returns its name in
+        messages: the beginning of its SHA-256.
         """
         name = _short_digest(text.encode())
         write_atomically(self.folder / f"config_{name}.json", text.encode(), private=True)
@@ -90,23 +94,28 @@ class PrivateStore:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise FedPGPError(f"the run's configuration cannot be read: {path} ({error.strerror})") from error
+            raise FedPGPError(
+                f"the run's configuration cannot be read: {path} ({error.strerror})"
+            ) from error
         if _short_digest(data) != name:
             raise FedPGPError(f"the run's configuration is damaged: {path}")
         return data.decode()
 
-    def save(self, client: int, server_round: int, state: dict[str, Tensor], committed: int) -> None:
-        """Writes a client's state after a round, and removes what no checkpoint can ask for any more.
+    def save(
+        self, client: int, server_round: int, state: dict[str, Tensor], committed: int
+    ) -> None:
+        """Writes a client's state after a round, and removes what no checkpoint can ask for any
+        more.
 
-        It is safe from a crash of the process at once, and from a power cut after :meth:`flush`: call it before telling
-        the server.
+        It is safe from a crash of the process at once, and from a power cut after :meth:`flush`:
+        call it before telling the server.
 
         Args:
             client: logical client.
             server_round: the round just trained, from 1.
             state: name -> tensor.
-            committed: the client's committed round before this one (0: none). It is kept, as is the newest before it:
-                the last two checkpoints of the server need them.
+            committed: the client's committed round before this one (0: none). It is kept, as is the
+                newest before it: the last two checkpoints of the server need them.
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         data = save(tensors, metadata={"sha256": _checksum(tensors)})
@@ -123,7 +132,8 @@ class PrivateStore:
         flush_filesystem(self.folder)
 
     def load(self, client: int, server_round: int) -> dict[str, Tensor] | None:
-        """A client's state as it was after ``server_round``; None for round 0, when there is none yet.
+        """A client's state as it was after ``server_round``; None for round 0, when there is none
+        yet.
 
         Raises:
             FedPGPError: the state is not there or cannot be read.
@@ -134,15 +144,20 @@ class PrivateStore:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise FedPGPError(
-                f"the private state of client {client} after round {server_round} is not there: {path}"
+                f"the private state of client {client} after round {server_round} is not there: "
+                f"{path}"
             ) from None
         except (OSError, SafetensorError) as error:
-            raise FedPGPError(f"the private state of client {client} cannot be read: {path} ({error})") from error
+            raise FedPGPError(
+                f"the private state of client {client} cannot be read: {path} ({error})"
+            ) from error
         if metadata.get("sha256") not in (None, _checksum(state)):  # an earlier version wrote none
-            raise FedPGPError(f"the private state of client {client} is damaged: {path} (its checksum is wrong)")
+            raise FedPGPError(
+                f"the private state of client {client} is damaged: {path} (its checksum is wrong)"
+            )
         return state
 
     def _path(self, client: int, server_round: int) -> Path:
@@ -150,14 +165,20 @@ class PrivateStore:
 
     def _rounds(self, client: int) -> list[int]:
         folder = self.folder / f"client_{client:05d}"
-        return [int(match[1]) for path in folder.iterdir() if (match := _STATE.fullmatch(path.name))]
+        return [
+            int(match[1]) for path in folder.iterdir() if (match := _STATE.fullmatch(path.name))
+        ]
 
     def _owner(self) -> int:
         run, attempt = _claimed(self.folder)
         if run is not None and run != self.run:
-            raise FedPGPError(f"{self.folder} holds the private states of another run; choose another folder")
+            raise FedPGPError(
+                f"{self.folder} holds the private states of another run; choose another folder"
+            )
         if attempt > self.attempt:
-            raise Superseded(f"{self.folder} is owned by a newer attempt at this run; this one has to stop")
+            raise Superseded(
+                f"{self.folder} is owned by a newer attempt at this run; this one has to stop"
+            )
         return attempt
 
     @contextmanager
@@ -175,8 +196,9 @@ class PrivateStore:
 def owner(folder: Path) -> tuple[str | None, int]:
     """Who owns a folder of private states: (run id, attempt), (None, 0) when nobody does yet.
 
-    In a folder that a run has used and whose record was lost, the attempt is the seconds since the epoch: more than
-    anybody ever counted to, so that the next one is the highest on every machine that remembers the last.
+    In a folder that a run has used and whose record was lost, the attempt is the seconds since the
+    epoch: more than anybody ever counted to, so that the next one is the highest on every machine
+    that remembers the last.
 
     Raises:
         FedPGPError: the record cannot be read.
@@ -197,7 +219,9 @@ def _claimed(folder: Path) -> tuple[str | None, int]:
     except OSError as error:
         raise FedPGPError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FedPGPError(f"{path} is damaged ({error}); remove it and resume with resume=: nothing is lost") from error
+        raise FedPGPError(
+            f"{path} is damaged ({error}); remove it and resume with resume=: nothing is lost"
+        ) from error
 
 
 def _checksum(state: dict[str, Tensor]) -> str:

@@ -1,7 +1,8 @@
 """How far the workers of a simulation are, told to the server by small files in the run's folder.
 
-A reply comes when all clients of a message are done; with thousands of clients, or images that are encoded first,
-that is minutes. On a cluster all machines see the run's folder. A deployed client tells its own log.
+A reply comes when all clients of a message are done; with thousands of clients, or images that
+are encoded first, that is minutes. On a cluster all machines see the run's folder. A deployed
+client tells its own log.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ class Progress:
     """What one process tells.
 
     Args:
-        folder: of a simulation's private states; None is a deployed client, whose log gets a line now and then.
+        folder: of a simulation's private states; None is a deployed client, whose log
+            gets a line now and then.
     """
 
     def __init__(self, folder: Path | None):

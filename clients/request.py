@@ -1,4 +1,5 @@
-"""One message to a node at work: its job, the federation, the private state, and the replies as they come."""
+"""One message to a node at work: its job, the federation, the private state, and the
+replies as they come."""
 
 import json
 import os
@@ -28,16 +29,20 @@ ClientOnly = dict[int, Shared]
 
 
 class ClientRequest:
-    """One message at work: the job, the federation, the private store, and the replies as they come."""
+    """One message at work: the job, the federation, the private store, and the
+    replies as they come."""
 
     def __init__(self, message: Message, context: Context, federation_of: Callable):
         self.message, self.content = message, message.content
         self.job = Job.of(message.content)
         node_config = dict(context.node_config)
         self.inline = bool(node_config.pop("inline", False))
-        # A simulation's nodes are told where; a real one lets nobody else choose a folder of its disk.
+        # A simulation's nodes are told where; a real one lets nobody else choose a folder of its
+        # disk.
         if self.job.private and not (self.inline or "partition-id" in node_config):
-            raise FedPGPError("a server may choose a folder on the nodes of a simulation only, and this is none")
+            raise FedPGPError(
+                "a server may choose a folder on the nodes of a simulation only, and this is none"
+            )
         self.node_config = None if self.job.private else NodeConfig.of(node_config)
         folder = self.job.private or self.node_config.store_folder(self.job.run)
         self.store = PrivateStore(folder, self.job.run, self.job.attempt)
@@ -51,15 +56,20 @@ class ClientRequest:
         self._federation_of = federation_of
 
     def run(
-        self, work: Callable[[object, Shared, list[int], ClientOnly], Iterable[tuple[int, RecordDict | str]]]
+        self,
+        work: Callable[
+            [object, Shared, list[int], ClientOnly], Iterable[tuple[int, RecordDict | str]]
+        ],
     ) -> Message:
-        """Runs ``work`` on every group of clients that were sent the same tensors, and packs what it yields.
+        """Runs ``work`` on every group of clients that were sent the same tensors,
+        and packs what it yields.
 
-        ``work`` yields a client with its reply, or with the reason why there is none. When it raises, the clients still
-        missing are tried one by one, so that one client's broken data does not cost the others their round. (A client's
-        numbers do not depend on its company.)
+        ``work`` yields a client with its reply, or with the reason why there is none. When it
+        raises, the clients still missing are tried one by one, so that one client's broken data
+        does not cost the others their round. (A client's numbers do not depend on its company.)
         """
-        # Machines of a deployment need not have the same time: the clock starts when the message is here.
+        # Machines of a deployment need not have the same time: the clock starts when the message is
+        # here.
         sent_at = self.message.metadata.created_at if self.node_config is None else time.time()
         with nullcontext() if self.inline else watched(self.store, self.job, sent_at):
             self.store.claim()
@@ -78,7 +88,9 @@ class ClientRequest:
             if self.kept:
                 self.store.flush()
             self.seconds = time.perf_counter() - start
-        return Message(pack_reply(self.replies, self.errors, self._account()), reply_to=self.message)
+        return Message(
+            pack_reply(self.replies, self.errors, self._account()), reply_to=self.message
+        )
 
     def federation(self):
         """The federation as this node sees it.
@@ -90,7 +102,8 @@ class ClientRequest:
         if self.node_config is not None:
             if strangers := set(self.job.clients) - {self.node_config.client}:
                 raise FedPGPError(
-                    f"this is the node of client {self.node_config.client}, not of client {min(strangers)}"
+                    f"this is the node of client {self.node_config.client}, not of client "
+                    f"{min(strangers)}"
                 )
             text = self.node_config.configured(text)
         federation = self._federation_of(text)
@@ -98,10 +111,13 @@ class ClientRequest:
         return federation
 
     def handshake(self) -> Message:
-        """Answer the server's first message: which client this node is, and its row of the table, or why
-        the node cannot take part, and whether that is transient.
+        """Answer the server's first message: which client this node is, and its row of the table,
+        or why the node cannot take part, and whether that is transient.
         """
-        answer: dict[str, object] = {"client": self.node_config.client, "name": self.node_config.name}
+        answer: dict[str, object] = {
+            "client": self.node_config.client,
+            "name": self.node_config.name,
+        }
         for text in expiring():
             print(f"warning: {text}", file=sys.stderr, flush=True)
         try:
@@ -111,7 +127,9 @@ class ClientRequest:
                 pin(self.store, text)
             self.store.give_configuration(text)
             federation = self.federation()
-            if differing := mismatch(dict(self.content["compatibility"]), compatibility(federation)):
+            if differing := mismatch(
+                dict(self.content["compatibility"]), compatibility(federation)
+            ):
                 raise IncompatibleNode(differing)
             # Encoded now, or found in the cache, so that no round pays for it.
             federation.encode()
@@ -130,7 +148,9 @@ class ClientRequest:
         if self.node_config is None or self.node_config.data_dir is None:
             return None
         runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
-        return Disclosure(self.store, Limits.of(self.node_config, runtime), federation.method.delta_params)
+        return Disclosure(
+            self.store, Limits.of(self.node_config, runtime), federation.method.delta_params
+        )
 
     def load_state(self, client: int):
         """The client's private tensors as of its committed round, None when it never took part."""
@@ -143,7 +163,12 @@ class ClientRequest:
             self.kept.append(client)
 
     def _collect(
-        self, work: Callable, federation: object, shared: Shared, clients: list[int], client_only: ClientOnly
+        self,
+        work: Callable,
+        federation: object,
+        shared: Shared,
+        clients: list[int],
+        client_only: ClientOnly,
     ) -> None:
         try:
             for client, answer in work(federation, shared, clients, client_only):
@@ -154,7 +179,9 @@ class ClientRequest:
                 self.progress(len(self.replies) + len(self.errors), len(self.job.clients), CLIENTS)
         except Exception as error:
             missing = [c for c in clients if c not in self.replies and c not in self.errors]
-            if self.node_config is None and (not isinstance(error, FedPGPError) or isinstance(error, MethodError)):
+            if self.node_config is None and (
+                not isinstance(error, FedPGPError) or isinstance(error, MethodError)
+            ):
                 self.failures.add(error, len(missing))
             if len(missing) > 1 and not self.job.debug:
                 for client in missing:
@@ -163,13 +190,19 @@ class ClientRequest:
                 self.errors.update({client: self.reason(error) for client in missing})
 
     def reason(self, error: Exception) -> str:
-        """What the server is told of an error. One about a client's own images names files, folders or classes, so it
-        stays in the node's log."""
+        """What the server is told of an error. One about a client's own images names files, folders
+        or classes, so it stays in the node's log."""
         reason = describe(error)
-        if self.node_config is None or self.node_config.data_dir is None or isinstance(error, Withheld):
+        if (
+            self.node_config is None
+            or self.node_config.data_dir is None
+            or isinstance(error, Withheld)
+        ):
             return reason
         print(f"error: {reason}", file=sys.stderr, flush=True)
-        whole = reason if isinstance(error, FedPGPError) else "".join(traceback.format_exception(error))
+        whole = (
+            reason if isinstance(error, FedPGPError) else "".join(traceback.format_exception(error))
+        )
         kept = self.node_config.keep_error(whole)
         where = f"{ERRORS} in its state-dir" if kept else "the log of its node"
         return f"something is wrong with its data or its machine; {where} says what"
@@ -178,7 +211,11 @@ class ClientRequest:
         """Clients that share the same tensors, together: usually all."""
         groups: list[tuple[ArrayRecord, list[int]]] = []
         for client, records in unpack(self.content, self.job.clients).items():
-            shared = (r for name, r in records.items() if name != CLIENT_ONLY and isinstance(r, ArrayRecord))
+            shared = (
+                r
+                for name, r in records.items()
+                if name != CLIENT_ONLY and isinstance(r, ArrayRecord)
+            )
             arrays = next(shared, ArrayRecord())
             for known, members in groups:
                 if known is arrays or known == arrays:
@@ -192,7 +229,11 @@ class ClientRequest:
     def _client_only(self) -> ClientOnly:
         """Client -> the tensors it was sent alone; empty where a method sends none."""
         records = unpack(self.content, self.job.clients)
-        return {c: {n: a.numpy() for n, a in r[CLIENT_ONLY].items()} for c, r in records.items() if CLIENT_ONLY in r}
+        return {
+            c: {n: a.numpy() for n, a in r[CLIENT_ONLY].items()}
+            for c, r in records.items()
+            if CLIENT_ONLY in r
+        }
 
     def config(self) -> dict[str, Record]:
         """The strategy's own configuration record of this message."""
@@ -200,7 +241,11 @@ class ClientRequest:
 
     def _account(self) -> dict:
         # A deployed client does not tell the name of its machine.
-        process = f"{machine_name()}/{os.getpid()}" if self.node_config is None else f"client {self.node_config.client}"
+        process = (
+            f"{machine_name()}/{os.getpid()}"
+            if self.node_config is None
+            else f"client {self.node_config.client}"
+        )
         account = {"seconds": self.seconds, "process": process, "rss_mb": peak_rss_mb()}
         account |= {"clients": len(self.replies), "kept": self.kept}
         if failures := self.failures.account():

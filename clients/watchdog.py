@@ -1,8 +1,8 @@
-"""Keeps a worker process from outliving its use: past the round's deadline, after its parent's death, after a newer
-attempt.
+"""Keeps a worker process from outliving its use: past the round's deadline, after its parent's
+death, after a newer attempt.
 
-A server that is killed cannot tell its workers to stop, and a client that hangs does not look at the clock. So every
-process that works for somebody else watches these three itself, and ends.
+A server that is killed cannot tell its workers to stop, and a client that hangs does not look at
+the clock. So every process that works for somebody else watches these three itself, and ends.
 """
 
 import faulthandler
@@ -29,18 +29,21 @@ def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
 
     Args:
         store: the process ends when a newer attempt claims it.
-        job: its deadline ends the process, even when it hangs inside a library that never returns to Python.
+        job: its deadline ends the process, even when it hangs inside a library that
+            never returns to Python.
         sent_at: when the server sent the message, in seconds since the epoch.
 
     Raises:
-        FedPGPError: the deadline has passed already (the message is a second try after the process was ended).
+        FedPGPError: the deadline has passed already (the message is a second try
+            after the process was ended).
     """
     global _watched_store
     if job.deadline:
         left = job.deadline - (time.time() - sent_at)
         if left <= 0:
             raise FedPGPError(f"took longer than runtime.round_timeout={job.deadline:g} seconds")
-        faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or open(os.devnull, "w"))  # noqa: SIM115
+        told = sys.__stderr__ or open(os.devnull, "w")  # noqa: SIM115
+        faulthandler.dump_traceback_later(left, exit=True, file=told)
     if _watched_store is None:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="watchdog").start()
     _watched_store = store
@@ -51,7 +54,8 @@ def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Has this process end when its parent does: a ServerApp whose SuperLink was killed would wait for it for ever."""
+    """Has this process end when its parent does: a ServerApp whose SuperLink was killed would
+    wait for it for ever."""
 
     def watch(parent: int) -> None:
         while os.getppid() == parent:

@@ -1,4 +1,5 @@
-"""The administrator's token of a SuperLink (:mod:`experiments.superlink`): made, read, given to Flower's commands."""
+"""The administrator's token of a SuperLink (:mod:`experiments.superlink`): made, read, given
+to Flower's commands."""
 
 import secrets
 from pathlib import Path
@@ -24,22 +25,26 @@ def read_token(path: Path) -> str:
     try:
         token = path.read_text().strip()
     except (OSError, ValueError) as error:
-        raise FedPGPError(f"the token of the administrator cannot be read: {path} ({error})") from error
+        raise FedPGPError(
+            f"the token of the administrator cannot be read: {path} ({error})"
+        ) from error
     if len(token) < SHORTEST:
         raise FedPGPError(
-            f"{path} is no token: it needs {SHORTEST} characters or more (experiments.deploy keys makes one)"
+            f"{path} is no token: it needs {SHORTEST} characters or more (experiments.deploy "
+            "keys makes one)"
         )
     return token
 
 
 def log_in(address: str, token: str, flower_home: Path | None = None) -> None:
-    """Has Flower's commands (``flwr run``, ``flwr supernode register`` …) send the token to a SuperLink.
+    """Has Flower's commands (``flwr run``, ``flwr supernode register`` …) send the token to a
+    SuperLink.
 
     Args:
         address: of the SuperLink, as it stands in Flower's ``config.toml``.
         token: the administrator's.
-        flower_home: the folder in which Flower keeps such tokens (``credentials.yaml``); None is $FLWR_HOME, else the
-            usual one.
+        flower_home: the folder in which Flower keeps such tokens (``credentials.yaml``); None is
+            $FLWR_HOME, else the usual one.
     """
     from flwr.cli import constant
     from flwr.common.constant import AuthnType

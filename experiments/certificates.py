@@ -1,7 +1,8 @@
-"""What a federation's machines need to trust each other: an authority, the server's certificate, a key for each node.
+"""What a federation's machines need to trust each other: an authority, the server's
+certificate, a key for each node.
 
-The nodes know the server by its certificate (TLS); the server knows a node by its public key, which has to be
-registered (``flwr supernode register``).
+The nodes know the server by its certificate (TLS); the server knows a node by its public key, which
+has to be registered (``flwr supernode register``).
 """
 
 import contextlib
@@ -14,7 +15,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import NameOID
 
 from fedpgp.atomic_files import write_atomically
@@ -28,8 +34,8 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
 
 
 def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
-    """Writes ``ca.crt``, ``server.pem`` and ``server.key`` for a server that is reached by ``hosts`` (names or
-    addresses), and on its own machine by the loopback.
+    """Writes ``ca.crt``, ``server.pem`` and ``server.key`` for a server that is reached by
+    ``hosts`` (names or addresses), and on its own machine by the loopback.
 
     The authority's own key is thrown away: no further certificate can be made in its name.
 
@@ -37,13 +43,18 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
         FedPGPError: a host that is no name or address.
     """
     names = [_alternative(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
-    authority_key, server_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    authority_key, server_key = (
+        ec.generate_private_key(ec.SECP384R1()),
+        ec.generate_private_key(ec.SECP384R1()),
+    )
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedpgp federation")])
     authority = (
         _builder(name, name, authority_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False
+        )
         .sign(authority_key, hashes.SHA384())
     )
     # Who it is stands in the alternative names alone: a common name has at most 64 characters.
@@ -52,9 +63,14 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
         _builder(subject, name, server_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+        )
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+            critical=False,
+        )
         .sign(authority_key, hashes.SHA384())
     )
     write_atomically(folder / "ca.crt", authority.public_bytes(Encoding.PEM))
@@ -63,8 +79,8 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def make_node_key(path: Path) -> None:
-    """Writes a node's private key to ``path`` and its public key to ``path.pub``, both in OpenSSH's format (Flower
-    reads no other).
+    """Writes a node's private key to ``path`` and its public key to ``path.pub``, both in OpenSSH's
+    format (Flower reads no other).
     """
     key = ec.generate_private_key(ec.SECP384R1())
     _write_secret(path, key, PrivateFormat.OpenSSH)
@@ -78,7 +94,9 @@ def _write_secret(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateForm
     write_atomically(path, key.private_bytes(Encoding.PEM, form, NoEncryption()), private=True)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -115,7 +133,8 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
     if why := _no_name(host):
         raise FedPGPError(
-            f"--host {host!r} cannot work: {why}. It is a name or an address alone, as in fed.example.org"
+            f"--host {host!r} cannot work: {why}. It is a name or an address alone, as in "
+            "fed.example.org"
         )
     return x509.DNSName(host)
 

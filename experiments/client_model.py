@@ -36,7 +36,8 @@ class ClientModel:
         classes: what it chooses among.
         server_round: the round of the global tensors.
         client: logical client; None where the global model was asked for.
-        has_own_prompt: False where the client has no tensors of its own: its model is the global one.
+        has_own_prompt: False where the client has no tensors of its own: its model is the global
+            one.
     """
 
     config: dict
@@ -51,34 +52,60 @@ class ClientModel:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`from_arguments` takes."""
     parser.add_argument(
-        "--run", type=user_path, required=True, help="the run's folder, or one above it: the newest run"
+        "--run",
+        type=user_path,
+        required=True,
+        help="the run's folder, or one above it: the newest run",
     )
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument("--client", type=int, help="logical client, from 0")
     whose.add_argument(
-        "--global", action="store_true", dest="shared", help="the global prompt: what a new client would start from"
+        "--global",
+        action="store_true",
+        dest="shared",
+        help="the global prompt: what a new client would start from",
     )
-    parser.add_argument("--state", type=user_path, help="state-dir of the client's node, in a deployment")
     parser.add_argument(
-        "--weights", type=user_path, help="the model's weights file, where the run's path is not this machine's"
+        "--state", type=user_path, help="state-dir of the client's node, in a deployment"
     )
-    parser.add_argument("--data-root", help="the data sets' folder, where the run's path is not this machine's")
-    parser.add_argument("--all-classes", action="store_true", help="also classes that nobody trained")
+    parser.add_argument(
+        "--weights",
+        type=user_path,
+        help="the model's weights file, where the run's path is not this machine's",
+    )
+    parser.add_argument(
+        "--data-root", help="the data sets' folder, where the run's path is not this machine's"
+    )
+    parser.add_argument(
+        "--all-classes", action="store_true", help="also classes that nobody trained"
+    )
 
 
 def from_arguments(options: argparse.Namespace) -> ClientModel:
     """What a command line asks for; says on standard error what somebody might not expect of it."""
-    how = {"weights": options.weights, "data_root": options.data_root, "all_classes": options.all_classes}
+    how = {
+        "weights": options.weights,
+        "data_root": options.data_root,
+        "all_classes": options.all_classes,
+    }
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     try:
-        model = load_client_model(asked_run(options.run), options.client, options.state, progress=line.progress, **how)
+        model = load_client_model(
+            asked_run(options.run), options.client, options.state, progress=line.progress, **how
+        )
     finally:
         line.stop()
     if model.client is not None and not model.has_own_prompt:
-        print(f"client {model.client} has no prompt of its own: the global one answers", file=sys.stderr)
+        print(
+            f"client {model.client} has no prompt of its own: the global one answers",
+            file=sys.stderr,
+        )
     known, all_of_them = len(model.classes.names), len(model.federation.dataset.class_names)
     if known < all_of_them:
-        print(f"among the {known} classes that were trained; --all-classes: among all {all_of_them}", file=sys.stderr)
+        print(
+            f"among the {known} classes that were trained; --all-classes: among all {all_of_them}",
+            file=sys.stderr,
+        )
     return model
 
 
@@ -97,60 +124,90 @@ def load_client_model(
 
     Args:
         run: the run's folder.
-        client: logical client, from 0; None is the global model, what a new client would start from.
+        client: logical client, from 0; None is the global model, what a new client would start
+            from.
         state: the ``state-dir`` of a deployed client's node; None takes the run's ``private/``.
         weights: a file with the model's weights; None takes what the run's configuration says.
         data_root: the folder that holds the data sets; None takes the configuration's.
         all_classes: choose among all classes of the data set, not only those that were trained.
-        progress: is told of images that are encoded, for a method whose models are made from a client's.
+        progress: is told of images that are encoded, for a method whose models are made from a
+            client's.
 
     Raises:
-        FedPGPError: no run's folder, no checkpoint, a client that the run does not have, a private state or weights
-            that are not there, other weights than the run's, other data where the method needs a client's images, or
-            no global model where it would have to answer.
+        FedPGPError: no run's folder, no checkpoint, a client that the run does not have, a private
+            state or weights that are not there, other weights than the run's, other data where the
+            method needs a client's images, or no global model where it would have to answer.
     """
     _, config = RunFolder.open(run)
     config["model"]["pretrained"] = _weights(config["model"], weights)
     if data_root:
         config["dataset"]["root"] = data_root
-    saved = latest_checkpoint(run / "checkpoint", lambda text: print(f"warning: {indented(text)}", file=sys.stderr))
+    saved = latest_checkpoint(
+        run / "checkpoint", lambda text: print(f"warning: {indented(text)}", file=sys.stderr)
+    )
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
     shared, server_state = (
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
         for prefix in ("shared/", "memory/")
     )
     committed = _committed(tensors["committed"], client)
     if committed and state is None and config["runtime"]["name"] == "flower":
         raise FedPGPError(
-            f"what client {client} learned for itself is on its own machine alone: run this there, with --state "
-            f"STATE_DIR, its node's (after experiments.deploy local it is {run}_nodes/client_{client}/state)"
+            f"what client {client} learned for itself is on its own machine alone: run this "
+            "there, with --state STATE_DIR, its node's (after experiments.deploy local it is "
+            f"{run}_nodes/client_{client}/state)"
         )
     store = PrivateStore(state / info["run"] if state else run / "private", info["run"], 0)
 
     def answering(federation: Federation) -> ClientModel:
         federation.progress = progress
-        if weights and info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
+        if weights and info.get("model_sha256") not in (
+            None,
+            federation.method.task.clip.fingerprint,
+        ):
             raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
-        names = range(len(federation.dataset.class_names)) if all_classes else federation.federated_split.base_classes
+        names = (
+            range(len(federation.dataset.class_names))
+            if all_classes
+            else federation.federated_split.base_classes
+        )
         classes = federation.class_set(tuple(names))
         if committed:
-            client_only = {client: federation.download_for(client, server_state)} if server_state else None
+            client_only = (
+                {client: federation.download_for(client, server_state)} if server_state else None
+            )
             (classifier,) = federation.personal_classifier(
-                shared, [client], lambda wanted: store.load(wanted, committed), [classes], client_only
+                shared,
+                [client],
+                lambda wanted: store.load(wanted, committed),
+                [classes],
+                client_only,
             )
         else:  # a method without personal tensors, or a client that never took part
             classifier = federation.global_classifier(shared, classes)
             if classifier is None:
-                who = "there is no global prompt" if client is None else f"client {client} never trained"
+                who = (
+                    "there is no global prompt"
+                    if client is None
+                    else f"client {client} never trained"
+                )
                 raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
-        return ClientModel(config, federation, classifier, classes, info["round"], client, bool(committed))
+        return ClientModel(
+            config, federation, classifier, classes, info["round"], client, bool(committed)
+        )
 
     record = info.get("data")
     if record is not None:
         with contextlib.suppress(NeedsImages):
-            return answering(build_federation(config, recorded_split(record, config["dataset"]["name"])))
+            return answering(
+                build_federation(config, recorded_split(record, config["dataset"]["name"]))
+            )
     federation = build_federation(config)
     if note := check_same_data(run, record, data_record(federation.federated_split)):
         print(f"note: {indented(note)}", file=sys.stderr)
@@ -167,8 +224,8 @@ def _committed(rounds: np.ndarray, client: int | None) -> int:
         return 0
     if not 0 <= client < len(rounds):
         raise FedPGPError(
-            f"client {client} is none of the run's {len(rounds)}, 0 to {len(rounds) - 1}; --global asks for the global "
-            "prompt, which a new client would start from"
+            f"client {client} is none of the run's {len(rounds)}, 0 to {len(rounds) - 1}; "
+            "--global asks for the global prompt, which a new client would start from"
         )
     return int(rounds[client])
 
@@ -184,5 +241,8 @@ def _weights(model: Mapping, given: Path | None) -> str | None:
     pretrained = model.get("pretrained")
     file = pretrained and (Path(pretrained).suffix or "/" in pretrained)
     if file and not Path(pretrained).expanduser().is_file():
-        raise FedPGPError(f"the run's weights, {pretrained}, are not on this machine; name the file: --weights FILE")
+        raise FedPGPError(
+            f"the run's weights, {pretrained}, are not on this machine; name the file: --weights "
+            "FILE"
+        )
     return pretrained

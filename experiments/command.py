@@ -19,7 +19,8 @@ def command(main: Main) -> Main:
     """Set up the process before a command, and end it in one line where its input is bad.
 
     Args:
-        main: gets the command line's arguments (None: those of this process) and returns the exit status.
+        main: gets the command line's arguments (None: those of this process) and
+            returns the exit status.
 
     Returns:
         the same, which returns :data:`BAD_INPUT` for a FedPGPError.

@@ -27,17 +27,22 @@ _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 class Console:
     """The lines of one run.
 
-    In a terminal the line of the stage at work is live (a bar, the time left) and stays as a plain line when
-    it is done; anywhere else (a file, a pipe, a continuous-integration log) there are only plain lines, one a round.
-    Use it as a context manager, or call `close()`: the live line holds the cursor.
+    In a terminal the line of the stage at work is live (a bar, the time left) and stays as a
+    plain line when it is done; anywhere else (a file, a pipe, a continuous-integration log)
+    there are only plain lines, one a round. Use it as a context manager, or call `close()`: the
+    live line holds the cursor.
     """
 
     def __init__(self, total_rounds: int, stream: TextIO | None = None):
         """`stream`: where to write, standard output by default."""
         self.total_rounds = total_rounds
         self.names: dict[int, str] = {}  # client -> its name, where its node has told one
-        self.one_prompt = False  # whether the method has one prompt for all, which the server finds out
-        self._out = RichConsole(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+        self.one_prompt = (
+            False  # whether the method has one prompt for all, which the server finds out
+        )
+        self._out = RichConsole(
+            file=stream or sys.stdout, highlight=False, markup=False, emoji=False
+        )
         self._line_of_progress = ProgressLine(self._out)
         self._answered = ""  # of how many clients the last evaluation is, where some did not answer
         self._stage: tuple[str, float] | None = None
@@ -65,11 +70,14 @@ class Console:
         self._line_of_progress.progress(done, total, what)
 
     def round(self, train: dict | None, evaluation: dict | None) -> None:
-        """A round is done. Takes the objects of metrics.jsonl; no `train` for the evaluation before the first round."""
+        """A round is done. Takes the objects of metrics.jsonl; no `train` for the evaluation
+        before the first round."""
         self._end_stage()
         row = train or evaluation or {}
         index = int(row.get("round", 0))
-        words = Text(f"round {index:>{len(str(self.total_rounds))}}/{self.total_rounds}", style="bold")
+        words = Text(
+            f"round {index:>{len(str(self.total_rounds))}}/{self.total_rounds}", style="bold"
+        )
         if train:
             self._took(number(train.get("seconds")))
             words.append(f"  loss {number(train.get('loss')):.3f}", style="not bold")
@@ -87,7 +95,9 @@ class Console:
         if index >= self.total_rounds:
             self._line_of_progress.stop()
         elif self._out.is_terminal:
-            self._line_of_progress.show(f"round {index + 1}/{self.total_rounds}", index, self.total_rounds, left)
+            self._line_of_progress.show(
+                f"round {index + 1}/{self.total_rounds}", index, self.total_rounds, left
+            )
 
     def note(self, text: str) -> None:
         self._line(Text(indented(text), style="dim"))
@@ -101,11 +111,16 @@ class Console:
         self._line(Text.assemble(("error: ", "bold red"), indented(text)))
 
     def summary(
-        self, summary: dict, run_dir: Path, seconds: float, again: str = "", encoded_before: float = 0.0
+        self,
+        summary: dict,
+        run_dir: Path,
+        seconds: float,
+        again: str = "",
+        encoded_before: float = 0.0,
     ) -> None:
-        """The table at the end, what it cost, and where everything is. `seconds` is the time of the whole command,
-        `again` the command that resumes the run, `encoded_before` the seconds of the encoding that were another
-        command's (of a resumed run)."""
+        """The table at the end, what it cost, and where everything is. `seconds` is the time of the
+        whole command, `again` the command that resumes the run, `encoded_before` the seconds of the
+        encoding that were another command's (of a resumed run)."""
         self._end_stage()
         self._line_of_progress.stop()
         self._line("")
@@ -117,7 +132,9 @@ class Console:
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (
-            "" if math.isnan(sent) else f", {format_bytes(sent)} sent by the clients, {format_bytes(received)} received"
+            ""
+            if math.isnan(sent)
+            else f", {format_bytes(sent)} sent by the clients, {format_bytes(received)} received"
         )
         if summary.get("status") == "interrupted":
             self._line(Text(f"interrupted after {format_seconds(seconds)}{cost}", style="yellow"))
@@ -132,12 +149,14 @@ class Console:
             self._line(f"resume with: {again or resume_command('', run_dir)}")
 
     def close(self) -> None:
-        """Ends the live line; a stage at work was broken off and gets no tick. Safe to call twice."""
+        """Ends the live line; a stage at work was broken off and gets no tick. Safe to call
+        twice."""
         self._stage = None
         self._line_of_progress.stop()
 
     def _accuracy(self, evaluation: dict) -> Text:
-        """Local accuracy: the personal prompt's, beside it the global one's, or zero-shot's where that is the same."""
+        """Local accuracy: the personal prompt's, beside it the global one's, or zero-shot's
+        where that is the same."""
         zero, shared, personal = (block_figure(evaluation.get(model), "local") for model in MODELS)
         text = Text("  local ", style="not bold")
         text.append(format_percent(personal), style="bold")
@@ -151,7 +170,8 @@ class Console:
         return text
 
     def _took(self, seconds: float) -> None:
-        """Remembers a round's time: from the end of the last one, evaluation too; the first pays for starting up."""
+        """Remembers a round's time: from the end of the last one, evaluation too; the first
+        pays for starting up."""
         if self._rounds_seen == 1:
             self._rounds.clear()
         self._rounds_seen += 1
@@ -174,7 +194,11 @@ class Console:
             return
         (text, began), self._stage = self._stage, None
         if self._out.is_terminal:
-            self._line(Text.assemble(("✓ ", "green"), text, (f"  {format_seconds(time.monotonic() - began)}", "dim")))
+            self._line(
+                Text.assemble(
+                    ("✓ ", "green"), text, (f"  {format_seconds(time.monotonic() - began)}", "dim")
+                )
+            )
 
 
 def clients_answered(evaluation: dict) -> str:
@@ -184,32 +208,45 @@ def clients_answered(evaluation: dict) -> str:
 
 
 def best_note(table: Table) -> str:
-    """What the stars of an :func:`accuracy_table` mean, where it has any (all figures of a column may be equal)."""
+    """What the stars of an :func:`accuracy_table` mean, where it has any (all figures of a
+    column may be equal)."""
     starred = any("*" in str(cell) for column in table.columns for cell in column.cells)
     return "; * the best" if starred else ""
 
 
 def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -> Table:
-    """Rows zero-shot, global and, unless there is one prompt for all, personal prompt; columns local, base, novel, HM
-    and unseen where the protocol has them. The best of a column is bold with a star.
+    """Rows zero-shot, global and, unless there is one prompt for all, personal prompt;
+    columns local, base, novel, HM and unseen where the protocol has them. The best of a
+    column is bold with a star.
     """
     columns = [
         name
         for name in _COLUMNS
-        if name == "local" or any(not math.isnan(block_figure(accuracy.get(model), name)) for model in MODELS)
+        if name == "local"
+        or any(not math.isnan(block_figure(accuracy.get(model), name)) for model in MODELS)
     ]
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", show_edge=False, pad_edge=False)
+    table = Table(
+        box=None, padding=(0, 3, 0, 0), header_style="dim", show_edge=False, pad_edge=False
+    )
     table.add_column("")
     for column in columns:
         table.add_column(_COLUMNS[column] + " ", justify="right", min_width=7)
     shown = [model for model in MODELS if not (one_prompt and model == "personal")]
-    texts = {c: [format_percent(block_figure(accuracy.get(model), c)) for model in shown] for c in columns}
-    best = {c: max((float(text) for text in of if text != "–"), default=math.nan) for c, of in texts.items()}
+    texts = {
+        c: [format_percent(block_figure(accuracy.get(model), c)) for model in shown]
+        for c in columns
+    }
+    best = {
+        c: max((float(text) for text in of if text != "–"), default=math.nan)
+        for c, of in texts.items()
+    }
     for k, model in enumerate(shown):
         cells = []
         for column in columns:
             numbers = {float(text) for text in texts[column] if text != "–"}
             marked = len(numbers) > 1 and texts[column][k] == format_percent(best[column])
-            cells.append(Text(texts[column][k] + ("*" if marked else " "), style="bold" if marked else ""))
+            cells.append(
+                Text(texts[column][k] + ("*" if marked else " "), style="bold" if marked else "")
+            )
         table.add_row(MODELS[model], *cells)
     return table

@@ -1,9 +1,11 @@
-"""A real federation on this machine, and what separate machines need to trust each other (docs/deployment.md).
+"""A real federation on this machine, and what separate machines need to trust each
+other (docs/deployment.md).
 
 python -m experiments.deploy local --clients 5 [--data FOLDER] [overrides]
 python -m experiments.deploy keys --host NAME --clients 5 --to FOLDER
 python -m experiments.deploy login --address NAME:PORT --token FILE
-python -m experiments.deploy check --data FOLDER --run RUN [--state FOLDER] [--superlink NAME:PORT …]
+python -m experiments.deploy check --data FOLDER --run RUN [--state FOLDER]
+    [--superlink NAME:PORT …]
 """
 
 import argparse
@@ -36,29 +38,52 @@ from fedpgp.plain_text import one_line
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input or a run that failed, 130 and 143 for Ctrl-C and
-    SIGTERM.
+    """Runs the command; returns its exit status: 0, 2 for bad input or a run that failed, 130 and
+    143 for Ctrl-C and SIGTERM.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.deploy", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.deploy", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    local = commands.add_parser("local", help="a SuperLink and SuperNodes on loopback, as processes of their own")
+    local = commands.add_parser(
+        "local", help="a SuperLink and SuperNodes on loopback, as processes of their own"
+    )
     local.add_argument("--clients", type=int, help="number of clients (and SuperNodes)")
-    local.add_argument("--data", type=user_path, help="folder with a folder of images for each client")
-    local.add_argument("overrides", nargs="*", help="as for experiments.run: method=promptfl rounds=3 …")
+    local.add_argument(
+        "--data", type=user_path, help="folder with a folder of images for each client"
+    )
+    local.add_argument(
+        "overrides", nargs="*", help="as for experiments.run: method=promptfl rounds=3 …"
+    )
     keys = commands.add_parser("keys", help="certificates and keys for separate machines")
-    keys.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
+    keys.add_argument(
+        "--host",
+        action="append",
+        required=True,
+        help="name or address of the server; may be repeated",
+    )
     keys.add_argument("--clients", type=int, required=True)
     keys.add_argument("--to", type=user_path, required=True)
-    login = commands.add_parser("login", help="has Flower's commands on this machine send the administrator's token")
-    login.add_argument(
-        "--address", required=True, help="the SuperLink's, as in Flower's config.toml: fed.example.org:8443"
+    login = commands.add_parser(
+        "login", help="has Flower's commands on this machine send the administrator's token"
     )
-    login.add_argument("--token", type=user_path, required=True, help="admin.token of `deploy keys`")
-    checked = commands.add_parser("check", help="says before the first round what a node would be refused for")
+    login.add_argument(
+        "--address",
+        required=True,
+        help="the SuperLink's, as in Flower's config.toml: fed.example.org:8443",
+    )
+    login.add_argument(
+        "--token", type=user_path, required=True, help="admin.token of `deploy keys`"
+    )
+    checked = commands.add_parser(
+        "check", help="says before the first round what a node would be refused for"
+    )
     site_check.add_options(checked)
     words = list(sys.argv[1:] if arguments is None else arguments)
     options, late = parser.parse_known_args(words)
-    if any(word.startswith("-") for word in late) or (late and options.command not in ("local", "check")):
+    if any(word.startswith("-") for word in late) or (
+        late and options.command not in ("local", "check")
+    ):
         parser.error(unknown_words(late, words))
     if options.command == "check":
         options.overrides += late  # those after an option
@@ -66,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.typed = f"{LOCAL} {shlex.join(words[1:])}"
         # Those after an option too; the processes that get them work in another folder.
         options.overrides = readable([*options.overrides, *late], absolute=True)
-    chosen = {"keys": _keys, "local": _local, "login": _login, "check": site_check.main}[options.command]
+    chosen = {"keys": _keys, "local": _local, "login": _login, "check": site_check.main}[
+        options.command
+    ]
     return chosen(options)
 
 
@@ -80,9 +107,14 @@ class _Asked(BaseException):
 
 def _local(options: argparse.Namespace) -> int:
     sites = _sites(options)
-    # Any number of clients can be split by label; the default partition needs one for each art style.
+    # Any number of clients can be split by label; the default partition needs one for each art
+    # style.
     partition = "partition=own" if options.data else "partition=dirichlet"
-    given = [] if any(word.startswith(("partition=", "resume=")) for word in options.overrides) else [partition]
+    given = (
+        []
+        if any(word.startswith(("partition=", "resume=")) for word in options.overrides)
+        else [partition]
+    )
     overrides = ["runtime=flower", *given, *options.overrides, f"clients={len(sites)}"]
     check_overrides(overrides)
     config = composed(overrides)
@@ -90,7 +122,9 @@ def _local(options: argparse.Namespace) -> int:
     check_runtime(config, deployed=True)
     if not config["resume"]:
         build_federation(config)  # what cannot work is said before anything is started
-    run_dir = Path(config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])).resolve()
+    run_dir = Path(
+        config["resume"] or config["run_dir"] or default_folder(config["experiment_name"])
+    ).resolve()
     where = override_of("resume" if config["resume"] else "run_dir", run_dir)
     kept = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
     if config["resume"]:
@@ -106,14 +140,24 @@ def _local(options: argparse.Namespace) -> int:
             try:
                 site_check.as_node(site, config)
             except FedPGPError as error:
-                raise FedPGPError(f"{site['data-dir']} (client {site['client-id']}): {error}") from error
-    for key, chosen in (("cache-dir", config["runtime"]["cache_dir"]), ("data-root", config["dataset"].get("root"))):
+                raise FedPGPError(
+                    f"{site['data-dir']} (client {site['client-id']}): {error}"
+                ) from error
+    for key, chosen in (
+        ("cache-dir", config["runtime"]["cache_dir"]),
+        ("data-root", config["dataset"].get("root")),
+    ):
         if chosen:
             sites = [{**site, key: str(Path(chosen).resolve())} for site in sites]
 
     if options.data:  # the sites' owner is the one who runs this
-        told = {key: config["runtime"].get(key.replace("-", "_")) for key in ("min-report", "max-step")}
-        sites = [{**site, **{key: value for key, value in told.items() if value is not None}} for site in sites]
+        told = {
+            key: config["runtime"].get(key.replace("-", "_")) for key in ("min-report", "max-step")
+        }
+        sites = [
+            {**site, **{key: value for key, value in told.items() if value is not None}}
+            for site in sites
+        ]
 
     def ask(number: int, frame: object) -> None:
         raise _Asked(number)
@@ -129,7 +173,11 @@ def _local(options: argparse.Namespace) -> int:
                     signal.signal(number, signal.SIG_IGN)
                 federation.interrupt()
                 begun = (run_dir / "config.yaml").exists()
-                print(f"interrupted; resume with: {resume_command(options.typed, run_dir)}" if begun else "interrupted")
+                print(
+                    f"interrupted; resume with: {resume_command(options.typed, run_dir)}"
+                    if begun
+                    else "interrupted"
+                )
                 return asked.code
     except _Asked as asked:
         return asked.code
@@ -153,18 +201,28 @@ def _sites(options: argparse.Namespace) -> list[dict]:
     names = subfolders(options.data) if options.data.is_dir() else []
     folders = [options.data / name for name in names]
     if not folders:
-        raise FedPGPError(f"--data {options.data}: there is no folder in it; it holds one for each client")
+        raise FedPGPError(
+            f"--data {options.data}: there is no folder in it; it holds one for each client"
+        )
     if options.clients not in (None, len(folders)):
-        raise FedPGPError(f"--clients {options.clients}, but --data {options.data} holds {len(folders)} folders")
+        raise FedPGPError(
+            f"--clients {options.clients}, but --data {options.data} holds {len(folders)} folders"
+        )
     return [
-        {"client-id": client, "client-name": one_line(path.name, LONGEST_NAME), "data-dir": str(path.resolve())}
+        {
+            "client-id": client,
+            "client-name": one_line(path.name, LONGEST_NAME),
+            "data-dir": str(path.resolve()),
+        }
         for client, path in enumerate(folders)
     ]
 
 
 def _keys(options: argparse.Namespace) -> int:
     if options.clients < 1:
-        raise FedPGPError(f"--clients {options.clients} cannot work; it is the number of clients, 1 or more")
+        raise FedPGPError(
+            f"--clients {options.clients} cannot work; it is the number of clients, 1 or more"
+        )
     if (options.to / "server.key").exists():
         raise FedPGPError(f"{options.to} has certificates already; choose another folder")
     private_folder(options.to)
@@ -173,7 +231,9 @@ def _keys(options: argparse.Namespace) -> int:
     for client in range(options.clients):
         make_node_key(options.to / f"client_{client}.key")
     print(f"{options.to}: ca.crt for everybody, server.pem and server.key for the server,")
-    print("admin.token for the server and whoever starts runs, client_I.key for the node of client I,")
+    print(
+        "admin.token for the server and whoever starts runs, client_I.key for the node of client I,"
+    )
     print("client_I.key.pub to register it (docs/deployment.md)")
     return 0
 

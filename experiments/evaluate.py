@@ -1,8 +1,8 @@
 """Scores a finished run without training: on its own data, told otherwise, or on other data.
 
-python -m experiments.evaluate --run RUN_DIR                              the run's own protocol again
-python -m experiments.evaluate --run RUN_DIR protocol.local_labels=own    with another option of it
-python -m experiments.evaluate --run RUN_DIR dataset=imagenet_sketch      every client's prompt on another data set
+python -m experiments.evaluate --run RUN_DIR                            its own protocol again
+python -m experiments.evaluate --run RUN_DIR protocol.local_labels=own  with another option of it
+python -m experiments.evaluate --run RUN_DIR dataset=imagenet_sketch    prompts on another data set
 """
 
 import argparse
@@ -56,8 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="RUN_DIR",
         help="the folder of a run, or one above it: the newest run there",
     )
-    parser.add_argument("--to", type=user_path, metavar="FILE", help="default: RUN_DIR/evaluations/<overrides>.json")
-    parser.add_argument("overrides", nargs="*", help="of dataset, protocol, runtime, device and dtype")
+    parser.add_argument(
+        "--to", type=user_path, metavar="FILE", help="default: RUN_DIR/evaluations/<overrides>.json"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="of dataset, protocol, runtime, device and dtype"
+    )
     options, late = parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in late):
         parser.error(unknown_words(late, sys.argv[1:] if arguments is None else arguments))
@@ -76,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"note: {note}", file=sys.stderr)
     console = RichConsole(highlight=False, markup=False)
     console.print(accuracy_table(record["accuracy"]))
-    console.print(f"percent, mean over {len(record['clients'])} clients, after round {record['round']}")
+    console.print(
+        f"percent, mean over {len(record['clients'])} clients, after round {record['round']}"
+    )
     print(f"wrote {written_out(path)}")
     return 0
 
@@ -91,30 +97,43 @@ def _place(run: Path, overrides: Sequence[str], record: Mapping) -> Path:
     try:
         before = json.loads(path.read_text())
         theirs, data = named(before["overrides"]), before.get("data")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or one that a crash or a person broke
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # none, or one that a crash or a person broke
         return path
     if theirs != named(overrides):
-        raise FedPGPError(f"{path} holds the figures of {' '.join(theirs)}; name another file: --to FILE")
+        raise FedPGPError(
+            f"{path} holds the figures of {' '.join(theirs)}; name another file: --to FILE"
+        )
     if data not in (None, record["data"]):  # a relative path, seen from another folder, may be one
         raise FedPGPError(f"{path} holds the figures of other images; name another file: --to FILE")
     return path
 
 
-def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lambda done, total, what: None) -> dict:
+def evaluate(
+    run: Path, overrides: Sequence[str] = (), progress: Progress = lambda done, total, what: None
+) -> dict:
     """Scores a run's last checkpoint.
 
     Args:
         run: its folder.
-        overrides: what is different from the run: ``dataset=…`` for other data, options of its protocol.
+        overrides: what is different from the run: ``dataset=…`` for other data,
+            options of its protocol.
         progress: is told of images that are encoded and of clients that are evaluated.
 
     Returns:
-        ``round``, ``accuracy`` as in summary.json, ``data`` (which images they are of), ``notes`` on what of
-        them is not used, and ``clients``: a row each, as :func:`fedpgp.evaluation.summarize` takes them.
+        ``round``, ``accuracy`` as in summary.json, ``data`` (which images they are of), ``notes``
+        on what of them is not used, and ``clients``: a row each, as
+        :func:`fedpgp.evaluation.summarize` takes them.
 
     Raises:
-        FedPGPError: no checkpoint; an override that would change who trained on what, or that has no meaning here; a
-            deployment whose clients have their own images, or prompts of their own.
+        FedPGPError: no checkpoint; an override that would change who trained on what, or
+            that has no meaning here; a deployment whose clients have their own images,
+            or prompts of their own.
     """
     _, config = RunFolder.open(run)
     checkpoint = latest_checkpoint(
@@ -131,14 +150,18 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
         federated_split = _same_training(federated_split, split_configured(changed))
     else:
         label = _label(changed["dataset"])
-        federated_split = _only(transfer(federated_split, {label: load_configured(changed)}), f"datasets.{label}")
+        federated_split = _only(
+            transfer(federated_split, {label: load_configured(changed)}), f"datasets.{label}"
+        )
     federation = build_federation(changed, federated_split)
     federation.progress = progress
     shared = _below(tensors, "shared/")
     server_state = _below(tensors, "memory/")
     clients = range(federation.num_clients)
     client_only = (
-        {client: federation.download_for(client, server_state) for client in clients} if server_state else None
+        {client: federation.download_for(client, server_state) for client in clients}
+        if server_state
+        else None
     )
     store = PrivateStore(run / "private", info["run"], 0)
     committed = tensors["committed"]
@@ -153,15 +176,26 @@ def evaluate(run: Path, overrides: Sequence[str] = (), progress: Progress = lamb
         rows.append({"id": result.client, "domain": domains[result.client], **result.metrics})
         progress(len(rows), len(clients), "clients evaluated")
     rows.sort(key=lambda row: row["id"])
-    about = {"round": info["round"], "overrides": list(overrides), "data": data_record(federated_split)["pictures"]}
-    return {**about, "notes": list(federated_split.dataset.notes), "accuracy": summarize(rows), "clients": rows}
+    about = {
+        "round": info["round"],
+        "overrides": list(overrides),
+        "data": data_record(federated_split)["pictures"],
+    }
+    return {
+        **about,
+        "notes": list(federated_split.dataset.notes),
+        "accuracy": summarize(rows),
+        "clients": rows,
+    }
 
 
-def _split_of(run: Path, config: Mapping, changed: Mapping, record: Mapping | None) -> tuple[FederatedSplit, bool]:
+def _split_of(
+    run: Path, config: Mapping, changed: Mapping, record: Mapping | None
+) -> tuple[FederatedSplit, bool]:
     """What the run was trained on, and which client owns what of it.
 
-    Where ``dataset.root`` names another folder, the run's data may have moved there, or it holds the other data that
-    the run is scored on: the record tells.
+    Where ``dataset.root`` names another folder, the run's data may have moved there, or it holds
+    the other data that the run is scored on: the record tells.
 
     Returns:
         (the split, whether its images are where ``changed`` says).
@@ -194,9 +228,10 @@ def _refuse_what_is_elsewhere(run: Path, config: Mapping, committed: np.ndarray)
     if own or (config["runtime"]["name"] == "flower" and committed.any()):
         what = "the images of this run are" if own else "what its clients learned for themselves is"
         raise FedPGPError(
-            f"{what} on its clients' own machines and not here: its figures, as they gave them, are in "
-            f"{run / 'summary.json'} and clients.csv; a client's prompt answers on its machine: "
-            f"python -m experiments.predict --run {shlex.quote(str(run))} --client ID --state STATE_DIR IMAGE..."
+            f"{what} on its clients' own machines and not here: its figures, as they gave them, "
+            f"are in {run / 'summary.json'} and clients.csv; a client's prompt answers on its "
+            f"machine: python -m experiments.predict --run {shlex.quote(str(run))} --client ID "
+            "--state STATE_DIR IMAGE..."
         )
 
 
@@ -207,15 +242,22 @@ def _changed(config: Mapping, overrides: Sequence[str]) -> dict:
     changed = json.loads(json.dumps(config))
     given = parse(overrides)
     new = composed(overrides)
-    for override in sorted(given, key=lambda o: o.key_or_group not in groups):  # a choice, then what is set inside it
+    for override in sorted(
+        given, key=lambda o: o.key_or_group not in groups
+    ):  # a choice, then what is set inside it
         key = override.key_or_group
         top, _, inner = key.partition(".")
         if top not in (*GROUPS, *KEYS):
             raise FedPGPError(
-                f"{key} has no meaning for a run that is trained; what can differ: {', '.join((*GROUPS, *KEYS))}"
+                f"{key} has no meaning for a run that is trained; what can differ: "
+                f"{', '.join((*GROUPS, *KEYS))}"
             )
         if key in groups:
-            kept = {name: config[key][name] for name in WHERE if key == "dataset" and config[key].get(name) is not None}
+            kept = {
+                name: config[key][name]
+                for name in WHERE
+                if key == "dataset" and config[key].get(name) is not None
+            }
             changed[key] = {**new[key], **kept, "name": new[key]["name"]}
         elif inner:
             changed[top][inner] = flatten(new).get(key, new[top].get(inner))
@@ -225,7 +267,8 @@ def _changed(config: Mapping, overrides: Sequence[str]) -> dict:
 
 
 def _which(dataset: Mapping) -> dict:
-    """The part of a data set's configuration that says which images; what everybody tests on goes without saying."""
+    """The part of a data set's configuration that says which images; what everybody tests
+    on goes without saying."""
     which = {key: value for key, value in dataset.items() if key not in WHERE and value is not None}
     if which.get("evaluate_on") == "test":
         del which["evaluate_on"]
@@ -233,10 +276,17 @@ def _which(dataset: Mapping) -> dict:
 
 
 def _label(dataset: Mapping) -> str:
-    """What other data are called in the figures: their name, what is not usual of them, and whose folder they are."""
+    """What other data are called in the figures: their name, what is not usual of them, and
+    whose folder they are."""
     usual = composed([f"dataset={dataset['name']}"])["dataset"]
-    spec = {key: value for key, value in _which(dataset).items() if key == "name" or value != usual.get(key)}
-    return label_of(spec) + (f" {Path(dataset['root']).name}" if dataset["name"] == "folder" else "")
+    spec = {
+        key: value
+        for key, value in _which(dataset).items()
+        if key == "name" or value != usual.get(key)
+    }
+    return label_of(spec) + (
+        f" {Path(dataset['root']).name}" if dataset["name"] == "folder" else ""
+    )
 
 
 def _where(dataset: Mapping) -> dict:
@@ -264,14 +314,18 @@ def _same_training(federated_split: FederatedSplit, other: FederatedSplit) -> Fe
         for a, b in zip(before, after, strict=True)
     ):
         raise FedPGPError(
-            "these overrides of protocol would have given the clients other images or classes to train on: a trained "
-            "run cannot be scored by them"
+            "these overrides of protocol would have given the clients other images or classes "
+            "to train on: a trained run cannot be scored by them"
         )
     return other
 
 
 def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Writes a client's classifier for any user of open_clip: one text feature a class, and what belongs to it.
+"""Writes a client's classifier for any user of open_clip: one text feature a class, and what
+belongs to it.
 
     python -m experiments.export --run outputs/default/TIME --client 3 --to FOLDER
 
 ``FOLDER/classifier.safetensors`` holds ``class_embeddings``, (classes, embed) float32, unit norm;
-``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template, temperature, and how
-images were read.
+``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template,
+temperature, and how images were read.
 """
 
 import argparse
@@ -30,7 +31,9 @@ from fedpgp.plain_text import written_out
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.export", description=__doc__.splitlines()[0]
+    )
     add_options(parser)
     parser.add_argument("--to", type=user_path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
@@ -45,13 +48,18 @@ def export(model: ClientModel, to: Path) -> None:
     """Writes the two files.
 
     Raises:
-        FedPGPError: a method whose models answer by more than one feature a class; no room to write.
+        FedPGPError: a method whose models answer by more than one feature a class; no room to
+            write.
     """
     method, task = model.federation.method, model.federation.method.task
     if type(method).logits is not Method.logits or not isinstance(model.classifier, torch.Tensor):
-        raise FedPGPError(f"method={method.name} answers by more than one feature a class: it cannot be exported")
+        raise FedPGPError(
+            f"method={method.name} answers by more than one feature a class: it cannot be exported"
+        )
     config = model.config
-    architecture, pretrained = resolve_name(config["model"]["name"], config["model"].get("pretrained"))
+    architecture, pretrained = resolve_name(
+        config["model"]["name"], config["model"].get("pretrained")
+    )
     about = {
         "model": architecture,
         "pretrained": pretrained,

@@ -1,11 +1,13 @@
-"""The ServerApp that Flower starts (``flwr run``): one experiment on the nodes of a deployment, or a simulation.
+"""The ServerApp that Flower starts (``flwr run``): one experiment on the nodes of a
+deployment, or a simulation.
 
-    flwr run . --stream                                                            # a simulation on this machine
-    flwr run . SUPERLINK --run-config 'overrides="method=promptfl rounds=3 clients=5"'    # docs/deployment.md
+    flwr run . --stream                                     # a simulation on this machine
+    flwr run . SUPERLINK --run-config 'overrides="rounds=3 clients=5"'    # docs/deployment.md
 
-The run configuration has the key ``overrides``: the same words as on the command line of ``experiments.run``;
-``resume=RUN_DIR`` resumes a run, on the machine that has its folder. ``command`` is what a person typed where another
-command started Flower (``experiments.deploy local``); it is kept in the run's folder.
+The run configuration has the key ``overrides``: the same words as on the command line of
+``experiments.run``; ``resume=RUN_DIR`` resumes a run, on the machine that has its folder.
+``command`` is what a person typed where another command started Flower
+(``experiments.deploy local``); it is kept in the run's folder.
 """
 
 import shlex
@@ -62,11 +64,14 @@ def _split(words: str) -> list[str]:
     try:
         return readable(shlex.split(words))
     except ValueError as error:
-        raise FedPGPError(f"overrides of the run configuration cannot be read ({error}): {words}") from error
+        raise FedPGPError(
+            f"overrides of the run configuration cannot be read ({error}): {words}"
+        ) from error
 
 
 def _run(grid: Grid, asked: list[str], command: str) -> None:
-    # The runtime is given here, and not chosen by anybody: a run that is resumed keeps its own settings of it.
+    # The runtime is given here, and not chosen by anybody: a run that is resumed keeps
+    # its own settings of it.
     chosen = [override for override in asked if override != DEPLOYED]
     overrides = [DEPLOYED, *chosen]
     check_overrides(overrides)

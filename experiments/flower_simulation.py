@@ -1,7 +1,8 @@
-"""``flwr run .`` without the name of a SuperLink: Flower's own starts the ServerApp, and a simulation runs.
+"""``flwr run .`` without the name of a SuperLink: Flower's own starts the ServerApp, and a
+simulation runs.
 
-The simulation is ``experiments.run`` in a process of its own: Flower starts a Ray for its own nodes in
-the process of the ServerApp, a process has one Ray, and that one asks nobody for a token.
+The simulation is ``experiments.run`` in a process of its own: Flower starts a Ray for its own nodes
+in the process of the ServerApp, a process has one Ray, and that one asks nobody for a token.
 """
 
 import os
@@ -66,7 +67,9 @@ def simulate(overrides: Sequence[str]) -> None:
 
     add_exit_handler(stop, run_before_force_exit=True)
     for line in process.stdout:
-        print(line, end="", flush=True)  # into the run's log, by way of Flower's hold on standard output
+        print(
+            line, end="", flush=True
+        )  # into the run's log, by way of Flower's hold on standard output
     status = process.wait()
     if status and status not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise Failed(f"the run ended with exit status {status}")

@@ -1,4 +1,5 @@
-"""What ``--help`` says of groups, choices and keys: the comments of conf/, which are the one source."""
+"""What ``--help`` says of groups, choices and keys: the comments of conf/, which are the one
+source."""
 
 import re
 import shutil
@@ -13,7 +14,8 @@ _KEY = re.compile(r"^( *)([\w.]+):(?: +(.*?))?(?: *(?<!\S)# (.*))?$")
 
 
 def settings_as_flags(arguments: Sequence[str]) -> str | None:
-    """Return what to write instead of the first ``--key value`` that is a setting's name; None without one.
+    """Return what to write instead of the first ``--key value`` that is a setting's name; None
+    without one.
 
     Args:
         arguments: of the command line.
@@ -35,7 +37,8 @@ def settings_as_flags(arguments: Sequence[str]) -> str | None:
 
 
 def unknown_words(late: Sequence[str], arguments: Sequence[str]) -> str:
-    """Return what to say of words that a command does not know, ``late`` of all its ``arguments``."""
+    """Return what to say of words that a command does not know, ``late`` of all its
+    ``arguments``."""
     for word in late:  # not the others: --clients is an option of `deploy local`
         at = list(arguments).index(word)
         if said := settings_as_flags(arguments[at : at + 2]):
@@ -96,10 +99,14 @@ def _choice(path: Path, title: str, prefix: str, until: str = "") -> str:
     about = _about(path)
     lines, parents = [title + (f": {about}" if about else "")], [(-1, prefix)]
     rows = []
+    column = 0  # of the last key's comment; a comment below it, in the same column, continues it
     for line in path.read_text().splitlines():
         found = _KEY.match(line)
         if not found or line.lstrip().startswith("#"):
+            if rows and column and line.startswith(" " * column + "# "):
+                rows[-1] = (rows[-1][0], f"{rows[-1][1]} {line.strip()[2:]}")
             continue
+        column = found.start(4) - 2 if found[4] else 0
         indent, key, value, sentence = len(found[1]), found[2], found[3] or "", found[4] or ""
         if until and key == until and not indent:
             break

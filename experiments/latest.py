@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 
 LATEST = "latest"
-"""Beside the runs of an experiment: a link to the newest, or a file with its name where links are not possible."""
+"""Beside the runs of an experiment: a link to the newest, or a file with its name where
+links are not possible."""
 
 
 def point_latest(folder: Path) -> None:
-    """Let ``latest`` beside a new default folder name it. Nothing depends on it: a failure is passed over."""
+    """Let ``latest`` beside a new default folder name it. Nothing depends on it: a
+    failure is passed over."""
     link = folder.parent / LATEST
     temporary = link.with_name(f".{LATEST}.{os.getpid()}")
     with contextlib.suppress(OSError):
@@ -24,8 +26,8 @@ def point_latest(folder: Path) -> None:
 
 
 def followed(path: Path) -> Path:
-    """Return the folder that ``.../latest`` names now, any other path as it is: while a command works in it, another
-    run may become the newest."""
+    """Return the folder that ``.../latest`` names now, any other path as it is: while a command
+    works in it, another run may become the newest."""
     if path.name != LATEST:
         return path
     if path.is_symlink():

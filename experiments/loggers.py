@@ -1,5 +1,6 @@
-"""Loggers beside the run folder. Each gets the same names: ``train/loss``, ``eval/personal/local`` …, the round as
-step; at the end ``clients/personal/local`` … (a histogram over clients), the configuration and the run's page.
+"""Loggers beside the run folder. Each gets the same names: ``train/loss``, ``eval/personal/local``
+…, the round as step; at the end ``clients/personal/local`` … (a histogram over clients), the
+configuration and the run's page.
 """
 
 import csv
@@ -32,7 +33,8 @@ class NoLogger:
 
 
 class WandbLogger:
-    """Weights & Biases; ``WANDB_MODE=offline`` needs no network. A resumed run keeps the same id."""
+    """Weights & Biases; ``WANDB_MODE=offline`` needs no network. A resumed run keeps the same
+    id."""
 
     def __init__(self, folder: Path, config: Mapping, run: str):
         try:
@@ -53,7 +55,9 @@ class WandbLogger:
                 settings=settings,
             )
         except wandb.Error as error:
-            raise FedPGPError(f"logger=wandb: {error}; WANDB_MODE=offline needs no network and no account") from error
+            raise FedPGPError(
+                f"logger=wandb: {error}; WANDB_MODE=offline needs no network and no account"
+            ) from error
 
     def log(self, record: Mapping) -> None:
         self.run.log(numbers(record), step=record["round"])
@@ -64,8 +68,12 @@ class WandbLogger:
         if summary:
             self.run.summary.update(numbers({"kind": "summary", **summary}))
             page = self.folder / "report.html"
-            figures = {name: wandb.Histogram(values) for name, values in over_clients(self.folder).items()}
-            self.run.log({**figures, **({"report": wandb.Html(str(page))} if page.exists() else {})})
+            figures = {
+                name: wandb.Histogram(values) for name, values in over_clients(self.folder).items()
+            }
+            self.run.log(
+                {**figures, **({"report": wandb.Html(str(page))} if page.exists() else {})}
+            )
         self.run.finish()
 
 
@@ -76,10 +84,14 @@ class TensorBoardLogger:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise FedPGPError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
+            raise FedPGPError(
+                "logger=tensorboard needs the package tensorboard: pip install tensorboard"
+            ) from None
         self.folder = folder
         self.writer = SummaryWriter(str(folder / "tensorboard"))
-        self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```")
+        self.writer.add_text(
+            "config", f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```"
+        )
 
     def log(self, record: Mapping) -> None:
         for name, value in numbers(record).items():
@@ -117,12 +129,15 @@ def over_clients(folder: Path) -> dict[str, list[float]]:
             for row in csv.DictReader(file):
                 for figure in ACCURACIES:
                     if row[figure]:
-                        found.setdefault(f"clients/{row['model']}/{figure}", []).append(float(row[figure]))
+                        found.setdefault(f"clients/{row['model']}/{figure}", []).append(
+                            float(row[figure])
+                        )
     return found
 
 
 def numbers(record: Mapping) -> dict[str, float]:
-    """The numbers of a record of metrics.jsonl (or of a summary) by name: ``<kind>/<key>/<inner key>``."""
+    """The numbers of a record of metrics.jsonl (or of a summary) by name:
+    ``<kind>/<key>/<inner key>``."""
     found: dict[str, float] = {}
 
     def walk(value: object, name: str) -> None:

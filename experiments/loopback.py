@@ -1,8 +1,9 @@
-"""A real federation on this machine: a SuperLink and SuperNodes as processes of their own on 127.0.0.1.
+"""A real federation on this machine: a SuperLink and SuperNodes as processes of their own on
+127.0.0.1.
 
-As on separate machines (docs/deployment.md): TLS, a registered key for each node, a token for the administrator,
-nothing fetched from the internet. No other user of the machine can read its files, start an app, or take a node's
-messages.
+As on separate machines (docs/deployment.md): TLS, a registered key for each node, a token for the
+administrator, nothing fetched from the internet. No other user of the machine can read its files,
+start an app, or take a node's messages.
 """
 
 import ctypes
@@ -33,15 +34,16 @@ START_SECONDS = 120
 STOP_SECONDS = 20
 TOKEN = "admin.token"
 LEASE_SECONDS = 150
-"""A SuperLink keeps the place of a node that it hears no more of for twice 30 seconds; started before, the node is sent
-away, and ends."""
+"""A SuperLink keeps the place of a node that it hears no more of for twice 30 seconds; started
+before, the node is sent away, and ends."""
 
 
 class Loopback:
     """The processes of a federation; a context manager that stops all it started.
 
     Args:
-        folder: certificates, keys, logs and the nodes' own folders (``client_0`` …: their state-dir).
+        folder: certificates, keys, logs and the nodes' own folders (``client_0`` …: their
+            state-dir).
         nodes: for each node what its ``--node-config`` says beside ``state-dir``.
     """
 
@@ -62,7 +64,8 @@ class Loopback:
     def __enter__(self) -> "Loopback":
         if not (ROOT / "pyproject.toml").exists():
             raise FedPGPError(
-                "a deployment is started from a checkout of the project: Flower sends its code to the nodes"
+                "a deployment is started from a checkout of the project: Flower sends its code "
+                "to the nodes"
             )
         try:
             self._make_keys()
@@ -78,7 +81,9 @@ class Loopback:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, overrides: Sequence[str], say: Callable[[str], None] = print, command: str = "") -> None:
+    def run(
+        self, overrides: Sequence[str], say: Callable[[str], None] = print, command: str = ""
+    ) -> None:
         """Runs the ServerApp with these overrides to its end, and says what it says.
 
         Args:
@@ -107,7 +112,8 @@ class Loopback:
             _end([process], 0)
 
     def _with_place(self, line: str) -> str:
-        """A line of the ServerApp's that speaks of a file in a client's state-dir, with the file's path."""
+        """A line of the ServerApp's that speaks of a file in a client's state-dir,
+        with the file's path."""
         client = re.search(r"client (\d+)", line)
         if client and int(client[1]) < len(self.nodes):
             path = self._state_dir(int(client[1])) / ERRORS
@@ -118,7 +124,8 @@ class Loopback:
         return self.folder / f"client_{node}" / "state"
 
     def interrupt(self) -> None:
-        """Asks the ServerApp to stop and save, as Ctrl-C does in a simulation, and waits until it has."""
+        """Asks the ServerApp to stop and save, as Ctrl-C does in a simulation, and waits until it
+        has."""
         running = self.server_apps()
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -134,9 +141,21 @@ class Loopback:
         """
         home = self.folder / f"client_{node}"
         config = {**self.nodes[node], "state-dir": str(self._state_dir(node))}
-        secure = ["--root-certificates", self._file("ca.crt"), "--auth-supernode-private-key", str(key or home / "key")]
+        secure = [
+            "--root-certificates",
+            self._file("ca.crt"),
+            "--auth-supernode-private-key",
+            str(key or home / "key"),
+        ]
         command = [
-            *(sys.executable, "-m", "experiments.supernode", "--superlink", self.address, *(options or secure)),
+            *(
+                sys.executable,
+                "-m",
+                "experiments.supernode",
+                "--superlink",
+                self.address,
+                *(options or secure),
+            ),
             *("--node-config", " ".join(f"{name}={toml(value)}" for name, value in config.items())),
             *("--host", HOST, "--port", str(self._node_ports[node]), *self._own_tls()),
         ]
@@ -152,7 +171,8 @@ class Loopback:
         process.wait()
 
     def bring_back(self, node: int) -> None:
-        """Starts a killed SuperNode again, and again while it is sent away, as its service manager would.
+        """Starts a killed SuperNode again, and again while it is sent away, as its service manager
+        would.
 
         Raises:
             FedPGPError: the SuperLink did not take it.
@@ -166,7 +186,9 @@ class Loopback:
                     return
                 time.sleep(0.1)
             time.sleep(1)
-        raise FedPGPError(f"the SuperLink did not take the node again; its log: {self.folder / 'logs' / name}.log")
+        raise FedPGPError(
+            f"the SuperLink did not take the node again; its log: {self.folder / 'logs' / name}.log"
+        )
 
     def log(self, name: str) -> str:
         """What a process has written: ``superlink``, ``client_0`` …"""
@@ -175,9 +197,12 @@ class Loopback:
 
     def stop(self) -> None:
         """Ends every process that was started."""
-        _end([process for process in [*self.supernodes, self.superlink] if process is not None], STOP_SECONDS)
+        _end(
+            [process for process in [*self.supernodes, self.superlink] if process is not None],
+            STOP_SECONDS,
+        )
 
-    # Underneath. ------------------------------------------------------------------------------------------------------
+    # Underneath. ----------------------------------------------------------------------------------
 
     def _make_keys(self) -> None:
         private_folder(self.folder)
@@ -197,13 +222,22 @@ class Loopback:
         command = [
             *(sys.executable, "-m", "experiments.superlink", "--admin-token", self._file(TOKEN)),
             *(*self._own_tls(), "--enable-supernode-auth"),
-            *("--disable-runtime-dependency-installation", "--host", HOST, "--port", str(self._port)),
+            *(
+                "--disable-runtime-dependency-installation",
+                "--host",
+                HOST,
+                "--port",
+                str(self._port),
+            ),
         ]
         self.superlink = self._popen(command, "superlink")
         end = time.monotonic() + START_SECONDS
         while not _answers(self._port):
             if self.superlink.poll() is not None or time.monotonic() > end:
-                raise FedPGPError(f"the SuperLink did not start; its log: {self.folder / 'logs' / 'superlink.log'}")
+                raise FedPGPError(
+                    "the SuperLink did not start; its log: "
+                    f"{self.folder / 'logs' / 'superlink.log'}"
+                )
             time.sleep(0.1)
 
     def _register(self) -> None:
@@ -214,18 +248,30 @@ class Loopback:
             command += ["--name", f"client-{node}"]
             started.append(self._popen(command, f"register_{node}"))
         for node, process in enumerate(started):
-            if process.wait(START_SECONDS) != 0 or '"success": true' not in self.log(f"register_{node}"):
-                raise FedPGPError(f"the key of client {node} could not be registered: {self.log(f'register_{node}')}")
+            if process.wait(START_SECONDS) != 0 or '"success": true' not in self.log(
+                f"register_{node}"
+            ):
+                raise FedPGPError(
+                    f"the key of client {node} could not be registered: "
+                    f"{self.log(f'register_{node}')}"
+                )
 
     def _popen(
-        self, command: Sequence[str], name: str, *, environment: Mapping[str, str] | None = None, **options
+        self,
+        command: Sequence[str],
+        name: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        **options,
     ) -> subprocess.Popen:
         log = self.folder / "logs" / f"{name}.log"
         private_folder(log.parent)
         surroundings = {
             **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "FLWR_HOME": str(self.folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -236,11 +282,20 @@ class Loopback:
         }
         with open(log, "ab", opener=owner_only) as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **options}
-            child = {"cwd": self.folder, "umask": 0o077, "start_new_session": True, "preexec_fn": end_with_starter}
+            child = {
+                "cwd": self.folder,
+                "umask": 0o077,
+                "start_new_session": True,
+                "preexec_fn": end_with_starter,
+            }
             return subprocess.Popen(command, env=surroundings, **child, **streams)
 
     def _own_tls(self) -> list[str]:
-        files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+        files = {
+            "--ssl-ca-certfile": "ca.crt",
+            "--ssl-certfile": "server.pem",
+            "--ssl-keyfile": "server.key",
+        }
         return [word for option, name in files.items() for word in (option, self._file(name))]
 
     def _file(self, name: str) -> str:
@@ -260,7 +315,9 @@ class Loopback:
         return found
 
 
-_FLOWERS_OWN = re.compile(r"\s*$|(\x1b\[\d+m)*(INFO|WARNING|DEBUG|ERROR)\s|.*(Successfully|Using SuperLink: )")
+_FLOWERS_OWN = re.compile(
+    r"\s*$|(\x1b\[\d+m)*(INFO|WARNING|DEBUG|ERROR)\s|.*(Successfully|Using SuperLink: )"
+)
 _ENDED = re.compile(r"^(done in|interrupted after|finished already|error:)")
 
 
@@ -288,7 +345,10 @@ def _end(processes: Sequence[subprocess.Popen], patience: float) -> None:
     members = []
     for process in processes:
         try:
-            members += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            members += [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]
             os.killpg(process.pid, signal.SIGTERM)
         except (psutil.Error, ProcessLookupError):
             continue

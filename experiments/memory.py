@@ -8,8 +8,8 @@ _STATUS = Path("/proc/self/status")
 
 
 def start_peak() -> bool:
-    """Lets the peak of the resident set start from here; False where the system keeps one for a process's whole life
-    (all but Linux), or does not let it be reset."""
+    """Lets the peak of the resident set start from here; False where the system keeps one for a
+    process's whole life (all but Linux), or does not let it be reset."""
     try:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed would count for what comes next

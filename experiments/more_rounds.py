@@ -1,4 +1,5 @@
-"""A finished run that is given more rounds, and a new run that starts from the prompts of another."""
+"""A finished run that is given more rounds, and a new run that starts from the prompts of
+another."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,11 +26,16 @@ def finished_already(folder: RunFolder, rounds: int) -> dict | None:
         rounds: that it is to have.
     """
     summary = folder.summary()
-    return summary if summary.get("status") == "finished" and summary.get("rounds", 0) >= rounds else None
+    return (
+        summary
+        if summary.get("status") == "finished" and summary.get("rounds", 0) >= rounds
+        else None
+    )
 
 
 def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
-    """Refuses to give a run another number of rounds where it would not be the run it had been with that number.
+    """Refuses to give a run another number of rounds where it would not be the run it
+    had been with that number.
 
     Args:
         config: of the run.
@@ -40,7 +46,9 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
         FedPGPError: fewer rounds, or a setting whose course depends on how many there are.
     """
     if asked < done:
-        raise FedPGPError(f"rounds={asked}: this run was started with {done}; a resumed run can only have more")
+        raise FedPGPError(
+            f"rounds={asked}: this run was started with {done}; a resumed run can only have more"
+        )
     method = method_class(config["method"])
     settings = method.Settings(**method_settings(config))
     why = None
@@ -50,8 +58,9 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
         why = f"method={method.name} weights each round by its place among all"
     if asked > done and why:
         raise FedPGPError(
-            f"rounds={asked}: {why}, so that a run of {asked} would have been another from its first round than this "
-            f"one of {done}; start a new one from its prompts: init_from=RUN"
+            f"rounds={asked}: {why}, so that a run of {asked} would have been another from its "
+            f"first round than this one of {done}; start a new one from its prompts: "
+            "init_from=RUN"
         )
 
 
@@ -81,15 +90,17 @@ def begin_more_rounds(folder: RunFolder, rounds: int) -> None:
 
 
 def record_rounds(file: Path, rounds: int) -> None:
-    """Writes the new number of rounds into the configuration of a run (or of several parts), and the one before into
-    its list of them."""
+    """Writes the new number of rounds into the configuration of a run (or of several parts), and
+    the one before into its list of them."""
     config = yaml.safe_load(file.read_text())
     config[EXTENDED] = [*config.get(EXTENDED, []), config["rounds"]]
     config["rounds"] = rounds
     write_atomically(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
 
-def prompts_of(run: Path, federation: Federation, warn: Callable[[str], None]) -> dict[str, np.ndarray]:
+def prompts_of(
+    run: Path, federation: Federation, warn: Callable[[str], None]
+) -> dict[str, np.ndarray]:
     """The shared tensors that a new run starts with, from the newest checkpoint of another.
 
     Args:
@@ -111,20 +122,26 @@ def prompts_of(run: Path, federation: Federation, warn: Callable[[str], None]) -
     found, ours = below("shared/", tensors), federation.initial_shared()
     method, other = federation.method.name, theirs["method"]["name"]
     if not ours:
-        raise FedPGPError(f"init_from={run}: method={method} has no global prompt that could start from another")
+        raise FedPGPError(
+            f"init_from={run}: method={method} has no global prompt that could start from another"
+        )
     if missing := [name for name in ours if name not in found]:
         has = f"has {', '.join(found)}" if found else "has none"
         raise FedPGPError(
-            f"init_from={run}: method={method} starts from {', '.join(missing)}, and that run (method={other}) {has}"
+            f"init_from={run}: method={method} starts from {', '.join(missing)}, and that run "
+            f"(method={other}) {has}"
         )
     for name, tensor in ours.items():
         if found[name].shape != tensor.shape:
             raise FedPGPError(
-                f"init_from={run}: {name} has the shape {found[name].shape} there and {tensor.shape} here; n_ctx, "
-                "model and the method's own sizes have to be alike"
+                f"init_from={run}: {name} has the shape {found[name].shape} there and "
+                f"{tensor.shape} here; n_ctx, model and the method's own sizes have to be alike"
             )
     if left := [name for name in found if name not in ours]:
-        warn(f"init_from={run}: method={method} has no place for {', '.join(left)}; taken: {', '.join(ours)}")
+        warn(
+            f"init_from={run}: method={method} has no place for {', '.join(left)}; taken: "
+            f"{', '.join(ours)}"
+        )
     if info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
         warn(f"init_from={run}: its prompts were trained with other weights of the model")
     return {name: found[name].astype(tensor.dtype) for name, tensor in ours.items()}

@@ -1,4 +1,5 @@
-"""Names of folders and files that stand for a setting: readable, and unique where a readable one could not be."""
+"""Names of folders and files that stand for a setting: readable, and unique where a
+readable one could not be."""
 
 import hashlib
 import os
@@ -8,7 +9,8 @@ from collections.abc import Sequence
 from experiments.settings import FIXED
 
 LONGEST = 180
-"""Bytes of a name; file systems allow 255, and names of temporary files are longer than their file's."""
+"""Bytes of a name; file systems allow 255, and names of temporary files are longer than their
+file's."""
 DIGEST = 12
 """Hexadecimal digits of a digest in a name."""
 UNNAMED = ("run_dir", "resume", "verbose", "runtime", "logger", "hydra")
@@ -18,8 +20,8 @@ UNNAMED = ("run_dir", "resume", "verbose", "runtime", "logger", "hydra")
 def job_name(overrides: Sequence[str]) -> str:
     """The name of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``.
 
-    Where characters had to be replaced or the name cut, it ends with a digest of the whole setting, so that two
-    settings never have one name.
+    Where characters had to be replaced or the name cut, it ends with a digest of the whole setting,
+    so that two settings never have one name.
     """
     setting = ",".join(named(overrides))
     return unique_name(setting, r"[^\w=.,+-]+") if setting else "run"
@@ -28,7 +30,9 @@ def job_name(overrides: Sequence[str]) -> str:
 def named(overrides: Sequence[str]) -> list[str]:
     """The overrides that make up a name, sorted; ``+key=1`` and ``key=1`` set the same."""
     kept = (o.lstrip("+") for o in overrides)
-    return sorted(o for o in kept if o.lstrip("~").startswith(FIXED) or not o.lstrip("~").startswith(UNNAMED))
+    return sorted(
+        o for o in kept if o.lstrip("~").startswith(FIXED) or not o.lstrip("~").startswith(UNNAMED)
+    )
 
 
 def unique_name(text: str, unsafe: str) -> str:
@@ -47,5 +51,11 @@ def unique_name(text: str, unsafe: str) -> str:
 
 
 def older_job_name(overrides: Sequence[str]) -> str:
-    """What a sweep's folder was named when two settings could share a name: such folders are found again."""
-    return re.sub(r"[^\w=.,+-]+", "-", ",".join(sorted(o.lstrip("~") for o in named(overrides))))[:LONGEST] or "run"
+    """What a sweep's folder was named when two settings could share a name: such
+    folders are found again."""
+    return (
+        re.sub(r"[^\w=.,+-]+", "-", ",".join(sorted(o.lstrip("~") for o in named(overrides))))[
+            :LONGEST
+        ]
+        or "run"
+    )

@@ -1,5 +1,6 @@
-"""Words of a command line: paths that a person typed are read as they stand, and a command that is printed can be typed
-again, whatever its paths hold. The quotes are those of three readers: Hydra, the shell, and TOML (``flwr run``).
+"""Words of a command line: paths that a person typed are read as they stand, and a command that is
+printed can be typed again, whatever its paths hold. The quotes are those of three readers: Hydra,
+the shell, and TOML (``flwr run``).
 """
 
 import os
@@ -21,19 +22,27 @@ FLOWER = "flwr run"
 
 FOLDERS = ("run_dir", "resume")
 """Settings that are one path each."""
-PATHS = (*FOLDERS, "init_from", "dataset.root", "runtime.cache_dir", "model.pretrained", "model.memory")
+PATHS = (
+    *FOLDERS,
+    "init_from",
+    "dataset.root",
+    "runtime.cache_dir",
+    "model.pretrained",
+    "model.memory",
+)
 """Settings that are paths; a sweep may have several of those that are not of :data:`FOLDERS`."""
 _HOW_MANY = ("--clients", "--data")
 
 
-# Reading. -------------------------------------------------------------------------------------------------------------
+# Reading. -----------------------------------------------------------------------------------------
 
 
 def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
     """Arguments in which every path can be read by Hydra, with its ``~`` expanded.
 
-    Hydra's grammar has no ``~``, letters beyond ASCII, or ``, = ( ) &`` in a value without quotes, which a person at a
-    shell cannot know; ``resume=outputs/compare/method=fedpgp,seed=1`` is a path all the same.
+    Hydra's grammar has no ``~``, letters beyond ASCII, or ``, = ( ) &`` in a value without
+    quotes, which a person at a shell cannot know;
+    ``resume=outputs/compare/method=fedpgp,seed=1`` is a path all the same.
 
     Args:
         arguments: as the shell gave them.
@@ -70,16 +79,22 @@ def _readable(argument: str, absolute: bool) -> str:
     return plus + override_of(key, path)
 
 
-# Writing. -------------------------------------------------------------------------------------------------------------
+# Writing. -----------------------------------------------------------------------------------------
 
 
 def override_of(key: str, value: object) -> str:
-    """``key=value`` that Hydra reads as just this number or text; with quotes only where it needs them."""
+    """``key=value`` that Hydra reads as just this number or text; with quotes only where it needs
+    them."""
     if isinstance(value, int | float):
         return f"{key}={value}"
     text = str(value)
     plain = _parsed(f"{key}={text}")
-    if plain is not None and not plain.is_sweep_override() and plain.value() == text and "${" not in text:
+    if (
+        plain is not None
+        and not plain.is_sweep_override()
+        and plain.value() == text
+        and "${" not in text
+    ):
         return f"{key}={text}"
     literal = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)  # no interpolation
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
@@ -113,7 +128,8 @@ def resume_command(started: str, run: Path, key: str = "resume", **more: object)
 
 
 def again_command(started: str) -> str:
-    """The command that makes a run again: the one that started it, without the folder that it has."""
+    """The command that makes a run again: the one that started it, without the folder that it
+    has."""
     if started.startswith(FLOWER):
         return started
     try:
@@ -124,13 +140,17 @@ def again_command(started: str) -> str:
 
 
 def flower_command(overrides: Sequence[str]) -> str:
-    """The command that runs an experiment on a Flower federation, the one that ``flwr`` takes without a name."""
-    return f"{FLOWER} . --stream --run-config {shlex.quote(f'overrides={toml(shlex.join(overrides))}')}"
+    """The command that runs an experiment on a Flower federation, the one that ``flwr``
+    takes without a name."""
+    return (
+        f"{FLOWER} . --stream --run-config "
+        f"{shlex.quote(f'overrides={toml(shlex.join(overrides))}')}"
+    )
 
 
 def toml(value: object) -> str:
-    """A value as TOML has it, a text between quotes and with none inside: of the pairs ``name="text"`` on its command
-    line Flower looks for the next quote.
+    """A value as TOML has it, a text between quotes and with none inside: of the pairs
+    ``name="text"`` on its command line Flower looks for the next quote.
 
     Raises:
         FedPGPError: a text that is no Unicode (the name of a file may be none).
@@ -140,13 +160,18 @@ def toml(value: object) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise FedPGPError(f"{value!r} is no UTF-8, and Flower takes nothing else; rename it") from None
-    escaped = {"\\": "\\\\", '"': "\\u0022", "\x7f": "\\u007f"} | {chr(i): f"\\u{i:04x}" for i in range(32)}
+        raise FedPGPError(
+            f"{value!r} is no UTF-8, and Flower takes nothing else; rename it"
+        ) from None
+    escaped = {"\\": "\\\\", '"': "\\u0022", "\x7f": "\\u007f"} | {
+        chr(i): f"\\u{i:04x}" for i in range(32)
+    }
     return '"' + "".join(escaped.get(letter, letter) for letter in value) + '"'
 
 
 def _sites(started: str) -> list[str]:
-    """``--clients N`` or ``--data FOLDER`` of the command that started a deployment on this machine."""
+    """``--clients N`` or ``--data FOLDER`` of the command that started a deployment on this
+    machine."""
     words = shlex.split(started)
     found = []
     for word, following in zip(words, [*words[1:], ""], strict=True):

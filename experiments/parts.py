@@ -1,4 +1,5 @@
-"""Protocols of several runs (``leave_one_domain_out``): a run folder for each part, and one report of all."""
+"""Protocols of several runs (``leave_one_domain_out``): a run folder for each part,
+and one report of all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,9 @@ def start(config: dict, command: str) -> None:
         runner.start(config, command)
         return
     values = list(protocol.values(load_configured(config)))  # refused before a folder is made
-    path = Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
+    path = (
+        Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
+    )
     RunFolder(path).refuse_if_used()
     about = {"run_dir": str(path), "command": command, PARTS: values}
     text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
@@ -97,10 +100,14 @@ def _all(path: Path, changes: Mapping) -> None:
     values = list(make_protocol(whole["protocol"]).values(load_configured(whole)))
     if values != about.get(PARTS, values):
         raise FedPGPError(
-            f"the data of {path} have changed since it was started: its parts were {', '.join(about[PARTS])}, now they "
-            f"would be {', '.join(values)}. Restore them, or start a new run"
+            f"the data of {path} have changed since it was started: its parts were "
+            f"{', '.join(about[PARTS])}, now they would be {', '.join(values)}. Restore them, or "
+            "start a new run"
         )
-    if all(finished(folder, rounds) for folder in (path, *(_part(path, option, value) for value in values))):
+    if all(
+        finished(folder, rounds)
+        for folder in (path, *(_part(path, option, value) for value in values))
+    ):
         print(say_finished(path, rounds, about.get("command", ""), of_parts=True))
         return
     if rounds > whole["rounds"]:
@@ -115,7 +122,12 @@ def _all(path: Path, changes: Mapping) -> None:
             elif started(part):
                 runner.resume(part, {**changes, "rounds": rounds})
             else:
-                config = {**whole, **changes, "protocol": {**whole["protocol"], option: value}, "run_dir": str(part)}
+                config = {
+                    **whole,
+                    **changes,
+                    "protocol": {**whole["protocol"], option: value},
+                    "run_dir": str(part),
+                }
                 runner.start(config, about.get("command", ""))
         except FedPGPError as error:
             failures.append(f"{part.name}: {error}")
@@ -124,10 +136,23 @@ def _all(path: Path, changes: Mapping) -> None:
     parts = [RunFolder(_part(path, option, value)).summary() for value in values]
     accuracy = mean_accuracy([part["accuracy"] for part in parts])
     for model, block in accuracy.items():
-        if block is not None:  # what a domain's own clients reached in the other runs is no part of the mean
+        if (
+            block is not None
+        ):  # what a domain's own clients reached in the other runs is no part of the mean
             unseen = [part["accuracy"][model]["unseen"] for part in parts]
             block["domains"] = dict(zip(values, unseen, strict=True))
-    about = ("method", "dataset", "model", "partition", "protocol", "seed", "rounds", "clients", "status", "one_prompt")
+    about = (
+        "method",
+        "dataset",
+        "model",
+        "partition",
+        "protocol",
+        "seed",
+        "rounds",
+        "clients",
+        "status",
+        "one_prompt",
+    )
     summary = {**{key: parts[0][key] for key in about if key in parts[0]}, "accuracy": accuracy}
     RunFolder(path).json("summary.json", summary)
     print(f"\nall {len(values)} parts")

@@ -1,8 +1,9 @@
 """Classifies images with a client's own prompt.
 
 python -m experiments.predict --run outputs/default/TIME --client 3 IMAGE...
-python -m experiments.predict --run RUN_DIR --global IMAGE...                         with the global prompt
-python -m experiments.predict --run RUN_DIR --client 0 --state STATE_DIR IMAGE...     where a deployed client lives
+python -m experiments.predict --run RUN_DIR --global IMAGE...       with the global prompt
+python -m experiments.predict --run RUN_DIR --client 0 --state STATE_DIR IMAGE...
+                                                                    where a deployed client lives
 """
 
 import argparse
@@ -31,8 +32,11 @@ SHOWN = 3
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 for bad input (images that can be read are answered)."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=__doc__.splitlines()[0])
+    """Runs the command; returns its exit status: 0, or 2 for bad input (images that can
+    be read are answered)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.predict", description=__doc__.splitlines()[0]
+    )
     add_options(parser)
     parser.add_argument("images", nargs="+", type=user_path)
     options = parser.parse_args(arguments)
@@ -45,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 unreadable.append(answer)
             else:
                 line.stop()  # both may go to the same terminal
-                print(f"{written_out(path)}: {one_line(_in_words(answer, model.classes.names))}", flush=True)
+                print(
+                    f"{written_out(path)}: {one_line(_in_words(answer, model.classes.names))}",
+                    flush=True,
+                )
             line.progress(number, len(options.images), "images")
     except FedPGPError as error:
         unreadable.append(str(error))
@@ -56,10 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return BAD_INPUT if unreadable else 0
 
 
-def classified(model: ClientModel, paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor | str]]:
-    """Each image with the probability of each class, (classes,), or why it cannot be read. In batches, which begin
-    with one image: the first answers are there soon, and no more than a batch is held."""
-    most, reading = images_per_chunk(model.federation.method.task.device), Reading.of(model.config["dataset"])
+def classified(
+    model: ClientModel, paths: Sequence[Path]
+) -> Iterator[tuple[Path, torch.Tensor | str]]:
+    """Each image with the probability of each class, (classes,), or why it cannot be read.
+    In batches, which begin with one image: the first answers are there soon, and no more
+    than a batch is held."""
+    most, reading = (
+        images_per_chunk(model.federation.method.task.device),
+        Reading.of(model.config["dataset"]),
+    )
     start, size = 0, 1
     while start < len(paths):
         batch = paths[start : start + size]
@@ -70,7 +83,9 @@ def classified(model: ClientModel, paths: Sequence[Path]) -> Iterator[tuple[Path
         start, size = start + size, min(most, 2 * size)
 
 
-def _opened(paths: Sequence[Path], reading: Reading, reasons: dict[int, str]) -> Iterator[Image.Image]:
+def _opened(
+    paths: Sequence[Path], reading: Reading, reasons: dict[int, str]
+) -> Iterator[Image.Image]:
     """The images that can be read; of the others why not, by their number."""
     for i, path in enumerate(paths):
         try:
@@ -87,14 +102,23 @@ def _in_words(probability: torch.Tensor, names: Sequence[str]) -> str:
 
 @torch.no_grad()
 def predict(model: ClientModel, images: Iterable[Image.Image]) -> torch.Tensor:
-    """Probability of each class for each image, (images, classes); each image is let go when it is prepared."""
+    """Probability of each class for each image, (images, classes); each image is let
+    go when it is prepared."""
     method, clip = model.federation.method, model.federation.method.task.clip
     prepared = [clip.preprocess(image) for image in images]
     if not prepared:
         return torch.empty(0, len(model.classes.names))
     pixels = torch.stack(prepared)
-    read = {what: pixels if what == "pixels" else clip.features_of(what, pixels) for what in method.inputs}
-    images = Images(**{what: x.to(method.task.device, method.task.dtype).unsqueeze(0) for what, x in read.items()})
+    read = {
+        what: pixels if what == "pixels" else clip.features_of(what, pixels)
+        for what in method.inputs
+    }
+    images = Images(
+        **{
+            what: x.to(method.task.device, method.task.dtype).unsqueeze(0)
+            for what, x in read.items()
+        }
+    )
     return method.logits(model.classifier, images, model.classes)[0].softmax(-1).cpu()
 
 

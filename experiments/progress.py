@@ -22,14 +22,14 @@ BETWEEN_PLAIN = 10.0
 class ProgressLine:
     """The line of the stage at work.
 
-    In a terminal it is live (a bar, a count, the time left) and goes when it is done; anywhere else (a file, a pipe, a
-    continuous-integration log) what takes long gets a line every ten seconds. Stop it before other lines are written to
-    the same terminal: it holds the cursor.
+    In a terminal it is live (a bar, a count, the time left) and goes when it is done; anywhere else
+    (a file, a pipe, a continuous-integration log) what takes long gets a line every ten seconds.
+    Stop it before other lines are written to the same terminal: it holds the cursor.
 
     Args:
         out: where to write.
-        redirect: in a terminal, what others print to standard output and error is written above the live line, by
-            ``out``; False leaves both alone.
+        redirect: in a terminal, what others print to standard output and error is written above the
+            live line, by ``out``; False leaves both alone.
     """
 
     def __init__(self, out: RichConsole, redirect: bool = True):
@@ -42,22 +42,35 @@ class ProgressLine:
         self._first = self._done = 0
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """So many of something are done: ``encoding test images 1,200/4,800``, with the time left."""
+        """So many of something are done: ``encoding test images 1,200/4,800``, with the time
+        left."""
         now = time.monotonic()
         if what != self._what or done < self._done:
             self._what, self._began, self._first, self._last_line = what, now, done, -math.inf
         self._done = done
         took, text = now - self._began, f"{what} {done:,}/{total:,}"
-        left = took / (done - self._first) * (total - done) if done > self._first and done < total else None
+        left = (
+            took / (done - self._first) * (total - done)
+            if done > self._first and done < total
+            else None
+        )
         if self._out.is_terminal:
             if took >= BEFORE_LIVE:
                 self.show(text, done, total, left)
         elif took >= BETWEEN_PLAIN and (now - self._last_line >= BETWEEN_PLAIN or done >= total):
             self._last_line = now
             # soft_wrap: a log line is one line, however narrow the stream claims to be
-            self._out.print(text if left is None else f"{text}, {format_seconds(left)} left", soft_wrap=True)
+            self._out.print(
+                text if left is None else f"{text}, {format_seconds(left)} left", soft_wrap=True
+            )
 
-    def show(self, text: str, done: int | None = None, total: int | None = None, left: float | None = None) -> None:
+    def show(
+        self,
+        text: str,
+        done: int | None = None,
+        total: int | None = None,
+        left: float | None = None,
+    ) -> None:
         """The live line: a spinner, the text, a bar if the end is known, the seconds left."""
         if self._spinner is None:
             self._spinner = Spinner("dots", style="cyan")
@@ -69,7 +82,9 @@ class ProgressLine:
         line = Table.grid(padding=(0, 1))
         line.add_row(*parts)
         if self._live is None:
-            self._live = Live(line, console=self._out, transient=True, refresh_per_second=8, **self._redirect)
+            self._live = Live(
+                line, console=self._out, transient=True, refresh_per_second=8, **self._redirect
+            )
             self._live.start()
         else:
             self._live.update(line)

@@ -30,11 +30,12 @@ from fedpgp.plain_text import written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
 _DESCRIPTION = """\
-Tables from finished runs. Every run folder at or below the given folders is read; runs that differ only in
-their seed make one row: mean ± sample standard deviation over seeds. The best row of a column is bold (in
-text it has a *) and the second underlined, among rows with the same data, model, partition and protocol. Only
-settings that differ are shown. Text fits the terminal (120 columns elsewhere): a table for each data set and
-protocol, costs left out first, then long labels shortened."""
+Tables from finished runs. Every run folder at or below the given folders is read; runs that differ
+only in their seed make one row: mean ± sample standard deviation over seeds. The best row of a
+column is bold (in text it has a *) and the second underlined, among rows with the same data, model,
+partition and protocol. Only settings that differ are shown. Text fits the terminal (120 columns
+elsewhere): a table for each data set and protocol, costs left out first, then long labels
+shortened."""
 _EXAMPLES = """\
 examples:
   python -m experiments.report outputs/table1
@@ -49,13 +50,14 @@ examples:
       one row for all domains held out (dataset: for all data sets)
   python -m experiments.report --published paper_base2novel
       what others published for an experiment; after it was run, ours stand beside it
-  python -m experiments.report outputs/default --models zero_shot,global,personal --columns worst10,ece,domains
-      all three prompts, and more columns
+  python -m experiments.report outputs/default --models zero_shot,global,personal --columns ece
+      all three prompts, and one more column
 
-columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes, seconds and peak_rss_mb (peak memory)
-are always there where the runs have them. Others to ask for: cm, ece, worst10, std_clients.local, domains,
-domains_base, domains_novel, datasets (one a domain or data set), and any number in summary.json such as bytes_up,
-wire_bytes_up, seconds.train, images_per_second, peak_gpu_mb."""
+columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes, seconds and
+peak_rss_mb (peak memory) are always there where the runs have them. Others to ask for: cm, ece,
+worst10, std_clients.local, domains, domains_base, domains_novel, datasets (one a domain or data
+set), and any number in summary.json such as bytes_up, wire_bytes_up, seconds.train,
+images_per_second, peak_gpu_mb."""
 
 
 @command
@@ -81,11 +83,14 @@ def _report(options: argparse.Namespace, command: str) -> None:
     if options.out:
         check_target(options.out)
     if not options.folders:
-        raise FedPGPError("name run folders, or folders that hold some; or experiments, with --published")
+        raise FedPGPError(
+            "name run folders, or folders that hold some; or experiments, with --published"
+        )
     folders = find_runs(options.folders)
     if not folders:
         raise FedPGPError(
-            f"no run folder in {', '.join(map(str, options.folders))}: a run folder holds config.yaml and metrics.jsonl"
+            f"no run folder in {', '.join(map(str, options.folders))}: a run folder holds "
+            "config.yaml and metrics.jsonl"
         )
 
     runs, left_out = [], []
@@ -104,29 +109,47 @@ def _report(options: argparse.Namespace, command: str) -> None:
     left_out += [_unfinished(run) for run in runs if run.status != "finished"]
     if not finished:
         raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
-    columns = tables.expand_columns([*CLIENT_FIGURES, *_names(options.columns), *tables.COSTS], finished)
+    columns = tables.expand_columns(
+        [*CLIENT_FIGURES, *_names(options.columns), *tables.COSTS], finished
+    )
     groups, notes = group_runs(finished)
     notes += tables.missing_clients(finished)
     rows = tables.make_rows(groups, models, columns)
     if options.mean_over:
         rows = tables.mean_over(rows, options.mean_over, columns)
-    experiments = dict.fromkeys([*_names(options.published), *(run.config.get("experiment_name", "") for run in runs)])
-    beside = [(name, grid) for name in experiments if (grid := published_grid(name, finished)) is not None]
-    comparisons = significance.compare(rows, tables.shown_columns(rows, columns)) if options.significance else None
+    experiments = dict.fromkeys(
+        [*_names(options.published), *(run.config.get("experiment_name", "") for run in runs)]
+    )
+    beside = [
+        (name, grid) for name in experiments if (grid := published_grid(name, finished)) is not None
+    ]
+    comparisons = (
+        significance.compare(rows, tables.shown_columns(rows, columns))
+        if options.significance
+        else None
+    )
 
     if options.format == "html":
-        drawn = tables.make_rows(groups, ["zero_shot", *(m for m in models if m != "zero_shot")], columns)
-        page = render_comparison(rows, drawn, columns, models, comparisons, left_out, notes, command, beside)
+        drawn = tables.make_rows(
+            groups, ["zero_shot", *(m for m in models if m != "zero_shot")], columns
+        )
+        page = render_comparison(
+            rows, drawn, columns, models, comparisons, left_out, notes, command, beside
+        )
         default = options.folders[0] if len(options.folders) == 1 else Path()
         _write(options.out or default / "comparison.html", page)
         return
 
-    remarks = [f"not in the table: {line}" for line in left_out] + [f"note: {line}" for line in notes]
+    remarks = [f"not in the table: {line}" for line in left_out] + [
+        f"note: {line}" for line in notes
+    ]
     if comparisons:
         remarks += [f"note: {line}" for line in significance.significance_words(comparisons)]
     elif options.significance:
         remarks.append("note: no significance, it takes two rows with seeds in common")
-    text = _as(options, rows, columns, models, comparisons or (), [grid for _, grid in beside], remarks)
+    text = _as(
+        options, rows, columns, models, comparisons or (), [grid for _, grid in beside], remarks
+    )
     if options.out:
         _write(options.out, text)
     elif text:
@@ -144,16 +167,20 @@ def _as(
     published: list[printing.Grid],
     remarks: list[str],
 ) -> str:
-    """The tables in the format asked for; in a terminal they are printed, and nothing is returned."""
+    """The tables in the format asked for; in a terminal they are printed, and nothing is
+    returned."""
     if options.format == "csv":
-        return "\n".join([as_csv(rows, columns, comparisons), *map(printing.grid_as_csv, published)])
+        return "\n".join(
+            [as_csv(rows, columns, comparisons), *map(printing.grid_as_csv, published)]
+        )
     means, words = tables.over_parts(rows, columns)
     first = [replace(tables.result_grid(means, columns, models), heading=words)] if means else []
     beside = [significance.comparison_grid(comparisons, models)] if comparisons else []
     if options.format != "text":
         write = {"markdown": printing.as_markdown, "latex": printing.as_latex}[options.format]
         return "\n".join(
-            write(grid) for grid in [*first, tables.result_grid(rows, columns, models), *beside, *published]
+            write(grid)
+            for grid in [*first, tables.result_grid(rows, columns, models), *beside, *published]
         )
 
     results, beside = first + tables.text_grids(rows, columns, models), beside + published
@@ -166,12 +193,15 @@ def _as(
         results = [replace(one, heading=textwrap.fill(one.heading, width)) for one in results]
         if dropped:
             remarks.append(
-                f"note: no room for {', '.join(dropped)}; --columns {','.join(tables.COSTS)} or --format csv has them"
+                f"note: no room for {', '.join(dropped)}; --columns {','.join(tables.COSTS)} or "
+                "--format csv has them"
             )
     if any(mark == "best" for grid in results for row in grid.rows for _, mark in row):
         remarks.append("note: * is the best of a column among the rows that can be compared")
     if options.out is None and sys.stdout.isatty():
-        console = RichConsole(width=10_000)  # a table that is too wide is wrapped by the terminal, never cut
+        console = RichConsole(
+            width=10_000
+        )  # a table that is too wide is wrapped by the terminal, never cut
         for grid in results + beside:
             if grid.heading:
                 console.print(grid.heading, style="bold", markup=False, highlight=False)
@@ -191,7 +221,10 @@ def _nothing_run(options: argparse.Namespace) -> None:
     for name in _names(options.published):
         grid = published_grid(name, [])
         if grid is None:
-            raise FedPGPError(f"no published figures stand beside the experiment {name!r} (conf/experiment/{name}.csv)")
+            raise FedPGPError(
+                f"no published figures stand beside the experiment {name!r} "
+                f"(conf/experiment/{name}.csv)"
+            )
         (grid,), dropped = printing.fit([grid], _width(), ["note"])
         print(printing.as_text(grid))
         if dropped:
@@ -220,9 +253,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folders", nargs="*", type=user_path, metavar="DIR", help="run folders, or folders that hold some"
+        "folders",
+        nargs="*",
+        type=user_path,
+        metavar="DIR",
+        help="run folders, or folders that hold some",
     )
-    parser.add_argument("--format", choices=_FORMATS, default="text", help="what to make (default: text)")
+    parser.add_argument(
+        "--format", choices=_FORMATS, default="text", help="what to make (default: text)"
+    )
     parser.add_argument(
         "--out",
         type=user_path,
@@ -230,12 +269,21 @@ def _parser() -> argparse.ArgumentParser:
         help="write there instead of to the terminal (html: to comparison.html)",
     )
     parser.add_argument(
-        "--significance", action="store_true", help="paired t-tests over seeds, the best row against the others"
+        "--significance",
+        action="store_true",
+        help="paired t-tests over seeds, the best row against the others",
     )
     parser.add_argument(
-        "--models", default="personal", metavar="LIST", help="of zero_shot,global,personal (default: personal)"
+        "--models",
+        default="personal",
+        metavar="LIST",
+        help="of zero_shot,global,personal (default: personal)",
     )
-    parser.add_argument("--mean-over", metavar="LABEL", help="one row for those that differ in it: dataset, held_out …")
+    parser.add_argument(
+        "--mean-over",
+        metavar="LABEL",
+        help="one row for those that differ in it: dataset, held_out …",
+    )
     parser.add_argument(
         "--published",
         default="",

@@ -1,4 +1,5 @@
-"""One experiment, or a sweep: ``python -m experiments.run [group=choice ...] [key=value ...]``; ``--help`` explains."""
+"""One experiment, or a sweep:
+``python -m experiments.run [group=choice ...] [key=value ...]``; ``--help`` explains."""
 
 import argparse
 import json
@@ -49,8 +50,8 @@ FAILED = "failed"
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 for a failure nobody foresaw, 2 for bad input, 130 and 143 for
-    Ctrl-C and SIGTERM."""
+    """Runs the command; returns its exit status: 0, 1 for a failure nobody foresaw, 2 for bad
+    input, 130 and 143 for Ctrl-C and SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     failures: list[int] = []
     sweep: list[tuple[Sweep, Path]] = []
@@ -64,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not config.run_dir and not config.resume:
                 point_latest(sweep[0][1])
         try:
-            _job(OmegaConf.to_container(config, resolve=True), arguments, sweep[0][0] if sweep else None)
+            _job(
+                OmegaConf.to_container(config, resolve=True),
+                arguments,
+                sweep[0][0] if sweep else None,
+            )
         except FedPGPError as error:
             _remember(str(error))
             failures.append(complain(error))
@@ -110,15 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _together(arguments: list[str]) -> list[str]:
-    """The arguments with the settings behind an option (``method=coop -m seed=0,1``) beside those before it: argparse
-    takes one row of them only.
+    """The arguments with the settings behind an option (``method=coop -m seed=0,1``) beside those
+    before it: argparse takes one row of them only.
 
     Raises:
         FedPGPError: an option that does not exist.
     """
     asked, late = get_args_parser().parse_known_args(arguments)
     if any(word.startswith("-") for word in late):
-        raise FedPGPError(f"unknown option {next(w for w in late if w[0] == '-')}; see {RUN} --help")
+        raise FedPGPError(
+            f"unknown option {next(w for w in late if w[0] == '-')}; see {RUN} --help"
+        )
     if not late:
         return arguments
     kept = list(arguments)
@@ -130,12 +137,17 @@ def _together(arguments: list[str]) -> list[str]:
 
 def _is_sweep(asked: argparse.Namespace) -> bool:
     """Whether a sweep is asked for; an experiment that is one may be run once, but that is said."""
-    modes = [str(o.value()).upper() for o in parse(asked.overrides) if o.key_or_group == "hydra.mode"]
+    modes = [
+        str(o.value()).upper() for o in parse(asked.overrides) if o.key_or_group == "hydra.mode"
+    ]
     if asked.multirun or modes == ["MULTIRUN"]:
         return True
     for override in parse(asked.overrides):
         if override.key_or_group == "experiment" and (swept := swept_by(str(override.value()))):
-            print(f"note: {override.input_line} is a sweep over {', '.join(swept)}; without -m this is one run")
+            print(
+                f"note: {override.input_line} is a sweep over {', '.join(swept)}; without -m "
+                "this is one run"
+            )
     return False
 
 
@@ -151,15 +163,23 @@ def _wrapped(show_help: Callable[[], None]) -> None:
     wide = shutil.get_terminal_size().columns
     for line in text.getvalue().splitlines():
         lists = line.count(", ") > 3 and not line.startswith(" ")
-        print(textwrap.fill(line, wide, subsequent_indent="    ", break_on_hyphens=False) if lists else line)
+        print(
+            textwrap.fill(line, wide, subsequent_indent="    ", break_on_hyphens=False)
+            if lists
+            else line
+        )
     print(explain_top())
 
 
 def _remember(failure: str) -> None:
-    """Keeps why a run of a sweep failed: a launcher may have started it on another machine, and continues."""
+    """Keeps why a run of a sweep failed: a launcher may have started it on another
+    machine, and continues."""
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:
-        write_atomically(Path(context.sweep.dir) / FAILED / f"{job_name(context.overrides.task)}.txt", failure.encode())
+        write_atomically(
+            Path(context.sweep.dir) / FAILED / f"{job_name(context.overrides.task)}.txt",
+            failure.encode(),
+        )
 
 
 def _job(config: dict, arguments: list[str], sweep: Sweep | None) -> None:
@@ -182,7 +202,9 @@ def _job(config: dict, arguments: list[str], sweep: Sweep | None) -> None:
         sys.exit(stopped.code)
 
 
-def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: list[str], sweep: Sweep) -> None:
+def _one_of_many(
+    config: dict, arguments: list[str], folder: Path, overrides: list[str], sweep: Sweep
+) -> None:
     from experiments import parts
 
     path = _folder_of_job(folder, config, overrides)
@@ -195,9 +217,13 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
         parts.start({**config, "run_dir": str(path)}, command)
     elif not config["resume"]:
         again = typed("resume", folder)
-        raise FedPGPError(f"{path} exists already; resume the sweep by {again}, or choose another run_dir")
+        raise FedPGPError(
+            f"{path} exists already; resume the sweep by {again}, or choose another run_dir"
+        )
     else:
-        changes = changes_on_resume(config, overrides, path)  # also of a finished one: it has to be this job's own
+        changes = changes_on_resume(
+            config, overrides, path
+        )  # also of a finished one: it has to be this job's own
         if parts.finished(path, changes.get("rounds", parts.stored(path)["rounds"])):
             print(f"is finished: {path}")
             sweep.skip()
@@ -206,7 +232,8 @@ def _one_of_many(config: dict, arguments: list[str], folder: Path, overrides: li
 
 
 def _folder_of_job(folder: Path, config: dict, overrides: list[str]) -> Path:
-    """A job's own folder in a sweep's; one with an older name only where it holds this very setting."""
+    """A job's own folder in a sweep's; one with an older name only where it holds this very
+    setting."""
     from experiments import parts
 
     path, older = folder / job_name(overrides), folder / older_job_name(overrides)
@@ -216,7 +243,8 @@ def _folder_of_job(folder: Path, config: dict, overrides: list[str]) -> Path:
 
 
 def _sweep_again(arguments: list[str]) -> list[str]:
-    """The arguments of a resumed sweep: after ``-m resume=FOLDER`` alone, those it was started with.
+    """The arguments of a resumed sweep: after ``-m resume=FOLDER`` alone, those it was started
+    with.
 
     Raises:
         FedPGPError: nothing can be resumed there, or a part of the first command line is missing.
@@ -229,21 +257,29 @@ def _sweep_again(arguments: list[str]) -> list[str]:
     try:
         before = json.loads((folders[0] / SWEEP).read_text())["arguments"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FedPGPError(f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read") from error
+        raise FedPGPError(
+            f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read"
+        ) from error
     named = {o.key_or_group for o in given} | {"run_dir", "resume"}
     kept = [a for a in before if a.startswith("-") or parse([a])[0].key_or_group not in named]
     if all(may_change_on_resume(o.key_or_group) for o in given):
         return [*kept, *(a for a in arguments if a not in ("-m", "--multirun"))]
-    if forgotten := [a for a in kept if not a.startswith("-") and not may_change_on_resume(parse([a])[0].key_or_group)]:
+    if forgotten := [
+        a
+        for a in kept
+        if not a.startswith("-") and not may_change_on_resume(parse([a])[0].key_or_group)
+    ]:
         raise FedPGPError(
             f"the sweep in {folders[0]} was started with {shlex.join(forgotten)} too: give -m "
-            f"{typed('resume', folders[0])} alone, or the whole command line (more values are allowed)"
+            f"{typed('resume', folders[0])} alone, or the whole command line (more values are "
+            "allowed)"
         )
     return arguments
 
 
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
-    """Settings of this command line that a resumed run may take over; others are refused, and fewer rounds."""
+    """Settings of this command line that a resumed run may take over; others are
+    refused, and fewer rounds."""
     from experiments.more_rounds import check_more_rounds
     from experiments.parts import stored as stored_in
 
@@ -255,14 +291,17 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
         differing.remove("rounds")
     if differing:
         raise FedPGPError(
-            f"{folder} was started with another configuration; other there: {', '.join(differing)}. "
-            f"Leave it out, or start a new run (from its prompts: {typed('init_from', folder)})"
+            f"{folder} was started with another configuration; other there: "
+            f"{', '.join(differing)}. Leave it out, or start a new run (from its prompts: "
+            f"{typed('init_from', folder)})"
         )
     changes: dict = {}
     for override in parse(overrides):  # a choice of a group brings its settings; a key only itself
         top, *inner = override.key_or_group.split(".")
         if inner:
-            changes.setdefault(top, dict(stored[top]))[".".join(inner)] = flatten(config).get(override.key_or_group)
+            changes.setdefault(top, dict(stored[top]))[".".join(inner)] = flatten(config).get(
+                override.key_or_group
+            )
         elif top in config:
             changes[top] = config[top]
     return changes
@@ -273,6 +312,8 @@ if __name__ == "__main__":
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten goes there at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is still unwritten goes there at exit
         status = UNFORESEEN
     sys.exit(status)

@@ -22,7 +22,17 @@ from fedpgp.evaluation import client_figures
 from fedpgp.figures import CLIENT_FIGURES, MODELS
 from strategies.checkpoint import remove_after
 
-PACKAGES = ("fedpgp", "torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core", "numpy", "safetensors")
+PACKAGES = (
+    "fedpgp",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "flwr",
+    "ray",
+    "hydra-core",
+    "numpy",
+    "safetensors",
+)
 EXTENDED = "extended"
 """Key of config.yaml: the numbers of rounds that the run was given before the one it has now."""
 ABOUT = ("versions", "git_commit", "command", EXTENDED)
@@ -52,14 +62,15 @@ class RunFolder:
         self.table: list[dict] = []
         self.evaluations: list[dict] = []
 
-    # Opening. ---------------------------------------------------------------------------------------------------------
+    # Opening. -------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, path: Path, config: Mapping, command: str) -> "RunFolder":
         """A new folder with its config.yaml.
 
         Raises:
-            FedPGPError: it exists already and is not empty, or cannot be made; another process is just making it.
+            FedPGPError: it exists already and is not empty, or cannot be made; another
+                process is just making it.
         """
         about = {"versions": _versions(), "git_commit": _git_commit(), "command": command}
         text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
@@ -78,8 +89,13 @@ class RunFolder:
     def refuse_if_used(self) -> None:
         """Raises FedPGPError where the folder holds anything."""
         path = self.path
-        if path.exists() and (not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())):
-            raise FedPGPError(f"{path} exists already; resume it by {typed('resume', path)}, or choose another run_dir")
+        if path.exists() and (
+            not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())
+        ):
+            raise FedPGPError(
+                f"{path} exists already; resume it by {typed('resume', path)}, or choose another "
+                "run_dir"
+            )
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", dict]:
@@ -91,10 +107,16 @@ class RunFolder:
         try:
             config = yaml.safe_load((path / "config.yaml").read_text())
         except FileNotFoundError:
-            hint = f"; it is a sweep's: -m {typed('resume', path)}" if (path / "sweep.json").is_file() else ""
+            hint = (
+                f"; it is a sweep's: -m {typed('resume', path)}"
+                if (path / "sweep.json").is_file()
+                else ""
+            )
             raise FedPGPError(f"{path} is no run's folder: it has no config.yaml{hint}") from None
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise FedPGPError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
+            raise FedPGPError(
+                f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}"
+            ) from error
         check_whole(path / "config.yaml", config)
         folder = cls(path)
         folder.command = str(config.get("command") or "")
@@ -102,7 +124,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process. The system lets go when the process ends, however it ends.
+        """Holds the folder for this process. The system lets go when the process ends, however it
+        ends.
 
         Raises:
             FedPGPError: another process holds it.
@@ -120,20 +143,31 @@ class RunFolder:
                 except BlockingIOError:
                     if time.monotonic() > end:
                         raise FedPGPError(
-                            f"another process is at work in {self.path}; wait for it, or choose another run_dir"
+                            f"another process is at work in {self.path}; wait for it, or choose "
+                            "another run_dir"
                         ) from None
                 time.sleep(0.02)
             yield
 
-    # Writing. ---------------------------------------------------------------------------------------------------------
+    # Writing. -------------------------------------------------------------------------------------
 
     def clients(
-        self, table: Sequence[dict], scheme: Mapping, class_names: Sequence[str], notes: Sequence[str] = ()
+        self,
+        table: Sequence[dict],
+        scheme: Mapping,
+        class_names: Sequence[str],
+        notes: Sequence[str] = (),
     ) -> None:
-        """partition.json: who got how many images of which class, and what is to be said of the data."""
+        """partition.json: who got how many images of which class, and what is to be said of the
+        data."""
         self.table = list(table)
-        names = list(dict.fromkeys(class_names))  # data sets that are joined may have a class of the same name
-        self.json("partition.json", {**scheme, "class_names": names, "notes": list(notes), "clients": self.table})
+        names = list(
+            dict.fromkeys(class_names)
+        )  # data sets that are joined may have a class of the same name
+        self.json(
+            "partition.json",
+            {**scheme, "class_names": names, "notes": list(notes), "clients": self.table},
+        )
 
     def metric(self, record: dict) -> None:
         """Appends a line to metrics.jsonl."""
@@ -167,7 +201,8 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def cut_metrics(self, length: int) -> None:
-        """Drops what a killed attempt wrote after its last checkpoint, and reads the evaluations of what stays."""
+        """Drops what a killed attempt wrote after its last checkpoint, and reads the
+        evaluations of what stays."""
         path = self.path / "metrics.jsonl"
         for folder in (self.path, self.path / "checkpoint"):
             remove_leftovers(folder)
@@ -175,7 +210,8 @@ class RunFolder:
             path.touch()
             if path.stat().st_size < length:
                 raise FedPGPError(
-                    f"{path} is shorter than the checkpoint says: it was cut; restore it, or start a new run"
+                    f"{path} is shorter than the checkpoint says: it was cut; restore it, or "
+                    "start a new run"
                 )
             os.truncate(path, length)
             records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -183,11 +219,13 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(path, error) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise FedPGPError(f"{path} is damaged ({error}); restore it, or start a new run") from error
+            raise FedPGPError(
+                f"{path} is damaged ({error}); restore it, or start a new run"
+            ) from error
 
     def go_back(self, length: int, server_round: int) -> None:
-        """Drops the rounds after this one, with the next line that is written: where none follows (the disk is full),
-        what was saved stays, and can be resumed.
+        """Drops the rounds after this one, with the next line that is written: where none follows
+        (the disk is full), what was saved stays, and can be resumed.
 
         Args:
             length: of metrics.jsonl after that round.
@@ -196,26 +234,37 @@ class RunFolder:
         self._back = length, server_round
 
     def refuse_lost_rounds(self) -> None:
-        """Raises FedPGPError where rounds were trained and no checkpoint is left: to begin anew would drop them."""
+        """Raises FedPGPError where rounds were trained and no checkpoint is left: to begin
+        anew would drop them."""
         path = self.path / "metrics.jsonl"
         if path.is_file() and '"kind": "train"' in path.read_text(errors="replace"):
             raise FedPGPError(
-                f"{path} has rounds of training, but there is no checkpoint in {self.path / 'checkpoint'}: restore it, "
-                "or start a new run"
+                f"{path} has rounds of training, but there is no checkpoint in "
+                f"{self.path / 'checkpoint'}: restore it, or start a new run"
             )
 
     def client_accuracy(self, rows: Sequence[Mapping]) -> None:
-        """clients.csv: the last evaluation, a row a client and model; with the clients' names where their nodes told
-        them."""
+        """clients.csv: the last evaluation, a row a client and model; with the clients' names where
+        their nodes told them."""
         named = ["name"] if any(client.get("name") for client in self.table) else []
-        lines: list[list] = [["id", "domain", "train_images", "test_images", "model", *CLIENT_FIGURES, *named]]
+        lines: list[list] = [
+            ["id", "domain", "train_images", "test_images", "model", *CLIENT_FIGURES, *named]
+        ]
         for row in rows:
             own = self.table[row["id"]]
             for model in MODELS:
                 values = client_figures(row, model)
                 if any(value is not None for value in values.values()):
-                    about = [row["id"], row["domain"] or "", own["train_images"], own["test_images"], model]
-                    shown = ["" if values[name] is None else values[name] for name in CLIENT_FIGURES]
+                    about = [
+                        row["id"],
+                        row["domain"] or "",
+                        own["train_images"],
+                        own["test_images"],
+                        model,
+                    ]
+                    shown = [
+                        "" if values[name] is None else values[name] for name in CLIENT_FIGURES
+                    ]
                     lines.append([*about, *shown, *(own.get("name", "") for _ in named)])
         write_atomically(self.path / "clients.csv", csv_text(lines).encode())
 
@@ -233,7 +282,8 @@ class RunFolder:
 
 
 def asked_run(path: Path) -> Path:
-    """The folder that ``--run`` means: a run's own, or the newest run's below it, which is said on standard error.
+    """The folder that ``--run`` means: a run's own, or the newest run's below it, which
+    is said on standard error.
 
     Raises:
         FedPGPError: a sweep's folder: its runs differ, and one of them has to be named.
@@ -249,7 +299,9 @@ def asked_run(path: Path) -> Path:
         return path
     if (path / "sweep.json").is_file():
         names = sorted(folder.name for _, folder in found.values())
-        listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        listed = ", ".join(names[:LISTED]) + (
+            f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        )
         raise FedPGPError(f"{path} is a sweep's folder; name one of its runs: {listed}")
     _, newest = max(found.values())
     print(f"note: --run {path}: the newest run below it, {newest}", file=sys.stderr)
@@ -269,21 +321,28 @@ def check_whole(file: Path, config: object) -> None:
     if not isinstance(config, dict) or "method" not in config:
         raise FedPGPError(f"{file} is not the configuration of a run")
     lacking = [name for name in PARTS if not isinstance(config.get(name), dict)]
-    lacking += [name for name in ("rounds", "clients", "seed") if not isinstance(config.get(name), int)]
+    lacking += [
+        name for name in ("rounds", "clients", "seed") if not isinstance(config.get(name), int)
+    ]
     if lacking:
-        raise FedPGPError(f"{file} is not the configuration of a run: it lacks {', '.join(lacking)}")
+        raise FedPGPError(
+            f"{file} is not the configuration of a run: it lacks {', '.join(lacking)}"
+        )
 
 
 def default_folder(name: str) -> Path:
     """outputs/<name>/<time>, not yet there."""
     folder = Path("outputs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
     return next(
-        p for p in (folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000))) if not p.exists()
+        p
+        for p in (folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000)))
+        if not p.exists()
     )
 
 
 def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
-    """Where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new outputs/<name>/<time>."""
+    """Where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new
+    outputs/<name>/<time>."""
     return str(resume or run_dir or default_folder(name))
 
 
@@ -298,16 +357,24 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with "+changes" when files differ from it; None outside a git checkout."""
+    """The commit of this code, with "+changes" when files differ from it; None
+    outside a git checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
-        changes = subprocess.run(status, cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        changes = subprocess.run(
+            status, cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,4 +1,5 @@
-"""Runs one experiment from its configuration to its folder, in whichever runtime; new, or resumed."""
+"""Runs one experiment from its configuration to its folder, in whichever runtime; new, or
+resumed."""
 
 import contextlib
 import json
@@ -55,7 +56,8 @@ HEAD_START = 1.0
 
 
 class Stopped(Exception):
-    """The person asked to stop; the run is saved. ``code`` is the exit status (130 for Ctrl-C, 143 for SIGTERM)."""
+    """The person asked to stop; the run is saved. ``code`` is the exit status (130 for
+    Ctrl-C, 143 for SIGTERM)."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -63,7 +65,11 @@ class Stopped(Exception):
 
 
 def start(
-    config: Mapping, command: str = "", *, federation_of: Callable = federation_of, grid: Grid | None = None
+    config: Mapping,
+    command: str = "",
+    *,
+    federation_of: Callable = federation_of,
+    grid: Grid | None = None,
 ) -> dict:
     """Runs a new experiment.
 
@@ -71,7 +77,8 @@ def start(
         config: the resolved configuration (conf/config.yaml's keys).
         command: the command line, for config.yaml.
         federation_of: configuration as JSON text -> federation; tests put small ones here.
-        grid: Flower's, when it is Flower that started the ServerApp; None starts the runtime of the configuration.
+        grid: Flower's, when it is Flower that started the ServerApp; None starts the
+            runtime of the configuration.
 
     Returns:
         what summary.json holds.
@@ -104,12 +111,13 @@ def resume(
     federation_of: Callable = federation_of,
     grid: Grid | None = None,
 ) -> dict:
-    """Resumes a run that was stopped or killed, to the same numbers as if it had not been; a finished one only to more
-    rounds.
+    """Resumes a run that was stopped or killed, to the same numbers as if it had not been; a
+    finished one only to more rounds.
 
     Args:
         path: its folder.
-        changes: settings that may differ this time (``experiments.settings.RESUMABLE``), and ``rounds``.
+        changes: settings that may differ this time
+            (``experiments.settings.RESUMABLE``), and ``rounds``.
         federation_of, grid: as in :func:`start`.
 
     Returns, raises: as :func:`start`.
@@ -117,10 +125,15 @@ def resume(
     began = time.perf_counter()
     path = followed(path)
     folder, config = RunFolder.open(path)
-    config |= {key: value for key, value in (changes or {}).items() if key in (*RESUMABLE, "rounds")}
+    config |= {
+        key: value for key, value in (changes or {}).items() if key in (*RESUMABLE, "rounds")
+    }
     config |= {"run_dir": str(path), "resume": None}
     if config["runtime"]["name"] == "inline" and "runtime" not in (changes or {}):
-        config["runtime"] = {**config["runtime"], "round_timeout": None}  # an older version's, which nobody could keep
+        config["runtime"] = {
+            **config["runtime"],
+            "round_timeout": None,
+        }  # an older version's, which nobody could keep
     if (summary := finished_already(folder, config["rounds"])) is not None:
         print(say_finished(path, summary["rounds"], folder.command), flush=True)
         return summary
@@ -151,7 +164,9 @@ def _run(
     checkpoint = None
     try:
         with stopper.listening():
-            checkpoint = latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
+            checkpoint = (
+                latest_checkpoint(folder.path / "checkpoint", console.warn) if resumed else None
+            )
             if checkpoint:
                 check_complete(folder.path / "checkpoint", checkpoint[1])
                 _same_configuration(checkpoint[1]["config"], config)
@@ -173,16 +188,23 @@ def _run(
                 federation = federation_of(text)
                 if checkpoint:
                     said = check_same_data(
-                        folder.path, checkpoint[1].get("data"), data_record(federation.federated_split)
+                        folder.path,
+                        checkpoint[1].get("data"),
+                        data_record(federation.federated_split),
                     )
                     console.note(said) if said else None
                 elif config.get("init_from"):
-                    initial.update(prompts_of(user_path(config["init_from"]), federation, console.warn))
+                    initial.update(
+                        prompts_of(user_path(config["init_from"]), federation, console.warn)
+                    )
                 federation.initial_shared()  # loads the model, or its cached parts
                 return federation
 
             def make_server(job: Job, federation, nodes: int = 1) -> Server:
-                observer.class_names, observer.notes = federation.dataset.class_names, federation.dataset.notes
+                observer.class_names, observer.notes = (
+                    federation.dataset.class_names,
+                    federation.dataset.notes,
+                )
                 console.one_prompt = federation.method.shares_one_model
                 for note in federation.dataset.notes:
                     console.note(note)
@@ -209,7 +231,14 @@ def _run(
             if checkpoint:
                 console.note(f"resuming after round {checkpoint[1]['round']} of {config['rounds']}")
             server = _work(
-                config, job, prepare, make_server, partial(client_app, federation_of), stopper, console, grid
+                config,
+                job,
+                prepare,
+                make_server,
+                partial(client_app, federation_of),
+                stopper,
+                console,
+                grid,
             )
             if server.failure is not None:
                 raise server.failure
@@ -219,7 +248,10 @@ def _run(
     except FedPGPError as error:
         if server is not None and checkpoints(folder.path / "checkpoint"):
             _save_what_there_is(folder, config, server, console)
-            console.note(f"what is done is saved; {_what_helps(error, resume_command(folder.command, folder.path))}")
+            console.note(
+                "what is done is saved; "
+                f"{_what_helps(error, resume_command(folder.command, folder.path))}"
+            )
         elif not resumed and not checkpoints(folder.path / "checkpoint"):
             # Refused before anything was done: the same run_dir is free for the next try.
             if observer is not None and observer.last_traceback:
@@ -250,7 +282,8 @@ def _work(
     console: Console,
     flower: Grid | None,
 ) -> Server:
-    """Runs server and clients in the runtime of the configuration, or the server alone where Flower runs both."""
+    """Runs server and clients in the runtime of the configuration, or the server alone
+    where Flower runs both."""
     deadline = float(config["runtime"]["round_timeout"] or 0)
     if flower is not None:
         stopper.install()  # Flower has handlers of its own
@@ -268,10 +301,14 @@ def _work(
     console.stage("starting Ray, loading the model")
     with ThreadPoolExecutor(1) as aside:
         prepared = aside.submit(prepare)  # while Ray starts, most of which is waiting
-        with contextlib.suppress(TimeoutError):  # what is wrong with the configuration is said before Ray is started
+        with contextlib.suppress(
+            TimeoutError
+        ):  # what is wrong with the configuration is said before Ray is started
             prepared.result(timeout=HEAD_START)
         size = config["clients"]
-        with ray_cluster(config["runtime"], config["device"], size, verbose=config["verbose"]) as workers:
+        with ray_cluster(
+            config["runtime"], config["device"], size, verbose=config["verbose"]
+        ) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)
             server = make_server(job, prepared.result(), workers.count)
@@ -285,7 +322,8 @@ class Stopper:
     Attributes:
         event: set by the first signal.
         code: exit status, 128 + the signal.
-        breaks_in: True while the signal may interrupt what the main thread does (client code in the inline runtime).
+        breaks_in: True while the signal may interrupt what the main thread does (client
+            code in the inline runtime).
     """
 
     def __init__(self):
@@ -294,7 +332,8 @@ class Stopper:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles the signals inside the block (in the main thread; elsewhere signals are somebody else's)."""
+        """Handles the signals inside the block (in the main thread; elsewhere signals
+        are somebody else's)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -372,8 +411,11 @@ class _Observer:
         self.logger.log(record)
 
 
-def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: str, console: Console) -> dict:
-    """Writes summary.json and report.html; a page that cannot be made is a warning, and the result stands."""
+def _finish(
+    folder: RunFolder, config: Mapping, server: Server | None, status: str, console: Console
+) -> dict:
+    """Writes summary.json and report.html; a page that cannot be made is a warning,
+    and the result stands."""
     selection = config["protocol"].get("selection", "last")
     accuracy, rounds = select(folder.evaluations, selection)
     summary = {
@@ -401,7 +443,10 @@ def _finish(folder: RunFolder, config: Mapping, server: Server | None, status: s
         write_report(folder.path)
     except Exception as error:
         again = shlex.join(["python", "-m", "experiments.report", str(folder.path)])
-        console.warn(f"report.html could not be made ({describe(error)}); the result stands. Try again: {again}")
+        console.warn(
+            f"report.html could not be made ({describe(error)}); the result stands. Try again: "
+            f"{again}"
+        )
     return summary
 
 
@@ -416,13 +461,18 @@ def _cost(server: Server) -> dict:
         "wire_bytes_up": traffic.wire_up,
         "wire_bytes_down": traffic.wire_down,
         "seconds": {**state.seconds, "overhead": max(0.0, state.seconds["total"] - busy)},
-        "images_per_second": state.images / state.seconds["train"] if state.seconds["train"] else None,
-        "peak_rss_mb": own + sum(peak for process, peak in server.peak_memory.items() if not process.endswith(mine)),
+        "images_per_second": state.images / state.seconds["train"]
+        if state.seconds["train"]
+        else None,
+        "peak_rss_mb": own
+        + sum(peak for process, peak in server.peak_memory.items() if not process.endswith(mine)),
         "peak_gpu_mb": sum(server.peak_gpu_memory.values()) or None,
     }
 
 
-def _save_what_there_is(folder: RunFolder, config: Mapping, server: Server | None, console: Console) -> dict:
+def _save_what_there_is(
+    folder: RunFolder, config: Mapping, server: Server | None, console: Console
+) -> dict:
     try:
         return _finish(folder, config, server, "interrupted", console)
     except FedPGPError as error:  # a full disk must not hide why the run stopped
@@ -431,14 +481,19 @@ def _save_what_there_is(folder: RunFolder, config: Mapping, server: Server | Non
 
 
 def _same_configuration(saved: Mapping, config: Mapping) -> None:
-    """Refuses a config.yaml that is not the one the checkpoint was made with; more rounds may be possible."""
+    """Refuses a config.yaml that is not the one the checkpoint was made with; more
+    rounds may be possible."""
     check_more_rounds(saved, saved["rounds"], config["rounds"])
     old, new = flatten(saved), flatten(config)
     differing = sorted(
-        k for k in {**old, **new} if not may_change_on_resume(k) and k != "rounds" and old.get(k) != new.get(k)
+        k
+        for k in {**old, **new}
+        if not may_change_on_resume(k) and k != "rounds" and old.get(k) != new.get(k)
     )
     if differing:
-        shown = ", ".join(f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing)
+        shown = ", ".join(
+            f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing
+        )
         raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")
 
 

@@ -1,5 +1,5 @@
-"""Settings a person can get wrong: names that do not exist, values that cannot work. Each is refused with the nearest
-valid ones.
+"""Settings a person can get wrong: names that do not exist, values that cannot work. Each is
+refused with the nearest valid ones.
 
 Hydra finds such things too, in its own words; here they are said in a line, before anything starts.
 """
@@ -28,7 +28,8 @@ MOST_COMBINATIONS = 64
 """Combinations of group choices in a sweep that are looked at before it starts."""
 
 RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
-"""Settings that do not change a run's numbers (but for rounding), and so may change when it is resumed."""
+"""Settings that do not change a run's numbers (but for rounding), and so may change when it is
+resumed."""
 
 FIXED = ("runtime.dropout", "runtime.slow_clients")
 """Those of the runtime that do change them: who drops out, who is slow."""
@@ -84,7 +85,8 @@ _CHOICES = {
 
 
 def check(config: Mapping) -> None:
-    """Refuses values that cannot work, whatever the data; what depends on the data is refused where the data are known.
+    """Refuses values that cannot work, whatever the data; what depends on the data is refused
+    where the data are known.
 
     Raises:
         FedPGPError: naming key, value and the valid range.
@@ -119,28 +121,40 @@ def check(config: Mapping) -> None:
         if not isinstance(flat[key], bool):
             raise FedPGPError(f"{key}={_shown(flat[key])} cannot work; it is true or false")
     timeout = flat["runtime.round_timeout"]
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0
+    ):
         raise FedPGPError(
-            f"runtime.round_timeout={_shown(timeout)} cannot work; it is a number of seconds above 0, or null"
+            f"runtime.round_timeout={_shown(timeout)} cannot work; it is a number of seconds "
+            "above 0, or null"
         )
     cohort = flat["runtime.cohort_size"]
     if cohort != "auto" and (isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 1):
-        raise FedPGPError(f"runtime.cohort_size={_shown(cohort)} cannot work; it is auto or a whole number, 1 or more")
+        raise FedPGPError(
+            f"runtime.cohort_size={_shown(cohort)} cannot work; it is auto or a whole number, 1 "
+            "or more"
+        )
     make_protocol(config["protocol"])
     views = flat.get("dataset.views", 1)
     if views != "live" and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
-        raise FedPGPError(f"dataset.views={_shown(views)} cannot work; it is a whole number, 1 or more, or live")
+        raise FedPGPError(
+            f"dataset.views={_shown(views)} cannot work; it is a whole number, 1 or more, or live"
+        )
     if flat.get("runtime.slow_clients") and flat["local_epochs"] < 2:
-        raise FedPGPError("runtime.slow_clients needs local_epochs=2 or more: a slow client does not finish its epochs")
+        raise FedPGPError(
+            "runtime.slow_clients needs local_epochs=2 or more: a slow client does not finish "
+            "its epochs"
+        )
     if flat["n_ctx"] is None and flat["context_init"] == "normal":
         raise FedPGPError(
-            "n_ctx=null takes the number of context vectors from a phrase; give context_init one, or n_ctx a number"
+            "n_ctx=null takes the number of context vectors from a phrase; give context_init "
+            "one, or n_ctx a number"
         )
 
 
 def check_runtime(config: Mapping, *, deployed: bool) -> None:
-    """Refuses a deployment that Flower does not start, clients' own images anywhere but in a deployment, and a
-    deadline that nobody could keep.
+    """Refuses a deployment that Flower does not start, clients' own images anywhere but in a
+    deployment, and a deadline that nobody could keep.
 
     Raises:
         FedPGPError: saying which command it is for.
@@ -148,25 +162,30 @@ def check_runtime(config: Mapping, *, deployed: bool) -> None:
     name = config["runtime"]["name"]
     if not deployed and name == "flower":
         raise FedPGPError(
-            "runtime=flower is started by: python -m experiments.deploy local, or flwr run (docs/deployment.md)"
+            "runtime=flower is started by: python -m experiments.deploy local, or flwr run "
+            "(docs/deployment.md)"
         )
     if deployed and name != "flower":
         raise FedPGPError(f"runtime={name} is for experiments.run; a deployment has runtime=flower")
     if not deployed and config["partition"]["scheme"] == "own":
-        raise FedPGPError("partition=own is for a deployment: python -m experiments.deploy local --data FOLDER")
+        raise FedPGPError(
+            "partition=own is for a deployment: python -m experiments.deploy local --data FOLDER"
+        )
     if name == "inline" and config["runtime"]["round_timeout"] is not None:
         raise FedPGPError(
-            "runtime.round_timeout cannot be kept with runtime=inline: client code runs in the server's own process, "
-            "and nobody could end it; leave it out, or use runtime=ray"
+            "runtime.round_timeout cannot be kept with runtime=inline: client code runs in the "
+            "server's own process, and nobody could end it; leave it out, or use runtime=ray"
         )
 
 
 def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> None:
-    """Refuses overrides that name a group, choice or key that does not exist, or that promise what cannot be kept.
+    """Refuses overrides that name a group, choice or key that does not exist, or that
+    promise what cannot be kept.
 
     Args:
         arguments: the overrides.
-        sweep: whether several values of a key are asked for (``-m``); None where a command has no sweeps.
+        sweep: whether several values of a key are asked for (``-m``); None where a command has no
+            sweeps.
 
     Raises:
         FedPGPError: with the nearest names that do exist.
@@ -174,7 +193,11 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
     overrides = parse(arguments)
     groups = choices()
     for override in overrides:
-        if override.is_sweep_override() and not sweep and not override.key_or_group.startswith("hydra"):
+        if (
+            override.is_sweep_override()
+            and not sweep
+            and not override.key_or_group.startswith("hydra")
+        ):
             raise FedPGPError(_several_values(override, groups, sweep))
     chosen: dict[str, list[str]] = {}
     for override in overrides:
@@ -184,8 +207,14 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
             for value in chosen[key]:
                 if value not in groups[key] and value != "null":
                     raise FedPGPError(unknown(key, value, groups[key]))
-    keys = [o for o in overrides if o.key_or_group not in groups and not o.key_or_group.startswith("hydra")]
-    combinations = itertools.product(*([f"{group}={value}" for value in values] for group, values in chosen.items()))
+    keys = [
+        o
+        for o in overrides
+        if o.key_or_group not in groups and not o.key_or_group.startswith("hydra")
+    ]
+    combinations = itertools.product(
+        *([f"{group}={value}" for value in values] for group, values in chosen.items())
+    )
     for combination in itertools.islice(combinations, MOST_COMBINATIONS):
         config = composed(combination)
         known = _nodes(config)
@@ -234,7 +263,9 @@ def composed(overrides: Iterable[str] = ()) -> dict:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+            return OmegaConf.to_container(
+                compose("config", overrides=list(overrides)), resolve=True
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise FedPGPError(" ".join(str(error).split())) from error
     finally:
@@ -270,8 +301,8 @@ def check_text(argument: str) -> None:
         argument.encode()
     except UnicodeEncodeError:
         raise FedPGPError(
-            f"{written_out(argument)} has bytes that are not UTF-8, and a configuration cannot hold them: rename the "
-            "file or folder, or give a link to it another name"
+            f"{written_out(argument)} has bytes that are not UTF-8, and a configuration cannot "
+            "hold them: rename the file or folder, or give a link to it another name"
         ) from None
 
 
@@ -305,12 +336,15 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def register_resolvers() -> None:
-    """What conf/ computes: a sweep's folder, and ``few_shot`` (``few`` where ``shots`` is set, else ``full``)."""
+    """What conf/ computes: a sweep's folder, and ``few_shot`` (``few`` where ``shots``
+    is set, else ``full``)."""
     if not OmegaConf.has_resolver("sweep_folder"):
         from experiments.run_folder import sweep_folder
 
         OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True)
-        OmegaConf.register_new_resolver("few_shot", lambda shots, few, full: full if shots is None else few)
+        OmegaConf.register_new_resolver(
+            "few_shot", lambda shots, few, full: full if shots is None else few
+        )
 
 
 def _nodes(config: Mapping, prefix: str = "") -> set[str]:
@@ -328,7 +362,8 @@ def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> 
     inside = sorted(name for name in known if name.startswith(f"{head}.")) if dot else []
     if head in groups and inside:
         return (
-            unknown("setting", key, inside) + f" ({head} has: {', '.join(n.removeprefix(head + '.') for n in inside)})"
+            unknown("setting", key, inside)
+            + f" ({head} has: {', '.join(n.removeprefix(head + '.') for n in inside)})"
         )
     leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
     if tail in leaves and leaves[tail] != key:
@@ -339,11 +374,17 @@ def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> 
 def _several_values(override: Override, groups: Mapping[str, list[str]], sweep: bool | None) -> str:
     """The message for ``seed=0,1`` where one value is needed."""
     key, text = override.key_or_group, override.input_line.partition("=")[2]
-    what = "a sweep is started with experiments.run -m" if sweep is None else "add -m to run each of them (a sweep)"
+    what = (
+        "a sweep is started with experiments.run -m"
+        if sweep is None
+        else "add -m to run each of them (a sweep)"
+    )
     if key in groups:
         return f"{key}={text} has several values: {what}"
     a_list = shlex.quote(f"{key}=[{text}]")
-    return f"{key}={text} has several values: {what}; a list is {a_list}, one text {typed(key, text)}"
+    return (
+        f"{key}={text} has several values: {what}; a list is {a_list}, one text {typed(key, text)}"
+    )
 
 
 def _values(override: Override) -> list:

@@ -1,6 +1,8 @@
-"""Says, before the first round, what a node would be refused or left out for (``experiments.deploy check``).
+"""Says, before the first round, what a node would be refused or left out for
+(``experiments.deploy check``).
 
-Each check asks the part of the project that the node itself asks: what is right here is right there.
+Each check asks the part of the project that the node itself asks: what is right here is right
+there.
 """
 
 import argparse
@@ -42,7 +44,8 @@ SHOWN = 5
 """Broken images that are named."""
 
 SPARE_BYTES = 200 * 2**20
-"""Free space that a node needs beside its features: the app, its logs, the cached parts of the model."""
+"""Free space that a node needs beside its features: the app, its logs, the cached parts of the
+model."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Finding:
     """What a check found.
 
     Attributes:
-        level: ``ok``, ``warning`` (the node takes part) or ``wrong`` (it would be refused, or fail).
+        level: ``ok``, ``warning`` (the node takes part) or ``wrong`` (it would be refused, or
+            fail).
         what: which check.
         text: for a person.
     """
@@ -62,16 +66,24 @@ class Finding:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--data", type=user_path, required=True, help="the site's own images: data-dir of its node")
-    parser.add_argument("--run", type=user_path, help="a copy of a run's folder: its classes, model and settings")
+    parser.add_argument(
+        "--data", type=user_path, required=True, help="the site's own images: data-dir of its node"
+    )
+    parser.add_argument(
+        "--run", type=user_path, help="a copy of a run's folder: its classes, model and settings"
+    )
     parser.add_argument("--client", type=int, default=0, help="client-id of its node")
     parser.add_argument("--state", type=user_path, help="state-dir of its node")
     parser.add_argument("--weights", type=user_path, help="the model's weights file")
-    parser.add_argument("--on-bad-image", choices=("error", "skip"), help="as in the node's configuration")
+    parser.add_argument(
+        "--on-bad-image", choices=("error", "skip"), help="as in the node's configuration"
+    )
     parser.add_argument("--key", type=user_path, help="the node's private key")
     parser.add_argument("--superlink", help="address of the server: fed.example.org:8443")
     parser.add_argument("--root-certificates", type=user_path, help="ca.crt")
-    parser.add_argument("overrides", nargs="*", help="as for a run: 'dataset.class_names=[cat,dog]' model=vit_b16 …")
+    parser.add_argument(
+        "overrides", nargs="*", help="as for a run: 'dataset.class_names=[cat,dog]' model=vit_b16 …"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -101,11 +113,12 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
     yield from _data(options)
 
 
-# The images, and what they are encoded with. ------------------------------------------------------------------------
+# The images, and what they are encoded with. ------------------------------------------------------
 
 
 def as_node(node: Mapping[str, object], config: Mapping) -> Federation:
-    """The federation as the node of a site sees it; nothing is kept of it. Images are listed, not opened.
+    """The federation as the node of a site sees it; nothing is kept of it. Images are listed, not
+    opened.
 
     Args:
         node: its configuration, without ``state-dir``.
@@ -146,11 +159,17 @@ def _configuration(options: argparse.Namespace) -> dict:
     """
     if options.run is not None:
         if options.overrides:
-            raise FedPGPError("--run has the run's own settings; leave out " + " ".join(options.overrides))
+            raise FedPGPError(
+                "--run has the run's own settings; leave out " + " ".join(options.overrides)
+            )
         return RunFolder.open(options.run)[1]
     overrides = readable(options.overrides, absolute=True)
     chosen = [] if any(o.startswith("dataset=") for o in overrides) else ["dataset=folder"]
-    clients = [] if any(o.startswith("clients=") for o in overrides) else [f"clients={options.client + 1}"]
+    clients = (
+        []
+        if any(o.startswith("clients=") for o in overrides)
+        else [f"clients={options.client + 1}"]
+    )
     overrides = ["runtime=flower", "partition=own", *chosen, *clients, *overrides]
     check_overrides(overrides)
     config = composed(overrides)
@@ -171,7 +190,9 @@ def _images(federation: Federation, client: int, skip: bool) -> Iterator[Finding
     finally:
         line.stop()
     if broken:
-        listed = ", ".join(written_out(one) for one in broken[:SHOWN]) + (" …" if len(broken) > SHOWN else "")
+        listed = ", ".join(written_out(one) for one in broken[:SHOWN]) + (
+            " …" if len(broken) > SHOWN else ""
+        )
         advice = "left out" if skip else "restore them, or start the node with on-bad-image=skip"
         text = f"{len(broken)} cannot be read ({advice}): {listed}"
         yield Finding(WARNING if skip else WRONG, "broken images", text)
@@ -183,9 +204,13 @@ def _images(federation: Federation, client: int, skip: bool) -> Iterator[Finding
     train, test = len(counts["train"]), len(counts["test"])
     has = np.unique(federation.dataset.train.labels[counts["train"]])
     names = federation.dataset.class_names
-    lacking = [names[label] for label in federation.federated_split.base_classes if label not in has]
+    lacking = [
+        names[label] for label in federation.federated_split.base_classes if label not in has
+    ]
     trained = federation.federated_split.base_classes
-    text = f"{train} to train on, {test} to test on, of {len(has)} of {len(trained)} trained classes"
+    text = (
+        f"{train} to train on, {test} to test on, of {len(has)} of {len(trained)} trained classes"
+    )
     if not train and not test:
         yield Finding(WRONG, "images", f"{text}: too few to take part")
         return
@@ -222,15 +247,23 @@ def _model(federation: Federation, options: argparse.Namespace) -> Iterator[Find
         return
     finally:
         logging.disable(before)
-    saved = None if options.run is None else latest_checkpoint(options.run / "checkpoint", lambda text: None)
-    there = f"sha256 {saved[1]['model_sha256'][:16]}" if saved and saved[1].get("model_sha256") else here
+    saved = (
+        None
+        if options.run is None
+        else latest_checkpoint(options.run / "checkpoint", lambda text: None)
+    )
+    there = (
+        f"sha256 {saved[1]['model_sha256'][:16]}"
+        if saved and saved[1].get("model_sha256")
+        else here
+    )
     if there != here:
         yield Finding(WRONG, "weights", f"{here} here, {there} in the run")
     else:
         yield Finding(OK, "weights", here + (", those of the run" if saved else ""))
 
 
-# The machine. ---------------------------------------------------------------------------------------------------------
+# The machine. -------------------------------------------------------------------------------------
 
 
 def _state_dir(folder: Path | None) -> Iterator[Finding]:
@@ -249,7 +282,11 @@ def _state_dir(folder: Path | None) -> Iterator[Finding]:
         yield Finding(WRONG, "state-dir", f"{folder} cannot be written: {error.strerror or error}")
     else:
         if folder.stat().st_mode & 0o077:
-            yield Finding(WARNING, "state-dir", f"{folder} is open to other users, and cannot be closed by this one")
+            yield Finding(
+                WARNING,
+                "state-dir",
+                f"{folder} is open to other users, and cannot be closed by this one",
+            )
         yield Finding(OK, "state-dir", f"{folder} can be written")
 
 
@@ -295,10 +332,15 @@ def _server(address: str, authority: Path | None) -> Iterator[Finding]:
     host, _, port = address.rpartition(":")
     try:
         trust = ssl.create_default_context(cafile=authority)
-        connection = http.client.HTTPSConnection(host.strip("[]"), int(port), context=trust, timeout=20)
+        connection = http.client.HTTPSConnection(
+            host.strip("[]"), int(port), context=trust, timeout=20
+        )
         connection.request("GET", "/health")
         answer = connection.getresponse()
-    except (OSError, http.client.HTTPException) as error:  # ssl's are OSErrors, and some are ValueErrors too
+    except (
+        OSError,
+        http.client.HTTPException,
+    ) as error:  # ssl's are OSErrors, and some are ValueErrors too
         yield Finding(WRONG, "server", f"{address} is not reached: {error}")
     except ValueError:
         yield Finding(WRONG, "server", f"--superlink {address} is no address; it is NAME:PORT")
@@ -313,6 +355,8 @@ def _clock(headers: Mapping[str, str]) -> Iterator[Finding]:
     theirs = email.utils.parsedate_to_datetime(headers["date"])
     ahead = (datetime.datetime.now(datetime.UTC) - theirs).total_seconds()
     text = f"{abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} the server's"
-    limits = f"a node that is {SYSTEM_TIME_TOLERANCE} ahead or {TIMESTAMP_TOLERANCE} behind is refused"
+    limits = (
+        f"a node that is {SYSTEM_TIME_TOLERANCE} ahead or {TIMESTAMP_TOLERANCE} behind is refused"
+    )
     refused = ahead > SYSTEM_TIME_TOLERANCE or ahead < -TIMESTAMP_TOLERANCE
     yield Finding(WRONG if refused else OK, "clock", f"{text}; {limits}")

@@ -1,4 +1,5 @@
-"""CSV that a spreadsheet shows and never runs: texts that would be formulas are quoted, numbers stay numbers."""
+"""CSV that a spreadsheet shows and never runs: texts that would be formulas are quoted,
+numbers stay numbers."""
 
 import csv
 import io
@@ -11,7 +12,9 @@ LONGEST = 200
 """Bytes of a text in a cell."""
 
 _STARTS_FORMULA = ("=", "+", "-", "@")
-_NUMBER = re.compile(r"[+-]?(\d[\d.,]*|\.\d+)([eE][+-]?\d+)?(\s*±\s*[\d.,]+)?\s*[*†]?|[+-]?(inf|nan)")
+_NUMBER = re.compile(
+    r"[+-]?(\d[\d.,]*|\.\d+)([eE][+-]?\d+)?(\s*±\s*[\d.,]+)?\s*[*†]?|[+-]?(inf|nan)"
+)
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
@@ -22,8 +25,8 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def cell(value: object) -> object:
-    """Return a cell's value: a text in one line of at most :data:`LONGEST` bytes, after an apostrophe where a
-    spreadsheet would take it for a formula.
+    """Return a cell's value: a text in one line of at most :data:`LONGEST` bytes, after an
+    apostrophe where a spreadsheet would take it for a formula.
     """
     if not isinstance(value, str):
         return value

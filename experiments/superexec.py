@@ -1,6 +1,7 @@
 """The process that starts Flower's apps for a SuperLink or SuperNode, tied to it by a secret.
 
-Where Flower starts it by itself, it asks it for nothing: any local process may take a task and act as the app.
+Where Flower starts it by itself, it asks it for nothing: any local process may take a
+task and act as the app.
 """
 
 import os
@@ -15,7 +16,8 @@ def start_superexec(address: str, root_certificates: str | None) -> list[str]:
 
     Args:
         address: of the Runtime API that this process is going to serve.
-        root_certificates: file of the authority that signed that API's certificate; None where it has no TLS.
+        root_certificates: file of the authority that signed that API's certificate;
+            None where it has no TLS.
 
     Returns:
         the options with which this process's SuperLink or SuperNode knows it again.

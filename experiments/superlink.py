@@ -2,12 +2,13 @@
 
 python -m experiments.superlink --admin-token FILE [options of flower-superlink]
 
-Flower's own (1.41) has one port for nodes and administrators, and asks nodes alone for a key: whoever reaches it may
-register keys and start runs, that is, run code there and on every node. Its account authentication is no part of the
-open package. So this is Flower's SuperLink with an authentication plugin of ours: who has the token's file is the
-administrator. Interfaces that no app of this project uses are closed: a task's token, which Flower puts on a command
-line that every user of the machine can read, would be enough to start other apps by them. What it writes is its
-owner's alone.
+Flower's own (1.41) has one port for nodes and administrators, and asks nodes alone for a key:
+whoever reaches it may register keys and start runs, that is, run code there and on every node.
+Its account authentication is no part of the open package. So this is Flower's SuperLink with
+an authentication plugin of ours: who has the token's file is the administrator. Interfaces
+that no app of this project uses are closed: a task's token, which Flower puts on a command
+line that every user of the machine can read, would be enough to start other apps by them. What
+it writes is its owner's alone.
 """
 
 import argparse
@@ -27,8 +28,12 @@ from experiments.superexec import start_superexec
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the SuperLink to its end; returns its exit status: 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.superlink", description=__doc__.splitlines()[0])
-    parser.add_argument("--admin-token", type=Path, required=True, help="file with the administrator's token")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.superlink", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--admin-token", type=Path, required=True, help="file with the administrator's token"
+    )
     options, flowers = parser.parse_known_args(arguments)
     token = read_token(options.admin_token)
     os.umask(0o077)  # the database and the logs are nobody else's
@@ -38,11 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own.add_argument("--ssl-ca-certfile")
     own.add_argument("--ssl-certfile")
     known, _ = own.parse_known_args(flowers)
-    certificates = [os.path.abspath(path) for path in (known.ssl_certfile, known.ssl_ca_certfile) if path]
+    certificates = [
+        os.path.abspath(path) for path in (known.ssl_certfile, known.ssl_ca_certfile) if path
+    ]
     os.environ[VARIABLE] = os.pathsep.join(certificates)  # for its ServerApps
     threading.Thread(target=_watch_certificates, daemon=True).start()
     address = f"[{known.host}]:{known.port}" if ":" in known.host else f"{known.host}:{known.port}"
-    from flwr.supercore.address import resolve_bind_address  # Flower reads the environment when it is imported
+    from flwr.supercore.address import (
+        resolve_bind_address,
+    )  # Flower reads the environment when it is imported
 
     from experiments.superlink_app import serve
 

@@ -1,6 +1,8 @@
-"""Flower's SuperLink as a web application: an administrator has to send a token, and unused interfaces are closed.
+"""Flower's SuperLink as a web application: an administrator has to send a token, and
+unused interfaces are closed.
 
-Flower reads FLWR_TELEMETRY_ENABLED when it is imported: a command sets it before it imports this file.
+Flower reads FLWR_TELEMETRY_ENABLED when it is imported: a command sets it before it imports this
+file.
 """
 
 import hmac
@@ -33,7 +35,9 @@ class AdminToken(ControlAuthnPlugin):
     def validate_tokens_in_metadata(self, metadata: Metadata) -> tuple[bool, AccountInfo | None]:
         """Whether a request has the token, and Flower's only account."""
         sent = [
-            value.encode() if isinstance(value, str) else value for key, value in metadata if key == ACCESS_TOKEN_KEY
+            value.encode() if isinstance(value, str) else value
+            for key, value in metadata
+            if key == ACCESS_TOKEN_KEY
         ]
         if len(sent) != 1 or not hmac.compare_digest(sent[0], self._token):
             return False, None
@@ -70,14 +74,19 @@ class Narrowed:
 
 
 _TASKS = (
-    "acquire-task|send-task-heartbeat|pull-task-input|push-task-output|push-object|pull-object|confirm-message-received|"
+    "acquire-task|send-task-heartbeat|pull-task-input|push-task-output|push-object|pull-object|"
+    "confirm-message-received|"
     "push-logs|push-messages|pull-messages|get-nodes"
 )
-_OPEN = re.compile(rf"/health|/v1/fleet/[a-z-]+|/v1/runtime/({_TASKS})|/v1/control/(?!.*(automation|connector))[a-z-]+")
+_OPEN = re.compile(
+    rf"/health|/v1/fleet/[a-z-]+|/v1/runtime/({_TASKS})"
+    r"|/v1/control/(?!.*(automation|connector))[a-z-]+"
+)
 
 
 def serve(token: str) -> None:
-    """Run the SuperLink that this process's command line (``sys.argv``, Flower's options) describes, to its end.
+    """Run the SuperLink that this process's command line (``sys.argv``, Flower's
+    options) describes, to its end.
 
     Args:
         token: the administrator's.

@@ -2,9 +2,9 @@
 
 python -m experiments.supernode [options of flower-supernode]
 
-Flower's own SuperNode hands its messages to whatever local process asks for them, and takes its answers. Here only the
-process that is started with it is given any; what the node writes is its owner's alone; and a configuration that
-cannot work is told in a line.
+Flower's own SuperNode hands its messages to whatever local process asks for them, and takes its
+answers. Here only the process that is started with it is given any; what the node writes is its
+owner's alone; and a configuration that cannot work is told in a line.
 """
 
 import argparse

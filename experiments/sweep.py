@@ -1,4 +1,5 @@
-"""What a person sees of a sweep beside its runs: which job of how many, the time left, and the table at its end."""
+"""What a person sees of a sweep beside its runs: which job of how many, the time left, and
+the table at its end."""
 
 import contextlib
 import math
@@ -31,7 +32,9 @@ class Sweep:
         left = math.nan
         if self._worked and self._seconds > 1:
             left = self._seconds / self._worked * (self.total - self.done)
-        return line if math.isnan(left) else f"{line} (about {format_seconds(left)} left of the whole)"
+        return (
+            line if math.isnan(left) else f"{line} (about {format_seconds(left)} left of the whole)"
+        )
 
     def skip(self) -> None:
         """Let the job that has begun say nothing of the time left: it was finished before."""
@@ -50,7 +53,8 @@ def jobs(overrides: Sequence[str], swept: Mapping[str, object]) -> int:
 
     Args:
         overrides: of the command line.
-        swept: an experiment's own (``hydra.sweeper.params``): key -> its values as they are written.
+        swept: an experiment's own (``hydra.sweeper.params``): key -> its values as they are
+            written.
     """
     counts = {key: _values(f"{key}={values}") for key, values in swept.items()}
     for override in parse(overrides):

@@ -1,7 +1,7 @@
 """Where the package's weights and images are.
 
-Not always beside the code: Flower sends an application's code (and only its code) to each node and puts that copy first
-on ``sys.path``, where it hides the installed package that has the files.
+Not always beside the code: Flower sends an application's code (and only its code) to each node and
+puts that copy first on ``sys.path``, where it hides the installed package that has the files.
 """
 
 import json
@@ -23,8 +23,8 @@ SHIPPED = ("tiny", "tiny_vit")
 def asset(*parts: str) -> Path:
     """Path of a file or folder that is shipped with the package: ``asset("emoji", "noto.zip")``.
 
-    Looked for in the folder that the environment variable ``FEDPGP_ASSETS`` names, then beside this file, then in the
-    installed distribution (editable or not).
+    Looked for in the folder that the environment variable ``FEDPGP_ASSETS`` names, then beside this
+    file, then in the installed distribution (editable or not).
 
     Raises:
         FedPGPError: it is in none of them.
@@ -36,14 +36,15 @@ def asset(*parts: str) -> Path:
             return path
         tried.append(str(folder))
     raise FedPGPError(
-        f"the shipped file {'/'.join(parts)} is missing (looked in {', '.join(tried)}); install the package again, "
-        f"or set {VARIABLE} to the folder fedpgp/assets of a complete copy"
+        f"the shipped file {'/'.join(parts)} is missing (looked in {', '.join(tried)}); install "
+        f"the package again, or set {VARIABLE} to the folder fedpgp/assets of a complete copy"
     )
 
 
 def package_folders(*parts: str) -> Iterator[Path]:
-    """Where a folder of this project's code may be (``package_folders("experiments", "reporting")``): in the copy that
-    is running, then in the installed one.
+    """Where a folder of this project's code may be
+    (``package_folders("experiments", "reporting")``): in the copy that is running,
+    then in the installed one.
     """
     here = Path(__file__).resolve().parents[1]
     yield here.joinpath(*parts)

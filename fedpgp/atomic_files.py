@@ -1,4 +1,5 @@
-"""Files that are either there whole or not there: how checkpoints, private states, caches and reports are written."""
+"""Files that are either there whole or not there: how checkpoints, private states, caches
+and reports are written."""
 
 import contextlib
 import ctypes
@@ -18,21 +19,24 @@ def write_atomically(
     private: bool = False,
     refusal: Callable[[Path, OSError], FedPGPError] | None = None,
 ) -> None:
-    """Writes ``parts`` to ``path`` so that a crash at any moment leaves the old file or the new one, never a part.
+    """Writes ``parts`` to ``path`` so that a crash at any moment leaves the old file or
+    the new one, never a part.
 
-    A temporary file in the same folder is written, flushed to the disk and renamed; then the folder is flushed.
+    A temporary file in the same folder is written, flushed to the disk and renamed;
+    then the folder is flushed.
 
     Args:
         path: the file; missing folders are made.
         parts: its whole content, one after the other.
-        flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a power cut before it
-            may lose them).
-        private: the file, and folders that are missing, are for their owner alone, whatever the umask.
+        flush: False leaves flushing to a later :func:`flush_filesystem` (cheaper for many files; a
+            power cut before it may lose them).
+        private: the file, and folders that are missing, are for their owner alone, whatever the
+            umask.
         refusal: makes the error's message; None is :func:`cannot_write`.
 
     Raises:
-        FedPGPError: no space left, read-only or missing folder; the message names the path, and what was there before
-            still is.
+        FedPGPError: no space left, read-only or missing folder; the message names the path, and
+            what was there before still is.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -57,7 +61,8 @@ def write_atomically(
 
 
 def private_folder(folder: Path) -> None:
-    """Makes a folder, and those above it that are missing, for their owner alone; closes one that is there already.
+    """Makes a folder, and those above it that are missing, for their owner alone; closes
+    one that is there already.
 
     Raises:
         FedPGPError: it cannot be made. That somebody else's folder cannot be closed is no error.
@@ -88,7 +93,8 @@ def owner_only(name: str, flags: int) -> int:
 
 
 def flush_filesystem(folder: Path) -> None:
-    """Makes everything written to a folder's file system survive a power cut: one flush for many files."""
+    """Makes everything written to a folder's file system survive a power cut: one
+    flush for many files."""
     try:
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -104,7 +110,8 @@ def flush_filesystem(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes renames and removals in a folder survive a power cut (where the file system can flush a folder)."""
+    """Makes renames and removals in a folder survive a power cut (where the file
+    system can flush a folder)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -138,5 +145,7 @@ def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
 def cannot_write(path: Path, error: OSError) -> FedPGPError:
     """The message for a failed write: what it was, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FedPGPError(f"no space left on the disk while writing {path}; free some and try again")
+        return FedPGPError(
+            f"no space left on the disk while writing {path}; free some and try again"
+        )
     return FedPGPError(f"cannot write {path}: {error.strerror or error}")

@@ -1,6 +1,8 @@
-"""The transformer blocks of a frozen CLIP tower, with their constants folded into their linear layers.
+"""The transformer blocks of a frozen CLIP tower, with their constants folded into their linear
+layers.
 
-LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors go into the neighbouring
+LayerNorm's scale and shift, the 1/sqrt(head) of the queries and QuickGELU's two factors
+go into the neighbouring
 weights: exact, and it leaves less to compute and to keep for the backward pass.
 """
 
@@ -17,7 +19,8 @@ QUICK_GELU = 1.702
 
 @dataclass(frozen=True)
 class Block:
-    """One block: ``x + out(attention(in(normalized x)))``, and ``+ proj(activation(fc(normalized)))`` of that."""
+    """One block: ``x + out(attention(in(normalized x)))``, and
+    ``+ proj(activation(fc(normalized)))`` of that."""
 
     in_weight: Tensor  # (3d, d)
     in_bias: Tensor
@@ -30,8 +33,9 @@ class Block:
 
 
 HIDDEN_BYTES = 31 * 2**20
-"""What the hidden layer of a pass may take on a CPU. glibc gives a block of more than 32 MiB back to the kernel when it
-is freed and gets the next one page by page, each cleared anew: several passes below that are faster than one above."""
+"""What the hidden layer of a pass may take on a CPU. glibc gives a block of more than 32 MiB back
+to the kernel when it is freed and gets the next one page by page, each cleared anew: several passes
+below that are faster than one above."""
 
 
 class FoldedTower:
@@ -52,8 +56,9 @@ class FoldedTower:
         return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
 
     def chunk_size(self, sequences: int, tokens: int) -> int:
-        """Return how many of the sequences, each of so many tokens, go through the blocks in one chunk: as many as
-        :data:`HIDDEN_BYTES` holds, at least one, in chunks of about the same size. On a GPU all."""
+        """Return how many of the sequences, each of so many tokens, go through the blocks in
+        one chunk: as many as :data:`HIDDEN_BYTES` holds, at least one, in chunks of about the
+        same size. On a GPU all."""
         weight = self.blocks[0].fc_weight
         if weight.device.type != "cpu":
             return max(1, sequences)
@@ -75,7 +80,9 @@ def fold_block(block: nn.Module, activation_factor: float) -> dict[str, Tensor]:
         activation_factor: :data:`QUICK_GELU` where silu takes the place of QuickGELU, else 1.
     """
     d, heads = block.attn.embed_dim, block.attn.num_heads
-    in_weight, in_bias = fold_norm(block.ln_1, block.attn.in_proj_weight, double(block.attn.in_proj_bias))
+    in_weight, in_bias = fold_norm(
+        block.ln_1, block.attn.in_proj_weight, double(block.attn.in_proj_bias)
+    )
     head_scale = (d // heads) ** -0.5
     in_weight[:d] *= head_scale
     in_bias[:d] *= head_scale
@@ -93,7 +100,8 @@ def fold_block(block: nn.Module, activation_factor: float) -> dict[str, Tensor]:
 
 
 def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the linear layer behind a norm, so that they take in the norm's scale and shift."""
+    """Weight and bias of the linear layer behind a norm, so that they take in the
+    norm's scale and shift."""
     weight = double(weight)
     return weight * double(norm.weight), bias + weight @ double(norm.bias)
 

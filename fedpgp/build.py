@@ -48,13 +48,18 @@ def method_settings(config: Mapping) -> dict:
 
 
 def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
-    """The data set of a configuration, or another one (``name`` and its options) from where that one comes from."""
+    """The data set of a configuration, or another one (``name`` and its options) from
+    where that one comes from."""
     chosen = config["dataset"]
-    common = {key: chosen[key] for key in ("download", "on_bad_image", "evaluate_on") if key in chosen}
+    common = {
+        key: chosen[key] for key in ("download", "on_bad_image", "evaluate_on") if key in chosen
+    }
     options = {**common, **spec} if spec else dict(chosen)
     name, root = options.pop("name"), options.pop("root", chosen.get("root"))
     options.pop("views", None)
-    if spec is None and name == "folder" and "layout" not in options:  # of a run that is older than the option
+    if (
+        spec is None and name == "folder" and "layout" not in options
+    ):  # of a run that is older than the option
         options["site_in_split"] = True
     return load_dataset(name, root, **options)
 
@@ -94,7 +99,9 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
     def tell(done: int, total: int, what: str) -> None:
         federation.progress(done, total, what)
 
-    encoded = partial(_encoded, config, dataset, clip, cache(lambda: federated_split.train_indices), tell)
+    encoded = partial(
+        _encoded, config, dataset, clip, cache(lambda: federated_split.train_indices), tell
+    )
     federation = Federation(
         lambda: make_method(clip(), dataset),
         dataset,
@@ -164,7 +171,9 @@ def _clip(config: Mapping) -> FrozenCLIP:
 
     cache_dir = model.get("memory")
     if cache_dir is None:
-        if pretrained == "random" or name.startswith("hf-hub:"):  # a hub's name may stand for something else later
+        if pretrained == "random" or name.startswith(
+            "hf-hub:"
+        ):  # a hub's name may stand for something else later
             return load()
         cache_dir = cache_folder(config["runtime"].get("cache_dir")) / "models"
     return CachedCLIP.of(load, name, pretrained, Path(cache_dir), device)
@@ -180,17 +189,24 @@ def _encoded(
     split: str,
     view: int | None = None,
 ) -> np.ndarray | PartialFeatures:
-    """What ``FrozenCLIP.features_of`` makes of a split, or of an augmented view of it, from the cache if there."""
+    """What ``FrozenCLIP.features_of`` makes of a split, or of an augmented view of it,
+    from the cache if there."""
     whole, name = getattr(dataset, split), split
     if not len(whole):  # a client may have none of its own
         return np.empty((0, clip().embed), dtype=np.float32)
     if view is not None:
         whole, name = augmented(whole, view, clip().image_size), f"{split}-view{view}"
     parts = whole.parts if isinstance(whole, Concat) else [whole]
-    options = {"cache_dir": config["runtime"].get("cache_dir"), "dataset_name": dataset.name, "what": what}
+    options = {
+        "cache_dir": config["runtime"].get("cache_dir"),
+        "dataset_name": dataset.name,
+        "what": what,
+    }
     kind = "images" if what == "features" else f"images ({what})"
     in_words = f"encoding {split} {kind}" + ("" if view is None else f", view {view + 1}")
-    encode = partial(encode_split, clip(), progress=lambda done, total: tell(done, total, in_words), **options)
+    encode = partial(
+        encode_split, clip(), progress=lambda done, total: tell(done, total, in_words), **options
+    )
     rows = train_indices() if split == "train" else np.arange(len(whole))
     if 2 * len(rows) < len(whole):  # of many images few are used (shots): only those are encoded
         found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]

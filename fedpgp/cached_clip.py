@@ -1,8 +1,10 @@
-"""A frozen model with a cache on disk: training needs a few megabytes of the model, and no open_clip.
+"""A frozen model with a cache on disk: training needs a few megabytes of the model, and no
+open_clip.
 
-A simulation starts a process for each worker, and a deployment one for every message. Loading a model there costs
-seconds, while a prompt that is trained on cached image features needs the folded text tower and the class names' tokens
-alone. So each result is kept in a file, and the model is loaded when a result is not there.
+A simulation starts a process for each worker, and a deployment one for every message. Loading a
+model there costs seconds, while a prompt that is trained on cached image features needs the folded
+text tower and the class names' tokens alone. So each result is kept in a file, and the model is
+loaded when a result is not there.
 """
 
 import hashlib
@@ -43,14 +45,24 @@ class CachedCLIP(FrozenCLIP):
         self._cached: dict[str, object] = {}
 
     @classmethod
-    def of(cls, load: Callable[[], FrozenCLIP], name: str, pretrained: str | None, folder: Path, device: str):
-        """Return the model of this name and these weights with its cache, a folder below ``folder``. A weights file
-        of another size or time is another model; what one kind of device computed is not another's.
+    def of(
+        cls,
+        load: Callable[[], FrozenCLIP],
+        name: str,
+        pretrained: str | None,
+        folder: Path,
+        device: str,
+    ):
+        """Return the model of this name and these weights with its cache, a folder below
+        ``folder``. A weights file of another size or time is another model; what one kind of device
+        computed is not another's.
         """
         about = [str(FORMAT), resolve_device(device).type, name, str(pretrained)]
         for file in _weights(name, pretrained):
             about += [file.name, str(file.stat().st_size), str(file.stat().st_mtime_ns)]
-        return cls(load, folder / hashlib.sha256("\n".join(about).encode()).hexdigest()[:32], device)
+        return cls(
+            load, folder / hashlib.sha256("\n".join(about).encode()).hexdigest()[:32], device
+        )
 
     @cached_property
     def _clip(self) -> FrozenCLIP:
@@ -82,7 +94,9 @@ class CachedCLIP(FrozenCLIP):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.cached("dtype", lambda: str(self._clip.dtype).removeprefix("torch.")))
+        return getattr(
+            torch, self.cached("dtype", lambda: str(self._clip.dtype).removeprefix("torch."))
+        )
 
     @property
     def width(self) -> int:
@@ -114,9 +128,12 @@ def _weights(name: str, pretrained: str | None) -> Iterator[Path]:
 
 @cache
 def _version() -> str:
-    """Return the version of the code and of torch: what another version has written is computed again."""
+    """Return the version of the code and of torch: what another version has written is computed
+    again."""
     folder = Path(__file__).parent
-    code = hashlib.sha256(b"".join((folder / name).read_bytes() for name in COMPUTED_BY)).hexdigest()
+    code = hashlib.sha256(
+        b"".join((folder / name).read_bytes() for name in COMPUTED_BY)
+    ).hexdigest()
     return f"{code} torch {torch.__version__}"
 
 
@@ -125,7 +142,8 @@ MISSING = object()
 
 
 def _write(path: Path, stamp: str, value: object) -> None:
-    """A file whose header holds the stamp, a checksum of the tensors, and the value where it is no tensor."""
+    """A file whose header holds the stamp, a checksum of the tensors, and the value
+    where it is no tensor."""
     tensors = {"": value} if isinstance(value, Tensor) else value if _is_tensors(value) else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = "" if tensors else json.dumps(value)
@@ -137,8 +155,10 @@ def _read(path: Path, stamp: str, device: torch.device) -> object:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        if metadata["stamp"] != stamp or metadata["sha256"] != tensor_digest(metadata["json"], tensors):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["stamp"] != stamp or metadata["sha256"] != tensor_digest(
+            metadata["json"], tensors
+        ):
             return MISSING
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return tensors.get("", tensors) if tensors else json.loads(metadata["json"])
@@ -147,4 +167,8 @@ def _read(path: Path, stamp: str, device: torch.device) -> object:
 
 
 def _is_tensors(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(v, Tensor) for v in value.values())
+    )

@@ -1,7 +1,8 @@
-"""CUDA graphs: a pass through the text tower and its gradient, recorded once for each shape and replayed from then on.
+"""CUDA graphs: a pass through the text tower and its gradient, recorded once for each shape
+and replayed from then on.
 
-A pass is hundreds of small kernels, and a GPU runs many of them faster than Python starts them. A recording keeps the
-memory of its activations; all recordings of a tower share it.
+A pass is hundreds of small kernels, and a GPU runs many of them faster than Python starts them. A
+recording keeps the memory of its activations; all recordings of a tower share it.
 """
 
 import logging
@@ -20,12 +21,12 @@ DEVICES = ("cuda",)
 """Kinds of devices that have them (torch calls AMD's so too)."""
 
 RUNS_FIRST = 2
-"""Times a pass runs as it is at a new shape: recording takes as long as several runs, and what the first run sets up
-(libraries, their workspaces) must not be recorded."""
+"""Times a pass runs as it is at a new shape: recording takes as long as several runs, and what the
+first run sets up (libraries, their workspaces) must not be recorded."""
 
 MOST = 32
-"""Recordings of a tower; further shapes run as they are. A cohort whose clients finish one after the other has one for
-each number still training."""
+"""Recordings of a tower; further shapes run as they are. A cohort whose clients finish one after
+the other has one for each number still training."""
 
 
 @contextmanager
@@ -41,8 +42,9 @@ def eager() -> Iterator[None]:
 class Graphs:
     """The recordings of one tower.
 
-    They share one pool of memory, so one recording's forward and backward pass must not enclose another's. As long as a
-    result may still be asked for its gradient, further calls run as they are.
+    They share one pool of memory, so one recording's forward and backward pass must
+    not enclose another's. As long as a result may still be asked for its gradient,
+    further calls run as they are.
 
     Attributes:
         enabled: False, everything runs as it is (a class attribute too, for benchmarks and tests).
@@ -53,7 +55,9 @@ class Graphs:
     def __init__(self):
         self._pool, self._too_large = None, math.inf
         self._in_use: Callable[[], object | None] = lambda: None
-        self._seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> (runs, bytes kept)
+        self._seen: weakref.WeakKeyDictionary = (
+            weakref.WeakKeyDictionary()
+        )  # owner -> key -> (runs, bytes kept)
         self._forget()
 
     def __len__(self) -> int:
@@ -63,11 +67,17 @@ class Graphs:
         """``function(x)``, replayed where that helps: on a CUDA device, with a gradient.
 
         Args:
-            owner: whose function it is; its recordings go when it goes. Always with the same function.
+            owner: whose function it is; its recordings go when it goes. Always with the same
+                function.
             function: depends on x alone, and nothing in it waits for the GPU.
             x: its shape and type, with the owner, are what a recording belongs to.
         """
-        if not (self.enabled and x.device.type in DEVICES and x.requires_grad and torch.is_grad_enabled()):
+        if not (
+            self.enabled
+            and x.device.type in DEVICES
+            and x.requires_grad
+            and torch.is_grad_enabled()
+        ):
             return function(x)
         if self._in_use() is not None:
             return function(x)
@@ -88,8 +98,11 @@ class Graphs:
         self._in_use = weakref.ref(lease)
         return _Replay.apply(x, kept[key], lease)
 
-    def _record(self, owner: object, key: tuple, size: int, function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-        """Whether there is a recording now. ``size``: bytes that a forward pass keeps for the backward pass."""
+    def _record(
+        self, owner: object, key: tuple, size: int, function: Callable[[Tensor], Tensor], x: Tensor
+    ) -> bool:
+        """Whether there is a recording now. ``size``: bytes that a forward pass keeps
+        for the backward pass."""
         if size >= self._too_large:
             return False
         if size > self._largest:  # blocks of smaller ones would not hold it, and stay beside it
@@ -116,7 +129,9 @@ class Graphs:
 
     def _forget(self) -> None:
         """Lets go of all recordings and their memory."""
-        self._kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> key -> recording
+        self._kept: weakref.WeakKeyDictionary = (
+            weakref.WeakKeyDictionary()
+        )  # owner -> key -> recording
         self._largest, self._pool = 0, None
 
 

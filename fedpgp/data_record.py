@@ -1,7 +1,7 @@
 """What a run has to know of its data to be resumed: classes, images, and which client owns which.
 
-The record stands in every checkpoint. A run that is resumed or scored compares it with the data as they are; a client's
-classifier takes its class names from it and needs no image.
+The record stands in every checkpoint. A run that is resumed or scored compares it with the data as
+they are; a client's classifier takes its class names from it and needs no image.
 """
 
 import hashlib
@@ -31,19 +31,27 @@ def data_record(federated_split: FederatedSplit) -> Record:
     alike = len(lists) == 1
     return {
         "class_names": list(dataset.class_names),
-        "template": dataset.template if isinstance(dataset.template, str) else list(dataset.template),
+        "template": dataset.template
+        if isinstance(dataset.template, str)
+        else list(dataset.template),
         "base_classes": list(federated_split.base_classes),
         "clients": len(federated_split.clients),
         "classes": [list(classes) for classes in lists],
-        "classes_of": None if alike else [place[client_split.classes] for client_split in federated_split.clients],
-        "pictures": {part: _summary(getattr(dataset, part)) for part in PARTS if getattr(dataset, part) is not None},
+        "classes_of": None
+        if alike
+        else [place[client_split.classes] for client_split in federated_split.clients],
+        "pictures": {
+            part: _summary(getattr(dataset, part))
+            for part in PARTS
+            if getattr(dataset, part) is not None
+        },
         "split": split_digest(federated_split),
     }
 
 
 def split_digest(federated_split: FederatedSplit) -> str:
-    """SHA-256 (hex) of which client owns and is tested on which images, and of their labels; the same on every machine
-    that has the same list of images, wherever they lie."""
+    """SHA-256 (hex) of which client owns and is tested on which images, and of their labels; the
+    same on every machine that has the same list of images, wherever they lie."""
     digest, known = hashlib.sha256(), {}
 
     def rows(array: np.ndarray) -> bytes:
@@ -56,7 +64,8 @@ def split_digest(federated_split: FederatedSplit) -> str:
             digest.update(part.encode() + rows(split.labels))
     for client_split in federated_split.clients:
         digest.update(
-            f"{client_split.classes} {client_split.domain} {client_split.trains} ".encode() + rows(client_split.train)
+            f"{client_split.classes} {client_split.domain} {client_split.trains} ".encode()
+            + rows(client_split.train)
         )
         for figure, eval_set in sorted(client_split.eval_sets.items()):
             digest.update(
@@ -74,13 +83,21 @@ def recorded_split(record: Record, name: str) -> FederatedSplit:
         name: of its data set.
     """
     template = record["template"]
-    names, template = list(record["class_names"]), template if isinstance(template, str) else tuple(template)
+    names, template = (
+        list(record["class_names"]),
+        template if isinstance(template, str) else tuple(template),
+    )
     lists = [tuple(classes) for classes in record["classes"]]
     of = record["classes_of"] or [0] * record["clients"]
     nothing = np.empty(0, dtype=np.int64)
-    client_splits = [ClientSplit(nothing, lists[i], {"local": EvalSet(nothing, lists[i])}) for i in of]
+    client_splits = [
+        ClientSplit(nothing, lists[i], {"local": EvalSet(nothing, lists[i])}) for i in of
+    ]
     return FederatedSplit(
-        Dataset(name, names, template, None, None, None), tuple(record["base_classes"]), (), client_splits
+        Dataset(name, names, template, None, None, None),
+        tuple(record["base_classes"]),
+        (),
+        client_splits,
     )
 
 
@@ -99,11 +116,14 @@ def check_same_data(run: object, before: Record | None, now: Record) -> str | No
         FedPGPError: they differ; it says in what.
     """
     if before is None:
-        return f"{run} was made before a run recorded its data: it is taken that they are still the same"
+        return (
+            f"{run} was made before a run recorded its data: it is taken that they are still the "
+            "same"
+        )
     if changed := data_changes(before, now):
         raise FedPGPError(
-            f"the data of {run} have changed since it was started: {'; '.join(changed)}. Restore them, or start a new "
-            "run"
+            f"the data of {run} have changed since it was started: {'; '.join(changed)}. Restore "
+            "them, or start a new run"
         )
     return None
 
@@ -117,7 +137,9 @@ def data_changes(before: Record, now: Record) -> list[str]:
     if not changed and before["template"] != now["template"]:
         changed.append("the template of the class names")
     if not changed and before["split"] != now["split"]:
-        changed.append("which client owns or is tested on which images (another version of fedpgp?)")
+        changed.append(
+            "which client owns or is tested on which images (another version of fedpgp?)"
+        )
     return changed
 
 
@@ -127,7 +149,11 @@ def _of_classes(before: list[str], now: list[str]) -> list[str]:
     new, gone = ([name for name in a if name not in b] for a, b in ((now, before), (before, now)))
     if not new and not gone:
         return ["the order of the classes"]
-    return [f"classes that {verb}: {_few(names)}" for verb, names in (("are new", new), ("are gone", gone)) if names]
+    return [
+        f"classes that {verb}: {_few(names)}"
+        for verb, names in (("are new", new), ("are gone", gone))
+        if names
+    ]
 
 
 def _changes_of(part: str, before: Mapping | None, now: Mapping | None) -> list[str]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def tensor_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of a text and of every tensor's name, shape and bytes (on the CPU, contiguous)."""
+    """SHA-256 (hex) of a text and of every tensor's name, shape and bytes (on the CPU,
+    contiguous)."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())

@@ -6,7 +6,8 @@ from math import inf
 
 
 class FedPGPError(Exception):
-    """Something a person can mend: bad input, a missing file, a full disk. The message names it and says what to do."""
+    """Something a person can mend: bad input, a missing file, a full disk. The message names
+    it and says what to do."""
 
 
 class MethodError(FedPGPError):
@@ -28,16 +29,22 @@ class RepeatingError(FedPGPError):
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
-    """The message for a name that does not exist: what it is, and the nearest names that do (all when none is near)."""
+    """The message for a name that does not exist: what it is, and the nearest names that do
+    (all when none is near)."""
     valid = [str(v) for v in valid]
     lower = {v.lower(): v for v in valid}
     asked = str(name).lower()
     near = difflib.get_close_matches(asked, lower, n=6, cutoff=0.5)
-    near = [lower[v] for v in sorted(near, key=lambda v: (_edits(asked, v), not v.startswith(asked)))[:3]]
+    near = [
+        lower[v]
+        for v in sorted(near, key=lambda v: (_edits(asked, v), not v.startswith(asked)))[:3]
+    ]
     if near:
         return f"unknown {kind} {str(name)!r}; did you mean {' or '.join(near)}?"
     return (
-        f"unknown {kind} {str(name)!r}; choose one of {', '.join(valid)}" if valid else f"unknown {kind} {str(name)!r}"
+        f"unknown {kind} {str(name)!r}; choose one of {', '.join(valid)}"
+        if valid
+        else f"unknown {kind} {str(name)!r}"
     )
 
 
@@ -71,7 +78,10 @@ def check_number(
         return
     limits = [f"above {above:g}"] * (above > -inf) + [f"{least:g} or more"] * (least > -inf)
     limits += [f"at most {most:g}"] * (most < inf) + [f"below {below:g}"] * (below < inf)
-    raise FedPGPError(f"{name}={value!r} cannot work; it is a {'whole ' * whole}number {' and '.join(limits)}".strip())
+    kind = "whole number" if whole else "number"
+    raise FedPGPError(
+        f"{name}={value!r} cannot work; it is a {kind} {' and '.join(limits)}".strip()
+    )
 
 
 def check_choice(name: str, value: object, valid: Iterable[str]) -> None:

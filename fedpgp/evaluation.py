@@ -1,7 +1,8 @@
-"""What is measured: local, base and novel accuracy of a client, calibration, harmonic means, and the summary over
-clients.
+"""What is measured: local, base and novel accuracy of a client, calibration, harmonic means, and
+the summary over clients.
 
-All figures are in percent. A figure that a protocol does not have is None (and absent from a client's own figures).
+All figures are in percent. A figure that a protocol does not have is None (and absent from
+a client's own figures).
 """
 
 import math
@@ -18,13 +19,15 @@ ECE_BINS = 15
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose highest logit is the right class, in percent; logits (n, C), labels (n,), n > 0."""
+    """Fraction of images whose highest logit is the right class, in percent; logits (n,
+    C), labels (n,), n > 0."""
     return 100.0 * (logits.argmax(-1) == labels).cpu().double().mean().item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
-    """Expected calibration error in percent: the mean gap of confidence and accuracy over equal-width confidence bins
-    (Guo et al., ICML 2017), weighted by the images in a bin; logits (n, C), labels (n,), n > 0."""
+    """Expected calibration error in percent: the mean gap of confidence and accuracy over
+    equal-width confidence bins (Guo et al., ICML 2017), weighted by the images in a bin; logits (n,
+    C), labels (n,), n > 0."""
     if logits.isnan().any():
         raise FedPGPError("the model's logits are NaN: its prompt is not usable")
     probability, predicted = logits.cpu().double().softmax(-1).max(-1)
@@ -63,15 +66,16 @@ def summarize(rows: Sequence[Mapping]) -> dict[str, dict | None]:
     """The accuracy block of ``summary.json``.
 
     Args:
-        rows: one a client: ``id``, ``domain`` and flat figures ``"<model>.<figure>"`` with model in zero_shot, global,
-            personal.
+        rows: one a client: ``id``, ``domain`` and flat figures ``"<model>.<figure>"`` with model in
+            zero_shot, global, personal.
 
     Returns:
-        model -> None where no client has a figure of it, else ``local, base, novel, unseen`` (means over the clients
-        that have it), ``hm3, hm2`` (harmonic means of those means), ``cm`` = (local + hm2) / 2 (FedMGP), ``ece``,
-        ``worst10`` (mean local accuracy of the worst tenth of the clients, at least one), ``domains`` (what was
-        measured on that domain, else the mean local accuracy of its clients), ``domains_base`` and ``domains_novel``
-        (of its clients), ``datasets`` (accuracy on each target), ``val`` (on validation images) and ``std_clients``
+        model -> None where no client has a figure of it, else ``local, base, novel, unseen`` (means
+        over the clients that have it), ``hm3, hm2`` (harmonic means of those means), ``cm`` =
+        (local + hm2) / 2 (FedMGP), ``ece``, ``worst10`` (mean local accuracy of the worst tenth of
+        the clients, at least one), ``domains`` (what was measured on that domain, else the mean
+        local accuracy of its clients), ``domains_base`` and ``domains_novel`` (of its clients),
+        ``datasets`` (accuracy on each target), ``val`` (on validation images) and ``std_clients``
         (sample standard deviation over clients).
     """
     return {model: _summarize(rows, model) for model in MODELS}
@@ -105,7 +109,9 @@ def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
         "domains_novel": of_domains("novel") or None,
         "datasets": measured("datasets") or None,
         "val": _mean(row.get(f"{model}.val") for row in rows),
-        "std_clients": {name: _std(c[name] for c in clients) for name in (*ACCURACIES, "hm3", "hm2")},
+        "std_clients": {
+            name: _std(c[name] for c in clients) for name in (*ACCURACIES, "hm3", "hm2")
+        },
     }
 
 
@@ -122,8 +128,9 @@ def _with_means(figures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def is_evaluated(server_round: int, rounds: int, every: int, selection: str) -> bool:
-    """Whether a round (from 1) is followed by an evaluation: every ``every`` rounds (0: none of them), after the last
-    of ``rounds``, and with ``selection=last_five`` after each of the last five."""
+    """Whether a round (from 1) is followed by an evaluation: every ``every`` rounds (0:
+    none of them), after the last of ``rounds``, and with ``selection=last_five`` after
+    each of the last five."""
     few = LAST_FEW if selection == "last_five" else 1
     return server_round > rounds - few or (every > 0 and server_round % every == 0)
 
@@ -132,10 +139,11 @@ def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict |
     """The accuracy that a run reports, and the rounds it is of.
 
     Args:
-        records: one an evaluation, oldest first: ``round`` and a block a model, as :func:`summarize` makes them.
-        selection: ``last``; ``last_five``: the mean of the last five rounds (fewer where there are fewer), figure by
-            figure, harmonic means of the means; ``validation``: the evaluation with the highest mean ``val`` of the
-            personal models, the earliest of equals.
+        records: one an evaluation, oldest first: ``round`` and a block a model, as
+            :func:`summarize` makes them.
+        selection: ``last``; ``last_five``: the mean of the last five rounds (fewer where there are
+            fewer), figure by figure, harmonic means of the means; ``validation``: the evaluation
+            with the highest mean ``val`` of the personal models, the earliest of equals.
     """
     trained = [record for record in records if record["round"] > 0] or list(records)
     chosen = trained[-1:]
@@ -143,14 +151,16 @@ def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict |
         chosen = trained[-LAST_FEW:]
     elif selection == "validation":
         chosen = (
-            [max(trained, key=lambda r: ((r.get("personal") or {}).get("val") or 0.0, -r["round"]))] if trained else []
+            [max(trained, key=lambda r: ((r.get("personal") or {}).get("val") or 0.0, -r["round"]))]
+            if trained
+            else []
         )
     return mean_accuracy(chosen), [record["round"] for record in chosen]
 
 
 def mean_accuracy(records: Sequence[Mapping]) -> dict[str, dict | None]:
-    """The mean of several accuracies, block by block and figure by figure (harmonic means of the means); None where one
-    of them has none."""
+    """The mean of several accuracies, block by block and figure by figure (harmonic means of the
+    means); None where one of them has none."""
     return {model: _mean_block([record.get(model) for record in records]) for model in MODELS}
 
 
@@ -164,7 +174,8 @@ def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
         values = _present(values)
         if values and isinstance(values[0], Mapping):
             return {
-                key: mean(value.get(key) for value in values) for key in dict.fromkeys(k for v in values for k in v)
+                key: mean(value.get(key) for value in values)
+                for key in dict.fromkeys(k for v in values for k in v)
             }
         return _mean(values)
 
@@ -173,7 +184,9 @@ def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
 
 
 def _named(row: Mapping, prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
+    }
 
 
 def _present(values: Iterable[float | None]) -> list[float]:

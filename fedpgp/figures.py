@@ -1,8 +1,9 @@
-"""The figures of an evaluation: the one list that evaluation, run folders, reports and docs/protocols.md read.
+"""The figures of an evaluation: the one list that evaluation, run folders, reports
+and docs/protocols.md read.
 
-A figure is measured for each of three models: zero-shot CLIP, the global prompt, each client's own. A protocol that
-does not have a figure leaves it None. A new figure is a line of :data:`FIGURES` and its computation in
-:mod:`fedpgp.evaluation`.
+A figure is measured for each of three models: zero-shot CLIP, the global prompt, each client's own.
+A protocol that does not have a figure leaves it None. A new figure is a line of :data:`FIGURES` and
+its computation in :mod:`fedpgp.evaluation`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Figure:
         caption: name of its chart.
         phrase: name inside a sentence; empty: headlines and the terminal leave it out.
         unit: of its values.
-        measured: accuracy on a set of images, as a client's reply has it; the others are computed of replies.
+        measured: accuracy on a set of images, as a client's reply has it; the others
+            are computed of replies.
         per_client: a single client has it too (a column of ``clients.csv``).
         lower_is_better: a smaller value is the better one.
     """
@@ -91,7 +93,9 @@ _ALL = (
         "mean local accuracy of the worst tenth of the clients",
         caption="Worst tenth of the clients",
     ),
-    Figure("val", "validation", "accuracy on validation images, with `protocol.selection=validation`"),
+    Figure(
+        "val", "validation", "accuracy on validation images, with `protocol.selection=validation`"
+    ),
 )
 
 FIGURES = {figure.name: figure for figure in _ALL}
@@ -110,6 +114,9 @@ UNSEEN = {
     "leave_one_domain_out": ("the domain left out", "the domain that was left out"),
     "unseen_clients": ("clients that never trained", "the clients that never trained"),
     "cross_dataset": ("the other data sets", "the other data sets, each counting alike"),
-    "cross_domain": ("the variants of the data set", "the variants of the data set, each counting alike"),
+    "cross_domain": (
+        "the variants of the data set",
+        "the variants of the data set, each counting alike",
+    ),
 }
 """Protocol -> what its ``unseen`` is: (in a sentence, as a meaning)."""

@@ -1,8 +1,9 @@
 """A frozen open_clip model: encode images, encode texts, the logit scale, preprocessing.
 
-Everything that learns in this project lives outside the model. What is wrapped here never changes, so it is put in
-evaluation mode without gradients, and identified by a fingerprint of its weights (the key of every cache). Torch alone:
-open_clip is imported by what loads a model (:mod:`fedpgp.clip`), or where one of its parts is needed.
+Everything that learns in this project lives outside the model. What is wrapped here never changes,
+so it is put in evaluation mode without gradients, and identified by a fingerprint of its weights
+(the key of every cache). Torch alone: open_clip is imported by what loads a model
+(:mod:`fedpgp.clip`), or where one of its parts is needed.
 """
 
 import hashlib
@@ -29,18 +30,23 @@ class FrozenCLIP:
 
     Args:
         model: the open_clip model; put in evaluation mode, gradients off.
-        tokenizer: texts and ``context_length`` -> token ids (n, context_length), as open_clip's; None is CLIP's own.
-        preprocess: PIL image -> (3, R, R) tensor; None is OpenAI's evaluation transform at the model's image size.
+        tokenizer: texts and ``context_length`` -> token ids (n, context_length), as
+            open_clip's; None is CLIP's own.
+        preprocess: PIL image -> (3, R, R) tensor; None is OpenAI's evaluation transform
+            at the model's image size.
 
     Attributes:
-        token_embedding: the text tower's token table; its output is what a context takes the place of.
+        token_embedding: the text tower's token table; its output is what a context takes the place
+            of.
         context_length: tokens that the text tower reads.
 
     Raises:
         FedPGPError: a text tower without a token table.
     """
 
-    def __init__(self, model, tokenizer: Callable | None = None, preprocess: Callable | None = None):
+    def __init__(
+        self, model, tokenizer: Callable | None = None, preprocess: Callable | None = None
+    ):
         set_up_process()
         self.model = model.eval().requires_grad_(False)
         self.text_model = getattr(model, "text", model)
@@ -49,13 +55,18 @@ class FrozenCLIP:
             tokenizer = import_open_clip().SimpleTokenizer()
         self.tokenizer = tokenizer
         self.context_length = int(self.text_model.context_length)
-        if hasattr(self.text_model, "config"):  # of Hugging Face: what it could read; open_clip's tokenizer cuts before
-            self.context_length = int(getattr(tokenizer, "context_length", None) or self.context_length)
+        if hasattr(
+            self.text_model, "config"
+        ):  # of Hugging Face: what it could read; open_clip's tokenizer cuts before
+            self.context_length = int(
+                getattr(tokenizer, "context_length", None) or self.context_length
+            )
         self._preprocess = preprocess
         self.model.visual.to(memory_format=torch.channels_last)
 
     def cached(self, key: str, compute: Callable[[], Cached]) -> Cached:
-        """Return something of the model that never changes: computed here; :mod:`fedpgp.cached_clip` keeps it on disk.
+        """Return something of the model that never changes: computed here;
+        :mod:`fedpgp.cached_clip` keeps it on disk.
 
         Args:
             key: what it is.
@@ -65,7 +76,8 @@ class FrozenCLIP:
 
     @cached_property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> (3, R, R) tensor, as the model was trained to see it (evaluation transform)."""
+        """PIL image -> (3, R, R) tensor, as the model was trained to see it
+        (evaluation transform)."""
         if self._preprocess is not None:
             return self._preprocess
         return import_open_clip().image_transform(self.model.visual.image_size, is_train=False)
@@ -96,7 +108,8 @@ class FrozenCLIP:
 
     @property
     def logit_scale(self) -> float:
-        """``exp(logit_scale)``: what a cosine is multiplied with to give a logit (about 100 for OpenAI's models)."""
+        """``exp(logit_scale)``: what a cosine is multiplied with to give a logit (about 100
+        for OpenAI's models)."""
         return float(self.model.logit_scale.detach().cpu().double().exp())
 
     @property
@@ -105,7 +118,11 @@ class FrozenCLIP:
 
         def count() -> int:
             tower = self.text_model.transformer
-            return len(tower.resblocks) if hasattr(tower, "resblocks") else int(tower.config.num_hidden_layers)
+            return (
+                len(tower.resblocks)
+                if hasattr(tower, "resblocks")
+                else int(tower.config.num_hidden_layers)
+            )
 
         return self.cached("text blocks", count)
 
@@ -113,7 +130,9 @@ class FrozenCLIP:
     def preprocessing(self) -> str:
         """What :attr:`preprocess` does, in words that change whenever it does."""
         # Functions among the transforms show their address, which differs from process to process.
-        return self.cached("preprocessing", lambda: re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess)))
+        return self.cached(
+            "preprocessing", lambda: re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess))
+        )
 
     @cached_property
     def reader(self) -> TokenReader:
@@ -122,7 +141,8 @@ class FrozenCLIP:
 
     @property
     def special_tokens(self) -> list[int]:
-        """Ids of the tokens that stand around a sentence: of CLIP's tokenizer the start and the end token."""
+        """Ids of the tokens that stand around a sentence: of CLIP's tokenizer the
+        start and the end token."""
         return self.cached("special tokens", lambda: self.reader.special(self.context_length))
 
     def token_ids(self, text: str) -> list[int]:
@@ -140,16 +160,20 @@ class FrozenCLIP:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the architecture (activations too, which no weight shows) and of every weight."""
+        """SHA-256 (hex) of the architecture (activations too, which no weight shows) and of every
+        weight."""
         digest = hashlib.sha256(repr(self.model).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
         return digest.hexdigest()
 
     def features_of(self, what: str, images: Tensor) -> Tensor:
-        """``features``, ``patches``, ``mirrored`` (features of the mirrored images) or ``features_raw`` (as they leave
-        the image tower): (B, 3, R, R) preprocessed pixels -> (B, e) or (B, patches, e)."""
+        """``features``, ``patches``, ``mirrored`` (features of the mirrored images) or
+        ``features_raw`` (as they leave the image tower): (B, 3, R, R) preprocessed pixels -> (B,
+        e) or (B, patches, e)."""
         if what == "mirrored":
             return self.encode_images(images.flip(-1))
         if what == "features_raw":
@@ -158,22 +182,27 @@ class FrozenCLIP:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, unit: bool = True) -> Tensor:
-        """Image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32 (float64 for a float64 model).
+        """Image features: (B, 3, R, R) preprocessed pixels -> (B, e), float32
+        (float64 for a float64 model).
 
         Args:
             unit: of unit norm; False leaves them as long as the image tower makes them.
         """
-        images = images.to(self.device, self.dtype, memory_format=torch.channels_last)  # convolutions are faster so
+        images = images.to(
+            self.device, self.dtype, memory_format=torch.channels_last
+        )  # convolutions are faster so
         features = self.model.encode_image(images)
         features = features if features.dtype == torch.float64 else features.float()
         return F.normalize(features, dim=-1) if unit else features
 
     @torch.no_grad()
     def encode_patches(self, images: Tensor) -> Tensor:
-        """Unit-norm patch features in the joint space: (B, 3, R, R) preprocessed pixels -> (B, patches, e).
+        """Unit-norm patch features in the joint space: (B, 3, R, R) preprocessed
+        pixels -> (B, patches, e).
 
-        Every token of the image tower goes through what makes the pooled feature of the class token (ViT), of the mean
-        token (ResNet's attention pool) or of the mean (a pooled convolutional tower).
+        Every token of the image tower goes through what makes the pooled feature of the
+        class token (ViT), of the mean token (ResNet's attention pool) or of the mean (a
+        pooled convolutional tower).
 
         Raises:
             FedPGPError: a tower whose pooled feature is made otherwise.
@@ -187,7 +216,9 @@ class FrozenCLIP:
             return tokens[:, 1:] @ tower.proj
         if hasattr(tower, "attnpool"):
             found = []
-            hook = tower.attnpool.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+            hook = tower.attnpool.register_forward_pre_hook(
+                lambda module, inputs: found.append(inputs[0])
+            )
             try:
                 tower(images)
             finally:
@@ -196,26 +227,34 @@ class FrozenCLIP:
         head = list(getattr(tower, "head", ()))
         if [type(layer) for layer in head] == [nn.Dropout, nn.Linear]:
             grid = tower.trunk.forward_features(images)
-            if grid.dim() == 4 and torch.allclose(tower.trunk(images), grid.mean((2, 3)), atol=1e-4):
+            if grid.dim() == 4 and torch.allclose(
+                tower.trunk(images), grid.mean((2, 3)), atol=1e-4
+            ):
                 return head[1](grid.flatten(2).transpose(1, 2))
         raise FedPGPError(
-            f"the image tower {type(tower).__name__} does not say which features its patches have; methods that "
-            "transport patches to prompts need a CLIP ViT (class token), a CLIP ResNet or a mean-pooled tower"
+            f"the image tower {type(tower).__name__} does not say which features its patches "
+            "have; methods that transport patches to prompts need a CLIP ViT (class token), a "
+            "CLIP ResNet or a mean-pooled tower"
         )
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm text features of whole sentences, by the model's own forward: n strings -> (n, e)."""
+        """Unit-norm text features of whole sentences, by the model's own forward: n strings -> (n,
+        e)."""
 
-        return self.cached(f"text features {list(texts)}", lambda: F.normalize(self._texts(texts), dim=-1))
+        return self.cached(
+            f"text features {list(texts)}", lambda: F.normalize(self._texts(texts), dim=-1)
+        )
 
     @torch.no_grad()
     def encode_ensemble(self, templates: Sequence[str], names: Sequence[str]) -> Tensor:
-        """One text feature a name: the mean over templates of the features as the text tower makes them, then unit
-        norm; templates with one ``{}``, n names -> (n, e)."""
+        """One text feature a name: the mean over templates of the features as the text tower makes
+        them, then unit norm; templates with one ``{}``, n names -> (n, e)."""
 
         def encode() -> Tensor:
-            total = sum(self._texts([template.format(name) for name in names]) for template in templates)
+            total = sum(
+                self._texts([template.format(name) for name in names]) for template in templates
+            )
             return F.normalize(total, dim=-1)
 
         return self.cached(f"text ensemble {list(templates)} {list(names)}", encode)
@@ -234,13 +273,15 @@ class FrozenCLIP:
         ids = self.token_ids(phrase)
         if not ids:
             raise FedPGPError(
-                f"context_init={phrase!r} has no token; give a phrase such as 'a photo of a', or 'normal'"
+                f"context_init={phrase!r} has no token; give a phrase such as 'a photo of a', or "
+                "'normal'"
             )
         return self.embed_tokens(ids)
 
 
 def _attention_pool(pool: nn.Module, grid: Tensor) -> Tensor:
-    """ResNet's attention pool with every token as a query: (B, width, h, w) -> (B, 1 + hw, e), the mean token first."""
+    """ResNet's attention pool with every token as a query: (B, width, h, w) -> (B, 1 + hw, e),
+    the mean token first."""
     tokens = grid.flatten(2).transpose(1, 2)
     tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + pool.positional_embedding
     q, k, v = (
@@ -251,12 +292,15 @@ def _attention_pool(pool: nn.Module, grid: Tensor) -> Tensor:
 
 
 def _token_embedding(text: nn.Module) -> nn.Module:
-    """The token table of a text tower: open_clip's own, or of a Hugging Face model in its wrapper."""
+    """The token table of a text tower: open_clip's own, or of a Hugging Face model in its
+    wrapper."""
     if hasattr(text, "token_embedding"):
         return text.token_embedding
     find = getattr(getattr(text, "transformer", None), "get_input_embeddings", None)
     if find is None:
-        raise FedPGPError(f"the text tower {type(text).__name__} has no token embedding that could be prompted")
+        raise FedPGPError(
+            f"the text tower {type(text).__name__} has no token embedding that could be prompted"
+        )
     return find()
 
 
@@ -267,12 +311,21 @@ def resolve_device(device: str) -> torch.device:
         FedPGPError: no such device on this machine.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
         raise FedPGPError(unknown("device", device, ["auto", "cpu", "cuda", "mps"]))
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+    if (kind == "cuda" and not torch.cuda.is_available()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    ):
         raise FedPGPError(
-            f"device={device} is asked for, but torch sees none on this machine; use device=auto or device=cpu"
+            f"device={device} is asked for, but torch sees none on this machine; use device=auto "
+            "or device=cpu"
         )
     return torch.device(device)

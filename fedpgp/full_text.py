@@ -1,8 +1,9 @@
 """Prompting any text tower by full sequences: the path for what cannot share a prefix.
 
-Towers that are not causal (MobileCLIP-S, SigLIP) or not CLIP's (RoBERTa, T5), a class name before or between the
-context vectors, and a context of its own for each class all run through the model's own forward, with the token
-embeddings of placeholder words replaced by the context. It costs one full sequence a class and context.
+Towers that are not causal (MobileCLIP-S, SigLIP) or not CLIP's (RoBERTa, T5), a class name before
+or between the context vectors, and a context of its own for each class all run through the model's
+own forward, with the token embeddings of placeholder words replaced by the context. It costs one
+full sequence a class and context.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ class FullSequences:
         clip: the frozen model.
         class_names: with spaces, not underscores.
         n_ctx: m, number of context vectors.
-        position: of the class name: ``end``, ``middle`` (half of the context before it, rounded down) or ``front``.
+        position: of the class name: ``end``, ``middle`` (half of the context before it,
+            rounded down) or ``front``.
 
     Raises:
         FedPGPError: a class name that does not fit.

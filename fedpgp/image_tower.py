@@ -1,7 +1,8 @@
-"""CLIP's vision transformer with the clients' prompts among its tokens and their adapters at its blocks.
+"""CLIP's vision transformer with the clients' prompts among its tokens and their adapters at its
+blocks.
 
-The weights are frozen; prompts and adapters carry the client axis. Every client's images go through in one batch.
-Image features cannot be cached for such methods, and the tower is most of their cost.
+The weights are frozen; prompts and adapters carry the client axis. Every client's images go through
+in one batch. Image features cannot be cached for such methods, and the tower is most of their cost.
 """
 
 import re
@@ -40,8 +41,9 @@ class ImageTower(FoldedTower):
             or not isinstance(blocks[0].ls_1, nn.Identity)
         ):
             raise FedPGPError(
-                f"method={method} works inside the image tower, which {type(tower).__name__} does not allow: it needs "
-                "a CLIP vision transformer (model=tiny_vit, vit_b16, vit_b32, vit_l14 ...)"
+                f"method={method} works inside the image tower, which {type(tower).__name__} "
+                "does not allow: it needs a CLIP vision transformer (model=tiny_vit, vit_b16, "
+                "vit_b32, vit_l14 ...)"
             )
         self.dtype, self.heads, self.eps = dtype, blocks[0].attn.num_heads, blocks[0].ln_1.eps
         quick = isinstance(blocks[0].mlp.gelu, import_open_clip().transformer.QuickGELU)
@@ -49,7 +51,9 @@ class ImageTower(FoldedTower):
         self.blocks = []
         for block in blocks:
             folded = fold_block(block, QUICK_GELU if quick else 1.0)
-            self.blocks.append(Block(**{name: tensor.to(clip.device, dtype) for name, tensor in folded.items()}))
+            self.blocks.append(
+                Block(**{name: tensor.to(clip.device, dtype) for name, tensor in folded.items()})
+            )
         self.weights = {
             name: tensor.detach().to(dtype)
             for name, tensor in tower.state_dict().items()
@@ -69,10 +73,11 @@ class ImageTower(FoldedTower):
 
         Args:
             pixels: preprocessed images, (K, B, 3, R, R).
-            prompts: (K, depth, n, W). The first n stand behind the patches; at the input of block l < depth their
-                outputs are replaced by the l-th ones.
-            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B * tokens, W) is its
-                input (in the last block the class tokens alone), each token by itself. None adds nothing.
+            prompts: (K, depth, n, W). The first n stand behind the patches; at the input of block l
+                < depth their outputs are replaced by the l-th ones.
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B *
+                tokens, W) is its input (in the last block the class tokens alone), each token by
+                itself. None adds nothing.
 
         Returns:
             unit norm, (K, B, e).
@@ -80,11 +85,15 @@ class ImageTower(FoldedTower):
         return self.encode(self.embed(pixels), prompts, adapter)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R) -> (K, B, tokens, W)."""
+        """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R)
+        -> (K, B, tokens, W)."""
         w = self.weights
         x = F.conv2d(pixels.flatten(0, 1).to(self.dtype), w["conv1.weight"], stride=self.stride)
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([w["class_embedding"].expand(len(x), 1, -1), x], dim=1) + w["positional_embedding"]
+        x = (
+            torch.cat([w["class_embedding"].expand(len(x), 1, -1), x], dim=1)
+            + w["positional_embedding"]
+        )
         return x.view(*pixels.shape[:2], *x.shape[1:])
 
     def encode(
@@ -93,12 +102,17 @@ class ImageTower(FoldedTower):
         prompts: Tensor | None = None,
         adapter: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Tensor:
-        """Return image features from what :meth:`embed` gives, as the call does; on a CPU in chunks of images."""
+        """Return image features from what :meth:`embed` gives, as the call does; on a
+        CPU in chunks of images."""
         clients, images, tokens, _ = x.shape
-        size = self.chunk_size(images, clients * (tokens + (0 if prompts is None else prompts.shape[2])))
+        size = self.chunk_size(
+            images, clients * (tokens + (0 if prompts is None else prompts.shape[2]))
+        )
         if images <= size:
             return self._encode(x, prompts, adapter)
-        return torch.cat([self._encode(chunk, prompts, adapter) for chunk in x.split(size, dim=1)], dim=1)
+        return torch.cat(
+            [self._encode(chunk, prompts, adapter) for chunk in x.split(size, dim=1)], dim=1
+        )
 
     def _encode(
         self,
@@ -124,20 +138,23 @@ class ImageTower(FoldedTower):
             read = 1 if block + 1 == self.depth else x.shape[1] - count * (block + 1 < depth)
             before = x[:, :read]
             x = self._block(self.blocks[block], x, read)
-            added = None if adapter is None else adapter(block, before.reshape(clients, -1, self.width))
+            added = (
+                None if adapter is None else adapter(block, before.reshape(clients, -1, self.width))
+            )
             if added is not None:
                 x = x + added.view_as(x)
         features = self.norm("ln_post", x[:, 0]) @ self.weights["proj"]
         return F.normalize(features, dim=-1).view(clients, images, -1)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        """A layer norm of the tower by name (``ln_pre``, ``ln_post``, ``transformer.resblocks.0.ln_1`` ...)."""
+        """A layer norm of the tower by name (``ln_pre``, ``ln_post``,
+        ``transformer.resblocks.0.ln_1`` ...)."""
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
     def _block(self, block: Block, x: Tensor, read: int) -> Tensor:
-        """(n, tokens, W) -> (n, read, W): the first tokens, all that the next block reads; the others are keys
-        and values alone."""
+        """(n, tokens, W) -> (n, read, W): the first tokens, all that the next block reads; the
+        others are keys and values alone."""
         width, normal = self.width, self.normalize(x)
         q = linear(normal[:, :read], block.in_weight[:width], block.in_bias[:width])
         k, v = linear(normal, block.in_weight[width:], block.in_bias[width:]).chunk(2, dim=-1)

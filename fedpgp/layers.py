@@ -1,6 +1,8 @@
-"""Layers of small networks that each client trains: the weights carry the client axis, as everything learned does.
+"""Layers of small networks that each client trains: the weights carry the client axis, as
+everything learned does.
 
-A network's tensors stand in a flat dictionary, ``"NAME.weight"`` and ``"NAME.bias"``, as torch names them.
+A network's tensors stand in a flat dictionary, ``"NAME.weight"`` and
+``"NAME.bias"``, as torch names them.
 """
 
 import numpy as np
@@ -21,16 +23,19 @@ def linear_start(name: str, outputs: int, inputs: int, rng: np.random.Generator)
 
 
 def attention_start(name: str, width: int, inputs: int, rng: np.random.Generator) -> Params:
-    """Multi-head attention from queries (width) to keys and values (inputs) as torch starts it: Xavier-uniform
-    projections, the output's weight as a linear layer's, zero biases.
+    """Multi-head attention from queries (width) to keys and values (inputs) as torch starts it:
+    Xavier-uniform projections, the output's weight as a linear layer's, zero biases.
 
-    Where queries and keys are equally wide, torch holds the three projections in one (3 width, width) matrix and draws
-    it as such, so the bound is sqrt(6 / (4 width)) (``torch.nn.MultiheadAttention._reset_parameters``).
+    Where queries and keys are equally wide, torch holds the three projections in one (3 width,
+    width) matrix and draws it as such, so the bound is sqrt(6 / (4 width))
+    (``torch.nn.MultiheadAttention._reset_parameters``).
     """
     params: Params = {}
     for part, size in (("q", width), ("k", inputs), ("v", inputs)):
         bound = (6 / (4 * width if inputs == width else width + size)) ** 0.5
-        params[f"{name}.{part}.weight"] = torch.from_numpy(rng.uniform(-bound, bound, (width, size)))
+        params[f"{name}.{part}.weight"] = torch.from_numpy(
+            rng.uniform(-bound, bound, (width, size))
+        )
         params[f"{name}.{part}.bias"] = torch.zeros(width, dtype=torch.float64)
     params |= linear_start(f"{name}.out", width, width, rng)
     params[f"{name}.out.bias"] = torch.zeros(width, dtype=torch.float64)
@@ -55,7 +60,9 @@ def linear(params: Params, name: str, x: Tensor) -> Tensor:
 def norm(params: Params, name: str, x: Tensor) -> Tensor:
     """Each client's own layer norm: (K, ..., width) -> (K, ..., width)."""
     shape = (len(x), *[1] * (x.dim() - 2), x.shape[-1])
-    return F.layer_norm(x, x.shape[-1:]) * params[f"{name}.weight"].view(shape) + params[f"{name}.bias"].view(shape)
+    return F.layer_norm(x, x.shape[-1:]) * params[f"{name}.weight"].view(shape) + params[
+        f"{name}.bias"
+    ].view(shape)
 
 
 def attention(
@@ -67,7 +74,8 @@ def attention(
     mask: Tensor | None = None,
     values: Tensor | None = None,
 ) -> Tensor:
-    """Each client's own multi-head attention: queries (K, n, width), keys and values (K, t, inputs) -> (K, n, width).
+    """Each client's own multi-head attention: queries (K, n, width), keys and values (K, t,
+    inputs) -> (K, n, width).
 
     Args:
         mask: (K, t), True where a token may be attended to.
@@ -92,6 +100,7 @@ def gated_start(name: str, width: int, rng: np.random.Generator) -> Params:
 
 
 def gated(params: Params, name: str, x: Tensor) -> Tensor:
-    """Layer norm, linear to twice the hidden width, one half times GELU of the other (GEGLU), linear back."""
+    """Layer norm, linear to twice the hidden width, one half times GELU of the other
+    (GEGLU), linear back."""
     value, gate = linear(params, f"{name}.in", norm(params, f"{name}.norm", x)).chunk(2, dim=-1)
     return linear(params, f"{name}.out", value * F.gelu(gate))

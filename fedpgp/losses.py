@@ -1,11 +1,13 @@
-"""The losses, each with any leading axes (clients first), so that a cohort's losses are one tensor operation."""
+"""The losses, each with any leading axes (clients first), so that a cohort's losses are
+one tensor operation."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of each client's batch: ``sum_b w_b (logsumexp(logits_b) - logits_b[label_b])``.
+    """Weighted cross-entropy of each client's batch:
+    ``sum_b w_b (logsumexp(logits_b) - logits_b[label_b])``.
 
     Args:
         logits: (..., B, C).
@@ -22,10 +24,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 def prompt_contrastive_loss(
     anchor: Tensor, positive: Tensor | None, negative: Tensor | None, temperature: float
 ) -> Tensor:
-    """Prompt-wise contrastive loss (FedPGP, section 3): one positive and one negative for each class.
+    """Prompt-wise contrastive loss (FedPGP, section 3): one positive and one
+    negative for each class.
 
-    ``mean_c -log( exp(s+/tau) / (exp(s+/tau) + exp(s-/tau)) )`` with ``s+ = cos(anchor_c, positive_c)``,
-    ``s- = cos(anchor_c, negative_c)``; that is ``mean_c softplus((s- - s+)/tau)``.
+    ``mean_c -log( exp(s+/tau) / (exp(s+/tau) + exp(s-/tau)) )`` with
+    ``s+ = cos(anchor_c, positive_c)``, ``s- = cos(anchor_c, negative_c)``; that is
+    ``mean_c softplus((s- - s+)/tau)``.
 
     Args:
         anchor: z_G, the features under the global context, (..., C, e).

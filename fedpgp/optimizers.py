@@ -1,7 +1,8 @@
 """SGD, Adam and AdamW as torch defines them, on tensors with a leading client axis.
 
-torch's own optimizers hold one step count a parameter; a cohort's clients finish at different steps, so the state
-carries the client axis too and is a plain dictionary of tensors that can be kept with a client's private state.
+torch's own optimizers hold one step count a parameter; a cohort's clients finish at different
+steps, so the state carries the client axis too and is a plain dictionary of tensors that can be
+kept with a client's private state.
 """
 
 import math
@@ -24,7 +25,9 @@ class SGD:
     def __init__(self, momentum: float = 0.9, weight_decay: float = 5e-4):
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor) -> None:
+    def update(
+        self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor
+    ) -> None:
         """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
         buffer = state["momentum"]
         buffer.mul_(self.momentum).add_(grad).add_(p, alpha=self.weight_decay)
@@ -35,7 +38,8 @@ class SGD:
 
 
 class Adam:
-    """Adam with torch's defaults; weight decay is added to the gradient (Adam) or taken from the parameter (AdamW)."""
+    """Adam with torch's defaults; weight decay is added to the gradient (Adam) or taken from
+    the parameter (AdamW)."""
 
     slots = ("mean", "square")
 
@@ -46,9 +50,16 @@ class Adam:
         betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
-        self.weight_decay, self.decoupled, self.betas, self.eps = weight_decay, decoupled, betas, eps
+        self.weight_decay, self.decoupled, self.betas, self.eps = (
+            weight_decay,
+            decoupled,
+            betas,
+            eps,
+        )
 
-    def update(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor) -> None:
+    def update(
+        self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor
+    ) -> None:
         """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
         if self.decoupled:
             p.mul_(1 - lr * self.weight_decay)
@@ -58,13 +69,16 @@ class Adam:
         mean.lerp_(grad, 1 - self.betas[0])
         square.mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
         step = step.to(p.dtype).view(-1, *[1] * (p.dim() - 1))
-        # 1 - beta^step; the difference itself would lose three digits of float32 in the first steps.
+        # 1 - beta^step; the difference itself would lose three digits of float32 in the first
+        # steps.
         first, second = (-torch.expm1(step * math.log(beta)) for beta in self.betas)
         denominator = (square / second).sqrt_().add_(self.eps)
         p.sub_(lr / first * mean / denominator)
 
 
-def make_optimizer(name: str, momentum: float, weight_decay: float, betas: Sequence[float], eps: float) -> SGD | Adam:
+def make_optimizer(
+    name: str, momentum: float, weight_decay: float, betas: Sequence[float], eps: float
+) -> SGD | Adam:
     """``sgd | adam | adamw`` by name: SGD takes ``momentum``, the others ``betas`` and ``eps``.
 
     Raises:
@@ -78,8 +92,13 @@ def make_optimizer(name: str, momentum: float, weight_decay: float, betas: Seque
 
 
 def fresh_state(optimizer: SGD | Adam, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zero state for these parameters: ``slot/name`` -> like the parameter, and ``step`` -> (K,)."""
-    state = {f"{slot}/{name}": torch.zeros_like(p) for slot in optimizer.slots for name, p in params.items()}
+    """Zero state for these parameters: ``slot/name`` -> like the parameter, and ``step`` ->
+    (K,)."""
+    state = {
+        f"{slot}/{name}": torch.zeros_like(p)
+        for slot in optimizer.slots
+        for name, p in params.items()
+    }
     clients = next(iter(params.values()))
     state["step"] = torch.zeros(len(clients), dtype=torch.int64, device=clients.device)
     return state

@@ -1,7 +1,9 @@
-"""Attention over a packed sequence ``[prefix | class | class | …]``: every class sees the prefix and itself.
+"""Attention over a packed sequence ``[prefix | class | class | …]``: every class
+sees the prefix and itself.
 
-Autograd would record dozens of slices and give each a zero-filled gradient of the whole sequence; here forward and
-backward are written out over contiguous pieces, one a class length, so that what is left is matrix products.
+Autograd would record dozens of slices and give each a zero-filled gradient of the whole sequence;
+here forward and backward are written out over contiguous pieces, one a class length, so that what
+is left is matrix products.
 """
 
 from collections.abc import Sequence
@@ -61,13 +63,14 @@ class Packing:
         return _Attention.apply(self, qkv, None)
 
     def attend_at_ends(self, queries: Tensor, kv: Tensor) -> Tensor:
-        """Attention of each class's last token alone: queries (n, C, d) in packed order, kv (n, tokens, 2d) ->
-        (n, C, d)."""
+        """Attention of each class's last token alone: queries (n, C, d) in packed order, kv (n,
+        tokens, 2d) -> (n, C, d)."""
         return _Attention.apply(self, kv, queries)
 
 
 def _split(x: Tensor, count: int, length: int, parts: int, heads: int) -> Tensor:
-    """(n, count * length, parts * d) -> contiguous (parts, n * heads, count * length, d / heads)."""
+    """(n, count * length, parts * d) -> contiguous (parts, n * heads, count * length, d /
+    heads)."""
     n, width = len(x), x.shape[-1]
     x = x.reshape(n, count * length, parts, heads, width // (parts * heads))
     return x.permute(2, 0, 3, 1, 4).contiguous().view(parts, n * heads, count * length, -1)
@@ -77,13 +80,17 @@ def _join(x: Tensor, into: Tensor) -> None:
     """Writes (parts, n * heads, tokens, d / heads) back to (n, tokens, parts * d)."""
     parts, _, tokens, size = x.shape
     n = len(into)
-    into.unflatten(-1, (parts, -1, size)).copy_(x.view(parts, n, -1, tokens, size).permute(1, 3, 0, 2, 4))
+    into.unflatten(-1, (parts, -1, size)).copy_(
+        x.view(parts, n, -1, tokens, size).permute(1, 3, 0, 2, 4)
+    )
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention of the prefix (causal) and of each class over the prefix and itself (causal).
+    """Softmax attention of the prefix (causal) and of each class over the prefix and itself
+    (causal).
 
-    With ``queries`` only the last token of each class asks, and ``tensor`` holds keys and values alone.
+    With ``queries`` only the last token of each class asks, and ``tensor`` holds keys and values
+    alone.
     """
 
     @staticmethod
@@ -107,11 +114,15 @@ class _Attention(torch.autograd.Function):
             asking = group.length if q else 1
             q = q[0] if q else _split(queries[:, group.classes], group.count, 1, 1, heads)[0]
             each = len(q) * group.count  # one class of one head
-            self_scores = q.view(each, asking, -1) @ k.view(each, group.length, -1).transpose(-1, -2)
+            self_scores = q.view(each, asking, -1) @ k.view(each, group.length, -1).transpose(
+                -1, -2
+            )
             if asking > 1:
                 self_scores.masked_fill_(_future(group.length, self_scores), float("-inf"))
             prefix_scores = q @ k_prefix.transpose(-1, -2)
-            probs = torch.cat([prefix_scores, self_scores.view(len(q), group.count * asking, -1)], dim=-1).softmax(-1)
+            probs = torch.cat(
+                [prefix_scores, self_scores.view(len(q), group.count * asking, -1)], dim=-1
+            ).softmax(-1)
             answer = probs[..., :p] @ v_prefix
             self_probs = probs[..., p:].view(each, asking, group.length)
             answer.view(each, asking, -1).baddbmm_(self_probs, v.view(each, group.length, -1))
@@ -138,19 +149,30 @@ class _Attention(torch.autograd.Function):
             q, probs = saved[2:4]
             d = _split(grad[:, :p], 1, p, 1, heads)[0]
             d_scores = _softmax_backward(d @ v_prefix.transpose(-1, -2), probs)
-            d_prefix = torch.stack([d_scores @ k_prefix, d_scores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ d])
+            d_prefix = torch.stack(
+                [d_scores @ k_prefix, d_scores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ d]
+            )
             groups = saved[4:]
         for i, group in enumerate(packing.groups):
             q, k, v, probs = groups[4 * i : 4 * i + 4]
             rows = slice(p + group.tokens.start, p + group.tokens.stop)
             asking = 1 if ctx.alone else group.length
             each = len(q) * group.count
-            d = _split(grad[:, group.classes if ctx.alone else rows], group.count, asking, 1, heads)[0]
-            d_self_probs = d.view(each, asking, -1) @ v.view(each, group.length, -1).transpose(-1, -2)
+            d = _split(
+                grad[:, group.classes if ctx.alone else rows], group.count, asking, 1, heads
+            )[0]
+            d_self_probs = d.view(each, asking, -1) @ v.view(each, group.length, -1).transpose(
+                -1, -2
+            )
             d_prefix_probs = d @ v_prefix.transpose(-1, -2)
-            d_probs = torch.cat([d_prefix_probs, d_self_probs.view(len(q), group.count * asking, -1)], dim=-1)
+            d_probs = torch.cat(
+                [d_prefix_probs, d_self_probs.view(len(q), group.count * asking, -1)], dim=-1
+            )
             d_scores = _softmax_backward(d_probs, probs)
-            d_prefix_scores, d_self_scores = d_scores[..., :p], d_scores[..., p:].view(each, asking, group.length)
+            d_prefix_scores, d_self_scores = (
+                d_scores[..., :p],
+                d_scores[..., p:].view(each, asking, group.length),
+            )
             d_q = d_prefix_scores @ k_prefix
             d_q.view(each, asking, -1).baddbmm_(d_self_scores, k.view(each, group.length, -1))
             d_prefix[-2].baddbmm_(d_prefix_scores.transpose(-1, -2), q)

@@ -1,9 +1,9 @@
 """The attention of :mod:`fedpgp.packed_attention` in few, large kernels: what a GPU wants.
 
-There, the number of kernels counts and how evenly memory is laid out, not a few more tokens. Here all classes are as
-long as the longest one, in attention alone (linear layers see the packed sequence), and the prefix stands among them as
-classes that look at the prefix only. One batched product is then the whole sequence against the prefix, one every class
-against itself.
+There, the number of kernels counts and how evenly memory is laid out, not a few more tokens. Here
+all classes are as long as the longest one, in attention alone (linear layers see the packed
+sequence), and the prefix stands among them as classes that look at the prefix only. One batched
+product is then the whole sequence against the prefix, one every class against itself.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 
 class PaddedAttention:
-    """Softmax attention of the prefix (causal) and of each class over the prefix and itself (causal).
+    """Softmax attention of the prefix (causal) and of each class over the prefix and itself
+    (causal).
 
     Args:
         prefix: tokens that every class sees.
@@ -26,8 +27,17 @@ class PaddedAttention:
         padding: tokens added to the sequence.
     """
 
-    def __init__(self, prefix: int, heads: int, lengths: Sequence[int], dtype: torch.dtype, device: torch.device):
-        even = 16 // dtype.itemsize  # numbers in 16 bytes: rows that begin there multiply many times faster
+    def __init__(
+        self,
+        prefix: int,
+        heads: int,
+        lengths: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        even = (
+            16 // dtype.itemsize
+        )  # numbers in 16 bytes: rows that begin there multiply many times faster
         self.heads, self.length = heads, -(-max(lengths) // even) * even
         ahead = -(-prefix // self.length)  # classes that the prefix takes
         self.prefix, self.classes = ahead * self.length, ahead + len(lengths)
@@ -41,9 +51,12 @@ class PaddedAttention:
         hidden[:, :prefix] = False
         hidden[:prefix, :prefix] = to_prefix[:prefix] > to_prefix[:prefix].unsqueeze(1)
         hidden[self.prefix :, self.prefix :] = (token > token.unsqueeze(1)).repeat(len(lengths), 1)
-        ends = torch.cat([(to_prefix >= prefix).expand(self.classes, -1), token >= lengths_of], dim=1)
+        ends = torch.cat(
+            [(to_prefix >= prefix).expand(self.classes, -1), token >= lengths_of], dim=1
+        )
         self.places = there.nonzero().squeeze(1).to(device)
-        # Where each padded token comes from; one that is none is a copy of its neighbour and looked at by nobody.
+        # Where each padded token comes from; one that is none is a copy of its neighbour
+        # and looked at by nobody.
         self.sources = (there.cumsum(0) - 1).clamp(min=0).to(device)
         self.ends = (ahead + torch.arange(len(lengths))).to(device)
         self.end_sources = (torch.arange(self.classes) - ahead).clamp(min=0).to(device)
@@ -74,7 +87,9 @@ class _Attention(torch.autograd.Function):
         scores = torch.cat([q @ k[:, :p].mT, self_scores], dim=-1)
         probs = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
         answer = probs[..., :p] @ v[:, :p]
-        answer.view(each, -1, q.shape[-1]).baddbmm_(probs[..., p:].view(each, -1, how.length), v_self)
+        answer.view(each, -1, q.shape[-1]).baddbmm_(
+            probs[..., p:].view(each, -1, how.length), v_self
+        )
         ctx.how, ctx.alone = how, queries is not None
         ctx.save_for_backward(q, k, v, probs)
         return _tokens([answer], heads).index_select(1, places)
@@ -86,11 +101,16 @@ class _Attention(torch.autograd.Function):
         p, each, size = how.prefix, len(k) * how.classes, q.shape[-1]
         q_self, k_self, v_self = (x.view(each, -1, size) for x in (q, k, v))
         whole = grad.new_zeros(len(grad), q.shape[1], grad.shape[-1])
-        (d,) = _heads(whole.index_copy_(1, how.ends if ctx.alone else how.places, grad), 1, how.heads)
+        (d,) = _heads(
+            whole.index_copy_(1, how.ends if ctx.alone else how.places, grad), 1, how.heads
+        )
         d_self = d.view(each, -1, size)
         d_probs = torch.cat([d @ v[:, :p].mT, (d_self @ v_self.mT).view(*q.shape[:2], -1)], dim=-1)
         d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
-        d_prefix_scores, d_self_scores = d_scores[..., :p], d_scores[..., p:].view(each, -1, how.length)
+        d_prefix_scores, d_self_scores = (
+            d_scores[..., :p],
+            d_scores[..., p:].view(each, -1, how.length),
+        )
         d_q = d_prefix_scores @ k[:, :p]
         d_q.view(each, -1, size).baddbmm_(d_self_scores, k_self)
         d_k = (d_self_scores.mT @ q_self).view_as(k)

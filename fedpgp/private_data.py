@@ -1,7 +1,8 @@
-"""Clients with images of their own (``partition=own``): nothing is split, and nobody sees more than its own.
+"""Clients with images of their own (``partition=own``): nothing is split, and nobody sees more than
+its own.
 
-The class list is the federation's. A client sees its own folder; the server sees none, and knows of a client's images
-only how many there are.
+The class list is the federation's. A client sees its own folder; the server sees none, and knows of
+a client's images only how many there are.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,54 +25,73 @@ def split_private_data(config: Mapping, load: Callable[[Mapping], Dataset]) -> F
     """The split as one participant knows it.
 
     Args:
-        config: the resolved configuration; ``partition.client`` is the client whose images are in ``dataset.root``,
-            absent on the server.
+        config: the resolved configuration; ``partition.client`` is the client whose images are in
+            ``dataset.root``, absent on the server.
         load: loads the data set of a configuration.
 
     Returns:
-        The split, of which only the client's own entry is not empty. Its local eval set holds its test images of the
-        classes it trains on, base and novel all its test images of those classes. On the server the data set has no
-        split.
+        The split, of which only the client's own entry is not empty. Its local eval set holds its
+        test images of the classes it trains on, base and novel all its test images of those
+        classes. On the server the data set has no split.
 
     Raises:
-        FedPGPError: no class list; a template without a place for them; a protocol that splits images; images of
-            other classes.
+        FedPGPError: no class list; a template without a place for them; a protocol that splits
+            images; images of other classes.
     """
     names = config["dataset"].get("class_names")
     if config["dataset"]["name"] != "folder" or not names:
         raise FedPGPError(
-            "partition=own needs the federation's class list: dataset=folder 'dataset.class_names=[first,second,…]'"
+            "partition=own needs the federation's class list: dataset=folder "
+            "'dataset.class_names=[first,second,…]'"
         )
     names = as_names(names)
     check_template(config["dataset"]["template"])
     protocol = make_protocol(config["protocol"])
     if protocol.name not in PROTOCOLS:
-        raise FedPGPError(unknown("protocol for clients with their own images", protocol.name, PROTOCOLS))
+        raise FedPGPError(
+            unknown("protocol for clients with their own images", protocol.name, PROTOCOLS)
+        )
     if protocol.selection == "validation":
-        raise FedPGPError("protocol.selection=validation is not there for clients with their own images; use last")
+        raise FedPGPError(
+            "protocol.selection=validation is not there for clients with their own images; use last"
+        )
     base, novel = tuple(range(len(names))), ()
     if isinstance(protocol, Base2Novel):
         base, novel = (tuple(ids) for ids in base_novel(names, order=protocol.class_order))
-    client_splits = [ClientSplit(NOTHING, base, {"local": EvalSet(NOTHING, base)}) for _ in range(config["clients"])]
+    client_splits = [
+        ClientSplit(NOTHING, base, {"local": EvalSet(NOTHING, base)})
+        for _ in range(config["clients"])
+    ]
     client = config["partition"].get("client")
     if client is None:
         dataset = Dataset("folder", names, config["dataset"]["template"], None, None, None)
         return FederatedSplit(dataset, base, novel, client_splits, private_data=True)
     layout = config["dataset"].get("layout")  # of all sites; this is one of them
-    dataset = load({**config, "dataset": {**config["dataset"], "layout": layout and layout.removeprefix("SITE/")}})
+    dataset = load(
+        {
+            **config,
+            "dataset": {**config["dataset"], "layout": layout and layout.removeprefix("SITE/")},
+        }
+    )
     train = indices_of(dataset.train, base)
     if config["shots"] is not None and len(train):
         train = train[few_shot(dataset.train.labels[train], config["shots"], config["seed"])]
     has = np.unique(dataset.train.labels[train])
     labels = tuple(label for label in base if label in has)
     eval_sets = {
-        "local": EvalSet(indices_of(dataset.test, labels), base, labels if protocol.local_labels == "own" else None)
+        "local": EvalSet(
+            indices_of(dataset.test, labels),
+            base,
+            labels if protocol.local_labels == "own" else None,
+        )
     }
     if novel:
         wanted = {
             "base": EvalSet(indices_of(dataset.test, base), base),
             "novel": EvalSet(indices_of(dataset.test, novel), novel),
         }
-        eval_sets |= {figure: eval_set for figure, eval_set in wanted.items() if len(eval_set.indices)}
+        eval_sets |= {
+            figure: eval_set for figure, eval_set in wanted.items() if len(eval_set.indices)
+        }
     client_splits[client] = ClientSplit(train, base, eval_sets)
     return FederatedSplit(dataset, base, novel, client_splits, private_data=True)

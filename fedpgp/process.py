@@ -1,7 +1,8 @@
-"""Settings of a whole process that make training fast: how long memory is kept, how OpenMP's threads wait.
+"""Settings of a whole process that make training fast: how long memory is kept, how OpenMP's
+threads wait.
 
-The commands make them when they begin, and everybody else has them from the first frozen model or federation that is
-built. Importing the package changes nothing.
+The commands make them when they begin, and everybody else has them from the first frozen model or
+federation that is built. Importing the package changes nothing.
 """
 
 import ctypes
@@ -21,7 +22,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 @cache
 def set_up_process() -> None:
-    """Keep freed memory for the next step and let waiting threads give up their cores. A user's own settings win."""
+    """Keep freed memory for the next step and let waiting threads give up their cores. A
+    user's own settings win."""
     _keep_memory()
     _wait_passively()
 
@@ -29,8 +31,8 @@ def set_up_process() -> None:
 def _keep_memory() -> None:
     """Let glibc keep 256 MiB of freed memory.
 
-    It hands freed memory back to the kernel above 64 MiB, so every step of training would get its activations back page
-    by page, each cleared anew. Blocks of up to 32 MiB, its limit, are kept.
+    It hands freed memory back to the kernel above 64 MiB, so every step of training would get its
+    activations back page by page, each cleared anew. Blocks of up to 32 MiB, its limit, are kept.
     """
     if any(name in os.environ for name in MEMORY_CHOSEN):
         return
@@ -45,12 +47,13 @@ def _keep_memory() -> None:
 def _wait_passively() -> None:
     """Let waiting threads give up their cores, also in the processes that this one starts.
 
-    Spinning threads collapse when another process has one of the cores (two Ray workers, a busy laptop): a step of a
-    small model then takes many times as long.
+    Spinning threads collapse when another process has one of the cores (two Ray workers, a busy
+    laptop): a step of a small model then takes many times as long.
 
-    OpenMP reads its setting from the environment when torch is imported. Where torch is imported already, libgomp is
-    given more threads than there are cores: it then spins for a microsecond only (its manual, GOMP_SPINCOUNT). They are
-    those of a thread that has run one tensor operation and sleeps. Intel's and LLVM's library has a call for it.
+    OpenMP reads its setting from the environment when torch is imported. Where torch is imported
+    already, libgomp is given more threads than there are cores: it then spins for a microsecond
+    only (its manual, GOMP_SPINCOUNT). They are those of a thread that has run one tensor operation
+    and sleeps. Intel's and LLVM's library has a call for it.
     """
     if any(name in os.environ for name in THREADS_CHOSEN):
         return

@@ -28,6 +28,8 @@ def named_classes(package: str, base: type, skip: Iterable[str] = ()) -> dict[st
             own = inspect.isclass(value) and value.__module__ == f"{package}.{module.name}"
             if own and issubclass(value, base) and isinstance(vars(value).get("name"), str):
                 if value.name in found:
-                    raise TypeError(f"{value} and {found[value.name]} are both named {value.name!r}")
+                    raise TypeError(
+                        f"{value} and {found[value.name]} are both named {value.name!r}"
+                    )
                 found[value.name] = value
     return found

@@ -1,8 +1,8 @@
 """Randomness that depends on what it is for, and on nothing else.
 
-Every draw comes from a generator made of (seed, purpose, numbers such as client and round). So results do not depend on
-the number of workers, on packing, or on what was drawn before, and a resumed run gives the same numbers. Noise
-that is to hide something is the exception.
+Every draw comes from a generator made of (seed, purpose, numbers such as client and round). So
+results do not depend on the number of workers, on packing, or on what was drawn before, and a
+resumed run gives the same numbers. Noise that is to hide something is the exception.
 """
 
 import math
@@ -18,8 +18,8 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 
 def secret_normal(shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers from the operating system's cryptographic source (Box and Muller's transform): nobody can
-    draw them again, and no resumed run repeats them."""
+    """Standard normal numbers from the operating system's cryptographic source (Box and Muller's
+    transform): nobody can draw them again, and no resumed run repeats them."""
     count = math.prod(shape)
     integers = np.frombuffer(os.urandom(16 * ((count + 1) // 2)), dtype=np.uint64)
     uniform = ((integers >> np.uint64(11)) + 1.0) * 2.0**-53  # above 0, at most 1

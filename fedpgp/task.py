@@ -17,7 +17,8 @@ class ClassSet:
     """Classes to choose among, in order, and their frozen text features, each computed once.
 
     Attributes:
-        ids: the classes' labels in the data set; column c of every feature and logit is class ``ids[c]``.
+        ids: the classes' labels in the data set; column c of every feature and logit is class
+            ``ids[c]``.
         names: their names.
     """
 
@@ -29,8 +30,8 @@ class ClassSet:
         self._refuse_same_tokens()
 
     def _refuse_same_tokens(self) -> None:
-        """Refuses names that are different texts and the same tokens. (Published lists have a name twice, as ImageNet
-        has "missile"; that is their own.)
+        """Refuses names that are different texts and the same tokens. (Published lists have a name
+        twice, as ImageNet has "missile"; that is their own.)
 
         Raises:
             FedPGPError: naming two.
@@ -40,14 +41,15 @@ class ClassSet:
             tokens = tuple(self.task.clip.token_ids(f"{name.replace('_', ' ')}."))
             if seen.setdefault(tokens, name) != name:
                 raise FedPGPError(
-                    f"classes {seen[tokens]!r} and {name!r} are the same tokens to this model, which cannot tell them "
-                    "apart: rename one"
+                    f"classes {seen[tokens]!r} and {name!r} are the same tokens to this model, "
+                    "which cannot tell them apart: rename one"
                 )
 
     def encoder(self, n_ctx: int, words: str | None = None) -> PromptedTextEncoder:
         """The prompted text encoder of these classes for contexts of ``n_ctx`` tokens.
 
-        ``words`` stand between the context and every class name; None: the task's (:func:`fixed_words`)."""
+        ``words`` stand between the context and every class name; None: the task's
+        (:func:`fixed_words`)."""
         words = self.task.fixed_words if words is None else words
         key = n_ctx, words
         if key not in self._encoders:
@@ -62,7 +64,10 @@ class ClassSet:
     def sentences(self) -> list[str]:
         """The hand-written template of each class, filled in ("a photo of a cat.")."""
         templates = (self.task.templates[i] for i in self.ids)
-        return [template.format(name.replace("_", " ")) for template, name in zip(templates, self.names, strict=True)]
+        return [
+            template.format(name.replace("_", " "))
+            for template, name in zip(templates, self.names, strict=True)
+        ]
 
     @cached_property
     def template_features(self) -> Tensor:
@@ -75,7 +80,8 @@ class ClassSet:
         return self.features_of(PLAIN) if self.task.plain_zero_shot else self.template_features
 
     def features_of(self, template: str) -> Tensor:
-        """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (C, e)."""
+        """Frozen features of a template with one ``{}`` ("{}" is the bare name), unit norm, (C,
+        e)."""
         if template not in self._text_features:
             texts = [template.format(name.replace("_", " ")) for name in self.names]
             self._text_features[template] = self.task.clip.encode_texts(texts).to(self.task.dtype)
@@ -92,8 +98,8 @@ class ClassSet:
     @cached_property
     @torch.no_grad()
     def placeholder_features(self) -> Tensor:
-        """z_C of "X X … X {class}." with as many placeholder words as the context is long (the public code's
-        guidance)."""
+        """z_C of "X X … X {class}." with as many placeholder words as the context is long (the
+        public code's guidance)."""
         words = self.task.clip.embed_phrase(" ".join("X" * self.task.n_ctx))
         return self.encoder(self.task.n_ctx)(words.to(self.task.dtype))
 
@@ -106,13 +112,15 @@ class Task:
         class_names: of the whole data set, in label order.
         template: the hand-written template of the data set, with one ``{}``; or one for each class.
         n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
-        context_init: ``"normal"`` or a phrase, of which ``n_ctx`` tokens are learned and the rest is fixed.
+        context_init: ``"normal"`` or a phrase, of which ``n_ctx`` tokens are learned and the rest
+            is fixed.
         plain_zero_shot: zero-shot CLIP's template is "a photo of a {}.", and not the data set's.
         dtype: of prompts, optimizer state, losses and features.
         compute: of the text tower's matrix products; None is ``dtype``.
 
     Attributes:
-        checkpointing: text encoders keep only each block's input for the backward pass (less memory, more time).
+        checkpointing: text encoders keep only each block's input for the backward pass
+            (less memory, more time).
     """
 
     def __init__(
@@ -128,7 +136,9 @@ class Task:
         compute: torch.dtype | None = None,
     ):
         self.clip, self.class_names = clip, list(class_names)
-        self.templates = [template] * len(self.class_names) if isinstance(template, str) else list(template)
+        self.templates = (
+            [template] * len(self.class_names) if isinstance(template, str) else list(template)
+        )
         self.plain_zero_shot = plain_zero_shot
         self.n_ctx = context_length(clip, n_ctx, context_init)
         self.fixed_words = fixed_words(clip, self.n_ctx, context_init)
@@ -142,8 +152,8 @@ class Task:
         return self.clip.device
 
     def class_set(self, ids: Sequence[int]) -> ClassSet:
-        """The set of these classes; the same object for the same labels, so that nothing frozen is computed
-        twice."""
+        """The set of these classes; the same object for the same labels, so that nothing
+        frozen is computed twice."""
         key = tuple(int(i) for i in ids)
         if key not in self._class_sets:
             self._class_sets[key] = ClassSet(self, key)

@@ -1,4 +1,5 @@
-"""Hand-written templates that belong to no data set. Each has one ``{}``, the place of the class name."""
+"""Hand-written templates that belong to no data set. Each has one ``{}``, the place of the class
+name."""
 
 PLAIN = "a photo of a {}."
 """The template that stands for CLIP where a paper does not take each data set's own."""

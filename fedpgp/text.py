@@ -1,20 +1,24 @@
 """The prompted text encoder: exact, prefix-shared, packed, batched over clients.
 
-The sequence of class c is ``[SOS] ctx_1 … ctx_m  name tokens . [EOT]``, padded to 77, and its feature is read at EOT.
-Attention is causal, so
+The sequence of class c is ``[SOS] ctx_1 … ctx_m  name tokens . [EOT]``, padded to 77, and its
+feature is read at EOT. Attention is causal, so
 
-* ``[SOS] ctx_1 … ctx_m`` (the prefix) never sees the class name: it is computed once for each context, not once for
-  each class;
+* ``[SOS] ctx_1 … ctx_m`` (the prefix) never sees the class name: it is computed once for each
+  context, not once for each class;
 * nothing after EOT can reach EOT: padding is dropped;
-* a class then costs its own few tokens (the suffix), which attend to the shared prefix and to themselves;
-* in the first block the suffix does not yet depend on the context: its queries, keys and values are constants;
+* a class then costs its own few tokens (the suffix), which attend to the shared
+  prefix and to themselves;
+* in the first block the suffix does not yet depend on the context: its queries, keys
+  and values are constants;
 * in the last block only EOT is read: only its row goes through attention and the MLP.
 
-The suffixes of all classes lie behind the prefix in one packed sequence without padding, ``[prefix | class | class |
-…]``, sorted by length so that classes of equal length attend in one batched product. This is algebra, not
+The suffixes of all classes lie behind the prefix in one packed sequence without padding,
+``[prefix | class | class | …]``, sorted by length so that classes of equal length attend in one
+batched product. This is algebra, not
 approximation: features and gradients equal the full 77-token computation to rounding.
 
-Towers and layouts that cannot share a prefix take the full path (:mod:`fedpgp.full_text`) behind the same call.
+Towers and layouts that cannot share a prefix take the full path
+(:mod:`fedpgp.full_text`) behind the same call.
 """
 
 import logging
@@ -44,8 +48,8 @@ PADS = ("cuda",)
 class TextTower(FoldedTower):
     """The folded weights of a causal CLIP text tower, shared by all encoders of a model.
 
-    Matrix products run in ``compute`` precision; contexts, the residual stream, norms and features stay in ``dtype``
-    (the same, or float32 above bfloat16 products).
+    Matrix products run in ``compute`` precision; contexts, the residual stream, norms and features
+    stay in ``dtype`` (the same, or float32 above bfloat16 products).
     """
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, compute: torch.dtype):
@@ -55,7 +59,8 @@ class TextTower(FoldedTower):
         self.heads, self.eps = about["heads"], about["eps"]
         self.activation = F.silu if about["quick"] else F.gelu
         folded = clip.cached(
-            f"text tower in {dtype} and {compute}", lambda: _fold(clip.text_model, dtype, compute, about["quick"])
+            f"text tower in {dtype} and {compute}",
+            lambda: _fold(clip.text_model, dtype, compute, about["quick"]),
         )
         folded = {name: tensor.to(self.device) for name, tensor in folded.items()}
         self.blocks = [
@@ -67,8 +72,11 @@ class TextTower(FoldedTower):
         self.graphs = Graphs()
 
     @classmethod
-    def of(cls, clip: FrozenCLIP, dtype: torch.dtype | None, compute: torch.dtype | None) -> "TextTower":
-        """The tower of this model in these precisions (None: the model's, and the same), folded once."""
+    def of(
+        cls, clip: FrozenCLIP, dtype: torch.dtype | None, compute: torch.dtype | None
+    ) -> "TextTower":
+        """The tower of this model in these precisions (None: the model's, and the same), folded
+        once."""
         towers = clip.__dict__.setdefault("text_towers", {})
         dtype = dtype or clip.dtype
         key = (dtype, compute or dtype)
@@ -84,18 +92,26 @@ def _about(text: nn.Module) -> dict:
     return {"heads": block.attn.num_heads, "eps": block.ln_1.eps, "quick": quick}
 
 
-def _fold(text: nn.Module, dtype: torch.dtype, compute: torch.dtype, quick: bool) -> dict[str, Tensor]:
-    """The folded weights of a tower, on the CPU: each block's as ``"<number>.<name>"``, and what is around them."""
+def _fold(
+    text: nn.Module, dtype: torch.dtype, compute: torch.dtype, quick: bool
+) -> dict[str, Tensor]:
+    """The folded weights of a tower, on the CPU: each block's as ``"<number>.<name>"``,
+    and what is around them."""
     folded: dict[str, Tensor] = {}
     for i, block in enumerate(text.transformer.resblocks):
-        folded |= {f"{i}.{name}": tensor for name, tensor in fold_block(block, QUICK_GELU if quick else 1.0).items()}
+        folded |= {
+            f"{i}.{name}": tensor
+            for name, tensor in fold_block(block, QUICK_GELU if quick else 1.0).items()
+        }
     if isinstance(text.text_projection, nn.Linear):
         projection, bias = double(text.text_projection.weight), double(text.text_projection.bias)
     else:
         projection, bias = double(text.text_projection).T, 0
     folded["projection"], shift = fold_norm(text.ln_final, projection, 0)
     folded["projection_bias"] = bias + shift
-    folded = {name: tensor.detach().cpu().to(compute).contiguous() for name, tensor in folded.items()}
+    folded = {
+        name: tensor.detach().cpu().to(compute).contiguous() for name, tensor in folded.items()
+    }
     return {**folded, "positions": text.positional_embedding.detach().cpu().to(dtype)}
 
 
@@ -130,26 +146,30 @@ def _why_not_shared(clip: FrozenCLIP) -> str | None:
 class PromptedTextEncoder:
     """Context vectors -> one unit-norm text feature a class.
 
-    Calling it maps a context (..., m, d), with any leading axes (clients, prompts, global/personal), to
-    features (..., C, e). Differentiable in the context; everything else is frozen.
+    Calling it maps a context (..., m, d), with any leading axes (clients, prompts,
+    global/personal), to features (..., C, e). Differentiable in the context;
+    everything else is frozen.
 
     Args:
         clip: the frozen model.
         class_names: in label order; underscores become spaces.
         n_ctx: m, number of context vectors, at least 1.
         dtype: of contexts and features; None is the model's own.
-        compute: of the matrix products; None is ``dtype``, ``torch.bfloat16`` is faster and inexact.
-        position: of the class name: ``end`` (the only layout that shares a prefix), ``middle`` or ``front``.
+        compute: of the matrix products; None is ``dtype``, ``torch.bfloat16`` is faster and
+            inexact.
+        position: of the class name: ``end`` (the only layout that shares a prefix),
+            ``middle`` or ``front``.
         class_specific: every class has a context of its own; the call then takes (..., C, m, d).
 
     Attributes:
         path: ``"shared prefix"``, or ``"full sequences"`` and why; logged when the encoder is made.
-        checkpointing: keep only each block's input for the backward pass and compute the rest again: about a fifth of
-            the memory for a third more time.
+        checkpointing: keep only each block's input for the backward pass and compute the rest
+            again: about a fifth of the memory for a third more time.
 
     Raises:
-        FedPGPError: a class name that does not fit (names it and the limit, where the tokenizer would cut it silently),
-            an unknown position, or a precision other than the model's on the full path.
+        FedPGPError: a class name that does not fit (names it and the limit, where the
+            tokenizer would cut it silently), an unknown position, or a precision other than
+            the model's on the full path.
     """
 
     def __init__(
@@ -181,8 +201,8 @@ class PromptedTextEncoder:
         if reason:
             if {dtype, compute} - {None, clip.dtype}:
                 raise FedPGPError(
-                    f"dtype={compute or dtype}: this model takes full sequences, in its own {clip.dtype} only "
-                    f"({reason})"
+                    f"dtype={compute or dtype}: this model takes full sequences, in its own "
+                    f"{clip.dtype} only ({reason})"
                 )
             return
         self.tower = TextTower.of(clip, dtype, compute)
@@ -193,15 +213,17 @@ class PromptedTextEncoder:
             ids = clip.token_ids(name + ".")
             if len(ids) - 1 > limit:
                 raise FedPGPError(
-                    f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context tokens at most {limit} fit "
-                    f"into the model's {tower.context_length}: shorten the name or n_ctx"
+                    f"class name {name!r} has {len(ids) - 1} tokens; beside {n_ctx} context "
+                    f"tokens at most {limit} fit into the model's {tower.context_length}: "
+                    "shorten the name or n_ctx"
                 )
             suffixes.append([*ids, end])
         self._pack(clip, suffixes)
         self._sos = (clip.embed_tokens([start]).to(tower.dtype) + tower.positions[:1]).detach()
 
     def _pack(self, clip: FrozenCLIP, suffixes: list[list[int]]) -> None:
-        """Sorts classes by suffix length and precomputes all that does not depend on the context."""
+        """Sorts classes by suffix length and precomputes all that does not depend on the
+        context."""
         tower, device = self.tower, self.tower.device
         order = sorted(range(len(suffixes)), key=lambda c: len(suffixes[c]))
         inverse = torch.empty(len(suffixes), dtype=torch.int64)
@@ -218,22 +240,32 @@ class PromptedTextEncoder:
             tokens += suffixes[c]
             places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
             ends.append(1 + self.n_ctx + len(tokens) - 1)
-        self._attention: Packing | PaddedAttention = Packing(1 + self.n_ctx, tower.heads, tuple(groups))
+        self._attention: Packing | PaddedAttention = Packing(
+            1 + self.n_ctx, tower.heads, tuple(groups)
+        )
         if device.type in PADS:
             lengths = [group.length for group in groups for _ in range(group.count)]
             padded = PaddedAttention(1 + self.n_ctx, tower.heads, lengths, tower.compute, device)
-            if padded.padding <= 1 + self.n_ctx + len(tokens):  # one long name among short ones would cost all of them
+            if padded.padding <= 1 + self.n_ctx + len(
+                tokens
+            ):  # one long name among short ones would cost all of them
                 self._attention = padded
         rows = clip.embed_tokens(tokens).to(tower.dtype)
         self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
         self._ends = torch.tensor(ends, device=device)
         first_block = tower.blocks[0]
-        self._suffix_qkv = linear(tower.normalize(self._suffix), first_block.in_weight, first_block.in_bias).detach()
+        self._suffix_qkv = linear(
+            tower.normalize(self._suffix), first_block.in_weight, first_block.in_bias
+        ).detach()
 
     @property
     def tokens(self) -> int:
         """Tokens computed for one context: the packed sequence, or all classes' full ones."""
-        return 1 + self.n_ctx + len(self._suffix) if self._encode is None else self._encode.tokens.numel()
+        return (
+            1 + self.n_ctx + len(self._suffix)
+            if self._encode is None
+            else self._encode.tokens.numel()
+        )
 
     @property
     def padding(self) -> int:
@@ -245,8 +277,8 @@ class PromptedTextEncoder:
 
         Args:
             context: with any leading axes.
-            subset: bool, broadcastable to (..., C): the classes each context is asked for. The others cost
-                nothing and their features are zero. None asks for all.
+            subset: bool, broadcastable to (..., C): the classes each context is asked for. The
+                others cost nothing and their features are zero. None asks for all.
         """
         dims = 3 if self.class_specific else 2
         leading = context.shape[:-dims]
@@ -259,26 +291,36 @@ class PromptedTextEncoder:
         return features.reshape(*leading, len(self.class_names), -1)
 
     def raw(self, context: Tensor) -> Tensor:
-        """As the call for all classes, but the features are as long as the text tower makes them."""
+        """As the call for all classes, but the features are as long as the text tower makes
+        them."""
         flat = context.reshape(-1, *context.shape[-2:])
-        features = self._shared(flat, unit=False) if self._encode is None else self._encode(flat, unit=False)
+        features = (
+            self._shared(flat, unit=False)
+            if self._encode is None
+            else self._encode(flat, unit=False)
+        )
         return features.reshape(*context.shape[:-2], len(self.class_names), -1)
 
-    def encode_deep(self, contexts: Tensor, adapter: Callable[[int, Tensor], Tensor | None] | None = None) -> Tensor:
+    def encode_deep(
+        self, contexts: Tensor, adapter: Callable[[int, Tensor], Tensor | None] | None = None
+    ) -> Tensor:
         """Return features under contexts of several blocks: (n, depth, m, d) -> (n, C, e).
 
-        The first is the context; at the input of block l < depth the context's states are replaced by the l-th. They
-        never see a class name either, so the prefix is still shared.
+        The first is the context; at the input of block l < depth the context's states are replaced
+        by the l-th. They never see a class name either, so the prefix is still shared.
 
         Args:
-            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (n, tokens, d) is its input (in
-                the last block the end tokens' rows alone), each token by itself. None adds nothing.
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (n, tokens,
+                d) is its input (in the last block the end tokens' rows alone), each token by
+                itself. None adds nothing.
 
         Raises:
             FedPGPError: a model that takes full sequences.
         """
         if self._encode is not None:
-            raise FedPGPError(f"prompts and adapters inside the text tower need a shared prefix: {self.path}")
+            raise FedPGPError(
+                f"prompts and adapters inside the text tower need a shared prefix: {self.path}"
+            )
         if adapter is None:
             return self._in_chunks(contexts[:, 0], contexts[:, 1:])
         return self._shared(contexts[:, 0], contexts[:, 1:], adapter)
@@ -299,13 +341,16 @@ class PromptedTextEncoder:
         return torch.cat([self._shared(*chunk) for chunk in zip(*chunks, strict=True)])
 
     def _of_subsets(self, context: Tensor, wanted: Tensor) -> Tensor:
-        """Contexts that ask for the same classes go through together, by an encoder of those classes alone."""
+        """Contexts that ask for the same classes go through together, by an encoder
+        of those classes alone."""
         kinds, kind_of = torch.unique(wanted, dim=0, return_inverse=True)
         rows, parts = [], []
         for i, kind in enumerate(kinds):
             ids = kind.nonzero().squeeze(1)
             if not len(ids):
-                raise FedPGPError("a context is asked for no class at all: its client has no class to choose")
+                raise FedPGPError(
+                    "a context is asked for no class at all: its client has no class to choose"
+                )
             rows.append((kind_of == i).nonzero().squeeze(1))
             chosen = context[rows[-1]][:, ids] if self.class_specific else context[rows[-1]]
             found = self._only(tuple(ids.tolist()))._features(chosen)
@@ -339,44 +384,60 @@ class PromptedTextEncoder:
         adapter: Callable[[int, Tensor], Tensor | None] | None = None,
         unit: bool = True,
     ) -> Tensor:
-        """(n, m, d) -> (n, C, e) by the shared prefix, of unit norm or as the text tower makes them;
-        the rest as :meth:`encode_deep` has it."""
+        """(n, m, d) -> (n, C, e) by the shared prefix, of unit norm or as the text tower makes
+        them; the rest as :meth:`encode_deep` has it."""
         tower = self.tower
         context, n = context.to(tower.dtype), len(context)
-        prefix = torch.cat([self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1)
+        prefix = torch.cat(
+            [self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1
+        )
         x = torch.cat([prefix, self._suffix.expand(n, -1, -1)], dim=1)
         blocks = [self._first, *[self._middle] * (len(tower.blocks) - 2), self._last]
         if len(tower.blocks) == 1:
             blocks = [self._last]
         for i, (run, block) in enumerate(zip(blocks, tower.blocks, strict=True)):
             if deep_contexts is not None and 0 < i <= deep_contexts.shape[1]:
-                x = torch.cat([x[:, :1], deep_contexts[:, i - 1].to(x.dtype), x[:, 1 + self.n_ctx :]], dim=1)
+                x = torch.cat(
+                    [x[:, :1], deep_contexts[:, i - 1].to(x.dtype), x[:, 1 + self.n_ctx :]], dim=1
+                )
             before = x
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run, block, x, use_reentrant=False)
             else:
                 x = run(block, x)
             if adapter is not None:
-                added = adapter(i, before if run != self._last else before.index_select(1, self._ends))
+                added = adapter(
+                    i, before if run != self._last else before.index_select(1, self._ends)
+                )
                 x = x if added is None else x + added
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
         features = features.to(tower.dtype).index_select(1, self._inverse)
         return F.normalize(features, dim=-1) if unit else features
 
     def _first(self, block: Block, x: Tensor) -> Tensor:
-        """The suffix does not depend on the context yet: only the prefix's queries, keys and values are computed."""
+        """The suffix does not depend on the context yet: only the prefix's queries, keys
+        and values are computed."""
         prefix = self.tower.normalize(x[:, : 1 + self.n_ctx])
         qkv = torch.cat(
-            [linear(prefix, block.in_weight, block.in_bias), self._suffix_qkv.expand(len(x), -1, -1)], dim=1
+            [
+                linear(prefix, block.in_weight, block.in_bias),
+                self._suffix_qkv.expand(len(x), -1, -1),
+            ],
+            dim=1,
         )
-        return self.tower.mlp(block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias))
+        return self.tower.mlp(
+            block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias)
+        )
 
     def _middle(self, block: Block, x: Tensor) -> Tensor:
         qkv = linear(self.tower.normalize(x), block.in_weight, block.in_bias)
-        return self.tower.mlp(block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias))
+        return self.tower.mlp(
+            block, x + linear(self._attention.attend(qkv), block.out_weight, block.out_bias)
+        )
 
     def _last(self, block: Block, x: Tensor) -> Tensor:
-        """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, C, d) remain."""
+        """Only EOT is read: queries, output and MLP are computed for its rows alone; (n, C, d)
+        remain."""
         normal, width = self.tower.normalize, x.shape[-1]
         ends = x.index_select(1, self._ends)
         queries = linear(normal(ends), block.in_weight[:width], block.in_bias[:width])

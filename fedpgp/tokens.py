@@ -1,7 +1,9 @@
-"""What a tokenizer makes of texts, read off its answers: the tokens of a text, and the places of a context in a prompt.
+"""What a tokenizer makes of texts, read off its answers: the tokens of a text, and the places
+of a context in a prompt.
 
-The tokenizers of open_clip clean texts in different ways (case, punctuation, white space), and differ in what stands
-before a sentence, behind it, and in the padding. Only their calls know all of it, so nothing else of them is used.
+The tokenizers of open_clip clean texts in different ways (case, punctuation, white space), and
+differ in what stands before a sentence, behind it, and in the padding. Only their calls know all of
+it, so nothing else of them is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,8 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError
 
 WORDS = (("X", "Y"), ("a", "b"), ("the", "and"))
-"""Pairs of words that hold the places of context vectors: the first pair whose words are one token each is taken."""
+"""Pairs of words that hold the places of context vectors: the first pair whose words are
+one token each is taken."""
 
 
 class TokenReader:
@@ -35,7 +38,10 @@ class TokenReader:
         starts = [next((i for i, (a, b) in enumerate(pair) if a != b), None) for pair in pairs]
         known = [start for start in starts if start is not None]
         if not known:
-            raise FedPGPError("the model's tokenizer gives the same tokens for every word; are its files complete?")
+            raise FedPGPError(
+                "the model's tokenizer gives the same tokens for every word; are its files "
+                "complete?"
+            )
         self.start = known[0]
         (short,), (long,) = self.ids([""], length), self.ids([""], length + 1)
         self.padding = next((b for a, b in zip(short, long, strict=False) if a != b), long[-1])
@@ -65,12 +71,14 @@ class TokenReader:
         raise FedPGPError(f"the model's tokenizer gives no tokens of its own for {text!r}")
 
     def is_plain(self) -> bool:
-        """Whether a sentence is ``[start] words [end]``, with tokens that do not depend on the words before, as CLIP's
-        own tokenizer has it."""
+        """Whether a sentence is ``[start] words [end]``, with tokens that do not depend on the
+        words before, as CLIP's own tokenizer has it."""
         alone = [*self.words("X"), *self.words("cat."), *self.words("tree")]
         (full,) = self.ids(["X cat. tree"], 16)
         first, *last = self.special(16)
-        return self.start == 1 and len(last) == 1 and full[: len(alone) + 2] == [first, *alone, *last]
+        return (
+            self.start == 1 and len(last) == 1 and full[: len(alone) + 2] == [first, *alone, *last]
+        )
 
     def prompts(
         self, names: Sequence[str], n_ctx: int, position: str, length: int
@@ -80,14 +88,17 @@ class TokenReader:
         Args:
             names: of classes.
             n_ctx: number of context vectors.
-            position: of the name: ``end``, ``middle`` (half of the context before it, rounded down) or ``front``.
+            position: of the name: ``end``, ``middle`` (half of the context before it,
+                rounded down) or ``front``.
             length: tokens that the model reads.
 
         Returns:
-            the token ids of each prompt, (classes, length), and the n_ctx places of its context in them.
+            the token ids of each prompt, (classes, length), and the n_ctx places of its context in
+            them.
 
         Raises:
-            FedPGPError: a name that does not fit, or that the tokenizer joins with the words beside it.
+            FedPGPError: a name that does not fit, or that the tokenizer joins with the words beside
+                it.
         """
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
         bad = names[0]
@@ -99,7 +110,9 @@ class TokenReader:
                 [i for i, (a, b) in enumerate(zip(*both, strict=True)) if a != b]
                 for both in zip(long, other, strict=True)
             ]
-            wrong = [i for i, found in enumerate(places) if not self._in_order(found, before, n_ctx)]
+            wrong = [
+                i for i, found in enumerate(places) if not self._in_order(found, before, n_ctx)
+            ]
             if wrong:
                 bad = names[wrong[0]]
                 continue
@@ -107,16 +120,19 @@ class TokenReader:
             for name, whole, cut in zip(names, long, tokens, strict=True):
                 if not self._without_padding(whole, cut):
                     raise FedPGPError(
-                        f"class name {name!r} has {len(self.words(name))} tokens; beside {n_ctx} context tokens it "
-                        f"does not fit into the model's {length}: shorten the name or n_ctx"
+                        f"class name {name!r} has {len(self.words(name))} tokens; beside {n_ctx} "
+                        f"context tokens it does not fit into the model's {length}: shorten the "
+                        "name or n_ctx"
                     )
             return tokens, places
         raise FedPGPError(
-            f"class name {bad!r} cannot be placed at the {position} of a prompt by this model's tokenizer"
+            f"class name {bad!r} cannot be placed at the {position} of a prompt by this model's "
+            "tokenizer"
         )
 
     def _in_order(self, places: list[int], before: int, n_ctx: int) -> bool:
-        """Whether so many places stand without a gap at the start, and the others behind the name."""
+        """Whether so many places stand without a gap at the start, and the others behind the
+        name."""
         front, behind = places[:before], places[before:]
         return (
             len(places) == n_ctx
@@ -127,7 +143,9 @@ class TokenReader:
     def _without_padding(self, long: list[int], short: list[int]) -> bool:
         """Whether a sequence is another one with less padding."""
         less = len(long) - len(short)
-        at = next((i for i, (a, b) in enumerate(zip(long, short, strict=False)) if a != b), len(short))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(long, short, strict=False)) if a != b), len(short)
+        )
         return long[at : at + less] == [self.padding] * less and long[at + less :] == short[at:]
 
 

@@ -1,8 +1,9 @@
 """Import torchvision and open_clip beside a CPU build of torch.
 
-Package indexes ship torchvision as a CUDA build. Beside a CPU torch its import fails with "operator torchvision::nms
-does not exist": its compiled operators cannot be loaded, and yet their fake kernels are registered. Nothing here (or in
-open_clip) uses those operators, so their schemas are declared and the import is tried again; only on that failure.
+Package indexes ship torchvision as a CUDA build. Beside a CPU torch its import fails with "operator
+torchvision::nms does not exist": its compiled operators cannot be loaded, and yet their fake
+kernels are registered. Nothing here (or in open_clip) uses those operators, so their schemas are
+declared and the import is tried again; only on that failure.
 """
 
 import sys
@@ -14,7 +15,8 @@ import torch
 
 @cache
 def fix_torchvision() -> torch.library.Library | None:
-    """Make ``import torchvision`` work; call it before anything that imports torchvision (open_clip, timm).
+    """Make ``import torchvision`` work; call it before anything that imports
+    torchvision (open_clip, timm).
 
     Returns:
         the declared schemas, which last as long as this object; None where none are missing.
@@ -26,7 +28,9 @@ def fix_torchvision() -> torch.library.Library | None:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-    for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
+    for name in [
+        name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")
+    ]:
         del sys.modules[name]
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

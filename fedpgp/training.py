@@ -1,9 +1,10 @@
-"""Local training of a cohort: K clients with different amounts of data in one batched tensor program.
+"""Local training of a cohort: K clients with different amounts of data in one batched tensor
+program.
 
-Every client has its own parameters, optimizer state and batch order. Clients stand in order of their number of steps,
-longest first, so the clients still training are always a prefix of every tensor; one that has finished costs nothing
-any more. What a client computes depends on its own data and on (seed, client, server_round) alone, not on the clients
-it trains with.
+Every client has its own parameters, optimizer state and batch order. Clients stand in order of
+their number of steps, longest first, so the clients still training are always a prefix of every
+tensor; one that has finished costs nothing any more. What a client computes depends on its own data
+and on (seed, client, server_round) alone, not on the clients it trains with.
 """
 
 import math
@@ -36,15 +37,15 @@ class TrainingSettings:
         momentum: of SGD.
         betas, eps: of Adam and AdamW.
         weight_decay: on every learned tensor.
-        schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma`` every
-            ``step_rounds`` rounds).
+        schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma``
+            every ``step_rounds`` rounds).
         warmup_rounds: rounds over which the rate rises linearly to ``lr``.
         step_rounds, gamma: of the ``step`` schedule.
         rounds: of the whole run, for ``cosine``.
         shuffle: a new order every epoch; False walks the images in stored order.
         drop_last: leave out an epoch's last partial batch (when there is a full one).
-        views: views of each training image: 1 is the plain image, V > 1 draws one of V augmented ones for every image
-            and epoch, None has a new one every time.
+        views: views of each training image: 1 is the plain image, V > 1 draws one of V augmented
+            ones for every image and epoch, None has a new one every time.
     """
 
     epochs: int = 2
@@ -66,12 +67,16 @@ class TrainingSettings:
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "step"):
-            raise FedPGPError(unknown("training.schedule", self.schedule, ["constant", "cosine", "step"]))
+            raise FedPGPError(
+                unknown("training.schedule", self.schedule, ["constant", "cosine", "step"])
+            )
         check_number("training.step_rounds", self.step_rounds, least=1, whole=True)
         check_number("training.gamma", self.gamma, above=0)
         betas = self.betas
         if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
-            raise FedPGPError(f"training.betas={betas!r} cannot work; it is two numbers, [0.9,0.999]")
+            raise FedPGPError(
+                f"training.betas={betas!r} cannot work; it is two numbers, [0.9,0.999]"
+            )
         for beta in self.betas:
             check_number("training.betas", beta, above=0, below=1)
         check_number("training.eps", self.eps, above=0)
@@ -79,7 +84,9 @@ class TrainingSettings:
 
     def make_optimizer(self) -> SGD | Adam:
         """Return the optimizer; its state is :func:`fedpgp.optimizers.fresh_state`."""
-        return make_optimizer(self.optimizer, self.momentum, self.weight_decay, self.betas, self.eps)
+        return make_optimizer(
+            self.optimizer, self.momentum, self.weight_decay, self.betas, self.eps
+        )
 
     def learning_rate(self, server_round: int) -> float:
         """The rate of a round (from 1); the same for every client, whenever it was last sampled."""
@@ -87,7 +94,11 @@ class TrainingSettings:
             return self.lr * server_round / (self.warmup_rounds + 1)
         done = server_round - 1 - self.warmup_rounds
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done / max(1, self.rounds - self.warmup_rounds)))
+            return (
+                self.lr
+                * 0.5
+                * (1 + math.cos(math.pi * done / max(1, self.rounds - self.warmup_rounds)))
+            )
         if self.schedule == "step":
             return self.lr * self.gamma ** (done // self.step_rounds)
         return self.lr
@@ -102,7 +113,8 @@ class CohortResult:
         optimizer_state: as :func:`fedpgp.optimizers.fresh_state`.
         loss: mean loss over a client's steps, (K,) float64.
         steps: steps a client made, (K,).
-        failure: for each client None, or why its update must not be used ("loss is NaN at round 3, step 17").
+        failure: for each client None, or why its update must not be used ("loss is
+            NaN at round 3, step 17").
     """
 
     params: Params
@@ -112,7 +124,9 @@ class CohortResult:
     failure: list[str | None]
 
 
-def batches(images: int, settings: TrainingSettings, seed: int, client: int, server_round: int) -> list[np.ndarray]:
+def batches(
+    images: int, settings: TrainingSettings, seed: int, client: int, server_round: int
+) -> list[np.ndarray]:
     """A client's batches in one round: positions among its images, each (<= batch_size,).
 
     The order of epoch e comes from (seed, client, server_round, e) alone.
@@ -129,10 +143,15 @@ def batches(images: int, settings: TrainingSettings, seed: int, client: int, ser
     return chunks
 
 
-def drawn_views(images: int, settings: TrainingSettings, seed: int, client: int, server_round: int) -> np.ndarray:
-    """Which view of each of a client's images is seen in each epoch of a round, (epochs, images) from 0."""
+def drawn_views(
+    images: int, settings: TrainingSettings, seed: int, client: int, server_round: int
+) -> np.ndarray:
+    """Which view of each of a client's images is seen in each epoch of a round,
+    (epochs, images) from 0."""
     if settings.views is None:
-        epochs = server_round * MOST_EPOCHS + np.arange(settings.epochs)  # a slow client has fewer in some rounds
+        epochs = server_round * MOST_EPOCHS + np.arange(
+            settings.epochs
+        )  # a slow client has fewer in some rounds
         return np.repeat(epochs[:, None], images, axis=1)
     rng = generator(seed, "views", client, server_round)
     return rng.integers(settings.views, size=(settings.epochs, images))
@@ -163,16 +182,25 @@ def train_cohort(
         indices: the rows that belong to each client.
         classes: the classes to choose among.
         settings: epochs, batches, optimizer, schedule.
-        global_params: the shared tensors as the server sent them, (K, ...); by default those among ``params``.
-        seed, clients, server_round: what a client's batch order is derived from; ``clients`` are the logical ids.
-        optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start anew.
+        global_params: the shared tensors as the server sent them, (K, ...); by
+            default those among ``params``.
+        seed, clients, server_round: what a client's batch order is derived from;
+            ``clients`` are the logical ids.
+        optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start
+            anew.
     """
     device = labels.device
-    plans = [batches(len(rows), settings, seed, c, server_round) for rows, c in zip(indices, clients, strict=True)]
-    order = sorted(range(len(plans)), key=lambda k: -len(plans[k]))  # longest first; stable, so ties keep their order
+    plans = [
+        batches(len(rows), settings, seed, c, server_round)
+        for rows, c in zip(indices, clients, strict=True)
+    ]
+    order = sorted(
+        range(len(plans)), key=lambda k: -len(plans[k])
+    )  # longest first; stable, so ties keep their order
     place = torch.tensor(order, device=device)
     global_params = {
-        name: tensor[place].clone() for name, tensor in (params if global_params is None else global_params).items()
+        name: tensor[place].clone()
+        for name, tensor in (params if global_params is None else global_params).items()
     }
     params = {name: tensor[place].clone() for name, tensor in params.items()}
     trainable = method.trainable(params)
@@ -191,7 +219,9 @@ def train_cohort(
     lengths = np.array([len(plan) for plan in plans])
     lr = settings.learning_rate(server_round)
     # Apple's devices have no float64.
-    total = torch.zeros(len(plans), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    total = torch.zeros(
+        len(plans), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+    )
     failed = torch.zeros(len(plans), dtype=torch.int64, device=device)  # the first bad step, from 1
 
     for step in range(int(lengths.max(initial=0))):
@@ -238,11 +268,13 @@ def train_cohort(
 
 
 def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
-    """The images of these rows, one list of rows a client. A shorter list is padded with its own images again, at
-    weight zero. Row ``v * N + i`` is view v of image i of N."""
+    """The images of these rows, one list of rows a client. A shorter list is padded with its own
+    images again, at weight zero. Row ``v * N + i`` is view v of image i of N."""
     counts = [len(members) for members in rows]
     size = max([1, *counts])
     counts = torch.tensor(counts, device=labels.device).unsqueeze(1)
-    index = torch.as_tensor(np.stack([np.resize(members, size) for members in rows]), device=labels.device)
+    index = torch.as_tensor(
+        np.stack([np.resize(members, size) for members in rows]), device=labels.device
+    )
     inside = torch.arange(size, device=labels.device) < counts
     return Batch(images[index], labels[index % len(labels)], inside.to(dtype) / counts.clamp(min=1))

@@ -1,8 +1,8 @@
-"""Entropic optimal transport between an image's patches and a class's prompts: many problems at once, stable at any
-entropy.
+"""Entropic optimal transport between an image's patches and a class's prompts: many problems at
+once, stable at any entropy.
 
-Costs are ``1 - cos``; each problem is M patches x N prompts with N of a few. No gradient goes through a plan (FedOTP,
-PLOT): it only weighs the similarities.
+Costs are ``1 - cos``; each problem is M patches x N prompts with N of a few. No gradient goes
+through a plan (FedOTP, PLOT): it only weighs the similarities.
 """
 
 import math
@@ -15,20 +15,31 @@ FAR = 10.0
 
 
 @torch.no_grad()
-def plans(cost: Tensor, mass: float, epsilon: float, threshold: float, iterations: int, *, unbalanced: bool) -> Tensor:
+def plans(
+    cost: Tensor,
+    mass: float,
+    epsilon: float,
+    threshold: float,
+    iterations: int,
+    *,
+    unbalanced: bool,
+) -> Tensor:
     """Transport plans by Sinkhorn's iteration.
 
-    Balanced: every row (patch) sends 1/M, every column (prompt) takes 1/N. Unbalanced (FedOTP): a row sends at most
-    1/M, a column takes exactly ``mass``/N. With K = exp(-cost / epsilon), v = 1:
+    Balanced: every row (patch) sends 1/M, every column (prompt) takes 1/N. Unbalanced (FedOTP): a
+    row sends at most 1/M, a column takes exactly ``mass``/N. With K = exp(-cost / epsilon), v = 1:
 
         u = a / (K v)      unbalanced: min(1, .)        v = b / (K^T u)
 
-    Each problem stops by itself, when its mean change of log v is below the threshold: what else is in the batch does
-    not change it, and it costs nothing any more. (Public code stops the whole batch, on the mean change of v.)
+    Each problem stops by itself, when its mean change of log v is below the threshold: what else is
+    in the batch does not change it, and it costs nothing any more. (Public code stops the whole
+    batch, on the mean change of v.)
 
-    u and v are kept as logarithms. Behind the first iteration, two products with a kernel take the place of two sums of
-    exponentials: K times an earlier v, each row divided by its largest value, made anew when v has gone far from that
-    one. After an iteration every column takes its share from some row, so nothing that counts underflows in it.
+    u and v are kept as logarithms. Behind the first iteration, two products with a kernel take
+    the place of two sums of
+    exponentials: K times an earlier v, each row divided by its largest value, made anew when v has
+    gone far from that one. After an iteration every column takes its share from some row, so
+    nothing that counts underflows in it.
 
     Args:
         cost: (..., N, M).
@@ -71,12 +82,15 @@ def plans(cost: Tensor, mass: float, epsilon: float, threshold: float, iteration
         plan[left[done]] = (log_K[done] + log_u[done] + log_v[done]).exp()
         if done.all():
             break
-        left, log_K, log_v, base, kernel, peak = (t[going] for t in (left, log_K, log_v, base, kernel, peak))
+        left, log_K, log_v, base, kernel, peak = (
+            t[going] for t in (left, log_K, log_v, base, kernel, peak)
+        )
     return plan.view(cost.shape)
 
 
 def similarities(patches: Tensor, features: Tensor) -> Tensor:
-    """Cosines of unit-norm patches (K, B, M, e) and prompts' class features (K, N, C, e): (K, B, C, N, M)."""
+    """Cosines of unit-norm patches (K, B, M, e) and prompts' class features (K, N,
+    C, e): (K, B, C, N, M)."""
     clients, images, rows = patches.shape[:3]
     columns, classes = features.shape[1:3]
     flat = features.flatten(1, 2) @ patches.flatten(1, 2).transpose(1, 2)

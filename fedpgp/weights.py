@@ -1,4 +1,5 @@
-"""Weights of a model: which tag or file fits which architecture, and why one does not, in words one can act on."""
+"""Weights of a model: which tag or file fits which architecture, and why one does not, in
+words one can act on."""
 
 import pickle
 import warnings
@@ -29,22 +30,29 @@ def is_file(tag: str | None) -> bool:
 
 
 def check_tag(architecture: str, tag: str) -> None:
-    """Refuses a tag that the architecture does not have, and an activation that open_clip would only warn of.
+    """Refuses a tag that the architecture does not have, and an activation that
+    open_clip would only warn of.
 
     Raises:
         FedPGPError: naming the tags, or the architecture that these weights were trained with.
     """
     open_clip = import_open_clip()
 
-    tags, other = open_clip.list_pretrained_tags_by_model(architecture), other_activation(architecture)
+    tags, other = (
+        open_clip.list_pretrained_tags_by_model(architecture),
+        other_activation(architecture),
+    )
     if tag.lower().replace("-", "_") not in tags:
         if other and tag in open_clip.list_pretrained_tags_by_model(other):
             raise FedPGPError(
-                f"the weights {tag!r} were trained with the activation of {other}: use model.name={other}"
+                f"the weights {tag!r} were trained with the activation of {other}: use "
+                f"model.name={other}"
             )
         raise FedPGPError(unknown(f"weights for {architecture}", tag, tags))
     quick = bool((open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu", False))
-    if quick != has_quick_gelu(architecture) and other:  # the only architecture with a tag is the right one
+    if (
+        quick != has_quick_gelu(architecture) and other
+    ):  # the only architecture with a tag is the right one
         raise FedPGPError(
             f"the weights {tag!r} were trained with {'QuickGELU' if quick else 'GELU'}, "
             f"{architecture} has the other activation: use model.name={other}"
@@ -52,29 +60,31 @@ def check_tag(architecture: str, tag: str) -> None:
 
 
 def check_file(name: str, architecture: str, file: Path) -> None:
-    """Refuses a file that is not there, and OpenAI's archives for a model without their activation; of other files it
-    warns that they do not say theirs.
+    """Refuses a file that is not there, and OpenAI's archives for a model without their activation;
+    of other files it warns that they do not say theirs.
 
     Raises:
         FedPGPError: with the path, or the architecture to take.
     """
     if not file.is_file():
         raise FedPGPError(
-            f"model {name}: weights file {file} does not exist; give the path of an open_clip checkpoint, or of "
-            "OpenAI's archive (ViT-B-16.pt)"
+            f"model {name}: weights file {file} does not exist; give the path of an open_clip "
+            "checkpoint, or of OpenAI's archive (ViT-B-16.pt)"
         )
     quick, other = has_quick_gelu(architecture), other_activation(architecture)
     if not is_archive(file):
         take = f"; if these were trained with the other one, use {other}" if other else ""
         warnings.warn(
             f"model {name}: a weights file does not say its activation; {architecture} takes "
-            f"{'QuickGELU' if quick else 'GELU'} (OpenAI's weights take QuickGELU, LAION's GELU){take}",
+            f"{'QuickGELU' if quick else 'GELU'} (OpenAI's weights take QuickGELU, LAION's "
+            f"GELU){take}",
             stacklevel=4,
         )
     elif not quick:
         use = f": use model.name={other}" if other else ""
         raise FedPGPError(
-            f"model {name}: {file} is an archive of OpenAI's, whose models have QuickGELU; {architecture} has not{use}"
+            f"model {name}: {file} is an archive of OpenAI's, whose models have QuickGELU; "
+            f"{architecture} has not{use}"
         )
 
 
@@ -89,12 +99,17 @@ def other_activation(architecture: str) -> str | None:
     """The same architecture with the other activation, where open_clip has one."""
     open_clip = import_open_clip()
 
-    other = architecture.removesuffix(SUFFIX) if architecture.endswith(SUFFIX) else architecture + SUFFIX
+    other = (
+        architecture.removesuffix(SUFFIX)
+        if architecture.endswith(SUFFIX)
+        else architecture + SUFFIX
+    )
     return other if other in open_clip.list_models() else None
 
 
 def find_weights(folder: Path) -> Path | None:
-    """The weights that open_clip takes from a folder: safetensors first, of each kind its own name first."""
+    """The weights that open_clip takes from a folder: safetensors first, of each
+    kind its own name first."""
     found = [file for pattern in IN_A_FOLDER for file in sorted(folder.glob(pattern))]
     named = [file for file in found if file.name.startswith("open_clip")]
     safe = [file for file in named if file.suffix == IN_A_FOLDER[0][1:]]
@@ -102,7 +117,8 @@ def find_weights(folder: Path) -> Path | None:
 
 
 def is_archive(file: Path) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI publishes its models and CoOp keeps them."""
+    """Whether a file is a TorchScript archive, as OpenAI publishes its models and CoOp keeps
+    them."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as opened:
@@ -132,18 +148,25 @@ def why_not(file: Path, architecture: str, model: nn.Module | None, error: Excep
     except Exception as unreadable:
         if isinstance(unreadable, pickle.UnpicklingError) and zipfile.is_zipfile(file):
             return (
-                "it holds Python objects beside the tensors, which are not run for safety; where the file can be "
-                "trusted, save the tensors alone: torch.save(model.state_dict(), FILE)"
+                "it holds Python objects beside the tensors, which are not run for safety; "
+                "where the file can be trusted, save the tensors alone: "
+                "torch.save(model.state_dict(), FILE)"
             )
-        return f"it cannot be read ({first_line(unreadable)}); it is truncated or no weights file: fetch it again"
+        return (
+            f"it cannot be read ({first_line(unreadable)}); it is truncated or no weights file: "
+            "fetch it again"
+        )
     if any(key.startswith(("text_model.", "vision_model.")) for key in there):
         return (
-            "it has the layout of the transformers library (text_model.…, vision_model.…); take the same model in "
-            "open_clip's format (open_clip_model.safetensors or open_clip_pytorch_model.bin of its page), or of "
-            "OpenAI's models the archive (ViT-B-16.pt)"
+            "it has the layout of the transformers library (text_model.…, vision_model.…); take "
+            "the same model in open_clip's format (open_clip_model.safetensors or "
+            "open_clip_pytorch_model.bin of its page), or of OpenAI's models the archive "
+            "(ViT-B-16.pt)"
         )
     if not any(key.startswith("visual.") for key in there):
-        return f"it holds no CLIP model: its tensors are {_some(there)}; prompts alone are no weights"
+        return (
+            f"it holds no CLIP model: its tensors are {_some(there)}; prompts alone are no weights"
+        )
     fitting = _fitting(there)
     if fitting and architecture not in fitting:
         names = " or ".join(fitting[:SHOWN])
@@ -152,11 +175,16 @@ def why_not(file: Path, architecture: str, model: nn.Module | None, error: Excep
         return first_line(error)
     here = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     sizes = [
-        f"{key} is {there[key]} and should be {here[key]}" for key in here if key in there and there[key] != here[key]
+        f"{key} is {there[key]} and should be {here[key]}"
+        for key in here
+        if key in there and there[key] != here[key]
     ]
     if sizes:
         return f"its weights are of another architecture: {sizes[0]}"
-    missing, more = [key for key in here if key not in there], [key for key in there if key not in here]
+    missing, more = (
+        [key for key in here if key not in there],
+        [key for key in there if key not in here],
+    )
     if missing or more:
         parts = [f"it lacks {_some(missing)}"] if missing else []
         parts += [f"it has {_some(more)} too"] if more else []
@@ -178,7 +206,11 @@ def _of_archive(file: Path) -> dict[str, Tensor]:
 
 def _shapes(file: Path) -> Shapes:
     """Names and shapes of a file's tensors, by the names that open_clip reads them under."""
-    state = _of_archive(file) if is_archive(file) else import_open_clip().factory.load_state_dict(str(file))
+    state = (
+        _of_archive(file)
+        if is_archive(file)
+        else import_open_clip().factory.load_state_dict(str(file))
+    )
     return {key: tuple(tensor.shape) for key, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
@@ -190,12 +222,16 @@ def _fitting(there: Shapes) -> list[str]:
         sizes = _sizes(there)
     except (KeyError, IndexError):
         return []
-    return [name for name in open_clip.list_models() if _configured_sizes(open_clip.get_model_config(name)) == sizes]
+    return [
+        name
+        for name in open_clip.list_models()
+        if _configured_sizes(open_clip.get_model_config(name)) == sizes
+    ]
 
 
 def _sizes(there: Shapes) -> tuple:
-    """Layers, width and patches of a ViT, or layers and width of a ResNet; width, layers and length of the text tower;
-    length of a feature."""
+    """Layers, width and patches of a ViT, or layers and width of a ResNet; width, layers and length
+    of the text tower; length of a feature."""
     text = "text." if "text.positional_embedding" in there else ""
     length, width = there[f"{text}positional_embedding"]
     layers = _count(there, f"{text}transformer.resblocks.")
@@ -215,7 +251,11 @@ def _configured_sizes(config: Mapping) -> tuple:
     """The same of an architecture of open_clip's list."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     image = tuple(vision.get(key) for key in ("layers", "width", "patch_size", "image_size"))
-    return image, (text.get("width"), text.get("layers"), text.get("context_length", 77)), config["embed_dim"]
+    return (
+        image,
+        (text.get("width"), text.get("layers"), text.get("context_length", 77)),
+        config["embed_dim"],
+    )
 
 
 def _count(there: Shapes, prefix: str) -> int:
@@ -224,4 +264,6 @@ def _count(there: Shapes, prefix: str) -> int:
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:SHOWN]) + (
+        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )

@@ -1,8 +1,9 @@
-"""Checkpoints of the server: one file a round, whole or not there, checked on reading, the last two kept.
+"""Checkpoints of the server: one file a round, whole or not there, checked on
+reading, the last two kept.
 
-``round_00005.safetensors`` holds the server's tensors; its header's metadata holds the rest as JSON ("fedpgp"), and a
-SHA-256 over that JSON and every tensor's name, type, shape and bytes ("sha256"). The checksum's rule is the same in
-every format version.
+``round_00005.safetensors`` holds the server's tensors; its header's metadata holds the rest as JSON
+("fedpgp"), and a SHA-256 over that JSON and every tensor's name, type, shape and bytes ("sha256").
+The checksum's rule is the same in every format version.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from fedpgp.errors import FedPGPError
 
 FORMAT = 3
 OLDER: dict[int, dict[str, object]] = {2: {"placed": {}}}
-"""Formats that are read too, with what their checkpoints may lack. (Of a run's data they have no record.)"""
+"""Formats that are read too, with what their checkpoints may lack. (Of a run's data
+they have no record.)"""
 RESUMED = ("run", "config", "rule", "observer", "table", "traffic", "seconds", "images", "placed")
 """What a run is resumed from beside the tensors."""
 KEEP = 2
@@ -47,7 +49,9 @@ def save_checkpoint(
     path = folder / f"round_{server_round:05d}.safetensors"
     if path.is_dir() and not path.is_symlink():  # not ours, and in the way
         path.rename(path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}"))
-    write_atomically(path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)}))
+    write_atomically(
+        path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)})
+    )
     for old in checkpoints(folder)[:-KEEP]:
         with contextlib.suppress(OSError):  # a folder of that name stays
             old.unlink()
@@ -80,7 +84,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if info.get("format") not in (FORMAT, *OLDER):
         known = ", ".join(map(str, sorted((FORMAT, *OLDER))))
         raise FedPGPError(
-            f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp reads the formats {known}"
+            f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp "
+            f"reads the formats {known}"
         )
     return tensors, {**OLDER.get(info["format"], {}), **info}
 
@@ -89,17 +94,21 @@ def check_complete(folder: Path, info: Mapping[str, object]) -> None:
     """Refuses to resume from a checkpoint of a version that did not keep all of :data:`RESUMED`."""
     if missing := [name for name in RESUMED if name not in info]:
         raise FedPGPError(
-            f"the checkpoints in {folder} were written by another version of fedpgp (they lack {', '.join(missing)}): "
-            "they can be scored and answer, but the run cannot be resumed; start it anew with another run_dir"
+            f"the checkpoints in {folder} were written by another version of fedpgp (they lack "
+            f"{', '.join(missing)}): they can be scored and answer, but the run cannot be "
+            "resumed; start it anew with another run_dir"
         )
 
 
-def latest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict] | None:
-    """The newest intact checkpoint, None where there is none at all; damaged ones are named through ``warn`` and passed
-    over.
+def latest_checkpoint(
+    folder: Path, warn: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray], dict] | None:
+    """The newest intact checkpoint, None where there is none at all; damaged ones are named through
+    ``warn`` and passed over.
 
     Raises:
-        FedPGPError: there are checkpoints but none is intact, or the newest intact one has another format.
+        FedPGPError: there are checkpoints but none is intact, or the newest intact one has another
+            format.
     """
     paths = checkpoints(folder)
     for path in reversed(paths):
@@ -122,7 +131,9 @@ def remove_after(folder: Path, server_round: int) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint files of a folder, oldest first."""
-    found = {int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
+    found = {
+        int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))
+    }
     return [found[server_round] for server_round in sorted(found)]
 
 

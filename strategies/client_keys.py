@@ -1,12 +1,13 @@
-"""Which node may be which client: a node says itself which client it is, and this is what the server
-knows of it besides.
+"""Which node may be which client: a node says itself which client it is, and this is what the
+server knows of it besides.
 
-A SuperLink that asks nodes for their keys (``--enable-supernode-auth``) vouches for two things: the public key of a
-node, and the name under which an administrator registered that key. So
+A SuperLink that asks nodes for their keys (``--enable-supernode-auth``) vouches for two things: the
+public key of a node, and the name under which an administrator registered that key. So
 
-* a node registered as ``client-3`` is client 3 and no other, and while such a node is known nobody else is client 3;
-* where no such name is known, the key a client first came with is its own for the whole run, also when the run is
-  resumed: another key in its place is rejected while the client is away.
+* a node registered as ``client-3`` is client 3 and no other, and while such a node is known
+  nobody else is client 3;
+* where no such name is known, the key a client first came with is its own for the whole run, also
+  when the run is resumed: another key in its place is rejected while the client is away.
 """
 
 import hashlib
@@ -33,8 +34,8 @@ class ClientKeys:
     """The keys of the clients.
 
     Args:
-        by: "key", or "free": whoever comes first (a SuperLink that asks for no keys, where a node has another one each
-            time it is started).
+        by: "key", or "free": whoever comes first (a SuperLink that asks for no keys, where a node
+            has another one each time it is started).
         fingerprints: client -> fingerprint of its key, from a checkpoint.
 
     Attributes:
@@ -56,14 +57,20 @@ class ClientKeys:
         name = named(node)
         if name is not None:
             return (
-                "" if name == client else f"its key was registered as client-{name}, and it says it is client {client}"
+                ""
+                if name == client
+                else f"its key was registered as client-{name}, and it says it is client {client}"
             )
         if client in self._named:
-            return f"it says it is client {client}, but its key was not registered as client-{client}, and another was"
+            return (
+                f"it says it is client {client}, but its key was not registered as "
+                f"client-{client}, and another was"
+            )
         if self.fingerprints.get(client, fingerprint(node)) != fingerprint(node):
             return (
-                f"it says it is client {client}, which came with another key before; when its key was changed, "
-                f"register the new one with --name client-{client}, or resume with runtime.seats=free"
+                f"it says it is client {client}, which came with another key before; when its "
+                f"key was changed, register the new one with --name client-{client}, or resume "
+                "with runtime.seats=free"
             )
         return ""
 

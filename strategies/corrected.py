@@ -7,10 +7,11 @@ from flwr.serverapp import Grid, strategy
 
 
 class Bulyan(strategy.Bulyan):
-    """Flower's Bulyan without its collection of garbage for every client, which takes most of the time.
+    """Flower's Bulyan without its collection of garbage for every client, which takes most of the
+    time.
 
-    It selects by one pass of Multi-Krum, so the distances are computed once. (El Mhamdi et al., ICML 2018, run Krum
-    again on what is left after each choice.)
+    It selects by one pass of Multi-Krum, so the distances are computed once. (El Mhamdi et al.,
+    ICML 2018, run Krum again on what is left after each choice.)
     """
 
     def aggregate_train(
@@ -25,18 +26,22 @@ class Bulyan(strategy.Bulyan):
 
 
 class _Kept(ArrayRecord):
-    """Arrays that stay in their record where Flower would take them out of it and collect garbage."""
+    """Arrays that stay in their record where Flower would take them out of it and collect
+    garbage."""
 
     def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list:
         return super().to_numpy_ndarrays()
 
 
 class FedAvgM(strategy.FedAvgM):
-    """Flower's FedAvgM with steps from the tensors that were sent. Flower's own go from those of its last step, which
-    are others where a method adds to a round's result, or a round is done again."""
+    """Flower's FedAvgM with steps from the tensors that were sent. Flower's own go from
+    those of its last step, which are others where a method adds to a round's result, or
+    a round is done again."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        self.current_arrays = ArrayRecord({name: Array(array.numpy()) for name, array in arrays.items()})
+        self.current_arrays = ArrayRecord(
+            {name: Array(array.numpy()) for name, array in arrays.items()}
+        )
         return super().configure_train(server_round, arrays, config, grid)

@@ -1,4 +1,5 @@
-"""What the server says of exceptions in the code of a method: each once a round, never swallowed."""
+"""What the server says of exceptions in the code of a method: each once a round, never
+swallowed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -38,11 +39,13 @@ def tell(what: str, accounts: Iterable[Mapping], listener: Listener, *, debug: b
     for reason, failure in found.items():
         listener.traceback(f"{what}: {reason}\n{failure['traceback']}")
         if debug:
-            raise FedPGPError(f"{what}: {reason}\n{failure['traceback']}(stopped by runtime.debug=true)")
+            raise FedPGPError(
+                f"{what}: {reason}\n{failure['traceback']}(stopped by runtime.debug=true)"
+            )
         if failure["clients"] > 1:
             listener.warn(
-                f"{what}: {failure['clients']} clients together failed ({reason}); tried one by one. "
-                "The traceback is in errors.log; runtime.debug=true stops at it"
+                f"{what}: {failure['clients']} clients together failed ({reason}); tried one by "
+                "one. The traceback is in errors.log; runtime.debug=true stops at it"
             )
     return set(found)
 
@@ -57,7 +60,11 @@ def lost_round(text: str, failed: Mapping[int, str], exceptions: set[str]) -> Fe
     """
     reasons: Sequence[str] = list(failed.values())
     if reasons and all(reason in exceptions for reason in reasons):
-        return RepeatingError(f"{text}. The traceback is in errors.log", "mend the code first, then")
+        return RepeatingError(
+            f"{text}. The traceback is in errors.log", "mend the code first, then"
+        )
     if reasons and all(NOT_FINITE in reason for reason in reasons):
-        return RepeatingError(text, "a resume would meet the same numbers: start a new run with a smaller lr", False)
+        return RepeatingError(
+            text, "a resume would meet the same numbers: start a new run with a smaller lr", False
+        )
     return FedPGPError(text)

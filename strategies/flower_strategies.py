@@ -1,4 +1,5 @@
-"""Strategies by name: how the clients' tensors become the next global ones. All are Flower's strategies.
+"""Strategies by name: how the clients' tensors become the next global ones. All are Flower's
+strategies.
 
 Which clients take part is not their business here: the server offers a strategy only the sampled
 clients, so each runs with fraction 1.
@@ -37,21 +38,25 @@ _OURS = {
 
 
 def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
-    """A Flower strategy by name, with its own options (``server_momentum``, ``eta``, ``num_malicious_nodes`` …); those
-    of the server are passed over.
+    """A Flower strategy by name, with its own options (``server_momentum``, ``eta``,
+    ``num_malicious_nodes`` …); those of the server are passed over.
 
     Raises:
         FedPGPError: unknown strategy or option, or a value the strategy refuses.
     """
     if name not in STRATEGIES:
         raise FedPGPError(unknown("strategy", name, list(STRATEGIES)))
-    valid = [option for option in inspect.signature(STRATEGIES[name]).parameters if option not in _OURS]
+    valid = [
+        option for option in inspect.signature(STRATEGIES[name]).parameters if option not in _OURS
+    ]
     options = {option: value for option, value in options.items() if option not in SERVERS}
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of strategy {name}", option, valid))
     try:
-        return STRATEGIES[name](min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options)
+        return STRATEGIES[name](
+            min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options
+        )
     except (ValueError, TypeError) as error:
         raise FedPGPError(f"strategy={name}: {error}") from error
 
@@ -67,12 +72,13 @@ def clients_needed(strategy: flower.Strategy) -> int:
 
 
 # A strategy's state between rounds (momentum, second moments, clipping norms …) has to survive a
-# restart. Flower keeps it in attributes of the strategy: arrays in lists, dicts or records, and numbers. They
-# are found by type, so any strategy, wrapped or not, is covered.
+# restart. Flower keeps it in attributes of the strategy: arrays in lists, dicts or records, and
+# numbers. They are found by type, so any strategy, wrapped or not, is covered.
 
 
 def strategy_state(strategy: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """A strategy's state between rounds: tensors by path ("m_t/d/p_G"), and plain values by path."""
+    """A strategy's state between rounds: tensors by path ("m_t/d/p_G"), and plain values by
+    path."""
     tensors: dict[str, np.ndarray] = {}
     values: dict[str, object] = {}
     for name, value in vars(strategy).items():
@@ -82,7 +88,11 @@ def strategy_state(strategy: flower.Strategy) -> tuple[dict[str, np.ndarray], di
             values |= {f"{name}.{path}": inner for path, inner in inner_values.items()}
         elif isinstance(value, ArrayRecord):
             tensors |= {f"{name}/r/{key}": array.numpy() for key, array in value.items()}
-        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+        elif (
+            isinstance(value, dict)
+            and value
+            and all(isinstance(v, np.ndarray) for v in value.values())
+        ):
             tensors |= {f"{name}/d/{key}": array for key, array in value.items()}
         elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
             tensors |= {f"{name}/l/{i:04d}": array for i, array in enumerate(value)}

@@ -1,4 +1,5 @@
-"""Going back a checkpoint: where a round's result is of no use to any client, the round before it may be the cause."""
+"""Going back a checkpoint: where a round's result is of no use to any client, the round
+before it may be the cause."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,7 +12,8 @@ from strategies.checkpoint import Corrupted, checkpoints, read_checkpoint
 
 
 class NoUsableAnswer(Exception):
-    """Clients answered, and not one of their answers can be used; ``failure`` is what a person is told."""
+    """Clients answered, and not one of their answers can be used; ``failure`` is
+    what a person is told."""
 
     def __init__(self, failure: FedPGPError):
         super().__init__(str(failure))
@@ -22,8 +24,8 @@ _NUMBERS = re.compile(r"\b(nan|inf|infinite)\b|max_update_norm|max-step", re.IGN
 
 
 def about_numbers(reasons: Iterable[str]) -> bool:
-    """Return whether some client was left out for its numbers: only then may the state before be spoiled. A full disk
-    or a broken image says nothing of it."""
+    """Return whether some client was left out for its numbers: only then may the state before be
+    spoiled. A full disk or a broken image says nothing of it."""
     return any(_NUMBERS.search(reason) for reason in reasons)
 
 

@@ -1,9 +1,9 @@
 """A Flower ``Grid`` whose node ids are the logical clients.
 
-A Flower strategy asks a grid for node ids, writes a message for each and gets a reply from each. Here the ids it sees
-are logical clients; underneath, the messages for the clients of one node travel as one
-(:mod:`clients.messages`). So any Flower strategy works unchanged, and ten thousand simulated clients
-cost as many messages a round as there are nodes.
+A Flower strategy asks a grid for node ids, writes a message for each and gets a reply from each.
+Here the ids it sees are logical clients; underneath, the messages for the clients of one node
+travel as one (:mod:`clients.messages`). So any Flower strategy works unchanged, and ten thousand
+simulated clients cost as many messages a round as there are nodes.
 """
 
 import math
@@ -43,8 +43,9 @@ class Interrupted(KeyboardInterrupt):
 class Traffic:
     """Bytes of records, both ways.
 
-    ``down``/``up`` are what a deployment sends, one message a logical client, counted as the strategy wrote it and the
-    client answered; ``wire_down``/``wire_up`` are what was really sent, packed, with the job's own fields.
+    ``down``/``up`` are what a deployment sends, one message a logical client, counted as the
+    strategy wrote it and the client answered; ``wire_down``/``wire_up`` are what was really sent,
+    packed, with the job's own fields.
     """
 
     down: int = 0
@@ -100,10 +101,11 @@ class CohortGrid(Grid):
     Args:
         grid: the real grid.
         clients: number of logical clients; their ids are 0 … clients-1.
-        job: what every message carries beside the strategy's records; ``server_round``, ``clients`` and
-            ``committed`` are filled in.
-        registry: which node each client is on (a deployment); without it any node may do any client (a
-            simulation), and they are assigned largest first to the node with the least work so far.
+        job: what every message carries beside the strategy's records; ``server_round``, ``clients``
+            and ``committed`` are filled in.
+        registry: which node each client is on (a deployment); without it any node may do
+            any client (a simulation), and they are assigned largest first to the node
+            with the least work so far.
         nodes: how many nodes there will be; a simulation's come up one by one.
         work: how much work each client is, for that assignment; equal without it.
         stop: set when the person wants to stop; waiting then ends with :class:`Interrupted`.
@@ -136,14 +138,18 @@ class CohortGrid(Grid):
         self._end: float | None = None
         self._replies: dict[str, Message] = {}  # id of a logical message -> its reply
 
-    # What a strategy sees. --------------------------------------------------------------------------------------------
+    # What a strategy sees. ------------------------------------------------------------------------
 
     def get_node_ids(self) -> Iterable[int]:
-        """The logical clients a strategy may choose from: ``available``, all of them unless the server narrowed it."""
+        """The logical clients a strategy may choose from: ``available``, all of them unless
+        the server narrowed it."""
         return list(self.available)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """One reply for each message, sorted by client; a client without an answer gets an error reply that says why.
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """One reply for each message, sorted by client; a client without an answer gets an
+        error reply that says why.
 
         Raises:
             Interrupted: ``stop`` was set.
@@ -163,7 +169,9 @@ class CohortGrid(Grid):
             if not ids:
                 break
             if self._left() <= 0:
-                replies += self._give_up(ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)")
+                replies += self._give_up(
+                    ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)"
+                )
                 break
             if not news:
                 self._wait(self.poll)
@@ -199,7 +207,7 @@ class CohortGrid(Grid):
                     self._fail(self._sent.pop(id).messages, CLIENT_FAILED, reason)
         return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
 
-    # Underneath. ------------------------------------------------------------------------------------------------------
+    # Underneath. ----------------------------------------------------------------------------------
 
     def _assign(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Node -> its clients, ascending."""
@@ -229,7 +237,11 @@ class CohortGrid(Grid):
         )
         content = pack(job, {client: packed.messages[client].content for client in clients})
         self.exchange.traffic.wire_down += count_bytes([content])
-        ids = list(self.inner.push_messages([Message(content, dst_node_id=packed.node, message_type=packed.kind)]))
+        ids = list(
+            self.inner.push_messages(
+                [Message(content, dst_node_id=packed.node, message_type=packed.kind)]
+            )
+        )
         if ids and ids[0]:
             self._sent[ids[0]] = packed
         else:
@@ -248,7 +260,9 @@ class CohortGrid(Grid):
         except Unusable as reason:
             self._fail(packed.messages, CLIENT_FAILED, str(reason))
             return
-        if self.registry is not None:  # a real node chooses neither the name it goes by nor the time it took
+        if (
+            self.registry is not None
+        ):  # a real node chooses neither the name it goes by nor the time it took
             opened.account["process"] = f"client {min(packed.messages)}"
             passed = time.monotonic() - self.exchange.began
             opened.account["seconds"] = min(opened.account["seconds"], passed)
@@ -263,10 +277,11 @@ class CohortGrid(Grid):
                 self._fail({client: message}, CLIENT_FAILED, opened.rejected[client])
 
     def _node_failed(self, packed: PackedMessage, reason: str) -> None:
-        """A whole node's answer is missing: its process died, perhaps through one client. Each client gets a second
-        try, alone.
+        """A whole node's answer is missing: its process died, perhaps through one client. Each
+        client gets a second try, alone.
 
-        Training is a function of the message and the last committed state, so a second try gives the same numbers.
+        Training is a function of the message and the last committed state, so a second
+        try gives the same numbers.
         """
         later = time.monotonic() + RESTART_PAUSE
         if packed.tries == 0:
@@ -300,7 +315,7 @@ class CohortGrid(Grid):
         if self.stop.is_set():
             raise Interrupted
 
-    # The rest of the interface. ---------------------------------------------------------------------------------------
+    # The rest of the interface. -------------------------------------------------------------------
 
     def set_run(self, run) -> None:
         self.inner.set_run(run)
@@ -314,7 +329,8 @@ class CohortGrid(Grid):
 
 
 def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[list[int]]:
-    """Assign clients to at most ``nodes`` parts of about equal work: largest first, to the part with the least so far.
+    """Assign clients to at most ``nodes`` parts of about equal work: largest first, to the
+    part with the least so far.
 
     Deterministic: ties go to the lower client and the lower part. Empty parts are left out.
     """
@@ -328,9 +344,13 @@ def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[l
 
 
 def readable(reason: str) -> str:
-    """The useful part of an error text that went through Flower: the last line that says something."""
+    """The useful part of an error text that went through Flower: the last line that says
+    something."""
     reason = reason[-LONGEST_REASON:]
     said = reason.rpartition("occurred. Message: ")[2]
     lines = [line.strip(" '<>") for line in said.splitlines()]
-    useful = next((line for line in reversed(lines) if line and set(line) != {"^"}), "failed without saying why")
+    useful = next(
+        (line for line in reversed(lines) if line and set(line) != {"^"}),
+        "failed without saying why",
+    )
     return one_line(useful)

@@ -1,4 +1,5 @@
-"""runtime=inline: ServerApp and ClientApp in one process, without Ray. For debugging, tests and small tables."""
+"""runtime=inline: ServerApp and ClientApp in one process, without Ray. For debugging,
+tests and small tables."""
 
 import secrets
 from collections.abc import Iterable
@@ -40,7 +41,9 @@ class InlineGrid(LocalGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._work(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))
 
     def _work(self, message: Message) -> Message:

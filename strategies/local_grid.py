@@ -1,4 +1,5 @@
-"""What the grids of a simulation have in common: one run, and messages that nobody else gives an id."""
+"""What the grids of a simulation have in common: one run, and messages that nobody else gives an
+id."""
 
 import secrets
 

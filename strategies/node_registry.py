@@ -1,13 +1,13 @@
 """The nodes of a deployment that are connected: which client each one is, and what it has.
 
-A Flower SuperNode is known to the server by a number alone. So each one that connects, or was started
-again, is sent a handshake: it gets the run's configuration and says which client it is, or why it
-cannot take part.
+A Flower SuperNode is known to the server by a number alone. So each one that connects, or was
+started again, is sent a handshake: it gets the run's configuration and says which client it is, or
+why it cannot take part.
 
 A client is on one node at a time: the first that says it is this client, and may be
-(:mod:`strategies.client_keys`), for as long as it is connected; another one that says the same waits
-until it is gone. A node that differs from the server is rejected until it is started again; one where
-something went wrong is sent another handshake after a while.
+(:mod:`strategies.client_keys`), for as long as it is connected; another one that says the same
+waits until it is gone. A node that differs from the server is rejected until it is started again;
+one where something went wrong is sent another handshake after a while.
 """
 
 import json
@@ -41,8 +41,8 @@ class NodeEntry:
     """A node that is connected.
 
     Attributes:
-        since: when it connected, in Flower's words; empty before its first handshake, and when it is
-            to be checked again.
+        since: when it connected, in Flower's words; empty before its first handshake, and when
+            it is to be checked again.
         handshake: id of the handshake that it has not answered yet; empty when it has.
         silent: somebody waited for that answer in vain.
         client: which client it says it is; None before it said so.
@@ -72,10 +72,12 @@ class NodeRegistry:
         clients: number of logical clients.
         job: of the handshake.
         configuration: of the federation, as JSON text.
-        compatibility: what a node must have in common with the server (:func:`clients.node_config.compatibility`).
-        table: the rows of clients whose images the server splits; None where their images are their own, and what
-            they say of them is believed.
-        warn: told about nodes that cannot take part, and clients that are on another node than before.
+        compatibility: what a node must have in common with the server
+            (:func:`clients.node_config.compatibility`).
+        table: the rows of clients whose images the server splits; None where their images are their
+            own, and what they say of them is believed.
+        warn: told about nodes that cannot take part, and clients that are on another node than
+            before.
         keys: which node may be which client.
 
     Attributes:
@@ -94,7 +96,9 @@ class NodeRegistry:
         keys: ClientKeys | None = None,
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
-        self._table = None if table is None else json.loads(json.dumps(list(table)))  # as it comes from a node
+        self._table = (
+            None if table is None else json.loads(json.dumps(list(table)))
+        )  # as it comes from a node
         self._content = {
             "configuration": ConfigRecord({"json": configuration}),
             "compatibility": ConfigRecord({**compatibility}),
@@ -109,7 +113,11 @@ class NodeRegistry:
     @property
     def node_of(self) -> dict[int, int]:
         """Client -> its node, for those that can be asked."""
-        return {e.client: n for n, e in self._entries.items() if e.bound and not e.rejection and not e.silent}
+        return {
+            e.client: n
+            for n, e in self._entries.items()
+            if e.bound and not e.rejection and not e.silent
+        }
 
     def why_missing(self, client: int) -> str:
         """Return why a client that is on no node cannot be asked."""
@@ -126,7 +134,11 @@ class NodeRegistry:
     @property
     def rejected_for_good(self) -> set[int]:
         """Clients whose own nodes cannot take part before somebody starts them again."""
-        lasting = (e for e in self._entries.values() if e.rejection and not e.duplicate and e.due == math.inf)
+        lasting = (
+            e
+            for e in self._entries.values()
+            if e.rejection and not e.duplicate and e.due == math.inf
+        )
         return {entry.client for entry in lasting if entry.client is not None} - set(self.node_of)
 
     @property
@@ -141,12 +153,12 @@ class NodeRegistry:
             entry.silent = bool(entry.handshake)
 
     def refresh(self) -> dict[int, str]:
-        """Send handshakes to new nodes, read the answers, forget the nodes that went; do nothing when
-        that was done just now.
+        """Send handshakes to new nodes, read the answers, forget the nodes that went; do nothing
+        when that was done just now.
 
         Returns:
-            node -> what happened to it, for the nodes that have lost every message they had: they went, or were started
-            again.
+            node -> what happened to it, for the nodes that have lost every message they had: they
+            went, or were started again.
         """
         if time.monotonic() < self._refreshed + INTERVAL:
             return {}
@@ -188,11 +200,15 @@ class NodeRegistry:
 
     def _holder(self, client: int) -> int | None:
         """Return the node that is a client."""
-        return next((node for node, e in self._entries.items() if e.bound and e.client == client), None)
+        return next(
+            (node for node, e in self._entries.items() if e.bound and e.client == client), None
+        )
 
     def _send_handshake(self, node: int, entry: NodeEntry, since: str) -> None:
         content = RecordDict({"job": self._job.record(), **self._content})
-        for id in self._grid.push_messages([Message(content, dst_node_id=node, message_type=MessageType.QUERY)]):
+        for id in self._grid.push_messages(
+            [Message(content, dst_node_id=node, message_type=MessageType.QUERY)]
+        ):
             if id:
                 entry.since, entry.handshake = since, id
 
@@ -206,19 +222,23 @@ class NodeRegistry:
                 raise Unusable(reply)
             if reply.has_error():
                 reason = one_line(reply.error.reason or "failed without saying why")
-                self._reject(entry, f"a node cannot take part: {reason}", entry.client, transient=True)
+                self._reject(
+                    entry, f"a node cannot take part: {reason}", entry.client, transient=True
+                )
                 return
             answer = read_handshake(reply.content)
             client = answer["client"]
             holder = self._holder(client)
             if not client < self._clients:
-                self._reject(entry, f"a node says it is client {client}; there are {self._clients}, from 0")
+                self._reject(
+                    entry, f"a node says it is client {client}; there are {self._clients}, from 0"
+                )
             elif objection := self.keys.objection(client, self._infos[node]):
                 reason = f"a node cannot take part: {objection}"
                 if holder not in (None, node):
                     reason = (
-                        f"two nodes say they are client {client}, and node {holder} is: {objection}; each node needs a "
-                        "client-id of its own in --node-config"
+                        f"two nodes say they are client {client}, and node {holder} is: "
+                        f"{objection}; each node needs a client-id of its own in --node-config"
                     )
                 self._reject(entry, reason)
             elif rejection := answer.get("rejection"):
@@ -227,8 +247,9 @@ class NodeRegistry:
                 self._reject(entry, reason, client, transient=answer["transient"])
             elif holder not in (None, node) and not self._displaced(holder, client):
                 reason = (
-                    f"two nodes say they are client {client}: node {holder} is, and node {node} has to wait until that "
-                    "one is gone; each node needs a client-id of its own in --node-config"
+                    f"two nodes say they are client {client}: node {holder} is, and node {node} "
+                    "has to wait until that one is gone; each node needs a client-id of its own "
+                    "in --node-config"
                 )
                 self._reject(entry, reason, client, duplicate=True)
             else:
@@ -268,8 +289,8 @@ class NodeRegistry:
             entry: the node.
             reason: why, for a person.
             client: which client it says it is.
-            transient: something went wrong there, which may pass: it is sent another handshake after a
-                while, and its client is kept for it.
+            transient: something went wrong there, which may pass: it is sent another handshake
+                after a while, and its client is kept for it.
             duplicate: another node is that client.
         """
         entry.bound = entry.bound and transient and client == entry.client

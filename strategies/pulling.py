@@ -11,7 +11,8 @@ from strategies.reply_checks import Unusable, contained
 def pull(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]:
     """Pull the replies to these messages that have come.
 
-    Where Flower raises on one of them, they are pulled one by one. When each of several raises, it is not the nodes'
+    Where Flower raises on one of them, they are pulled one by one. When each of several
+    raises, it is not the nodes'
     fault: the connection is gone.
 
     Returns:

@@ -1,4 +1,5 @@
-"""A Flower Grid over Ray actors: each worker holds the ClientApp, a message goes to whoever is free.
+"""A Flower Grid over Ray actors: each worker holds the ClientApp, a message goes to whoever is
+free.
 
 Private states are in a folder that every worker sees, so any worker can serve any client. A worker
 whose process or machine is lost is started again by Ray; until then the others work on.
@@ -26,8 +27,8 @@ PATIENCE = 120.0
 """Seconds without a single worker after which the waiting messages fail."""
 
 START_PATIENCE = 600.0
-"""The same before the first worker is up: it imports torch, perhaps over a network, and a cluster may
-be busy."""
+"""The same before the first worker is up: it imports torch, perhaps over a network, and
+a cluster may be busy."""
 
 PROBE_PAUSE = 1.0
 """Seconds between two looks at whether a lost worker is back."""
@@ -42,7 +43,9 @@ class RayGrid(LocalGrid):
         resources: what each worker asks of Ray: ``num_cpus``, ``num_gpus``.
     """
 
-    def __init__(self, make_app: Callable[[], ClientApp], count: int, resources: Mapping[str, float]):
+    def __init__(
+        self, make_app: Callable[[], ClientApp], count: int, resources: Mapping[str, float]
+    ):
         self._run_id, self._nodes = secrets.randbits(63), range(1, count + 1)
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run_id, 1, 0
         # Spread over a cluster's machines; a worker that is lost is started again, anywhere.
@@ -76,7 +79,9 @@ class RayGrid(LocalGrid):
         self._replies = {}
         return [reply for i, reply in replies.items() if i in wanted]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
         ids, replies = set(self.push_messages(messages)), []
         end = None if timeout is None else time.monotonic() + timeout
         while ids and (end is None or time.monotonic() < end):

@@ -1,7 +1,9 @@
-"""A Ray that is started here is this run's alone: it asks everybody for a secret token, listens on 127.0.0.1 where Ray
-allows that, keeps its files in a folder that nobody else may enter, and leaves nothing behind.
+"""A Ray that is started here is this run's alone: it asks everybody for a secret token,
+listens on 127.0.0.1 where Ray allows that, keeps its files in a folder that nobody else may
+enter, and leaves nothing behind.
 
-By itself Ray (2.55) takes anybody's code on all network interfaces: https://docs.ray.io/en/latest/ray-security/token-auth.html.
+By itself Ray (2.55) takes anybody's code on all network interfaces:
+https://docs.ray.io/en/latest/ray-security/token-auth.html.
 """
 
 import contextlib
@@ -23,7 +25,8 @@ PREFIX = "fedpgp-ray-"
 """Beginning of the folders' names, in the folder for temporary files."""
 
 LONGEST_ROOT = 20
-"""Characters of that folder's path: the paths of Ray's sockets below it may have 107, on some systems 103."""
+"""Characters of that folder's path: the paths of Ray's sockets below it may have
+107, on some systems 103."""
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Session:
 
     @property
     def temp_dir(self) -> str:
-        """For ``ray.init(_temp_dir=…)``. Ray opens it to everybody, and so it lies one level deeper."""
+        """For ``ray.init(_temp_dir=…)``. Ray opens it to everybody, and so it lies one level
+        deeper."""
         return str(self.folder / "ray")
 
 
@@ -53,8 +57,8 @@ _sessions: list[Session] = []  # of this process
 def private_session() -> Iterator[Session]:
     """Sets up the environment of a Ray that starts here, and makes a folder for its files.
 
-    At the end the environment is as before and the folder is gone. A folder that was left over, by a process that was
-    killed, is removed by the next start on this machine.
+    At the end the environment is as before and the folder is gone. A folder that was left over, by
+    a process that was killed, is removed by the next start on this machine.
     """
     for folder in _leftovers():
         remove_session(folder)
@@ -73,18 +77,20 @@ def private_session() -> Iterator[Session]:
 
 
 def end_sessions() -> None:
-    """Ends the Rays that this process has started and removes their folders, at once: for a process that does not leave
-    by the usual way."""
+    """Ends the Rays that this process has started and removes their folders, at once: for a process
+    that does not leave by the usual way."""
     for session in _sessions:
         remove_session(session.folder)
 
 
 def remove_session(folder: Path) -> None:
-    """Removes a session's folder, and ends what is still at work in it: Ray's agents outlive a driver that was killed
-    by a minute."""
+    """Removes a session's folder, and ends what is still at work in it: Ray's agents outlive a
+    driver that was killed by a minute."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.name().startswith(_NAMES) and any(folder in Path(f.path).parents for f in process.open_files()):
+            if process.name().startswith(_NAMES) and any(
+                folder in Path(f.path).parents for f in process.open_files()
+            ):
                 process.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -120,7 +126,8 @@ def _private_settings() -> dict[str, str]:
 
 
 def _read_environment_again() -> None:
-    """Ray reads whether it asks for a token when it is imported, which a person's program may have done before."""
+    """Ray reads whether it asks for a token when it is imported, which a person's program
+    may have done before."""
     raylet = sys.modules.get("ray._raylet")
     if raylet is not None:
         raylet.Config.initialize("")

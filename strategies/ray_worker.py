@@ -1,4 +1,5 @@
-"""A worker process of a simulation on Ray: it holds the ClientApp and runs the messages it is given.
+"""A worker process of a simulation on Ray: it holds the ClientApp and runs the messages it is
+given.
 
 Ray imports this module in each worker, so it imports nothing but Flower's message types.
 """

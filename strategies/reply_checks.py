@@ -1,7 +1,9 @@
-"""The gate for all that a node says: nothing passes that could end a run, fill its disk, or forge its log.
+"""The gate for all that a node says: nothing passes that could end a run, fill its disk, or forge
+its log.
 
-Size comes first, before anything is copied or decoded; then names, types, lengths, depth and ranges. Whatever is wrong
-is :class:`Unusable`, for the clients of that node alone, and says why in a line. What nobody asked for is left where it
+Size comes first, before anything is copied or decoded; then names, types, lengths, depth and
+ranges. Whatever is wrong is :class:`Unusable`, for the clients of that node alone, and says why in
+a line. What nobody asked for is left where it
 is: it is neither copied nor counted.
 """
 
@@ -12,7 +14,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
 from clients.messages import BARE, count_bytes, full
 from clients.node_config import LONGEST_NAME
@@ -39,7 +49,8 @@ METRICS = 10_000
 """Most metrics in a record."""
 
 ROW_BYTES, SAMPLES_BYTES, ACCOUNT_BYTES, CLIENT_BYTES = 2**22, 2**23, 2**18, 32
-"""Longest JSON of a row of the table, of a client's samples, of a node's account (and for each of its clients)."""
+"""Longest JSON of a row of the table, of a client's samples, of a node's account (and for
+each of its clients)."""
 
 BRACKETS = 4096
 """Most brackets in a JSON text, and so its depth."""
@@ -62,8 +73,8 @@ class Opened:
     Attributes:
         contents: client -> its records, those that were asked for.
         rejected: client -> why it has none.
-        account: what the node says of its work: ``seconds, process, rss_mb, clients, kept``, perhaps ``gpu_mb``,
-            ``failures``.
+        account: what the node says of its work: ``seconds, process, rss_mb, clients, kept``,
+            perhaps ``gpu_mb``, ``failures``.
         up: bytes of the contents.
     """
 
@@ -87,13 +98,17 @@ def contained(check: Callable[[], object]) -> object:
         raise Unusable(f"its answer cannot be read ({type(error).__name__}: {error})") from error
 
 
-def open_reply(content: RecordDict, asked: Mapping[int, Message], *, failures: bool = True) -> Opened:
+def open_reply(
+    content: RecordDict, asked: Mapping[int, Message], *, failures: bool = True
+) -> Opened:
     """Take a packed reply apart (:func:`clients.messages.pack_reply`).
 
     Args:
         content: the reply.
-        asked: client -> the message it answers; a node speaks for these clients and for nobody else.
-        failures: whether the node may tell of exceptions in the code of a method; a real node's say nothing of them.
+        asked: client -> the message it answers; a node speaks for these clients and for nobody
+            else.
+        failures: whether the node may tell of exceptions in the code of a method; a real
+            node's say nothing of them.
 
     Raises:
         Unusable: the node's account, or the whole, cannot be read.
@@ -125,8 +140,8 @@ def open_reply(content: RecordDict, asked: Mapping[int, Message], *, failures: b
 def check_update(
     content: RecordDict, images: int, reference: Mapping[str, np.ndarray], epochs: float = math.inf
 ) -> None:
-    """Checks the reply to a training message, and leaves in it what every reply has: Flower's strategies refuse all
-    replies when one has more than another.
+    """Checks the reply to a training message, and leaves in it what every reply has: Flower's
+    strategies refuse all replies when one has more than another.
 
     Args:
         content: the reply; changed in place.
@@ -135,8 +150,8 @@ def check_update(
         epochs: the most it can have trained.
 
     Raises:
-        Unusable: a metric is missing, no number or out of range, the count is wrong, or the tensors are: others, of
-            another shape or type, or not finite.
+        Unusable: a metric is missing, no number or out of range, the count is wrong, or the tensors
+            are: others, of another shape or type, or not finite.
     """
     metrics = _metrics(content, *UPDATE_METRICS)
     count = metrics["num-examples"]
@@ -174,7 +189,10 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
     """
     metrics = _metrics(content, "num-examples")
     known = {f"{model}.{figure}" for model in MODELS for figure in figures}
-    kept = {"num-examples": metrics["num-examples"], **{n: metrics[n] for n in metrics if n in known}}
+    kept = {
+        "num-examples": metrics["num-examples"],
+        **{n: metrics[n] for n in metrics if n in known},
+    }
     _check_range("num-examples", kept["num-examples"], 0, MOST)
     for name, value in kept.items():
         if name != "num-examples":
@@ -202,21 +220,27 @@ def read_handshake(content: RecordDict) -> dict:
             raise Unusable(f"says that client {client} is called {_shown(name)}")
         found = {"client": client, "name": one_line(name), "row": said.get("row")}
         if rejection := said.get("rejection"):
-            found |= {"rejection": one_line(str(rejection)), "transient": bool(said.get("transient"))}
+            found |= {
+                "rejection": one_line(str(rejection)),
+                "transient": bool(said.get("transient")),
+            }
         return found
 
     return contained(read)
 
 
-def read_row(value: object, client: int, table: Sequence[Mapping] | None = None, *, simulated: bool = False) -> dict:
+def read_row(
+    value: object, client: int, table: Sequence[Mapping] | None = None, *, simulated: bool = False
+) -> dict:
     """A client's row of the table.
 
     Args:
         value: what its node says.
         client: whose it is.
-        table: the rows of clients whose images the server splits; None where their images are their own, and what
-            they say of them is believed.
-        simulated: the node is this run's own, and tells how many images of which class the client has.
+        table: the rows of clients whose images the server splits; None where their images are their
+            own, and what they say of them is believed.
+        simulated: the node is this run's own, and tells how many images of which class the client
+            has.
 
     Raises:
         Unusable: it is none, or not what the server assigned.
@@ -233,14 +257,20 @@ def read_row(value: object, client: int, table: Sequence[Mapping] | None = None,
     if not isinstance(domain, str | None) or not isinstance(trains, bool):
         raise Unusable(f"the row of client {client} is none")
     counts = {"train_images": value["train_images"], "test_images": value["test_images"]}
-    row = {"id": client, "domain": None if domain is None else one_line(domain), **counts, "trains": trains}
+    row = {
+        "id": client,
+        "domain": None if domain is None else one_line(domain),
+        **counts,
+        "trains": trains,
+    }
     if table is not None:
         return {**table[client], **row}
     return {**value, **row} if simulated else row
 
 
 def read_samples(value: object, client: int) -> list[dict]:
-    """Images with a client's answers (:meth:`fedpgp.federation.Federation.samples`), the images in base64.
+    """Images with a client's answers (:meth:`fedpgp.federation.Federation.samples`), the images in
+    base64.
 
     Raises:
         Unusable: they are none.
@@ -258,7 +288,11 @@ def read_samples(value: object, client: int) -> list[dict]:
             raise Unusable("sent samples that are none")
         _check_range("confidence", row["confidence"], 0, 1 + 1e-6)
         about = {"client": client, "domain": None if domain is None else one_line(domain)}
-        said = {"correct": row["correct"], "confidence": float(row["confidence"]), "png": row["png"]}
+        said = {
+            "correct": row["correct"],
+            "confidence": float(row["confidence"]),
+            "png": row["png"],
+        }
         rows.append({**about, **{name: one_line(text) for name, text in texts.items()}, **said})
     return rows
 
@@ -326,7 +360,8 @@ def _account(content: RecordDict, asked: Mapping[int, Message], failures: bool) 
 
 
 def _records(records: Mapping[str, object], message: Message) -> RecordDict:
-    """A client's records, tensors unpacked; each is of its kind, and not larger than what was sent."""
+    """A client's records, tensors unpacked; each is of its kind, and not larger than what was
+    sent."""
     sent = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
     kinds = {"arrays": ArrayRecord, "metrics": MetricRecord, "answer": ConfigRecord}
     found = RecordDict()
@@ -346,7 +381,12 @@ def _records(records: Mapping[str, object], message: Message) -> RecordDict:
 
 def _check_array(name: str, array: Array) -> None:
     shape = tuple(array.shape)
-    if array.stype != BARE or array.dtype not in _DTYPES or len(shape) > 16 or min(shape, default=0) < 0:
+    if (
+        array.stype != BARE
+        or array.dtype not in _DTYPES
+        or len(shape) > 16
+        or min(shape, default=0) < 0
+    ):
         raise Unusable(f"sent a tensor {_shown(name)} that is none")
     if math.prod(shape) * np.dtype(array.dtype).itemsize != len(array.data):
         raise Unusable(f"sent a tensor {_shown(name)} whose bytes are not those of its shape")
@@ -361,7 +401,9 @@ def _metrics(content: RecordDict, *names: str) -> MetricRecord:
 
 def _check_range(name: str, value: object, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise Unusable(f"metric {name} is {_shown(value)}; it is a number from {least:g} to {most:g}")
+        raise Unusable(
+            f"metric {name} is {_shown(value)}; it is a number from {least:g} to {most:g}"
+        )
 
 
 def _shown(value: object) -> str:

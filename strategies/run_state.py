@@ -1,4 +1,5 @@
-"""All that a server must not lose: how a run stands after a round, and how that is put into a checkpoint."""
+"""All that a server must not lose: how a run stands after a round, and how that is
+put into a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ class RunState:
         server_state: what the method's server side keeps beside them.
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
         traffic: bytes so far.
-        seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's time, summed over messages.
+        seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's
+            time, summed over messages.
         images: training images processed so far.
         placed: machine -> clients it has trained, summed over rounds.
     """
@@ -38,14 +40,20 @@ class RunState:
 
     @classmethod
     def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "RunState":
-        """Before the first round of a :class:`fedpgp.federation.Federation`, with other shared tensors where they are
-        given."""
+        """Before the first round of a :class:`fedpgp.federation.Federation`, with other shared
+        tensors where they are given."""
         shared = dict(sorted((initial or federation.initial_shared()).items()))
-        return cls(0, shared, np.zeros(federation.num_clients, dtype=np.int64), federation.initial_server_state())
+        return cls(
+            0,
+            shared,
+            np.zeros(federation.num_clients, dtype=np.int64),
+            federation.initial_server_state(),
+        )
 
     @classmethod
     def restored(cls, tensors: Mapping[str, np.ndarray], values: Mapping) -> "RunState":
-        """From a checkpoint that holds :meth:`tensors` and :meth:`values`, beside others' perhaps."""
+        """From a checkpoint that holds :meth:`tensors` and :meth:`values`, beside others'
+        perhaps."""
         return cls(
             values["round"],
             below("shared/", tensors),
@@ -79,4 +87,8 @@ class RunState:
 
 def below(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors whose names start with ``prefix``, without it, in ascending order."""
-    return {name.removeprefix(prefix): tensor for name, tensor in sorted(tensors.items()) if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in sorted(tensors.items())
+        if name.startswith(prefix)
+    }

@@ -1,4 +1,5 @@
-"""What one client's update may weigh in a round: bounds by the round's own median, which no minority can move far."""
+"""What one client's update may weigh in a round: bounds by the round's own median, which no
+minority can move far."""
 
 from collections.abc import Collection, Mapping
 from statistics import median_low
@@ -9,16 +10,22 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def norm(tensors: Collection[np.ndarray]) -> float:
-    """Return the Euclidean norm of all entries together, without overflow before the result itself does."""
+    """Return the Euclidean norm of all entries together, without overflow before the result itself
+    does."""
     largest = max((float(np.abs(tensor).max(initial=0.0)) for tensor in tensors), default=0.0)
     if largest == 0 or not np.isfinite(largest):
         return largest
     with np.errstate(under="ignore"):
-        return largest * float(np.sqrt(sum(np.square(tensor / largest, dtype=np.float64).sum() for tensor in tensors)))
+        return largest * float(
+            np.sqrt(sum(np.square(tensor / largest, dtype=np.float64).sum() for tensor in tensors))
+        )
 
 
-def update_norms(update: Arrays, global_params: Arrays, delta_params: Collection[str]) -> tuple[float, float]:
-    """Return the norms of a client's change against what it was sent, and of what it sends as a difference already.
+def update_norms(
+    update: Arrays, global_params: Arrays, delta_params: Collection[str]
+) -> tuple[float, float]:
+    """Return the norms of a client's change against what it was sent, and of what it sends
+    as a difference already.
 
     They are of different scales (a prompt, a mean gradient) and are compared apart.
 
@@ -28,18 +35,27 @@ def update_norms(update: Arrays, global_params: Arrays, delta_params: Collection
     """
     with np.errstate(over="ignore"):
         changes = [
-            np.subtract(update[n], global_params[n], dtype=np.float64) for n in global_params if n not in delta_params
+            np.subtract(update[n], global_params[n], dtype=np.float64)
+            for n in global_params
+            if n not in delta_params
         ]
-    return norm(changes), norm([update[n].astype(np.float64) for n in global_params if n in delta_params])
+    return norm(changes), norm(
+        [update[n].astype(np.float64) for n in global_params if n in delta_params]
+    )
 
 
 def too_large(
-    updates: Mapping[int, Arrays], global_params: Arrays, delta_params: Collection[str], most: float, spare: int
+    updates: Mapping[int, Arrays],
+    global_params: Arrays,
+    delta_params: Collection[str],
+    most: float,
+    spare: int,
 ) -> dict[int, str]:
     """Return the clients whose update is out of proportion, and why.
 
-    The measure is the lower median of the round's norms; where more than half of the clients did not move, that of
-    those that did. A client that is alone has nobody to be compared with, and passes.
+    The measure is the lower median of the round's norms; where more than half of the
+    clients did not move, that of those that did. A client that is alone has nobody to be
+    compared with, and passes.
 
     Args:
         updates: client -> what it sent; all are finite and of the right shapes.
@@ -48,7 +64,10 @@ def too_large(
         most: times the median that a norm may be (``strategy.max_update_norm``).
         spare: how many clients the strategy can do without; the largest updates go first.
     """
-    norms = {client: update_norms(update, global_params, delta_params) for client, update in updates.items()}
+    norms = {
+        client: update_norms(update, global_params, delta_params)
+        for client, update in updates.items()
+    }
     ratios = dict.fromkeys(norms, 0.0)
     for part in (0, 1):
         moved = [own[part] for own in norms.values() if own[part] > 0]
@@ -58,7 +77,10 @@ def too_large(
         for client, own in norms.items():
             with np.errstate(over="ignore"):
                 ratios[client] = max(ratios[client], float(np.divide(own[part], middle)))
-    worst = sorted((client for client in ratios if ratios[client] > most), key=lambda client: (-ratios[client], client))
+    worst = sorted(
+        (client for client in ratios if ratios[client] > most),
+        key=lambda client: (-ratios[client], client),
+    )
     return {
         client: f"its update is {ratios[client]:.3g} times as large as the round's median "
         f"(strategy.max_update_norm={most:g})"
@@ -67,7 +89,8 @@ def too_large(
 
 
 def capped(images: Mapping[int, int], most: float) -> dict[int, int]:
-    """Return the weights of clients that say they have too many images: ``most`` times the round's lower median.
+    """Return the weights of clients that say they have too many images: ``most`` times
+    the round's lower median.
 
     Args:
         images: client -> images it says it has, of all that count in a round.

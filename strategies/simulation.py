@@ -1,4 +1,5 @@
-"""runtime=ray: the simulation on Ray workers, on this machine or on a cluster. The only place that starts Ray."""
+"""runtime=ray: the simulation on Ray workers, on this machine or on a cluster. The only
+place that starts Ray."""
 
 import logging
 import os
@@ -56,8 +57,11 @@ class Workers:
 
 
 @contextmanager
-def ray_cluster(runtime: Mapping, device: str, clients: int, *, verbose: bool = False) -> Iterator[Workers]:
-    """Starts a Ray of this run alone on this machine, or joins ``runtime.address``, and leaves it at the end.
+def ray_cluster(
+    runtime: Mapping, device: str, clients: int, *, verbose: bool = False
+) -> Iterator[Workers]:
+    """Starts a Ray of this run alone on this machine, or joins ``runtime.address``,
+    and leaves it at the end.
 
     Args:
         runtime, device: of the configuration.
@@ -76,7 +80,11 @@ def ray_cluster(runtime: Mapping, device: str, clients: int, *, verbose: bool = 
     os.environ["PYTHONPATH"] = os.pathsep.join(
         dict.fromkeys(paths)
     )  # workers find these packages without an installation
-    with _joined(address, verbose) if address else _started(_local_workers(runtime, device, clients), verbose) as local:
+    with (
+        _joined(address, verbose)
+        if address
+        else _started(_local_workers(runtime, device, clients), verbose) as local
+    ):
         import ray
 
         yield local or _cluster_workers(runtime, device, clients, ray.nodes())
@@ -93,8 +101,13 @@ def _joined(address: str, verbose: bool) -> Iterator[None]:
     except Exception as error:
         why = _first_line(error)
         if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray does not say that this is the reason
-            why += "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (docs/cluster.md)"
-        raise FedPGPError(f"cannot join the Ray cluster at runtime.address={address}: {why}") from error
+            why += (
+                "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+                "(docs/cluster.md)"
+            )
+        raise FedPGPError(
+            f"cannot join the Ray cluster at runtime.address={address}: {why}"
+        ) from error
     try:
         yield None
     finally:
@@ -148,8 +161,8 @@ def _local_workers(runtime: Mapping, device: str, clients: int) -> Workers:
         count = min(runtime["workers"] or max(1, int(gpus / gpu)), clients)
         if count * gpu > gpus:
             raise FedPGPError(
-                f"runtime.workers={count} x runtime.gpus_per_worker={gpu:g} is more than the {gpus} GPUs there are; "
-                f"try runtime.gpus_per_worker={gpus / count:.2g}"
+                f"runtime.workers={count} x runtime.gpus_per_worker={gpu:g} is more than the "
+                f"{gpus} GPUs there are; try runtime.gpus_per_worker={gpus / count:.2g}"
             )
     else:
         count = min(runtime["workers"] or min(cores, MOST_WORKERS), clients)
@@ -163,14 +176,19 @@ def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[di
 
     def fit(cpus: int) -> int:
         places = [int(r.get("CPU", 0) / cpus) for r in alive]
-        return sum(min(n, int(r.get("GPU", 0) / gpu)) if gpu else n for n, r in zip(places, alive, strict=True))
+        return sum(
+            min(n, int(r.get("GPU", 0) / gpu)) if gpu else n
+            for n, r in zip(places, alive, strict=True)
+        )
 
     cpus = 1
     wanted = min(runtime["workers"] or fit(cpus), clients)
     while 0 < wanted <= fit(cpus + 1):  # fewer workers than cores: each has several
         cpus += 1
     if not fit(cpus):
-        raise FedPGPError(f"the Ray cluster has no room for a worker with {cpus} CPU and {gpu:g} GPU")
+        raise FedPGPError(
+            f"the Ray cluster has no room for a worker with {cpus} CPU and {gpu:g} GPU"
+        )
     return Workers(min(fit(cpus), wanted), cpus, {"num_cpus": cpus, "num_gpus": gpu})
 
 
@@ -189,8 +207,8 @@ def visible_gpus(device: str) -> int:
 
 
 def quiet(verbose: bool) -> None:
-    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors that are reported
-    anyway).
+    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors
+    that are reported anyway).
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -20,10 +20,12 @@ Tell = Callable[[int, int, str], None]
 
 
 class Watch:
-    """Looks after the clients in a thread of its own, since the runtime may do their work in the server's.
+    """Looks after the clients in a thread of its own, since the runtime may do their work in the
+    server's.
 
     Args:
-        folder: of a simulation's private states, where its workers tell how far they are; None: only answers count.
+        folder: of a simulation's private states, where its workers tell how far they are;
+            None: only answers count.
         tell: called with (done, total, what).
     """
 
@@ -31,15 +33,22 @@ class Watch:
         self._folder, self._tell = folder, tell
 
     @contextmanager
-    def during(self, server_round: int, kind: str, ask: str = "") -> Iterator[Callable[[int, int], None]]:
-        """Tells for as long as the block lasts; gives what is to be called with (clients answered, clients asked).
+    def during(
+        self, server_round: int, kind: str, ask: str = ""
+    ) -> Iterator[Callable[[int, int], None]]:
+        """Tells for as long as the block lasts; gives what is to be called with (clients
+        answered, clients asked).
 
         Args:
             server_round: the number of the round.
             kind: of the messages, Flower's.
             ask: what a query is for, as in :class:`clients.messages.Job`.
         """
-        what = SET_UP if ask == "clients" else f"round {server_round}, {DONE.get(kind, 'clients that answered')}"
+        what = (
+            SET_UP
+            if ask == "clients"
+            else f"round {server_round}, {DONE.get(kind, 'clients that answered')}"
+        )
         answered, ended = [0, 0], threading.Event()
 
         def answer(done: int, total: int) -> None:

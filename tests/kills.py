@@ -2,9 +2,10 @@
 
     python -m tests.kills --simulation 10 --server 10 --node 10
 
-A *simulation* is killed whole, a *server* while its clients live on, a *node* is killed and started again. A killed
-simulation or server is resumed, and must end with the tensors and figures of a run that was never killed. A run
-whose node was killed must end by itself; a replay that drops the same clients in the same rounds must give the same.
+A *simulation* is killed whole, a *server* while its clients live on, a *node* is killed and started
+again. A killed simulation or server is resumed, and must end with the tensors and figures of a run
+that was never killed. A run whose node was killed must end by itself; a replay that drops the same
+clients in the same rounds must give the same.
 """
 
 import argparse
@@ -29,7 +30,14 @@ from tests.experiments.test_resume import launch
 from tests.nodes import Nodes
 from tests.small import small_federation
 
-REAL = ["dataset.domains=[noto]", "partition=dirichlet", "partition.beta=0.5", "clients=2", "rounds=4", "shots=2"]
+REAL = [
+    "dataset.domains=[noto]",
+    "partition=dirichlet",
+    "partition.beta=0.5",
+    "clients=2",
+    "rounds=4",
+    "shots=2",
+]
 REAL += ["local_epochs=1", "evaluate_every=1", "dtype=float64", "device=cpu"]
 SLOW = 0.3
 """Seconds a round of the small simulation is made to take."""
@@ -40,7 +48,8 @@ def outcome(run: Path) -> tuple[dict[str, np.ndarray], list[dict], dict]:
     tensors, _ = read_checkpoint(checkpoints(run / "checkpoint")[-1])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [
-        {k: v for k, v in line.items() if k not in ("seconds", "bytes_up", "bytes_down", "dropped")} for line in lines
+        {k: v for k, v in line.items() if k not in ("seconds", "bytes_up", "bytes_down", "dropped")}
+        for line in lines
     ]
     return tensors, kept, json.loads((run / "summary.json").read_text())
 
@@ -48,7 +57,10 @@ def outcome(run: Path) -> tuple[dict[str, np.ndarray], list[dict], dict]:
 def equal(one: Path, other: Path) -> bool:
     """The same end, to rounding."""
     (ours, our_lines, summary), (theirs, their_lines, _) = outcome(one), outcome(other)
-    close = all(np.allclose(ours[name], theirs[name], rtol=1e-9, atol=1e-12, equal_nan=True) for name in theirs)
+    close = all(
+        np.allclose(ours[name], theirs[name], rtol=1e-9, atol=1e-12, equal_nan=True)
+        for name in theirs
+    )
     return close and summary["status"] == "finished" and _flat(our_lines) == _flat(their_lines)
 
 
@@ -112,21 +124,36 @@ def deployments(folder: Path, servers: int, nodes: int, rng: np.random.Generator
             victim.join(60)
             yield "server", number, moment, done, "equal" if equal(run, whole) else "DIFFERS"
         for number in range(nodes):
-            run, moment, node = folder / f"node_{number}", float(rng.uniform(0, 50)), int(rng.integers(2))
+            run, moment, node = (
+                folder / f"node_{number}",
+                float(rng.uniform(0, 50)),
+                int(rng.integers(2)),
+            )
             words = [*REAL, "runtime.round_timeout=30", f"run_dir={run}"]
             runner = threading.Thread(target=_run, args=(federation, words), daemon=True)
             runner.start()
-            _wait(lambda run=run: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0)
+            _wait(
+                lambda run=run: (
+                    (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+                )
+            )
             time.sleep(moment)
             federation.kill_node(node)
             federation.bring_back(node)
             runner.join(400)
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            drops = {(e["client"], line["round"]) for line in lines if "dropped" in line for e in line["dropped"]}
+            drops = {
+                (e["client"], line["round"])
+                for line in lines
+                if "dropped" in line
+                for e in line["dropped"]
+            }
             replay(folder / f"replay_{number}", drops, sites, cache)
             (ours, _, us), (theirs, *_) = outcome(run), outcome(folder / f"replay_{number}")
             same = all(
-                np.allclose(ours[n], theirs[n], rtol=1e-9, atol=1e-12) for n in theirs if not n.startswith("zero")
+                np.allclose(ours[n], theirs[n], rtol=1e-9, atol=1e-12)
+                for n in theirs
+                if not n.startswith("zero")
             )
             result = "equal" if same and us["status"] == "finished" else "DIFFERS"
             yield "node", number, moment, f"dropped {sorted(drops)}", result
@@ -134,7 +161,10 @@ def deployments(folder: Path, servers: int, nodes: int, rng: np.random.Generator
 
 def replay(run: Path, drops: set[tuple[int, int]], sites: list[dict], cache: str) -> None:
     """The same run in this process, in which these clients fail in these rounds."""
-    configs = [{**site, "state-dir": str(run.with_name(f"{run.name}_state_{i}"))} for i, site in enumerate(sites)]
+    configs = [
+        {**site, "state-dir": str(run.with_name(f"{run.name}_state_{i}"))}
+        for i, site in enumerate(sites)
+    ]
 
     def before(nodes: Nodes, node: int, message) -> None:
         job = Job.of(message.content)
@@ -166,19 +196,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(options.seed)
-    print("| killed | | after (s) | last saved round | end |\n| --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| killed | | after (s) | last saved round | end |\n| --- | --- | --- | --- | --- |",
+        flush=True,
+    )
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
-        rows = [simulations(Path(folder) / "a", options.simulation, rng)] if options.simulation else []
+        rows = (
+            [simulations(Path(folder) / "a", options.simulation, rng)] if options.simulation else []
+        )
         if options.server or options.node:
             rows.append(deployments(Path(folder) / "b", options.server, options.node, rng))
         for kind, number, moment, done, result in (row for group in rows for row in group):
-            print(f"| {kind} | {number + 1} | {moment:.1f} | {done} | {result} |", file=sys.stderr, flush=True)
+            print(
+                f"| {kind} | {number + 1} | {moment:.1f} | {done} | {result} |",
+                file=sys.stderr,
+                flush=True,
+            )
             bad += result != "equal"
     left = [
-        p for p in psutil.Process().children(recursive=True) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE
+        p
+        for p in psutil.Process().children(recursive=True)
+        if p.is_running() and p.status() != psutil.STATUS_ZOMBIE
     ]
-    print(f"\n{bad} of {options.simulation + options.server + options.node} differ, {len(left)} processes left")
+    print(
+        f"\n{bad} of {options.simulation + options.server + options.node} differ, {len(left)} "
+        "processes left"
+    )
     return int(bad > 0 or bool(left))
 
 

@@ -1,6 +1,8 @@
-"""SuperNodes in this process: real ClientApps with configurations of their own, behind the interface of Flower's grid.
+"""SuperNodes in this process: real ClientApps with configurations of their own, behind the
+interface of Flower's grid.
 
-Every message goes through Flower's own serialization, and what the nodes send is kept, byte by byte.
+Every message goes through Flower's own serialization, and what the nodes send is kept, byte by
+byte.
 """
 
 import secrets
@@ -25,8 +27,8 @@ class Nodes(Grid):
     Args:
         app: the ClientApp of all.
         configs: ``--node-config`` of each node.
-        before: called with (nodes, node, message) when a node takes a message up; it may call :meth:`leave` or
-            :meth:`restart`, raise what the client's code would, or :class:`Hangs`.
+        before: called with (nodes, node, message) when a node takes a message up; it may call
+            :meth:`leave` or :meth:`restart`, raise what the client's code would, or :class:`Hangs`.
     """
 
     def __init__(

@@ -1,6 +1,8 @@
-"""A real federation that is small: a random text tower, made-up image features, and clients that can be told to fail.
+"""A real federation that is small: a random text tower, made-up image features, and clients
+that can be told to fail.
 
-Ray workers build it too, from the configuration alone; ``dataset.faults`` in it says who fails, when and how.
+Ray workers build it too, from the configuration alone; ``dataset.faults`` in it says
+who fails, when and how.
 """
 
 import json
@@ -38,7 +40,8 @@ SMALL = {
 
 
 def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = None) -> dict:
-    """A configuration of the small federation: inline, 6 clients, 3 rounds, float64, two of three clients a round."""
+    """A configuration of the small federation: inline, 6 clients, 3 rounds, float64, two of
+    three clients a round."""
     config = composed(
         [
             "runtime=inline",
@@ -69,7 +72,9 @@ def small_federation(text: str) -> Federation:
     splits, features, raws, mirrored, patches = {}, {}, {}, {}, {}
     for split in ("train", "test"):
         labels = rng.integers(len(CLASSES), size=clients * per_client)
-        pixels = 20 * labels[:, None, None, None] + np.random.default_rng(2).integers(128, size=(len(labels), 8, 8, 3))
+        pixels = 20 * labels[:, None, None, None] + np.random.default_rng(2).integers(
+            128, size=(len(labels), 8, 8, 3)
+        )
         splits[split] = ArraySplit(pixels.astype(np.uint8), labels)
         raw = centres[labels] + rng.normal(size=(len(labels), EMBED))
         raws[split] = raw
@@ -85,7 +90,9 @@ def small_federation(text: str) -> Federation:
         rows = np.arange(client * per_client, (client + 1) * per_client)
         train = rows[: 3 + client % 4]  # clients of different sizes
         client_splits.append(ClientSplit(train, classes, {"local": EvalSet(rows, classes)}))
-    task = Task(_clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0])
+    task = Task(
+        _clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0]
+    )
     method_class = METHODS[config["method"]["name"]]
     return Faulty(
         config["dataset"].get("faults", {}),
@@ -93,7 +100,9 @@ def small_federation(text: str) -> Federation:
         dataset,
         FederatedSplit(dataset, classes, (), client_splits),
         features.__getitem__,
-        TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]),
+        TrainingSettings(
+            config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]
+        ),
         patches=patches.__getitem__,
         mirrored=mirrored.__getitem__,
         features_raw=raws.__getitem__,
@@ -112,8 +121,9 @@ def _patches(raw: np.ndarray, count: int = 4) -> np.ndarray:
 
 
 class Faulty(Federation):
-    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang`` … name clients, ``round`` when (else always),
-    ``until`` a file that ends it; ``slow`` is seconds a training message, ``kill_server_at`` a round."""
+    """Clients that fail as told: ``nan``, ``raise``, ``die``, ``hang`` … name clients, ``round``
+    when (else always), ``until`` a file that ends it; ``slow`` is seconds a training message,
+    ``kill_server_at`` a round."""
 
     def __init__(self, faults: dict, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -125,7 +135,10 @@ class Faulty(Federation):
         if server_round == faults.get("kill_server_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         for result in super().train(shared, clients, server_round, load_state, client_only):
-            if server_round == faults.get("round", server_round) and not Path(faults.get("until", "/nowhere")).exists():
+            if (
+                server_round == faults.get("round", server_round)
+                and not Path(faults.get("until", "/nowhere")).exists()
+            ):
                 if result.client in faults.get("raise", ()):
                     raise RuntimeError(f"client {result.client} fell over")
                 if result.client in faults.get("die", ()):
@@ -133,7 +146,9 @@ class Faulty(Federation):
                 if result.client in faults.get("hang", ()):
                     time.sleep(3600)
                 if result.client in faults.get("inf_update", ()):
-                    result.update = {name: tensor * np.inf for name, tensor in result.update.items()}
+                    result.update = {
+                        name: tensor * np.inf for name, tensor in result.update.items()
+                    }
                 if result.client in faults.get("wrong_shape", ()):
                     result.update = {name: tensor[:-1] for name, tensor in result.update.items()}
                 if result.client in faults.get("wrong_count", ()):
@@ -154,22 +169,31 @@ def _clip() -> FrozenCLIP:
         model = CLIP(
             embed_dim=EMBED,
             vision_cfg={"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
-            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+            text_cfg={
+                "context_length": 77,
+                "vocab_size": 49408,
+                "width": 32,
+                "heads": 2,
+                "layers": 2,
+            },
             quick_gelu=True,
         )
     return FrozenCLIP(model.double())
 
 
 def main(arguments: list[str]) -> int:
-    """``start|resume RUN_DIR FAULTS [overrides]``: a run in a process of its own, to be killed; returns its exit
-    status.
+    """``start|resume RUN_DIR FAULTS [overrides]``: a run in a process of its own, to be killed;
+    returns its exit status.
     """
     from experiments.runner import Stopped, resume, start
 
     verb, run_dir, faults, *overrides = arguments
     try:
         if verb == "start":
-            start(small_config(run_dir, *overrides, faults=json.loads(faults)), federation_of=small_federation)
+            start(
+                small_config(run_dir, *overrides, faults=json.loads(faults)),
+                federation_of=small_federation,
+            )
         else:
             resume(Path(run_dir), federation_of=small_federation)
     except Stopped as stopped:

@@ -1,4 +1,5 @@
-"""Run folders written by hand, of random but consistent numbers, and a reader of pages: what tests of reports share."""
+"""Run folders written by hand, of random but consistent numbers, and a reader of pages: what
+tests of reports share."""
 
 import base64
 import csv
@@ -42,7 +43,9 @@ def harmonic(*values):
 
 def block_of(rows, novel):
     """An accuracy block from client rows, as summary.json has it."""
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in ("local", "base", "novel")}
+    mean = {
+        name: float(np.mean([row[name] for row in rows])) for name in ("local", "base", "novel")
+    }
     spread = {name: float(np.std([row[name] for row in rows], ddof=len(rows) > 1)) for name in mean}
     hm3, hm2 = harmonic(*mean.values()), harmonic(mean["base"], mean["novel"])
     block = mean | {"hm3": hm3, "hm2": hm2, "cm": (mean["local"] + hm2) / 2, "ece": 6.5}
@@ -63,9 +66,11 @@ def picture(rng, label):
     colour = tuple(int(v) for v in rng.integers(40, 220, 3))
     draw = ImageDraw.Draw(image)
     box = (10, 10, 54, 54)
-    [draw.ellipse, draw.rectangle, lambda b, fill: draw.polygon([(32, 8), (56, 56), (8, 56)], fill=fill)][
-        len(label) % 3
-    ](box, fill=colour)
+    [
+        draw.ellipse,
+        draw.rectangle,
+        lambda b, fill: draw.polygon([(32, 8), (56, 56), (8, 56)], fill=fill),
+    ][len(label) % 3](box, fill=colour)
     file = io.BytesIO()
     image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
@@ -84,7 +89,8 @@ def write_run(
     domains=DOMAINS,
     **settings,
 ):
-    """A run folder as experiments.run leaves it, of random but consistent numbers; returns the last accuracies."""
+    """A run folder as experiments.run leaves it, of random but consistent numbers;
+    returns the last accuracies."""
     rng = np.random.default_rng([seed, zlib.crc32(method.encode()), clients])
     path.mkdir(parents=True)
     config = {
@@ -133,7 +139,9 @@ def write_run(
     for client in range(clients):
         counts = {
             name: int(n)
-            for name, n in zip(CLASSES, rng.multinomial(60, rng.dirichlet([0.4] * len(CLASSES))), strict=True)
+            for name, n in zip(
+                CLASSES, rng.multinomial(60, rng.dirichlet([0.4] * len(CLASSES))), strict=True
+            )
             if n
         }
         domain = domains[client * len(domains) // clients] if domains else None
@@ -146,12 +154,20 @@ def write_run(
             "test_counts": counts,
         }
         table.append(row)
-    partition = {"scheme": "domain_dirichlet", "beta": 0.3, "class_names": list(CLASSES), "clients": table}
+    partition = {
+        "scheme": "domain_dirichlet",
+        "beta": 0.3,
+        "class_names": list(CLASSES),
+        "clients": table,
+    }
     (path / "partition.json").write_text(json.dumps(partition))
 
     prompts = LEVELS.get(method, (ZERO_SHOT, ZERO_SHOT))
     levels = dict(zip(("zero_shot", "global", "personal"), (ZERO_SHOT, *prompts), strict=True))
-    offset = {model: rng.normal(0, 4, (clients, 3)) * (1, 0.3, 0.3) + rng.normal(0, 0.8, 3) for model in levels}
+    offset = {
+        model: rng.normal(0, 4, (clients, 3)) * (1, 0.3, 0.3) + rng.normal(0, 0.8, 3)
+        for model in levels
+    }
     offset["zero_shot"] = np.random.default_rng([seed, 7]).normal(0, 4, (clients, 3))
     if method == "promptfl":
         offset["personal"] = offset["global"]
@@ -182,10 +198,13 @@ def write_run(
                 evaluation[model] = None
                 continue
             reached = np.array(ZERO_SHOT) * (1 - share) + np.array(level) * share
-            figures = np.clip(reached + offset[model] * (0.4 + 0.6 * share if model != "zero_shot" else 1), 0, 100)
+            figures = np.clip(
+                reached + offset[model] * (0.4 + 0.6 * share if model != "zero_shot" else 1), 0, 100
+            )
             keys = ("local", "base", "novel")
             rows[model] = [
-                {**row, **dict(zip(keys, map(float, f), strict=True))} for row, f in zip(table, figures, strict=True)
+                {**row, **dict(zip(keys, map(float, f), strict=True))}
+                for row, f in zip(table, figures, strict=True)
             ]
             evaluation[model] = block_of(rows[model], novel)
         lines.append(evaluation)
@@ -193,7 +212,18 @@ def write_run(
     accuracy = {model: lines[-1][model] for model in levels}
 
     with (path / "clients.csv").open("w", newline="") as file:
-        fields = ["id", "domain", "train_images", "test_images", "model", "local", "base", "novel", "hm3", "hm2"]
+        fields = [
+            "id",
+            "domain",
+            "train_images",
+            "test_images",
+            "model",
+            "local",
+            "base",
+            "novel",
+            "hm3",
+            "hm2",
+        ]
         writer = csv.DictWriter(file, fields, extrasaction="ignore")
         writer.writeheader()
         for model, of_model in rows.items():
@@ -217,7 +247,9 @@ def write_run(
                 "predicted": predicted,
                 "correct": correct,
             }
-            samples.append(sample | {"confidence": float(rng.uniform(0.3, 0.99)), "png": picture(rng, label)})
+            samples.append(
+                sample | {"confidence": float(rng.uniform(0.3, 0.99)), "png": picture(rng, label)}
+            )
     (path / "samples.json").write_text(json.dumps({"samples": samples}))
     if status != "unfinished":
         summary = {
@@ -228,14 +260,25 @@ def write_run(
                 "partition": "domain_dirichlet",
                 "protocol": "base2novel",
             },
-            **{"seed": seed, "rounds": rounds, "clients": clients, "status": status, "accuracy": accuracy},
+            **{
+                "seed": seed,
+                "rounds": rounds,
+                "clients": clients,
+                "status": status,
+                "accuracy": accuracy,
+            },
             **{
                 "bytes_up": 32768 * clients * done,
                 "bytes_down": 32768 * clients * done,
                 "wire_bytes_up": 70000,
                 "wire_bytes_down": 80000,
             },
-            "seconds": {"total": 30.0 + seed, "train": 20.0, "evaluate": 8.0, "overhead": 2.0 + seed},
+            "seconds": {
+                "total": 30.0 + seed,
+                "train": 20.0,
+                "evaluate": 8.0,
+                "overhead": 2.0 + seed,
+            },
             **{"images_per_second": 1234.5, "peak_rss_mb": 812.0, "peak_gpu_mb": 0},
         }
         (path / "summary.json").write_text(json.dumps(summary))
@@ -258,7 +301,11 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.images += ("role", "img") in attrs
-        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "xlink:href")]
+        self.loads += [
+            value
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "xlink:href")
+        ]
         if tag not in VOID:
             self.open.append(tag)
 

@@ -1,15 +1,19 @@
-"""``python -m experiments.bench WHAT``: measures this project against a plain reference in the same process.
+"""``python -m experiments.bench WHAT``: measures this project against a plain
+reference in the same process.
 
     step        one training step against the textbook step: full sequences, three passes, autograd
-    methods     one training step of every method against what its own FLOPs say (--methods: of these)
+    methods     one training step of every method against what its own FLOPs say (--methods: of
+                these)
     cohort      K clients in one tensor program against one alone
-    growth      how a step's cost grows with classes, context length, clients and rank (--plot FILE draws it)
+    growth      how a step's cost grows with classes, context length, clients and rank (--plot FILE
+                draws it)
     features    image features: encoded once and kept, against encoded in every epoch
-    federation  a round of the embedded federation against a loop over its clients; a whole run on Ray: overhead, memory
+    federation  a round of the embedded federation against a loop over its clients; a whole run on
+                Ray: overhead, memory
 
-Each row has the ratio of the medians, the achieved GFLOP/s, its fraction of this machine's measured GEMM speed at the
-same shapes, and the peak memory that a call adds. Run it on an idle machine: a busy core slows both sides, not always
-alike.
+Each row has the ratio of the medians, the achieved GFLOP/s, its fraction of this machine's measured
+GEMM speed at the same shapes, and the peak memory that a call adds. Run it on an idle machine: a
+busy core slows both sides, not always alike.
 """
 
 import argparse
@@ -43,18 +47,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=BENCHES, help="what to measure")
-    parser.add_argument("--methods", nargs="+", choices=methods.WORK, metavar="NAME", help="methods: these, not all")
-    parser.add_argument("--classes", type=int, nargs="+", default=[50, 100], help="numbers of classes (default 50 100)")
-    parser.add_argument("--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)")
-    parser.add_argument("--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)")
-    parser.add_argument("--model", help="model (default ViT-B-16 with random weights; features, federation: tiny)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=methods.WORK, metavar="NAME", help="methods: these, not all"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        nargs="+",
+        default=[50, 100],
+        help="numbers of classes (default 50 100)",
+    )
+    parser.add_argument(
+        "--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)"
+    )
+    parser.add_argument(
+        "--model", help="model (default ViT-B-16 with random weights; features, federation: tiny)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products"
+    )
     parser.add_argument("--eager", action="store_true", help="on a GPU: without CUDA graphs")
-    parser.add_argument("--repeats", type=int, default=5, help="counted calls of each, in turn (default 5)")
-    parser.add_argument("--axes", nargs="+", choices=growth.AXES, help="growth: what varies (default: each in turn)")
-    parser.add_argument("--plot", type=user_path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="counted calls of each, in turn (default 5)"
+    )
+    parser.add_argument(
+        "--axes", nargs="+", choices=growth.AXES, help="growth: what varies (default: each in turn)"
+    )
+    parser.add_argument(
+        "--plot", type=user_path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)"
+    )
+    parser.add_argument(
+        "--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE"
+    )
     options = parser.parse_args(arguments)
     _bench(options)
     return 0
@@ -67,13 +95,19 @@ def _bench(arguments: argparse.Namespace) -> None:
     found = []
     for row in BENCHES[arguments.what](arguments):
         found.append(row)
-        shown = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
+        shown = (
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in row.items()
+        )
         print("  ".join(shown), flush=True)
     if arguments.plot and arguments.what == "growth":
         growth.plot(found, arguments.plot)
         print(f"wrote {arguments.plot}")
     if arguments.json:
-        write_atomically(arguments.json, (json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n").encode())
+        write_atomically(
+            arguments.json,
+            (json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n").encode(),
+        )
         print(f"wrote {arguments.json}")
 
 

@@ -1,5 +1,6 @@
-"""Image features of the embedded federation's training images, for ten epochs: encoded once and kept in the cache,
-against encoded in every epoch, image by image through the model's preprocessing, in batches of 32."""
+"""Image features of the embedded federation's training images, for ten epochs: encoded once and
+kept in the cache, against encoded in every epoch, image by image through the model's
+preprocessing, in batches of 32."""
 
 import argparse
 import statistics
@@ -29,13 +30,17 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
         parts = []
         for start in range(0, len(split), BATCH):
             chosen = range(start, min(start + BATCH, len(split)))
-            parts.append(clip.encode_images(torch.stack([clip.preprocess(split.image(i)) for i in chosen])))
+            parts.append(
+                clip.encode_images(torch.stack([clip.preprocess(split.image(i)) for i in chosen]))
+            )
         return torch.cat(parts)
 
     with tempfile.TemporaryDirectory() as folder:
 
         def ours(where: str = folder) -> np.ndarray:
-            return encode_split(clip, split, cache_dir=where, dataset_name="emoji", split_name="bench")
+            return encode_split(
+                clip, split, cache_dir=where, dataset_name="emoji", split_name="bench"
+            )
 
         def first() -> None:
             with tempfile.TemporaryDirectory() as fresh:

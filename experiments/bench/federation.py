@@ -1,11 +1,13 @@
 """A federation at work.
 
-``round``: local training of some of the default federation's clients as one cohort, against the textbook loop: one
-client after another, full sequences for every class, the guidance pass in every step, torch's own SGD.
+``round``: local training of some of the default federation's clients as one cohort, against the
+textbook loop: one client after another, full sequences for every class, the guidance pass in
+every step, torch's own SGD.
 
-``run``: a whole run on two Ray workers: how much of its time is neither training nor evaluation, and whether its memory
-grows with the rounds. Once with the default clients, once with 2,000 of which a tenth takes part in a round; these own
-two made-up images each (the embedded federation has not enough).
+``run``: a whole run on two Ray workers: how much of its time is neither training nor
+evaluation, and whether its memory grows with the rounds. Once with the default clients, once
+with 2,000 of which a tenth takes part in a round; these own two made-up images each (the
+embedded federation has not enough).
 """
 
 import argparse
@@ -54,7 +56,9 @@ def _made_up(root: Path) -> None:
         for i in range(2 * MANY):
             folder = root / split / f"class {i % 10}"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                folder / f"{i}.png"
+            )
 
 
 def _round(arguments: argparse.Namespace, clients: int) -> dict:
@@ -87,14 +91,29 @@ def _round(arguments: argparse.Namespace, clients: int) -> dict:
     }
 
 
-def _textbook_client(federation: Federation, shared: dict[str, np.ndarray], client: int) -> np.ndarray:
+def _textbook_client(
+    federation: Federation, shared: dict[str, np.ndarray], client: int
+) -> np.ndarray:
     """p_G after one client's round, step by step."""
-    method, settings, client_split = federation.method, federation.training, federation.federated_split.clients[client]
+    method, settings, client_split = (
+        federation.method,
+        federation.training,
+        federation.federated_split.clients[client],
+    )
     task = method.task
-    start = {**{n: torch.from_numpy(a) for n, a in shared.items()}, **federation.initial_state(client)}
-    leaves = {name: tensor.to(task.device, task.dtype).clone().requires_grad_() for name, tensor in start.items()}
+    start = {
+        **{n: torch.from_numpy(a) for n, a in shared.items()},
+        **federation.initial_state(client),
+    }
+    leaves = {
+        name: tensor.to(task.device, task.dtype).clone().requires_grad_()
+        for name, tensor in start.items()
+    }
     optimizer = torch.optim.SGD(
-        leaves.values(), lr=settings.learning_rate(1), momentum=settings.momentum, weight_decay=settings.weight_decay
+        leaves.values(),
+        lr=settings.learning_rate(1),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
     )
     classes = federation.class_set(client_split.classes)
     images, labels = federation.images("train"), federation.labels("train", client_split.classes)
@@ -110,7 +129,13 @@ def _textbook_client(federation: Federation, shared: dict[str, np.ndarray], clie
 def _run(arguments: argparse.Namespace, clients: int, options: Sequence[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder) / "run"
-        command = [sys.executable, "-m", "experiments.run", f"clients={clients}", f"rounds={arguments.rounds}"]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.run",
+            f"clients={clients}",
+            f"rounds={arguments.rounds}",
+        ]
         command += ["runtime.workers=2", f"device={arguments.device}", f"run_dir={where}", *options]
         command += [f"model={arguments.model}"] if arguments.model else []
         memory = _watched(command, where / "metrics.jsonl")
@@ -135,7 +160,8 @@ def _run(arguments: argparse.Namespace, clients: int, options: Sequence[str]) ->
 
 
 def _watched(command: Sequence[str], metrics: Path) -> dict[int, float]:
-    """Runs a command; the most memory (MiB, all its processes together, shared pages once) in each round."""
+    """Runs a command; the most memory (MiB, all its processes together, shared pages once) in each
+    round."""
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     most: dict[int, float] = {}
     while process.poll() is None:

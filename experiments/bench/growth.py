@@ -1,4 +1,5 @@
-"""How the cost of a step grows: with classes, context length, clients and rank, each alone from one middle point."""
+"""How the cost of a step grows: with classes, context length, clients and rank, each alone
+from one middle point."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,11 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
             point = {**MIDDLE, axis: value}
             point["rank"] = min(point["rank"], point["n_ctx"])  # there is none above
             method, params, batch, classes = setting(
-                point["classes"], point["clients"], arguments, n_ctx=point["n_ctx"], rank=point["rank"]
+                point["classes"],
+                point["clients"],
+                arguments,
+                n_ctx=point["n_ctx"],
+                rank=point["rank"],
             )
 
             def step(method=method, params=params, batch=batch, classes=classes):
@@ -46,7 +51,12 @@ def plot(found: Sequence[dict], path: Path) -> None:
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     axes = list(dict.fromkeys(row["axis"] for row in found))
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    labels = {"classes": "classes", "n_ctx": "context tokens", "clients": "clients in one program", "rank": "rank"}
+    labels = {
+        "classes": "classes",
+        "n_ctx": "context tokens",
+        "clients": "clients in one program",
+        "rank": "rank",
+    }
     for panel, axis in zip(panels, axes, strict=True):
         own = [row for row in found if row["axis"] == axis]
         panel.loglog([row[axis] for row in own], [row["ms"] for row in own], "o-")

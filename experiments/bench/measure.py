@@ -1,4 +1,5 @@
-"""What every benchmark measures with: two functions in turn, peak memory, this machine's GEMM speed."""
+"""What every benchmark measures with: two functions in turn, peak memory, this
+machine's GEMM speed."""
 
 import platform
 import statistics
@@ -15,8 +16,8 @@ from fedpgp.cuda_graphs import RUNS_FIRST, eager
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of two functions, called in turn, after calls of each that are not counted: one, on a GPU as many as
-    record their graphs."""
+    """Seconds of two functions, called in turn, after calls of each that are not counted: one, on a
+    GPU as many as record their graphs."""
     times: tuple[list[float], list[float]] = ([], [])
     ahead = 1 + RUNS_FIRST if torch.cuda.is_available() else 1
     for i in range(ahead + repeats):
@@ -36,8 +37,8 @@ def median_seconds(function: Callable, repeats: int) -> float:
 
 
 def peak_memory(function: Callable) -> float | None:
-    """MiB that a call adds at its highest: allocated GPU memory, or this process's resident set; None where the system
-    does not keep a resettable peak (it is Linux's)."""
+    """MiB that a call adds at its highest: allocated GPU memory, or this process's resident set;
+    None where the system does not keep a resettable peak (it is Linux's)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -61,9 +62,12 @@ def gflop(function: Callable) -> float:
 def block_products(
     rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Callable, float]:
-    """A function that multiplies matrices of the shapes of a transformer block's linear layers, and its GFLOP."""
+    """A function that multiplies matrices of the shapes of a transformer block's linear
+    layers, and its GFLOP."""
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for size in (width, 4 * width)}
+    inputs = {
+        size: torch.randn(rows, size, device=device, dtype=dtype) for size in (width, 4 * width)
+    }
     weights = [torch.randn(o, i, device=device, dtype=dtype) for i, o in shapes]
 
     def products() -> None:
@@ -73,7 +77,9 @@ def block_products(
     return products, sum(2 * rows * i * o for i, o in shapes) / 1e9
 
 
-def gemm_gflops(rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+def gemm_gflops(
+    rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> float:
     """This machine's GEMM speed at the shapes of a transformer block's linear layers."""
     products, gflop = block_products(rows, width, device, dtype)
     return gflop / median_seconds(products, 10)
@@ -89,7 +95,9 @@ def machine() -> dict:
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
+        )
     if torch.cuda.is_available():
         name += f", {torch.cuda.get_device_name()}"
     return {

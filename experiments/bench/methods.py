@@ -1,13 +1,16 @@
-"""One training step (loss and gradients) of every method that learns, against what its own FLOPs say.
+"""One training step (loss and gradients) of every method that learns, against what its own FLOPs
+say.
 
-A method's own FLOPs are those of the linear layers that its equations cannot do without. They are computed here from
-the method's definition, not counted in what its code executes: so many contexts through the text tower, images
-through the image tower, forward, and backward as far as something is learned; what is frozen costs nothing after the
-first step. So whatever a step computes too often shows, and so does all that is no such product: attention, norms,
-activations, transport, small operations.
+A method's own FLOPs are those of the linear layers that its equations cannot do without. They are
+computed here from the method's definition, not counted in what its code executes: so many
+contexts through the text tower, images through the image tower, forward, and backward as far as
+something is learned; what is frozen costs nothing after the first step. So whatever a step
+computes too often shows, and so does all that is no such product: attention, norms, activations,
+transport, small operations.
 
-``ratio`` is the time of a step divided by the time that these FLOPs take at this machine's GEMM speed at their shapes:
-the median over pairs of a step and such products, in turn. It is 1 / ``share_of_gemm`` of ``bench step``.
+``ratio`` is the time of a step divided by the time that these FLOPs take at this machine's GEMM
+speed at their shapes: the median over pairs of a step and such products, in turn. It is 1 /
+``share_of_gemm`` of ``bench step``.
 """
 
 import argparse
@@ -29,7 +32,8 @@ from fedpgp.templates import SEVEN
 CLIENTS = 10
 """In the federation of a method whose server keeps a state for each of them; one is trained."""
 IN_TOWER = 4
-"""Images in a step of a method that works inside the image tower: what it costs is proportional to them."""
+"""Images in a step of a method that works inside the image tower: what it costs is
+proportional to them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Case:
 
     @classmethod
     def of(cls, method: Method) -> "Case":
-        """A client in its second round, with what the server sends it and the method precomputes."""
+        """A client in its second round, with what the server sends it and the method
+        precomputes."""
         task, shared = method.task, method.init_shared(generator(0, "shared"))
         batch = random_batch(method, 1, IN_TOWER if "pixels" in method.inputs else IMAGES)
         classes = task.class_set(range(len(task.class_names)))
@@ -80,8 +85,11 @@ class Case:
     def images(self) -> int:
         return self.batch.labels.shape[1]
 
-    def texts(self, contexts: int = 1, *, names: int | None = None, backward: int = 1, depth: int = 1) -> Work:
-        """Contexts, learned in ``depth`` blocks, through the text tower; so many times backward to them.
+    def texts(
+        self, contexts: int = 1, *, names: int | None = None, backward: int = 1, depth: int = 1
+    ) -> Work:
+        """Contexts, learned in ``depth`` blocks, through the text tower; so many times backward to
+        them.
 
         Args:
             names: how many classes they stand before; None: all, 0: a bare full stop.
@@ -96,8 +104,9 @@ class Case:
         return Work(contexts * (1 + backward) * one, contexts * tokens, tower.width)
 
     def through_image_tower(self, prompts: int, *, groups: int = 1, depth: int = 1) -> Work:
-        """Every image through the image tower, once with each group of prompts, learned in ``depth`` blocks, and
-        backward to these. The images' own tokens are known until the first attention."""
+        """Every image through the image tower, once with each group of prompts, learned
+        in ``depth`` blocks, and backward to these. The images' own tokens are known
+        until the first attention."""
         tower, tokens = self.method.tower, self.method.tower.tokens
 
         def once(constant: int) -> float:
@@ -111,7 +120,9 @@ class Case:
             )
 
         flop = once(0) + (groups - 1) * once(tokens) + groups * once(tokens)
-        return Work(self.images * (flop + self.patches()), self.images * (tokens + prompts), tower.width)
+        return Work(
+            self.images * (flop + self.patches()), self.images * (tokens + prompts), tower.width
+        )
 
     def patches(self) -> float:
         """GFLOP that make one image's tokens of its pixels."""
@@ -119,11 +130,12 @@ class Case:
         return 2 * (tower.tokens - 1) * tower.weights["conv1.weight"].numel() / 1e9
 
     def layer(self, rows: int, inputs: int, outputs: int, times: int = 3) -> Work:
-        """A linear layer: forward, backward to its inputs and to its weights; ``times`` is 2 where either is frozen."""
+        """A linear layer: forward, backward to its inputs and to its weights; ``times`` is 2
+        where either is frozen."""
         return Work(2 * times * rows * inputs * outputs / 1e9, rows, inputs)
 
 
-# What each method's equations need. ---------------------------------------------------------------------------------
+# What each method's equations need. ---------------------------------------------------------------
 
 
 def patch_similarities(case: Case, prompts: int) -> Work:
@@ -148,7 +160,11 @@ def pfedmoap(case: Case) -> Work:
 
 def cocoop(case: Case) -> Work:
     d, (hidden, embed) = case.method.task.clip.width, case.params["1.weight"].shape[1:]
-    return case.texts(case.images) + case.layer(case.images, embed, hidden, 2) + case.layer(case.images, hidden, d)
+    return (
+        case.texts(case.images)
+        + case.layer(case.images, embed, hidden, 2)
+        + case.layer(case.images, hidden, d)
+    )
 
 
 def fedclip(case: Case) -> Work:
@@ -157,15 +173,25 @@ def fedclip(case: Case) -> Work:
 
 
 def pfedmma(case: Case) -> Work:
-    """Forward through both towers, of the text without the blocks before the first adapter, which have nothing to do
-    with an image or a client; backward through the blocks behind it."""
+    """Forward through both towers, of the text without the blocks before the first adapter, which
+    have nothing to do with an image or a client; backward through the blocks behind it."""
     settings, tower = case.method.settings, case.method.tower
-    encoder, count, size = case.classes.encoder(4), len(case.classes.names), case.method.settings.size
+    encoder, count, size = (
+        case.classes.encoder(4),
+        len(case.classes.names),
+        case.method.settings.size,
+    )
     adapters, behind = settings.last - settings.first, tower.depth - settings.first
     work = Work(case.images * case.patches(), case.images * tower.tokens, tower.width)
     for copies, width, tokens, read, blocks in (
         (case.images, tower.width, tower.tokens, 1, tower.depth),
-        (1, case.method.task.clip.width, encoder.tokens, count, len(encoder.tower.blocks) - settings.first + 1),
+        (
+            1,
+            case.method.task.clip.width,
+            encoder.tokens,
+            count,
+            len(encoder.tower.blocks) - settings.first + 1,
+        ),
     ):
         forward = tower_gflop(width, blocks, tokens, read=read)
         backward = tower_gflop(width, behind, tokens, read=read) if behind else 0.0
@@ -178,13 +204,30 @@ def fedmvp(case: Case) -> Work:
     tower = case.method.tower
     width, patches = tower.width, case.images * (tower.tokens - 1)
     described = len(SEVEN) * len(case.classes.names)
-    keys = case.layer(described, case.method.task.clip.embed, width, 2) + case.layer(described, width, 2 * width)
-    return case.through_image_tower(POOLED) + keys + case.layer(patches, width, 14 * width + 2 * described)
+    keys = case.layer(described, case.method.task.clip.embed, width, 2) + case.layer(
+        described, width, 2 * width
+    )
+    return (
+        case.through_image_tower(POOLED)
+        + keys
+        + case.layer(patches, width, 14 * width + 2 * described)
+    )
 
 
 WORK: dict[str, Callable[[Case], Work]] = {
     **dict.fromkeys(
-        ("coop", "promptfl", "promptfl_ft", "fedprox", "fedper", "scaffold", "fedamp", "dp_fpl", "kgcoop"), Case.texts
+        (
+            "coop",
+            "promptfl",
+            "promptfl_ft",
+            "fedprox",
+            "fedper",
+            "scaffold",
+            "fedamp",
+            "dp_fpl",
+            "kgcoop",
+        ),
+        Case.texts,
     ),
     "pfedprompt": Case.texts,
     "prograd": lambda case: case.texts(backward=2),
@@ -197,7 +240,9 @@ WORK: dict[str, Callable[[Case], Work]] = {
     "pfedmoap": pfedmoap,
     "cocoop": cocoop,
     "fedclip": fedclip,
-    "vpt": lambda case: case.through_image_tower(case.method.settings.tokens, depth=case.method.settings.depth),
+    "vpt": lambda case: case.through_image_tower(
+        case.method.settings.tokens, depth=case.method.settings.depth
+    ),
     **dict.fromkeys(
         ("maple", "promptsrc"),
         lambda case: (
@@ -206,14 +251,17 @@ WORK: dict[str, Callable[[Case], Work]] = {
         ),
     ),
     "pfedmma": pfedmma,
-    "fedmgp": lambda case: case.texts(5) + case.through_image_tower(case.method.settings.tokens, groups=5),
+    "fedmgp": lambda case: (
+        case.texts(5) + case.through_image_tower(case.method.settings.tokens, groups=5)
+    ),
     "fedmvp": fedmvp,
 }
 """Method -> its own work in a step."""
 
 
 def settings(name: str, clip: FrozenCLIP) -> dict:
-    """Settings that are not the defaults: no more blocks with prompts or adapters than the model has."""
+    """Settings that are not the defaults: no more blocks with prompts or adapters than the model
+    has."""
     blocks = clip.text_blocks
     if name == "pfedmma":
         return {"first": min(5, blocks), "last": min(12, blocks)}
@@ -231,7 +279,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
         for name in arguments.methods or WORK:
             case = Case.of(method_of(name, task))
             work = WORK[name](case)
-            products, gflop = block_products(work.rows, work.width, task.device, task.compute or task.dtype)
+            products, gflop = block_products(
+                work.rows, work.width, task.device, task.compute or task.dtype
+            )
             repeats = max(1, round(work.gflop / 2 / gflop))  # so long that a busy moment hits both
 
             def reference(products=products, repeats=repeats):
@@ -249,6 +299,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
                 "own_gflop": work.gflop,
                 "gflops": work.gflop / statistics.median(ours),
                 "gemm_gflops": statistics.median(speeds),
-                "ratio": statistics.median(t * s / work.gflop for t, s in zip(ours, speeds, strict=True)),
+                "ratio": statistics.median(
+                    t * s / work.gflop for t, s in zip(ours, speeds, strict=True)
+                ),
                 "peak_mb": peak_memory(case.run),
             }

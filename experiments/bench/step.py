@@ -1,7 +1,8 @@
-"""One training step of FedPGP (batch 32, 16 context tokens, rank 8) on a text tower with random weights.
+"""One training step of FedPGP (batch 32, 16 context tokens, rank 8) on a text tower with random
+weights.
 
-The reference is the textbook step: full 77-token sequences for every class through the model's own transformer; a
-global and a personal pass with gradients, a guidance pass without; autograd.
+The reference is the textbook step: full 77-token sequences for every class through the model's own
+transformer; a global and a personal pass with gradients, a guidance pass without; autograd.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from fedpgp.seeding import generator
 from fedpgp.task import ClassSet, Task
 
 MODEL, IMAGES, CONTEXT, RANK, PATCHES = "ViT-B-16", 32, 16, 8, 196
-STEP = StepContext(server_round=1, step=0, clients=(0,), global_params={}, lr=0.1, seed=0)  # FedPGP needs nothing of it
+STEP = StepContext(
+    server_round=1, step=0, clients=(0,), global_params={}, lr=0.1, seed=0
+)  # FedPGP needs nothing of it
 WORDS = (
     "cat",
     "dog",
@@ -59,7 +62,9 @@ def start(method: Method, clients: int) -> Params:
     personal = [method.init_personal(generator(0, "personal", k)) for k in range(clients)]
     params = {name: tensor.expand(clients, *tensor.shape) for name, tensor in shared.items()}
     params |= {name: torch.stack([p[name] for p in personal]) for name in personal[0]}
-    return {name: tensor.to(task.device, task.dtype).contiguous() for name, tensor in params.items()}
+    return {
+        name: tensor.to(task.device, task.dtype).contiguous() for name, tensor in params.items()
+    }
 
 
 def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
@@ -78,52 +83,86 @@ def random_batch(method: Method, clients: int, images: int = IMAGES) -> Batch:
     if "features_raw" in inputs:
         read["features_raw"] = draw(task.clip.embed)
     if "patches" in inputs:  # with cosines as real ones have them, or transport would end at once
-        noise, near = F.normalize(draw(PATCHES, task.clip.embed), dim=-1), task.class_set([0]).template_features
+        noise, near = (
+            F.normalize(draw(PATCHES, task.clip.embed), dim=-1),
+            task.class_set([0]).template_features,
+        )
         read["patches"] = F.normalize(noise + 0.3 * draw(PATCHES, 1) * near, dim=-1)
     if "pixels" in inputs:
         read["pixels"] = draw(3, task.clip.image_size, task.clip.image_size)
     labels = torch.randint(0, len(task.class_names), (clients, images), device=task.device)
-    return Batch(Images(**read), labels, torch.full((clients, images), 1 / images, device=task.device))
+    return Batch(
+        Images(**read), labels, torch.full((clients, images), 1 / images, device=task.device)
+    )
 
 
 def setting(
-    classes: int, clients: int, arguments: argparse.Namespace, *, n_ctx: int = CONTEXT, rank: int = RANK
+    classes: int,
+    clients: int,
+    arguments: argparse.Namespace,
+    *,
+    n_ctx: int = CONTEXT,
+    rank: int = RANK,
 ) -> tuple[Method, Params, Batch, ClassSet]:
     """FedPGP at its start with random images, for a number of clients."""
     task = task_of(classes, arguments, n_ctx)
     method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank, personal_init="normal"), task)
-    return method, start(method, clients), random_batch(method, clients), task.class_set(range(classes))
+    return (
+        method,
+        start(method, clients),
+        random_batch(method, clients),
+        task.class_set(range(classes)),
+    )
 
 
 def textbook_loss(
-    method: Method, leaves: Params, images: Images, labels: torch.Tensor, weights: torch.Tensor, classes: ClassSet
+    method: Method,
+    leaves: Params,
+    images: Images,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    classes: ClassSet,
 ) -> torch.Tensor:
-    """FedPGP's loss of one client's batch (B,) as a textbook has it: three passes over full sequences."""
+    """FedPGP's loss of one client's batch (B,) as a textbook has it: three passes over full
+    sequences."""
     model, tokenizer = classes.task.clip.text_model, classes.task.clip.tokenizer
     n_ctx = len(leaves["p_G"])
-    tokens = tokenizer(["X " * n_ctx + name.replace("_", " ") + "." for name in classes.names]).to(labels.device)
+    tokens = tokenizer(["X " * n_ctx + name.replace("_", " ") + "." for name in classes.names]).to(
+        labels.device
+    )
     photo = tokenizer(classes.sentences).to(labels.device)
 
     def encode(tokens: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         x = model.token_embedding(tokens)
         if context is not None:
             x = torch.cat([x[:, :1], context.expand(len(x), -1, -1), x[:, 1 + n_ctx :]], dim=1)
-        x = model.ln_final(model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask))
-        return F.normalize(x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection, dim=-1)
+        x = model.ln_final(
+            model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
+        )
+        return F.normalize(
+            x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection, dim=-1
+        )
 
-    z_G, z_i = encode(tokens, leaves["p_G"]), encode(tokens, leaves["p_G"] + leaves["U"] @ leaves["V"])
+    z_G, z_i = (
+        encode(tokens, leaves["p_G"]),
+        encode(tokens, leaves["p_G"] + leaves["U"] @ leaves["V"]),
+    )
     with torch.no_grad():
         z_C = encode(photo, None)
     ce = cross_entropy(method.logits(z_i, images, classes), labels, weights)
     return ce + method.settings.mu * prompt_contrastive_loss(z_G, z_C, z_i, method.settings.tau)
 
 
-def plain_step(method: Method, params: Params, batch: Batch, classes: ClassSet) -> tuple[torch.Tensor, Params]:
+def plain_step(
+    method: Method, params: Params, batch: Batch, classes: ClassSet
+) -> tuple[torch.Tensor, Params]:
     """The textbook step of every client in turn: loss (K,) and gradients by autograd."""
     losses, grads = [], {name: [] for name in params}
     for k in range(len(batch.labels)):
         leaves = {name: tensor[k].clone().requires_grad_() for name, tensor in params.items()}
-        loss = textbook_loss(method, leaves, batch.images[k], batch.labels[k], batch.weights[k], classes)
+        loss = textbook_loss(
+            method, leaves, batch.images[k], batch.labels[k], batch.weights[k], classes
+        )
         loss.backward()
         losses.append(loss.detach())
         for name, leaf in leaves.items():
@@ -131,28 +170,34 @@ def plain_step(method: Method, params: Params, batch: Batch, classes: ClassSet) 
     return torch.stack(losses), {name: torch.stack(parts) for name, parts in grads.items()}
 
 
-def tower_gflop(width: int, blocks: int, tokens: int, *, read: int, constant: int = 0, unread: int = 0) -> float:
-    """GFLOP of the linear layers of a transformer that cannot be avoided, for one sequence in one direction (forward,
-    or backward to the inputs).
+def tower_gflop(
+    width: int, blocks: int, tokens: int, *, read: int, constant: int = 0, unread: int = 0
+) -> float:
+    """GFLOP of the linear layers of a transformer that cannot be avoided, for one sequence in one
+    direction (forward, or backward to the inputs).
 
     Args:
         width, blocks: of the transformer; its MLP is four times as wide.
         tokens: of the sequence.
-        read: tokens that are read behind the last block: it has queries, output and MLP of these alone.
-        constant: tokens of which the first block knows queries, keys and values, since they depend on nothing learned.
-        unread: tokens behind some block that the next one replaces (summed over the blocks): they are keys and values
+        read: tokens that are read behind the last block: it has queries, output and MLP of these
             alone.
+        constant: tokens of which the first block knows queries, keys and values, since they
+            depend on nothing learned.
+        unread: tokens behind some block that the next one replaces (summed over the blocks): they
+            are keys and values alone.
     """
     middle = 12 * tokens * (blocks - 1) - 10 * unread
     return 2 * width**2 * (middle + 2 * tokens + 10 * read - 3 * constant) / 1e9
 
 
 def linear_gflop(classes: ClassSet, clients: int) -> float:
-    """GFLOP of the linear layers of one step that cannot be avoided: both passes, forward and (inputs only) backward,
-    for all clients."""
+    """GFLOP of the linear layers of one step that cannot be avoided: both passes, forward and
+    (inputs only) backward, for all clients."""
     encoder = classes.encoder(classes.task.n_ctx)
     tower, suffix = encoder.tower, encoder.tokens - 1 - encoder.n_ctx
-    one = tower_gflop(tower.width, len(tower.blocks), encoder.tokens, read=len(classes.names), constant=suffix)
+    one = tower_gflop(
+        tower.width, len(tower.blocks), encoder.tokens, read=len(classes.names), constant=suffix
+    )
     return 2 * 2 * clients * one
 
 

@@ -1,7 +1,8 @@
 """The charts of the pages: small inline SVG without scripts, coloured by the page's style sheet.
 
-A chart is drawn for the width at which it is read (about 340 px), so its text stays legible on a phone; a page places
-several side by side. Everything that can be pointed at carries a `<title>`, which browsers show on hover.
+A chart is drawn for the width at which it is read (about 340 px), so its text stays legible on a
+phone; a page places several side by side. Everything that can be pointed at carries a `<title>`,
+which browsers show on hover.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ PAGE_WIDTH = 1030
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. `style` is the CSS class that colours it; `spread` the half-width of its band at each point;
-    `partial` the places of points that are means over fewer clients than the others, drawn open."""
+    """A named line. `style` is the CSS class that colours it; `spread` the half-width of its
+    band at each point; `partial` the places of points that are means over fewer clients than
+    the others, drawn open."""
 
     name: str
     style: str
@@ -30,8 +32,9 @@ class Series:
 
 
 def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
-    """About `count` round numbers that cover [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten. Equal values
-    get an axis around them that is 2 % of their size (1 unit below 50) and can be read."""
+    """About `count` round numbers that cover [low, high]: steps of 1, 2, 2.5 or 5 times a
+    power of ten. Equal values get an axis around them that is 2 % of their size (1 unit
+    below 50) and can be read."""
     if low == high and not whole:
         half = max(0.5, abs(low) / 100)
         low, high = max(low - half, 0) if low >= 0 else low - half, high + half
@@ -66,8 +69,8 @@ def line_chart(
     end_labels: bool = True,
     wide: bool = False,
 ) -> Markup:
-    """Lines over rounds, each labelled with its last value at its end; `wide` takes the page's whole width and names
-    the lines there too. Empty when no series has a point."""
+    """Lines over rounds, each labelled with its last value at its end; `wide` takes the page's
+    whole width and names the lines there too. Empty when no series has a point."""
     series = [one for one in series if len(one.points)]
     if not series:
         return Markup("")
@@ -89,7 +92,9 @@ def line_chart(
         if one.spread and len(one.points) > 1:
             upper = [f"{x_at(x):.1f},{y_at(y + s):.1f}" for (x, y), s in _with_spread(one)]
             lower = [f"{x_at(x):.1f},{y_at(y - s):.1f}" for (x, y), s in _with_spread(one)]
-            parts.append(f'<polygon class="band {one.style}" points="{" ".join(upper + lower[::-1])}"/>')
+            parts.append(
+                f'<polygon class="band {one.style}" points="{" ".join(upper + lower[::-1])}"/>'
+            )
     for one in series:
         path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in one.points)
         parts.append(f'<polyline class="line {one.style}" points="{path}"/>')
@@ -99,30 +104,42 @@ def line_chart(
             hint = escape(f"{one.name}: {y:.{digits}f}{around}{unit}, {x_label} {plain(x)}")
             if x in one.partial:
                 hint += " (not all clients)"
-                parts.append(f'<circle class="open {one.style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3.2"/>')
+                parts.append(
+                    f'<circle class="open {one.style}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" '
+                    'r="3.2"/>'
+                )
             elif one.style != "zero_shot":  # it never changes: a dashed line says that better
                 parts.append(dot(one.style, x_at(x), y_at(y), radius))
             parts.append(
-                f'<circle class="aim" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="7"><title>{hint}</title></circle>'
+                f'<circle class="aim" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" '
+                f'r="7"><title>{hint}</title></circle>'
             )
     if end_labels:
         ends = _apart([y_at(one.points[-1][1]) for one in series], 12.5, top + 4, height - bottom)
         for one, y in zip(series, ends, strict=True):
             x, value = x_at(one.points[-1][0]) + 8, one.points[-1][1]
             name = f" {escape(one.name)}" if wide else ""
-            parts.append(f'<text class="end {one.style}" x="{x:.1f}" y="{y + 4:.1f}">{value:.{digits}f}{name}</text>')
+            parts.append(
+                f'<text class="end {one.style}" x="{x:.1f}" '
+                f'y="{y + 4:.1f}">{value:.{digits}f}{name}</text>'
+            )
     return svg(full, height, title, parts, fixed=wide)
 
 
 def dot(style: str, x: float, y: float, radius: float, hint: str = "") -> str:
-    """A filled mark: its shape is one more thing that tells lines apart (dashed: square, dotted: triangle, a global
-    prompt beside its method's personal one: diamond)."""
+    """A filled mark: its shape is one more thing that tells lines apart (dashed: square, dotted:
+    triangle, a global prompt beside its method's personal one: diamond)."""
     inside = f"<title>{hint}</title>" if hint else ""
-    shapes = {"dashed": ((-1, -1), (1, -1), (1, 1), (-1, 1)), "dotted": ((0, -1.3), (1.3, 1), (-1.3, 1))}
+    shapes = {
+        "dashed": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        "dotted": ((0, -1.3), (1.3, 1), (-1.3, 1)),
+    }
     shapes["shared"] = ((0, -1.5), (1.5, 0), (0, 1.5), (-1.5, 0))
     corners = next((shapes[word] for word in reversed(style.split()) if word in shapes), None)
     if corners is None:
-        return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{inside}</circle>'
+        return (
+            f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{inside}</circle>'
+        )
     points = " ".join(f"{x + radius * a:.1f},{y + radius * b:.1f}" for a, b in corners)
     return f'<polygon class="dot {style}" points="{points}">{inside}</polygon>'
 
@@ -144,7 +161,8 @@ def column_chart(
     ticks: Callable[[float], list[float]] | None = None,
     height: int = 200,
 ) -> Markup:
-    """Stacked columns, one a round. `styles`: (name, CSS class) of each part; `text` words a value."""
+    """Stacked columns, one a round. `styles`: (name, CSS class) of each part; `text` words a
+    value."""
     if not columns:
         return Markup("")
     left, right, top, bottom = 52, 10, 10, 34
@@ -155,15 +173,26 @@ def column_chart(
     y_at = scale(0, max(y_ticks[-1], most), height - bottom, top)
     x_ticks = [x for x in nice_ticks(low, high, 5, whole=True) if low <= x <= high]
     width = max(1.0, min(26.0, (x_at(1) - x_at(0)) * 0.72))
-    parts = axes(x_ticks, y_ticks, x_at, y_at, left, WIDTH - right, height, bottom, "round", tick_text or text)
+    parts = axes(
+        x_ticks,
+        y_ticks,
+        x_at,
+        y_at,
+        left,
+        WIDTH - right,
+        height,
+        bottom,
+        "round",
+        tick_text or text,
+    )
     for x, values in columns:
         base = 0.0
         for (name, style), value in zip(styles, values, strict=True):
             y, tall = y_at(base + value), y_at(base) - y_at(base + value)
             hint = escape(f"round {plain(x)}, {name}: {text(value)}")
             parts.append(
-                f'<rect class="fill {style}" x="{x_at(x) - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" '
-                f'height="{max(tall, 0):.1f}"><title>{hint}</title></rect>'
+                f'<rect class="fill {style}" x="{x_at(x) - width / 2:.1f}" y="{y:.1f}" '
+                f'width="{width:.1f}" height="{max(tall, 0):.1f}"><title>{hint}</title></rect>'
             )
             base += value
     return svg(WIDTH, height, title, parts)
@@ -172,38 +201,59 @@ def column_chart(
 def client_bars(
     rows: Sequence[tuple[str, Sequence[float]]], styles: Sequence[tuple[str, str]], *, title: str
 ) -> Markup:
-    """Horizontal bars from 0 to 100 %, a group of thin bars a client, the last bar's value written at its end."""
+    """Horizontal bars from 0 to 100 %, a group of thin bars a client, the last bar's
+    value written at its end."""
     left, right, top, bar, gap = 62, 36, 4, 6.5, 9
     group = bar * len(styles) + gap
     height = top + group * len(rows) + 18
     x_at = scale(0, 100, left, WIDTH - right)
     parts = []
     for tick in (0, 25, 50, 75, 100):
-        parts.append(f'<line class="grid" x1="{x_at(tick)}" x2="{x_at(tick)}" y1="{top}" y2="{height - 18:.1f}"/>')
-        parts.append(f'<text class="tick" x="{x_at(tick)}" y="{height - 5:.1f}" text-anchor="middle">{tick}</text>')
+        parts.append(
+            f'<line class="grid" x1="{x_at(tick)}" x2="{x_at(tick)}" y1="{top}" '
+            f'y2="{height - 18:.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{x_at(tick)}" y="{height - 5:.1f}" '
+            f'text-anchor="middle">{tick}</text>'
+        )
     for index, (name, values) in enumerate(rows):
         y = top + index * group + gap / 2
         middle = y + bar * len(styles) / 2 + 4
-        parts.append(f'<text class="name" x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<text class="name" x="{left - 8}" y="{middle:.1f}" '
+            f'text-anchor="end">{escape(name)}</text>'
+        )
         for k, ((label, style), value) in enumerate(zip(styles, values, strict=True)):
             if math.isnan(value):
                 continue
             hint = escape(f"{name}, {label}: {value:.1f} %")
             parts.append(
-                f'<rect class="fill {style}" x="{left}" y="{y + k * bar:.1f}" width="{x_at(value) - left:.1f}" '
-                f'height="{bar - 0.8:.1f}" rx="1.2"><title>{hint}</title></rect>'
+                f'<rect class="fill {style}" x="{left}" y="{y + k * bar:.1f}" '
+                f'width="{x_at(value) - left:.1f}" height="{bar - 0.8:.1f}" '
+                f'rx="1.2"><title>{hint}</title></rect>'
             )
         shown = [value for value in values if not math.isnan(value)]
         if shown:
-            parts.append(f'<text class="value" x="{x_at(max(shown)) + 5:.1f}" y="{middle:.1f}">{shown[-1]:.1f}</text>')
+            parts.append(
+                f'<text class="value" x="{x_at(max(shown)) + 5:.1f}" '
+                f'y="{middle:.1f}">{shown[-1]:.1f}</text>'
+            )
     return svg(WIDTH, height, title, parts)
 
 
 def histogram(
-    groups: Sequence[tuple[str, str, Sequence[float]]], *, title: str, what: str = "accuracy, %", bins: int = 20
+    groups: Sequence[tuple[str, str, Sequence[float]]],
+    *,
+    title: str,
+    what: str = "accuracy, %",
+    bins: int = 20,
 ) -> Markup:
-    """One row of columns a group ((name, CSS class, a value a client)), all on one scale; a line marks the mean."""
-    groups = [(name, style, [v for v in values if not math.isnan(v)]) for name, style, values in groups]
+    """One row of columns a group ((name, CSS class, a value a client)), all on one scale;
+    a line marks the mean."""
+    groups = [
+        (name, style, [v for v in values if not math.isnan(v)]) for name, style, values in groups
+    ]
     groups = [group for group in groups if group[2]]
     if not groups:
         return Markup("")
@@ -217,39 +267,59 @@ def histogram(
     parts = []
     for index, (name, style, values) in enumerate(groups):
         floor = top + row * (index + 1)
-        parts.append(f'<text class="end {style}" x="{left}" y="{floor - row + 14}">{escape(name)}</text>')
-        parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - right}" y1="{floor}" y2="{floor}"/>')
-        for count, low, high in zip(np.histogram(values, edges)[0], edges[:-1], edges[1:], strict=True):
+        parts.append(
+            f'<text class="end {style}" x="{left}" y="{floor - row + 14}">{escape(name)}</text>'
+        )
+        parts.append(
+            f'<line class="axis" x1="{left}" x2="{WIDTH - right}" y1="{floor}" y2="{floor}"/>'
+        )
+        for count, low, high in zip(
+            np.histogram(values, edges)[0], edges[:-1], edges[1:], strict=True
+        ):
             if not count:
                 continue
             tall = (row - 22) * count / tallest
-            hint = escape(f"{name}: {count} client{'s' * int(count > 1)} between {low:.1f} and {high:.1f}")
+            hint = escape(
+                f"{name}: {count} client{'s' * int(count > 1)} between {low:.1f} and {high:.1f}"
+            )
             parts.append(
                 f'<rect class="fill {style}" x="{x_at(low) + 0.6:.1f}" y="{floor - tall:.1f}" '
-                f'width="{x_at(high) - x_at(low) - 1.2:.1f}" height="{tall:.1f}"><title>{hint}</title></rect>'
+                f'width="{x_at(high) - x_at(low) - 1.2:.1f}" '
+                f'height="{tall:.1f}"><title>{hint}</title></rect>'
             )
         mean = float(np.mean(values))
         parts.append(
-            f'<line class="mark" x1="{x_at(mean):.1f}" x2="{x_at(mean):.1f}" y1="{floor - row + 20}" y2="{floor}">'
+            f'<line class="mark" x1="{x_at(mean):.1f}" x2="{x_at(mean):.1f}" '
+            f'y1="{floor - row + 20}" y2="{floor}">'
             f"<title>{escape(name)}: mean {mean:.1f}</title></line>"
         )
     for tick in ticks:
         parts.append(
-            f'<text class="tick" x="{x_at(tick):.1f}" y="{height - 20}" text-anchor="middle">{plain(tick)}</text>'
+            f'<text class="tick" x="{x_at(tick):.1f}" y="{height - 20}" '
+            f'text-anchor="middle">{plain(tick)}</text>'
         )
     parts.append(
-        f'<text class="label" x="{(left + WIDTH - right) / 2}" y="{height - 4}" text-anchor="middle">{what}</text>'
+        f'<text class="label" x="{(left + WIDTH - right) / 2}" y="{height - 4}" '
+        f'text-anchor="middle">{what}</text>'
     )
     return svg(WIDTH, height, title, parts)
 
 
-def bubbles(clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str) -> Markup:
-    """Who holds what: a disc's area is a number of images. Clients are rows, or columns where there are many."""
+def bubbles(
+    clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str
+) -> Markup:
+    """Who holds what: a disc's area is a number of images. Clients are rows, or columns
+    where there are many."""
     most = max((count for _, counts in clients for count in counts.values()), default=0)
     if not most:
         return Markup("")
     rows, columns = [name for name, _ in clients], list(class_names)
-    held = [(y, columns.index(name), n) for y, (_, counts) in enumerate(clients) for name, n in counts.items() if n]
+    held = [
+        (y, columns.index(name), n)
+        for y, (_, counts) in enumerate(clients)
+        for name, n in counts.items()
+        if n
+    ]
     upright = len(rows) > max(24, 2 * len(columns))
     if upright:
         rows, columns, held = columns, rows, [(y, x, n) for x, y, n in held]
@@ -267,22 +337,33 @@ def bubbles(clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence
     parts = []
     for index, name in enumerate(columns):
         x = left + cell * (index + 0.5)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{head - 3:.1f}" y2="{height - 6:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{head - 3:.1f}" '
+            f'y2="{height - 6:.1f}"/>'
+        )
         if index % label_every == 0:
             place = f'transform="translate({x + 3:.1f} {head - 7:.1f}) rotate(-48)"'
-            parts.append(f'<text class="tick" {place}>{escape(_short(name))}<title>{escape(name)}</title></text>')
+            parts.append(
+                '<text class="tick" '
+                f"{place}>{escape(_short(name))}<title>{escape(name)}</title></text>"
+            )
     for index, name in enumerate(rows):
         y = head + tall * (index + 0.5)
-        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         place = f'x="{left - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end"'
-        parts.append(f'<text class="name" {place}>{escape(_short(name))}<title>{escape(name)}</title></text>')
+        parts.append(
+            f'<text class="name" {place}>{escape(_short(name))}<title>{escape(name)}</title></text>'
+        )
     for row, column, count in held:
         x, y = left + cell * (column + 0.5), head + tall * (row + 0.5)
         client, name = (columns[column], rows[row]) if upright else (rows[row], columns[column])
         hint = escape(f"{client}: {count} × {name}")
         radius = max(1.0, largest * math.sqrt(count / most))
         parts.append(
-            f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}"><title>{hint}</title></circle>'
+            f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" '
+            f'r="{radius:.2f}"><title>{hint}</title></circle>'
         )
     return svg(width, height, title, parts, fixed=True)
 
@@ -291,7 +372,9 @@ def _short(name: str) -> str:
     return name if len(name) <= 26 else name[:25] + "…"
 
 
-def value_bars(rows: Sequence[tuple[str, str, float]], *, title: str, text: Callable[[float], str]) -> Markup:
+def value_bars(
+    rows: Sequence[tuple[str, str, float]], *, title: str, text: Callable[[float], str]
+) -> Markup:
     """One horizontal bar from 0 a row ((name, CSS class, value)), its value written at its end."""
     rows = [row for row in rows if not math.isnan(row[2])]
     if not rows:
@@ -303,15 +386,21 @@ def value_bars(rows: Sequence[tuple[str, str, float]], *, title: str, text: Call
         y = 6 + index * (bar + gap)
         parts.append(f'<text class="name" x="0" y="{y + 8}">{escape(name)}</text>')
         parts.append(
-            f'<rect class="fill {style}" x="0" y="{y + 14}" width="{max(x_at(value), 1):.1f}" height="{bar}" rx="2"/>'
+            f'<rect class="fill {style}" x="0" y="{y + 14}" width="{max(x_at(value), 1):.1f}" '
+            f'height="{bar}" rx="2"/>'
         )
-        parts.append(f'<text class="value" x="{x_at(value) + 6:.1f}" y="{y + 23}">{escape(text(value))}</text>')
+        parts.append(
+            f'<text class="value" x="{x_at(value) + 6:.1f}" '
+            f'y="{y + 23}">{escape(text(value))}</text>'
+        )
     return svg(WIDTH, 6 + len(rows) * (bar + gap), title, parts)
 
 
 def _with_spread(one: Series) -> list[tuple[tuple[float, float], float]]:
     spreads = one.spread or [0.0] * len(one.points)
-    return [(point, 0.0 if math.isnan(s) else s) for point, s in zip(one.points, spreads, strict=True)]
+    return [
+        (point, 0.0 if math.isnan(s) else s) for point, s in zip(one.points, spreads, strict=True)
+    ]
 
 
 def scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
@@ -335,7 +424,8 @@ def axes(
         y = y_at(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(y_text(tick))}</text>'
+            f'<text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" '
+            f'text-anchor="end">{escape(y_text(tick))}</text>'
         )
     for tick in x_ticks:
         parts.append(
@@ -350,7 +440,8 @@ def axes(
 
 
 def _apart(places: list[float], distance: float, low: float, high: float) -> list[float]:
-    """The places, moved as little as needed to stand `distance` apart, inside [low, high] as far as there is room."""
+    """The places, moved as little as needed to stand `distance` apart, inside [low, high] as
+    far as there is room."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
     for above, below in zip(order, order[1:], strict=False):
@@ -362,10 +453,14 @@ def _apart(places: list[float], distance: float, low: float, high: float) -> lis
     return [max(low, place) if index == order[0] else place for index, place in enumerate(moved)]
 
 
-def svg(width: float, height: float, title: str, parts: Sequence[str], fixed: bool = False) -> Markup:
-    """`fixed` keeps the drawn size (the page scrolls it sideways); otherwise the drawing shrinks with its column."""
+def svg(
+    width: float, height: float, title: str, parts: Sequence[str], fixed: bool = False
+) -> Markup:
+    """`fixed` keeps the drawn size (the page scrolls it sideways); otherwise the drawing
+    shrinks with its column."""
     size = f' width="{width:.0f}" height="{height:.0f}" class="fixed"' if fixed else ""
     return Markup(  # every text above went through escape()
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" '
+        f'aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )

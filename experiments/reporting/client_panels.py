@@ -15,7 +15,8 @@ _CLIENTS_A_PANEL = 12
 
 
 def distinct_models(run: Run) -> list[tuple[str, str]]:
-    """(name, key) of the models that differ: one prompt for all is drawn once, as the global one."""
+    """(name, key) of the models that differ: one prompt for all is drawn once, as the global
+    one."""
     if run.choice("method") == "zero_shot":
         return [(MODELS["zero_shot"], "zero_shot")] if run.accuracy["zero_shot"] else []
     same = ("personal",) if run.one_prompt else ()
@@ -23,13 +24,19 @@ def distinct_models(run: Run) -> list[tuple[str, str]]:
 
 
 def client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
-    """(title, note, chart) of each panel; many clients are drawn as a histogram and its two ends."""
+    """(title, note, chart) of each panel; many clients are drawn as a histogram and its two
+    ends."""
     clients = by_client(run)
-    models = [(name, key) for name, key in distinct_models(run) if any(key in row for row in clients)]
+    models = [
+        (name, key) for name, key in distinct_models(run) if any(key in row for row in clients)
+    ]
 
     def bars(title: str, note: str, rows: list[dict]) -> tuple[str, str, Any]:
         values = [
-            (row["name"] or f"client {row['id']}", [row[key]["local"] if key in row else math.nan for _, key in models])
+            (
+                row["name"] or f"client {row['id']}",
+                [row[key]["local"] if key in row else math.nan for _, key in models],
+            )
             for row in rows
         ]
         return title, note, charts.client_bars(values, models, title=f"Local accuracy: {title}")
@@ -37,8 +44,13 @@ def client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
     if not clients:
         return [], ""
     if len(clients) > _CLIENTS_AS_BARS:
-        groups = [(name, key, [row[key]["local"] for row in clients if key in row]) for name, key in models]
-        panels = [("All clients", "", charts.histogram(groups, title="Local accuracy of the clients"))]
+        groups = [
+            (name, key, [row[key]["local"] for row in clients if key in row])
+            for name, key in models
+        ]
+        panels = [
+            ("All clients", "", charts.histogram(groups, title="Local accuracy of the clients"))
+        ]
         mine, other = models[-1][1], models[-2][1] if len(models) > 1 else models[-1][1]
         ranked = [row for row in clients if mine in row and other in row and mine != other]
         ranked = [row for row in ranked if not math.isnan(row[mine]["local"] - row[other]["local"])]
@@ -50,7 +62,9 @@ def client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
     panels = []
     for domain, rows in grouped(clients, "domain").items():
-        size = _CLIENTS_A_PANEL if domain else min(_CLIENTS_A_PANEL, max(4, math.ceil(len(rows) / 3)))
+        size = (
+            _CLIENTS_A_PANEL if domain else min(_CLIENTS_A_PANEL, max(4, math.ceil(len(rows) / 3)))
+        )
         pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
         for piece in pieces:
             span = _span(piece[0]["id"], piece[-1]["id"]) if len(pieces) > 1 else ""
@@ -65,7 +79,11 @@ def by_client(run: Run) -> list[dict]:
     """A dict a client: id, domain, name, and the clients.csv row of each model."""
     clients: dict[int, dict] = defaultdict(dict)
     for row in run.clients:
-        about = {"id": row["id"], "domain": row.get("domain") or None, "name": row.get("name") or ""}
+        about = {
+            "id": row["id"],
+            "domain": row.get("domain") or None,
+            "name": row.get("name") or "",
+        }
         clients[row["id"]] |= {**about, row["model"]: row}
     return [clients[key] for key in sorted(clients)]
 

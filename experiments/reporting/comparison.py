@@ -1,4 +1,5 @@
-"""The page that compares runs: the table over seeds, curves, the trade-off of local against novel accuracy."""
+"""The page that compares runs: the table over seeds, curves, the trade-off of local
+against novel accuracy."""
 
 from __future__ import annotations
 
@@ -50,14 +51,18 @@ def render_comparison(
     command: str,
     published: Sequence[tuple[str, grids.Grid]] = (),
 ) -> str:
-    """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None leaves that table out;
-    `published` are tables of published figures by experiment. The mean over parts of a protocol (domains held out in
-    turn) comes first, in table and charts; the parts' charts are folded."""
+    """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None
+    leaves that table out; `published` are tables of published figures by experiment. The mean
+    over parts of a protocol (domains held out in turn) comes first, in table and charts; the
+    parts' charts are folded."""
     means, over = tables.over_parts(rows, columns)
     parts = [row for row in chart_rows if means and tables.is_part(row)]
     others = [row for row in chart_rows if row not in parts]
     drawn_means = tables.over_parts(parts, columns)[0]
-    sections = [replace(one, title=over, partition_words="", bubbles="") for one in _sections(drawn_means, models)]
+    sections = [
+        replace(one, title=over, partition_words="", bubbles="")
+        for one in _sections(drawn_means, models)
+    ]
     sections += _sections(others, models, several=bool(means))
     return (
         environment()
@@ -68,7 +73,9 @@ def render_comparison(
             over=over,
             mean_table=grids.as_html(tables.result_grid(means, columns, models)) if means else None,
             table=grids.as_html(tables.result_grid(rows, columns, models)),
-            significance=grids.as_html(significance.comparison_grid(comparisons, models)) if comparisons else None,
+            significance=grids.as_html(significance.comparison_grid(comparisons, models))
+            if comparisons
+            else None,
             significance_words=significance.significance_words(comparisons or ()),
             asked=comparisons is not None,
             only_parts=bool(means) and not others,
@@ -86,7 +93,9 @@ def _lead(rows: Sequence[Row]) -> str:
     runs = len({run.path for row in rows for run in row.runs})
     seeds = sorted({len(row.seeds) for row in rows})
     how_many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    words = f"{runs} finished run{'s' * (runs != 1)}, {how_many} seed{'s' * (seeds[-1] != 1)} each. "
+    words = (
+        f"{runs} finished run{'s' * (runs != 1)}, {how_many} seed{'s' * (seeds[-1] != 1)} each. "
+    )
     if seeds[-1] == 1:
         words += "One seed does not tell how much of a difference is chance. "
     first = rows[0].runs[0]
@@ -95,13 +104,20 @@ def _lead(rows: Sequence[Row]) -> str:
         for group in ("dataset", "model", "protocol")
         if len({run.choice(group) for row in rows for run in row.runs}) == 1
     ]
-    return words + ("All with " + ", ".join(f"{group} {first.choice(group)}" for group in same) + "." if same else "")
+    return words + (
+        "All with " + ", ".join(f"{group} {first.choice(group)}" for group in same) + "."
+        if same
+        else ""
+    )
 
 
 def _sections(rows: Sequence[Row], models: Sequence[str], several: bool = False) -> list[Section]:
     """A section a task; `several` titles even a single one."""
     tasks = list(dict.fromkeys(row.task for row in rows))
-    return [_section([row for row in rows if row.task == task], models, several or len(tasks) > 1) for task in tasks]
+    return [
+        _section([row for row in rows if row.task == task], models, several or len(tasks) > 1)
+        for task in tasks
+    ]
 
 
 def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
@@ -121,11 +137,19 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
 
     curves = []
     for figure in ACCURACIES:
-        series = [charts.Series(name, style, *_mean_curve(row, figure), partial[style]) for name, style, row in named]
+        series = [
+            charts.Series(name, style, *_mean_curve(row, figure), partial[style])
+            for name, style, row in named
+        ]
         heading = f"{figure.capitalize()} accuracy, %"
         curves.append((heading, charts.line_chart(series, title=heading, unit=" %", wide=many)))
     other = next(
-        (f for f in ("novel", "unseen", "base") if any(not math.isnan(row.cells[f].mean) for row in rows)), None
+        (
+            f
+            for f in ("novel", "unseen", "base")
+            if any(not math.isnan(row.cells[f].mean) for row in rows)
+        ),
+        None,
     )
     up = "unseen data" if other == "unseen" else f"{other} classes"
     trade_off, trade_off_title = "", ""
@@ -135,7 +159,11 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
             x, y = row.cells["local"], row.cells[other]
             seeds = [(x.values[seed], y.values[seed]) for seed in x.values]
             seeds = [point for point in seeds if not any(map(math.isnan, point))]
-            marks.append(scatter.Mark(name, style, (x.mean, y.mean), (x.std, y.std), seeds if len(seeds) > 1 else []))
+            marks.append(
+                scatter.Mark(
+                    name, style, (x.mean, y.mean), (x.std, y.std), seeds if len(seeds) > 1 else []
+                )
+            )
         trade_off_title = f"Local against {other} accuracy"
         trade_off = scatter.scatter(
             marks,
@@ -145,7 +173,16 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
             wide=many,
         )
     clients = [
-        (name, style, [client["local"] for run in row.runs for client in run.clients if client["model"] == row.model])
+        (
+            name,
+            style,
+            [
+                client["local"]
+                for run in row.runs
+                for client in run.clients
+                if client["model"] == row.model
+            ],
+        )
         for name, style, row in named
     ]
     once: dict[tuple, tuple[str, str, Row]] = {}  # both models of a run have one loss and one cost
@@ -158,11 +195,19 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
     sent = [(name, style, row.cells["bytes"].mean) for name, style, row in trained]
     times = [(name, style, _computing(row)) for name, style, row in trained]
     costs = [
-        ("Training loss", charts.line_chart(losses, title="Training loss", digits=2, end_labels=not many)),
-        ("Bytes, sent and received", charts.value_bars(sent, title="Bytes of a run", text=format_bytes)),
+        (
+            "Training loss",
+            charts.line_chart(losses, title="Training loss", digits=2, end_labels=not many),
+        ),
+        (
+            "Bytes, sent and received",
+            charts.value_bars(sent, title="Bytes of a run", text=format_bytes),
+        ),
         (
             "Time of a run, without encoding images",
-            charts.value_bars(times, title="Time of a run, without encoding images", text=format_seconds),
+            charts.value_bars(
+                times, title="Time of a run, without encoding images", text=format_seconds
+            ),
         ),
     ]
     bubbles, partition_words = partition_bubbles(rows[0].runs[0])
@@ -194,14 +239,20 @@ def _partial_note(named: Sequence[tuple[str, str, Row]]) -> str:
     runs = _distinct([run for _, _, row in named for run in row.runs if run.partial])
     if not runs:
         return ""
-    return " ".join(partial_words(run.partial, f" {tables.describe(run)}") for run in runs[:3]) + " …" * (len(runs) > 3)
+    return " ".join(
+        partial_words(run.partial, f" {tables.describe(run)}") for run in runs[:3]
+    ) + " …" * (len(runs) > 3)
 
 
 def _computing(row: Row) -> float:
-    """Mean seconds of a row's runs without the encoding of images, which only the first run on a machine does."""
+    """Mean seconds of a row's runs without the encoding of images, which only the first
+    run on a machine does."""
     seconds = [(run.summary or {}).get("seconds") or {} for run in row.runs]
     return mean_std(
-        [number(one.get("total")) - (number(one.get("encode")) if "encode" in one else 0) for one in seconds]
+        [
+            number(one.get("total")) - (number(one.get("encode")) if "encode" in one else 0)
+            for one in seconds
+        ]
     )[0]
 
 
@@ -211,18 +262,25 @@ def _mean_curve(row: Row, figure: str) -> tuple[list[tuple[float, float]], list[
 
 def _mean_loss(row: Row) -> tuple[list[tuple[float, float]], list[float]]:
     return _over_seeds(
-        [(run.seed, {r["round"]: number(r.get("loss")) for r in run.trains}) for run in _distinct(row.runs)]
+        [
+            (run.seed, {r["round"]: number(r.get("loss")) for r in run.trains})
+            for run in _distinct(row.runs)
+        ]
     )
 
 
-def _over_seeds(curves: Sequence[tuple[Any, dict[int, float]]]) -> tuple[list[tuple[float, float]], list[float]]:
-    """Mean and standard deviation over seeds at the rounds that every run has; of several runs of a seed (parts of a
-    protocol) first the mean."""
+def _over_seeds(
+    curves: Sequence[tuple[Any, dict[int, float]]],
+) -> tuple[list[tuple[float, float]], list[float]]:
+    """Mean and standard deviation over seeds at the rounds that every run has; of several runs of a
+    seed (parts of a protocol) first the mean."""
     by_seed: dict[Any, list[dict[int, float]]] = {}
     for seed, curve in curves:
         by_seed.setdefault(seed, []).append(curve)
     rounds = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
-    both = [(x, *mean_std([fmean(curve[x] for curve in of) for of in by_seed.values()])) for x in rounds]
+    both = [
+        (x, *mean_std([fmean(curve[x] for curve in of) for of in by_seed.values()])) for x in rounds
+    ]
     both = [entry for entry in both if not math.isnan(entry[1])]
     return [(x, mean) for x, mean, _ in both], [std for _, _, std in both]
 

@@ -46,7 +46,8 @@ def format_points(difference: float) -> str:
 
 
 def format_mean_and_std(mean: float, std: float, sign: str = "") -> str:
-    """`"72.41 ± 0.53"`, `"72.41"` without a spread, a dash without a mean; `sign="+"` writes a plus too."""
+    """`"72.41 ± 0.53"`, `"72.41"` without a spread, a dash without a mean;
+    `sign="+"` writes a plus too."""
     if math.isnan(mean):
         return "–"
     return f"{mean:{sign}.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
@@ -58,7 +59,14 @@ def format_setting(value: Any) -> str:
 
 
 def format_privacy(privacy: dict) -> str:
-    """What a method's noise is worth, by ``privacy`` of summary.json, where no epsilon is accounted."""
+    """What a method's noise is worth, by ``privacy`` of summary.json, where no
+    epsilon is accounted."""
     if privacy["seeded"]:
-        return "the noise comes from the run's seed: whoever knows it can take the noise off; nothing is private"
-    return "the noise is secret, so a repeated run has other figures; no epsilon is accounted, no guarantee follows"
+        return (
+            "the noise comes from the run's seed: whoever knows it can take the noise off; "
+            "nothing is private"
+        )
+    return (
+        "the noise is secret, so a repeated run has other figures; no epsilon is accounted, no "
+        "guarantee follows"
+    )

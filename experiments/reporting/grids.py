@@ -17,8 +17,9 @@ from experiments.spreadsheet import csv_text
 
 @dataclass(frozen=True)
 class Grid:
-    """A table ready to print: texts, each with its mark. `breaks` are the rows that begin a new block, `numbers` what
-    the cells sort by (NaN: by their text), `heading` stands above the table."""
+    """A table ready to print: texts, each with its mark. `breaks` are the rows that
+    begin a new block, `numbers` what the cells sort by (NaN: by their text), `heading`
+    stands above the table."""
 
     header: list[str]
     rows: list[list[tuple[str, str]]]
@@ -35,14 +36,19 @@ _SHORTENED = (24, 16, 12)  # characters of a label, from the first width that is
 def text_width(grid: Grid) -> int:
     """How many columns of a terminal the table takes."""
     cells = [_with_star(grid, row) for row in grid.rows]
-    widths = [max(len(name), *(len(row[k][0]) for row in cells)) for k, name in enumerate(grid.header)]
+    widths = [
+        max(len(name), *(len(row[k][0]) for row in cells)) for k, name in enumerate(grid.header)
+    ]
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def fit(grids: Sequence[Grid], width: int, droppable: Sequence[str]) -> tuple[list[Grid], list[str]]:
+def fit(
+    grids: Sequence[Grid], width: int, droppable: Sequence[str]
+) -> tuple[list[Grid], list[str]]:
     """The tables for so many columns of a terminal, and the columns that were left out of them.
 
-    Droppable columns go first, in their order, then labels are shortened. What is too wide even then stays.
+    Droppable columns go first, in their order, then labels are shortened. What is
+    too wide even then stays.
     """
     grids, dropped = list(grids), []
     for name in droppable:
@@ -74,7 +80,10 @@ def _shortened(grid: Grid, most: int) -> Grid:
         half = (most - 1) // 2
         return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
 
-    rows = [[(short(text), mark) for text, mark in row[: grid.texts]] + row[grid.texts :] for row in grid.rows]
+    rows = [
+        [(short(text), mark) for text, mark in row[: grid.texts]] + row[grid.texts :]
+        for row in grid.rows
+    ]
     return replace(grid, rows=rows)
 
 
@@ -94,7 +103,9 @@ def rich_table(grid: Grid) -> RichTable:
     starred = {k for row in grid.rows for k, (_, mark) in enumerate(row) if mark == "best"}
     for index, name in enumerate(grid.header):
         left = index < grid.texts
-        table.add_column(name + " " * (index in starred), justify="left" if left else "right", no_wrap=True)
+        table.add_column(
+            name + " " * (index in starred), justify="left" if left else "right", no_wrap=True
+        )
     for index, row in enumerate(grid.rows):
         if index in grid.breaks:
             table.add_row()
@@ -105,7 +116,9 @@ def rich_table(grid: Grid) -> RichTable:
 def as_text(grid: Grid) -> str:
     """Aligned columns without colours, as wide as they need to be; the best has a star."""
     file = io.StringIO()
-    RichConsole(file=file, width=10_000, color_system=None, force_terminal=False).print(rich_table(grid))
+    RichConsole(file=file, width=10_000, color_system=None, force_terminal=False).print(
+        rich_table(grid)
+    )
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
     return "\n".join([grid.heading] * bool(grid.heading) + lines) + "\n"
 
@@ -114,9 +127,17 @@ def as_markdown(grid: Grid) -> str:
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
     lines = [f"{_escape_markdown(grid.heading)}\n"] if grid.heading else []
     lines += ["| " + " | ".join(map(_escape_markdown, grid.header)) + " |"]
-    lines.append("|" + "|".join(" --- " if index < grid.texts else " ---: " for index in range(len(grid.header))) + "|")
+    lines.append(
+        "|"
+        + "|".join(" --- " if index < grid.texts else " ---: " for index in range(len(grid.header)))
+        + "|"
+    )
     for row in grid.rows:
-        lines.append("| " + " | ".join(marks[mark].format(_escape_markdown(text)) for text, mark in row) + " |")
+        lines.append(
+            "| "
+            + " | ".join(marks[mark].format(_escape_markdown(text)) for text, mark in row)
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -148,19 +169,23 @@ def as_html(grid: Grid) -> Markup:
         cells = []
         for k, (text, mark) in enumerate(row):
             value, plus_minus, spread = text.partition(" ± ")
-            shown = marks[mark].format(value) + (Markup(" <small>± {}</small>").format(spread) if plus_minus else "")
+            shown = marks[mark].format(value) + (
+                Markup(" <small>± {}</small>").format(spread) if plus_minus else ""
+            )
             about = Markup(' class="text"') if k < grid.texts else ""
             if grid.numbers and not math.isnan(grid.numbers[index][k]):
                 about += Markup(' data-v="{}"').format(repr(grid.numbers[index][k]))
-            cells.append(Markup("<{0}{1}>{2}</{0}>").format("th" if k < grid.texts else "td", about, shown))
+            cells.append(
+                Markup("<{0}{1}>{2}</{0}>").format("th" if k < grid.texts else "td", about, shown)
+            )
         body.append(
             Markup("<tr{}>{}</tr>").format(
                 Markup(' class="break"') if index in grid.breaks else "", Markup("").join(cells)
             )
         )
-    return Markup('<table class="sortable"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
-        head, Markup("\n").join(body)
-    )
+    return Markup(
+        '<table class="sortable"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>'
+    ).format(head, Markup("\n").join(body))
 
 
 def grid_as_csv(grid: Grid) -> str:

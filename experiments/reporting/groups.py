@@ -30,10 +30,12 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
-    """Groups finished runs, and notes on what was left out (a seed that was run twice counts once, the newest).
+    """Groups finished runs, and notes on what was left out (a seed that was run twice
+    counts once, the newest).
 
-    A setting is a label where groups differ in it; one inside a choice (`method.rank`) where groups with the same
-    choice differ in it, so that a method is not told from another by settings that only one of them has.
+    A setting is a label where groups differ in it; one inside a choice (`method.rank`) where
+    groups with the same choice differ in it, so that a method is not told from another by settings
+    that only one of them has.
     """
     by_setup: dict[tuple, dict[Any, Run]] = defaultdict(dict)
     settings: dict[tuple, dict[str, Any]] = {}
@@ -48,21 +50,33 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         setup = tuple(sorted(differing.items()))
         settings[setup] = differing
         if run.seed in by_setup[setup]:
-            notes.append(f"seed {run.seed} was run more than once with the same settings; {run.path} counts")
+            notes.append(
+                f"seed {run.seed} was run more than once with the same settings; {run.path} counts"
+            )
         by_setup[setup][run.seed] = run
 
-    keys = [key for key in _label_order(settings.values()) if _distinguishes(key, list(settings.values()))]
+    keys = [
+        key
+        for key in _label_order(settings.values())
+        if _distinguishes(key, list(settings.values()))
+    ]
     groups = []
     for setup, by_seed in by_setup.items():
         flat = settings[setup]
         labels = {"method": flat.get("method.name", "?")}
         labels |= {short_label(key): flat.get(key, "–") for key in keys if key != "method.name"}
         task = tuple((key, value) for key, value in setup if key.split(".")[0] in _TASK)
-        groups.append(Group(labels, dict(sorted(by_seed.items(), key=lambda item: _natural(str(item[0])))), task))
+        groups.append(
+            Group(
+                labels, dict(sorted(by_seed.items(), key=lambda item: _natural(str(item[0])))), task
+            )
+        )
     first_of_task: dict[tuple, int] = {}
     for index, group in enumerate(sorted(groups, key=lambda g: _natural(str(g.task)))):
         first_of_task.setdefault(group.task, index)
-    groups.sort(key=lambda g: (first_of_task[g.task], [_natural(value) for value in g.labels.values()]))
+    groups.sort(
+        key=lambda g: (first_of_task[g.task], [_natural(value) for value in g.labels.values()])
+    )
     return groups, notes
 
 
@@ -74,7 +88,9 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = flatten(config)
     if "partition.scheme" in flat and "partition.name" not in flat:
         flat["partition.name"] = flat.pop("partition.scheme")
-    return {key: value for key, value in flat.items() if value or key not in FIXED}  # nobody drops out: no setting
+    return {
+        key: value for key, value in flat.items() if value or key not in FIXED
+    }  # nobody drops out: no setting
 
 
 def _is_difference(key: str) -> bool:
@@ -85,13 +101,17 @@ def _is_difference(key: str) -> bool:
 
 
 def _distinguishes(key: str, setups: list[dict[str, Any]]) -> bool:
-    """Whether groups differ in the setting; inside a choice, whether groups that made the same choice do."""
+    """Whether groups differ in the setting; inside a choice, whether groups that
+    made the same choice do."""
     group, _, rest = key.partition(".")
     name = f"{group}.name"
     if not rest or rest == "name":
         return len({flat.get(key) for flat in setups}) > 1
     choices = {flat.get(name) for flat in setups}
-    return any(len({flat.get(key) for flat in setups if flat.get(name) == choice}) > 1 for choice in choices)
+    return any(
+        len({flat.get(key) for flat in setups if flat.get(name) == choice}) > 1
+        for choice in choices
+    )
 
 
 def _label_order(setups: Any) -> list[str]:
@@ -99,13 +119,22 @@ def _label_order(setups: Any) -> list[str]:
     keys = dict.fromkeys(key for flat in setups for key in flat)
     first = ("dataset", "model", "protocol", "partition", "clients", "shots", "method")
     order = {group: index for index, group in enumerate(first)}
-    return sorted(keys, key=lambda key: (order.get(key.split(".")[0], len(first)), not key.endswith(".name")))
+    return sorted(
+        keys, key=lambda key: (order.get(key.split(".")[0], len(first)), not key.endswith(".name"))
+    )
 
 
 def short_label(key: str) -> str:
-    """`method.rank` is `rank`, `dataset.name` is `dataset`; others keep their group, which says what they belong to."""
+    """`method.rank` is `rank`, `dataset.name` is `dataset`; others keep their group, which
+    says what they belong to."""
     group, _, rest = key.partition(".")
-    return group if rest in ("", "name") else rest if group in ("method", "partition", "training") else key
+    return (
+        group
+        if rest in ("", "name")
+        else rest
+        if group in ("method", "partition", "training")
+        else key
+    )
 
 
 def _age(run: Run) -> tuple[float, str]:

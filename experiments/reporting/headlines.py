@@ -23,13 +23,17 @@ def headline(run: Run) -> str:
     if math.isnan(personal):
         return f"{title(run.choice('method'))} on {run.choice('dataset')}: nothing is measured yet."
     own = "each client’s own images"
-    above_zero = "" if math.isnan(zero) else f", {_against(run, 'personal', 'zero_shot', 'zero-shot CLIP')}"
+    above_zero = (
+        "" if math.isnan(zero) else f", {_against(run, 'personal', 'zero_shot', 'zero-shot CLIP')}"
+    )
     if run.choice("method") == "zero_shot":
         first = f"Without any training, CLIP is right on {personal:.1f}\u00a0% of {own}"
     elif run.one_prompt:
         first = f"One prompt for all is right on {personal:.1f}\u00a0% of {own}{above_zero}"
     elif math.isnan(shared):
-        first = f"Each client’s own prompt is right on {personal:.1f}\u00a0% of its images{above_zero}"
+        first = (
+            f"Each client’s own prompt is right on {personal:.1f}\u00a0% of its images{above_zero}"
+        )
     else:
         first = _personal_against_global(run, own)
     return f"{first}.{_unseen(run)}"
@@ -42,17 +46,26 @@ def _personal_against_global(run: Run, own: str) -> str:
     for name in ("base", "novel"):
         difference, certain = _difference(run, "personal", "global", name)
         if not math.isnan(difference):
-            verb = "no clear difference" if not certain else "gained" if difference > 0 else "gave up"
-            clauses[verb].append(f"on {name}" if not certain else f"{abs(difference):.1f} on {name}")
+            verb = (
+                "no clear difference" if not certain else "gained" if difference > 0 else "gave up"
+            )
+            clauses[verb].append(
+                f"on {name}" if not certain else f"{abs(difference):.1f} on {name}"
+            )
     level = [f"{what} classes" for what in clauses.pop("no clear difference", [])]
     words = [f"{verb} {' and '.join(what)} classes" for verb, what in clauses.items()]
     if clear and gain > 0:
         zero = f" and {above:.1f} over zero-shot CLIP" if above >= 0 else ""
-        start = f"The personal prompts gained {format_points(gain)} over the global one{zero} on {own}"
+        start = (
+            f"The personal prompts gained {format_points(gain)} over the global one{zero} on {own}"
+        )
     elif clear:
         start = f"The personal prompts lost {format_points(gain)} against the global one on {own}"
     else:
-        start = f"Personal and global prompts show no clear difference {and_([f'on {own} ({_signed(gain)})', *level])}"
+        start = (
+            "Personal and global prompts show no clear difference "
+            f"{and_([f'on {own} ({_signed(gain)})', *level])}"
+        )
     if clear and level:
         words.append(f"show no clear difference {and_(level)}")
     against = ""
@@ -67,7 +80,10 @@ def _personal_against_global(run: Run, own: str) -> str:
 
 def _unseen(run: Run) -> str:
     """What happened to data that nobody trained on, of protocols that have such a figure."""
-    names = {"personal": "each client’s own prompt" if not run.one_prompt else "the prompt", "global": "the global one"}
+    names = {
+        "personal": "each client’s own prompt" if not run.one_prompt else "the prompt",
+        "global": "the global one",
+    }
     shown = ["personal"] if run.one_prompt or not run.accuracy["global"] else ["personal", "global"]
     zero = run.figure("zero_shot", "unseen")
     if math.isnan(run.figure("personal", "unseen")):
@@ -85,8 +101,8 @@ def _unseen(run: Run) -> str:
 
 
 def _difference(run: Run, first: str, second: str, figure: str) -> tuple[float, bool]:
-    """Difference of the means of two models, and whether it is clear: more than two standard errors over the clients,
-    where the clients' figures are known, and not 0.0 when it is printed."""
+    """Difference of the means of two models, and whether it is clear: more than two standard errors
+    over the clients, where the clients' figures are known, and not 0.0 when it is printed."""
     difference = run.figure(first, figure) - run.figure(second, figure)
     rows: dict[int, dict[str, float]] = defaultdict(dict)
     for row in run.clients:
@@ -111,9 +127,11 @@ def _signed(difference: float) -> str:
 
 
 def comparison_headline(rows: Sequence[Row], with_model: bool) -> str:
-    """Who leads, zero-shot CLIP among them, where all rows can be compared; otherwise what is on the page.
+    """Who leads, zero-shot CLIP among them, where all rows can be compared;
+    otherwise what is on the page.
 
-    The best leads clearly where it is ahead of the next by more than either's standard deviation over seeds.
+    The best leads clearly where it is ahead of the next by more than either's
+    standard deviation over seeds.
     """
     setups = [row for row in rows if row.model != "zero_shot"]
     if len({row.task for row in rows}) != 1 or len(rows) < 2:
@@ -123,7 +141,9 @@ def comparison_headline(rows: Sequence[Row], with_model: bool) -> str:
     for column, words in _COMPARED.items():
         if column == "base":
             continue
-        ranked = [row for row in rows if column in row.cells and not math.isnan(row.cells[column].mean)]
+        ranked = [
+            row for row in rows if column in row.cells and not math.isnan(row.cells[column].mean)
+        ]
         ranked.sort(key=lambda row: -row.cells[column].mean)
         if len(ranked) < 2:
             continue
@@ -131,13 +151,20 @@ def comparison_headline(rows: Sequence[Row], with_model: bool) -> str:
         names = tuple(row.name(with_model) for row in ranked[:2])
         spread = max((std for std in (first.std, second.std) if not math.isnan(std)), default=0.0)
         if first.mean - second.mean > max(spread, 0.005):
-            zero = next((row.cells[column].mean for row in ranked if row.model == "zero_shot"), math.nan)
-            beside = "" if math.isnan(zero) or zero == first.mean else f", zero-shot CLIP {zero:.1f}"
+            zero = next(
+                (row.cells[column].mean for row in ranked if row.model == "zero_shot"), math.nan
+            )
+            beside = (
+                "" if math.isnan(zero) or zero == first.mean else f", zero-shot CLIP {zero:.1f}"
+            )
             leaders.setdefault(names[0], []).append(f"{words} ({first.mean:.1f}\u00a0%{beside})")
         else:
             unclear.setdefault(names, []).append(words)
     said = [f"{name} has the best {and_(what)}" for name, what in leaders.items()]
-    said += [f"no clear difference between {one} and {two} in {and_(what)}" for (one, two), what in unclear.items()]
+    said += [
+        f"no clear difference between {one} and {two} in {and_(what)}"
+        for (one, two), what in unclear.items()
+    ]
     text = "; ".join(said) + "."
     return text if leaders else text[0].upper() + text[1:]  # a method's name keeps its small letter
 

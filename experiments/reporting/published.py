@@ -1,8 +1,10 @@
-"""Published figures beside ours. They stand in ``conf/experiment/NAME.csv``, beside the experiment that makes ours.
+"""Published figures beside ours. They stand in ``conf/experiment/NAME.csv``, beside the
+experiment that makes ours.
 
-A row is one figure: ``source`` (who reports it), ``figure`` (as in summary.json), ``prompt`` (zero_shot, global or
-personal), ``value`` in percent, ``mean_of`` (data sets it is the mean of, when of several) and ``note``. Every other
-column is a setting that a run must have to be compared with it; empty is any.
+A row is one figure: ``source`` (who reports it), ``figure`` (as in summary.json), ``prompt``
+(zero_shot, global or personal), ``value`` in percent, ``mean_of`` (data sets it is the mean of,
+when of several) and ``note``. Every other column is a setting that a run must have to be
+compared with it; empty is any.
 """
 
 from __future__ import annotations
@@ -40,17 +42,25 @@ class Published:
     note: str
 
     def ours(self, runs: Sequence[Run]) -> tuple[float, float]:
-        """Mean and standard deviation over seeds of the runs that it can be compared with; NaN where there are none.
+        """Mean and standard deviation over seeds of the runs that it can be compared with;
+        NaN where there are none.
 
-        A seed counts when all the data sets of `mean_of` were run; parts of a protocol (domains held out) are averaged.
+        A seed counts when all the data sets of `mean_of` were run; parts of a protocol
+        (domains held out) are averaged.
         """
         seeds: dict[object, dict[str, list[float]]] = {}
         for run in runs:
             if all(_setting(run, key) == value for key, value in self.where.items() if value):
                 by_dataset = seeds.setdefault(run.seed, {})
-                by_dataset.setdefault(run.choice("dataset"), []).append(run.figure(self.prompt, self.figure))
+                by_dataset.setdefault(run.choice("dataset"), []).append(
+                    run.figure(self.prompt, self.figure)
+                )
         values = [
-            fmean(fmean(found) for name, found in by_dataset.items() if not self.mean_of or name in self.mean_of)
+            fmean(
+                fmean(found)
+                for name, found in by_dataset.items()
+                if not self.mean_of or name in self.mean_of
+            )
             for by_dataset in seeds.values()
             if set(self.mean_of) <= set(by_dataset)
         ]
@@ -85,12 +95,17 @@ def published(name: str) -> list[Published]:
 
 
 def published_grid(name: str, runs: Sequence[Run]) -> Grid | None:
-    """Ours and theirs side by side with the difference, "not run" where it was not; None without published figures."""
+    """Ours and theirs side by side with the difference, "not run" where it was not; None
+    without published figures."""
     rows = published(name)
     if not rows:
         return None
     mine = [run for run in runs if run.config.get("experiment_name") == name]
-    keys = [key for key in rows[0].where if any(row.where[key] or (key == "dataset" and row.mean_of) for row in rows)]
+    keys = [
+        key
+        for key in rows[0].where
+        if any(row.where[key] or (key == "dataset" and row.mean_of) for row in rows)
+    ]
     body = []
     for row in rows:
         mean, std = row.ours(mine)
@@ -98,11 +113,14 @@ def published_grid(name: str, runs: Sequence[Run]) -> Grid | None:
         difference = "–" if math.isnan(mean) else f"{mean - row.value:+.2f}"
         several = f"mean of {len(row.mean_of)}" if row.mean_of else "any"
         settings = [
-            (title(row.where[key]) if key == "method" else row.where[key]) or (several if key == "dataset" else "any")
+            (title(row.where[key]) if key == "method" else row.where[key])
+            or (several if key == "dataset" else "any")
             for key in keys
         ]
         words = [row.source, *settings, MODELS[row.prompt], column_name(row.figure)]
-        body.append([(text, "") for text in (*words, ours, f"{row.value:.2f}", difference, row.note)])
+        body.append(
+            [(text, "") for text in (*words, ours, f"{row.value:.2f}", difference, row.note)]
+        )
     header = ["published by", *keys, "prompt", "figure", "ours", "theirs", "difference", "note"]
     return Grid(header, body, len(keys) + 3)
 

@@ -18,7 +18,8 @@ from experiments.spreadsheet import text_of
 from fedpgp.errors import FedPGPError
 from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, MODELS
 
-#: Any of these beside a config.yaml makes a folder a run folder (Hydra's own .hydra/config.yaml has none).
+#: Any of these beside a config.yaml makes a folder a run folder (Hydra's own
+#: .hydra/config.yaml has none).
 _BESIDE_CONFIG = ("metrics.jsonl", "summary.json", "partition.json", "checkpoint")
 _NEVER_INSIDE = {"private", "checkpoint", ".hydra", ".git", ".venv", "wandb"}
 
@@ -42,13 +43,16 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`finished`, `interrupted` (stopped by a person, or out of clients) or `unfinished` (running, or killed)."""
+        """`finished`, `interrupted` (stopped by a person, or out of clients) or `unfinished`
+        (running, or killed)."""
         return (self.summary or {}).get("status", "unfinished")
 
     @property
     def rounds(self) -> int:
         """The rounds asked for."""
-        return int(self.config.get("rounds") or (self.summary or {}).get("rounds") or self.rounds_done)
+        return int(
+            self.config.get("rounds") or (self.summary or {}).get("rounds") or self.rounds_done
+        )
 
     @property
     def rounds_done(self) -> int:
@@ -61,25 +65,33 @@ class Run:
     def choice(self, group: str) -> str:
         """The name chosen in a config group: `choice("method")` is `"fedpgp"`."""
         chosen = self.config.get(group, (self.summary or {}).get(group))
-        return str(chosen.get("name", chosen.get("scheme", "?")) if isinstance(chosen, dict) else chosen)
+        return str(
+            chosen.get("name", chosen.get("scheme", "?")) if isinstance(chosen, dict) else chosen
+        )
 
     @property
     def accuracy(self) -> dict[str, dict | None]:
-        """The blocks of `summary.json`, or of the last evaluation where there is no summary; a block may be None."""
-        blocks = self.summary["accuracy"] if self.summary else (self.evals[-1] if self.evals else {})
+        """The blocks of `summary.json`, or of the last evaluation where there is no
+        summary; a block may be None."""
+        blocks = (
+            self.summary["accuracy"] if self.summary else (self.evals[-1] if self.evals else {})
+        )
         return {model: blocks.get(model) for model in MODELS}
 
     @property
     def one_prompt(self) -> bool:
-        """Whether the method has one prompt for all. A run without a summary does not say: then, whether its global and
-        its personal figures are the same."""
+        """Whether the method has one prompt for all. A run without a summary does not say: then,
+        whether its global and its personal figures are the same."""
         if self.summary and "one_prompt" in self.summary:
             return self.summary["one_prompt"]
         shared, personal = self.accuracy["global"], self.accuracy["personal"]
-        return bool(shared and personal) and all(shared.get(k) == personal.get(k) for k in ACCURACIES)
+        return bool(shared and personal) and all(
+            shared.get(k) == personal.get(k) for k in ACCURACIES
+        )
 
     def figure(self, model: str, name: str) -> float:
-        """One figure of one model in percent: `local`, `worst10`, `std_clients.local`, `domains.noto`; else NaN."""
+        """One figure of one model in percent: `local`, `worst10`, `std_clients.local`,
+        `domains.noto`; else NaN."""
         return block_figure(self.accuracy[model], name)
 
     def curve(self, model: str, name: str) -> list[tuple[int, float]]:
@@ -89,32 +101,52 @@ class Run:
 
     @property
     def capped(self) -> list[dict]:
-        """`{round, client, images, weight}` of each client that says it has more images than it may weigh."""
-        return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("capped") or []]
+        """`{round, client, images, weight}` of each client that says it has more
+        images than it may weigh."""
+        return [
+            {"round": row["round"]} | entry
+            for row in self.trains
+            for entry in row.get("capped") or []
+        ]
 
     @property
     def partial(self) -> dict[int, tuple[int, int]]:
-        """Round -> (clients that answered, all clients) of the evaluations that not all clients answered."""
+        """Round -> (clients that answered, all clients) of the evaluations that not
+        all clients answered."""
         asked = [row for row in self.evals if isinstance(row.get("all_clients"), int)]
         return {
-            row["round"]: (row["clients"], row["all_clients"]) for row in asked if row["clients"] < row["all_clients"]
+            row["round"]: (row["clients"], row["all_clients"])
+            for row in asked
+            if row["clients"] < row["all_clients"]
         }
 
     @property
     def reported_clients(self) -> tuple[int, int]:
-        """Of how many clients the reported figures are, and how many there are; (0, 0) where the run does not say."""
-        rounds = (self.summary or {}).get("selected_rounds") or [row["round"] for row in self.evals[-1:]]
-        of = [row for row in self.evals if row["round"] in rounds and isinstance(row.get("all_clients"), int)]
+        """Of how many clients the reported figures are, and how many there are; (0, 0) where
+        the run does not say."""
+        rounds = (self.summary or {}).get("selected_rounds") or [
+            row["round"] for row in self.evals[-1:]
+        ]
+        of = [
+            row
+            for row in self.evals
+            if row["round"] in rounds and isinstance(row.get("all_clients"), int)
+        ]
         return min(((row["clients"], row["all_clients"]) for row in of), default=(0, 0))
 
     @property
     def dropped(self) -> list[dict]:
         """`{round, client, reason}` of each client left out of an average."""
-        return [{"round": row["round"]} | entry for row in self.trains for entry in row.get("dropped") or []]
+        return [
+            {"round": row["round"]} | entry
+            for row in self.trains
+            for entry in row.get("dropped") or []
+        ]
 
     @cached_property
     def clients(self) -> list[dict]:
-        """The rows of `clients.csv`, numbers as floats (NaN where empty); empty before the first evaluation."""
+        """The rows of `clients.csv`, numbers as floats (NaN where empty); empty before
+        the first evaluation."""
         path = self.path / "clients.csv"
         if not self._has(path):
             return []
@@ -123,7 +155,9 @@ class Run:
                 rows = list(csv.DictReader(file))
             for row in rows:
                 row["id"] = int(row["id"])
-                row["domain"], row["name"] = (text_of(row.get(key) or "") for key in ("domain", "name"))
+                row["domain"], row["name"] = (
+                    text_of(row.get(key) or "") for key in ("domain", "name")
+                )
                 if row["model"] not in MODELS:
                     raise ValueError(f"unknown model {row['model']!r}")
                 for key in ("train_images", "test_images", *CLIENT_FIGURES):
@@ -136,8 +170,8 @@ class Run:
 
     @cached_property
     def partition(self) -> dict:
-        """`partition.json`: `class_names` and `clients`, each with `train_counts` (not where the images are the
-        clients' own); empty before it is written.
+        """`partition.json`: `class_names` and `clients`, each with `train_counts` (not where the
+        images are the clients' own); empty before it is written.
         """
         path = self.path / "partition.json"
         if not self._has(path):
@@ -174,12 +208,15 @@ class Run:
         if path.exists():
             return True
         if self.status == "finished":
-            raise FedPGPError(f"{path} is missing, though the run finished: run it again, or restore the file")
+            raise FedPGPError(
+                f"{path} is missing, though the run finished: run it again, or restore the file"
+            )
         return False
 
 
 def block_figure(block: dict | None, name: str) -> float:
-    """A figure of one accuracy block, by dotted name; a domain that has several figures gives its local one."""
+    """A figure of one accuracy block, by dotted name; a domain that has several
+    figures gives its local one."""
     value: Any = block
     for part in name.split(".", 1):  # a domain's own name may hold a dot
         value = value.get(part) if isinstance(value, dict) else None
@@ -189,9 +226,9 @@ def block_figure(block: dict | None, name: str) -> float:
 def read_run(path: str | Path) -> Run:
     """Reads a run folder, finished or not.
 
-    Raises FedPGPError, naming the file, when config.yaml is missing or a file is damaged. The last line of
-    metrics.jsonl may be torn (the run was killed while writing it): it is left out. Of a round that was run again
-    after a resume the newest lines count.
+    Raises FedPGPError, naming the file, when config.yaml is missing or a file is damaged. The last
+    line of metrics.jsonl may be torn (the run was killed while writing it): it is left out. Of a
+    round that was run again after a resume the newest lines count.
     """
     path = Path(path)
     config_file = path / "config.yaml"
@@ -221,7 +258,9 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         if not folder.is_dir():
             raise FedPGPError(f"{folder} is no folder")
         for parent, below, files in os.walk(folder):
-            if "config.yaml" in files and any(name in files or name in below for name in _BESIDE_CONFIG):
+            if "config.yaml" in files and any(
+                name in files or name in below for name in _BESIDE_CONFIG
+            ):
                 found.add(Path(parent).resolve())
             below[:] = [name for name in below if name not in _NEVER_INSIDE]
     return sorted(found)
@@ -245,7 +284,9 @@ def _read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
                 break
             raise _damaged(path, f"line {index + 1}: {error}") from error
     by_round = [newest[key] for key in sorted(newest, key=lambda key: key[1])]
-    return [row for row in by_round if row["kind"] == "train"], [row for row in by_round if row["kind"] == "eval"]
+    return [row for row in by_round if row["kind"] == "train"], [
+        row for row in by_round if row["kind"] == "eval"
+    ]
 
 
 def _read_json(path: Path) -> dict:

@@ -8,16 +8,32 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from experiments.reporting.charts import PAGE_WIDTH, WIDTH, axes, dot, margin, nice_ticks, scale, svg
+from experiments.reporting.charts import (
+    PAGE_WIDTH,
+    WIDTH,
+    axes,
+    dot,
+    margin,
+    nice_ticks,
+    scale,
+    svg,
+)
 
 Box = tuple[float, float, float, float]
 _LETTER = 7.1  # width of a letter of a name, in the drawing's units
-_FAR = (10, 20, 34, 52, 74)  # distances from its point at which a name is tried; beyond the first a line leads to it
+_FAR = (
+    10,
+    20,
+    34,
+    52,
+    74,
+)  # distances from its point at which a name is tried; beyond the first a line leads to it
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A named point of a scatter: its mean, its standard deviations, and the points it is the mean of."""
+    """A named point of a scatter: its mean, its standard deviations, and the points it is the mean
+    of."""
 
     name: str
     style: str
@@ -26,9 +42,11 @@ class Mark:
     points: Sequence[tuple[float, float]]
 
 
-def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wide: bool = False) -> Markup:
-    """Means with whiskers of one standard deviation, and each seed as a small dot; the top right corner is best.
-    `wide` takes the page's whole width."""
+def scatter(
+    marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wide: bool = False
+) -> Markup:
+    """Means with whiskers of one standard deviation, and each seed as a small dot; the top right
+    corner is best. `wide` takes the page's whole width."""
     marks = [mark for mark in marks if not any(map(math.isnan, mark.mean))]
     if not marks:
         return Markup("")
@@ -36,7 +54,9 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wi
     spreads = [tuple(0 if math.isnan(s) else s for s in mark.std) for mark in marks]
     every = [p for mark in marks for p in (*mark.points, mark.mean)]
     every += [
-        (m.mean[0] + k * s[0], m.mean[1] + k * s[1]) for m, s in zip(marks, spreads, strict=True) for k in (-1, 1)
+        (m.mean[0] + k * s[0], m.mean[1] + k * s[1])
+        for m, s in zip(marks, spreads, strict=True)
+        for k in (-1, 1)
     ]
     x_ticks = nice_ticks(min(x for x, _ in every), max(x for x, _ in every), 5)
     y_ticks = nice_ticks(min(y for _, y in every), max(y for _, y in every), 5)
@@ -45,8 +65,8 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wi
     y_at = scale(y_ticks[0], y_ticks[-1], height - bottom, top)
     parts = axes(x_ticks, y_ticks, x_at, y_at, left, width - right, height, bottom, x_label)
     parts.append(
-        f'<text class="label" transform="translate(11 {(top + height - bottom) / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_label)}</text>'
+        f'<text class="label" transform="translate(11 {(top + height - bottom) / 2:.0f}) '
+        f'rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
     centres, taken = [], []
     for mark, (sx, sy) in zip(marks, spreads, strict=True):
@@ -54,7 +74,10 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wi
         cx, cy = x_at(x), y_at(y)
         centres.append((cx, cy))
         for px, py in mark.points:
-            parts.append(f'<circle class="seed {mark.style}" cx="{x_at(px):.1f}" cy="{y_at(py):.1f}" r="2.2"/>')
+            parts.append(
+                f'<circle class="seed {mark.style}" cx="{x_at(px):.1f}" cy="{y_at(py):.1f}" '
+                'r="2.2"/>'
+            )
         if sx or sy:
             for x1, x2, y1, y2 in (
                 (x_at(x - sx), x_at(x + sx), cy, cy),
@@ -62,7 +85,8 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wi
             ):
                 taken.append((x1 - 1, y1 - 1, x2 + 1, y2 + 1))
                 parts.append(
-                    f'<line class="whisker {mark.style}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+                    f'<line class="whisker {mark.style}" x1="{x1:.1f}" x2="{x2:.1f}" '
+                    f'y1="{y1:.1f}" y2="{y2:.1f}"/>'
                 )
         hint = escape(f"{mark.name}: {x_label} {x:.2f} ± {sx:.2f}, {y_label} {y:.2f} ± {sy:.2f}")
         parts.append(dot(mark.style, cx, cy, 5, hint))
@@ -73,18 +97,26 @@ def scatter(marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wi
         near = (min(max(cx, x), x + long), min(max(cy, y - 10), y + 3))
         if math.dist(near, (cx, cy)) > 1.5 * _FAR[0]:
             parts.append(
-                f'<line class="lead {mark.style}" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near[0]:.1f}" y2="{near[1]:.1f}"/>'
+                f'<line class="lead {mark.style}" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near[0]:.1f}" '
+                f'y2="{near[1]:.1f}"/>'
             )
-        parts.append(f'<text class="end {mark.style}" x="{x:.1f}" y="{y:.1f}">{escape(mark.name)}</text>')
+        parts.append(
+            f'<text class="end {mark.style}" x="{x:.1f}" y="{y:.1f}">{escape(mark.name)}</text>'
+        )
     return svg(width, height, title, parts, fixed=wide)
 
 
 def label_places(
-    centres: Sequence[tuple[float, float]], whiskers: Sequence[Box], lengths: Sequence[float], room: Box
+    centres: Sequence[tuple[float, float]],
+    whiskers: Sequence[Box],
+    lengths: Sequence[float],
+    room: Box,
 ) -> list[tuple[float, float]]:
-    """Where each point's name begins: as near as it can be without crossing whiskers, points or other names.
+    """Where each point's name begins: as near as it can be without crossing
+    whiskers, points or other names.
 
-    Boxes are (left, top, right, bottom); a name takes 10 above and 3 below its place, and `lengths` to the right.
+    Boxes are (left, top, right, bottom); a name takes 10 above and 3 below its place,
+    and `lengths` to the right.
     """
     points = [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
     names: list[Box] = []
@@ -92,7 +124,12 @@ def label_places(
         options = []
         for far in _FAR:
             across, down = far * 0.75, far * 0.75
-            options += [(x + far, y + 4), (x - far - long, y + 4), (x - long / 2, y - far), (x - long / 2, y + far + 8)]
+            options += [
+                (x + far, y + 4),
+                (x - far - long, y + 4),
+                (x - long / 2, y - far),
+                (x - long / 2, y + far + 8),
+            ]
             options += [(x + across, y - down), (x + across, y + down + 6)]
             options += [(x - across - long, y - down), (x - across - long, y + down + 6)]
 

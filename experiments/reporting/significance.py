@@ -16,7 +16,8 @@ _FEWEST_SEEDS = 3  # of a t-test that is worth looking at
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best row of a column against another row of the same task, paired over the seeds both have."""
+    """The best row of a column against another row of the same task, paired over the seeds both
+    have."""
 
     task: tuple
     column: str
@@ -30,7 +31,8 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
-    """The best row of each task and column against each other one: paired t-tests over common seeds.
+    """The best row of each task and column against each other one: paired t-tests over common
+    seeds.
 
     The p values are Holm's, corrected for all comparisons that are returned.
     """
@@ -38,19 +40,28 @@ def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
     for task in dict.fromkeys(row.task for row in rows):
         block = [row for row in rows if row.task == task]
         for column in columns:
-            best = next((row for row in block if column in row.cells and row.cells[column].mark == "best"), None)
+            best = next(
+                (row for row in block if column in row.cells and row.cells[column].mark == "best"),
+                None,
+            )
             if best is None or column in COSTS:
                 continue
             for row in block:
                 if row is best or column not in row.cells:
                     continue
                 mine, theirs = best.cells[column].values, row.cells[column].values
-                seeds = [seed for seed in mine if seed in theirs and not math.isnan(mine[seed] + theirs[seed])]
+                seeds = [
+                    seed
+                    for seed in mine
+                    if seed in theirs and not math.isnan(mine[seed] + theirs[seed])
+                ]
                 if seeds:
                     first, second = [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
                     difference, std = mean_std([a - b for a, b in zip(first, second, strict=True)])
                     t, p = paired_t_test(first, second)
-                    found.append(Comparison(task, column, best, row, difference, std, len(seeds), t, p))
+                    found.append(
+                        Comparison(task, column, best, row, difference, std, len(seeds), t, p)
+                    )
     corrected = holm([one.p for one in found])
     return [replace(one, p=p) for one, p in zip(found, corrected, strict=True)]
 
@@ -59,11 +70,14 @@ def significance_words(comparisons: Sequence[Comparison]) -> list[str]:
     """How the p values of `compare` are to be read."""
     tested = sum(not math.isnan(one.p) for one in comparisons)
     few = sum(one.seeds < _FEWEST_SEEDS for one in comparisons)
-    words = [f"Student’s t-test, paired over seeds, two-sided; p after Holm’s correction for all {tested} tests shown"]
+    words = [
+        "Student’s t-test, paired over seeds, two-sided; p after Holm’s correction for all "
+        f"{tested} tests shown"
+    ]
     if few:
         words.append(
-            f"{few} of {len(comparisons)} comparisons have fewer than {_FEWEST_SEEDS} seeds in common: too few to "
-            "conclude anything from; run more (-m seed=0,1,2)"
+            f"{few} of {len(comparisons)} comparisons have fewer than {_FEWEST_SEEDS} seeds in "
+            "common: too few to conclude anything from; run more (-m seed=0,1,2)"
         )
     return words
 
@@ -76,7 +90,13 @@ def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) ->
             breaks.add(index)
         p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
         t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
-        texts = [column_name(one.column), one.best.name(len(models) > 1), one.other.name(len(models) > 1)]
+        texts = [
+            column_name(one.column),
+            one.best.name(len(models) > 1),
+            one.other.name(len(models) > 1),
+        ]
         texts += [format_mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
         body.append([(text, "") for text in texts])
-    return Grid(["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks))
+    return Grid(
+        ["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks)
+    )

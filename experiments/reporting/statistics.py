@@ -10,7 +10,8 @@ from scipy.special import stdtr
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1), NaNs left out; the deviation of fewer than two values is NaN."""
+    """Mean and sample standard deviation (n - 1), NaNs left out; the deviation of fewer
+    than two values is NaN."""
     finite = np.asarray([value for value in values if not math.isnan(value)], dtype=np.float64)
     mean = float(finite.mean()) if len(finite) else math.nan
     return mean, float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
@@ -33,8 +34,11 @@ def paired_t_test(first: Sequence[float], second: Sequence[float]) -> tuple[floa
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction for having made several comparisons (Holm 1979); NaNs stay and do not count."""
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    """Holm's step-down correction for having made several comparisons (Holm 1979); NaNs
+    stay and do not count."""
+    order = sorted(
+        (i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i]
+    )
     corrected, largest = list(p_values), 0.0
     for rank, index in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))

@@ -12,9 +12,10 @@ _LINES = ("", " dashed", " dotted")  # each with a mark of its own: circle, squa
 
 
 def row_styles(rows: Sequence[Row]) -> list[str]:
-    """CSS classes of each row. The models of one method have the models' own colours, as on a run's page. Of several
-    methods each has its own; further rows of a method take styles that no method of the page has, and its global
-    prompt beside its personal one is thin with a diamond (`shared`)."""
+    """CSS classes of each row. The models of one method have the models' own colours, as on
+    a run's page. Of several methods each has its own; further rows of a method take styles
+    that no method of the page has, and its global prompt beside its personal one is thin
+    with a diamond (`shared`)."""
     setups = [tuple(row.labels.items()) for row in rows]
     trained = [index for index, row in enumerate(rows) if row.model != "zero_shot"]
     if len({setups[index] for index in trained}) <= 1:
@@ -28,7 +29,9 @@ def row_styles(rows: Sequence[Row]) -> list[str]:
             place[setups[index]] = slot
     for index in trained:  # then others where there is room
         if setups[index] not in place:
-            place[setups[index]] = next(slot for slot in range(len(rows) + len(methods)) if slot not in place.values())
+            place[setups[index]] = next(
+                slot for slot in range(len(rows) + len(methods)) if slot not in place.values()
+            )
     personal = {setups[index] for index in trained if rows[index].model == "personal"}
     return [
         _style(place[setup]) + " shared" * (row.model == "global" and setup in personal)

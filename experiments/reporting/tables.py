@@ -8,7 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.reporting.formatting import format_bytes, format_mean_and_std, format_megabytes, format_seconds
+from experiments.reporting.formatting import (
+    format_bytes,
+    format_mean_and_std,
+    format_megabytes,
+    format_seconds,
+)
 from experiments.reporting.grids import Grid
 from experiments.reporting.groups import Group, short_label
 from experiments.reporting.runs import Run, number
@@ -44,11 +49,18 @@ class Row:
     runs: tuple[Run, ...]
 
     def name(self, with_model: bool = False, without: Collection[str] = ()) -> str:
-        """What tells the row from the others: `FedPGP, rank 8`; labels that all have alike may be left out."""
-        labels = {key: value for key, value in self.labels.items() if value != "–" and key not in without}
-        words = [title(value) if key == "method" else f"{key} {value}" for key, value in labels.items()]
+        """What tells the row from the others: `FedPGP, rank 8`; labels that all have
+        alike may be left out."""
+        labels = {
+            key: value for key, value in self.labels.items() if value != "–" and key not in without
+        }
+        words = [
+            title(value) if key == "method" else f"{key} {value}" for key, value in labels.items()
+        ]
         return ", ".join(words) + (
-            f" ({MODELS[self.model].split()[0]})" if with_model and self.model != "zero_shot" else ""
+            f" ({MODELS[self.model].split()[0]})"
+            if with_model and self.model != "zero_shot"
+            else ""
         )
 
 
@@ -64,7 +76,8 @@ def missing_clients(runs: Sequence[Run]) -> list[str]:
         answered, clients = run.reported_clients
         if answered < clients:
             notes.append(
-                f"{describe(run)}: figures of {answered} of {clients} clients, the others did not answer; {run.path}"
+                f"{describe(run)}: figures of {answered} of {clients} clients, the others did "
+                f"not answer; {run.path}"
             )
     return notes
 
@@ -72,25 +85,38 @@ def missing_clients(runs: Sequence[Run]) -> list[str]:
 def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[str]) -> list[Row]:
     """A row a group and model, best and second marked among the rows of a task.
 
-    A method with one prompt for all has one row where both its prompts are asked for, the global one. Zero-shot
-    accuracy has nothing to do with the method, so a task has one such row, from all of its seeds.
+    A method with one prompt for all has one row where both its prompts are asked for, the
+    global one. Zero-shot accuracy has nothing to do with the method, so a task has one such
+    row, from all of its seeds.
     """
     rows: list[Row] = []
     for task in dict.fromkeys(group.task for group in groups):
         together = [group for group in groups if group.task == task]
         block = []
-        if "zero_shot" in models and not any(group.labels["method"] == "zero_shot" for group in together):
+        if "zero_shot" in models and not any(
+            group.labels["method"] == "zero_shot" for group in together
+        ):
             by_seed = {seed: run for group in together for seed, run in group.runs.items()}
-            same = {k: v for k, v in together[0].labels.items() if all(g.labels[k] == v for g in together)}
-            labels = {key: same.get(key, "–") for key in together[0].labels} | {"method": "zero_shot"}
-            block.append(_row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in COSTS]))
+            same = {
+                k: v
+                for k, v in together[0].labels.items()
+                if all(g.labels[k] == v for g in together)
+            }
+            labels = {key: same.get(key, "–") for key in together[0].labels} | {
+                "method": "zero_shot"
+            }
+            block.append(
+                _row(labels, "zero_shot", by_seed, task, [c for c in columns if c not in COSTS])
+            )
         for group in together:
             if group.labels["method"] == "zero_shot":
                 block.append(_row(group.labels, "zero_shot", group.runs, task, columns))
                 continue
             one_prompt = all(run.one_prompt for run in group.runs.values())
             for model in models:
-                has_model = model != "zero_shot" and any(run.accuracy[model] for run in group.runs.values())
+                has_model = model != "zero_shot" and any(
+                    run.accuracy[model] for run in group.runs.values()
+                )
                 if has_model and not (one_prompt and model == "personal" and "global" in models):
                     block.append(_row(group.labels, model, group.runs, task, columns))
         rows += _marked(block, columns)
@@ -98,13 +124,20 @@ def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[
 
 
 def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[Row]:
-    """Rows that differ only in one label (`dataset`, `held_out`) as one: the mean over them, seed by seed.
+    """Rows that differ only in one label (`dataset`, `held_out`) as one: the mean
+    over them, seed by seed.
 
     Raises FedPGPError when the rows have no such label.
     """
-    names = [name for name in (rows[0].labels if rows else ()) if name == label or name.endswith(f".{label}")]
+    names = [
+        name
+        for name in (rows[0].labels if rows else ())
+        if name == label or name.endswith(f".{label}")
+    ]
     if not names:
-        raise FedPGPError(f"the runs do not differ in {label!r}; they do in: {', '.join(rows[0].labels)}")
+        raise FedPGPError(
+            f"the runs do not differ in {label!r}; they do in: {', '.join(rows[0].labels)}"
+        )
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         rest = tuple((key, value) for key, value in row.labels.items() if key != names[0])
@@ -115,20 +148,36 @@ def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[R
         cells = {}
         for column in columns:
             parts = [row.cells[column].values for row in members if column in row.cells]
-            values = {seed: sum(part[seed] for part in parts) / len(parts) for seed in seeds} if parts else {}
+            values = (
+                {seed: sum(part[seed] for part in parts) / len(parts) for seed in seeds}
+                if parts
+                else {}
+            )
             cells[column] = Cell(values, *mean_std(list(values.values())))
-        task = tuple((key, v) for key, v in members[0].task if label not in (short_label(key), *key.split(".")))
+        task = tuple(
+            (key, v)
+            for key, v in members[0].task
+            if label not in (short_label(key), *key.split("."))
+        )
         runs = tuple(run for row in members for run in row.runs)
         merged.append(Row(dict(rest), model, tuple(seeds), task, cells, runs))
     tasks = list(dict.fromkeys(row.task for row in merged))
-    return [row for task in tasks for row in _marked([row for row in merged if row.task == task], columns)]
+    return [
+        row
+        for task in tasks
+        for row in _marked([row for row in merged if row.task == task], columns)
+    ]
 
 
 def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """The columns asked for: `domains` becomes one a domain, `datasets` one a data set; a name that no run has is
-    refused."""
+    """The columns asked for: `domains` becomes one a domain, `datasets` one a data set; a name that
+    no run has is refused."""
     inside = {
-        many: [f"{many}.{name}" for run in runs for name in ((run.accuracy["personal"] or {}).get(many) or {})]
+        many: [
+            f"{many}.{name}"
+            for run in runs
+            for name in ((run.accuracy["personal"] or {}).get(many) or {})
+        ]
         for many in GROUPED
     }
     columns = [column for name in asked for column in inside.get(name, [name])]
@@ -136,7 +185,9 @@ def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
     known |= {name for names in inside.values() for name in names} | _summary_numbers(runs)
     for name in columns:
         if name not in known:
-            raise FedPGPError(f"no column {name!r}; there are: {', '.join(sorted(known | set(GROUPED)))}")
+            raise FedPGPError(
+                f"no column {name!r}; there are: {', '.join(sorted(known | set(GROUPED)))}"
+            )
     return list(dict.fromkeys(columns))
 
 
@@ -148,7 +199,10 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
     breaks = {i for i in range(1, len(rows)) if rows[i].task != rows[i - 1].task}
     body, numbers = [], []
     for row in rows:
-        cells = [(title(row.labels[name]) if name == "method" else row.labels[name], "") for name in names]
+        cells = [
+            (title(row.labels[name]) if name == "method" else row.labels[name], "")
+            for name in names
+        ]
         if len(models) > 1:
             cells.append((MODELS[row.model].split()[0], ""))
         cells.append((str(len(row.seeds)), ""))
@@ -157,13 +211,16 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
             cells.append((cell_text(column, cell), cell.mark) if cell else ("–", ""))
         body.append(cells)
         means = [row.cells[column].mean if column in row.cells else math.nan for column in columns]
-        numbers.append((*(_as_number(text) for text, _ in cells[: len(texts)]), len(row.seeds), *means))
+        numbers.append(
+            (*(_as_number(text) for text, _ in cells[: len(texts)]), len(row.seeds), *means)
+        )
     header = [*texts, "seeds", *map(column_name, columns)]
     return Grid(header, body, len(texts), frozenset(breaks), tuple(numbers))
 
 
 def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str]) -> list[Grid]:
-    """The table of `make_rows` for a terminal: one for each task, what its rows have in common as a line above it.
+    """The table of `make_rows` for a terminal: one for each task, what its rows have in
+    common as a line above it.
 
     Parts of one protocol (domains held out in turn) stay in one table.
     """
@@ -180,7 +237,10 @@ def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str
             if key != "method" and all(row.labels[key] in (value, "–") for row in block)
         }
         bare = [
-            replace(row, labels={key: value for key, value in row.labels.items() if key not in same}) for row in block
+            replace(
+                row, labels={key: value for key, value in row.labels.items() if key not in same}
+            )
+            for row in block
         ]
         heading = ", ".join(f"{key} {value}" for key, value in same.items() if value != "–")
         grids.append(replace(result_grid(bare, columns, models), heading=heading))
@@ -193,8 +253,8 @@ def is_part(row: Row) -> bool:
 
 
 def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], str]:
-    """The means over the parts of protocols that run several in turn, and words for it; no rows where nothing was run
-    in parts."""
+    """The means over the parts of protocols that run several in turn, and words for it; no rows
+    where nothing was run in parts."""
     parts = [row for row in rows if is_part(row)]
     label = next((key for key in _PARTS if parts and key in parts[0].labels), "")
     different = {row.labels[label] for row in parts}
@@ -205,7 +265,11 @@ def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """The columns that some row has a number for."""
-    return [c for c in columns if any(c in row.cells and not math.isnan(row.cells[c].mean) for row in rows)]
+    return [
+        c
+        for c in columns
+        if any(c in row.cells and not math.isnan(row.cells[c].mean) for row in rows)
+    ]
 
 
 def column_name(column: str) -> str:
@@ -226,10 +290,12 @@ def cell_text(column: str, cell: Cell) -> str:
     return format_mean_and_std(cell.mean, cell.std)
 
 
-# ------------------------------------------------------------------------------------------------------------ the parts
+# ---------------------------------------------------------------------------------------- the parts
 
 
-def _row(labels: dict[str, str], model: str, by_seed: dict[Any, Run], task: tuple, columns: Sequence[str]) -> Row:
+def _row(
+    labels: dict[str, str], model: str, by_seed: dict[Any, Run], task: tuple, columns: Sequence[str]
+) -> Row:
     cells = {}
     for column in columns:
         values = {seed: _value(run, model, column) for seed, run in by_seed.items()}
@@ -249,29 +315,42 @@ def _value(run: Run, model: str, column: str) -> float:
 
 
 def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
-    """The rows with best and second marked; rows that print the same number share a mark; one row alone has none."""
+    """The rows with best and second marked; rows that print the same number share a mark;
+    one row alone has none."""
     marks: dict[tuple[int, str], str] = {}
     for column in columns:
         if column in COSTS or column.split(".")[0] in (*COSTS, "std_clients") or "bytes" in column:
             continue
-        means = {i: round(row.cells[column].mean, 2) for i, row in enumerate(block) if column in row.cells}
+        means = {
+            i: round(row.cells[column].mean, 2)
+            for i, row in enumerate(block)
+            if column in row.cells
+        }
         means = {i: mean for i, mean in means.items() if not math.isnan(mean)}
-        ranked = sorted(set(means.values()), reverse=not (column in FIGURES and FIGURES[column].lower_is_better))
+        ranked = sorted(
+            set(means.values()), reverse=not (column in FIGURES and FIGURES[column].lower_is_better)
+        )
         if len(ranked) < 2:
             continue
         for mark, value in zip(("best", "second"), ranked, strict=False):
             marks |= {(i, column): mark for i, mean in means.items() if mean == value}
     return [
-        replace(row, cells={c: replace(cell, mark=marks.get((i, c), "")) for c, cell in row.cells.items()})
+        replace(
+            row,
+            cells={c: replace(cell, mark=marks.get((i, c), "")) for c, cell in row.cells.items()},
+        )
         for i, row in enumerate(block)
     ]
 
 
 def _summary_numbers(runs: Sequence[Run]) -> set[str]:
-    """The numbers in summary.json beside the accuracies, such as `bytes_up`, `seconds.train`, `peak_rss_mb`."""
+    """The numbers in summary.json beside the accuracies, such as `bytes_up`,
+    `seconds.train`, `peak_rss_mb`."""
     names: set[str] = set()
     for run in runs:
-        flat = flatten({key: value for key, value in (run.summary or {}).items() if key != "accuracy"})
+        flat = flatten(
+            {key: value for key, value in (run.summary or {}).items() if key != "accuracy"}
+        )
         names |= {key for key, value in flat.items() if not math.isnan(number(value))}
     return names
 

@@ -1,4 +1,5 @@
-"""The methods' names as their papers write them, for tables, pages and charts. Keys stay in CSV and configurations."""
+"""The methods' names as their papers write them, for tables, pages and charts. Keys stay in
+CSV and configurations."""
 
 METHOD_TITLES = {
     "zero_shot": "Zero-shot CLIP",
@@ -31,7 +32,8 @@ METHOD_TITLES = {
     "maple": "MaPLe",
     "vpt": "VPT",
 }
-"""By configuration name. The order gives a method its colour and line on every page: add new ones at the end."""
+"""By configuration name. The order gives a method its colour and line on every page:
+add new ones at the end."""
 
 
 def title(method: str) -> str:

@@ -1,6 +1,17 @@
-"""Data sets (one file each, that registers itself), partitions, samples of classes, and the cache of image features."""
+"""Data sets (one file each, that registers itself), partitions, samples of classes, and the
+cache of image features."""
 
-from fedpgp.data.base import DATASETS, ArraySplit, Dataset, FileSplit, Split, Subset, import_all, load_dataset, register
+from fedpgp.data.base import (
+    DATASETS,
+    ArraySplit,
+    Dataset,
+    FileSplit,
+    Split,
+    Subset,
+    import_all,
+    load_dataset,
+    register,
+)
 from fedpgp.data.partition import BY_DOMAIN, SCHEMES, partition
 from fedpgp.data.subsets import base_novel, few_shot
 

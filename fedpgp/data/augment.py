@@ -1,7 +1,9 @@
-"""Training augmentation as CoOp has it: a random resized crop and a random mirroring (Zhou et al., IJCV 2022).
+"""Training augmentation as CoOp has it: a random resized crop and a random mirroring
+(Zhou et al., IJCV 2022).
 
-A view is an augmented copy of an image. What view ``v`` of image ``i`` looks like depends on (v, i) alone, so views
-can be encoded once and kept like plain features, and every run, seed and worker sees the same ones.
+A view is an augmented copy of an image. What view ``v`` of image ``i`` looks like depends on (v,
+i) alone, so views can be encoded once and kept like plain features, and every run, seed and
+worker sees the same ones.
 """
 
 import hashlib
@@ -27,8 +29,8 @@ TRIES = 10
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     """A random part of the image, scaled to (size, size), mirrored half of the time.
 
-    Area is uniform in :data:`AREA`, the logarithm of the aspect ratio uniform in :data:`RATIO` (Szegedy et al., CVPR
-    2015).
+    Area is uniform in :data:`AREA`, the logarithm of the aspect ratio uniform in :data:`RATIO`
+    (Szegedy et al., CVPR 2015).
     """
     width, height = image.size
     for _ in range(TRIES):
@@ -63,8 +65,13 @@ class AugmentedSplit(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        drawn = f"{self.split.fingerprint} view {self.view} of {self.size} pixels, area {AREA}, ratio {RATIO}"
+        drawn = (
+            f"{self.split.fingerprint} view {self.view} of {self.size} pixels, area {AREA}, "
+            f"ratio {RATIO}"
+        )
         return hashlib.sha256(drawn.encode()).hexdigest()
 
     def _open(self, i: int) -> Image.Image:
-        return random_resized_crop(self.split.image(i), self.size, generator(0, "view", self.view, i))
+        return random_resized_crop(
+            self.split.image(i), self.size, generator(0, "view", self.view, i)
+        )

@@ -1,4 +1,5 @@
-"""What a data set is: splits of labelled images, class names in label order, a template; and the list of all."""
+"""What a data set is: splits of labelled images, class names in label order, a
+template; and the list of all."""
 
 import hashlib
 import importlib
@@ -38,8 +39,8 @@ class Split(ABC):
     Attributes:
         labels: (N,) int64.
         domains: N names, or None for data without domains.
-        reserved: (N,) bool, the images that validation takes where the data set has no split for it; None leaves the
-            choice to :func:`validation_as_test`.
+        reserved: (N,) bool, the images that validation takes where the data set has no split for
+            it; None leaves the choice to :func:`validation_as_test`.
     """
 
     reserved: np.ndarray | None = None
@@ -61,8 +62,8 @@ class Split(ABC):
             return self._open(i)
         except Exception as error:  # each decoder fails in its own way
             raise FedPGPError(
-                f"image {self.describe(i)} cannot be read ({_first_line(error)}); restore it, or leave broken "
-                "images out with dataset.on_bad_image=skip"
+                f"image {self.describe(i)} cannot be read ({_first_line(error)}); restore it, or "
+                "leave broken images out with dataset.on_bad_image=skip"
             ) from error
 
     @abstractmethod
@@ -72,12 +73,13 @@ class Split(ABC):
     @cached_property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the images and their order, or of what changes whenever they do: the key of caches."""
+        """SHA-256 (hex) of the images and their order, or of what changes whenever they
+        do: the key of caches."""
 
     @property
     def signature(self) -> str:
-        """SHA-256 (hex) that tells whether a run still has its images: the same wherever they lie, and when they
-        were copied."""
+        """SHA-256 (hex) that tells whether a run still has its images: the same wherever they lie,
+        and when they were copied."""
         return self.fingerprint
 
     @abstractmethod
@@ -113,7 +115,9 @@ class FileSplit(Split):
     @cached_property
     def fingerprint(self) -> str:
         # Names, sizes and times may be another folder's too.
-        digest = hashlib.sha256(os.fsencode(self.root.resolve()) + f"\0{self.reading.fingerprint}\n".encode())
+        digest = hashlib.sha256(
+            os.fsencode(self.root.resolve()) + f"\0{self.reading.fingerprint}\n".encode()
+        )
         for path in self.paths:
             try:
                 status = os.stat(self.root / path)
@@ -142,7 +146,12 @@ class FileSplit(Split):
 class ArraySplit(Split):
     """Images in memory: (N, height, width, 3) uint8."""
 
-    def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray, domains: Sequence[str] | None = None):
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        domains: Sequence[str] | None = None,
+    ):
         super().__init__(labels, domains)
         self.pixels = pixels
 
@@ -173,11 +182,15 @@ class Subset(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.split.fingerprint.encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(
+            self.split.fingerprint.encode() + self.rows.astype("<i8").tobytes()
+        ).hexdigest()
 
     @cached_property
     def signature(self) -> str:
-        return hashlib.sha256(self.split.signature.encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(
+            self.split.signature.encode() + self.rows.astype("<i8").tobytes()
+        ).hexdigest()
 
     def _open(self, i: int) -> Image.Image:
         return self.split._open(int(self.rows[i]))
@@ -190,10 +203,11 @@ class Dataset:
     Attributes:
         name: as in :data:`DATASETS`.
         class_names: in label order; underscores are left for the prompt to replace.
-        template: of a class's sentence, with one ``{}``; or one for each class, where several data sets are joined.
+        template: of a class's sentence, with one ``{}``; or one for each class, where
+            several data sets are joined.
         train, val, test: splits, or None where the data set has none.
-        superclasses: (classes,) int64, which superclass a class belongs to, or None (what the pachinko partition
-            needs).
+        superclasses: (classes,) int64, which superclass a class belongs to, or None (what the
+            pachinko partition needs).
         notes: what a run should say of it: which of several splits was used, what was left out.
     """
 
@@ -212,16 +226,22 @@ class Dataset:
     @property
     def templates(self) -> tuple[str, ...]:
         """The template of each class."""
-        return (self.template,) * len(self.class_names) if isinstance(self.template, str) else self.template
+        return (
+            (self.template,) * len(self.class_names)
+            if isinstance(self.template, str)
+            else self.template
+        )
 
 
 Loader = Callable[..., Dataset]
 DATASETS: dict[str, Loader] = {}
-"""Name -> loader ``(root, *, download, **its own options) -> Dataset``. Filled by :func:`register`."""
+"""Name -> loader ``(root, *, download, **its own options) -> Dataset``. Filled by
+:func:`register`."""
 
 
 def register(name: str) -> Callable[[Loader], Loader]:
-    """Makes a loader known under a name. A file of ``fedpgp/data`` that uses it needs no mention anywhere else."""
+    """Makes a loader known under a name. A file of ``fedpgp/data`` that uses it needs no
+    mention anywhere else."""
 
     def add(loader: Loader) -> Loader:
         DATASETS[name] = loader
@@ -238,7 +258,8 @@ def import_all() -> None:
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder that holds the data sets' folders: ``root``, else $FEDPGP_DATA, else ~/.cache/fedpgp/data."""
+    """The folder that holds the data sets' folders: ``root``, else $FEDPGP_DATA, else
+    ~/.cache/fedpgp/data."""
     return Path(root or os.environ.get(DATA_VARIABLE) or "~/.cache/fedpgp/data").expanduser()
 
 
@@ -255,11 +276,13 @@ def load_dataset(
 
     Args:
         name: one of :data:`DATASETS`.
-        root: folder that holds the data sets' folders; None is $FEDPGP_DATA, else ~/.cache/fedpgp/data.
+        root: folder that holds the data sets' folders; None is $FEDPGP_DATA, else
+            ~/.cache/fedpgp/data.
         download: fetch what is missing, where the data set's terms allow it.
-        on_bad_image: ``error`` when a broken image is met, or ``skip``: all images are decoded once, broken ones are
-            left out and counted in ``notes``.
-        evaluate_on: what stands as the test split: ``test``, or ``validation`` images; then no test image is opened.
+        on_bad_image: ``error`` when a broken image is met, or ``skip``: all images are decoded
+            once, broken ones are left out and counted in ``notes``.
+        evaluate_on: what stands as the test split: ``test``, or ``validation`` images; then
+            no test image is opened.
         options: the data set's own (``domains`` of ``emoji``, for example).
 
     Raises:
@@ -272,10 +295,16 @@ def load_dataset(
     if evaluate_on not in EVALUATE_ON:
         raise FedPGPError(unknown("dataset.evaluate_on", evaluate_on, EVALUATE_ON))
     loader = DATASETS[name]
-    valid = [p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    valid = [
+        p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
     for option in options:
         if option not in valid:
-            raise FedPGPError(unknown(f"option of data set {name}", option, [*valid, "on_bad_image", "evaluate_on"]))
+            raise FedPGPError(
+                unknown(
+                    f"option of data set {name}", option, [*valid, "on_bad_image", "evaluate_on"]
+                )
+            )
     dataset = loader(data_root(root), download=download, **options)
     if evaluate_on == "validation":
         dataset = validation_as_test(dataset)
@@ -285,8 +314,9 @@ def load_dataset(
 def validation_as_test(dataset: Dataset) -> Dataset:
     """The data set with validation images in the place of its test split, for choosing settings.
 
-    They are its validation split; where it has none, :data:`VALIDATION_FRACTION` of the training images, which are then
-    no training images: those the split reserves, else as many of each class (and domain), whatever a run's seed.
+    They are its validation split; where it has none, :data:`VALIDATION_FRACTION` of the training
+    images, which are then no training images: those the split reserves, else as many of each class
+    (and domain), whatever a run's seed.
 
     Raises:
         FedPGPError: neither validation nor training images.
@@ -295,19 +325,26 @@ def validation_as_test(dataset: Dataset) -> Dataset:
         return replace(dataset, val=None, test=dataset.val)
     if dataset.train is None:
         raise FedPGPError(
-            f"data set {dataset.name} has neither validation nor training images: dataset.evaluate_on=validation has "
-            "nothing to measure on; use test"
+            f"data set {dataset.name} has neither validation nor training images: "
+            "dataset.evaluate_on=validation has nothing to measure on; use test"
         )
     chosen = dataset.train.reserved
     if chosen is None:
         chosen = _a_fraction_of_each(dataset.train, VALIDATION_FRACTION)
-    train, kept = Subset(dataset.train, np.flatnonzero(~chosen)), Subset(dataset.train, np.flatnonzero(chosen))
-    note = f"accuracy is measured on {len(kept)} training images that nobody trains on, not on test images"
+    train, kept = (
+        Subset(dataset.train, np.flatnonzero(~chosen)),
+        Subset(dataset.train, np.flatnonzero(chosen)),
+    )
+    note = (
+        f"accuracy is measured on {len(kept)} training images that nobody trains on, not on test "
+        "images"
+    )
     return replace(dataset, train=train, test=kept, notes=(*dataset.notes, note))
 
 
 def _a_fraction_of_each(split: Split, fraction: float) -> np.ndarray:
-    """(N,) bool: a fraction of the images of each class and domain, to the nearest; one at least of two or more."""
+    """(N,) bool: a fraction of the images of each class and domain, to the nearest; one at
+    least of two or more."""
     domains = np.zeros(len(split), dtype=np.int64)
     if split.domains is not None:
         domains = np.unique(split.domains, return_inverse=True)[1]
@@ -346,8 +383,9 @@ def without_broken(dataset: Dataset) -> Dataset:
 
 
 def _broken_rows(split: Split) -> list[int]:
-    """Rows that cannot be read. Kept on disk, because every process of a run asks; those that the system would not open
-    are tried again each time: it may be a right or a disk, which changes no file."""
+    """Rows that cannot be read. Kept on disk, because every process of a run asks; those
+    that the system would not open are tried again each time: it may be a right or a disk,
+    which changes no file."""
     path = cache_folder() / f"unreadable-{split.fingerprint[:32]}.json"
     broken, to_try, known = [], list(range(len(split))), False
     try:
@@ -366,7 +404,11 @@ def _broken_rows(split: Split) -> list[int]:
         return None
 
     with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
-        failed = {row: error for row, error in zip(to_try, pool.map(failure, to_try), strict=True) if error}
+        failed = {
+            row: error
+            for row, error in zip(to_try, pool.map(failure, to_try), strict=True)
+            if error
+        }
     if not known:
         retry = [row for row, error in failed.items() if getattr(error, "errno", None) is not None]
         broken = sorted(set(failed) - set(retry))

@@ -1,5 +1,5 @@
-"""``caltech101``: 100 kinds of objects (Fei-Fei et al. 2004), without the background and the second folder of faces,
-as in CoOp. There is no official split."""
+"""``caltech101``: 100 kinds of objects (Fei-Fei et al. 2004), without the background and the second
+folder of faces, as in CoOp. There is no official split."""
 
 from pathlib import Path
 
@@ -11,17 +11,30 @@ URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
 SOURCE = Source(
     URL,
     "137 MB",
-    (Archive(URL, "3138e1922a9193bfa496528edbbc45d0", ".", inner="caltech-101/101_ObjectCategories.tar.gz"),),
+    (
+        Archive(
+            URL,
+            "3138e1922a9193bfa496528edbbc45d0",
+            ".",
+            inner="caltech-101/101_ObjectCategories.tar.gz",
+        ),
+    ),
 )
 ZHOU = Zhou("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN")
 IMAGES = "101_ObjectCategories"
 LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")
-RENAMED = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
+RENAMED = {
+    "airplanes": "airplane",
+    "Faces": "face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+}
 
 
 @register("caltech101")
 def load(root: Path, *, download: bool = False) -> Dataset:
-    """Caltech101. Labels follow the folders' names, upper case first, before four of them are renamed.
+    """Caltech101. Labels follow the folders' names, upper case first, before four of them are
+    renamed.
 
     Raises:
         FedPGPError: not there, or damaged.

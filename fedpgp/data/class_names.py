@@ -8,7 +8,8 @@ from fedpgp.plain_text import written_out
 
 
 def nfc(text: str) -> str:
-    """The composed Unicode form: a folder written on macOS has the decomposed one, and is the same name."""
+    """The composed Unicode form: a folder written on macOS has the decomposed one,
+    and is the same name."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -19,7 +20,9 @@ def as_names(values: object) -> list[str]:
         FedPGPError: no list; names that :func:`check_names` refuses.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise FedPGPError(f"dataset.class_names={values!r} is no list; write 'dataset.class_names=[cat,dog]'")
+        raise FedPGPError(
+            f"dataset.class_names={values!r} is no list; write 'dataset.class_names=[cat,dog]'"
+        )
     names = []
     for value in values:
         if value is None or isinstance(value, bool):
@@ -40,13 +43,19 @@ def check_names(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if not (plain := spoken(name)):
-            raise FedPGPError(f"a class is named {name!r}, which says nothing in a prompt: rename it")
+            raise FedPGPError(
+                f"a class is named {name!r}, which says nothing in a prompt: rename it"
+            )
         check_text(name, "class")
         if plain in seen:
-            twice = f"class {name!r} is there twice" if seen[plain] == name else f"classes {seen[plain]!r} and {name!r}"
+            twice = (
+                f"class {name!r} is there twice"
+                if seen[plain] == name
+                else f"classes {seen[plain]!r} and {name!r}"
+            )
             raise FedPGPError(
-                f"{twice}: names that differ in case, underscores or Unicode form alone are one name in a prompt; "
-                "rename one, or put their images together"
+                f"{twice}: names that differ in case, underscores or Unicode form alone are one "
+                "name in a prompt; rename one, or put their images together"
             )
         seen[plain] = name
 
@@ -63,7 +72,9 @@ def check_template(template: object) -> None:
         FedPGPError: naming it.
     """
     if not isinstance(template, str) or template.count("{}") != 1:
-        raise FedPGPError(f"dataset.template={template!r} needs exactly one {{}}, the place of the class name")
+        raise FedPGPError(
+            f"dataset.template={template!r} needs exactly one {{}}, the place of the class name"
+        )
 
 
 def check_text(name: str, what: str) -> None:
@@ -73,4 +84,6 @@ def check_text(name: str, what: str) -> None:
         FedPGPError: a folder's name that is not UTF-8, or has control characters.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise FedPGPError(f"the name of {what} {written_out(name)} is not UTF-8 text: rename the folder")
+        raise FedPGPError(
+            f"the name of {what} {written_out(name)} is not UTF-8 text: rename the folder"
+        )

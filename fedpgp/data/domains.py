@@ -1,5 +1,6 @@
-"""What readers of data sets with domains share. Images are (path, label, domain); class orders come from fixed lists
-or sorted names only, never from a set, whose order changes from process to process."""
+"""What readers of data sets with domains share. Images are (path, label, domain); class
+orders come from fixed lists or sorted names only, never from a set, whose order changes
+from process to process."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ def choose(name: str, domains: str | Sequence[str] | None, valid: Sequence[str])
     Raises:
         FedPGPError: unknown, or none.
     """
-    asked = list(valid) if domains is None else [domains] if isinstance(domains, str) else list(domains)
+    asked = (
+        list(valid) if domains is None else [domains] if isinstance(domains, str) else list(domains)
+    )
     for domain in asked:
         if domain not in valid:
             raise FedPGPError(unknown(f"domain of {name}", domain, valid))
@@ -48,16 +51,27 @@ def build(
     """
     for part, rows in (("train", train), ("test", test)):
         if not rows:
-            raise FedPGPError(f"data set {name}: its {part} split in {folder} has no images; fetch it again")
+            raise FedPGPError(
+                f"data set {name}: its {part} split in {folder} has no images; fetch it again"
+            )
 
     def split(rows: Sequence[Row] | None) -> FileSplit | None:
-        return FileSplit(folder, *(list(column) for column in zip(*rows, strict=True))) if rows else None
+        return (
+            FileSplit(folder, *(list(column) for column in zip(*rows, strict=True)))
+            if rows
+            else None
+        )
 
-    return Dataset(name, list(class_names), TEMPLATE, split(train), split(val), split(test), notes=(note,))
+    return Dataset(
+        name, list(class_names), TEMPLATE, split(train), split(val), split(test), notes=(note,)
+    )
 
 
-def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_names: Sequence[str]) -> Dataset:
-    """``DOMAIN/CLASS/image``, split by the files' names: :data:`TEST_FRACTION` of each class and domain is for testing.
+def from_folders(
+    name: str, folder: Path, domains: Mapping[str, str], class_names: Sequence[str]
+) -> Dataset:
+    """``DOMAIN/CLASS/image``, split by the files' names: :data:`TEST_FRACTION` of each class
+    and domain is for testing.
 
     Args:
         name: of the data set.
@@ -74,9 +88,12 @@ def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_name
     ]
     test = hold_out(files, TEST_FRACTION, 0)
     label = {class_name: i for i, class_name in enumerate(class_names)}
-    rows = {file: (f"{domains[file[0]]}/{file[1]}/{file[2]}", label[file[1]], file[0]) for file in files}
+    rows = {
+        file: (f"{domains[file[0]]}/{file[1]}/{file[2]}", label[file[1]], file[0]) for file in files
+    }
     note = (
-        f"split: our own, {TEST_FRACTION:.0%} of each class and domain for testing (no lists of a published one there)"
+        f"split: our own, {TEST_FRACTION:.0%} of each class and domain for testing (no lists of "
+        "a published one there)"
     )
     return build(
         name,
@@ -91,10 +108,16 @@ def from_folders(name: str, folder: Path, domains: Mapping[str, str], class_name
 
 def fedbn_lists(folder: Path, domains: Sequence[str]) -> bool:
     """Whether FedBN's ``DOMAIN_train.pkl`` and ``DOMAIN_test.pkl`` are there."""
-    return all((folder / f"{domain}_{part}.pkl").exists() for domain in domains for part in ("train", "test"))
+    return all(
+        (folder / f"{domain}_{part}.pkl").exists()
+        for domain in domains
+        for part in ("train", "test")
+    )
 
 
-def from_fedbn(name: str, folder: Path, domains: Sequence[str], class_names: Sequence[str]) -> Dataset:
+def from_fedbn(
+    name: str, folder: Path, domains: Sequence[str], class_names: Sequence[str]
+) -> Dataset:
     """FedBN's pickles (Li et al. 2021): each a pair of arrays, paths and class names.
 
     Only the end ``DOMAIN/CLASS/FILE`` of a path counts, so the folder may have any name.
@@ -112,11 +135,17 @@ def from_fedbn(name: str, folder: Path, domains: Sequence[str], class_names: Seq
             try:
                 paths, texts = (np.asarray(column).ravel().tolist() for column in content)
                 ends = [str(file).replace("\\", "/").split("/")[-3:] for file in paths]
-                rows += [("/".join(end), label[text], domain) for end, text in zip(ends, texts, strict=True)]
+                rows += [
+                    ("/".join(end), label[text], domain)
+                    for end, text in zip(ends, texts, strict=True)
+                ]
             except (KeyError, TypeError, ValueError) as error:
                 raise FedPGPError(
-                    f"{path} is no pair of paths and names of {name}'s classes ({error!r}); fetch it again"
+                    f"{path} is no pair of paths and names of {name}'s classes ({error!r}); "
+                    "fetch it again"
                 ) from error
         return rows
 
-    return build(name, class_names, folder, rows("train"), None, rows("test"), "split: FedBN's pickles")
+    return build(
+        name, class_names, folder, rows("train"), None, rows("test"), "split: FedBN's pickles"
+    )

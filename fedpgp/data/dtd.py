@@ -1,4 +1,5 @@
-"""``dtd``: 47 textures (Cimpoi et al. 2014), 120 images each; the first of ten official partitions."""
+"""``dtd``: 47 textures (Cimpoi et al. 2014), 120 images each; the first of ten official
+partitions."""
 
 from pathlib import Path
 
@@ -19,7 +20,14 @@ def load(root: Path, *, download: bool = False) -> Dataset:
     Raises:
         FedPGPError: not there, or damaged.
     """
-    folder = locate("dtd", root, ("dtd", "dtd/dtd"), ("images", (ZHOU.file, "labels/train1.txt")), SOURCE, download)
+    folder = locate(
+        "dtd",
+        root,
+        ("dtd", "dtd/dtd"),
+        ("images", (ZHOU.file, "labels/train1.txt")),
+        SOURCE,
+        download,
+    )
     listing = ZHOU.read(folder, "images") or _official(folder)
     return listing.dataset("dtd", "{} texture.", folder)
 
@@ -33,7 +41,11 @@ def _official(folder: Path) -> Listing:
         files = [line.strip() for line in read_lines(path)]
         strangers = [file for file in files if file.split("/")[0] not in label]
         if strangers:
-            raise FedPGPError(f"{path} lists {strangers[0]}, whose folder is not in {folder / 'images'}")
+            raise FedPGPError(
+                f"{path} lists {strangers[0]}, whose folder is not in {folder / 'images'}"
+            )
         return [(f"images/{file}", label[file.split("/")[0]]) for file in files]
 
-    return Listing(names, rows("train"), rows("val"), rows("test"), ZHOU.absent("official partition 1"))
+    return Listing(
+        names, rows("train"), rows("val"), rows("test"), ZHOU.absent("official partition 1")
+    )

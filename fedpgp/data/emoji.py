@@ -1,7 +1,9 @@
-"""``emoji``: the embedded federation. Six vendors' emoji; the vendor is the domain, the Unicode subgroup the class.
+"""``emoji``: the embedded federation. Six vendors' emoji; the vendor is the domain, the
+Unicode subgroup the class.
 
-Shipped with the package (``fedpgp/assets/emoji``, built by ``tools/embedded``). An emoji is train or test in
-every domain alike, so that none is seen in training in another style; so it is with those that validation takes.
+Shipped with the package (``fedpgp/assets/emoji``, built by ``tools/embedded``). An emoji is train
+or test in every domain alike, so that none is seen in training in another style; so it is with
+those that validation takes.
 """
 
 import csv
@@ -29,8 +31,25 @@ GROUPS = {
     "people": ("worker", "hand gesture", "athlete", "person", "body part"),
     "travel": ("land vehicle", "building", "clock", "aircraft", "weather"),
     "activities": ("celebration", "music", "sports equipment"),
-    "objects": ("clothing", "tool", "office supply", "computer", "mail", "book", "camera or lamp", "science"),
-    "symbols": ("letter sign", "geometric shape", "media button", "prohibition sign", "zodiac sign", "keycap", "arrow")
+    "objects": (
+        "clothing",
+        "tool",
+        "office supply",
+        "computer",
+        "mail",
+        "book",
+        "camera or lamp",
+        "science",
+    ),
+    "symbols": (
+        "letter sign",
+        "geometric shape",
+        "media button",
+        "prohibition sign",
+        "zodiac sign",
+        "keycap",
+        "arrow",
+    )
     + ("public sign",),
 }
 """Classes by what they are of: each group can stand for a data set of its own."""
@@ -64,7 +83,10 @@ class ZipSplit(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        lines = [f"{path.name}/{name} {crc}" for (path, name), crc in zip(self.members, self.checksums, strict=True)]
+        lines = [
+            f"{path.name}/{name} {crc}"
+            for (path, name), crc in zip(self.members, self.checksums, strict=True)
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _open(self, i: int) -> Image.Image:
@@ -97,10 +119,14 @@ def load(
         FedPGPError: unknown domain or group; a shipped file that is missing or truncated.
     """
     chosen, wanted = _chosen("domain", domains, DOMAINS), _chosen("group", groups, GROUPS)
-    classes = sorted(_table("classes.csv", "label", "class", "subgroups"), key=lambda row: int(row["label"]))
+    classes = sorted(
+        _table("classes.csv", "label", "class", "subgroups"), key=lambda row: int(row["label"])
+    )
     emoji = _table("emoji.csv", "codepoints", "class", "split")
     if not {row["class"] for row in emoji} <= {row["class"] for row in classes}:
-        raise FedPGPError(f"{asset('emoji', 'classes.csv')} lacks classes that emoji.csv names; restore both")
+        raise FedPGPError(
+            f"{asset('emoji', 'classes.csv')} lacks classes that emoji.csv names; restore both"
+        )
     if groups is not None:
         kept = {name for group in wanted for name in GROUPS[group]}
         classes = [row for row in classes if row["class"] in kept]
@@ -111,7 +137,13 @@ def load(
     splits, reserved = {}, _reserved(emoji)
     for split in ("train", "test"):
         rows = [
-            ((path, names[code].filename), names[code].CRC, label_of[row["class"]], domain, code in reserved)
+            (
+                (path, names[code].filename),
+                names[code].CRC,
+                label_of[row["class"]],
+                domain,
+                code in reserved,
+            )
             for domain, (path, names) in archives.items()
             for row in emoji
             if row["split"] == split and (code := row["codepoints"]) in names
@@ -119,15 +151,28 @@ def load(
         splits[split] = ZipSplit(*([row[k] for row in rows] for k in range(5)))
     # Unicode names a subgroup after its group: animal-mammal, food-fruit, face-smiling.
     prefixes = [row["subgroups"].split("-")[0] for row in classes]
-    superclasses = np.array([sorted(set(prefixes)).index(prefix) for prefix in prefixes], dtype=np.int64)
-    return Dataset("emoji", class_names, "a photo of a {}.", splits["train"], None, splits["test"], superclasses)
+    superclasses = np.array(
+        [sorted(set(prefixes)).index(prefix) for prefix in prefixes], dtype=np.int64
+    )
+    return Dataset(
+        "emoji",
+        class_names,
+        "a photo of a {}.",
+        splits["train"],
+        None,
+        splits["test"],
+        superclasses,
+    )
 
 
 def _reserved(emoji: Sequence[Mapping[str, str]]) -> set[str]:
-    """Code points of the training emoji that validation takes: a fraction of each class, by a hash, as for test."""
+    """Code points of the training emoji that validation takes: a fraction of each class,
+    by a hash, as for test."""
     taken: set[str] = set()
     for name in {row["class"] for row in emoji}:
-        codes = [row["codepoints"] for row in emoji if row["class"] == name and row["split"] == "train"]
+        codes = [
+            row["codepoints"] for row in emoji if row["class"] == name and row["split"] == "train"
+        ]
         codes.sort(key=lambda code: hashlib.sha256(f"validation:{code}".encode()).digest())
         taken.update(codes[: max(1, round(VALIDATION_FRACTION * len(codes)))])
     return taken
@@ -149,7 +194,8 @@ def _table(name: str, *columns: str) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     if not rows or any(not row.get(column) for row in rows for column in columns):
         raise FedPGPError(
-            f"{path} is empty or truncated: it needs the columns {', '.join(columns)} in every row; restore it"
+            f"{path} is empty or truncated: it needs the columns {', '.join(columns)} in every "
+            "row; restore it"
         )
     return rows
 
@@ -161,4 +207,6 @@ def _contents(domain: str) -> tuple[Path, dict[str, zipfile.ZipInfo]]:
         with zipfile.ZipFile(path) as archive:
             return path, {Path(info.filename).stem: info for info in archive.infolist()}
     except (zipfile.BadZipFile, OSError) as error:
-        raise FedPGPError(f"{path} cannot be read ({error}); it is truncated or no zip archive: restore it") from error
+        raise FedPGPError(
+            f"{path} cannot be read ({error}); it is truncated or no zip archive: restore it"
+        ) from error

@@ -1,5 +1,5 @@
-"""``eurosat``: 10 kinds of land in 27,000 Sentinel-2 images of 64x64 (Helber et al. 2019). There is no official
-split."""
+"""``eurosat``: 10 kinds of land in 27,000 Sentinel-2 images of 64x64 (Helber et al. 2019). There
+is no official split."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from fedpgp.data.base import Dataset, register
 from fedpgp.data.files import Archive, Source, locate, subfolders
 from fedpgp.data.listing import Listing, Zhou, in_three, listed
 
-URL = "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip"
+_COMMIT = "c877bcd43f099cd0196738f714544e355477f3fd"
+URL = f"https://huggingface.co/datasets/torchgeo/eurosat/resolve/{_COMMIT}/EuroSAT.zip"
 SOURCE = Source(URL, "90 MiB", (Archive(URL, "c8fa014336c82ac7804f0398fcb19387", "eurosat"),))
 ZHOU = Zhou("split_zhou_EuroSAT.json", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o")
 NAMES = {

@@ -1,8 +1,9 @@
 """Image features, computed once and kept on disk.
 
-The image tower is frozen, so an image's feature never changes. A cache file is a safetensors file with one tensor,
-mapped into memory by every process that asks. Its name holds the key (images, weights, preprocessing) and its header
-a checksum, so a stale, truncated or foreign file is never used: it is made anew.
+The image tower is frozen, so an image's feature never changes. A cache file is a safetensors
+file with one tensor, mapped into memory by every process that asks. Its name holds the key
+(images, weights, preprocessing) and its header a checksum, so a stale, truncated or foreign file
+is never used: it is made anew.
 """
 
 import contextlib
@@ -49,8 +50,8 @@ def encode_split(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Unit-norm features of a split's images, their patches or their mirror images, from the cache or, the first time,
-    from the model.
+    """Unit-norm features of a split's images, their patches or their mirror images, from the cache
+    or, the first time, from the model.
 
     Several processes may ask at once: one computes, the others wait for its file.
 
@@ -59,8 +60,8 @@ def encode_split(
         split: N images.
         cache_dir: where the files are kept; None is $FEDPGP_CACHE, else ~/.cache/fedpgp/features.
         dataset_name, split_name: only make the file's name readable.
-        what: ``features``, ``patches``, ``mirrored`` (features of the mirrored images) or ``features_raw`` (not of
-            unit norm).
+        what: ``features``, ``patches``, ``mirrored`` (features of the mirrored images) or
+            ``features_raw`` (not of unit norm).
         batch_size: images in one pass through the image tower; None: :func:`images_per_chunk`.
         progress: called with (images done, N) after each batch.
 
@@ -68,7 +69,8 @@ def encode_split(
         (N, embed), or (N, patches, embed), float32, read-only, mapped from the file.
 
     Raises:
-        FedPGPError: an image that cannot be read; no space left (says where, and how to move the cache).
+        FedPGPError: an image that cannot be read; no space left (says where, and how to move the
+            cache).
     """
     path, key = _place(clip, split, cache_dir, dataset_name, split_name, what)
     batch_size = batch_size or images_per_chunk(clip.device)
@@ -82,12 +84,15 @@ def encode_split(
             _write(path, key, _encode(clip, split, what, path.parent, batch_size, progress))
             found = _open_cached(path, key, len(split))
     if found is None:
-        raise FedPGPError(f"the feature cache {path} cannot be read back after it was written; is the disk sound?")
+        raise FedPGPError(
+            f"the feature cache {path} cannot be read back after it was written; is the disk sound?"
+        )
     return found
 
 
 def images_per_chunk(device: torch.device) -> int:
-    """Images in one pass through an image tower: 128 on a GPU, 32 on a CPU, whose caches hold no more."""
+    """Images in one pass through an image tower: 128 on a GPU, 32 on a CPU, whose caches hold no
+    more."""
     return 32 if device.type == "cpu" else 128
 
 
@@ -106,7 +111,12 @@ def encoded_before(
 
 
 def _place(
-    clip: "FrozenCLIP", split: Split, cache_dir: str | Path | None, dataset_name: str, split_name: str, what: str
+    clip: "FrozenCLIP",
+    split: Split,
+    cache_dir: str | Path | None,
+    dataset_name: str,
+    split_name: str,
+    what: str,
 ) -> tuple[Path, str]:
     """The cache file of a split's features, and its key."""
     key = feature_key(clip, split, what)
@@ -114,8 +124,15 @@ def _place(
 
 
 def feature_key(clip: "FrozenCLIP", split: Split, what: str = "features") -> str:
-    """SHA-256 (hex) of all that features depend on: the images, the model's weights, its preprocessing, and which."""
-    parts = [FORMAT, clip.fingerprint, clip.preprocessing, split.fingerprint, *([what] if what != "features" else [])]
+    """SHA-256 (hex) of all that features depend on: the images, the model's weights, its
+    preprocessing, and which."""
+    parts = [
+        FORMAT,
+        clip.fingerprint,
+        clip.preprocessing,
+        split.fingerprint,
+        *([what] if what != "features" else []),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -150,12 +167,14 @@ def _encode(
 
 
 def _batches(clip: "FrozenCLIP", split: Split, batch_size: int) -> Iterator[Tensor]:
-    """Preprocessed batches (B, 3, R, R) in order; for a GPU decoded by threads a few batches ahead (on a CPU they would
-    only take the image tower's cores from it)."""
+    """Preprocessed batches (B, 3, R, R) in order; for a GPU decoded by threads a few batches ahead
+    (on a CPU they would only take the image tower's cores from it)."""
     preprocess = clip.preprocess
 
     def load(start: int) -> Tensor:
-        return torch.stack([preprocess(split.image(i)) for i in range(start, min(start + batch_size, len(split)))])
+        return torch.stack(
+            [preprocess(split.image(i)) for i in range(start, min(start + batch_size, len(split)))]
+        )
 
     starts = iter(range(0, len(split), batch_size))
     if clip.device.type == "cpu":
@@ -185,7 +204,11 @@ def _write(path: Path, key: str, features: np.ndarray) -> None:
     payload = np.ascontiguousarray(features, dtype="<f4").data.cast("B")
     header = {
         "__metadata__": {"key": key, "sha256": hashlib.sha256(payload).hexdigest()},
-        "features": {"dtype": "F32", "shape": list(features.shape), "data_offsets": [0, len(payload)]},
+        "features": {
+            "dtype": "F32",
+            "shape": list(features.shape),
+            "data_offsets": [0, len(payload)],
+        },
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format wants the tensor aligned
@@ -203,7 +226,11 @@ def _open_cached(path: Path, key: str, rows: int) -> np.ndarray | None:
             header = json.loads(file.read(length))
         entry, metadata = header["features"], header["__metadata__"]
         shape = tuple(entry["shape"])
-        if metadata["key"] != key or shape[0] != rows or size != 8 + length + 4 * int(np.prod(shape)):
+        if (
+            metadata["key"] != key
+            or shape[0] != rows
+            or size != 8 + length + 4 * int(np.prod(shape))
+        ):
             raise ValueError("wrong key or size")
         features = np.memmap(path, dtype="<f4", mode="r", offset=8 + length, shape=shape)
         if hashlib.sha256(features.data).hexdigest() != metadata["sha256"]:

@@ -29,8 +29,12 @@ def load(root: Path, *, download: bool = False) -> Dataset:
         found = read_columns(path, 2)  # names have spaces
         strangers = [name for _, name in found if name not in label]
         if strangers:
-            raise FedPGPError(f"{path} names {strangers[0]}, which variants.txt lacks; fetch the data set again")
+            raise FedPGPError(
+                f"{path} names {strangers[0]}, which variants.txt lacks; fetch the data set again"
+            )
         return [(f"images/{file}.jpg", label[name]) for file, name in found]
 
-    listing = Listing(names, rows("train"), rows("val"), rows("test"), "split: official train, val and test")
+    listing = Listing(
+        names, rows("train"), rows("val"), rows("test"), "split: official train, val and test"
+    )
     return listing.dataset("fgvc_aircraft", "a photo of a {}, a type of aircraft.", folder)

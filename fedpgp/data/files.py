@@ -1,4 +1,5 @@
-"""What readers of public data sets share: finding and listing folders, fetching archives, opening files safely."""
+"""What readers of public data sets share: finding and listing folders, fetching archives,
+opening files safely."""
 
 import hashlib
 import json
@@ -62,10 +63,15 @@ Marker = str | tuple[str, ...]
 
 
 def locate(
-    name: str, root: Path, folders: Sequence[str], markers: Sequence[Marker], source: Source, download: bool
+    name: str,
+    root: Path,
+    folders: Sequence[str],
+    markers: Sequence[Marker],
+    source: Source,
+    download: bool,
 ) -> Path:
-    """The data set's folder: the first of ``folders`` below ``root`` that holds all ``markers``; fetched first if
-    asked.
+    """The data set's folder: the first of ``folders`` below ``root`` that holds all
+    ``markers``; fetched first if asked.
 
     Raises:
         FedPGPError: there is none; says what to fetch, from where, how large, and where to put it.
@@ -80,26 +86,33 @@ def locate(
         found = _find(root, folders, markers)
     if unfinished.exists():
         raise FedPGPError(
-            f"data set {name} was not unpacked to the end: set dataset.download=true once more, or unpack it in "
-            f"{root / source.archives[0].into} by hand and remove {unfinished}"
+            f"data set {name} was not unpacked to the end: set dataset.download=true once more, "
+            f"or unpack it in {root / source.archives[0].into} by hand and remove {unfinished}"
         )
     if found is not None:
         return found
     places = ((marker,) if isinstance(marker, str) else marker for marker in markers)
-    wanted = " and ".join(" or ".join(str(root / folders[0] / one) for one in alternatives) for alternatives in places)
+    wanted = " and ".join(
+        " or ".join(str(root / folders[0] / one) for one in alternatives) for alternatives in places
+    )
     others = f" (or in {' or '.join(folders[1:])})" if len(folders) > 1 else ""
     by_itself = ", or set dataset.download=true," if source.archives else ""
     raise FedPGPError(
-        f"data set {name} is not in {root}: fetch {source.page} ({source.size}){by_itself} so that {wanted} "
-        f"exist{others}; another place is dataset.root=FOLDER or the environment variable {DATA_VARIABLE}"
+        f"data set {name} is not in {root}: fetch {source.page} ({source.size}){by_itself} so "
+        f"that {wanted} exist{others}; another place is dataset.root=FOLDER or the environment "
+        f"variable {DATA_VARIABLE}"
     )
 
 
 def _find(root: Path, folders: Sequence[str], markers: Sequence[Marker]) -> Path | None:
     def there(folder: Path, marker: Marker) -> bool:
-        return any((folder / one).exists() for one in ((marker,) if isinstance(marker, str) else marker))
+        return any(
+            (folder / one).exists() for one in ((marker,) if isinstance(marker, str) else marker)
+        )
 
-    return next((root / f for f in folders if all(there(root / f, marker) for marker in markers)), None)
+    return next(
+        (root / f for f in folders if all(there(root / f, marker) for marker in markers)), None
+    )
 
 
 def _fetch(name: str, root: Path, source: Source, unfinished: Path) -> None:
@@ -110,19 +123,23 @@ def _fetch(name: str, root: Path, source: Source, unfinished: Path) -> None:
         target = root / archive.into
         file = target / archive.url.rsplit("/", 1)[1]
         try:
-            if archive.md5 is None:  # a file that a broken download left could not be told from a whole one
+            if (
+                archive.md5 is None
+            ):  # a file that a broken download left could not be told from a whole one
                 file.unlink(missing_ok=True)
             download_url(archive.url, str(target), md5=archive.md5)
             if file.name.endswith((".tar.gz", ".tgz", ".zip", ".tar")):
                 unfinished.touch()
                 extract_archive(str(file), str(target))
                 if archive.inner:
-                    extract_archive(str(target / archive.inner), str((target / archive.inner).parent))
+                    extract_archive(
+                        str(target / archive.inner), str((target / archive.inner).parent)
+                    )
                 unfinished.unlink()
         except (OSError, RuntimeError, EOFError) as error:
             raise FedPGPError(
-                f"data set {name}: {archive.url} cannot be fetched ({error}); fetch it by hand ({source.size}) and "
-                f"unpack it in {target}"
+                f"data set {name}: {archive.url} cannot be fetched ({error}); fetch it by hand "
+                f"({source.size}) and unpack it in {target}"
             ) from error
 
 
@@ -137,7 +154,9 @@ def subfolders(folder: Path) -> list[str]:
 
 def image_files(folder: Path) -> list[str]:
     """Names of the image files in a folder, sorted; hidden ones left out."""
-    return sorted(name for name in os.listdir(folder) if is_image(name) and not name.startswith("."))
+    return sorted(
+        name for name in os.listdir(folder) if is_image(name) and not name.startswith(".")
+    )
 
 
 def is_image(name: str) -> bool:
@@ -150,11 +169,14 @@ def _endings() -> frozenset[str]:
     """The endings of all formats that this machine's Pillow can read."""
     Image.init()
     readable = Image.OPEN.keys() - NO_DECODER
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in readable)
+    return frozenset(
+        ending for ending, kind in Image.registered_extensions().items() if kind in readable
+    )
 
 
 def shuffled(files: Sequence[Any], seed: int) -> list[Any]:
-    """Files (paths, or tuples of a path's parts) in an order that hangs on their names and the seed only.
+    """Files (paths, or tuples of a path's parts) in an order that hangs on their
+    names and the seed only.
 
     So a split cut from it moves hardly any file when one is added.
     """
@@ -166,8 +188,11 @@ def shuffled(files: Sequence[Any], seed: int) -> list[Any]:
     return sorted(files, key=key)
 
 
-def hold_out(files: Sequence[tuple[str, str, str]], fraction: float, seed: int) -> set[tuple[str, str, str]]:
-    """Of files (domain, class, name): about ``fraction`` of each class and domain, at least one where there are two."""
+def hold_out(
+    files: Sequence[tuple[str, str, str]], fraction: float, seed: int
+) -> set[tuple[str, str, str]]:
+    """Of files (domain, class, name): about ``fraction`` of each class and domain, at least
+    one where there are two."""
     groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for file in files:
         groups.setdefault(file[:2], []).append(file)
@@ -200,7 +225,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, columns: int) -> list[list[str]]:
-    """The lines of a text file cut at spaces into so many columns; the last one keeps the spaces it has.
+    """The lines of a text file cut at spaces into so many columns; the last one
+    keeps the spaces it has.
 
     Raises:
         FedPGPError: it cannot be read, or a line has fewer columns.
@@ -208,7 +234,9 @@ def read_columns(path: Path, columns: int) -> list[list[str]]:
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
     for number, row in enumerate(rows, 1):
         if len(row) < columns:
-            raise FedPGPError(f"{path}, line {number}: {' '.join(row)!r} has {len(row)} columns, not {columns}")
+            raise FedPGPError(
+                f"{path}, line {number}: {' '.join(row)!r} has {len(row)} columns, not {columns}"
+            )
     return [[*row[:-1], row[-1].rstrip()] for row in rows]
 
 
@@ -243,7 +271,11 @@ class _ArraysOnly(pickle.Unpickler):
     """Opens pickles of plain values and numpy arrays, and nothing that could run code."""
 
     ALLOWED = {
-        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        *(
+            (f"numpy.{core}.multiarray", name)
+            for core in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        ),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
@@ -252,7 +284,9 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which a data file has no need of")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which a data file has no need of"
+            )
         return super().find_class(module, name)
 
 
@@ -265,5 +299,13 @@ def unpickle(path: Path):
     try:
         with path.open("rb") as file:
             return _ArraysOnly(file, encoding="latin1").load()
-    except (OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+    ) as error:
         raise FedPGPError(f"{path} cannot be read ({error}); fetch the data set again") from error

@@ -1,4 +1,5 @@
-"""``flowers102``: 102 flowers (Nilsback and Zisserman 2008), 1,020 / 1,020 / 6,149 images in the official split."""
+"""``flowers102``: 102 flowers (Nilsback and Zisserman 2008), 1,020 / 1,020 / 6,149 images
+in the official split."""
 
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def load(root: Path, *, download: bool = False) -> Dataset:
         FedPGPError: not there, or damaged.
     """
     markers = ("jpg", (ZHOU.file, "setid.mat"))
-    folder = locate("flowers102", root, ("oxford_flowers", "flowers-102"), markers, SOURCE, download)
+    folder = locate(
+        "flowers102", root, ("oxford_flowers", "flowers-102"), markers, SOURCE, download
+    )
     listing = ZHOU.read(folder, "jpg") or _official(folder)
     return listing.dataset("flowers102", "a photo of a {}, a type of flower.", folder)
 
@@ -39,16 +42,25 @@ def _official(folder: Path) -> Listing:
     names = _names(folder)
     if not len(labels) or not 0 <= labels.min() <= labels.max() < len(names):
         raise FedPGPError(
-            f"{folder / 'imagelabels.mat'} does not fit the {len(names)} names of flowers; fetch it again"
+            f"{folder / 'imagelabels.mat'} does not fit the {len(names)} names of flowers; fetch "
+            "it again"
         )
 
     def rows(variable: str) -> Rows:
         ids = read_mat(folder / "setid.mat", variable).astype(int)
         if len(ids) and not 1 <= ids.min() <= ids.max() <= len(labels):
-            raise FedPGPError(f"{folder / 'setid.mat'} names images that imagelabels.mat lacks; fetch both again")
+            raise FedPGPError(
+                f"{folder / 'setid.mat'} names images that imagelabels.mat lacks; fetch both again"
+            )
         return [(f"jpg/image_{i:05d}.jpg", int(labels[i - 1])) for i in ids]
 
-    return Listing(names, rows("trnid"), rows("valid"), rows("tstid"), ZHOU.absent("official train, val and test"))
+    return Listing(
+        names,
+        rows("trnid"),
+        rows("valid"),
+        rows("tstid"),
+        ZHOU.absent("official train, val and test"),
+    )
 
 
 def _names(folder: Path) -> list[str]:
@@ -59,10 +71,15 @@ def _names(folder: Path) -> list[str]:
         try:
             return [names[str(number)] for number in range(1, len(names) + 1)]
         except (KeyError, TypeError) as error:
-            raise FedPGPError(f"{path} does not name the classes 1, 2, …; fetch it again") from error
+            raise FedPGPError(
+                f"{path} does not name the classes 1, 2, …; fetch it again"
+            ) from error
     fix_torchvision()
     from torchvision.datasets import Flowers102
 
     if not hasattr(Flowers102, "classes"):
-        raise FedPGPError(f"this torchvision does not know the names of the flowers: put cat_to_name.json in {folder}")
+        raise FedPGPError(
+            "this torchvision does not know the names of the flowers: put cat_to_name.json in "
+            f"{folder}"
+        )
     return list(Flowers102.classes)

@@ -30,26 +30,31 @@ def load(
     """Images in folders named after their class. Of several sites, each is a domain.
 
     Args:
-        root: the folder that holds the classes, or ``train`` and ``test`` (and ``val``), or the sites, each with one of
-            these.
+        root: the folder that holds the classes, or ``train`` and ``test`` (and ``val``), or the
+            sites, each with one of these.
         download: not used.
-        layout: one of :data:`fedpgp.data.layouts.LAYOUTS`, where it could be taken for another; None finds out.
-        class_names: in label order, where that must not hang on what this folder has (each site of a deployment has its
-            own); None is the sorted names of the class folders.
+        layout: one of :data:`fedpgp.data.layouts.LAYOUTS`, where it could be taken for
+            another; None finds out.
+        class_names: in label order, where that must not hang on what this folder has (each site of
+            a deployment has its own); None is the sorted names of the class folders.
         template: of a class's sentence, with one ``{}``.
-        test_share: where a site has no ``train`` and ``test``: the part of each class's files that is for testing.
-        split_seed: of that split. It hangs on the names of class and file alone: a new file moves at most one other
-            from train to test, and a site may be moved or renamed.
-        site_in_split: the split hangs on the site's name too, as in runs made before ``layout`` was an option.
+        test_share: where a site has no ``train`` and ``test``: the part of each class's
+            files that is for testing.
+        split_seed: of that split. It hangs on the names of class and file alone: a new file moves
+            at most one other from train to test, and a site may be moved or renamed.
+        site_in_split: the split hangs on the site's name too, as in runs made before
+            ``layout`` was an option.
         background, grey_range: how images are read (:class:`fedpgp.data.images.Reading`).
 
     Raises:
-        FedPGPError: no known layout, or one that could be two; a class folder that ``class_names`` lacks; names that no
-            prompt tells apart; a fraction or template that cannot be.
+        FedPGPError: no known layout, or one that could be two; a class folder that ``class_names``
+            lacks; names that no prompt tells apart; a fraction or template that cannot be.
     """
     shown = written_out(root)
     if not root.is_dir():
-        raise FedPGPError(f"data set folder: {shown} is no folder; set dataset.root to one that holds your images")
+        raise FedPGPError(
+            f"data set folder: {shown} is no folder; set dataset.root to one that holds your images"
+        )
     check_template(template)
     check_number("dataset.test_share", test_share, above=0, below=1)
     check_number("dataset.split_seed", split_seed, whole=True)
@@ -61,11 +66,15 @@ def load(
     strangers = [name for name in classes if name not in names]
     if strangers:
         written = {spoken(name): name for name in names}
-        near = [f"{name} ({written[spoken(name)]} there)" for name in strangers if spoken(name) in written]
+        near = [
+            f"{name} ({written[spoken(name)]} there)"
+            for name in strangers
+            if spoken(name) in written
+        ]
         raise FedPGPError(
             f"data set folder: {shown} has folders that dataset.class_names lacks: "
-            f"{', '.join(near or strangers)}; a name that YAML takes for a number or a word of its own needs quotes: "
-            "'007', 'no'"
+            f"{', '.join(near or strangers)}; a name that YAML takes for a number or a word of "
+            "its own needs quotes: '007', 'no'"
         )
     label = {name: i for i, name in enumerate(names)}
     parts = _parts(found, test_share, split_seed, site_in_split)
@@ -76,17 +85,25 @@ def load(
         paths, labels = [image.path for image in mine], [label[nfc(image.folder)] for image in mine]
         return FileSplit(root, paths, labels, domains, reading)
 
-    notes += lacking(((part, nfc(image.folder)) for image, part in zip(found, parts, strict=True)), classes)
+    notes += lacking(
+        ((part, nfc(image.folder)) for image, part in zip(found, parts, strict=True)), classes
+    )
     val = split("val") if "val" in parts else None
     return Dataset("folder", names, template, split("train"), val, split("test"), notes=notes)
 
 
-def _parts(found: Sequence[FoundImage], fraction: float, seed: int, site_in_split: bool) -> list[str]:
+def _parts(
+    found: Sequence[FoundImage], fraction: float, seed: int, site_in_split: bool
+) -> list[str]:
     """train, val or test of each image: as its folders say, else by the file's name."""
 
     def key(image: FoundImage) -> tuple[str, str, str]:
         file = image.path.rsplit("/", 1)[1]
-        return (image.site, image.folder, file) if site_in_split else ("", nfc(image.folder), nfc(file))
+        return (
+            (image.site, image.folder, file)
+            if site_in_split
+            else ("", nfc(image.folder), nfc(file))
+        )
 
     keys: dict[str | None, list[tuple[str, str, str]]] = {}
     for image in found:

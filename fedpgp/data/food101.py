@@ -1,5 +1,5 @@
-"""``food101``: 101 dishes (Bossard et al. 2014), 750 images each for training (some labels wrong) and 250 for
-testing."""
+"""``food101``: 101 dishes (Bossard et al. 2014), 750 images each for training (some labels
+wrong) and 250 for testing."""
 
 from pathlib import Path
 
@@ -39,7 +39,9 @@ def _official(folder: Path) -> Listing:
             files = [file for members in read_json(path).values() for file in members]
         strangers = [file for file in files if file.split("/")[0] not in label]
         if strangers:
-            raise FedPGPError(f"{path} lists {strangers[0]}, whose folder is not in {folder / 'images'}")
+            raise FedPGPError(
+                f"{path} lists {strangers[0]}, whose folder is not in {folder / 'images'}"
+            )
         return [(f"images/{file}.jpg", label[file.split("/")[0]]) for file in files]
 
     return Listing(names, rows("train"), None, rows("test"), ZHOU.absent("official train and test"))

@@ -17,8 +17,9 @@ from fedpgp.errors import FedPGPError, check_number, unknown
 log = logging.getLogger(__name__)
 
 VERSION = "2"
-"""Part of the fingerprint of people's images: raise it when the same file gives other pixels than before, so that no
-cache serves features of the old ones. (1: as stored; 2: upright, on a ground, deep grey alike.)"""
+"""Part of the fingerprint of people's images: raise it when the same file gives other pixels
+than before, so that no cache serves features of the old ones. (1: as stored; 2: upright, on a
+ground, deep grey alike.)"""
 
 BACKGROUNDS = ("white", "none")
 DEEP = (0.0, 65535.0)
@@ -30,9 +31,11 @@ class Reading:
     """How the images of a data set are read.
 
     Attributes:
-        background: what lies under transparent pixels: ``white``, or ``none``, the colour that the file has there.
-        grey_range: values of 16-bit and float grey that become black and white. None: 0 and 65535 for whole numbers; a
-            image of float values, or of whole numbers beyond these, is scaled by its own finite values.
+        background: what lies under transparent pixels: ``white``, or ``none``, the colour
+            that the file has there.
+        grey_range: values of 16-bit and float grey that become black and white. None: 0 and 65535
+            for whole numbers; a image of float values, or of whole numbers beyond these, is scaled
+            by its own finite values.
     """
 
     background: str = "white"
@@ -51,7 +54,9 @@ class Reading:
         if limits is None:
             return cls(background)
         if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
-            raise FedPGPError(f"dataset.grey_range={limits!r} cannot work; it is [BLACK,WHITE], such as [0,4095]")
+            raise FedPGPError(
+                f"dataset.grey_range={limits!r} cannot work; it is [BLACK,WHITE], such as [0,4095]"
+            )
         low, high = limits
         check_number("dataset.grey_range[0]", low)
         check_number("dataset.grey_range[1]", high, above=low)
@@ -84,7 +89,8 @@ def read_image(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Imag
     _silence_pillow()
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         image.load()
-        # Damaged metadata cost an image nothing: what fails is writing them anew, after the pixels are turned.
+        # Damaged metadata cost an image nothing: what fails is writing them anew, after
+        # the pixels are turned.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return as_rgb(image, reading)
@@ -109,7 +115,8 @@ def as_rgb(image: Image.Image, reading: Reading) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, limits: tuple[float, float] | None) -> Image.Image:
-    """8-bit grey of an image of 16-bit, 32-bit or float values, which Pillow would cut off at 255."""
+    """8-bit grey of an image of 16-bit, 32-bit or float values, which Pillow would cut off at
+    255."""
     values = np.asarray(image, dtype=np.float64)
     finite = np.isfinite(values)
     if not finite.any():
@@ -136,7 +143,7 @@ def _tell_dark() -> None:
 
 @cache
 def _silence_pillow() -> None:
-    """Keeps Pillow's remarks on metadata, palettes and sizes off the terminal; what is wrong with an image that cannot
-    be read is in the error."""
+    """Keeps Pillow's remarks on metadata, palettes and sizes off the terminal; what is wrong with
+    an image that cannot be read is in the error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)

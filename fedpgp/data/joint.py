@@ -21,7 +21,11 @@ class Concat(Split):
     """
 
     def __init__(self, parts: Sequence[Split], offsets: Sequence[int]):
-        super().__init__(np.concatenate([part.labels + offset for part, offset in zip(parts, offsets, strict=True)]))
+        super().__init__(
+            np.concatenate(
+                [part.labels + offset for part, offset in zip(parts, offsets, strict=True)]
+            )
+        )
         self.parts, self.offsets = list(parts), list(offsets)
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
 
@@ -31,7 +35,9 @@ class Concat(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256("\n".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+        return hashlib.sha256(
+            "\n".join(part.fingerprint for part in self.parts).encode()
+        ).hexdigest()
 
     @cached_property
     def signature(self) -> str:
@@ -47,8 +53,8 @@ class Concat(Split):
 
 
 def augmented(split: Split, view: int, size: int) -> Split:
-    """One augmented view of a split, (size, size) pixels; of each part of a joint one by itself, so that an image's
-    view is the same whatever its data set is joined with."""
+    """One augmented view of a split, (size, size) pixels; of each part of a joint one by itself, so
+    that an image's view is the same whatever its data set is joined with."""
     if isinstance(split, Concat):
         return Concat([augmented(part, view, size) for part in split.parts], split.offsets)
     return AugmentedSplit(split, view, size)
@@ -65,8 +71,8 @@ class Member:
 def join(datasets: Sequence[Dataset]) -> tuple[Dataset, list[Member]]:
     """The joint data set, named after the first, and each one's place in it.
 
-    A data set without a train split has no images in the joint one's. Class names may occur twice; templates stay
-    each data set's own.
+    A data set without a train split has no images in the joint one's. Class names may occur twice;
+    templates stay each data set's own.
     """
     sizes = [len(dataset.class_names) for dataset in datasets]
     offsets = np.cumsum([0, *sizes[:-1]])
@@ -90,6 +96,8 @@ def join(datasets: Sequence[Dataset]) -> tuple[Dataset, list[Member]]:
     )
     members = [
         Member(tuple(range(offset, offset + size)), np.arange(start, stop))
-        for offset, size, start, stop in zip(offsets.tolist(), sizes, starts[:-1], starts[1:], strict=True)
+        for offset, size, start, stop in zip(
+            offsets.tolist(), sizes, starts[:-1], starts[1:], strict=True
+        )
     ]
     return joint, members

@@ -1,4 +1,5 @@
-"""How people lay out images in folders: what is there, which of the known layouts it is, and what is left over."""
+"""How people lay out images in folders: what is there, which of the known layouts it is,
+and what is left over."""
 
 import os
 import re
@@ -25,7 +26,8 @@ Parts = tuple[str, ...]
 
 
 class FoundImage(NamedTuple):
-    """An image's place: ``part`` is None where files, not folders, are divided into train and test."""
+    """An image's place: ``part`` is None where files, not folders, are divided into train and
+    test."""
 
     site: str | None
     part: str | None
@@ -65,7 +67,9 @@ def scan(root: Path) -> Tree:
             status = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise FedPGPError(f"folder {written_out(folder)} cannot be listed ({error.strerror})") from error
+            raise FedPGPError(
+                f"folder {written_out(folder)} cannot be listed ({error.strerror})"
+            ) from error
         here = (status.st_dev, status.st_ino)
         if here in above:
             continue
@@ -108,7 +112,8 @@ def read_layout(root: Path, layout: str | None) -> tuple[list[FoundImage], tuple
         layout: one of :data:`LAYOUTS`; None finds out which it is.
 
     Raises:
-        FedPGPError: unknown layout; no images; a layout that could be another; two folders of one split.
+        FedPGPError: unknown layout; no images; a layout that could be another; two folders of one
+            split.
     """
     if layout is not None and layout not in LAYOUTS:
         raise FedPGPError(unknown("dataset.layout", layout, LAYOUTS))
@@ -127,15 +132,16 @@ def read_layout(root: Path, layout: str | None) -> tuple[list[FoundImage], tuple
     if not found:
         elsewhere = next((f"; there are some elsewhere: {paths[0]}" for paths in left.values()), "")
         raise FedPGPError(
-            f"data set folder: no images in {written_out(root)} where they are looked for{written_out(elsewhere)}; "
-            f"it must hold {layout or ', or '.join(LAYOUTS)}, with images in each CLASS (SPLIT: train and test)"
+            f"data set folder: no images in {written_out(root)} where they are looked "
+            f"for{written_out(elsewhere)}; it must hold {layout or ', or '.join(LAYOUTS)}, with "
+            "images in each CLASS (SPLIT: train and test)"
         )
     _check_splits(tree, sites, root)
     bare = ["/".join(parts) for parts in sorted(tree.bare) if _is_class(parts, sites)]
     return found, (*_leftovers(tree.others, left), *_without("folders without images", bare))
 
 
-# Which layout it is. --------------------------------------------------------------------------------------------------
+# Which layout it is. ------------------------------------------------------------------------------
 
 
 def _told(tree: Tree, layout: str) -> dict[str | None, str]:
@@ -160,7 +166,10 @@ def _recognised(tree: Tree, root: Path) -> dict[str | None, str]:
     for parts in tree.images:
         if len(parts) > 1:
             below.setdefault(parts[0], []).append(parts[1:])
-    found = {site: _of_site(below[site], tree.inside[site,], root / site, "SITE/CLASS") for site in sorted(below)}
+    found = {
+        site: _of_site(below[site], tree.inside[site,], root / site, "SITE/CLASS")
+        for site in sorted(below)
+    }
     return {site: layout for site, layout in found.items() if layout is not None}
 
 
@@ -181,8 +190,10 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path, by_class: 
     if like_splits:
         raise _two_readings(
             where,
-            f"folders of a split ({_some(like_splits)}), of which train or test is missing or has another name",
-            f"sites of these names ({_some(nested)}), whose images are for training and testing alike",
+            f"folders of a split ({_some(like_splits)}), of which train or test is missing or "
+            "has another name",
+            f"sites of these names ({_some(nested)}), whose images are for training and testing "
+            "alike",
             "call the folders train and test, or set dataset.layout=SITE/CLASS",
         )
     if {"train", "test"} <= _splits(direct):
@@ -195,8 +206,10 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path, by_class: 
     if direct and nested:
         raise _two_readings(
             where,
-            f"classes ({_some(direct)}), with images in folders below that are not read ({nested[0]}/…)",
-            f"folders of classes ({_some(nested)}), with images beside them that are not read ({direct[0]}/…)",
+            f"classes ({_some(direct)}), with images in folders below that are not read "
+            f"({nested[0]}/…)",
+            f"folders of classes ({_some(nested)}), with images beside them that are not read "
+            f"({direct[0]}/…)",
             f"move either, or set dataset.layout={by_class}",
         )
     return "CLASS" if direct else None
@@ -204,8 +217,8 @@ def _of_site(folders: list[Parts], names: Iterable[str], where: Path, by_class: 
 
 def _two_readings(where: Path, first: str, second: str, mend: str) -> FedPGPError:
     return FedPGPError(
-        f"data set folder: {written_out(where)} can be read in two ways, as {written_out(first)}, or as "
-        f"{written_out(second)}: {mend}"
+        f"data set folder: {written_out(where)} can be read in two ways, as "
+        f"{written_out(first)}, or as {written_out(second)}: {mend}"
     )
 
 
@@ -218,10 +231,12 @@ def _like_a_split(name: str) -> bool:
     return any(word.lower() in SPLITS for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
 
 
-# What belongs where. --------------------------------------------------------------------------------------------------
+# What belongs where. ------------------------------------------------------------------------------
 
 
-def _place(parts: Parts, sites: Mapping[str | None, str]) -> tuple[tuple[str | None, str | None, str] | None, str]:
+def _place(
+    parts: Parts, sites: Mapping[str | None, str]
+) -> tuple[tuple[str | None, str | None, str] | None, str]:
     """(site, part, class folder) of a folder's images, or None and where they lie instead."""
     site, inner = (None, parts) if None in sites else (parts[0] if parts else "", parts[1:])
     deep = "images in deeper folders"
@@ -240,22 +255,27 @@ def _is_class(parts: Parts, sites: Mapping[str | None, str]) -> bool:
 
 
 def _check_splits(tree: Tree, sites: Mapping[str | None, str], root: Path) -> None:
-    """Refuses a site with splits that lacks train or test, or has two folders of one split (``val``, ``valid``)."""
+    """Refuses a site with splits that lacks train or test, or has two folders of one split
+    (``val``, ``valid``)."""
     for site, layout in sites.items():
         if layout == "CLASS":
             continue
-        where, names = written_out(root / (site or "")), tree.inside.get(() if site is None else (site,), ())
+        where, names = (
+            written_out(root / (site or "")),
+            tree.inside.get(() if site is None else (site,), ()),
+        )
         for part in ("train", "val", "test"):
             mine = sorted(name for name in names if SPLITS.get(name.lower()) == part)
             if len(mine) > 1:
                 raise FedPGPError(
-                    f"data set folder: {where} has {' and '.join(mine)}, two folders of one split; keep one"
+                    f"data set folder: {where} has {' and '.join(mine)}, two folders of one "
+                    "split; keep one"
                 )
             if not mine and part != "val":
                 raise FedPGPError(f"data set folder: {where} has no folder {part}")
 
 
-# What is left over. ---------------------------------------------------------------------------------------------------
+# What is left over. -------------------------------------------------------------------------------
 
 
 def _leftovers(others: Mapping[str, list[str]], left: Mapping[str, list[str]]) -> tuple[str, ...]:
@@ -263,11 +283,14 @@ def _leftovers(others: Mapping[str, list[str]], left: Mapping[str, list[str]]) -
     if others:
         count = sum(map(len, others.values()))
         most = sorted(others, key=lambda ending: (-len(others[ending]), ending))
-        by_ending = ", ".join(f"{len(others[ending])} {ending or 'without an ending'}" for ending in most[:5])
+        by_ending = ", ".join(
+            f"{len(others[ending])} {ending or 'without an ending'}" for ending in most[:5]
+        )
         example = others[most[0]][0]
         notes.append(
-            f"not read: {count} file{'s' * (count > 1)} of kinds that are no images or that Pillow cannot read "
-            f"({by_ending}{', …' if len(most) > 5 else ''}): {example}{' …' if count > 1 else ''}"
+            f"not read: {count} file{'s' * (count > 1)} of kinds that are no images or that "
+            f"Pillow cannot read ({by_ending}{', …' if len(most) > 5 else ''}): "
+            f"{example}{' …' if count > 1 else ''}"
         )
     for reason, paths in left.items():
         what = reason if len(paths) > 1 else reason.replace("images", "image", 1)
@@ -296,6 +319,9 @@ def lacking(found: Iterable[tuple[str, str]], names: Iterable[str]) -> tuple[str
     there = set(found)
     return tuple(
         note
-        for part, what in (("train", "classes without training images"), ("test", "classes without test images"))
+        for part, what in (
+            ("train", "classes without training images"),
+            ("test", "classes without test images"),
+        )
         for note in _without(what, [name for name in names if (part, name) not in there])
     )

@@ -13,7 +13,8 @@ from torch import Tensor
 from fedpgp.data.base import Split
 
 KEPT_BYTES = 2**30
-"""Preprocessed images of one split that are kept in memory, so that they are not decoded anew every epoch."""
+"""Preprocessed images of one split that are kept in memory, so that they are not
+decoded anew every epoch."""
 
 ENCODE_CHUNK = 128
 """Images in one pass through the image tower."""
@@ -32,7 +33,9 @@ class MappedFeatures:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Indices (...) -> (..., *row)."""
-        return torch.from_numpy(np.array(self.array[index.cpu().numpy()])).to(self.device, self.dtype)
+        return torch.from_numpy(np.array(self.array[index.cpu().numpy()])).to(
+            self.device, self.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class PartialFeatures:
 
 
 class SubsetLookup:
-    """Values of some of N images, looked up by their indices among the N. Any other index is out of range.
+    """Values of some of N images, looked up by their indices among the N. Any other index is out of
+    range.
 
     Args:
         subset: the n values, looked up from 0 to n - 1.
@@ -60,7 +64,13 @@ class SubsetLookup:
         device: of the indices that are asked for.
     """
 
-    def __init__(self, subset: "Tensor | MappedFeatures", indices: np.ndarray, size: int, device: torch.device):
+    def __init__(
+        self,
+        subset: "Tensor | MappedFeatures",
+        indices: np.ndarray,
+        size: int,
+        device: torch.device,
+    ):
         place = torch.full((size,), size)
         place[torch.from_numpy(indices)] = torch.arange(len(indices))
         self.subset, self.place = subset, place.to(device)
@@ -88,7 +98,13 @@ class DecodedImages:
         dtype: torch.dtype,
         keep: int = KEPT_BYTES,
     ):
-        self.split, self.preprocess, self.device, self.dtype, self.keep = split, preprocess, device, dtype, keep
+        self.split, self.preprocess, self.device, self.dtype, self.keep = (
+            split,
+            preprocess,
+            device,
+            dtype,
+            keep,
+        )
         self._kept: dict[int, Tensor] = {}
 
     def __getitem__(self, index: Tensor) -> Tensor:
@@ -96,7 +112,13 @@ class DecodedImages:
         wanted = index.flatten().tolist()
         missing = sorted(set(wanted) - set(self._kept))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            decoded = dict(zip(missing, pool.map(lambda i: self.preprocess(self.split.image(i)), missing), strict=True))
+            decoded = dict(
+                zip(
+                    missing,
+                    pool.map(lambda i: self.preprocess(self.split.image(i)), missing),
+                    strict=True,
+                )
+            )
         pixels = torch.stack([self._kept[i] if i in self._kept else decoded[i] for i in wanted])
         if (len(self._kept) + len(decoded)) * pixels[0].nbytes <= self.keep:
             self._kept.update(decoded)
@@ -112,17 +134,22 @@ class LiveFeatures:
         dtype: of the tensors given out.
     """
 
-    def __init__(self, images: DecodedImages, encode: Callable[[Tensor], Tensor], dtype: torch.dtype):
+    def __init__(
+        self, images: DecodedImages, encode: Callable[[Tensor], Tensor], dtype: torch.dtype
+    ):
         self.images, self.encode, self.dtype = images, encode, dtype
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Indices (...) -> (..., *row)."""
-        encoded = torch.cat([self.encode(chunk) for chunk in self.images[index.flatten()].split(ENCODE_CHUNK)])
+        encoded = torch.cat(
+            [self.encode(chunk) for chunk in self.images[index.flatten()].split(ENCODE_CHUNK)]
+        )
         return encoded.to(self.dtype).view(*index.shape, *encoded.shape[1:])
 
 
 class AugmentedViews:
-    """Several views of the same N images, one behind the other: index ``v * N + i`` is view v of image i.
+    """Several views of the same N images, one behind the other: index ``v * N + i`` is view v of
+    image i.
 
     Args:
         source: view -> what its N images are looked up in.
@@ -131,7 +158,8 @@ class AugmentedViews:
 
     def __init__(
         self,
-        source: "Callable[[int], Tensor | MappedFeatures | SubsetLookup | DecodedImages | LiveFeatures]",
+        source: "Callable[[int], Tensor | MappedFeatures | SubsetLookup | DecodedImages | "
+        "LiveFeatures]",
         size: int,
     ):
         self.source, self.size = source, size
@@ -140,5 +168,7 @@ class AugmentedViews:
         """Indices (...) -> (..., *row)."""
         views, rows = index.flatten() // self.size, index.flatten() % self.size
         order = views.argsort(stable=True)
-        found = [self.source(int(view))[rows[order][views[order] == view]] for view in views.unique()]
+        found = [
+            self.source(int(view))[rows[order][views[order] == view]] for view in views.unique()
+        ]
         return torch.cat(found)[order.argsort()].view(*index.shape, *found[0].shape[1:])

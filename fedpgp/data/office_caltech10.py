@@ -1,5 +1,5 @@
-"""``office_caltech10``: the ten classes that Office-31 and Caltech-256 share, four domains (Gong et al. 2012), 2,533
-images."""
+"""``office_caltech10``: the ten classes that Office-31 and Caltech-256 share, four domains (Gong et
+al. 2012), 2,533 images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,9 @@ SOURCE = Source(
 
 
 @register("office_caltech10")
-def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None) -> Dataset:
+def load(
+    root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None
+) -> Dataset:
     """Office-Caltech10, classes in FedBN's order; its split when its pickles are there.
 
     Args:

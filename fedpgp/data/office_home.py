@@ -1,4 +1,5 @@
-"""``office_home``: 65 things of office and home in four domains (Venkateswara et al. 2017), 15,588 images."""
+"""``office_home``: 65 things of office and home in four domains (Venkateswara et al.
+2017), 15,588 images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,18 @@ SPELLINGS = {
     "real_world": ("real_world", "Real World", "Real_World", "RealWorld"),
 }
 FOLDERS = ("office_home", "OfficeHomeDataset_10072016", "OfficeHome")
-SOURCE = Source("OfficeHomeDataset_10072016 from https://www.hemanthdv.org/officeHomeDataset.html", "about 1.1 GB")
+SOURCE = Source(
+    "OfficeHomeDataset_10072016 from https://www.hemanthdv.org/officeHomeDataset.html",
+    "about 1.1 GB",
+)
 
 
 @register("office_home")
-def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None) -> Dataset:
-    """Office-Home: the original archive, or Dassl's folders. Labels follow the sorted folders, of all
-    domains that are there.
+def load(
+    root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None
+) -> Dataset:
+    """Office-Home: the original archive, or Dassl's folders. Labels follow the sorted folders, of
+    all domains that are there.
 
     Args:
         domains: some of :data:`DOMAINS`; None is all.
@@ -30,7 +36,13 @@ def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | N
         FedPGPError: unknown domain; not there.
     """
     chosen = choose("office_home", domains, DOMAINS)
-    folder = locate("office_home", root, FOLDERS, [SPELLINGS[domain] for domain in chosen], SOURCE, download)
+    folder = locate(
+        "office_home", root, FOLDERS, [SPELLINGS[domain] for domain in chosen], SOURCE, download
+    )
     found = {d: next((s for s in SPELLINGS[d] if (folder / s).exists()), None) for d in DOMAINS}
-    class_names = sorted({name for where in found.values() if where for name in subfolders(folder / where)})
-    return from_folders("office_home", folder, {domain: found[domain] for domain in chosen}, class_names)
+    class_names = sorted(
+        {name for where in found.values() if where for name in subfolders(folder / where)}
+    )
+    return from_folders(
+        "office_home", folder, {domain: found[domain] for domain in chosen}, class_names
+    )

@@ -1,4 +1,5 @@
-"""``oxford_pets``: 37 breeds (Parkhi et al. 2012), 3,680 images for training and 3,669 for testing."""
+"""``oxford_pets``: 37 breeds (Parkhi et al. 2012), 3,680 images for training and 3,669 for
+testing."""
 
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def load(root: Path, *, download: bool = False) -> Dataset:
         FedPGPError: not there, or damaged.
     """
     markers = ("images", (ZHOU.file, "annotations/trainval.txt"))
-    folder = locate("oxford_pets", root, ("oxford_pets", "oxford-iiit-pet"), markers, SOURCE, download)
+    folder = locate(
+        "oxford_pets", root, ("oxford_pets", "oxford-iiit-pet"), markers, SOURCE, download
+    )
     listing = ZHOU.read(folder, "images") or _official(folder)
     return listing.dataset("oxford_pets", "a photo of a {}, a type of pet.", folder)
 
@@ -41,4 +44,10 @@ def _official(folder: Path) -> Listing:
         return [(f"images/{file}.jpg", label) for file, label in found]
 
     train, test = rows("trainval"), rows("test")
-    return Listing(dense(names, folder / "annotations"), train, None, test, ZHOU.absent("official trainval and test"))
+    return Listing(
+        dense(names, folder / "annotations"),
+        train,
+        None,
+        test,
+        ZHOU.absent("official trainval and test"),
+    )

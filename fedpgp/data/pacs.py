@@ -13,13 +13,17 @@ CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 FOLDERS = ("pacs/images", "PACS/images", "pacs/kfold", "PACS/kfold", "pacs", "PACS")
 LEFT_OUT = "sketch/dog/n02103406_4068-1.png"  # a broken image that the lists name
 SOURCE = Source(
-    "Dassl's copy with its lists (drive.google.com/file/d/1m4X4fROCCXMO0lRLrr6Zz9Vb3974NWhE)", "about 0.2 GB"
+    "Dassl's copy with its lists (drive.google.com/file/d/1m4X4fROCCXMO0lRLrr6Zz9Vb3974NWhE)",
+    "about 0.2 GB",
 )
 
 
 @register("pacs")
-def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None) -> Dataset:
-    """PACS. The published test lists hold the training images too: what remains without them is the test split.
+def load(
+    root: Path, *, download: bool = False, domains: str | Sequence[str] | None = None
+) -> Dataset:
+    """PACS. The published test lists hold the training images too: what remains
+    without them is the test split.
 
     Args:
         domains: some of :data:`DOMAINS`; None is all.
@@ -40,7 +44,9 @@ def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | N
             for file, number in read_columns(path, 2):
                 name = file.split("/")[1] if file.count("/") == 2 else ""
                 if number not in map(str, range(1, 8)) or CLASSES[int(number) - 1] != name:
-                    raise FedPGPError(f"{path}: {file} {number} is no image of class {number}; fetch it again")
+                    raise FedPGPError(
+                        f"{path}: {file} {number} is no image of class {number}; fetch it again"
+                    )
                 if file != LEFT_OUT:
                     rows.append((file, int(number) - 1, domain))
         return rows
@@ -50,4 +56,12 @@ def load(root: Path, *, download: bool = False, domains: str | Sequence[str] | N
     test = [row for row in rows("test") if row[0] not in seen]
     seen.update(file for file, _, _ in test)
     val = [row for row in rows("crossval") if row[0] not in seen]
-    return build("pacs", CLASSES, folder, train, val, test, "split: official lists, test without training images")
+    return build(
+        "pacs",
+        CLASSES,
+        folder,
+        train,
+        val,
+        test,
+        "split: official lists, test without training images",
+    )

@@ -1,4 +1,5 @@
-"""``stanford_cars``: 196 models of cars (Krause et al. 2013), 8,144 images for training and 8,041 for testing."""
+"""``stanford_cars``: 196 models of cars (Krause et al. 2013), 8,144 images for training
+and 8,041 for testing."""
 
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from fedpgp.data.listing import Listing, Rows, Zhou
 from fedpgp.errors import FedPGPError
 
 SOURCE = Source(
-    "cars_train, cars_test, devkit and cars_test_annos_withlabels.mat from a copy of the data set; its authors' page, "
-    "ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone and nothing fetches it by itself",
+    "cars_train, cars_test, devkit and cars_test_annos_withlabels.mat from a copy of the data "
+    "set; its authors' page, ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone and "
+    "nothing fetches it by itself",
     "1.82 GiB",
 )
 ZHOU = Zhou("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")
@@ -39,9 +41,13 @@ def _official(folder: Path) -> Listing:
         try:
             rows = [(f"{images}/{car['fname']}", int(car["class"]) - 1) for car in found]
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise FedPGPError(f"{path} has no file names and classes ({error}); fetch it again") from error
+            raise FedPGPError(
+                f"{path} has no file names and classes ({error}); fetch it again"
+            ) from error
         if any(not 0 <= label < len(names) for _, label in rows):
-            raise FedPGPError(f"{path} has classes that devkit/cars_meta.mat lacks; fetch both again")
+            raise FedPGPError(
+                f"{path} has classes that devkit/cars_meta.mat lacks; fetch both again"
+            )
         return rows
 
     train = rows("cars_train", folder / "devkit" / "cars_train_annos.mat")

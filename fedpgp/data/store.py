@@ -1,4 +1,5 @@
-"""Files that several processes share: where caches live, all-or-nothing writing, locks that die with their owner."""
+"""Files that several processes share: where caches live, all-or-nothing writing, locks that
+die with their owner."""
 
 import contextlib
 import errno
@@ -14,17 +15,22 @@ CACHE_VARIABLE = "FEDPGP_CACHE"
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
-    """The folder of what can be computed again: ``folder``, else $FEDPGP_CACHE, else ~/.cache/fedpgp/features."""
+    """The folder of what can be computed again: ``folder``, else $FEDPGP_CACHE, else
+    ~/.cache/fedpgp/features."""
     return Path(folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/fedpgp/features").expanduser()
 
 
 def write_cache(path: Path, *parts: bytes | memoryview, flush: bool = True) -> None:
-    """Writes a cache file whole or not at all; ``flush`` as in :func:`fedpgp.atomic_files.write_atomically`.
+    """Writes a cache file whole or not at all; ``flush`` as in
+    :func:`fedpgp.atomic_files.write_atomically`.
 
     Raises:
-        FedPGPError: no space left, or the folder cannot be written; says where, and how to move the cache.
+        FedPGPError: no space left, or the folder cannot be written; says where, and how to move the
+            cache.
     """
-    write_atomically(path, *parts, flush=flush, refusal=lambda path, error: cannot_write(path.parent, error))
+    write_atomically(
+        path, *parts, flush=flush, refusal=lambda path, error: cannot_write(path.parent, error)
+    )
 
 
 def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> FedPGPError:
@@ -35,16 +41,19 @@ def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> Fed
     else:
         what = f"the cache in {folder} cannot be written ({error.strerror or error})"
     return FedPGPError(
-        f"{what}, or move the cache with runtime.cache_dir=FOLDER or the environment variable {CACHE_VARIABLE}"
+        f"{what}, or move the cache with runtime.cache_dir=FOLDER or the environment variable "
+        f"{CACHE_VARIABLE}"
     )
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of ``path``, once no other process has it. The kernel frees the lock of a process that dies."""
+    """Holds the lock of ``path``, once no other process has it. The kernel frees the lock
+    of a process that dies."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never removed: a process that waits for a removed file would hold a lock that nobody else sees.
+        # Never removed: a process that waits for a removed file would hold a lock
+        # that nobody else sees.
         file = open(path.with_name(f".{path.name}.lock"), "ab")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise cannot_write(path.parent, error) from error

@@ -11,7 +11,8 @@ CLASS_ORDERS = ("label", "alphabet")
 
 
 def few_shot(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """``shots`` images of each label, drawn without repetition; all images of a label that has fewer (as CoOp does).
+    """``shots`` images of each label, drawn without repetition; all images of a label that
+    has fewer (as CoOp does).
 
     For images split by domain, pass one key a class *and domain* as labels.
 
@@ -32,7 +33,8 @@ def few_shot(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> np.nd
     keys, counts = np.unique(labels, return_counts=True)
     if len(counts) and shots > counts.max():
         raise FedPGPError(
-            f"shots={shots}, but no class has more than {counts.max()} training images; shots=null takes all"
+            f"shots={shots}, but no class has more than {counts.max()} training images; "
+            "shots=null takes all"
         )
     rows = []
     for key in keys:
@@ -47,7 +49,8 @@ def base_novel(class_names: Sequence[str], order: str = "label") -> tuple[list[i
 
     Args:
         class_names: in label order.
-        order: ``label`` (CoOp: by label) or ``alphabet`` (FLiP: by class name as in a prompt, upper case first).
+        order: ``label`` (CoOp: by label) or ``alphabet`` (FLiP: by class name as in a
+            prompt, upper case first).
 
     Returns:
         Labels of the base classes and of the novel ones, in that order.
@@ -58,7 +61,9 @@ def base_novel(class_names: Sequence[str], order: str = "label") -> tuple[list[i
     if order not in CLASS_ORDERS:
         raise FedPGPError(unknown("protocol.class_order", order, CLASS_ORDERS))
     if len(class_names) < 2:
-        raise FedPGPError(f"base and novel classes need at least 2 classes, there is {len(class_names)}")
+        raise FedPGPError(
+            f"base and novel classes need at least 2 classes, there is {len(class_names)}"
+        )
     ids = list(range(len(class_names)))
     if order == "alphabet":
         ids.sort(key=lambda i: class_names[i].replace("_", " "))

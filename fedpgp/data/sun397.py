@@ -1,5 +1,5 @@
-"""``sun397``: 397 scenes (Xiao et al. 2010); the first official partition: 50 images of each for training, 50 for
-testing."""
+"""``sun397``: 397 scenes (Xiao et al. 2010); the first official partition: 50 images of each for
+training, 50 for testing."""
 
 from pathlib import Path
 
@@ -22,7 +22,8 @@ ZHOU = Zhou("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq")
 
 @register("sun397")
 def load(root: Path, *, download: bool = False) -> Dataset:
-    """SUN397: CoOp's ``sun397/SUN397``, or torchvision's ``SUN397`` with the partitions beside it or in it.
+    """SUN397: CoOp's ``sun397/SUN397``, or torchvision's ``SUN397`` with the
+    partitions beside it or in it.
 
     Raises:
         FedPGPError: not there, or damaged.
@@ -36,7 +37,10 @@ def load(root: Path, *, download: bool = False) -> Dataset:
 def _official(folder: Path) -> Listing:
     def lines(name: str) -> list[str]:
         inside = folder / "SUN397" / name
-        return [line.strip().strip("/") for line in read_lines(inside if inside.exists() else folder / name)]
+        return [
+            line.strip().strip("/")
+            for line in read_lines(inside if inside.exists() else folder / name)
+        ]
 
     scenes = lines("ClassName.txt")
     label = {scene: i for i, scene in enumerate(scenes)}
@@ -45,7 +49,9 @@ def _official(folder: Path) -> Listing:
         files = lines(name)
         strangers = [file for file in files if file.rsplit("/", 1)[0] not in label]
         if strangers:
-            raise FedPGPError(f"{name} lists {strangers[0]}, whose scene ClassName.txt in {folder} lacks")
+            raise FedPGPError(
+                f"{name} lists {strangers[0]}, whose scene ClassName.txt in {folder} lacks"
+            )
         return [(f"SUN397/{file}", label[file.rsplit("/", 1)[0]]) for file in files]
 
     # a/apartment_building/outdoor -> outdoor apartment_building

@@ -1,4 +1,5 @@
-"""``ucf101``: 101 actions (Soomro et al. 2012), the middle frame of each video as CoOp publishes them; official list
+"""``ucf101``: 101 actions (Soomro et al. 2012), the middle frame of each video as CoOp
+publishes them; official list
 01: 9,537 for training, 3,783 for testing."""
 
 import re
@@ -10,8 +11,10 @@ from fedpgp.data.listing import Listing, Rows, Zhou, dense
 from fedpgp.errors import FedPGPError
 
 SOURCE = Source(
-    "the middle frames of CoOp (UCF-101-midframes.zip, drive.google.com/file/d/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O) and "
-    "the lists https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip (or CoOp's split)",
+    "the middle frames of CoOp (UCF-101-midframes.zip, "
+    "drive.google.com/file/d/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O) and the lists "
+    "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip (or CoOp's "
+    "split)",
     "13,320 images, some hundred MB",
 )
 ZHOU = Zhou("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")
@@ -48,9 +51,13 @@ def _official(folder: Path) -> Listing:
         for line in read_lines(folder / LISTS / f"{part}list01.txt"):
             action, video = line.split()[0].split("/")  # training lists have the label behind it
             if plain(action) not in label:
-                raise FedPGPError(f"{LISTS}/{part}list01.txt in {folder} names {action}, which classInd.txt lacks")
+                raise FedPGPError(
+                    f"{LISTS}/{part}list01.txt in {folder} names {action}, which classInd.txt lacks"
+                )
             where = folders.get(plain(action), names[label[plain(action)]])
-            rows.append((f"{IMAGES}/{where}/{video.removesuffix('.avi')}.jpg", label[plain(action)]))
+            rows.append(
+                (f"{IMAGES}/{where}/{video.removesuffix('.avi')}.jpg", label[plain(action)])
+            )
         return rows
 
     return Listing(names, rows("train"), None, rows("test"), ZHOU.absent("official list 01"))

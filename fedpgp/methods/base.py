@@ -1,17 +1,20 @@
 """The interface of a method: one algorithm, one file, with its settings, a frozen dataclass.
 
-A method works on a *cohort*: every tensor carries a leading client axis K, and every client of the cohort is trained in
-one tensor program. A method never sees Flower or files; it says
+A method works on a *cohort*: every tensor carries a leading client axis K, and every client of the
+cohort is trained in one tensor program. A method never sees Flower or files; it says
 
-* which tensors start where, and which are shared (averaged by the server) and which personal (never leave the client);
+* which tensors start where, and which are shared (averaged by the server) and which personal
+  (never leave the client);
 * the loss of a batch, one number for each client;
 * how images and class names become logits, for the global and for the personal model;
-* only where it differs from federated averaging: what a client does before and after its local training, how the
-  server updates its tensors after a round, which state it keeps, and what it sends to one client alone.
+* only where it differs from federated averaging: what a client does before and after its local
+  training, how the server updates its tensors after a round, which state it keeps, and what it
+  sends to one client alone.
 
-Shapes, in the whole project: K clients, B images, C classes, M prompts, m context tokens, d width of the text tower,
-e embedding, b rank. Besides, W is the width of the image tower, R an image's side in pixels, S the clients of a round,
-n sequences that go through a tower together, and ``...`` any leading axes.
+Shapes, in the whole project: K clients, B images, C classes, M prompts, m context tokens, d width
+of the text tower, e embedding, b rank. Besides, W is the width of the image tower, R an image's
+side in pixels, S the clients of a round, n sequences that go through a tower together, and
+``...`` any leading axes.
 
 ``docs/add_a_method.md`` walks through a new one.
 """
@@ -40,7 +43,8 @@ class Images:
 
     Attributes:
         features: pooled, unit norm, (..., e).
-        patches: tokens of the image tower projected to the joint space, unit norm, (..., patches, e).
+        patches: tokens of the image tower projected to the joint space, unit norm, (..., patches,
+            e).
         pixels: preprocessed images, (..., 3, R, R).
         mirrored: as features, of the mirrored image.
         features_raw: as features, but as long as the image tower makes them.
@@ -54,7 +58,9 @@ class Images:
 
     def __getitem__(self, index) -> "Images":
         """Return the images at these positions of the leading axes."""
-        return Images(**{what: tensor[index] for what, tensor in vars(self).items() if tensor is not None})
+        return Images(
+            **{what: tensor[index] for what, tensor in vars(self).items() if tensor is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Batch:
     Attributes:
         images: with leading axes (K, B).
         labels: columns of the class set, (K, B) int64.
-        weights: (K, B); sum to one over a client's real images, zero for the padding of a shorter batch.
+        weights: (K, B); sum to one over a client's real images, zero for the padding of a shorter
+            batch.
     """
 
     images: Images
@@ -76,13 +83,15 @@ class Batch:
         return Batch(self.images[index], self.labels[index], self.weights[index])
 
     def seen(self, classes: int) -> Tensor:
-        """Return which of so many classes each client has images of: (K, C) of zeros and ones, as ``weights``."""
+        """Return which of so many classes each client has images of: (K, C) of zeros and
+        ones, as ``weights``."""
         one_hot = torch.nn.functional.one_hot(self.labels, classes).to(self.weights.dtype)
         return ((one_hot * self.weights.unsqueeze(-1)).sum(1) > 0).to(self.weights.dtype)
 
 
 class LoadClientBatch(Protocol):
-    """Loads all training images of each client as one batch; ``images=False``: their labels and weights alone."""
+    """Loads all training images of each client as one batch; ``images=False``: their
+    labels and weights alone."""
 
     def __call__(self, images: bool = True) -> Batch: ...
 
@@ -95,9 +104,11 @@ class StepContext:
         server_round: round of the run, from 1.
         step: of the local training, from 0.
         clients: logical ids of the K clients.
-        global_params: the shared tensors as the server sent them, (K, ...); FedProx and Ditto pull towards them.
+        global_params: the shared tensors as the server sent them, (K, ...); FedProx and
+            Ditto pull towards them.
         lr: learning rate of this round.
-        seed: of the run; draw from ``fedpgp.seeding.generator(seed, purpose, client, server_round, step)``.
+        seed: of the run; draw from
+            ``fedpgp.seeding.generator(seed, purpose, client, server_round, step)``.
     """
 
     server_round: int
@@ -159,18 +170,20 @@ class Method(ABC):
     training_inputs: ClassVar[tuple[str, ...]] = ()
     """Inputs that only its loss needs."""
     buffers: ClassVar[tuple[str, ...]] = ()
-    """Tensors that are kept or sent with the trainable ones and are not optimised; ``gradients`` may change them in
-    place."""
+    """Tensors that are kept or sent with the trainable ones and are not optimised; ``gradients``
+    may change them in place."""
     starts_as_shared: ClassVar[bool] = False
-    """True: a client's tensors are drawn as the shared ones are, so that Ditto's personal prompt starts at p_G; False:
-    from draws of their own. Either way all clients start alike, unless ``method.personal_start=per_client``."""
+    """True: a client's tensors are drawn as the shared ones are, so that Ditto's personal prompt
+    starts at p_G; False: from draws of their own. Either way all clients start alike, unless
+    ``method.personal_start=per_client``."""
     precomputes_for_evaluation: ClassVar[bool] = True
     """False: what :meth:`precompute` makes is for training alone; evaluation does without it."""
     equal_weights: ClassVar[bool] = False
-    """True: the server averages clients alike; False: by their number of images. ``method.weighting`` says otherwise
-    where a method's configuration has it."""
+    """True: the server averages clients alike; False: by their number of images.
+    ``method.weighting`` says otherwise where a method's configuration has it."""
     delta_params: ClassVar[tuple[str, ...]] = ()
-    """Shared tensors whose update is a difference, not a new value: its norm is measured as it is."""
+    """Shared tensors whose update is a difference, not a new value: its norm is measured as it
+    is."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
@@ -180,44 +193,54 @@ class Method(ABC):
         """Whether all clients use one model, the global one: nothing of it is personal."""
         return type(self).personal_classifier is Method.personal_classifier
 
-    # What is trained. -------------------------------------------------------------------------------------------------
+    # What is trained. -----------------------------------------------------------------------------
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        """Return the tensors the server owns, at the start, without a client axis. None by default (local-only)."""
+        """Return the tensors the server owns, at the start, without a client axis. None by
+        default (local-only)."""
         return {}
 
     def init_personal(self, rng: np.random.Generator) -> Params:
-        """Return the tensors each client owns and never sends, at the start, without a client axis. None by default.
+        """Return the tensors each client owns and never sends, at the start, without a
+        client axis. None by default.
 
-        ``rng`` is the same for all clients, and with :attr:`starts_as_shared` in the state :meth:`init_shared` got it
-        in.
+        ``rng`` is the same for all clients, and with :attr:`starts_as_shared` in the state
+        :meth:`init_shared` got it in.
         """
         return {}
 
-    # How it is trained. -----------------------------------------------------------------------------------------------
+    # How it is trained. ---------------------------------------------------------------------------
 
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
-        """Return tensors (K, ...) to put into ``params``, new ones or in the place of others; without gradients.
+        """Return tensors (K, ...) to put into ``params``, new ones or in the place of
+        others; without gradients.
 
-        Called before a cohort's training and, with :attr:`precomputes_for_evaluation`, before its evaluation.
+        Called before a cohort's training and, with
+        :attr:`precomputes_for_evaluation`, before its evaluation.
 
         Args:
-            params: shared tensors as the server sent them, the client's personal ones, and :meth:`download_for`'s.
+            params: shared tensors as the server sent them, the client's personal ones,
+                and :meth:`download_for`'s.
             load_batch: loads all training images of each client, or only their labels.
             classes: those that are trained.
         """
         return {}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        """Return the loss of each client's batch, (K,). By default the cross-entropy of the personal model."""
+        """Return the loss of each client's batch, (K,). By default the cross-entropy
+        of the personal model."""
         logits = self.logits(self.personal_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
-        """Return the loss (K,) and the gradient of every trainable tensor, each client's from its own loss alone.
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
+        """Return the loss (K,) and the gradient of every trainable tensor, each client's
+        from its own loss alone.
 
-        Clients share nothing inside a step, so the gradient of the sum over clients is each client's own. Override it
-        for methods that change gradients (projection, clipping, noise, control variates).
+        Clients share nothing inside a step, so the gradient of the sum over clients is each
+        client's own. Override it for methods that change gradients (projection, clipping,
+        noise, control variates).
 
         Raises:
             MethodError: the loss is not one number for each client.
@@ -228,11 +251,14 @@ class Method(ABC):
             if loss.shape != batch.labels.shape[:1]:
                 code = type(self).loss.__code__
                 raise MethodError(
-                    f"method {self.name}: its loss has the shape {tuple(loss.shape)} and must have "
-                    f"{tuple(batch.labels.shape[:1])}, one number for each client of the cohort: sum or "
-                    f"average over every axis but the first ({code.co_filename}:{code.co_firstlineno})"
+                    f"method {self.name}: its loss has the shape {tuple(loss.shape)} and must "
+                    f"have {tuple(batch.labels.shape[:1])}, one number for each client of the "
+                    "cohort: sum or average over every axis but the first "
+                    f"({code.co_filename}:{code.co_firstlineno})"
                 )
-            grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(
+                loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
         return loss.detach(), dict(zip(leaves, grads, strict=True))
 
     def trainable(self, params: Params) -> list[str]:
@@ -240,26 +266,29 @@ class Method(ABC):
         return [name for name in params if name not in self.buffers]
 
     def rates(self, params: Params, step: StepContext) -> Params:
-        """Return learning rates of single tensors, relative to the run's: name -> factor that broadcasts to (K, ...).
+        """Return learning rates of single tensors, relative to the run's: name -> factor
+        that broadcasts to (K, ...).
 
-        The other tensors have the run's rate. At 0 a tensor stays as it is, without weight decay."""
+        The other tensors have the run's rate. At 0 a tensor stays as it is, without weight
+        decay."""
         return {}
 
     def finish_client(self, params: Params, step: StepContext) -> Params:
-        """Return what each client keeps and sends after its last step, by name. By default, what it trained."""
+        """Return what each client keeps and sends after its last step, by name. By
+        default, what it trained."""
         return params
 
     def contexts(self, training: bool) -> int:
-        """Return how many contexts of one client go through the text tower in a step of training, or for its
-        evaluation. The size of a cohort is computed from it."""
+        """Return how many contexts of one client go through the text tower in a step of training,
+        or for its evaluation. The size of a cohort is computed from it."""
         return 2
 
     def image_values(self, images: int) -> int:
-        """Return tokens x W x blocks of the image tower for one client's images in a step, where gradients go through
-        it. The size of a cohort is computed from it too."""
+        """Return tokens x W x blocks of the image tower for one client's images in a step, where
+        gradients go through it. The size of a cohort is computed from it too."""
         return 0
 
-    # How it predicts. -------------------------------------------------------------------------------------------------
+    # How it predicts. -----------------------------------------------------------------------------
 
     @abstractmethod
     def global_classifier(self, shared: Params, classes: ClassSet) -> Classifier | None:
@@ -271,30 +300,35 @@ class Method(ABC):
         By default the global model's: a method without personal tensors has one model for all.
         """
         classifier = self.global_classifier(params, classes)
-        assert classifier is not None, f"{type(self).__name__} has no global model: it must define personal_classifier"
+        assert classifier is not None, (
+            f"{type(self).__name__} has no global model: it must define personal_classifier"
+        )
         return classifier
 
     def logits(self, classifier: Classifier, images: Images, classes: ClassSet) -> Tensor:
-        """Return the logits (K, B, C) of the method's own models, from a classifier (K, C, e) and images (K, B)."""
+        """Return the logits (K, B, C) of the method's own models, from a classifier (K, C,
+        e) and images (K, B)."""
         assert isinstance(classifier, Tensor), (
             f"{type(self).__name__} has a classifier of several tensors: it must define logits"
         )
         return cosine_logits(classifier, images.features, self.task.logit_scale)
 
-    # What it promises. ------------------------------------------------------------------------------------------------
+    # What it promises. ----------------------------------------------------------------------------
 
     def privacy(self, rounds: int) -> dict | None:
-        """Return what the noise of this method guarantees after so many rounds, for summary.json; None without noise.
+        """Return what the noise of this method guarantees after so many rounds, for
+        summary.json; None without noise.
 
         Returns:
-            ``unit`` (whose presence is hidden, or "none"), ``epsilon`` and ``delta`` (None: not accounted),
-            ``noise_multiplier`` (deviation of the noise over the clipping norm), ``clip``, ``sampling``, ``rate``,
-            ``rounds``, ``accountant``, and ``seeded``: whether the noise comes from the run's seed, so that anybody
-            who knows the seed can take it off again.
+            ``unit`` (whose presence is hidden, or "none"), ``epsilon`` and ``delta`` (None:
+            not accounted), ``noise_multiplier`` (deviation of the noise over the clipping
+            norm), ``clip``, ``sampling``, ``rate``, ``rounds``, ``accountant``, and
+            ``seeded``: whether the noise comes from the run's seed, so that anybody who knows
+            the seed can take it off again.
         """
         return None
 
-    # What the server does beyond the strategy's averaging. ------------------------------------------------------------
+    # What the server does beyond the strategy's averaging. ----------------------------------------
 
     def init_server_state(self, clients: int) -> Params:
         """Return the tensors that the server keeps from round to round, at the start."""
@@ -302,7 +336,8 @@ class Method(ABC):
 
     @classmethod
     def depends_on_rounds(cls, settings: object) -> bool:
-        """Whether a round counts by its place among all of the run, so that a finished run can be given no more."""
+        """Whether a round counts by its place among all of the run, so that a finished run
+        can be given no more."""
         return False
 
     def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
@@ -315,12 +350,14 @@ class Method(ABC):
         return averaged, context.server_state
 
     def download_for(self, client: int, server_state: Params) -> Params:
-        """Return tensors for one client alone, sent along with the shared ones; they belong into :attr:`buffers`."""
+        """Return tensors for one client alone, sent along with the shared ones; they belong
+        into :attr:`buffers`."""
         return {}
 
 
 def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:
-    """Return CLIP's logits, ``scale`` times the cosine: (..., C, e) and (..., B, e) -> (..., B, C)."""
+    """Return CLIP's logits, ``scale`` times the cosine: (..., C, e) and (..., B, e) -> (..., B,
+    C)."""
     return scale * images @ features.transpose(-1, -2)
 
 

@@ -1,4 +1,5 @@
-"""CoCoOp, federated: the context is shifted by what the image shows (Zhou et al., CVPR 2022, arXiv 2203.05557).
+"""CoCoOp, federated: the context is shifted by what the image shows (Zhou et al., CVPR
+2022, arXiv 2203.05557).
 
     pi(x) = W2 relu(W1 x + b1) + b2        one shift for all m tokens
     y_c   = s * cos(x, g(p_G + pi(x))_c)   one pass of the text tower for each image
@@ -36,9 +37,11 @@ class CoCoOp(Method):
     def contexts(self, training: bool) -> int:
         return CHUNK
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
-        """A batch's loss is a sum over its images, and so are its gradients: chunks of images need a fraction of
-        the memory."""
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
+        """A batch's loss is a sum over its images, and so are its gradients: chunks of images need
+        a fraction of the memory."""
         parts = []
         for start in range(0, batch.labels.shape[1], CHUNK):
             parts.append(super().gradients(params, batch[:, start : start + CHUNK], classes, step))
@@ -53,5 +56,7 @@ class CoCoOp(Method):
         encoder, x = classes.encoder(self.task.n_ctx), images.features
         shift = linear(classifier, "2", linear(classifier, "1", x).relu())
         context = classifier["p_G"].unsqueeze(1) + shift.unsqueeze(2)  # (K, B, m, d)
-        texts = torch.cat([encoder(part) for part in context.split(CHUNK, dim=1)], dim=1)  # (K, B, C, e)
+        texts = torch.cat(
+            [encoder(part) for part in context.split(CHUNK, dim=1)], dim=1
+        )  # (K, B, C, e)
         return self.task.logit_scale * (texts @ x.unsqueeze(-1)).squeeze(-1)

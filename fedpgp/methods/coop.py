@@ -1,7 +1,8 @@
-"""Local CoOp: every client learns its own context and sends nothing (Zhou et al., IJCV 2022, arXiv 2109.01134).
+"""Local CoOp: every client learns its own context and sends nothing (Zhou et al., IJCV
+2022, arXiv 2109.01134).
 
-It continues from round to round with its own context, so it trains as many epochs as the federated methods (public
-"local" baselines restart from the initial weights every round).
+It continues from round to round with its own context, so it trains as many epochs as the federated
+methods (public "local" baselines restart from the initial weights every round).
 """
 
 import numpy as np

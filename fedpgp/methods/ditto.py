@@ -1,5 +1,5 @@
-"""Ditto on prompts: a shared context by federated averaging, and a personal one that is pulled towards it (Li et al.,
-ICML 2021, arXiv 2012.04221).
+"""Ditto on prompts: a shared context by federated averaging, and a personal one that is pulled
+towards it (Li et al., ICML 2021, arXiv 2012.04221).
 
     p_G:  L = CE(p_G)
     p_i:  L = CE(p_i) + lambda/2 * ||p_i - p_G||^2        p_G as received this round
@@ -49,7 +49,9 @@ class Ditto(PromptFL):
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         both = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         losses = [
-            cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
+            cross_entropy(
+                self.logits(classifier, batch.images, classes), batch.labels, batch.weights
+            )
             for classifier in both
         ]
         distance = (params["p"] - step.global_params["p_G"]).square().sum((-2, -1))

@@ -1,20 +1,22 @@
-"""DP-FPL: a shared and a full-rank personal context, trained through clipped, noisy low-rank gradients (Tran et al.,
-ICLR 2025, arXiv 2501.13904).
+"""DP-FPL: a shared and a full-rank personal context, trained through clipped, noisy low-rank
+gradients (Tran et al., ICLR 2025, arXiv 2501.13904).
 
     p_i = p_G + p_L,i
-    p_L = u v + r        at every step: rank k by one power iteration, u (m, k) and v (k, d) orthonormal, r the rest
-    G   = dCE/dp_i;      g_G = clip(G);      g_u = clip(G v^T) + noise;      g_v = clip(u^T G) + noise
+    p_L = u v + r        at every step: rank k by one power iteration, u (m, k) and v (k, d)
+                         orthonormal, r the rest
+    G   = dCE/dp_i;   g_G = clip(G);   g_u = clip(G v^T) + noise;   g_v = clip(u^T G) + noise
     g_L = g_u v + u g_v - u u^T g_u v
 
-The factors only shape the gradient: one text pass suffices. clip(.) scales the batch's gradient to norm C at most; the
-noise is N(0, std^2) with std = C/B sqrt(T ln(1/delta)) / epsilon. The server adds N(0, (lr std/|S|)^2) to the average,
-which is the paper's noise on the averaged gradient for one step a round. With epsilon = 0 there is neither noise nor
-clipping, as in the public code.
+The factors only shape the gradient: one text pass suffices. clip(.) scales the batch's gradient to
+norm C at most; the noise is N(0, std^2) with std = C/B sqrt(T ln(1/delta)) / epsilon. The server
+adds N(0, (lr std/|S|)^2) to the average, which is the paper's noise on the averaged gradient for
+one step a round. With epsilon = 0 there is neither noise nor clipping, as in the public code.
 
-What it guarantees is nothing: gradients are clipped a batch, as in that code, not an image; a round has several steps;
-what a client sends carries no noise; no epsilon is accounted. The noise itself is secret: it comes from the operating
-system, unless ``seeded_noise`` takes it from the run's seed, from which anybody can draw it again. (The public code
-also adds where the paper takes away, divides the factors' gradients by 10, and loses all but a round's last step.)
+What it guarantees is nothing: gradients are clipped a batch, as in that code, not an image; a round
+has several steps; what a client sends carries no noise; no epsilon is accounted. The noise itself
+is secret: it comes from the operating system, unless ``seeded_noise`` takes it from the run's seed,
+from which anybody can draw it again. (The public code also adds where the paper takes away, divides
+the factors' gradients by 10, and loses all but a round's last step.)
 """
 
 import math
@@ -44,7 +46,8 @@ class DPFPLSettings:
         clip: C, largest norm of a gradient.
         steps: T, steps the noise is computed for.
         batch: B, images a step it is computed for.
-        seeded_noise: draw the noise from the run's seed, so that the run can be repeated; then it hides nothing.
+        seeded_noise: draw the noise from the run's seed, so that the run can be
+            repeated; then it hides nothing.
     """
 
     rank: int = 8
@@ -69,7 +72,9 @@ class DPFPLSettings:
         """Standard deviation of the noise on a client's gradient."""
         if self.epsilon == 0:
             return 0.0
-        return self.clip / self.batch * math.sqrt(self.steps * math.log(1 / self.delta)) / self.epsilon
+        return (
+            self.clip / self.batch * math.sqrt(self.steps * math.log(1 / self.delta)) / self.epsilon
+        )
 
 
 class DPFPL(PromptFL):
@@ -83,18 +88,24 @@ class DPFPL(PromptFL):
         shape = (self.task.n_ctx, self.task.clip.width)
         if self.settings.rank > min(shape):
             raise FedPGPError(
-                f"method.rank={self.settings.rank}: a context of {shape[0]} tokens has rank {min(shape)} at most"
+                f"method.rank={self.settings.rank}: a context of {shape[0]} tokens has rank "
+                f"{min(shape)} at most"
             )
         return {"p_L": normal(shape, rng)}
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_G"] + params["p_L"])
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
         s = self.settings
         loss, grads = super().gradients(params, batch, classes, step)
         g = grads["p_G"]  # that of p_i, which is p_L's too
-        draws = [generator(step.seed, "dp_fpl", client, step.server_round, step.step) for client in step.clients]
+        draws = [
+            generator(step.seed, "dp_fpl", client, step.server_round, step.step)
+            for client in step.clients
+        ]
         shape = (g.shape[-1], s.rank)
         start = torch.stack([torch.from_numpy(rng.normal(size=shape)) for rng in draws]).to(g)
         u, _ = torch.linalg.qr(params["p_L"] @ start)
@@ -108,14 +119,20 @@ class DPFPL(PromptFL):
     def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
         p_G = averaged["p_G"]
         if self.settings.epsilon > 0:
-            (noise,) = self._noise(p_G.unsqueeze(0), [generator(context.seed, "dp_fpl server", context.server_round)])
+            (noise,) = self._noise(
+                p_G.unsqueeze(0), [generator(context.seed, "dp_fpl server", context.server_round)]
+            )
             p_G = p_G + context.lr * self.settings.std / len(context.clients) * noise
         return {"p_G": p_G}, {}
 
     def _noise(self, like: Tensor, seeded: Sequence[np.random.Generator]) -> Tensor:
         """Standard normal numbers, (K, ...); ``seeded``: a generator a client."""
         shape = tuple(like.shape[1:])
-        draw = (lambda rng: rng.normal(size=shape)) if self.settings.seeded_noise else lambda rng: secret_normal(shape)
+        draw = (
+            (lambda rng: rng.normal(size=shape))
+            if self.settings.seeded_noise
+            else lambda rng: secret_normal(shape)
+        )
         return torch.stack([torch.from_numpy(draw(rng)) for rng in seeded]).to(like)
 
     def privacy(self, rounds: int) -> dict | None:

@@ -1,12 +1,13 @@
-"""FedAMP on prompts: each client is drawn towards the prompts that are like its own (Huang et al., AAAI 2021, arXiv
-2007.03797).
+"""FedAMP on prompts: each client is drawn towards the prompts that are like its own (Huang et al.,
+AAAI 2021, arXiv 2007.03797).
 
     a_ij = alpha/(n-1) exp(-|p_i - p_j|^2 / sigma)        n clients that have sent a prompt
     u_i  = (1 - sum_j a_ij) p_i + sum_j a_ij p_j           made by the server, for client i alone
     L    = CE(p_i) + lambda/2 |p_i - u_i|^2
 
-Every client sends its own prompt: nothing is private. The global model is the average of the prompts. (Public
-prompt-learning code turns the kernel's sign round and lets no gradient through the pull.)
+Every client sends its own prompt: nothing is private. The global model is the average of
+the prompts. (Public prompt-learning code turns the kernel's sign round and lets no
+gradient through the pull.)
 """
 
 from dataclasses import dataclass
@@ -54,7 +55,10 @@ class FedAMP(PromptFL):
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
     def init_server_state(self, clients: int) -> Params:
-        return {"models": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
+        return {
+            "models": torch.zeros(clients, self.task.n_ctx, self.task.clip.width),
+            "known": torch.zeros(clients),
+        }
 
     def download_for(self, client: int, server_state: Params) -> Params:
         known, models = server_state["known"].clone(), server_state["models"]
@@ -63,7 +67,10 @@ class FedAMP(PromptFL):
         others[client] = 0
         closeness = (-(models - mine).square().sum((1, 2)) / self.settings.sigma).exp()
         a = self.settings.alpha / others.sum().clamp(min=1) * others * closeness
-        return {"u": (1 - a.sum()) * mine + torch.einsum("n,nmd->md", a, models), "known": known[client].view(1, 1)}
+        return {
+            "u": (1 - a.sum()) * mine + torch.einsum("n,nmd->md", a, models),
+            "known": known[client].view(1, 1),
+        }
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         towards = torch.where(params["known"] > 0, params["u"], params["p_G"])
@@ -74,7 +81,10 @@ class FedAMP(PromptFL):
         return {**params, "p_G": params["p"]}
 
     def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
-        models, known = context.server_state["models"].clone(), context.server_state["known"].clone()
+        models, known = (
+            context.server_state["models"].clone(),
+            context.server_state["known"].clone(),
+        )
         models[context.clients], known[context.clients] = context.updates["p_G"], 1
         return averaged, {"models": models, "known": known}
 

@@ -1,14 +1,17 @@
-"""FedCLIP: an attention adapter on the image feature, no prompt (Lu et al., IEEE Data Eng. Bull. 2023, arXiv
-2302.13485).
+"""FedCLIP: an attention adapter on the image feature, no prompt (Lu et al., IEEE Data Eng. Bull.
+2023, arXiv 2302.13485).
 
-    a  = softmax(W2 tanh(W1 f + b1) + b2)        f: image feature as the tower makes it, not of unit norm
-    f' = a * f, normalised                       the answer is the cosine with the text features of the classes
+    a  = softmax(W2 tanh(W1 f + b1) + b2)        f: image feature as the tower makes it, not of unit
+                                                 norm
+    f' = a * f, normalised                       the answer is the cosine with the text features of
+                                                 the classes
 
-The text is "a picture of a {class}" as in the public code, or the data set's template (``text=template``).
+The text is "a picture of a {class}" as in the public code, or the data set's
+template (``text=template``).
 
-The loss is the symmetric contrastive one inside a batch, each image with the text of its own label; images of one
-class in a batch count as each other's negatives. ``loss=cross_entropy`` is the cross-entropy over the class texts. The
-adapter is shared; the server takes the plain mean.
+The loss is the symmetric contrastive one inside a batch, each image with the text of its own label;
+images of one class in a batch count as each other's negatives. ``loss=cross_entropy`` is the
+cross-entropy over the class texts. The adapter is shared; the server takes the plain mean.
 """
 
 from dataclasses import dataclass
@@ -71,14 +74,22 @@ class FedCLIP(Method):
     def adapted(self, params: Params, images: Images) -> Tensor:
         """f', unit norm, (K, B, e)."""
         f = images.features_raw
-        return F.normalize(linear(params, "2", linear(params, "1", f).tanh()).softmax(-1) * f, dim=-1)
+        return F.normalize(
+            linear(params, "2", linear(params, "1", f).tanh()).softmax(-1) * f, dim=-1
+        )
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         return {**shared, "texts": self.texts(classes).expand(len(shared["1.weight"]), -1, -1)}
 
     def texts(self, classes: ClassSet) -> Tensor:
         """Frozen features of the classes, unit norm, (classes, e)."""
-        return classes.template_features if self.settings.text == "template" else classes.features_of(PICTURE)
+        return (
+            classes.template_features
+            if self.settings.text == "template"
+            else classes.features_of(PICTURE)
+        )
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
-        return cosine_logits(classifier["texts"], self.adapted(classifier, images), self.task.logit_scale)
+        return cosine_logits(
+            classifier["texts"], self.adapted(classifier, images), self.task.logit_scale
+        )

@@ -1,17 +1,18 @@
-"""FedMGP: several pairs of a text and an image prompt on each client, some of which are sent each round (Bo et al.,
-NeurIPS 2025, arXiv 2511.00480).
+"""FedMGP: several pairs of a text and an image prompt on each client, some of which are sent each
+round (Bo et al., NeurIPS 2025, arXiv 2511.00480).
 
     y_g = s cos(f(patches, v_g), g(t_g))        group g of G; in prediction the mean over groups
     L   = mean_g CE(y_g) + lambda * (text + image)/2
-          text, image: mean cosine of two groups' features, over pairs of groups and classes or images;
-                       penalty=l1: their mean absolute difference
+          text, image: mean cosine of two groups' features, over pairs of groups and classes or
+                       images; penalty=l1: their mean absolute difference
 
-After training a client draws s groups without replacement, p = softmax(sim / tau), sim_j the largest cosine of group j
-with a global prompt (uniform in round 1), text and image prompts each by themselves but with the same random numbers,
-and sends them in the order drawn. The server averages them rank by rank; the client puts the i-th average in the place
-of the i-th it sent. The other groups stay with it, and all of them in rounds without it: the server keeps for each
-client the averages of its last round. (Public code takes another penalty, with the wrong sign, draws groups and text
-prompts from fixed seeds, and the image prompts' start from the clock.)
+After training a client draws s groups without replacement, p = softmax(sim / tau), sim_j the
+largest cosine of group j with a global prompt (uniform in round 1), text and image prompts each by
+themselves but with the same random numbers, and sends them in the order drawn. The server averages
+them rank by rank; the client puts the i-th average in the place of the i-th it sent. The other
+groups stay with it, and all of them in rounds without it: the server keeps for each client the
+averages of its last round. (Public code takes another penalty, with the wrong sign, draws groups
+and text prompts from fixed seeds, and the image prompts' start from the clock.)
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,15 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Images, LoadClientBatch, Method, Params, RoundContext, StepContext
+from fedpgp.methods.base import (
+    Batch,
+    Images,
+    LoadClientBatch,
+    Method,
+    Params,
+    RoundContext,
+    StepContext,
+)
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -44,7 +53,8 @@ class FedMGPSettings:
         tokens: image prompts of a group.
         weight: lambda, of the similarity between groups.
         tau: temperature of the draw.
-        penalty: ``cosine`` as in the paper, or ``l1`` as in the public code, which draws the groups together.
+        penalty: ``cosine`` as in the paper, or ``l1`` as in the public code, which
+            draws the groups together.
     """
 
     groups: int = 5
@@ -61,11 +71,14 @@ class FedMGPSettings:
         check_number("method.tau", self.tau, above=0)
         check_choice("method.penalty", self.penalty, ("cosine", "l1"))
         if self.sent > self.groups:
-            raise FedPGPError(f"method.sent={self.sent}: there are only method.groups={self.groups}")
+            raise FedPGPError(
+                f"method.sent={self.sent}: there are only method.groups={self.groups}"
+            )
 
 
 class FedMGP(Method):
-    """Shared: t (s, m, d), v (s, n_v, W), rank by rank. Personal: T (G, m, d), V (G, n_v, W), and which were sent."""
+    """Shared: t (s, m, d), v (s, n_v, W), rank by rank. Personal: T (G, m, d), V (G, n_v,
+    W), and which were sent."""
 
     name = "fedmgp"
     Settings = FedMGPSettings
@@ -97,9 +110,11 @@ class FedMGP(Method):
         return self.settings.groups
 
     def image_values(self, images: int) -> int:
-        return self.settings.groups * images * self.tower.tokens * self.tower.width * self.tower.depth
+        return (
+            self.settings.groups * images * self.tower.tokens * self.tower.width * self.tower.depth
+        )
 
-    # Which groups travel. ---------------------------------------------------------------------------------------------
+    # Which groups travel. -------------------------------------------------------------------------
 
     def init_server_state(self, clients: int) -> Params:
         s, task = self.settings, self.task
@@ -139,27 +154,34 @@ class FedMGP(Method):
             )
             result[f"sent_{groups}"] = drawn.to(params[groups])
             result[averages] = torch.stack(
-                [client_groups[places] for client_groups, places in zip(params[groups], drawn, strict=True)]
+                [
+                    client_groups[places]
+                    for client_groups, places in zip(params[groups], drawn, strict=True)
+                ]
             )
         return result
 
     def draw(self, groups: Tensor, averages: Tensor, step: StepContext, client: int) -> Tensor:
-        """Positions (s,) of the groups that a client sends, in the order drawn. Text and image prompts get the same
-        random numbers, so in round 1 they come in pairs."""
+        """Positions (s,) of the groups that a client sends, in the order drawn. Text and image
+        prompts get the same random numbers, so in round 1 they come in pairs."""
         noise = generator(step.seed, "fedmgp", client, step.server_round).gumbel(size=len(groups))
-        similarity = F.cosine_similarity(groups.flatten(1).unsqueeze(1), averages.flatten(1), dim=-1).amax(1)
+        similarity = F.cosine_similarity(
+            groups.flatten(1).unsqueeze(1), averages.flatten(1), dim=-1
+        ).amax(1)
         if step.server_round == 1:
             similarity = torch.zeros_like(similarity)
         # The s largest of logits plus Gumbel noise are a draw without replacement, in order.
         keys = similarity.cpu().double() / self.settings.tau + torch.from_numpy(noise)
         return keys.argsort(descending=True)[: self.settings.sent].to(groups.device)
 
-    # Training and answers. --------------------------------------------------------------------------------------------
+    # Training and answers. ------------------------------------------------------------------------
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         z, x = self.texts(params["T"], classes), self.prompted_images(params["V"], batch.images)
         logits = self.task.logit_scale * x @ z.mT  # (K, G, B, C)
-        labels, weights = (t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights))
+        labels, weights = (
+            t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights)
+        )
         loss = cross_entropy(logits, labels, weights).mean(1)
         pairs = z.shape[1] * (z.shape[1] - 1)
         if not pairs:
@@ -184,7 +206,9 @@ class FedMGP(Method):
     def prompted_images(self, v: Tensor, images: Images) -> Tensor:
         """(K, G, n_v, W) -> (K, G, B, e)."""
         embedded = self.tower.embed(images.pixels)
-        return torch.stack([self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1)
+        return torch.stack(
+            [self.tower.encode(embedded, v[:, g].unsqueeze(1)) for g in range(v.shape[1])], dim=1
+        )
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         return {"texts": self.texts(shared["t"], classes), "v": shared["v"]}
@@ -193,4 +217,6 @@ class FedMGP(Method):
         return {"texts": self.texts(params["T"], classes), "v": params["V"]}
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
-        return self.task.logit_scale * (self.prompted_images(classifier["v"], images) @ classifier["texts"].mT).mean(1)
+        return self.task.logit_scale * (
+            self.prompted_images(classifier["v"], images) @ classifier["texts"].mT
+        ).mean(1)

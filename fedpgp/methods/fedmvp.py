@@ -1,18 +1,20 @@
-"""FedMVP: image prompts made from the image and from descriptions of the classes (Singha et al., ICCV 2025, arXiv
-2504.20860).
+"""FedMVP: image prompts made from the image and from descriptions of the classes (Singha et al.,
+ICCV 2025, arXiv 2504.20860).
 
     E = descriptions' text features, frozen;  A = E W^T + b in the image tower's width
     x = MHA(LN(q(P)), LN(k(A)), v(A))         P: patch embeddings of the image
     p = pool(x + FF(x)) to m tokens           behind the patches, into the frozen tower
     y = mean over a class's descriptions of s cos(f(patches, p), E)
-    L = CE(y) + 10 (1 - cos(f(patches, p), f(image)))      a coin a batch mirrors the images behind the last f
+    L = CE(y) + 10 (1 - cos(f(patches, p), f(image)))      a coin a batch mirrors the images behind
+                                                           the last f
 
-In training A holds the client's own classes, in evaluation all classes. A client begins with q(x) = k(x) = v(x) = x
-and trains W, b, attention and FF. Its first batch whose loss is below 0.5 changes it for good: from then on
-q(x) = x + x A_q B_q, k and v likewise (rank 8), and it trains these and W, b alone. Everything is shared but this
-change; the server takes the plain mean, and the global model answers without the low-rank parts
-(``low_rank_answers=true``: with them). The paper's descriptions come from a language model; here they are a set of
-templates. (Public code does not run: it lacks a module.)
+In training A holds the client's own classes, in evaluation all classes. A client begins with q(x) =
+k(x) = v(x) = x and trains W, b, attention and FF. Its first batch whose loss is below 0.5 changes
+it for good: from then on q(x) = x + x A_q B_q, k and v likewise (rank 8), and it trains these and
+W, b alone. Everything is shared but this change; the server takes the plain mean, and the global
+model answers without the low-rank parts (``low_rank_answers=true``: with them). The paper's
+descriptions come from a language model; here they are a set of templates. (Public code does not
+run: it lacks a module.)
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,16 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
-from fedpgp.layers import attention, attention_start, gated, gated_start, linear, linear_start, norm, norm_start
+from fedpgp.layers import (
+    attention,
+    attention_start,
+    gated,
+    gated_start,
+    linear,
+    linear_start,
+    norm,
+    norm_start,
+)
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.base import (
     Batch,
@@ -78,7 +89,8 @@ class FedMVPSettings:
 
 
 class FedMVP(Method):
-    """Shared: projection, attention, feed-forward, low-rank part. Personal: whether it has gone over to the last."""
+    """Shared: projection, attention, feed-forward, low-rank part. Personal: whether it has
+    gone over to the last."""
 
     name = "fedmvp"
     Settings = FedMVPSettings
@@ -95,7 +107,10 @@ class FedMVP(Method):
     def init_shared(self, rng: np.random.Generator) -> Params:
         width = self.tower.width
         if width % self.settings.heads:
-            raise FedPGPError(f"method.heads={self.settings.heads} does not divide the image tower's width {width}")
+            raise FedPGPError(
+                f"method.heads={self.settings.heads} does not divide the image tower's width "
+                f"{width}"
+            )
         params = {
             **linear_start("project", width, self.task.clip.embed, rng),
             **norm_start("norm_q", width),
@@ -106,7 +121,9 @@ class FedMVP(Method):
         for part in ("q", "k", "v"):
             params[f"lora.{part}.A"] = normal((width, self.settings.rank), rng)
             b = normal((self.settings.rank, width), rng)
-            params[f"lora.{part}.B"] = b if self.settings.low_rank_init == "normal" else torch.zeros_like(b)
+            params[f"lora.{part}.B"] = (
+                b if self.settings.low_rank_init == "normal" else torch.zeros_like(b)
+            )
         return params
 
     def init_personal(self, rng: np.random.Generator) -> Params:
@@ -121,25 +138,40 @@ class FedMVP(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         params["switched"].masked_fill_((loss < self.settings.switch).unsqueeze(-1), 1)
         return loss, grads
 
     def rates(self, params: Params, step: StepContext) -> Params:
-        """What a client does not train stays as it is: the low-rank part before it has gone over, attention and FF from
-        then on."""
+        """What a client does not train stays as it is: the low-rank part before it has gone over,
+        attention and FF from then on."""
         trained = {"project": None, "lora": params["switched"]}
-        factors = {name: trained.get(name.split(".")[0], 1 - params["switched"]) for name in self.trainable(params)}
-        return {n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None}
+        factors = {
+            name: trained.get(name.split(".")[0], 1 - params["switched"])
+            for name in self.trainable(params)
+        }
+        return {
+            n: f.view(-1, *[1] * (params[n].dim() - 1)) for n, f in factors.items() if f is not None
+        }
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        classifier, client_classes = self.global_classifier(params, classes), params["client_classes"] > 0
-        x = self.prompted_images(classifier, batch.images, params["switched"], client_classes.repeat(1, len(SEVEN)))
+        classifier, client_classes = (
+            self.global_classifier(params, classes),
+            params["client_classes"] > 0,
+        )
+        x = self.prompted_images(
+            classifier, batch.images, params["switched"], client_classes.repeat(1, len(SEVEN))
+        )
         logits = cosine_logits(classifier["texts"], x, self.task.logit_scale)
         if self.settings.loss_classes == "own":
             logits = mask_other_classes(logits, client_classes)
-        mirror = [generator(step.seed, self.name, c, step.server_round, step.step).random() < 0.5 for c in step.clients]
+        mirror = [
+            generator(step.seed, self.name, c, step.server_round, step.step).random() < 0.5
+            for c in step.clients
+        ]
         mirror = torch.tensor(mirror, device=x.device).view(-1, 1, 1)
         known = torch.where(mirror, batch.images.mirrored, batch.images.features)
         apart = ((1 - (x * known).sum(-1)) * batch.weights).sum(-1)
@@ -155,7 +187,11 @@ class FedMVP(Method):
         }
 
     def prompted_images(
-        self, classifier: Params, images: Images, low_rank: Tensor | None = None, among: Tensor | None = None
+        self,
+        classifier: Params,
+        images: Images,
+        low_rank: Tensor | None = None,
+        among: Tensor | None = None,
     ) -> Tensor:
         """(K, B, e), unit norm.
 
@@ -169,18 +205,28 @@ class FedMVP(Method):
         def changed(part: str, x: Tensor) -> Tensor:
             if low_rank is None:
                 return x
-            return x + low_rank.unsqueeze(-1) * (x @ classifier[f"lora.{part}.A"] @ classifier[f"lora.{part}.B"])
+            return x + low_rank.unsqueeze(-1) * (
+                x @ classifier[f"lora.{part}.A"] @ classifier[f"lora.{part}.B"]
+            )
 
         queries = norm(classifier, "norm_q", changed("q", x[:, :, 1:].flatten(1, 2)))
         keys, values = norm(classifier, "norm_k", changed("k", described)), changed("v", described)
-        mixed = attention(classifier, "attention", queries, keys, self.settings.heads, among, values)
+        mixed = attention(
+            classifier, "attention", queries, keys, self.settings.heads, among, values
+        )
         mixed = (mixed + gated(classifier, "ff", mixed)).view_as(x[:, :, 1:])
         tokens = mixed.flatten(0, 1).transpose(1, 2)
         pooled = torch.nn.functional.adaptive_avg_pool1d(tokens, POOLED).transpose(1, 2)
         return self.tower.encode(torch.cat([x, pooled.view(*x.shape[:2], POOLED, -1)], dim=2))
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
-        low_rank = torch.ones_like(classifier["project.bias"][:, :1]) if self.settings.low_rank_answers else None
+        low_rank = (
+            torch.ones_like(classifier["project.bias"][:, :1])
+            if self.settings.low_rank_answers
+            else None
+        )
         return cosine_logits(
-            classifier["texts"], self.prompted_images(classifier, images, low_rank), self.task.logit_scale
+            classifier["texts"],
+            self.prompted_images(classifier, images, low_rank),
+            self.task.logit_scale,
         )

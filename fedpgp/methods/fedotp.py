@@ -1,8 +1,9 @@
-"""FedOTP: a shared and a personal prompt, to which the patches of an image are transported (Li et al., CVPR 2024, arXiv
-2403.00041).
+"""FedOTP: a shared and a personal prompt, to which the patches of an image are transported (Li et
+al., CVPR 2024, arXiv 2403.00041).
 
     sim[m, i] = cos(patch_m, z_i,c)        i: the shared prompt, the personal prompt
-    y_c       = s * sum_m,i T[m, i] sim[m, i]        T: unbalanced transport, cost 1 - sim, no gradient through it
+    y_c       = s * sum_m,i T[m, i] sim[m, i]    T: unbalanced transport, cost 1 - sim, no gradient
+                                                 through it
     L         = CE(y)
 
 The shared prompt is averaged, the personal one stays. The pooled feature is not used.
@@ -54,7 +55,9 @@ class FedOTP(Method):
     inputs = ("patches",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+        return {
+            "p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
+        }
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
@@ -70,5 +73,12 @@ class FedOTP(Method):
     def logits(self, classifier: Tensor, images: Images, classes: ClassSet) -> Tensor:
         s = self.settings
         sim = similarities(images.patches, classifier)
-        plan = plans(1 - sim, s.mass, s.epsilon, s.threshold, s.iterations, unbalanced=s.transport == "unbalanced")
+        plan = plans(
+            1 - sim,
+            s.mass,
+            s.epsilon,
+            s.threshold,
+            s.iterations,
+            unbalanced=s.transport == "unbalanced",
+        )
         return self.task.logit_scale * (plan * sim).sum((-2, -1))

@@ -1,5 +1,6 @@
-"""FedPer on prompts: the first half of the context is shared, the second half is personal (Arivazhagan et al., arXiv
-1912.00818, who share the first layers of a network; the split of a context is PromptFolio's repository's).
+"""FedPer on prompts: the first half of the context is shared, the second half is personal
+(Arivazhagan et al., arXiv 1912.00818, who share the first layers of a network; the split of a
+context is PromptFolio's repository's).
 
     p_i = [p_G; p_L,i]        m/2 (rounded down) shared tokens, then the client's own
 """
@@ -28,7 +29,10 @@ class FedPer(Method):
 
     def _start(self, rng: np.random.Generator) -> Tensor:
         if self.task.n_ctx < 2:
-            raise FedPGPError("method=fedper shares one half of the context and keeps the other: n_ctx is 2 or more")
+            raise FedPGPError(
+                "method=fedper shares one half of the context and keeps the other: n_ctx is 2 "
+                "or more"
+            )
         return starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:

@@ -1,5 +1,5 @@
-"""FedPGP: a shared prompt, a private low-rank term, a prompt-wise contrastive loss (Cui et al., ICML 2024, arXiv
-2405.09771).
+"""FedPGP: a shared prompt, a private low-rank term, a prompt-wise contrastive loss (Cui et al.,
+ICML 2024, arXiv 2405.09771).
 
     p_i = p_G + U_i V_i                      the personal context of client i
     z_G = g(p_G),  z_i = g(p_i)              text features under the global and the personal context
@@ -7,8 +7,8 @@
     L   = CE(z_i) + mu * L_con               cross-entropy of the personal prompt, and
     L_con = mean_c -log( e^{cos(z_G, z_C)/tau} / (e^{cos(z_G, z_C)/tau} + e^{cos(z_G, z_i)/tau}) )
 
-The client trains p_G, U_i and V_i together; p_G goes to the server, U_i and V_i stay. Other personal terms in the place
-of U_i V_i are in :mod:`fedpgp.methods.fedpgp_terms`.
+The client trains p_G, U_i and V_i together; p_G goes to the server, U_i and V_i stay. Other
+personal terms in the place of U_i V_i are in :mod:`fedpgp.methods.fedpgp_terms`.
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,15 @@ class FedPGPSettings:
         rank: b, the rank of the personal term.
         mu: weight of the contrastive loss.
         tau: its temperature.
-        guidance: z_C is ``plain`` ("a photo of a {class}." for every data set, as in the paper), ``photo`` (the data
-            set's template) or ``context`` ("X X … {class}.", as the public code does).
-        personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both N(0, 0.02²), as the
-            public code does).
+        guidance: z_C is ``plain`` ("a photo of a {class}." for every data set, as in the
+            paper), ``photo`` (the data set's template) or ``context`` ("X X … {class}.",
+            as the public code does).
+        personal_init: ``zero`` (U = 0, V normal: starts at the global prompt) or ``normal`` (both
+            N(0, 0.02²), as the public code does).
         personal: the personal term, a name of :data:`fedpgp.methods.fedpgp_terms.TERMS`.
-        contrast: ``both``, or ablations in which one similarity of the contrastive loss is 0: ``positive`` (z_G is
-            drawn to z_C alone) and ``negative`` (z_G is pushed from z_i alone).
+        contrast: ``both``, or ablations in which one similarity of the contrastive
+            loss is 0: ``positive`` (z_G is drawn to z_C alone) and ``negative`` (z_G
+            is pushed from z_i alone).
         images_a_rank: above 0, a client has one rank for so many images, at most ``rank``.
         experts: number of shared low-rank experts (``personal=experts``).
     """
@@ -93,7 +95,9 @@ class FedPGP(Method):
         return self.term.start(rng)
 
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
-        return self.term.precompute(params, lambda: (load_batch(images=False).weights > 0).sum(1, keepdim=True))
+        return self.term.precompute(
+            params, lambda: (load_batch(images=False).weights > 0).sum(1, keepdim=True)
+        )
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         return self._loss(params["p_G"], self.term.context(params), batch, classes)
@@ -101,14 +105,20 @@ class FedPGP(Method):
     def _loss(self, p_G: Tensor, p_i: Tensor, batch: Batch, classes: ClassSet) -> Tensor:
         if self.settings.mu == 0:
             z_i = self._encode(p_i, classes)
-            return cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
+            return cross_entropy(
+                self.logits(z_i, batch.images, classes), batch.labels, batch.weights
+            )
         z_G, z_i = self._encode(torch.stack([p_G, p_i]), classes)
         ce = cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
         positive = None if self.settings.contrast == "negative" else self.guidance(classes)
         negative = None if self.settings.contrast == "positive" else z_i
-        return ce + self.settings.mu * prompt_contrastive_loss(z_G, positive, negative, self.settings.tau)
+        return ce + self.settings.mu * prompt_contrastive_loss(
+            z_G, positive, negative, self.settings.tau
+        )
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
         if step.step == 0:
             self.term.fit(params, lambda: self._gradient_at_p_i(params, batch, classes), step.lr)
         loss, grads = super().gradients(params, batch, classes, step)
@@ -124,7 +134,11 @@ class FedPGP(Method):
         """z_C, (C, e): frozen, so that gradients reach p_G, U and V through z_G and z_i alone."""
         if self.settings.guidance == "plain":
             return classes.features_of(PLAIN)
-        return classes.template_features if self.settings.guidance == "photo" else classes.placeholder_features
+        return (
+            classes.template_features
+            if self.settings.guidance == "photo"
+            else classes.placeholder_features
+        )
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return self._encode(shared["p_G"], classes)

@@ -1,7 +1,9 @@
-"""What a client adds to the shared context in FedPGP: the low-rank term, and others from low-rank research.
+"""What a client adds to the shared context in FedPGP: the low-rank term, and others from low-rank
+research.
 
-Each term says which tensors it has, how they make the personal context, and, where it is not plain gradient descent,
-what becomes of their gradients. U is (m, b), V is (b, d); g is the gradient of the loss at the personal context.
+Each term says which tensors it has, how they make the personal context, and, where it is not plain
+gradient descent, what becomes of their gradients. U is (m, b), V is (b, d); g is the gradient of
+the loss at the personal context.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,8 @@ from fedpgp.task import Task
 
 
 class TermSettings(Protocol):
-    """What the terms read of their method's settings (:class:`fedpgp.methods.fedpgp.FedPGPSettings`)."""
+    """What the terms read of their method's settings
+    (:class:`fedpgp.methods.fedpgp.FedPGPSettings`)."""
 
     rank: int
     personal_init: str
@@ -26,8 +29,9 @@ class TermSettings(Protocol):
 
 
 class LowRank:
-    """``p_i = p_G + U V`` (FedPGP). With ``images_a_rank`` n a client of N images has rank ceil(N / n), at most b: the
-    other columns of U count as zero, so that all clients still train together."""
+    """``p_i = p_G + U V`` (FedPGP). With ``images_a_rank`` n a client of N images has
+    rank ceil(N / n), at most b: the other columns of U count as zero, so that all clients
+    still train together."""
 
     buffers: ClassVar[tuple[str, ...]] = ("columns",)
 
@@ -48,7 +52,11 @@ class LowRank:
         if not self.settings.images_a_rank:
             return {}
         rank = (images() / self.settings.images_a_rank).ceil().clamp(min=1)
-        return {"columns": (torch.arange(self.settings.rank, device=rank.device) < rank).to(params["U"].dtype)}
+        return {
+            "columns": (torch.arange(self.settings.rank, device=rank.device) < rank).to(
+                params["U"].dtype
+            )
+        }
 
     def context(self, params: Params) -> Tensor:
         """p_i, (K, m, d)."""
@@ -56,7 +64,8 @@ class LowRank:
         return personal_context(params["p_G"], u, params["V"])
 
     def fit(self, params: Params, gradient: Callable[[], Tensor], lr: float) -> None:
-        """Before a round's first step; may change ``params`` in place. ``gradient()`` is that of the loss at p_i."""
+        """Before a round's first step; may change ``params`` in place. ``gradient()`` is
+        that of the loss at p_i."""
 
     def change(self, grads: Params, params: Params) -> Params:
         """What the optimizer gets in the place of these gradients."""
@@ -96,22 +105,27 @@ class Full(Nothing):
 
 
 class LoRAPro(LowRank):
-    """``p_i = p_G + U V``, stepping so that p_i moves as nearly along g as its tangent space allows (LoRA-Pro, arXiv
-    2407.18242).
+    """``p_i = p_G + U V``, stepping so that p_i moves as nearly along g as its tangent space allows
+    (LoRA-Pro, arXiv 2407.18242).
 
         h_V = (U^T U)^-1 g_V + X V,    h_U = (I - P_U) g_U (V V^T)^-1 - U X
-        U^T U X + X V V^T = -(U^T U)^-1 g_V V^T        so that h is as near to (g_U, g_V) as it can be
+        U^T U X + X V V^T = -(U^T U)^-1 g_V V^T    so that h is as near to (g_U, g_V) as it can be
 
-    Then U h_V + h_U V = P_U g + g P_V - P_U g P_V. Where U^T U is singular (U = 0 at the start) its pseudo-inverse is
-    taken; the optimizer's momentum acts on h.
+    Then U h_V + h_U V = P_U g + g P_V - P_U g P_V. Where U^T U is singular (U = 0 at the start) its
+    pseudo-inverse is taken; the optimizer's momentum acts on h.
     """
 
     def change(self, grads: Params, params: Params) -> Params:
-        u, v, g_u, g_v = (t.cpu().double() for t in (params["U"], params["V"], grads["U"], grads["V"]))
+        u, v, g_u, g_v = (
+            t.cpu().double() for t in (params["U"], params["V"], grads["U"], grads["V"])
+        )
         if "columns" in params:
             columns = params["columns"].to(u)
             u, v = u * columns.unsqueeze(-2), v * columns.unsqueeze(-1)
-        (values_u, basis_u), (values_v, basis_v) = torch.linalg.eigh(u.mT @ u), torch.linalg.eigh(v @ v.mT)
+        (values_u, basis_u), (values_v, basis_v) = (
+            torch.linalg.eigh(u.mT @ u),
+            torch.linalg.eigh(v @ v.mT),
+        )
         inverse_u, inverse_v = _inverse(values_u, basis_u), _inverse(values_v, basis_v)
         right = -inverse_u @ g_v @ v.mT
         sums = values_u.clamp(min=0).unsqueeze(-1) + values_v.clamp(min=0).unsqueeze(-2)
@@ -123,7 +137,8 @@ class LoRAPro(LowRank):
 
 
 def _inverse(values: Tensor, basis: Tensor) -> Tensor:
-    """Pseudo-inverse of a symmetric matrix from its eigenvalues (..., b) and eigenvectors (..., b, b)."""
+    """Pseudo-inverse of a symmetric matrix from its eigenvalues (..., b) and
+    eigenvectors (..., b, b)."""
     small = values <= 1e-10 * values.amax(-1, keepdim=True).clamp(min=1e-30)
     return (basis * torch.where(small, 0, 1 / values).unsqueeze(-2)) @ basis.mT
 
@@ -131,8 +146,8 @@ def _inverse(values: Tensor, basis: Tensor) -> Tensor:
 class LoRASB(LowRank):
     """``p_i = p_G + U R V`` with U and V fixed, b x b numbers trained (LoRA-SB, arXiv 2411.19557).
 
-    Before a client's first step, the full update -lr g of its first batch is cut to rank b by a singular value
-    decomposition A S B^T; then U = A, V = B^T and R starts at S.
+    Before a client's first step, the full update -lr g of its first batch is cut to rank b by a
+    singular value decomposition A S B^T; then U = A, V = B^T and R starts at S.
     """
 
     buffers = ("U", "V", "fitted")
@@ -140,7 +155,12 @@ class LoRASB(LowRank):
     def start(self, rng: np.random.Generator) -> Params:
         u, v = self._factors(rng)
         u, v = torch.linalg.qr(normal(tuple(u.shape), rng))[0], torch.linalg.qr(v.mT)[0].mT
-        return {"U": u, "V": v, "R": torch.zeros(u.shape[1], u.shape[1]), "fitted": torch.zeros(1, 1)}
+        return {
+            "U": u,
+            "V": v,
+            "R": torch.zeros(u.shape[1], u.shape[1]),
+            "fitted": torch.zeros(1, 1),
+        }
 
     def precompute(self, params: Params, images: Callable[[], Tensor]) -> Params:
         return {}
@@ -164,12 +184,15 @@ class LoRASB(LowRank):
 
 
 class Experts(Nothing):
-    """``p_i = p_G + sum_e a_e U_e V_e``: E low-rank experts that all clients share, and a personal gate a = softmax
-    (after MoLE)."""
+    """``p_i = p_G + sum_e a_e U_e V_e``: E low-rank experts that all clients share, and a personal
+    gate a = softmax (after MoLE)."""
 
     def shared(self, rng: np.random.Generator) -> Params:
         pairs = [self._factors(rng) for _ in range(self.settings.experts)]
-        return {"experts.U": torch.stack([u for u, _ in pairs]), "experts.V": torch.stack([v for _, v in pairs])}
+        return {
+            "experts.U": torch.stack([u for u, _ in pairs]),
+            "experts.V": torch.stack([v for _, v in pairs]),
+        }
 
     def start(self, rng: np.random.Generator) -> Params:
         return {"gate": torch.zeros(self.settings.experts)}
@@ -180,7 +203,8 @@ class Experts(Nothing):
 
 
 class Masked(LowRank):
-    """``p_i = p_G + diag(s) U V``, s = sigmoid of a learned number a token: which tokens are personal (after TARA)."""
+    """``p_i = p_G + diag(s) U V``, s = sigmoid of a learned number a token: which tokens are
+    personal (after TARA)."""
 
     def start(self, rng: np.random.Generator) -> Params:
         return {**super().start(rng), "s": torch.zeros(self.task.n_ctx, 1)}
@@ -190,8 +214,8 @@ class Masked(LowRank):
 
 
 class RankOne(LowRank):
-    """``p_i = p_G + U v^T``, v the leading right singular vector of p_G as received, its largest component positive:
-    the client learns m numbers (after Perfusion's key-locking)."""
+    """``p_i = p_G + U v^T``, v the leading right singular vector of p_G as received, its largest
+    component positive: the client learns m numbers (after Perfusion's key-locking)."""
 
     buffers = ("v",)
 

@@ -1,5 +1,5 @@
-"""FedPHA: a personal prompt pushed away from the shared one, and from its strong directions (Fang et al., ICML 2025,
-PMLR 267).
+"""FedPHA: a personal prompt pushed away from the shared one, and from its strong directions (Fang
+et al., ICML 2025, PMLR 267).
 
     V2    = right singular vectors of p_G without the strongest (1 - ratio) m
     p_P   = p_L V2 V2^T
@@ -30,8 +30,9 @@ class FedPHASettings:
     Attributes:
         ratio: fraction of p_G's singular directions that are kept, the weakest ones.
         alpha: distance up to which z_L is pushed away from z_G.
-        through_svd: gradients reach p_G through V2 too, as in the public code. They are unbounded where singular values
-            are close, and a phrase with one word twice has such ones, so they are left out by default.
+        through_svd: gradients reach p_G through V2 too, as in the public code. They are unbounded
+            where singular values are close, and a phrase with one word twice has such ones, so they
+            are left out by default.
     """
 
     ratio: float = 0.8
@@ -51,18 +52,26 @@ class FedPHA(PromptFL):
     Settings = FedPHASettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:
-        return {"p_L": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+        return {
+            "p_L": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
+        }
 
     def contexts(self, training: bool) -> int:
         return 3
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         p_G, p_L = params["p_G"], params["p_L"]
-        _, _, rows = torch.linalg.svd(p_G if self.settings.through_svd else p_G.detach(), full_matrices=False)
+        _, _, rows = torch.linalg.svd(
+            p_G if self.settings.through_svd else p_G.detach(), full_matrices=False
+        )
         weak = rows[:, int(p_G.shape[1] * (1 - self.settings.ratio)) :]
-        z_L, z_G, z_P = classes.encoder(self.task.n_ctx)(torch.stack([p_L, p_G, p_L @ weak.mT @ weak]))
+        z_L, z_G, z_P = classes.encoder(self.task.n_ctx)(
+            torch.stack([p_L, p_G, p_L @ weak.mT @ weak])
+        )
         local, shared = (
-            cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
+            cross_entropy(
+                self.logits(classifier, batch.images, classes), batch.labels, batch.weights
+            )
             for classifier in (z_L, z_G)
         )
         pull = (z_L - z_P).square().mean((-2, -1))

@@ -1,8 +1,10 @@
-"""PromptFL with FedProx: a pull towards the global context (Li et al., MLSys 2020, arXiv 1812.06127).
+"""PromptFL with FedProx: a pull towards the global context (Li et al., MLSys 2020, arXiv
+1812.06127).
 
     L = CE + mu/2 * ||p - p_G||^2        p: the client's copy, p_G: as received this round
 
-Public prompt-learning code computes the pull on detached tensors, so that it has no gradient; here it has.
+Public prompt-learning code computes the pull on detached tensors, so that it has no gradient; here
+it has.
 """
 
 from dataclasses import dataclass

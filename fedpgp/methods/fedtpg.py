@@ -1,13 +1,14 @@
-"""FedTPG: a network that writes the prompt from the class names (Qiu et al., ICLR 2024, arXiv 2310.06123).
+"""FedTPG: a network that writes the prompt from the class names (Qiu et al., ICLR
+2024, arXiv 2310.06123).
 
     E = text features of the bare class names, (C, e), frozen
     x = MHA(LN(Q), LN(E), LN(E))        Q: m learned queries; no residual
     p = x + FF(x)                       one context for the whole list of classes
     L = CE(g(p))
 
-In training E holds the client's own classes, in evaluation all classes; the loss is over all classes
-(``loss_classes=own``: over the client's own, as in the paper). The whole network is shared; the server
-takes the plain mean.
+In training E holds the client's own classes, in evaluation all classes; the loss is over all
+classes (``loss_classes=own``: over the client's own, as in the paper). The whole network is shared;
+the server takes the plain mean.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,14 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, LoadClientBatch, Method, Params, StepContext, mask_other_classes
+from fedpgp.methods.base import (
+    Batch,
+    LoadClientBatch,
+    Method,
+    Params,
+    StepContext,
+    mask_other_classes,
+)
 from fedpgp.prompts import normal
 from fedpgp.task import ClassSet
 
@@ -52,7 +60,9 @@ class FedTPG(Method):
     def init_shared(self, rng: np.random.Generator) -> Params:
         width, embed = self.task.clip.width, self.task.clip.embed
         if width % self.settings.heads:
-            raise FedPGPError(f"method.heads={self.settings.heads} does not divide the text tower's width {width}")
+            raise FedPGPError(
+                f"method.heads={self.settings.heads} does not divide the text tower's width {width}"
+            )
         return {
             "Q": normal((self.task.n_ctx, width), rng),
             **norm_start("norm_q", width),
@@ -65,7 +75,8 @@ class FedTPG(Method):
         return {"client_classes": load_batch(images=False).seen(len(classes.ids))}
 
     def context(self, params: Params, classes: ClassSet, among: Tensor | None = None) -> Tensor:
-        """The generated context (K, m, d) from all classes, or from those where ``among`` (K, C) is True."""
+        """The generated context (K, m, d) from all classes, or from those where
+        ``among`` (K, C) is True."""
         queries = norm(params, "norm_q", params["Q"])
         names = norm(params, "norm_e", classes.features_of("{}").expand(len(queries), -1, -1))
         x = attention(params, "attention", queries, names, self.settings.heads, among)

@@ -1,4 +1,5 @@
-"""KgCoOp, federated: the learned class features are kept near CLIP's own (Yao et al., CVPR 2023, arXiv 2303.13283).
+"""KgCoOp, federated: the learned class features are kept near CLIP's own (Yao et al., CVPR
+2023, arXiv 2303.13283).
 
     L = CE + w * (1 - mean_c cos(z_c, z_C,c))        z_C: the hand-written template, frozen
 
@@ -38,5 +39,9 @@ class KgCoOp(PromptFL):
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         classifier = self.global_classifier(params, classes)
-        ce = cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
-        return ce + self.settings.weight * (1 - (classifier * classes.template_features).sum(-1).mean(-1))
+        ce = cross_entropy(
+            self.logits(classifier, batch.images, classes), batch.labels, batch.weights
+        )
+        return ce + self.settings.weight * (
+            1 - (classifier * classes.template_features).sum(-1).mean(-1)
+        )

@@ -1,7 +1,8 @@
-"""MaPLe, federated: text prompts, and image prompts that are linear in them (Khattak et al., CVPR 2023, arXiv
-2210.03117).
+"""MaPLe, federated: text prompts, and image prompts that are linear in them (Khattak et al., CVPR
+2023, arXiv 2210.03117).
 
-    t_0..t_J-1 (m, d)         text prompts: the context, and m for each of the next blocks of the text tower
+    t_0..t_J-1 (m, d)         text prompts: the context, and m for each of the next blocks of the
+                              text tower
     v_l = t_l W_l^T + b_l     image prompts of block l; W_1 = W_2 = ... at the start
     y   = s cos(f(patches, v), g(t))
 
@@ -46,7 +47,8 @@ class MaPLe(VPT):
         return {**deep_text_prompts(self.task, self.settings.depth, rng), **self._coupling(rng)}
 
     def _coupling(self, rng: np.random.Generator) -> Params:
-        """Linear layers as torch starts them: the first one's own, and one for all further blocks."""
+        """Linear layers as torch starts them: the first one's own, and one for all further
+        blocks."""
         depth, width = self.settings.depth, self.task.clip.width
         check_depth("method.depth", depth, self.tower.depth, "image")
         layers = [linear_start("layer", self.tower.width, width, rng) for _ in range(min(depth, 2))]
@@ -65,7 +67,8 @@ class MaPLe(VPT):
 
 
 def deep_text_prompts(task, depth: int, rng: np.random.Generator) -> Params:
-    """``t`` (depth, m, d): the starting context, then N(0, 0.02²) for each further block of the text tower."""
+    """``t`` (depth, m, d): the starting context, then N(0, 0.02²) for each further
+    block of the text tower."""
     check_depth("method.depth", depth, task.clip.text_blocks, "text")
     first = starting_context(task.clip, task.n_ctx, task.context_init, rng)
     return {"t": torch.cat([first.unsqueeze(0), normal((depth - 1, *first.shape), rng)])}

@@ -1,5 +1,5 @@
-"""pFedMMA: adapters at the blocks of both towers, with a small layer in the middle that is shared (Ghiasvand et
-al., arXiv 2507.05394). No prompt: the text is "a photo of a {class}.".
+"""pFedMMA: adapters at the blocks of both towers, with a small layer in the middle that is shared
+(Ghiasvand et al., arXiv 2507.05394). No prompt: the text is "a photo of a {class}.".
 
     x <- block(x) + alpha * up(relu(S relu(down(LN1(x)))))
          down (32, W), up (W, 32): of a tower and a block, personal
@@ -84,12 +84,15 @@ class PFedMMA(Method):
     def image_values(self, images: int) -> int:
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         return loss, {name: grad / self.settings.alpha for name, grad in grads.items()}
 
     def adapter(self, params: Params, tower: str, block: int, x: Tensor) -> Tensor | None:
-        """Return an adapter's output at a block (from 0), (K, tokens, W); x likewise, after the first layer norm."""
+        """Return an adapter's output at a block (from 0), (K, tokens, W); x likewise, after
+        the first layer norm."""
         at = block + 1 - self.settings.first
         if not 0 <= at <= self.settings.last - self.settings.first:
             return None
@@ -109,9 +112,14 @@ class PFedMMA(Method):
         def adapter(block: int, x: Tensor) -> Tensor | None:
             norm = self.task.clip.text_model.transformer.resblocks[block].ln_1
             weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-            return self.adapter(params, "text", block, F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps))
+            return self.adapter(
+                params, "text", block, F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+            )
 
-        return {**params, "texts": classes.encoder(len(phrase), words="").encode_deep(context, adapter)}
+        return {
+            **params,
+            "texts": classes.encoder(len(phrase), words="").encode_deep(context, adapter),
+        }
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
         def adapter(block: int, x: Tensor) -> Tensor | None:

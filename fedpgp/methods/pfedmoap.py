@@ -1,15 +1,19 @@
-"""pFedMoAP: a mixture of other clients' prompts, gated for each image (Luo et al., ICLR 2025, arXiv 2410.10114).
+"""pFedMoAP: a mixture of other clients' prompts, gated for each image (Luo et al., ICLR
+2025, arXiv 2410.10114).
 
-    T_0        = g(p_i);    T_1..T_E: class features of the E prompts nearest to p_i in the server's pool, frozen
+    T_0        = g(p_i);    T_1..T_E: class features of the E prompts nearest to p_i in the server's
+                            pool, frozen
     pool(x)    = every (e/128)-th coordinate of x
-    T_moe,c    = Wo concat_h softmax(10 q_h k_h^T) v_h        q = Wq pool(x), k = Wk pool(T), v = Wv pool(T), h of 8
+    T_moe,c    = Wo concat_h softmax(10 q_h k_h^T) v_h
+                            q = Wq pool(x), k = Wk pool(T), v = Wv pool(T), h of 8
     y_c        = lambda s x.T_0,c + s pool(x).T_moe,c
-    L          = CE(y), which trains p_i and the gate; y = s x.T_0 as long as the client is not in the pool
+    L          = CE(y), which trains p_i and the gate; y = s x.T_0 as long as the client is not in
+                 the pool
 
-A round starts from the average of the prompts; the client sends its own, keeps it for prediction, and keeps its gate
-to itself. The server's pool holds every client's last prompt. A client answers through its gate once the gate was
-trained, so from its second round on. (Public code always takes the same "random" experts, and hands one client's gate
-to the next.)
+A round starts from the average of the prompts; the client sends its own, keeps it for prediction,
+and keeps its gate to itself. The server's pool holds every client's last prompt. A client answers
+through its gate once the gate was trained, so from its second round on. (Public code always takes
+the same "random" experts, and hands one client's gate to the next.)
 """
 
 from dataclasses import dataclass
@@ -48,7 +52,8 @@ class PFedMoAPSettings:
         width: of the pooled features; it divides the embedding.
         heads: of the gate.
         gate_rate: learning rate of the gate relative to the prompt's.
-        gate_lr: its own learning rate in every round, whatever the schedule, in the place of ``gate_rate``.
+        gate_lr: its own learning rate in every round, whatever the schedule, in the place of
+            ``gate_rate``.
     """
 
     experts: int = 10
@@ -67,11 +72,14 @@ class PFedMoAPSettings:
         if self.gate_lr is not None:
             check_number("method.gate_lr", self.gate_lr, above=0)
         if self.width % self.heads:
-            raise FedPGPError(f"method.heads={self.heads} does not divide method.width={self.width}")
+            raise FedPGPError(
+                f"method.heads={self.heads} does not divide method.width={self.width}"
+            )
 
 
 class PFedMoAP(PromptFL):
-    """Shared: p_G (m, d). Personal: the gate (4 x 128 x 128 and biases), and the prompt p (m, d) as it was sent."""
+    """Shared: p_G (m, d). Personal: the gate (4 x 128 x 128 and biases), and the prompt p
+    (m, d) as it was sent."""
 
     name = "pfedmoap"
     Settings = PFedMoAPSettings
@@ -81,7 +89,9 @@ class PFedMoAP(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         width, embed = self.settings.width, self.task.clip.embed
         if embed % width:
-            raise FedPGPError(f"method.width={width} does not divide the model's embedding of {embed}")
+            raise FedPGPError(
+                f"method.width={width} does not divide the model's embedding of {embed}"
+            )
         context = torch.zeros(self.task.n_ctx, self.task.clip.width)
         state = {"p": context, "tuned": torch.zeros(1, 1), "gated": torch.zeros(1, 1)}
         for part in ("q", "k", "v", "o"):
@@ -91,14 +101,19 @@ class PFedMoAP(PromptFL):
     def contexts(self, training: bool) -> int:
         return 2 if training else self.settings.experts
 
-    # The server's pool. -----------------------------------------------------------------------------------------------
+    # The server's pool. ---------------------------------------------------------------------------
 
     def init_server_state(self, clients: int) -> Params:
-        return {"pool": torch.zeros(clients, self.task.n_ctx, self.task.clip.width), "known": torch.zeros(clients)}
+        return {
+            "pool": torch.zeros(clients, self.task.n_ctx, self.task.clip.width),
+            "known": torch.zeros(clients),
+        }
 
     def download_for(self, client: int, server_state: Params) -> Params:
         pool, known = server_state["pool"], server_state["known"]
-        distance = (pool - pool[client]).flatten(1).norm(dim=1).masked_fill(known == 0, float("inf"))
+        distance = (
+            (pool - pool[client]).flatten(1).norm(dim=1).masked_fill(known == 0, float("inf"))
+        )
         distance[client] = float("inf")
         count = min(self.settings.experts, len(pool)) - 1
         nearest = distance.sort(stable=True).indices[:count]
@@ -110,7 +125,7 @@ class PFedMoAP(PromptFL):
         pool[context.clients], known[context.clients] = context.updates["p_G"], 1
         return averaged, {"pool": pool, "known": known}
 
-    # Training. --------------------------------------------------------------------------------------------------------
+    # Training. ------------------------------------------------------------------------------------
 
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
@@ -118,23 +133,33 @@ class PFedMoAP(PromptFL):
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         texts = self.global_classifier(params, classes)
         classifier = self.mixture(params, texts, params["pooled"], params["known"])
-        return cross_entropy(self.logits(classifier, batch.images, classes), batch.labels, batch.weights)
+        return cross_entropy(
+            self.logits(classifier, batch.images, classes), batch.labels, batch.weights
+        )
 
     def rates(self, params: Params, step: StepContext) -> Params:
-        """The gate has a rate of its own, and stays as it is as long as the client is not in the pool."""
+        """The gate has a rate of its own, and stays as it is as long as the client is not in the
+        pool."""
         rates, s = {}, self.settings
         rate = s.gate_rate if s.gate_lr is None else s.gate_lr / step.lr
         for name in self.trainable(params):
             if name.startswith("gate."):
-                trains = (params["known"] > 0).to(params[name]).view(-1, *[1] * (params[name].dim() - 1))
+                trains = (
+                    (params["known"] > 0).to(params[name]).view(-1, *[1] * (params[name].dim() - 1))
+                )
                 rates[name] = rate * trains
         return rates
 
     def finish_client(self, params: Params, step: StepContext) -> Params:
         gated = torch.maximum(params["gated"], params["known"])
-        return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"]), "gated": gated}
+        return {
+            **params,
+            "p": params["p_G"],
+            "tuned": torch.ones_like(params["tuned"]),
+            "gated": gated,
+        }
 
-    # Answers. ---------------------------------------------------------------------------------------------------------
+    # Answers. -------------------------------------------------------------------------------------
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
         context = torch.where(params["tuned"] > 0, params["p"], params["p_G"])
@@ -142,13 +167,14 @@ class PFedMoAP(PromptFL):
         return self.mixture(params, texts, self.pooled_experts(params, classes), params["gated"])
 
     def mixture(self, params: Params, texts: Tensor, experts: Tensor, gated: Tensor) -> Params:
-        """Return the mixture's classifier: the client's own class features, the pooled experts', the gate, and whether
-        (K, 1, 1) the gate counts."""
+        """Return the mixture's classifier: the client's own class features, the pooled experts',
+        the gate, and whether (K, 1, 1) the gate counts."""
         gate = {name: tensor for name, tensor in params.items() if name.startswith("gate.")}
         return {"texts": texts, "experts": experts, "real": params["real"], "gated": gated, **gate}
 
     def pooled_experts(self, params: Params, classes: ClassSet) -> Tensor:
-        """(K, E, C, 128). Each prompt goes through the text tower once, however many clients have it."""
+        """(K, E, C, 128). Each prompt goes through the text tower once, however many clients have
+        it."""
         contexts, place = params["experts"].flatten(0, 1).unique(dim=0, return_inverse=True)
         texts = self.pool(classes.encoder(self.task.n_ctx)(contexts))
         return texts[place.view(params["experts"].shape[:2])]
@@ -161,15 +187,19 @@ class PFedMoAP(PromptFL):
         if isinstance(classifier, Tensor):
             return cosine_logits(classifier, x, scale)
         texts, query = classifier["texts"], self.pool(x)
-        tokens = torch.cat([self.pool(texts).unsqueeze(1), classifier["experts"]], dim=1)  # (K, 1 + E, C, 128)
+        tokens = torch.cat(
+            [self.pool(texts).unsqueeze(1), classifier["experts"]], dim=1
+        )  # (K, 1 + E, C, 128)
         real = torch.cat([torch.ones_like(classifier["gated"][:, 0]), classifier["real"]], dim=1)
         q = linear(classifier, "gate.q", query).unflatten(-1, (self.settings.heads, -1))
         k, v = (
-            linear(classifier, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1)) for part in ("k", "v")
+            linear(classifier, f"gate.{part}", tokens).unflatten(-1, (self.settings.heads, -1))
+            for part in ("k", "v")
         )
         scores = SHARPNESS * torch.einsum("kbhd,kechd->kbche", q, k)
         probs = scores.masked_fill(real[:, None, None, None] == 0, float("-inf")).softmax(-1)
-        # pool(x).(Wo mix + b) = (Wo^T pool(x)).mix + pool(x).b: no mixture of its own for each image and class.
+        # pool(x).(Wo mix + b) = (Wo^T pool(x)).mix + pool(x).b: no mixture of its own
+        # for each image and class.
         turned = (query @ classifier["gate.o.weight"]).unflatten(-1, (self.settings.heads, -1))
         mixed = (probs * torch.einsum("kbhd,kechd->kbche", turned, v)).sum((-2, -1))
         mixed = mixed + query @ classifier["gate.o.bias"].unsqueeze(-1)

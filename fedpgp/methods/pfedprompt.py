@@ -1,13 +1,14 @@
-"""pFedPrompt (reconstructed): PromptFL's shared prompt, and a memory of the client's own images, which learns
-nothing (after Guo et al., WWW 2023, doi 10.1145/3543507.3583518).
+"""pFedPrompt (reconstructed): PromptFL's shared prompt, and a memory of the client's own images,
+which learns nothing (after Guo et al., WWW 2023, doi 10.1145/3543507.3583518).
 
-    y = s x T^T + alpha * exp(-beta (1 - x F^T)) Y        T = g(p_G); F: features of the client's training images,
-                                                           Y: their classes, one-hot
+    y = s x T^T + alpha * exp(-beta (1 - x F^T)) Y    T = g(p_G); F: features of the client's
+                                                      training images, Y: their classes, one-hot
     L = CE(s x T^T)
 
-The paper has no code, and its exact attention is not public: this is the non-parametric key-value attention of its
-abstract in its usual form. The prompt is trained without the memory, in which every training image would find itself.
-The memory is made of the client's images when it is needed and never sent.
+The paper has no code, and its exact attention is not public: this is the non-parametric
+key-value attention of its abstract in its usual form. The prompt is trained without the memory,
+in which every training image would find itself. The memory is made of the client's images when
+it is needed and never sent.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,15 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Classifier, Images, LoadClientBatch, Params, StepContext, cosine_logits
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Images,
+    LoadClientBatch,
+    Params,
+    StepContext,
+    cosine_logits,
+)
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -48,7 +57,11 @@ class PFedPrompt(PromptFL):
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         batch = load_batch()
         ids = batch.weights.new_tensor(classes.ids)
-        return {"keys": batch.images.features, "ids": ids[batch.labels], "real": batch.weights.sign()}
+        return {
+            "keys": batch.images.features,
+            "ids": ids[batch.labels],
+            "real": batch.weights.sign(),
+        }
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         logits = self.logits(self.global_classifier(params, classes), batch.images, classes)
@@ -57,7 +70,11 @@ class PFedPrompt(PromptFL):
     def personal_classifier(self, params: Params, classes: ClassSet) -> Params:
         ids = params["ids"].new_tensor(classes.ids)
         values = (params["ids"].unsqueeze(-1) == ids) * params["real"].unsqueeze(-1)
-        return {"texts": self.global_classifier(params, classes), "keys": params["keys"], "values": values}
+        return {
+            "texts": self.global_classifier(params, classes),
+            "keys": params["keys"],
+            "values": values,
+        }
 
     def logits(self, classifier: Classifier, images: Images, classes: ClassSet) -> Tensor:
         x = images.features

@@ -1,10 +1,11 @@
-"""PLOT, federated: several prompts, to which the patches of an image are transported (Chen et al., ICLR 2023, arXiv
-2210.01253).
+"""PLOT, federated: several prompts, to which the patches of an image are transported (Chen et al.,
+ICLR 2023, arXiv 2210.01253).
 
-    y_c = s * sum_m,i T[m, i] cos(patch_m, z_i,c)        T: balanced optimal transport, no gradient through it
+    y_c = s * sum_m,i T[m, i] cos(patch_m, z_i,c)    T: balanced optimal transport, no gradient
+                                                     through it
 
-``pooled=true`` adds s cos(x, mean_i z_i,c), x the pooled feature and z not of unit norm in the mean, as the public code
-does on ImageNet alone. All prompts are averaged.
+``pooled=true`` adds s cos(x, mean_i z_i,c), x the pooled feature and z not of unit norm in the
+mean, as the public code does on ImageNet alone. All prompts are averaged.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,11 @@ class Plot(Method):
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task = self.task
-        return {"p_G": starting_contexts(self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng)}
+        return {
+            "p_G": starting_contexts(
+                self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng
+            )
+        }
 
     def contexts(self, training: bool) -> int:
         return self.settings.prompts
@@ -69,7 +74,9 @@ class Plot(Method):
 
     def logits(self, classifier: Tensor, images: Images, classes: ClassSet) -> Tensor:
         s = self.settings
-        sim = similarities(images.patches, F.normalize(classifier, dim=-1) if s.pooled else classifier)
+        sim = similarities(
+            images.patches, F.normalize(classifier, dim=-1) if s.pooled else classifier
+        )
         plan = plans(1 - sim, 1.0, s.epsilon, s.threshold, s.iterations, unbalanced=False)
         logits = self.task.logit_scale * (plan * sim).sum((-2, -1))
         if not s.pooled:

@@ -1,13 +1,15 @@
-"""ProDA, federated: a distribution of prompts for each class (Lu et al., CVPR 2022, arXiv 2205.03340).
+"""ProDA, federated: a distribution of prompts for each class (Lu et al., CVPR 2022, arXiv
+2205.03340).
 
     m_c       = mean_i z_i,c        of M prompts, not normalised
     A_ck[dim] = sum_i (z_i,c - m_c)(z_i,k - m_k) / (M + 1)
-    y_k       = s x.m_k + s^2/2 sum_dim x^2 (A_yy + A_kk - 2 A_yk)        in training, for an image x of class y
+    y_k       = s x.m_k + s^2/2 sum_dim x^2 (A_yy + A_kk - 2 A_yk)    in training, for an image x of
+                                                                      class y
     L         = CE(y) + ratio * mean over pairs of |cos| of the prompts' features without a class
-    y_k       = s x.m_k                                                     in prediction
+    y_k       = s x.m_k                                               in prediction
 
-A step uses a random part of the prompts. The paper has no code; class names stand at the end of every prompt here. All
-prompts are averaged.
+A step uses a random part of the prompts. The paper has no code; class names stand at the end of
+every prompt here. All prompts are averaged.
 """
 
 from dataclasses import dataclass
@@ -45,7 +47,9 @@ class ProDASettings:
         check_number("method.a_step", self.a_step, least=1, whole=True)
         check_number("method.ratio", self.ratio, least=0)
         if self.a_step > self.prompts:
-            raise FedPGPError(f"method.a_step={self.a_step}: there are only method.prompts={self.prompts}")
+            raise FedPGPError(
+                f"method.a_step={self.a_step}: there are only method.prompts={self.prompts}"
+            )
 
 
 class ProDA(Method):
@@ -56,7 +60,11 @@ class ProDA(Method):
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task = self.task
-        return {"p_G": starting_contexts(self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng)}
+        return {
+            "p_G": starting_contexts(
+                self.settings.prompts, task.clip, task.n_ctx, task.context_init, rng
+            )
+        }
 
     def contexts(self, training: bool) -> int:
         return self.settings.a_step if training else self.settings.prompts
@@ -65,17 +73,25 @@ class ProDA(Method):
     def nameless(self) -> PromptedTextEncoder:
         """Encodes a context followed by a full stop alone."""
         task = self.task
-        return PromptedTextEncoder(task.clip, [""], task.n_ctx, dtype=task.dtype, compute=task.compute)
+        return PromptedTextEncoder(
+            task.clip, [""], task.n_ctx, dtype=task.dtype, compute=task.compute
+        )
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(batch.labels.device)
-        p = params["p_G"].gather(1, drawn[:, :, None, None].expand(-1, -1, *params["p_G"].shape[2:]))
+        drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(
+            batch.labels.device
+        )
+        p = params["p_G"].gather(
+            1, drawn[:, :, None, None].expand(-1, -1, *params["p_G"].shape[2:])
+        )
         count, scale = p.shape[1], self.task.logit_scale
         z = classes.encoder(self.task.n_ctx)(p)  # (K, N, C, e)
         mean, away = z.mean(1), z - z.mean(1, keepdim=True)
         x = batch.images.features
         spread = x.square() @ away.square().sum(1).mT  # (K, B, C): sum_dim x^2 A_kk (N + 1)
-        of_label = away.gather(2, batch.labels[:, None, :, None].expand(-1, count, -1, away.shape[-1]))  # of class y
+        of_label = away.gather(
+            2, batch.labels[:, None, :, None].expand(-1, count, -1, away.shape[-1])
+        )  # of class y
         between = torch.einsum("knbe,knce->kbc", x.square().unsqueeze(1) * of_label, away)
         of_own = spread.gather(2, batch.labels.unsqueeze(-1))
         logits = scale * x @ mean.mT + scale**2 / 2 * (of_own + spread - 2 * between) / (count + 1)

@@ -42,12 +42,18 @@ class ProGrad(PromptFL):
     name = "prograd"
     Settings = ProGradSettings
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
         p_G, heat = params["p_G"].detach().requires_grad_(), self.settings.temperature
         with torch.enable_grad():
-            logits = self.logits(self.global_classifier({"p_G": p_G}, classes), batch.images, classes)
+            logits = self.logits(
+                self.global_classifier({"p_G": p_G}, classes), batch.images, classes
+            )
             loss = cross_entropy(logits, batch.labels, batch.weights)
-            zero_shot = cosine_logits(classes.template_features, batch.images.features, self.task.logit_scale)
+            zero_shot = cosine_logits(
+                classes.template_features, batch.images.features, self.task.logit_scale
+            )
             known = (zero_shot / heat).softmax(-1)
             distance = -(known * (logits / heat).log_softmax(-1)).sum(-1) * heat**2
             (g_a,) = torch.autograd.grad(loss.sum(), p_G, retain_graph=True)

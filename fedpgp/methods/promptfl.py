@@ -1,7 +1,7 @@
 """PromptFL: federated averaging of one CoOp context (Guo et al., IEEE TMC 2023, arXiv 2208.11625).
 
-Everybody learns the context ``p_G`` by cross-entropy; the server averages the copies, weighted by the number of images
-(the original code averages unweighted, all later ones weighted).
+Everybody learns the context ``p_G`` by cross-entropy; the server averages the copies, weighted by
+the number of images (the original code averages unweighted, all later ones weighted).
 """
 
 import numpy as np
@@ -18,7 +18,9 @@ class PromptFL(Method):
     name = "promptfl"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
-        return {"p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
+        return {
+            "p_G": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)
+        }
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         context = shared["p_G"]

@@ -1,8 +1,9 @@
-"""PromptFL with local fine-tuning: everybody answers with its own copy of the shared context, trained at home.
+"""PromptFL with local fine-tuning: everybody answers with its own copy of the shared
+context, trained at home.
 
-The federation is PromptFL's. A client's own model is the context as it left the client's training of its last round:
-the shared context of that round, fine-tuned for the local epochs. (Public code of the same name trains and averages
-the text projection instead.)
+The federation is PromptFL's. A client's own model is the context as it left the client's training
+of its last round: the shared context of that round, fine-tuned for the local epochs. (Public code
+of the same name trains and averages the text projection instead.)
 """
 
 import numpy as np
@@ -24,10 +25,14 @@ class PromptFLFT(PromptFL):
         return {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        return super().loss({**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step)
+        return super().loss(
+            {**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step
+        )
 
     def finish_client(self, params: Params, step: StepContext) -> Params:
         return {**params, "p": params["p_G"], "tuned": torch.ones_like(params["tuned"])}
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
-        return self.global_classifier({"p_G": torch.where(params["tuned"] > 0, params["p"], params["p_G"])}, classes)
+        return self.global_classifier(
+            {"p_G": torch.where(params["tuned"] > 0, params["p"], params["p_G"])}, classes
+        )

@@ -1,5 +1,5 @@
-"""PromptFolio: class features are a portfolio of a shared and a personal prompt's (Pan et al., NeurIPS 2024, arXiv
-2409.19610).
+"""PromptFolio: class features are a portfolio of a shared and a personal prompt's (Pan et al.,
+NeurIPS 2024, arXiv 2409.19610).
 
     z_i = (1 - theta) g(p_G) + theta g(p_i)        not normalised again
     L   = CE(z_i), which trains both

@@ -1,13 +1,16 @@
-"""PromptSRC, federated: deep prompts in both towers that regulate themselves (Khattak et al., ICCV 2023, arXiv
-2307.06948).
+"""PromptSRC, federated: deep prompts in both towers that regulate themselves (Khattak et al., ICCV
+2023, arXiv 2307.06948).
 
-    z = g(t), x = f(patches, v)        t (J, m, d), v (J, m, W): independent prompts of the first J blocks
-    z' = mean of sixty templates' features, then normalised;  x' = CLIP's own feature of the image;  both frozen
+    z = g(t), x = f(patches, v)        t (J, m, d), v (J, m, W): independent prompts of the first J
+                                       blocks
+    z' = mean of sixty templates' features, then normalised;
+    x' = CLIP's own feature of the image;  both frozen
     L = CE + 25 mean |z - z'| + 10 mean |x - x'| + KL(softmax(s x' z'^T) || softmax(s x z^T)) / C
 
-The server averages the prompts. Gaussian prompt aggregation: the result of the run is the weighted sum of all rounds'
-averages, with weights from a Gaussian over the rounds; the rounds themselves continue from the plain average. (Public
-code overwrites the working prompts with the unfinished sum.)
+The server averages the prompts. Gaussian prompt aggregation: the result of the run is the
+weighted sum of all rounds' averages, with weights from a Gaussian over the rounds; the
+rounds themselves continue from the plain average. (Public code overwrites the working
+prompts with the unfinished sum.)
 """
 
 from dataclasses import dataclass
@@ -34,8 +37,8 @@ class PromptSRCSettings:
     Attributes:
         depth: J, blocks with prompts, in both towers.
         text_weight, image_weight: of the two distances.
-        mean, std: of the Gaussian over rounds, as fractions of their number (the paper's 15 and 1 of 20 epochs); std 0
-            takes the last round alone.
+        mean, std: of the Gaussian over rounds, as fractions of their number (the paper's 15 and 1
+            of 20 epochs); std 0 takes the last round alone.
     """
 
     depth: int = 9
@@ -83,10 +86,16 @@ class PromptSRC(VPT):
         return classes.ensemble(SIXTY)
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
-        return {"v": shared["v"], "texts": classes.encoder(self.task.n_ctx).encode_deep(shared["t"])}
+        return {
+            "v": shared["v"],
+            "texts": classes.encoder(self.task.n_ctx).encode_deep(shared["t"]),
+        }
 
     def init_server_state(self, clients: int) -> Params:
-        return {name: torch.zeros_like(tensor) for name, tensor in self.init_shared(np.random.default_rng(0)).items()}
+        return {
+            name: torch.zeros_like(tensor)
+            for name, tensor in self.init_shared(np.random.default_rng(0)).items()
+        }
 
     @classmethod
     def depends_on_rounds(cls, settings: PromptSRCSettings) -> bool:
@@ -96,7 +105,12 @@ class PromptSRC(VPT):
         if self.settings.std == 0:
             return averaged, context.server_state
         rounds = torch.arange(1, context.num_rounds + 1, dtype=torch.float64)
-        weights = (-((rounds / context.num_rounds - self.settings.mean) ** 2) / (2 * self.settings.std**2)).softmax(0)
+        weights = (
+            -((rounds / context.num_rounds - self.settings.mean) ** 2) / (2 * self.settings.std**2)
+        ).softmax(0)
         weight = weights[context.server_round - 1].item()
-        total = {name: sum_so_far + weight * averaged[name] for name, sum_so_far in context.server_state.items()}
+        total = {
+            name: sum_so_far + weight * averaged[name]
+            for name, sum_so_far in context.server_state.items()
+        }
         return (total if context.server_round == context.num_rounds else averaged), total

@@ -8,7 +8,9 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.methods.base import Method
 from fedpgp.registry import named_classes
 
-METHODS: dict[str, type[Method]] = named_classes("fedpgp.methods", Method, skip=("base", "registry"))
+METHODS: dict[str, type[Method]] = named_classes(
+    "fedpgp.methods", Method, skip=("base", "registry")
+)
 """Name -> method: the classes in this folder. A new file here needs no mention anywhere else."""
 
 
@@ -29,18 +31,21 @@ def method_class(chosen: Mapping) -> type[Method]:
         return METHODS[chosen["name"]]
     if chosen["name"] in METHODS:
         raise FedPGPError(
-            f"method.component={path} beside method={chosen['name']}, whose settings it would not read: "
-            "write method=component, and settings as '+method.settings.KEY=VALUE'"
+            f"method.component={path} beside method={chosen['name']}, whose settings it would "
+            "not read: write method=component, and settings as '+method.settings.KEY=VALUE'"
         )
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise FedPGPError(
-            f"method.component={path}: {error}; write package.module.Class of a package that Python finds (PYTHONPATH)"
+            f"method.component={path}: {error}; write package.module.Class of a package that "
+            "Python finds (PYTHONPATH)"
         ) from error
     if not (inspect.isclass(found) and issubclass(found, Method)):
-        raise FedPGPError(f"method.component={path} is no class that derives from fedpgp.methods.Method")
+        raise FedPGPError(
+            f"method.component={path} is no class that derives from fedpgp.methods.Method"
+        )
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(found.__abstractmethods__))
         raise FedPGPError(f"method.component={path} is not complete: it must define {lacking}")

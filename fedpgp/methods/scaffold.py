@@ -1,10 +1,12 @@
-"""SCAFFOLD on prompts: control variates against the drift of clients (Karimireddy et al., ICML 2020, arXiv 1910.06378).
+"""SCAFFOLD on prompts: control variates against the drift of clients (Karimireddy et al., ICML
+2020, arXiv 1910.06378).
 
-    client:  g <- g - c_i + c at every step;  c_i' = mean of the steps' own gradients;  sends p and c_i' - c_i
+    client:  g <- g - c_i + c at every step;  c_i' = mean of the steps' own gradients;
+             sends p and c_i' - c_i
     server:  p_G <- mean of p;  c <- c + |S|/N * mean of (c_i' - c_i)
 
-The mean of the steps' gradients is the paper's option II, (p_G - p) / (steps lr) + c_i - c, for plain SGD; taken
-directly it also holds with momentum, Adam and weight decay.
+The mean of the steps' gradients is the paper's option II, (p_G - p) / (steps lr) + c_i - c, for
+plain SGD; taken directly it also holds with momentum, Adam and weight decay.
 """
 
 import numpy as np
@@ -17,7 +19,8 @@ from fedpgp.task import ClassSet
 
 
 class Scaffold(PromptFL):
-    """Shared: p_G (m, d) and its control variate c (m, d). Personal: the client's control variate c_i (m, d)."""
+    """Shared: p_G (m, d) and its control variate c (m, d). Personal: the client's
+    control variate c_i (m, d)."""
 
     name = "scaffold"
     buffers = ("c", "c_i", "mean")
@@ -34,7 +37,9 @@ class Scaffold(PromptFL):
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"mean": torch.zeros_like(params["c_i"])}
 
-    def gradients(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> tuple[Tensor, Params]:
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         params["mean"].lerp_(grads["p_G"], 1 / (step.step + 1))
         return loss, {"p_G": grads["p_G"] - params["c_i"] + params["c"]}
@@ -44,4 +49,7 @@ class Scaffold(PromptFL):
 
     def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
         fraction = len(context.clients) / context.num_clients
-        return {**averaged, "c": context.global_params["c"] + fraction * context.updates["c"].mean(0)}, {}
+        return {
+            **averaged,
+            "c": context.global_params["c"] + fraction * context.updates["c"].mean(0),
+        }, {}

@@ -1,7 +1,9 @@
-"""VPT, federated: prompts among the image tower's tokens, CLIP's own text (Jia et al., ECCV 2022, arXiv 2203.12119).
+"""VPT, federated: prompts among the image tower's tokens, CLIP's own text (Jia et al., ECCV
+2022, arXiv 2203.12119).
 
     x = f(patches, v)        shallow (depth 1): n prompts behind the patches
-                             deep: block l < depth has n of its own, which replace the outputs of those before
+                             deep: block l < depth has n of its own, which replace the outputs of
+                             those before
     y = s cos(x, z_C)        z_C: a hand-written template
 
 All prompts are shared.
@@ -63,8 +65,14 @@ class VPT(Method):
         return images * self.tower.tokens * self.tower.width * self.tower.depth
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
-        texts = classes.template_features if self.settings.text == "template" else classes.features_of(PLAIN)
+        texts = (
+            classes.template_features
+            if self.settings.text == "template"
+            else classes.features_of(PLAIN)
+        )
         return {"v": shared["v"], "texts": texts.expand(len(shared["v"]), -1, -1)}
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
-        return cosine_logits(classifier["texts"], self.tower(images.pixels, classifier["v"]), self.task.logit_scale)
+        return cosine_logits(
+            classifier["texts"], self.tower(images.pixels, classifier["v"]), self.task.logit_scale
+        )

@@ -1,5 +1,5 @@
-"""Zero-shot CLIP: a hand-written template for each class, nothing is learned (Radford et al., ICML 2021, arXiv
-2103.00020)."""
+"""Zero-shot CLIP: a hand-written template for each class, nothing is learned (Radford et al., ICML
+2021, arXiv 2103.00020)."""
 
 from torch import Tensor
 

@@ -9,7 +9,9 @@ from fedpgp.protocols.base import ClientSplit, EvalProtocol, EvalSet, FederatedS
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
 from fedpgp.registry import named_classes
 
-PROTOCOLS: dict[str, type[EvalProtocol]] = named_classes("fedpgp.protocols", EvalProtocol, skip=("base",))
+PROTOCOLS: dict[str, type[EvalProtocol]] = named_classes(
+    "fedpgp.protocols", EvalProtocol, skip=("base",)
+)
 """Name -> protocol: the classes in this folder; the same names as conf/protocol/."""
 
 
@@ -48,13 +50,15 @@ def split_clients(
         dataset: with train and test split.
         clients: number of logical clients.
         seed: of everything random in it.
-        shots: training images a class (a class and domain, where images are split by domain); None keeps all.
+        shots: training images a class (a class and domain, where images are split by
+            domain); None keeps all.
         protocol: its ``name`` and options.
         scheme: the partition: ``scheme`` and its options.
         load: finds other data sets, for the protocols that need some.
 
     Raises:
-        FedPGPError: unknown protocol or option; a data set without the split it needs; a partition that cannot work.
+        FedPGPError: unknown protocol or option; a data set without the split it needs; a
+            partition that cannot work.
     """
     chosen = make_protocol(protocol)
     return chosen.finish(chosen.split_clients(dataset, clients, seed, shots, scheme, load), seed)

@@ -1,6 +1,8 @@
-"""What an evaluation protocol decides: the classes that are learned, each client's images, and what it is tested on.
+"""What an evaluation protocol decides: the classes that are learned, each client's images,
+and what it is tested on.
 
-A protocol is one file and one frozen dataclass, whose fields are its options; ``docs/protocols.md`` lists them all.
+A protocol is one file and one frozen dataclass, whose fields are its options;
+``docs/protocols.md`` lists them all.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +18,8 @@ from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.seeding import generator
 
 Load = Callable[[Mapping], Dataset]
-"""A data set by its name and options (``{"name": "emoji", "domains": "noto"}``), from where the run finds its data."""
+"""A data set by its name and options (``{"name": "emoji", "domains": "noto"}``), from where
+the run finds its data."""
 
 LABELS = ("all", "own")
 TEMPLATES = ("dataset", "plain")
@@ -47,9 +50,9 @@ class ClientSplit:
     Attributes:
         train: indices in the train split.
         classes: labels to choose among in training.
-        eval_sets: figure -> eval set. ``local`` holds the client's own test images, ``unseen`` those of a client that
-            never trains;
-            ``base`` and ``novel``; ``domains.NAME`` and ``datasets.NAME``; ``val``, which only selects a round.
+        eval_sets: figure -> eval set. ``local`` holds the client's own test images, ``unseen``
+            those of a client that never trains; ``base`` and ``novel``; ``domains.NAME`` and
+            ``datasets.NAME``; ``val``, which only selects a round.
         domain: its domain, where images are split by domain.
         trains: False for a client that never trains.
     """
@@ -68,7 +71,11 @@ class ClientSplit:
     @property
     def test(self) -> np.ndarray:
         """Indices of its own test images."""
-        return np.empty(0, dtype=np.int64) if self.local_eval_set is None else self.local_eval_set.indices
+        return (
+            np.empty(0, dtype=np.int64)
+            if self.local_eval_set is None
+            else self.local_eval_set.indices
+        )
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,16 @@ class FederatedSplit:
     """A data set split over clients.
 
     Attributes:
-        dataset: what the indices and labels are of; several data sets joined, where a protocol needs several.
+        dataset: what the indices and labels are of; several data sets joined, where
+            a protocol needs several.
         base_classes: labels that some client trains.
-        novel_classes: labels nobody trains, of the eval set of that name; empty where the protocol has none.
+        novel_classes: labels nobody trains, of the eval set of that name; empty
+            where the protocol has none.
         clients: one entry a client.
-        adapt_epochs: epochs for which a client that never trains adapts its copy before it is tested.
-        private_data: the images are the clients' own (:mod:`fedpgp.private_data`): nobody else may know their labels.
+        adapt_epochs: epochs for which a client that never trains adapts its copy before it is
+            tested.
+        private_data: the images are the clients' own (:mod:`fedpgp.private_data`): nobody
+            else may know their labels.
     """
 
     dataset: Dataset
@@ -101,7 +112,13 @@ class FederatedSplit:
             if eval_set.split == "train"
         ]
         return np.unique(
-            np.concatenate([np.empty(0, np.int64), *(client_split.train for client_split in self.clients), *eval_sets])
+            np.concatenate(
+                [
+                    np.empty(0, np.int64),
+                    *(client_split.train for client_split in self.clients),
+                    *eval_sets,
+                ]
+            )
         )
 
 
@@ -110,16 +127,20 @@ class EvalProtocol(ABC):
     """A protocol and the options that all have.
 
     Attributes:
-        local_labels: classes to choose among in local accuracy: ``all`` trained ones, or the client's ``own``.
-        selection: which round is reported: the ``last``, the mean of the ``last_five``, or the best on a
-            ``validation`` split (never on test images).
-        template: of zero-shot CLIP: the ``dataset``'s, or ``plain`` ("a photo of a {}.") for every data set.
-        validation_share: of a client's training images, kept out of training for ``selection=validation``.
+        local_labels: classes to choose among in local accuracy: ``all`` trained ones,
+            or the client's ``own``.
+        selection: which round is reported: the ``last``, the mean of the ``last_five``, or the best
+            on a ``validation`` split (never on test images).
+        template: of zero-shot CLIP: the ``dataset``'s, or ``plain`` ("a photo of a
+            {}.") for every data set.
+        validation_share: of a client's training images, kept out of training for
+            ``selection=validation``.
     """
 
     name: ClassVar[str]
     parts: ClassVar[str | None] = None
-    """The option that makes a run of its own of each of its values, when it is not set (``held_out``)."""
+    """The option that makes a run of its own of each of its values, when it is not set
+    (``held_out``)."""
 
     local_labels: str = "all"
     selection: str = "last"
@@ -134,7 +155,13 @@ class EvalProtocol(ABC):
 
     @abstractmethod
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit: ...
 
     def values(self, dataset: Dataset) -> Sequence[str]:
@@ -154,7 +181,9 @@ class EvalProtocol(ABC):
                     **client_split.eval_sets,
                     "val": EvalSet(client_split.train[kept], client_split.classes, None, "train"),
                 }
-                client_split = replace(client_split, train=np.delete(client_split.train, kept), eval_sets=eval_sets)
+                client_split = replace(
+                    client_split, train=np.delete(client_split.train, kept), eval_sets=eval_sets
+                )
             client_splits.append(client_split)
         return replace(federated_split, clients=client_splits)
 
@@ -162,15 +191,18 @@ class EvalProtocol(ABC):
 def one_of(option: str, value: object, valid: Sequence[str | None]) -> None:
     """Refuses a value of an option that is none of the valid ones."""
     if value not in valid:
-        raise FedPGPError(unknown(f"protocol.{option}", value, ["null" if v is None else v for v in valid]))
+        raise FedPGPError(
+            unknown(f"protocol.{option}", value, ["null" if v is None else v for v in valid])
+        )
 
 
 def _hold_out(labels: np.ndarray, fraction: float, seed: int, client: int) -> np.ndarray:
-    """Positions of validation images: ``fraction`` of each class, at least one image in all, and never all."""
+    """Positions of validation images: ``fraction`` of each class, at least one image
+    in all, and never all."""
     if len(labels) < 2:
         raise FedPGPError(
-            f"client {client} has {len(labels)} training image: selection=validation needs 2 or more "
-            "(partition.min_size=2)"
+            f"client {client} has {len(labels)} training image: selection=validation needs 2 or "
+            "more (partition.min_size=2)"
         )
     order = generator(seed, "validation", client).permutation(len(labels))
     kept = []
@@ -180,12 +212,13 @@ def _hold_out(labels: np.ndarray, fraction: float, seed: int, client: int) -> np
     return np.sort(kept[: len(labels) - 1] or order[:1]).astype(np.int64)
 
 
-# Splitting. ---------------------------------------------------------------------------------------------------------
+# Splitting. ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ClientIndices:
-    """What the partition assigns to a client: indices of train and test images, its domain, the labels it has."""
+    """What the partition assigns to a client: indices of train and test images, its
+    domain, the labels it has."""
 
     train: np.ndarray
     test: np.ndarray
@@ -194,7 +227,12 @@ class ClientIndices:
 
 
 def assign(
-    dataset: Dataset, classes: Sequence[int], clients: int, seed: int, shots: int | None, scheme: Mapping
+    dataset: Dataset,
+    classes: Sequence[int],
+    clients: int,
+    seed: int,
+    shots: int | None,
+    scheme: Mapping,
 ) -> list[ClientIndices]:
     """Assign the images of some classes to clients, train and test by the same draw.
 
@@ -203,7 +241,8 @@ def assign(
         classes: labels that are assigned.
         clients: number of logical clients.
         seed: of the few-shot sample and the partition.
-        shots: training images a class (a class and domain, where images are split by domain); None keeps all.
+        shots: training images a class (a class and domain, where images are split by
+            domain); None keeps all.
         scheme: the partition: ``scheme`` and its options.
 
     Raises:
@@ -212,9 +251,13 @@ def assign(
     train, test = splits(dataset)
     train_indices, test_indices = (indices_of(split, classes) for split in (train, test))
     by_domain = splits_by_domain(scheme) and train.domains is not None
-    train_domains, test_domains = (None if s.domains is None else np.asarray(s.domains) for s in (train, test))
+    train_domains, test_domains = (
+        None if s.domains is None else np.asarray(s.domains) for s in (train, test)
+    )
     if shots is not None:
-        train_indices = train_indices[few_shot(_shot_keys(dataset, train_indices, by_domain), shots, seed)]
+        train_indices = train_indices[
+            few_shot(_shot_keys(dataset, train_indices, by_domain), shots, seed)
+        ]
     column = np.full(len(dataset.class_names), -1, dtype=np.int64)
     column[list(classes)] = np.arange(len(classes))
     options = {key: value for key, value in scheme.items() if key not in ("scheme", "name")}
@@ -254,7 +297,9 @@ def splits(dataset: Dataset) -> tuple[Split, Split]:
     if dataset.test is None:
         raise FedPGPError(f"data set {dataset.name} has no test images: nothing could be measured")
     if dataset.train is None:
-        raise FedPGPError(f"data set {dataset.name} has no training images: it can only be evaluated on")
+        raise FedPGPError(
+            f"data set {dataset.name} has no training images: it can only be evaluated on"
+        )
     return dataset.train, dataset.test
 
 
@@ -280,8 +325,8 @@ def domains_of(dataset: Dataset, protocol: str) -> list[str]:
     names = list(dict.fromkeys(splits(dataset)[1].domains or ()))
     if len(names) < 2:
         raise FedPGPError(
-            f"protocol {protocol} needs a data set with several domains (emoji, domainnet10, office_caltech10 …); "
-            f"{dataset.name} has {len(names) or 'none'}"
+            f"protocol {protocol} needs a data set with several domains (emoji, domainnet10, "
+            f"office_caltech10 …); {dataset.name} has {len(names) or 'none'}"
         )
     return names
 
@@ -293,7 +338,9 @@ def all_classes(dataset: Dataset) -> tuple[int, ...]:
 
 def local_eval_set(assigned: ClientIndices, classes: Sequence[int], local_labels: str) -> EvalSet:
     """The eval set of a client's own test images."""
-    return EvalSet(assigned.test, tuple(classes), assigned.labels if local_labels == "own" else None)
+    return EvalSet(
+        assigned.test, tuple(classes), assigned.labels if local_labels == "own" else None
+    )
 
 
 def _shot_keys(dataset: Dataset, rows: np.ndarray, by_domain: bool) -> np.ndarray:

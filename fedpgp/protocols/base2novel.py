@@ -1,8 +1,9 @@
-"""``base2novel``: the first half of the classes (base) is split over the clients; the second half (novel) nobody sees.
+"""``base2novel``: the first half of the classes (base) is split over the clients; the second
+half (novel) nobody sees.
 
-A client's prompt is scored on its own test images (local), on the base classes and on the novel ones. With a partition
-by domain, base and novel are taken from the client's own domain. The FedPGP paper's main table (there with classes
-split without overlap).
+A client's prompt is scored on its own test images (local), on the base classes and on the novel
+ones. With a partition by domain, base and novel are taken from the client's own domain. The FedPGP
+paper's main table (there with classes split without overlap).
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ from fedpgp.protocols.personal import base_eval_set, not_empty
 
 @dataclass(frozen=True)
 class Base2Novel(EvalProtocol):
-    """Options: ``class_order``, what the halves go by: ``label`` (CoOp) or ``alphabet`` (FLiP); ``base``, images of
-    base accuracy: ``all``, or ``others`` (without the client's own classes)."""
+    """Options: ``class_order``, what the halves go by: ``label`` (CoOp) or ``alphabet`` (FLiP);
+    ``base``, images of base accuracy: ``all``, or ``others`` (without the client's own classes)."""
 
     name: ClassVar[str] = "base2novel"
     class_order: str = "label"
@@ -40,16 +41,28 @@ class Base2Novel(EvalProtocol):
         one_of("class_order", self.class_order, CLASS_ORDERS)
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
-        base, novel = (tuple(ids) for ids in base_novel(dataset.class_names, order=self.class_order))
+        base, novel = (
+            tuple(ids) for ids in base_novel(dataset.class_names, order=self.class_order)
+        )
         client_splits = []
         for assigned in assign(dataset, base, clients, seed, shots, scheme):
             rows = indices_of(dataset.test, novel, assigned.domain)
             eval_sets = {
                 "local": local_eval_set(assigned, base, self.local_labels),
-                "base": base_eval_set(dataset, assigned, base, self.base, len(client_splits), scheme),
-                "novel": EvalSet(not_empty(rows, "novel", len(client_splits), self.base, scheme), novel),
+                "base": base_eval_set(
+                    dataset, assigned, base, self.base, len(client_splits), scheme
+                ),
+                "novel": EvalSet(
+                    not_empty(rows, "novel", len(client_splits), self.base, scheme), novel
+                ),
             }
             client_splits.append(ClientSplit(assigned.train, base, eval_sets, assigned.domain))
         return FederatedSplit(dataset, base, novel, client_splits)

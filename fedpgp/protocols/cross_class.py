@@ -1,9 +1,11 @@
-"""``cross_class``: one federation over several data sets; every client has a block of classes of one of them (FedTPG).
+"""``cross_class``: one federation over several data sets; every client has a block of classes
+of one of them (FedTPG).
 
-The first half of each data set's classes (base) is cut into blocks of consecutive classes, a block a client, about as
-many classes in every block; the second half (novel) nobody sees. A client trains and answers among its own classes
-(local); its prompt is also scored on all base and all novel classes of its data set. FedTPG: nine data sets, blocks of
-about 20 classes (``clients=30``), 8 shots.
+The first half of each data set's classes (base) is cut into blocks of consecutive classes, a
+block a client, about as many classes in every block; the second half (novel) nobody sees. A
+client trains and answers among its own classes (local); its prompt is also scored on all base and
+all novel classes of its data set. FedTPG: nine data sets, blocks of about 20 classes
+(``clients=30``), 8 shots.
 
 On the embedded federation the data sets are eight groups of emoji (animals, food, faces …).
 """
@@ -18,11 +20,28 @@ from fedpgp.data import Dataset
 from fedpgp.data.joint import Member, join
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel, few_shot
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import ClientSplit, EvalProtocol, EvalSet, FederatedSplit, Load, one_of, splits
+from fedpgp.protocols.base import (
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
+    Load,
+    one_of,
+    splits,
+)
 from fedpgp.protocols.cross_dataset import Spec, as_specs, label_of
 
 NINE = (
-    *("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd"),
+    *(
+        "caltech101",
+        "oxford_pets",
+        "stanford_cars",
+        "flowers102",
+        "food101",
+        "fgvc_aircraft",
+        "sun397",
+        "dtd",
+    ),
     "ucf101",
 )
 GROUPS = ("animals", "food", "people", "faces", "travel", "activities", "objects", "symbols")
@@ -30,8 +49,9 @@ GROUPS = ("animals", "food", "people", "faces", "travel", "activities", "objects
 
 @dataclass(frozen=True)
 class CrossClass(EvalProtocol):
-    """Options: ``datasets`` of the federation, names or mappings of ``name`` and options, the run's own among them;
-    None takes the usual ones. ``class_order``, what the halves go by: ``label`` or ``alphabet``."""
+    """Options: ``datasets`` of the federation, names or mappings of ``name`` and options, the
+    run's own among them; None takes the usual ones. ``class_order``, what the halves go by:
+    ``label`` or ``alphabet``."""
 
     name: ClassVar[str] = "cross_class"
     local_labels: str = "own"
@@ -43,19 +63,27 @@ class CrossClass(EvalProtocol):
         one_of("class_order", self.class_order, CLASS_ORDERS)
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         if scheme["scheme"] != "pathological":
             raise FedPGPError(
-                f"protocol cross_class splits blocks of classes without overlap: partition=pathological, not "
-                f"{scheme['scheme']}"
+                "protocol cross_class splits blocks of classes without overlap: "
+                f"partition=pathological, not {scheme['scheme']}"
             )
-        usual = [{"name": "emoji", "groups": [g]} for g in GROUPS] if dataset.name == "emoji" else NINE
+        usual = (
+            [{"name": "emoji", "groups": [g]} for g in GROUPS] if dataset.name == "emoji" else NINE
+        )
         specs = as_specs(usual if self.datasets is None else self.datasets, "datasets")
         if dataset.name not in (spec["name"] for spec in specs):
             raise FedPGPError(
-                f"protocol.datasets does not name {dataset.name}: the run's own data set is one of the federation's "
-                f"({', '.join(str(spec['name']) for spec in specs)})"
+                f"protocol.datasets does not name {dataset.name}: the run's own data set is one "
+                f"of the federation's ({', '.join(str(spec['name']) for spec in specs)})"
             )
         labels = [label_of(spec) for spec in specs]
         joint, members = join([load(spec) for spec in specs])
@@ -64,7 +92,9 @@ class CrossClass(EvalProtocol):
         base = tuple(c for half, _ in halves for c in half)
         novel = tuple(c for _, half in halves for c in half)
         client_splits = []
-        for label, (mine, new), many in zip(labels, halves, self._clients(halves, clients), strict=True):
+        for label, (mine, new), many in zip(
+            labels, halves, self._clients(halves, clients), strict=True
+        ):
             eval_sets = {
                 "base": EvalSet(np.flatnonzero(np.isin(test.labels, mine)), mine),
                 "novel": EvalSet(np.flatnonzero(np.isin(test.labels, new)), new),
@@ -76,7 +106,9 @@ class CrossClass(EvalProtocol):
                     rows = rows[few_shot(train.labels[rows], shots, seed)]
                 own = np.flatnonzero(np.isin(test.labels, classes))
                 asked = classes if self.local_labels == "own" else mine
-                client_splits.append(ClientSplit(rows, classes, {"local": EvalSet(own, asked), **eval_sets}, label))
+                client_splits.append(
+                    ClientSplit(rows, classes, {"local": EvalSet(own, asked), **eval_sets}, label)
+                )
         for client, client_split in enumerate(client_splits):
             for what, rows in (
                 ("training", client_split.train),
@@ -84,7 +116,8 @@ class CrossClass(EvalProtocol):
             ):
                 if not len(rows):
                     raise FedPGPError(
-                        f"client {client} ({client_split.domain}) has no {what} image: leave that data set out"
+                        f"client {client} ({client_split.domain}) has no {what} image: leave "
+                        "that data set out"
                     )
         return FederatedSplit(joint, base, novel, client_splits)
 
@@ -98,7 +131,10 @@ class CrossClass(EvalProtocol):
         """Clients of each data set: at least one, and as its number of base classes."""
         sizes = np.array([len(base) for base, _ in halves])
         if clients < len(sizes):
-            raise FedPGPError(f"clients={clients}: {len(sizes)} data sets need a client each; use clients={len(sizes)}")
+            raise FedPGPError(
+                f"clients={clients}: {len(sizes)} data sets need a client each; use "
+                f"clients={len(sizes)}"
+            )
         # One each, and the others by Sainte-Laguë's quotients, so that blocks come out alike.
         many = np.ones(len(sizes), dtype=np.int64)
         while many.sum() < clients:
@@ -106,7 +142,8 @@ class CrossClass(EvalProtocol):
         if (crowded := many > np.maximum(1, sizes // 2)).any():
             most = int(np.maximum(1, sizes // 2).sum())
             raise FedPGPError(
-                f"clients={clients}: a block needs 2 classes or more, and data set {int(np.argmax(crowded)) + 1} has "
-                f"{sizes[crowded][0]} base classes for {many[crowded][0]} clients; use clients={most} or fewer"
+                f"clients={clients}: a block needs 2 classes or more, and data set "
+                f"{int(np.argmax(crowded)) + 1} has {sizes[crowded][0]} base classes for "
+                f"{many[crowded][0]} clients; use clients={most} or fewer"
             )
         return many.tolist()

@@ -1,8 +1,8 @@
-"""``cross_dataset``: trained on one data set, tested on others whose classes were never trained (``datasets``; their
-mean is ``unseen``). FedTPG's and FLiP's transfer: ImageNet to ten data sets.
+"""``cross_dataset``: trained on one data set, tested on others whose classes were never trained
+(``datasets``; their mean is ``unseen``). FedTPG's and FLiP's transfer: ImageNet to ten data sets.
 
-On the embedded federation the data sets are groups of emoji: animals, food, faces and people are trained; travel,
-activities, objects and symbols are the others.
+On the embedded federation the data sets are groups of emoji: animals, food, faces and people are
+trained; travel, activities, objects and symbols are the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,16 @@ from fedpgp.protocols.base import (
 )
 
 TEN = (
-    *("caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd"),
+    *(
+        "caltech101",
+        "oxford_pets",
+        "stanford_cars",
+        "flowers102",
+        "food101",
+        "fgvc_aircraft",
+        "sun397",
+        "dtd",
+    ),
     *("eurosat", "ucf101"),
 )
 """The ten data sets that transfer is tested on since CoOp."""
@@ -36,10 +45,11 @@ Spec = Mapping[str, object]
 
 @dataclass(frozen=True)
 class CrossDataset(EvalProtocol):
-    """Options: ``targets``, the data sets that are only tested on: names, or mappings of ``name`` and options; None
-    takes the usual ones. ``source``, options that narrow the data set that is trained on; None narrows emoji only.
-    ``train_labels``, classes to choose among in training: ``all``, or the client's ``own``, as in FedTPG's code
-    (boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the client's classes alone)."""
+    """Options: ``targets``, the data sets that are only tested on: names, or mappings of ``name``
+    and options; None takes the usual ones. ``source``, options that narrow the data set that is
+    trained on; None narrows emoji only. ``train_labels``, classes to choose among in training:
+    ``all``, or the client's ``own``, as in FedTPG's code (boschresearch/FedTPG, commit
+    f141c2994b5a, federated/client.py: the model is given the client's classes alone)."""
 
     name: ClassVar[str] = "cross_dataset"
     targets: Sequence[str | Spec] | None = None
@@ -63,13 +73,20 @@ class CrossDataset(EvalProtocol):
         """Refuses a target that the protocol is not meant for."""
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         narrowing, usual = self.usual(dataset.name)
         narrowing = narrowing if self.source is None else self.source
         if not isinstance(narrowing, Mapping):
             raise FedPGPError(
-                f"protocol.source={narrowing!r} holds no options; write 'protocol.source={{OPTION:VALUE}}'"
+                f"protocol.source={narrowing!r} holds no options; write "
+                "'protocol.source={OPTION:VALUE}'"
             )
         if narrowing:
             dataset = load({"name": dataset.name, **narrowing})
@@ -120,7 +137,9 @@ def as_specs(targets: object, option: str) -> list[Spec]:
         FedPGPError: no list, or an entry that is neither.
     """
     if not isinstance(targets, Sequence) or isinstance(targets, str):
-        raise FedPGPError(f"protocol.{option}={targets!r} is no list; write 'protocol.{option}=[NAME,NAME]'")
+        raise FedPGPError(
+            f"protocol.{option}={targets!r} is no list; write 'protocol.{option}=[NAME,NAME]'"
+        )
     return [as_spec(target, option) for target in targets]
 
 
@@ -129,11 +148,18 @@ def as_spec(target: str | Spec, option: str) -> Spec:
     if isinstance(target, str):
         return {"name": target}
     if not isinstance(target, Mapping) or "name" not in target:
-        raise FedPGPError(f"protocol.{option} has {target!r}: write a name, or {{name: NAME, OPTION: VALUE}}")
+        raise FedPGPError(
+            f"protocol.{option} has {target!r}: write a name, or {{name: NAME, OPTION: VALUE}}"
+        )
     return target
 
 
 def label_of(spec: Spec) -> str:
-    """What a data set is called in tables: its name and the values of its options (``emoji objects``)."""
-    values = [value if isinstance(value, (list, tuple)) else [value] for key, value in spec.items() if key != "name"]
+    """What a data set is called in tables: its name and the values of its options
+    (``emoji objects``)."""
+    values = [
+        value if isinstance(value, (list, tuple)) else [value]
+        for key, value in spec.items()
+        if key != "name"
+    ]
     return " ".join([str(spec["name"]), *(str(v) for value in values for v in value)])

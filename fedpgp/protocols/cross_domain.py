@@ -1,5 +1,6 @@
-"""``cross_domain``: trained on one data set, tested on the same classes in other images (``datasets``; their mean is
-``unseen``). ImageNet to ImageNetV2, -Sketch, -A and -R in CoOp, FedTPG and their peers.
+"""``cross_domain``: trained on one data set, tested on the same classes in other images
+(``datasets``; their mean is ``unseen``). ImageNet to ImageNetV2, -Sketch, -A and -R in
+CoOp, FedTPG and their peers.
 
 On the embedded federation: trained on Noto's emoji, tested on the five other vendors' drawings.
 """
@@ -24,17 +25,20 @@ class CrossDomain(CrossDataset):
 
     def usual(self, dataset: str) -> tuple[Spec, Sequence[str | Spec]]:
         if dataset == "emoji":
-            return {"domains": ["noto"]}, [{"name": "emoji", "domains": [style]} for style in OTHER_STYLES]
+            return {"domains": ["noto"]}, [
+                {"name": "emoji", "domains": [style]} for style in OTHER_STYLES
+            ]
         if dataset == "imagenet" or self.targets is not None:
             return {}, VARIANTS
         raise FedPGPError(
-            f"protocol cross_domain knows no variants of {dataset}: name them, protocol.targets=[NAME,...] (or use "
-            "dataset=imagenet or emoji)"
+            f"protocol cross_domain knows no variants of {dataset}: name them, "
+            "protocol.targets=[NAME,...] (or use dataset=imagenet or emoji)"
         )
 
     def accept(self, source: Dataset, target: Dataset) -> None:
         if strangers := sorted(set(target.class_names) - set(source.class_names)):
             raise FedPGPError(
-                f"data set {target.name} has classes that {source.name} has not ({', '.join(strangers[:3])} …): it is "
-                "no variant of it; use protocol=cross_dataset"
+                f"data set {target.name} has classes that {source.name} has not "
+                f"({', '.join(strangers[:3])} …): it is no variant of it; use "
+                "protocol=cross_dataset"
             )

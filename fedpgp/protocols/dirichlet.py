@@ -1,7 +1,8 @@
-"""``dirichlet``: label shift. Every client has all classes in proportions of its own, and is tested in the same ones.
+"""``dirichlet``: label shift. Every client has all classes in proportions of its own, and is
+tested in the same ones.
 
-The FedPGP paper's CIFAR tables: Dirichlet(0.3) over labels, 100 clients, a tenth of them a round; CIFAR-100's public
-split is Pachinko.
+The FedPGP paper's CIFAR tables: Dirichlet(0.3) over labels, 100 clients, a tenth of them a round;
+CIFAR-100's public split is Pachinko.
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,17 @@ class Dirichlet(Personal):
     name: ClassVar[str] = "dirichlet"
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         if scheme["scheme"] not in SCHEMES:
             raise FedPGPError(
-                f"protocol dirichlet is about label shift; partition={scheme['scheme']} has none: choose one of "
-                f"{', '.join(SCHEMES)}, or protocol=personal"
+                f"protocol dirichlet is about label shift; partition={scheme['scheme']} has "
+                f"none: choose one of {', '.join(SCHEMES)}, or protocol=personal"
             )
         return super().split_clients(dataset, clients, seed, shots, scheme, load)

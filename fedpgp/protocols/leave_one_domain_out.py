@@ -1,5 +1,6 @@
-"""``leave_one_domain_out``: the clients of one domain are left out, and its images show what the others' prompts make
-of it (``unseen``). The FedPGP paper's domain generalisation on DomainNet and Office-Caltech10.
+"""``leave_one_domain_out``: the clients of one domain are left out, and its images show what
+the others' prompts make of it (``unseen``). The FedPGP paper's domain generalisation on
+DomainNet and Office-Caltech10.
 
 Without ``held_out`` every domain is held out in turn, a run each.
 """
@@ -32,13 +33,14 @@ from fedpgp.protocols.multidomain import by_domain
 
 @dataclass(frozen=True)
 class LeaveOneDomainOut(EvalProtocol):
-    """Options: ``held_out``, the domain that is left out; None makes a run of each. ``held_out_images``, which of its
-    images are tested on: those of its ``test`` split, or ``all``, training images too.
+    """Options: ``held_out``, the domain that is left out; None makes a run of each.
+    ``held_out_images``, which of its images are tested on: those of its ``test`` split, or
+    ``all``, training images too.
 
     FedPGP's code tests on all (commit d43045b33f42, data_utils.py, line 97), so does FedCLIP's
-    (microsoft/PersonalizedFL, commit 441670edb574, fedclip/utils/prepare_data_dg_clip.py, lines 71 to 77). Where the
-    same subject stands in several domains, as in the emoji, training images of the held-out domain show what was
-    trained on in other domains.
+    (microsoft/PersonalizedFL, commit 441670edb574, fedclip/utils/prepare_data_dg_clip.py, lines 71
+    to 77). Where the same subject stands in several domains, as in the emoji, training images of
+    the held-out domain show what was trained on in other domains.
     """
 
     name: ClassVar[str] = "leave_one_domain_out"
@@ -54,12 +56,20 @@ class LeaveOneDomainOut(EvalProtocol):
         return domains_of(dataset, self.name)
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         classes, names = all_classes(dataset), domains_of(dataset, self.name)
         by_domain(self.name, scheme)
         if self.held_out is None:
-            raise FedPGPError(f"protocol.held_out has no value; a run leaves out one of {', '.join(names)}")
+            raise FedPGPError(
+                f"protocol.held_out has no value; a run leaves out one of {', '.join(names)}"
+            )
         if self.held_out not in names:
             raise FedPGPError(unknown("protocol.held_out", self.held_out, names))
         train, test = splits(dataset)

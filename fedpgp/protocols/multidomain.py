@@ -1,7 +1,8 @@
 """``multidomain``: every client has images of one domain, and accuracy is told domain by domain.
 
-The FedPGP paper's DomainNet and Office-Caltech10 tables (a domain's figure is the mean of its clients'), and FLiP's
-"multidomain" benchmark (``domains=all``: every model on every domain's whole test split).
+The FedPGP paper's DomainNet and Office-Caltech10 tables (a domain's figure is the mean of
+its clients'), and FLiP's "multidomain" benchmark (``domains=all``: every model on every
+domain's whole test split).
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,9 @@ from fedpgp.protocols.base import (
 
 @dataclass(frozen=True)
 class MultiDomain(EvalProtocol):
-    """Options: ``domains``, what a domain's accuracy is: ``own``, the mean local accuracy of its clients; or ``all``,
-    the mean over all clients' models of their accuracy on its whole test split."""
+    """Options: ``domains``, what a domain's accuracy is: ``own``, the mean local
+    accuracy of its clients; or ``all``, the mean over all clients' models of their
+    accuracy on its whole test split."""
 
     name: ClassVar[str] = "multidomain"
     domains: str = "own"
@@ -39,13 +41,22 @@ class MultiDomain(EvalProtocol):
         one_of("domains", self.domains, ("own", "all"))
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         classes, names = all_classes(dataset), domains_of(dataset, self.name)
         by_domain(self.name, scheme)
         eval_sets = {}
         if self.domains == "all":
-            eval_sets = {f"domains.{name}": EvalSet(indices_of(dataset.test, classes, name), classes) for name in names}
+            eval_sets = {
+                f"domains.{name}": EvalSet(indices_of(dataset.test, classes, name), classes)
+                for name in names
+            }
         client_splits = [
             ClientSplit(
                 assigned.train,
@@ -62,6 +73,6 @@ def by_domain(protocol: str, scheme: Mapping) -> None:
     """Refuses a partition that mixes domains on a client."""
     if not splits_by_domain(scheme):
         raise FedPGPError(
-            f"protocol {protocol} needs clients of one domain each; partition={scheme['scheme']} mixes them: choose "
-            "domain, domain_dirichlet or natural"
+            f"protocol {protocol} needs clients of one domain each; partition={scheme['scheme']} "
+            "mixes them: choose domain, domain_dirichlet or natural"
         )

@@ -1,7 +1,9 @@
-"""``personal``: all classes are split over the clients, and a prompt is scored on its client's own test images.
+"""``personal``: all classes are split over the clients, and a prompt is scored on its
+client's own test images.
 
-Protocol of PromptFL, FedOTP and their peers with classes split without overlap; with ``base=others`` DP-FPL's
-"neighbour" accuracy, with ``base=all`` FLiP's "global" (under the global prompt) and "dual" benchmarks.
+Protocol of PromptFL, FedOTP and their peers with classes split without overlap; with
+``base=others`` DP-FPL's "neighbour" accuracy, with ``base=all`` FLiP's "global" (under the global
+prompt) and "dual" benchmarks.
 """
 
 from collections.abc import Mapping
@@ -29,8 +31,9 @@ from fedpgp.protocols.base import (
 
 @dataclass(frozen=True)
 class Personal(EvalProtocol):
-    """Options: ``base``, a second eval set of all test images (``all``), or on those of other classes than the client's
-    own (``others``); None has none. With a partition by domain the images are of the client's own domain."""
+    """Options: ``base``, a second eval set of all test images (``all``), or on those of other
+    classes than the client's own (``others``); None has none. With a partition by domain the images
+    are of the client's own domain."""
 
     name: ClassVar[str] = "personal"
     base: str | None = None
@@ -40,23 +43,36 @@ class Personal(EvalProtocol):
         one_of("base", self.base, (None, "all", "others"))
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         classes = all_classes(dataset)
         client_splits = []
         for assigned in assign(dataset, classes, clients, seed, shots, scheme):
             eval_sets = {"local": local_eval_set(assigned, classes, self.local_labels)}
             if self.base is not None:
-                eval_sets["base"] = base_eval_set(dataset, assigned, classes, self.base, len(client_splits), scheme)
+                eval_sets["base"] = base_eval_set(
+                    dataset, assigned, classes, self.base, len(client_splits), scheme
+                )
             client_splits.append(ClientSplit(assigned.train, classes, eval_sets, assigned.domain))
         return FederatedSplit(dataset, classes, (), client_splits)
 
 
 def base_eval_set(
-    dataset: Dataset, assigned: ClientIndices, classes: tuple[int, ...], base: str, client: int, scheme: Mapping
+    dataset: Dataset,
+    assigned: ClientIndices,
+    classes: tuple[int, ...],
+    base: str,
+    client: int,
+    scheme: Mapping,
 ) -> EvalSet:
-    """All test images of the trained classes (of the client's own domain, if it has one), or those of other classes
-    than its own.
+    """All test images of the trained classes (of the client's own domain, if it has one), or those
+    of other classes than its own.
 
     Raises:
         FedPGPError: there is none.
@@ -71,8 +87,9 @@ def not_empty(rows: np.ndarray, what: str, client: int, base: str, scheme: Mappi
     """The rows, when there are some."""
     if not len(rows):
         raise FedPGPError(
-            f"client {client} has no test image for {what} accuracy with protocol.base={base} and "
-            f"partition={scheme['scheme']}: 'others' needs classes split without overlap (partition=pathological); "
-            "else use protocol.base=all, or data with test images of both halves of the classes in every domain"
+            f"client {client} has no test image for {what} accuracy with protocol.base={base} "
+            f"and partition={scheme['scheme']}: 'others' needs classes split without overlap "
+            "(partition=pathological); else use protocol.base=all, or data with test images of "
+            "both halves of the classes in every domain"
         )
     return rows

@@ -1,4 +1,5 @@
-"""``unseen_clients``: some clients never train. They get the global prompt, and are tested on their own test images.
+"""``unseen_clients``: some clients never train. They get the global prompt, and are tested
+on their own test images.
 
 With ``adapt_epochs`` such a client first trains its own copy for a few local epochs, and keeps it.
 """
@@ -16,8 +17,9 @@ from fedpgp.seeding import generator
 
 @dataclass(frozen=True)
 class UnseenClients(Personal):
-    """Options: ``share``, the fraction of clients that never train, drawn from the seed; ``adapt_epochs``, local
-    epochs of such a client before it is tested (0: none); and those of ``personal``."""
+    """Options: ``share``, the fraction of clients that never train, drawn from the seed;
+    ``adapt_epochs``, local epochs of such a client before it is tested (0: none); and
+    those of ``personal``."""
 
     name: ClassVar[str] = "unseen_clients"
     share: float = 0.25
@@ -29,17 +31,28 @@ class UnseenClients(Personal):
         check_number("protocol.adapt_epochs", self.adapt_epochs, least=0, whole=True)
 
     def split_clients(
-        self, dataset: Dataset, clients: int, seed: int, shots: int | None, scheme: Mapping, load: Load
+        self,
+        dataset: Dataset,
+        clients: int,
+        seed: int,
+        shots: int | None,
+        scheme: Mapping,
+        load: Load,
     ) -> FederatedSplit:
         if clients < 2:
             raise FedPGPError(
-                f"clients={clients}: protocol unseen_clients needs 2 or more, one that trains and one not"
+                f"clients={clients}: protocol unseen_clients needs 2 or more, one that trains "
+                "and one not"
             )
         federated_split = super().split_clients(dataset, clients, seed, shots, scheme, load)
         many = min(clients - 1, max(1, round(self.share * clients)))
-        unseen = set(generator(seed, "unseen clients").choice(clients, size=many, replace=False).tolist())
+        unseen = set(
+            generator(seed, "unseen clients").choice(clients, size=many, replace=False).tolist()
+        )
         client_splits = [
-            replace(client_split, trains=False, eval_sets={"unseen": client_split.eval_sets["local"]})
+            replace(
+                client_split, trains=False, eval_sets={"unseen": client_split.eval_sets["local"]}
+            )
             if client in unseen
             else client_split
             for client, client_split in enumerate(federated_split.clients)

@@ -20,7 +20,9 @@ def node(tmp_path, node_config, private="chosen"):
     job = Job("0123456789abcdef", 1, "{}", folder, 1, clients=(0,), committed=(0,))
     content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
     return ClientRequest(
-        SimpleNamespace(content=content), SimpleNamespace(node_config=node_config), lambda config: None
+        SimpleNamespace(content=content),
+        SimpleNamespace(node_config=node_config),
+        lambda config: None,
     )
 
 
@@ -31,7 +33,9 @@ def test_a_real_node_refuses_the_servers_folder(tmp_path, node_config):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("node_config", [{"inline": True}, {"partition-id": 0, "num-partitions": 2}])
+@pytest.mark.parametrize(
+    "node_config", [{"inline": True}, {"partition-id": 0, "num-partitions": 2}]
+)
 def test_a_simulations_node_takes_it(tmp_path, node_config):
     assert node(tmp_path, node_config).store.folder == tmp_path / "chosen"
 
@@ -44,7 +48,11 @@ def test_a_broken_image_is_named_to_nobody_else(tmp_path, capfd):
     for given in (plain, {**plain, "data-dir": str(tmp_path)}):
         job = Job("0123456789abcdef", 1, "{}", "", 1, clients=(0,), committed=(0,))
         content = pack(job, {0: RecordDict({"config": ConfigRecord()})})
-        one = ClientRequest(SimpleNamespace(content=content), SimpleNamespace(node_config=given), lambda config: None)
+        one = ClientRequest(
+            SimpleNamespace(content=content),
+            SimpleNamespace(node_config=given),
+            lambda config: None,
+        )
 
         def broken(federation, shared, clients, client_only):
             raise error
@@ -52,7 +60,11 @@ def test_a_broken_image_is_named_to_nobody_else(tmp_path, capfd):
         one._collect(broken, None, {}, [0], {})
         told.append(one.errors[0])
     assert "Jane_Doe" in told[0]  # an image of a public data set
-    assert "Jane" not in told[1] and "cat" not in told[1] and "errors.log in its state-dir says what" in told[1]
+    assert (
+        "Jane" not in told[1]
+        and "cat" not in told[1]
+        and "errors.log in its state-dir says what" in told[1]
+    )
     assert "Jane_Doe" in capfd.readouterr().err
     kept = tmp_path / "errors.log"
     assert "Jane_Doe" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
@@ -73,7 +85,11 @@ def test_a_node_s_errors_do_not_fill_its_disk(tmp_path, monkeypatch):
     for number in range(100):
         assert own.keep_error(f"error {number} \ud800")
     kept = (tmp_path / "errors.log").read_text()
-    assert "error 99" in kept and len(kept) < 1100 and (tmp_path / "errors.log.1").stat().st_size < 1100
+    assert (
+        "error 99" in kept
+        and len(kept) < 1100
+        and (tmp_path / "errors.log.1").stat().st_size < 1100
+    )
 
 
 def test_an_exception_nobody_foresaw_is_kept_with_its_traceback(tmp_path):
@@ -87,7 +103,8 @@ def test_an_exception_nobody_foresaw_is_kept_with_its_traceback(tmp_path):
 
 
 def test_images_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_path):
-    """All clients of a simulation have one data set: 2,000 of them would read it 2,000 times to the same image."""
+    """All clients of a simulation have one data set: 2,000 of them would read it 2,000
+    times to the same image."""
 
     class Broken:
         tries = 0
@@ -99,9 +116,20 @@ def test_images_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_p
     federation = Broken()
     store = PrivateStore(tmp_path, "0123456789abcdef", 1)
     store.claim()
-    job = Job(store.run, 1, store.give_configuration("{}"), str(tmp_path), 0, (0, 1, 2), (0, 0, 0), ask="clients")
+    job = Job(
+        store.run,
+        1,
+        store.give_configuration("{}"),
+        str(tmp_path),
+        0,
+        (0, 1, 2),
+        (0, 0, 0),
+        ask="clients",
+    )
     content = pack(job, {client: RecordDict({"config": ConfigRecord()}) for client in job.clients})
     grid = InlineGrid(client_app(lambda text: federation))
-    (reply,) = grid.send_and_receive([Message(content, dst_node_id=NODE, message_type=MessageType.QUERY)])
+    (reply,) = grid.send_and_receive(
+        [Message(content, dst_node_id=NODE, message_type=MessageType.QUERY)]
+    )
     assert dict(reply.content["errors"]) == dict.fromkeys("012", "image 3.png cannot be read")
     assert federation.tries == 1

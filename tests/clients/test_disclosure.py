@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from clients.disclosure import MODELS_A_ROUND, Disclosure, Limits, Withheld, pin, rounded, two_digits
+from clients.disclosure import (
+    MODELS_A_ROUND,
+    Disclosure,
+    Limits,
+    Withheld,
+    pin,
+    rounded,
+    two_digits,
+)
 from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.errors import FedPGPError
@@ -21,7 +29,14 @@ def tensors(value: float) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("value", "images", "told"),
-    [(12.5, 8, 0.0), (37.5, 8, 50.0), (73.0, 100, 70.0), (76.0, 100, 80.0), (73.0, 400, 75.0), (100.0, 10, 100.0)]
+    [
+        (12.5, 8, 0.0),
+        (37.5, 8, 50.0),
+        (73.0, 100, 70.0),
+        (76.0, 100, 80.0),
+        (73.0, 400, 75.0),
+        (100.0, 10, 100.0),
+    ]
     + [(12.0, 1, 0.0), (88.0, 3, 100.0)],
 )
 def test_a_figure_is_rounded_to_what_its_images_allow(value, images, told):
@@ -44,7 +59,9 @@ def test_a_loss_has_two_digits():
 
 def test_few_images_tell_nothing(tmp_path):
     images = {"local": 100, "novel": 9, "ece": 100}
-    told = disclosure(tmp_path).figures({"personal.local": 73.0, "personal.novel": 50.0, "global.ece": 4.0}, images)
+    told = disclosure(tmp_path).figures(
+        {"personal.local": 73.0, "personal.novel": 50.0, "global.ece": 4.0}, images
+    )
     assert set(told) == {"personal.local", "global.ece"}
     np.testing.assert_allclose([told["personal.local"], told["global.ece"]], [70.0, 0.0])
 
@@ -59,12 +76,17 @@ def test_a_round_scores_two_models(tmp_path):
 
 
 def test_tensors_that_are_far_are_not_answered_to(tmp_path):
-    """The measure is the median of the node's own updates, here 1; what is no model is not measured."""
+    """The measure is the median of the node's own updates, here 1; what is no model is not
+    measured."""
     disclosure(tmp_path).admit(tensors(0.0), 0)  # the first are taken as they are
     for norm in (0.5, 1.0, 1000.0):
-        disclosure(tmp_path).trained(tensors(0.0), {"p_G": np.full((2, 2), norm / 2), "c": np.zeros(3)})
+        disclosure(tmp_path).trained(
+            tensors(0.0), {"p_G": np.full((2, 2), norm / 2), "c": np.zeros(3)}
+        )
     disclosure(tmp_path).admit(tensors(9.9), 1)  # 19.8 away
-    with pytest.raises(Withheld, match=r"moved 40.2 in 1 round\(s\); this node answers to 20 at most"):
+    with pytest.raises(
+        Withheld, match=r"moved 40.2 in 1 round\(s\); this node answers to 20 at most"
+    ):
         disclosure(tmp_path).admit(tensors(30.0), 2)
     disclosure(tmp_path).admit(tensors(30.0), 4)  # it was away for three rounds
     for bad in (np.nan, np.inf, 1e200):
@@ -91,14 +113,27 @@ def test_limits_that_are_none(wrong):
 
 
 def test_a_run_has_one_choice_of_data(tmp_path):
-    """With another half of the classes as base classes, the number of train images would be that of other labels."""
+    """With another half of the classes as base classes, the number of train images would be
+    that of other labels."""
     store = PrivateStore(tmp_path, "run", 1)
-    config = {"dataset": {"class_names": ["cat", "dog"]}, "partition": {}, "protocol": {"class_order": 1}, "seed": 0}
+    config = {
+        "dataset": {"class_names": ["cat", "dog"]},
+        "partition": {},
+        "protocol": {"class_order": 1},
+        "seed": 0,
+    }
     pin(store, json.dumps({**config, "rounds": 3, "shots": None}))
-    pin(store, json.dumps({"shots": None, **config, "rounds": 9, "runtime": {"min_report": 1}}))  # resumed
-    for other in ({"protocol": {"class_order": 2}}, {"shots": 1}, {"dataset": {"class_names": ["dog", "cat"]}}):
+    pin(
+        store, json.dumps({"shots": None, **config, "rounds": 9, "runtime": {"min_report": 1}})
+    )  # resumed
+    for other in (
+        {"protocol": {"class_order": 2}},
+        {"shots": 1},
+        {"dataset": {"class_names": ["dog", "cat"]}},
+    ):
         with pytest.raises(
-            IncompatibleNode, match="came with other settings of dataset, partition, protocol, shots, seed before"
+            IncompatibleNode,
+            match="came with other settings of dataset, partition, protocol, shots, seed before",
         ):
             pin(store, json.dumps({**config, "shots": None, **other}))
 

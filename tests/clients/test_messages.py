@@ -8,7 +8,9 @@ JOB = Job("run", 1, "{}", "/private", 2, clients=(1, 4), committed=(0, 1))
 
 def content(value: float, scale: float = 1.0) -> RecordDict:
     arrays = ArrayRecord({"p": Array(np.full((2, 3), value))})
-    return RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 2, "scale": scale})})
+    return RecordDict(
+        {"arrays": arrays, "config": ConfigRecord({"server-round": 2, "scale": scale})}
+    )
 
 
 def test_equal_records_travel_once():
@@ -21,7 +23,10 @@ def test_records_that_differ_travel_for_each_client():
     packed = pack(JOB, {1: content(1.0), 4: content(2.0)})
     assert sorted(packed) == ["1/arrays", "4/arrays", "config", "job"]
     records = unpack(packed, (1, 4))
-    assert records[1]["arrays"]["p"].numpy()[0, 0] == 1.0 and records[4]["arrays"]["p"].numpy()[0, 0] == 2.0
+    assert (
+        records[1]["arrays"]["p"].numpy()[0, 0] == 1.0
+        and records[4]["arrays"]["p"].numpy()[0, 0] == 2.0
+    )
 
 
 def test_the_job_comes_back():
@@ -30,5 +35,8 @@ def test_the_job_comes_back():
 
 def test_bytes_are_those_of_the_records():
     base = content(1.0)
-    assert count_bytes([base]) == sum(len(name) for name in base) + len("p") + 6 * 8 + len("server-roundscale") + 16
+    assert (
+        count_bytes([base])
+        == sum(len(name) for name in base) + len("p") + 6 * 8 + len("server-roundscale") + 16
+    )
     assert count_bytes([base, base]) == 2 * count_bytes([base])

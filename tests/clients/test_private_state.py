@@ -21,7 +21,10 @@ def store(folder, attempt=1, run="run"):
 
 
 def rounds(folder: Path, client: int) -> list[int]:
-    return sorted(int(p.stem.split("_")[1]) for p in (folder / f"client_{client:05d}").glob("round_*.safetensors"))
+    return sorted(
+        int(p.stem.split("_")[1])
+        for p in (folder / f"client_{client:05d}").glob("round_*.safetensors")
+    )
 
 
 def test_a_state_comes_back_exactly(tmp_path):
@@ -29,7 +32,10 @@ def test_a_state_comes_back_exactly(tmp_path):
     private.save(3, 1, STATE, committed=0)
     private.flush()
     loaded = private.load(3, 1)
-    assert all(torch.equal(loaded[name], STATE[name]) and loaded[name].dtype == STATE[name].dtype for name in STATE)
+    assert all(
+        torch.equal(loaded[name], STATE[name]) and loaded[name].dtype == STATE[name].dtype
+        for name in STATE
+    )
 
 
 def test_a_client_that_never_took_part_has_none(tmp_path):
@@ -159,7 +165,9 @@ def test_a_lost_record_ends_no_work_under_way(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "a"}', '{"run": "a", "attempt": "two"}'])
 def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "attempt.json").write_text(text)
-    with pytest.raises(FedPGPError, match="attempt.json is damaged .*; remove it and resume with resume="):
+    with pytest.raises(
+        FedPGPError, match="attempt.json is damaged .*; remove it and resume with resume="
+    ):
         owner(tmp_path)
 
 

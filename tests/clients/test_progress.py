@@ -25,7 +25,9 @@ def test_rubbish_and_the_dead_are_forgotten(tmp_path):
     place(tmp_path).mkdir()
     (place(tmp_path) / "half.json").write_text('{"what": "cli')
     (place(tmp_path) / "other.json").write_text(json.dumps(["clients"]))
-    (place(tmp_path) / "dead.json").write_text(json.dumps({"what": "clients", "done": 2, "total": 5}))
+    (place(tmp_path) / "dead.json").write_text(
+        json.dumps({"what": "clients", "done": 2, "total": 5})
+    )
     assert heard(tmp_path) == [Told("clients", 2, 5)]
     forget(tmp_path)
     assert heard(tmp_path) == []

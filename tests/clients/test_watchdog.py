@@ -14,7 +14,9 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!
 
 
 def test_a_process_ends_with_its_parent():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout.readline() == "up\n"
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()

@@ -12,7 +12,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def draw():
-    """Writes a small image; its colour follows from the name of its folder, so that labels can be checked."""
+    """Writes a small image; its colour follows from the name of its folder, so that
+    labels can be checked."""
 
     def write(path, colour=None, size=(12, 10)):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,9 @@ def test_beside_the_code_and_by_the_variable(tmp_path, monkeypatch):
     (tmp_path / "emoji" / "classes.csv").touch()
     monkeypatch.setenv("FEDPGP_ASSETS", str(tmp_path))
     assert asset("emoji", "classes.csv") == tmp_path / "emoji" / "classes.csv"
-    assert asset("emoji", "emoji.csv") == PACKAGE / "assets" / "emoji" / "emoji.csv", "what it lacks is looked for on"
+    assert asset("emoji", "emoji.csv") == PACKAGE / "assets" / "emoji" / "emoji.csv", (
+        "what it lacks is looked for on"
+    )
 
 
 def test_what_is_nowhere_is_named():
@@ -35,8 +37,12 @@ def test_a_copy_of_the_code_alone_finds_the_installed_package(tmp_path):
     record = tmp_path / "site" / "fedpgp-0.0.dist-info"
     record.mkdir(parents=True)
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: fedpgp\nVersion: 0.0\n")
-    (record / "direct_url.json").write_text(f'{{"url": "{PACKAGE.parent.as_uri()}", "dir_info": {{"editable": true}}}}')
-    script = "import fedpgp.assets_path as a; print(a.__file__); print(a.asset('emoji', 'classes.csv'))"
+    (record / "direct_url.json").write_text(
+        f'{{"url": "{PACKAGE.parent.as_uri()}", "dir_info": {{"editable": true}}}}'
+    )
+    script = (
+        "import fedpgp.assets_path as a; print(a.__file__); print(a.asset('emoji', 'classes.csv'))"
+    )
 
     def run():
         result = subprocess.run(
@@ -49,7 +55,10 @@ def test_a_copy_of_the_code_alone_finds_the_installed_package(tmp_path):
         )
         return [Path(line) for line in result.stdout.splitlines()]
 
-    assert run() == [tmp_path / "app" / "fedpgp" / "assets_path.py", PACKAGE / "assets" / "emoji" / "classes.csv"]
+    assert run() == [
+        tmp_path / "app" / "fedpgp" / "assets_path.py",
+        PACKAGE / "assets" / "emoji" / "classes.csv",
+    ]
     # A plain install: the files lie beside its metadata.
     (record / "direct_url.json").unlink()
     installed = tmp_path / "site" / "fedpgp" / "assets" / "emoji" / "classes.csv"

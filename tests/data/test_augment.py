@@ -1,4 +1,5 @@
-"""Augmented views: what a crop may be, that a view depends on its number alone, and that training sees them."""
+"""Augmented views: what a crop may be, that a view depends on its number alone, and
+that training sees them."""
 
 from dataclasses import replace
 
@@ -43,7 +44,17 @@ def test_a_view_depends_on_its_number_and_the_image_alone():
     again = AugmentedSplit(ArraySplit(pixels, [0, 1, 2]), 0, 16)
     assert first.image(1).tobytes() == again.image(1).tobytes() != second.image(1).tobytes()
     assert first.fingerprint == again.fingerprint
-    assert len({first.fingerprint, second.fingerprint, split.fingerprint, AugmentedSplit(split, 0, 8).fingerprint}) == 4
+    assert (
+        len(
+            {
+                first.fingerprint,
+                second.fingerprint,
+                split.fingerprint,
+                AugmentedSplit(split, 0, 8).fingerprint,
+            }
+        )
+        == 4
+    )
 
 
 def test_views_are_looked_up_behind_one_another():
@@ -61,6 +72,10 @@ def test_which_view_is_drawn():
     live = TrainingSettings(epochs=2, views=None)
     # Every epoch of a run has its own, whatever a slow client has done before.
     slow = replace(live, epochs=1)
-    seen = [*drawn_views(5, live, 0, 0, 3), *drawn_views(5, slow, 0, 0, 4), *drawn_views(5, live, 0, 0, 5)]
+    seen = [
+        *drawn_views(5, live, 0, 0, 3),
+        *drawn_views(5, slow, 0, 0, 4),
+        *drawn_views(5, live, 0, 0, 5),
+    ]
     assert all(len(set(epoch)) == 1 for epoch in seen) and len({epoch[0] for epoch in seen}) == 5
     assert not drawn_views(5, TrainingSettings(epochs=2), 0, 0, 1).any()

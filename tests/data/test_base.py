@@ -18,7 +18,9 @@ from fedpgp.errors import FedPGPError, unknown
 def test_unknown_names_come_with_the_nearest_valid_ones():
     with pytest.raises(FedPGPError, match="unknown data set 'emojis'; did you mean emoji"):
         load_dataset("emojis")
-    with pytest.raises(FedPGPError, match="option of data set emoji 'domain'; did you mean domains"):
+    with pytest.raises(
+        FedPGPError, match="option of data set emoji 'domain'; did you mean domains"
+    ):
         load_dataset("emoji", domain="noto")
     with pytest.raises(FedPGPError, match="on_bad_image 'ignore'"):
         load_dataset("emoji", on_bad_image="ignore")
@@ -51,11 +53,15 @@ def test_root_is_the_argument_then_the_variable_then_the_cache(tmp_path, monkeyp
 def test_images_of_any_mode_come_as_rgb(tmp_path):
     modes = ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16"]
     for mode in modes:
-        Image.new(mode, (6, 5)).save(tmp_path / f"{mode[0:4].replace(';', '')}.{'tif' if mode == 'CMYK' else 'png'}")
+        Image.new(mode, (6, 5)).save(
+            tmp_path / f"{mode[0:4].replace(';', '')}.{'tif' if mode == 'CMYK' else 'png'}"
+        )
     paths = sorted(path.name for path in tmp_path.iterdir())
     split = FileSplit(tmp_path, paths, [0] * len(paths))
     assert len(split) == len(modes)
-    assert all(split.image(i).mode == "RGB" and split.image(i).size == (6, 5) for i in range(len(split)))
+    assert all(
+        split.image(i).mode == "RGB" and split.image(i).size == (6, 5) for i in range(len(split))
+    )
     assert split.labels.dtype == np.int64 and split.domains is None
     again = pickle.loads(pickle.dumps(split))
     assert again.image(0).size == (6, 5)
@@ -67,11 +73,15 @@ def test_fingerprint_follows_files_order_and_rows(tmp_path, draw):
     split = FileSplit(tmp_path, ["a.png", "b.png", "c.png"], [0, 1, 2])
     same = FileSplit(tmp_path, ["a.png", "b.png", "c.png"], [0, 1, 2])
     assert split.fingerprint == same.fingerprint
-    assert split.fingerprint != FileSplit(tmp_path, ["b.png", "a.png", "c.png"], [0, 1, 2]).fingerprint
+    assert (
+        split.fingerprint != FileSplit(tmp_path, ["b.png", "a.png", "c.png"], [0, 1, 2]).fingerprint
+    )
     assert Subset(split, [0, 1]).fingerprint != Subset(split, [1, 0]).fingerprint
     draw(tmp_path / "b.png", (9, 9, 9), size=(50, 50))
     assert split.fingerprint == same.fingerprint, "a split that is in use does not look again"
-    assert FileSplit(tmp_path, ["a.png", "b.png", "c.png"], [0, 1, 2]).fingerprint != split.fingerprint
+    assert (
+        FileSplit(tmp_path, ["a.png", "b.png", "c.png"], [0, 1, 2]).fingerprint != split.fingerprint
+    )
 
 
 def test_subset_keeps_rows_labels_and_domains_together():
@@ -100,7 +110,9 @@ def test_a_broken_image_is_named(broken_folder):
     bad = [i for i, path in enumerate(split.paths) if path.endswith(("cat/1.jpg", "0.png"))]
     assert len(bad) == 2
     for i in bad:
-        with pytest.raises(FedPGPError, match=rf"{split.paths[i]} cannot be read.*on_bad_image=skip"):
+        with pytest.raises(
+            FedPGPError, match=rf"{split.paths[i]} cannot be read.*on_bad_image=skip"
+        ):
             split.image(i)
 
 
@@ -143,7 +155,9 @@ BREAK = {  # kind -> makes an image that is broken in this way
     "a text": lambda path: path.write_text("no image"),
     "a folder": lambda path: path.mkdir(),
     "a decompression bomb": enormous,
-    "a float image of NaN": lambda path: Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(path, "TIFF"),
+    "a float image of NaN": lambda path: Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(
+        path, "TIFF"
+    ),
 }
 
 
@@ -158,11 +172,18 @@ def test_skip_means_skip_whatever_is_wrong_and_error_names_it(tmp_path, draw, mo
     with pytest.raises(FedPGPError, match=r"bad\.jpg cannot be read \(.*on_bad_image=skip"):
         split.image(1)
     for _ in range(2):  # looked at, and known
-        dataset = without_broken(Dataset("x", list("abc"), "{}", split, split, FileSplit(tmp_path, ["a.jpg"], [0])))
+        dataset = without_broken(
+            Dataset("x", list("abc"), "{}", split, split, FileSplit(tmp_path, ["a.jpg"], [0]))
+        )
         for kept in (dataset.train, dataset.val):
             assert kept.labels.tolist() == [0, 2] and kept.domains == ["x", "z"]
-            assert len(kept.fingerprint) == 64 and [kept.image(i).size for i in range(2)] == [(12, 10)] * 2
-        assert dataset.notes == (f"2 broken images left out: {tmp_path}/bad.jpg, {tmp_path}/bad.jpg",)
+            assert (
+                len(kept.fingerprint) == 64
+                and [kept.image(i).size for i in range(2)] == [(12, 10)] * 2
+            )
+        assert dataset.notes == (
+            f"2 broken images left out: {tmp_path}/bad.jpg, {tmp_path}/bad.jpg",
+        )
 
 
 def test_an_image_that_was_missing_is_read_when_it_is_there(tmp_path, draw):
@@ -222,14 +243,22 @@ def test_a_damaged_record_of_broken_images_is_made_anew(broken_folder, tmp_path,
     assert "is damaged and made anew" in caplog.text
 
 
-def test_broken_images_are_left_out_where_no_record_of_them_can_be_kept(broken_folder, tmp_path, monkeypatch):
+def test_broken_images_are_left_out_where_no_record_of_them_can_be_kept(
+    broken_folder, tmp_path, monkeypatch
+):
     (tmp_path / "a file").touch()
     monkeypatch.setenv("FEDPGP_CACHE", str(tmp_path / "a file"))
     assert len(load_dataset("folder", broken_folder, on_bad_image="skip").train) == 5
 
 
 def test_a_node_with_images_of_its_own_skips_too(broken_folder):
-    overrides = ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[cat,dog]", "clients=2"]
+    overrides = [
+        "partition=own",
+        "protocol=personal",
+        "dataset=folder",
+        "dataset.class_names=[cat,dog]",
+        "clients=2",
+    ]
     config = composed([*overrides, f"dataset.root={broken_folder}", "dataset.on_bad_image=skip"])
     config["partition"]["client"] = 1
     federated_split = split_configured(config)
@@ -247,7 +276,12 @@ def test_validation_images_in_the_place_of_test_images():
     trained = {int(np.asarray(new.train.image(i))[0, 0, 0]) for i in range(len(new.train))}
     assert kept | trained == set(range(20)) and not kept & trained
     pairs = sorted(zip(new.test.labels.tolist(), new.test.domains, strict=True))
-    assert pairs == [(0, "x"), (0, "y"), (1, "x"), (1, "y")]  # 5, 5, 4 and 5 images; class c's only one is trained on
+    assert pairs == [
+        (0, "x"),
+        (0, "y"),
+        (1, "x"),
+        (1, "y"),
+    ]  # 5, 5, 4 and 5 images; class c's only one is trained on
     assert "4 training images" in new.notes[0]
     own = ArraySplit(pixels[:2], [0, 1])
     new = validation_as_test(Dataset("some", ["a", "b", "c"], "{}", train, own, test))

@@ -32,10 +32,16 @@ def write_cifar10(folder):
 
 
 def write_cifar100(folder):
-    dump(folder / "train", {"data": planes((1, 2, 3), (4, 5, 6)), "fine_labels": [99, 0], "coarse_labels": [13, 4]})
+    dump(
+        folder / "train",
+        {"data": planes((1, 2, 3), (4, 5, 6)), "fine_labels": [99, 0], "coarse_labels": [13, 4]},
+    )
     dump(folder / "test", {"data": planes((7, 8, 9)), "fine_labels": [4], "coarse_labels": [0]})
     names = [f"name_{i:02d}" for i in range(100)]
-    dump(folder / "meta", {"fine_label_names": names, "coarse_label_names": list("abcdefghijklmnopqrst")})
+    dump(
+        folder / "meta",
+        {"fine_label_names": names, "coarse_label_names": list("abcdefghijklmnopqrst")},
+    )
 
 
 @pytest.mark.parametrize("folder", ["cifar-10-batches-py", "cifar-10/cifar-10-batches-py"])
@@ -43,7 +49,18 @@ def test_cifar10(tmp_path, folder):
     write_cifar10(tmp_path / folder)
     dataset = load_dataset("cifar10", tmp_path)
     assert dataset.class_names == CIFAR10 and dataset.template == "a photo of a {}."
-    assert dataset.train.labels.tolist() == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0] and dataset.test.labels.tolist() == [9]
+    assert dataset.train.labels.tolist() == [
+        1,
+        0,
+        2,
+        0,
+        3,
+        0,
+        4,
+        0,
+        5,
+        0,
+    ] and dataset.test.labels.tolist() == [9]
     red = dataset.train.image(0)
     assert (red.size, red.getpixel((31, 31)), red.getpixel((0, 0)), red.getpixel((1, 0))) == (
         (32, 32),
@@ -53,7 +70,10 @@ def test_cifar10(tmp_path, folder):
     )
     assert dataset.train.image(9).getpixel((5, 5)) == (0, 0, 5)
     assert dataset.test.image(0).getpixel((5, 5)) == (0, 255, 0)
-    assert dataset.val is None and base_novel(dataset.class_names) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
+    assert dataset.val is None and base_novel(dataset.class_names) == (
+        [0, 1, 2, 3, 4],
+        [5, 6, 7, 8, 9],
+    )
 
 
 def test_cifar100(tmp_path):
@@ -61,14 +81,21 @@ def test_cifar100(tmp_path):
     dataset = load_dataset("cifar100", tmp_path)
     assert (dataset.class_names[0], dataset.class_names[-1]) == ("name_00", "name_99")
     assert dataset.train.labels.tolist() == [99, 0]
-    assert dataset.superclasses[dataset.train.labels].tolist() == [13, 4], "as the file's own coarse labels say"
+    assert dataset.superclasses[dataset.train.labels].tolist() == [13, 4], (
+        "as the file's own coarse labels say"
+    )
     assert np.bincount(dataset.superclasses).tolist() == [5] * 20
 
 
 def test_missing_says_what_to_fetch_and_where_to_put_it(tmp_path):
     with pytest.raises(FedPGPError) as error:
         load_dataset("cifar10", tmp_path)
-    for part in ("cifar-10-python.tar.gz", "162 MiB", f"{tmp_path}/cifar-10-batches-py/test_batch", "download=true"):
+    for part in (
+        "cifar-10-python.tar.gz",
+        "162 MiB",
+        f"{tmp_path}/cifar-10-batches-py/test_batch",
+        "download=true",
+    ):
         assert part in str(error.value)
 
 

@@ -16,10 +16,18 @@ MAC = unicodedata.normalize("NFD", "café")
 
 
 def test_what_yaml_reads_is_a_name():
-    assert as_names([7, 1.5, True, False, None, "cat", MAC]) == ["7", "1.5", "true", "false", "null", "cat", "café"]
-    assert composed(["dataset=folder", "dataset.root=x", "dataset.class_names=[7,'007',null,no]"])["dataset"][
-        "class_names"
-    ] == [7, "007", None, "no"]
+    assert as_names([7, 1.5, True, False, None, "cat", MAC]) == [
+        "7",
+        "1.5",
+        "true",
+        "false",
+        "null",
+        "cat",
+        "café",
+    ]
+    assert composed(["dataset=folder", "dataset.root=x", "dataset.class_names=[7,'007',null,no]"])[
+        "dataset"
+    ]["class_names"] == [7, "007", None, "no"]
 
 
 @pytest.mark.parametrize("values", ["cat", {"cat": 1}, [["cat"]], 7])
@@ -66,12 +74,16 @@ def images(root, draw, *folders):
 
 def test_folders_named_after_numbers_and_yaml_s_own_words(tmp_path, draw):
     root = images(
-        tmp_path, draw, *(f"{part}/{name}" for part in ("train", "test") for name in ("1", "2", "true", "null"))
+        tmp_path,
+        draw,
+        *(f"{part}/{name}" for part in ("train", "test") for name in ("1", "2", "true", "null")),
     )
     assert load_dataset("folder", root).class_names == ["1", "2", "null", "true"]
     data = load_dataset("folder", root, class_names=[2, True, 1, None])
     assert data.class_names == ["2", "true", "1", "null"] and set(data.train.labels) == {0, 1, 2, 3}
-    with pytest.raises(FedPGPError, match="class_names lacks: 1, null; a name that YAML takes for a number"):
+    with pytest.raises(
+        FedPGPError, match="class_names lacks: 1, null; a name that YAML takes for a number"
+    ):
         load_dataset("folder", root, class_names=[2, True])
 
 
@@ -91,7 +103,13 @@ def test_a_folder_that_is_written_otherwise_than_the_class_list_is_named_with_it
 def test_every_participant_of_a_deployment_has_the_same_names(tmp_path, draw):
     root = images(tmp_path, draw, "train/7", "test/7", "train/true", "test/true")
     config = composed(
-        ["partition=own", "protocol=personal", "dataset=folder", "dataset.class_names=[7,true,null]", "clients=1"]
+        [
+            "partition=own",
+            "protocol=personal",
+            "dataset=folder",
+            "dataset.class_names=[7,true,null]",
+            "clients=1",
+        ]
     )
     server = split_configured(config).dataset
     config["dataset"]["root"], config["partition"]["client"] = str(root), 0
@@ -116,4 +134,6 @@ def test_two_names_that_are_the_same_tokens_are_refused_by_the_model(pair):
 
 
 def test_a_published_list_may_have_a_name_twice():
-    assert Task(_clip(), ["missile", "dog", "missile"]).class_set(range(3)).names.count("missile") == 2
+    assert (
+        Task(_clip(), ["missile", "dog", "missile"]).class_set(range(3)).names.count("missile") == 2
+    )

@@ -1,5 +1,5 @@
-"""DomainNet, Office-Caltech10, Office-Home and PACS, each on a small folder of exactly the public layout; and that no
-class order hangs on PYTHONHASHSEED."""
+"""DomainNet, Office-Caltech10, Office-Home and PACS, each on a small folder of exactly the public
+layout; and that no class order hangs on PYTHONHASHSEED."""
 
 import json
 import os
@@ -15,7 +15,18 @@ from fedpgp.data import Subset, base_novel, few_shot, load_dataset, partition
 from fedpgp.errors import FedPGPError
 
 DOMAINS = ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"]
-TEN = ["bird", "feather", "headphones", "ice_cream", "teapot", "tiger", "whale", "windmill", "wine_glass", "zebra"]
+TEN = [
+    "bird",
+    "feather",
+    "headphones",
+    "ice_cream",
+    "teapot",
+    "tiger",
+    "whale",
+    "windmill",
+    "wine_glass",
+    "zebra",
+]
 OFFICE = ["amazon", "caltech", "dslr", "webcam"]
 OFFICE_TEN = [
     *("back_pack", "bike", "calculator", "headphones", "keyboard"),
@@ -50,17 +61,25 @@ def write_fedbn(folder, domains, classes, per_class=3, prefix=None):
     """Images, and the pickles of FedBN: a pair of arrays, paths and class names."""
     for domain in domains:
         for part, ids in (("train", range(1, per_class)), ("test", [per_class])):
-            files = [(f"{domain}/{name}/frame_{i:04d}.jpg", name) for name in reversed(classes) for i in ids]
+            files = [
+                (f"{domain}/{name}/frame_{i:04d}.jpg", name)
+                for name in reversed(classes)
+                for i in ids
+            ]
             touch(folder, *(file for file, _ in files))
             paths = np.array([f"{prefix or folder.name}/{file}" for file, _ in files])
             texts = np.array([name for _, name in files], dtype=object if part == "train" else None)
-            (folder / f"{domain}_{part}.pkl").write_bytes(pickle.dumps((paths, texts), protocol=2 + (part == "test")))
+            (folder / f"{domain}_{part}.pkl").write_bytes(
+                pickle.dumps((paths, texts), protocol=2 + (part == "test"))
+            )
 
 
 def named_by_folder(dataset):
     """An image's folder is its class's name and its domain's, in every split."""
     for split in (dataset.train, dataset.val, dataset.test):
-        for path, label, domain in zip(split.paths, split.labels, split.domains, strict=True) if split else ():
+        for path, label, domain in (
+            zip(split.paths, split.labels, split.domains, strict=True) if split else ()
+        ):
             if path.split("/")[-2] != dataset.class_names[label] or not path.startswith(domain):
                 return False
     return True
@@ -72,13 +91,19 @@ def test_domainnet_takes_its_classes_from_all_lists(tmp_path, folder, lists):
     write_domainnet(tmp_path / folder, lists)
     dataset = load_dataset("domainnet", tmp_path)
     assert dataset.class_names == ["aircraft_carrier", "bird", "t-shirt", "zebra"]
-    assert dataset.template == "a photo of a {}." and dataset.val is None and named_by_folder(dataset)
+    assert (
+        dataset.template == "a photo of a {}." and dataset.val is None and named_by_folder(dataset)
+    )
     assert (len(dataset.train), len(dataset.test)) == (6 * 12 - 3, 6 * 4)
     assert list(dict.fromkeys(dataset.train.domains)) == DOMAINS
     assert dataset.notes == ("split: official lists",)
     assert dataset.train.image(0).mode == "RGB"
     painting = load_dataset("domainnet", tmp_path, domains=["painting"])
-    assert painting.class_names == dataset.class_names and set(painting.train.labels.tolist()) == {0, 1, 3}
+    assert painting.class_names == dataset.class_names and set(painting.train.labels.tolist()) == {
+        0,
+        1,
+        3,
+    }
     assert (len(painting.train), len(painting.test)) == (9, 4)
 
 
@@ -95,7 +120,11 @@ def test_domainnet_of_some_domains_needs_only_these(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("clipart/bird/x.jpg bird", "no path and label"), ("bird/x.jpg 1", "no path DOMAIN"), ("a/crow/x.jpg 1", "both")],
+    [
+        ("clipart/bird/x.jpg bird", "no path and label"),
+        ("bird/x.jpg 1", "no path DOMAIN"),
+        ("a/crow/x.jpg 1", "both"),
+    ],
 )
 def test_damaged_lists_are_named(tmp_path, line, message):
     write_domainnet(tmp_path / "domainnet")
@@ -116,7 +145,11 @@ def test_domainnet10_has_one_order_whatever_it_is_read_from(tmp_path, source):
             path.unlink()
     dataset = load_dataset("domainnet10", tmp_path)
     assert dataset.class_names == TEN and named_by_folder(dataset)
-    assert list(dict.fromkeys(dataset.train.domains)) == list(dict.fromkeys(dataset.test.domains)) == DOMAINS
+    assert (
+        list(dict.fromkeys(dataset.train.domains))
+        == list(dict.fromkeys(dataset.test.domains))
+        == DOMAINS
+    )
     assert len(dataset.test) == 60 and set(dataset.test.labels.tolist()) == set(range(10))
     assert len(dataset.train) == {"lists": 180, "pickles": 120, "folders": 180}[source]
     assert {"lists": "official lists", "pickles": "FedBN's pickles", "folders": "our own, 20%"}[
@@ -133,12 +166,16 @@ def test_office_caltech10(tmp_path, prefix):
     assert dataset.class_names == OFFICE_TEN and named_by_folder(dataset)
     assert (len(dataset.train), len(dataset.test)) == (80, 40)
     assert dataset.train.domains == [d for d in OFFICE for _ in range(20)]
-    assert dataset.train.paths[0] == "amazon/projector/frame_0001.jpg" and dataset.train.labels[0] == 9
+    assert (
+        dataset.train.paths[0] == "amazon/projector/frame_0001.jpg" and dataset.train.labels[0] == 9
+    )
     assert dataset.train.image(0).size == (8, 6)
     (folder / "dslr_test.pkl").unlink()  # without its pickles: by folders
     by_folder = load_dataset("office_caltech10", tmp_path)
     assert by_folder.class_names == OFFICE_TEN and named_by_folder(by_folder)
-    assert (len(by_folder.train), len(by_folder.test)) == (80, 40) and "our own" in by_folder.notes[0]
+    assert (len(by_folder.train), len(by_folder.test)) == (80, 40) and "our own" in by_folder.notes[
+        0
+    ]
 
 
 class Evil:
@@ -150,8 +187,14 @@ class Evil:
     ("content", "message"),
     [
         (Evil(), "dslr_test.pkl cannot be read .it names .*print"),
-        ((np.array(["a/b/c.jpg"]), np.array(["sofa"])), "dslr_test.pkl is no pair of paths and names"),
-        ((np.array(["a/b/c.jpg", "x"]), np.array(["mug"])), "dslr_test.pkl is no pair of paths and names"),
+        (
+            (np.array(["a/b/c.jpg"]), np.array(["sofa"])),
+            "dslr_test.pkl is no pair of paths and names",
+        ),
+        (
+            (np.array(["a/b/c.jpg", "x"]), np.array(["mug"])),
+            "dslr_test.pkl is no pair of paths and names",
+        ),
     ],
 )
 def test_a_pickle_is_read_safely(tmp_path, content, message):
@@ -174,20 +217,29 @@ def test_office_home(tmp_path, folder, domains):
             if (domain, name) != (domains[0], "TV"):
                 touch(tmp_path / folder / domain / name, *(f"{i:05d}.jpg" for i in range(1, 11)))
     dataset = load_dataset("office_home", tmp_path)
-    assert dataset.class_names == ["Alarm_Clock", "Backpack", "TV"] and dataset.template == "a photo of a {}."
+    assert (
+        dataset.class_names == ["Alarm_Clock", "Backpack", "TV"]
+        and dataset.template == "a photo of a {}."
+    )
     assert (len(dataset.train), len(dataset.test)) == (88, 22)
     assert list(dict.fromkeys(dataset.train.domains)) == ["art", "clipart", "product", "real_world"]
     for path, label in zip(dataset.test.paths, dataset.test.labels, strict=True):
         assert path.split("/")[1] == dataset.class_names[label]
     assert dataset.train.image(len(dataset.train) - 1).size == (8, 6)
     art = load_dataset("office_home", tmp_path, domains="art")
-    assert art.class_names == dataset.class_names, "a site that has one domain counts classes as all do"
+    assert art.class_names == dataset.class_names, (
+        "a site that has one domain counts classes as all do"
+    )
 
 
 def write_pacs(root, published=True):
     classes = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
     for domain in ("art_painting", "cartoon", "photo", "sketch"):
-        files = [(f"{domain}/{name}/pic_{i:03d}.jpg", k) for k, name in enumerate(classes, 1) for i in range(10)]
+        files = [
+            (f"{domain}/{name}/pic_{i:03d}.jpg", k)
+            for k, name in enumerate(classes, 1)
+            for i in range(10)
+        ]
         touch(root / "images", *(file for file, _ in files))
         parts = {"train": files[:70:2] + files[1:70:10], "crossval": files[3:70:10], "test": files}
         if domain == "sketch":
@@ -203,14 +255,24 @@ def write_pacs(root, published=True):
 def test_pacs_tests_on_nothing_it_trains_on(tmp_path):
     write_pacs(tmp_path / "pacs")
     dataset = load_dataset("pacs", tmp_path)
-    assert dataset.class_names == ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
+    assert dataset.class_names == [
+        "dog",
+        "elephant",
+        "giraffe",
+        "guitar",
+        "horse",
+        "house",
+        "person",
+    ]
     assert named_by_folder(dataset) and not set(dataset.train.paths) & set(dataset.test.paths)
     assert (len(dataset.train), dataset.val, len(dataset.test)) == (4 * 42, None, 4 * 28)
     write_pacs(tmp_path / "pacs", published=False)
     dataset = load_dataset("pacs", tmp_path)
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (4 * 42, 28, 28)
     (tmp_path / "pacs" / "splits" / "photo_test_kfold.txt").write_text("photo/dog/pic_001.jpg 0\n")
-    with pytest.raises(FedPGPError, match=r"photo_test_kfold\.txt: photo/dog/pic_001\.jpg 0 is no image"):
+    with pytest.raises(
+        FedPGPError, match=r"photo_test_kfold\.txt: photo/dog/pic_001\.jpg 0 is no image"
+    ):
         load_dataset("pacs", tmp_path)
 
 
@@ -242,7 +304,8 @@ def test_missing_data_says_what_from_where_how_large_and_where_to(tmp_path, name
 
 
 def every_subset(root):
-    """All the subsets a run makes of each data set, each image's folder compared with its class's and domain's name.
+    """All the subsets a run makes of each data set, each image's folder compared with its
+    class's and domain's name.
 
     Returns:
         Data set -> class names, and (path, label) of every subset: the same whatever the process.
@@ -262,17 +325,30 @@ def every_subset(root):
             beta=1.0,
         )
         subsets = [data.train, data.test]
-        subsets += [Subset(split, rows) for split, mine in zip(subsets[:2], parts, strict=True) for rows in mine]
+        subsets += [
+            Subset(split, rows)
+            for split, mine in zip(subsets[:2], parts, strict=True)
+            for rows in mine
+        ]
         subsets += [Subset(data.train, few_shot(data.train.labels, 2, seed)) for seed in (0, 1)]
         for half in base_novel(data.class_names):
             subsets.append(Subset(data.test, np.flatnonzero(np.isin(data.test.labels, half))))
         subsets += [Subset(subset, np.arange(len(subset))[::-2]) for subset in subsets]
         pairs = []
         for subset in subsets:
-            files = [os.path.relpath(subset.describe(i)).split(os.sep)[-3:] for i in range(len(subset))]
-            for (where, folder, _), label, domain in zip(files, subset.labels, subset.domains, strict=True):
+            files = [
+                os.path.relpath(subset.describe(i)).split(os.sep)[-3:] for i in range(len(subset))
+            ]
+            for (where, folder, _), label, domain in zip(
+                files, subset.labels, subset.domains, strict=True
+            ):
                 assert (where, folder) == (domain, data.class_names[label])
-            pairs.append([["/".join(file), int(label)] for file, label in zip(files, subset.labels, strict=True)])
+            pairs.append(
+                [
+                    ["/".join(file), int(label)]
+                    for file, label in zip(files, subset.labels, strict=True)
+                ]
+            )
         report[name] = [data.class_names, pairs]
     return report
 
@@ -284,7 +360,10 @@ def test_images_labels_and_names_stay_together_whatever_the_hash_seed(tmp_path):
         for name in ("TV", "Alarm_Clock", "Backpack", "Fork"):
             touch(tmp_path / "office_home" / domain / name, *(f"{i:05d}.jpg" for i in range(1, 11)))
     write_pacs(tmp_path / "pacs")
-    command = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['every_subset'](sys.argv[2])))"
+    command = (
+        "import json, runpy, sys; "
+        "print(json.dumps(runpy.run_path(sys.argv[1])['every_subset'](sys.argv[2])))"
+    )
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", command, __file__, str(tmp_path)],

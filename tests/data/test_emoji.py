@@ -39,7 +39,9 @@ def test_an_emoji_is_train_or_test_in_every_domain(emoji):
 
 def test_validation_takes_training_emoji_in_every_domain_and_opens_no_test_emoji(emoji):
     new = load_dataset("emoji", evaluate_on="validation")
-    train, kept = ({split.split.members[row][1] for row in split.rows} for split in (new.train, new.test))
+    train, kept = (
+        {split.split.members[row][1] for row in split.rows} for split in (new.train, new.test)
+    )
     assert not train & kept and train | kept == {name for _, name in emoji.train.members}
     assert 0.15 < len(kept) / len(emoji.train) * 6 < 0.25
     for domain in DOMAINS:
@@ -47,7 +49,9 @@ def test_validation_takes_training_emoji_in_every_domain_and_opens_no_test_emoji
             mine = split.labels[np.array(split.domains) == domain]
             assert set(mine) == set(range(len(emoji.class_names)))
     one = load_dataset("emoji", domains="noto", groups="food", evaluate_on="validation")
-    assert {one.test.split.members[row][1] for row in one.test.rows} <= kept  # the same ones, whatever is asked for
+    assert {
+        one.test.split.members[row][1] for row in one.test.rows
+    } <= kept  # the same ones, whatever is asked for
 
 
 def test_images_are_64x64_rgb_with_the_label_of_the_table(emoji):
@@ -71,7 +75,9 @@ def test_a_subset_of_domains_in_fixed_order():
 
 
 def test_same_fingerprint_every_time_and_another_for_other_domains(emoji):
-    assert load_dataset("emoji").train.fingerprint == emoji.train.fingerprint != emoji.test.fingerprint
+    assert (
+        load_dataset("emoji").train.fingerprint == emoji.train.fingerprint != emoji.test.fingerprint
+    )
     assert load_dataset("emoji", domains=["noto"]).train.fingerprint != emoji.train.fingerprint
 
 
@@ -109,7 +115,9 @@ def test_truncated_files_are_named(copy):
     with pytest.raises(FedPGPError, match=r"noto\.zip cannot be read"):
         load_dataset("emoji")
     load_dataset("emoji", domains=["twemoji"])
-    noto.write_bytes(whole[:2000] + bytes(500) + whole[2500:])  # whole table of contents, one image damaged
+    noto.write_bytes(
+        whole[:2000] + bytes(500) + whole[2500:]
+    )  # whole table of contents, one image damaged
     split = load_dataset("emoji", domains=["noto"])
     with pytest.raises(FedPGPError, match=r"of .*noto\.zip cannot be read"):
         for i in range(len(split.train)):

@@ -17,8 +17,9 @@ from fedpgp.data.features import encode_split, feature_key
 from fedpgp.errors import FedPGPError
 from fedpgp.torchvision_fix import import_open_clip
 
-# What a process of its own runs: three children start together; each prints how many batches it encoded, and a sum.
-# They are forked before torch computes anything: it does not survive a fork after that.
+# What a process of its own runs: three children start together; each prints how many
+# batches it encoded, and a sum. They are forked before torch computes anything: it does not
+# survive a fork after that.
 CHILDREN = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("test_features", sys.argv[1])
@@ -27,7 +28,8 @@ module.import_open_clip()
 if all(os.fork() for _ in range(3)):  # a child leaves the loop at once
     sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 batches = []
-features = module.encode(module.make_clip(), module.make_split(), sys.argv[2], progress=lambda *a: batches.append(a))
+split, progress = module.make_split(), lambda *a: batches.append(a)
+features = module.encode(module.make_clip(), split, sys.argv[2], progress=progress)
 os.write(1, f"{len(batches)} {float(features.astype('f8').sum())!r}\\n".encode())
 os._exit(0)
 """
@@ -50,7 +52,9 @@ def make_split(images: int = 50) -> ArraySplit:
 
 
 def encode(clip, split, cache_dir, **arguments):
-    return encode_split(clip, split, cache_dir=cache_dir, dataset_name="made", split_name="train", **arguments)
+    return encode_split(
+        clip, split, cache_dir=cache_dir, dataset_name="made", split_name="train", **arguments
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +81,18 @@ def only_file(folder: Path) -> Path:
 def test_features_are_the_models_in_order(clip, tmp_path, counted):
     split = make_split()
     features = encode(clip, split, tmp_path, batch_size=7, progress=counted.progress)
-    assert isinstance(features, np.memmap) and features.dtype == np.float32 and features.shape == (50, 16)
+    assert (
+        isinstance(features, np.memmap)
+        and features.dtype == np.float32
+        and features.shape == (50, 16)
+    )
     expected = [clip.encode_images(clip.preprocess(split.image(i))[None])[0] for i in range(50)]
     assert np.allclose(features, torch.stack(expected).numpy(), atol=1e-6)
     assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
     assert counted.calls == [(min(7 * k, 50), 50) for k in range(1, 9)]
-    assert np.array_equal(load_file(only_file(tmp_path))["features"], features), "any safetensors reader opens it"
+    assert np.array_equal(load_file(only_file(tmp_path))["features"], features), (
+        "any safetensors reader opens it"
+    )
     with pytest.raises(ValueError, match="read-only"):
         features[0] = 0
 
@@ -108,12 +118,18 @@ def test_the_key_follows_weights_images_order_and_preprocessing(clip, tmp_path, 
     other = make_split()
     other.pixels[3, 2, 1, 0] ^= 1
     preprocessed = FrozenCLIP(make_clip().model, preprocess=torch.nn.Identity())
-    keys = [base, feature_key(make_clip(1), split), feature_key(clip, other), feature_key(preprocessed, split)]
+    keys = [
+        base,
+        feature_key(make_clip(1), split),
+        feature_key(clip, other),
+        feature_key(preprocessed, split),
+    ]
     keys += [feature_key(clip, Subset(split, rows)) for rows in ([0, 1], [1, 0])]
     for name in "ab":
         draw(tmp_path / f"{name}.png", (5, 5, 5))
     keys += [
-        feature_key(clip, FileSplit(tmp_path, order, [0, 0])) for order in (["a.png", "b.png"], ["b.png", "a.png"])
+        feature_key(clip, FileSplit(tmp_path, order, [0, 0]))
+        for order in (["a.png", "b.png"], ["b.png", "a.png"])
     ]
     assert len(set(keys)) == len(keys)
 
@@ -139,7 +155,9 @@ def test_the_key_has_no_address_in_it(clip):
     assert feature_key(one, make_split()) == feature_key(two, make_split())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "flipped", "header", "other_key", "short_header"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "foreign", "flipped", "header", "other_key", "short_header"]
+)
 def test_a_damaged_file_is_made_anew(clip, tmp_path, counted, damage, caplog):
     good = np.array(encode(clip, make_split(), tmp_path))
     path = only_file(tmp_path)
@@ -171,7 +189,9 @@ def test_a_damaged_file_is_made_anew(clip, tmp_path, counted, damage, caplog):
 def test_several_processes_at_once_encode_once(tmp_path):
     command = [sys.executable, "-c", CHILDREN, __file__, str(tmp_path / "cache")]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=120).stdout
+    output = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=120
+    ).stdout
     answers = [line.split() for line in output.splitlines()]
     assert sorted(int(batches) > 0 for batches, _ in answers) == [False, False, True]
     assert len({total for _, total in answers}) == 1
@@ -190,7 +210,9 @@ def test_leftovers_of_a_killed_process_are_removed(clip, tmp_path):
 def test_too_little_space_is_noticed_before_all_is_encoded(clip, tmp_path, counted, monkeypatch):
     # The disk of the machine cannot be filled by a test: only the figure is made up.
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
-    with pytest.raises(FedPGPError, match=rf"no space left for the cache in {tmp_path}.*MB are needed.*cache_dir"):
+    with pytest.raises(
+        FedPGPError, match=rf"no space left for the cache in {tmp_path}.*MB are needed.*cache_dir"
+    ):
         encode(clip, make_split(), tmp_path, batch_size=5, progress=counted.progress)
     assert len(counted.calls) == 0
     assert not list(tmp_path.glob("*.safetensors"))

@@ -24,7 +24,9 @@ def test_train_and_test_folders(tmp_path, draw):
     for split in (dataset.train, dataset.val, dataset.test):
         for path, label in zip(split.paths, split.labels, strict=True):
             assert path.split("/")[1] == dataset.class_names[label]
-    with pytest.raises(FedPGPError, match="unknown option of data set folder 'templates'; did you mean template"):
+    with pytest.raises(
+        FedPGPError, match="unknown option of data set folder 'templates'; did you mean template"
+    ):
         load_dataset("folder", tmp_path, templates="x")
 
 
@@ -53,14 +55,19 @@ def test_domain_folders_are_split_by_file(tmp_path, draw):
     assert len(dataset.train) + len(dataset.test) == 81
     for domain in ("photo", "sketch"):
         for label in (0, 1):
-            test = [d == domain and y == label for d, y in zip(dataset.test.domains, dataset.test.labels, strict=True)]
+            test = [
+                d == domain and y == label
+                for d, y in zip(dataset.test.domains, dataset.test.labels, strict=True)
+            ]
             assert sum(test) == 6  # 0.3 of 20
     assert "photo/owl/only.png" in dataset.train.paths, "a class of one image can be trained"
     again = load_dataset("folder", tmp_path)
     assert again.test.paths == dataset.test.paths
     assert load_dataset("folder", tmp_path, split_seed=1).test.paths != dataset.test.paths
     assert len(load_dataset("folder", tmp_path, test_share=0.5).test) == 40
-    for path, domain, label in zip(dataset.train.paths, dataset.train.domains, dataset.train.labels, strict=True):
+    for path, domain, label in zip(
+        dataset.train.paths, dataset.train.domains, dataset.train.labels, strict=True
+    ):
         assert path.split("/")[:2] == [domain, dataset.class_names[label]]
 
 

@@ -30,20 +30,29 @@ def touch(folder, *files):
 
 def names(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "classnames.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in IDS.items()))
+    (folder / "classnames.txt").write_text(
+        "".join(f"{wnid} {name}\n" for wnid, name in IDS.items())
+    )
 
 
 @pytest.mark.parametrize("folder", ["imagenet/images", "imagenet"])
 def test_imagenet(tmp_path, folder):
     names(tmp_path / "imagenet")
     for wnid in ("n01491361", "n01440764", "n01484850"):
-        touch(tmp_path / folder, *(f"train/{wnid}/{wnid}_{i}.JPEG" for i in range(2)), f"val/{wnid}/ILSVRC_{wnid}.JPEG")
+        touch(
+            tmp_path / folder,
+            *(f"train/{wnid}/{wnid}_{i}.JPEG" for i in range(2)),
+            f"val/{wnid}/ILSVRC_{wnid}.JPEG",
+        )
     dataset = load_dataset("imagenet", tmp_path)
     assert dataset.class_names == ["tench", "great white shark", "tiger shark"]
     assert dataset.template == "a photo of a {}."
     assert (len(dataset.train), dataset.val, len(dataset.test)) == (6, None, 3)
     assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert dataset.test.paths[2] == "val/n01491361/ILSVRC_n01491361.JPEG" and dataset.test.labels[2] == 2
+    assert (
+        dataset.test.paths[2] == "val/n01491361/ILSVRC_n01491361.JPEG"
+        and dataset.test.labels[2] == 2
+    )
     assert "classnames.txt (CoOp)" in dataset.notes[0]
     assert dataset.train.image(0).size == (8, 6)
 
@@ -107,7 +116,8 @@ def tiny(folder):
     ids = ("n02124075", "n04067472", "n01443537")  # the published list is not sorted either
     (folder / "wnids.txt").write_text("\n".join(ids))
     (folder / "words.txt").write_text(
-        "n00001740\tentity\nn01443537\tgoldfish, Carassius auratus\nn02124075\tEgyptian cat\nn04067472\treel\n"
+        "n00001740\tentity\nn01443537\tgoldfish, Carassius auratus\nn02124075\tEgyptian "
+        "cat\nn04067472\treel\n"
     )
     for wnid in ids:
         touch(folder / "train" / wnid / "images", *(f"{wnid}_{k}.JPEG" for k in range(2)))

@@ -11,10 +11,13 @@ from fedpgp.data import FileSplit, load_dataset
 from fedpgp.data.images import PUBLISHED, Reading, _silence_pillow, read_image
 from fedpgp.errors import FedPGPError
 
-SHOWN = np.zeros((24, 40, 3), np.uint8)  # what a person sees: red above, blue below, white on the left
+SHOWN = np.zeros(
+    (24, 40, 3), np.uint8
+)  # what a person sees: red above, blue below, white on the left
 SHOWN[:12, :, 0] = SHOWN[12:, :, 2] = 250
 SHOWN[:, :8] = 250
-STORED = {  # EXIF orientation -> the pixels that a camera stores for it (CIPA DC-008, section 4.6.4)
+# EXIF orientation -> the pixels that a camera stores for it (CIPA DC-008, section 4.6.4)
+STORED = {
     1: SHOWN,
     2: SHOWN[:, ::-1],
     3: SHOWN[::-1, ::-1],
@@ -31,7 +34,9 @@ def turned(path, orientation):
     """Writes an image whose EXIF data say how it is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    lossless = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(path.suffix[1:], {})
+    lossless = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(
+        path.suffix[1:], {}
+    )
     Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(path, exif=exif, **lossless)
     return path
 
@@ -48,7 +53,9 @@ def test_a_turned_image_is_upright_for_every_reader(tmp_path, ending, orientatio
     }
     for reader, image in read.items():
         assert (image.mode, image.size) == ("RGB", (40, 24)), reader
-        np.testing.assert_allclose(np.asarray(image, int), SHOWN, atol=60 if ending == "jpg" else 0, err_msg=reader)
+        np.testing.assert_allclose(
+            np.asarray(image, int), SHOWN, atol=60 if ending == "jpg" else 0, err_msg=reader
+        )
         assert np.abs(np.asarray(image, int) - SHOWN).mean() < 3, reader
 
 
@@ -67,9 +74,13 @@ def test_a_hub_table_and_a_folder_of_the_same_turned_images_are_read_alike(tmp_p
         "image": [{"bytes": (tmp_path / "folder/train/cat/6.jpg").read_bytes(), "path": None}],
         "label": [0],
     }
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])}
+    )
     (tmp_path / "table").mkdir()
-    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "table" / "train.parquet"))
+    datasets.Dataset.from_dict(table, features=features).to_parquet(
+        str(tmp_path / "table" / "train.parquet")
+    )
     inside = load_dataset("hub", tmp_path, repo="table", test=None).train
     for i in range(8):
         np.testing.assert_array_equal(folder.train.image(i), hub.train.image(i))
@@ -100,11 +111,15 @@ def test_what_was_known_of_an_image_by_an_older_reading_is_not_served(tmp_path, 
     assert FileSplit(tmp_path, ["x.jpg"], [0]).fingerprint != now
 
 
-GREEN, HIDDEN = (0, 200, 0), (10, 20, 30)  # what is seen, and the colour that a drawing program leaves under alpha 0
+GREEN, HIDDEN = (
+    (0, 200, 0),
+    (10, 20, 30),
+)  # what is seen, and the colour that a drawing program leaves under alpha 0
 
 
 def cut_out(path):
-    """Writes an image that is green on the left, half green in its middle and transparent on the right."""
+    """Writes an image that is green on the left, half green in its middle and
+    transparent on the right."""
     pixels = np.zeros((4, 6, 4), np.uint8)
     pixels[:, :2], pixels[:, 2:4], pixels[:, 4:] = (*GREEN, 255), (*GREEN, 128), (*HIDDEN, 0)
     image = Image.fromarray(pixels)
@@ -125,13 +140,17 @@ def test_transparent_pixels_are_white_or_as_the_file_has_them(tmp_path, name):
     assert white[0, 0].tolist() == none[0, 0].tolist() == list(GREEN)
     assert white[0, 5].tolist() == [255, 255, 255] and none[0, 5].tolist() == list(HIDDEN)
     if white[0, 2].tolist() != [255, 255, 255]:
-        assert white[0, 2].tolist() == [127, 227, 127] and none[0, 2].tolist() == list(GREEN)  # 128/255 of green
+        assert white[0, 2].tolist() == [127, 227, 127] and none[0, 2].tolist() == list(
+            GREEN
+        )  # 128/255 of green
     np.testing.assert_array_equal(none, np.asarray(Image.open(path).convert("RGB")))
 
 
 def test_grey_with_alpha_and_one_transparent_colour(tmp_path):
     Image.fromarray(np.array([[[7, 255], [7, 0]]], np.uint8)).save(tmp_path / "la.png")
-    Image.fromarray(np.array([[[9, 9, 9], [8, 8, 8]]], np.uint8)).save(tmp_path / "rgb.png", transparency=(8, 8, 8))
+    Image.fromarray(np.array([[[9, 9, 9], [8, 8, 8]]], np.uint8)).save(
+        tmp_path / "rgb.png", transparency=(8, 8, 8)
+    )
     Image.fromarray(np.array([[3, 4]], np.uint8)).save(tmp_path / "l.png", transparency=4)
     for name, seen in (("la", 7), ("rgb", 9), ("l", 3)):
         pixels = np.asarray(read_image(tmp_path / f"{name}.png", Reading("white")))
@@ -147,7 +166,9 @@ def test_the_ground_is_an_option_of_people_s_images_and_the_same_in_predict(tmp_
         image = load_dataset("folder", tmp_path, **options).train.image(0)
         assert np.asarray(image)[0, 5].tolist() == corner
         path = tmp_path / "train/cat/x.png"
-        np.testing.assert_array_equal(next(_opened([path], Reading.of({"name": "folder", **options}), {})), image)
+        np.testing.assert_array_equal(
+            next(_opened([path], Reading.of({"name": "folder", **options}), {})), image
+        )
     with pytest.raises(FedPGPError, match="background 'wite'; did you mean white"):
         load_dataset("folder", tmp_path, background="wite")
     assert Reading.of({"name": "emoji"}).background == "white", "predict is given people's images"
@@ -162,22 +183,49 @@ def test_deep_grey_is_scaled_alike_for_all_images(tmp_path):
     Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "wide.tif")
     for name in ("deep.png", "big_endian.tif", "wide.tif"):
         grey = np.asarray(read_image(tmp_path / name))
-        assert grey[0, :, 0].tolist() == grey[0, :, 2].tolist() == [0, 39, 78, 117, 156, 195], name  # value / 257
-    assert np.asarray(read_image(tmp_path / "dark.png"))[0, :, 0].tolist() == [0, 19, 39, 58, 78, 97]
+        assert grey[0, :, 0].tolist() == grey[0, :, 2].tolist() == [0, 39, 78, 117, 156, 195], (
+            name
+        )  # value / 257
+    assert np.asarray(read_image(tmp_path / "dark.png"))[0, :, 0].tolist() == [
+        0,
+        19,
+        39,
+        58,
+        78,
+        97,
+    ]
     told = Reading("none", (0, 25000))
-    assert np.asarray(read_image(tmp_path / "dark.png", told))[0, :, 0].tolist() == [0, 51, 102, 153, 204, 255]
-    assert np.asarray(read_image(tmp_path / "deep.png", told))[0, :, 0].tolist() == [0, 102, 204, 255, 255, 255]
+    assert np.asarray(read_image(tmp_path / "dark.png", told))[0, :, 0].tolist() == [
+        0,
+        51,
+        102,
+        153,
+        204,
+        255,
+    ]
+    assert np.asarray(read_image(tmp_path / "deep.png", told))[0, :, 0].tolist() == [
+        0,
+        102,
+        204,
+        255,
+        255,
+        255,
+    ]
 
 
 def test_float_images_are_read_by_their_finite_values(tmp_path):
     values = np.array([[-1.0, 0.0, 1.0, 3.0]], np.float32)
     Image.fromarray(values).save(tmp_path / "sound.tif")
     values[0, 1] = np.nan
-    Image.fromarray(np.append(values, [[np.inf]], 1).astype(np.float32)).save(tmp_path / "holes.tif")
+    Image.fromarray(np.append(values, [[np.inf]], 1).astype(np.float32)).save(
+        tmp_path / "holes.tif"
+    )
     Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "nothing.tif")
     assert np.asarray(read_image(tmp_path / "sound.tif"))[0, :, 0].tolist() == [0, 64, 128, 255]
     assert np.asarray(read_image(tmp_path / "holes.tif"))[0, :, 0].tolist() == [0, 0, 128, 255, 0]
-    with pytest.raises(FedPGPError, match=r"nothing\.tif cannot be read \(none of its pixels is a finite number\)"):
+    with pytest.raises(
+        FedPGPError, match=r"nothing\.tif cannot be read \(none of its pixels is a finite number\)"
+    ):
         FileSplit(tmp_path, ["nothing.tif"], [0]).image(0)
 
 

@@ -1,4 +1,5 @@
-"""``folder``: which layouts are known, which are refused, and that nothing is left out without a word."""
+"""``folder``: which layouts are known, which are refused, and that nothing is left out without a
+word."""
 
 import os
 import shutil
@@ -21,7 +22,8 @@ from fedpgp.errors import FedPGPError
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes images at these paths (``many`` numbered ones where a path ends in /); returns the root."""
+    """Writes images at these paths (``many`` numbered ones where a path ends in /); returns the
+    root."""
     template = tmp_path / "image.jpg"
     Image.new("RGB", (12, 10), "red").save(template)
 
@@ -48,17 +50,22 @@ def test_classes_alone_are_split_by_file(make):
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Train", "Valid", "TEST"), ("training", "validation", "testing")]
+    "names",
+    [("train", "val", "test"), ("Train", "Valid", "TEST"), ("training", "validation", "testing")],
 )
 def test_splits_under_their_usual_names(make, names):
-    data = load_dataset("folder", make(*(f"{part}/{name}/" for part in names for name in ("cat", "dog"))))
+    data = load_dataset(
+        "folder", make(*(f"{part}/{name}/" for part in names for name in ("cat", "dog")))
+    )
     assert data.class_names == ["cat", "dog"] and data.notes == ()
     for split, part in zip((data.train, data.val, data.test), names, strict=True):
         assert len(split) == 8 and all(path.startswith(f"{part}/") for path in split.paths)
 
 
 def test_sites_with_classes_and_sites_with_splits_side_by_side(make):
-    root = make("oslo/cat/", "oslo/dog/", "bern/train/cat/", "bern/test/cat/", "bern/val/dog/", many=10)
+    root = make(
+        "oslo/cat/", "oslo/dog/", "bern/train/cat/", "bern/test/cat/", "bern/val/dog/", many=10
+    )
     data = load_dataset("folder", root)
     assert data.class_names == ["cat", "dog"]
     assert set(data.train.domains) == set(data.test.domains) == {"bern", "oslo"}
@@ -84,13 +91,18 @@ def test_a_node_reads_its_own_site_as_a_simulation_reads_all(make):
 
 
 def test_a_site_may_be_moved_and_renamed(make, tmp_path):
-    """The split hangs on the names of class and file alone: no test image becomes a training one."""
+    """The split hangs on the names of class and file alone: no test image becomes a training
+    one."""
     root = make("oslo/cat/", "oslo/dog/", many=10)
     before = load_dataset("folder", root / "oslo")
     whole = load_dataset("folder", root)
     (root / "oslo").rename(tmp_path / "moved")
     after = load_dataset("folder", tmp_path / "moved")
-    assert after.test.paths == before.test.paths == [path.removeprefix("oslo/") for path in whole.test.paths]
+    assert (
+        after.test.paths
+        == before.test.paths
+        == [path.removeprefix("oslo/") for path in whole.test.paths]
+    )
 
 
 def test_a_run_from_before_layouts_keeps_its_split(make):
@@ -108,15 +120,35 @@ def test_a_run_from_before_layouts_keeps_its_split(make):
     ("paths", "readings", "layout", "train"),
     [
         # Half of a split, beside other folders or alone: its test images were training ones.
-        (("train/cat/", "photo/cat/"), ("split (train)", "sites of these names (photo, train)"), "SITE/CLASS", 6),
+        (
+            ("train/cat/", "photo/cat/"),
+            ("split (train)", "sites of these names (photo, train)"),
+            "SITE/CLASS",
+            6,
+        ),
         (("test/cat/",), ("split (test)", "sites of these names (test)"), "SITE/CLASS", 3),
         (("train/cat/", "eval/cat/"), ("split (train)", "sites"), "SITE/CLASS", 6),
-        (("train_images/cat/", "TestSet/cat/"), ("split (TestSet, train_images)", "sites"), "SITE/CLASS", 6),
+        (
+            ("train_images/cat/", "TestSet/cat/"),
+            ("split (TestSet, train_images)", "sites"),
+            "SITE/CLASS",
+            6,
+        ),
         # Images on two levels.
         (("cat/", "cat/old/"), ("classes (cat)", "folders of classes (cat)"), "CLASS", 3),
-        (("photo/cat/", "photo/x.jpg"), ("classes (photo)", "folders of classes (photo)"), "SITE/CLASS", 3),
+        (
+            ("photo/cat/", "photo/x.jpg"),
+            ("classes (photo)", "folders of classes (photo)"),
+            "SITE/CLASS",
+            3,
+        ),
         # A split without folders of its classes.
-        (("train/", "test/"), ("a split whose images lie in test and train", "classes of these names"), "CLASS", 6),
+        (
+            ("train/", "test/"),
+            ("a split whose images lie in test and train", "classes of these names"),
+            "CLASS",
+            6,
+        ),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused_with_both(make, paths, readings, layout, train):
@@ -138,7 +170,9 @@ def test_the_site_that_is_at_fault_is_named(make):
 
 def test_one_setting_of_the_layout_serves_a_simulation_and_its_nodes(make):
     root = make("oslo/cat/", "oslo/cat/old/", "bern/cat/")
-    with pytest.raises(FedPGPError, match=rf"{root}/oslo can be read in two ways.* set dataset.layout=SITE/CLASS$"):
+    with pytest.raises(
+        FedPGPError, match=rf"{root}/oslo can be read in two ways.* set dataset.layout=SITE/CLASS$"
+    ):
         load_dataset("folder", root)
     words = [
         "dataset=folder",
@@ -168,12 +202,15 @@ def test_layouts_that_cannot_be(make):
 
 
 def test_images_that_are_nowhere_a_layout_has_them(make):
-    with pytest.raises(FedPGPError, match=r"no images in .* there are some elsewhere: a/b/c/d/0\.jpg; it must hold"):
+    with pytest.raises(
+        FedPGPError, match=r"no images in .* there are some elsewhere: a/b/c/d/0\.jpg; it must hold"
+    ):
         load_dataset("folder", make("a/b/c/d/"))
 
 
 @pytest.mark.parametrize(
-    "ending", [".jfif", ".avif", ".jpe", ".jp2", ".JPG", ".webp", ".tiff", ".bmp", ".gif", ".ico", ".tga"]
+    "ending",
+    [".jfif", ".avif", ".jpe", ".jp2", ".JPG", ".webp", ".tiff", ".bmp", ".gif", ".ico", ".tga"],
 )
 def test_what_pillow_opens_is_read(tmp_path, ending):
     kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(ending.lower())
@@ -205,8 +242,8 @@ def test_whatever_is_not_used_is_counted_and_named_once(make):
     assert (len(data.train), len(data.test)) == (8, 8)
     assert sorted(data.notes) == sorted(
         [
-            "not read: 8 files of kinds that are no images or that Pillow cannot read (2 .svg, 1 without an ending, "
-            "1 .eps, 1 .h5, 1 .heic, …): test/cat/a.svg …",
+            "not read: 8 files of kinds that are no images or that Pillow cannot read (2 .svg, "
+            "1 without an ending, 1 .eps, 1 .h5, 1 .heic, …): test/cat/a.svg …",
             "not read: 2 images beside the folders of the classes: top.jpg …",
             "not read: 4 images in folders beside train and test: extra/cat/0.jpg …",
             "not read: 4 images in deeper folders: train/cat/old/0.jpg …",
@@ -275,13 +312,19 @@ def test_folders_written_on_a_mac_are_the_same_classes(make):
     mac, other = unicodedata.normalize("NFD", "café"), "café"
     data = load_dataset("folder", make(f"train/{mac}/", f"test/{other}/", f"oslo {mac}/x.txt"))
     assert data.class_names == [other]
-    assert (len(data.train), len(data.test)) == (4, 4) and data.test.image(0) and data.train.image(0)
-    data = load_dataset("folder", make().parent / "root", class_names=[mac, "tea"], layout="SPLIT/CLASS")
+    assert (
+        (len(data.train), len(data.test)) == (4, 4) and data.test.image(0) and data.train.image(0)
+    )
+    data = load_dataset(
+        "folder", make().parent / "root", class_names=[mac, "tea"], layout="SPLIT/CLASS"
+    )
     assert data.class_names == [other, "tea"]
 
 
 FOLDERS = st.sampled_from(["train", "test", "val", "cat", "dog", "oslo", "bern", "Test"])
-TREES = st.dictionaries(st.lists(FOLDERS, max_size=4).map(tuple), st.integers(1, 3), min_size=1, max_size=7)
+TREES = st.dictionaries(
+    st.lists(FOLDERS, max_size=4).map(tuple), st.integers(1, 3), min_size=1, max_size=7
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -297,11 +340,17 @@ def test_every_image_is_used_once_or_counted_or_the_folder_is_refused(tree, layo
             data = load_dataset("folder", root, layout=layout)
         except FedPGPError:
             return
-        used = [(path, part) for part in ("train", "val", "test") for path in getattr(getattr(data, part), "paths", ())]
+        used = [
+            (path, part)
+            for part in ("train", "val", "test")
+            for path in getattr(getattr(data, part), "paths", ())
+        ]
         assert len({path for path, _ in used}) == len(used), "in one split only"
         counted = sum(int(note.split()[2]) for note in data.notes if note.startswith("not read"))
         assert len(used) + counted == sum(tree.values())
         for path, part in used:
-            named = [SPLITS[name.lower()] for name in path.split("/")[:-2] if name.lower() in SPLITS]
+            named = [
+                SPLITS[name.lower()] for name in path.split("/")[:-2] if name.lower() in SPLITS
+            ]
             if layout is None and named:
                 assert part == named[0], "what lies in a folder of a split is of that split"

@@ -18,17 +18,22 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 def made_labels(seed: int, images: int, classes: int) -> np.ndarray:
     """Every class occurs; the rest is random."""
     rng = np.random.default_rng(seed)
-    return rng.permutation(np.concatenate([np.arange(classes), rng.integers(classes, size=max(0, images - classes))]))
+    return rng.permutation(
+        np.concatenate([np.arange(classes), rng.integers(classes, size=max(0, images - classes))])
+    )
 
 
 def assert_assigned_once(parts, images: int):
     assert all(part.dtype == np.int64 for part in parts)
     assert all((np.diff(part) > 0).all() for part in parts), "each part is ascending"
-    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(images)), "disjoint, and nothing left over"
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(images)), (
+        "disjoint, and nothing left over"
+    )
 
 
 def assert_same_proportions(parts, labels, test_parts, test_labels):
-    """Per class, a client's part of the test images is its part of the training images, to less than one image."""
+    """Per class, a client's part of the test images is its part of the training images,
+    to less than one image."""
     for label in np.unique(labels):
         images, test_images = (labels == label).sum(), (test_labels == label).sum()
         for part, test_part in zip(parts, test_parts, strict=True):
@@ -42,18 +47,30 @@ def options_of(scheme: str, classes: int) -> dict:
 
 @EXAMPLES
 @given(
-    st.sampled_from(sorted(SCHEMES)), st.integers(0, 99), st.integers(1, 9), st.integers(200, 500), st.integers(9, 20)
+    st.sampled_from(sorted(SCHEMES)),
+    st.integers(0, 99),
+    st.integers(1, 9),
+    st.integers(200, 500),
+    st.integers(9, 20),
 )
-def test_every_scheme_assigns_all_images_once_and_test_follows_train(scheme, seed, clients, images, classes):
+def test_every_scheme_assigns_all_images_once_and_test_follows_train(
+    scheme, seed, clients, images, classes
+):
     labels, test_labels = made_labels(seed, images, classes), made_labels(seed + 1, images, classes)
     rng = np.random.default_rng(seed)
     domains, test_domains = None, None
     if scheme in BY_DOMAIN:
         clients = 3 if scheme == "natural" else 3 * ((clients + 2) // 3)
         domains, test_domains = (
-            list(np.array(["ink", "oil", "pen"])[rng.permutation(np.arange(images) % 3)]) for _ in "ab"
+            list(np.array(["ink", "oil", "pen"])[rng.permutation(np.arange(images) % 3)])
+            for _ in "ab"
         )
-    arguments = dict(domains=domains, test_labels=test_labels, test_domains=test_domains, **options_of(scheme, classes))
+    arguments = dict(
+        domains=domains,
+        test_labels=test_labels,
+        test_domains=test_domains,
+        **options_of(scheme, classes),
+    )
     train, test = partition(labels, clients, scheme, seed, **arguments)
     assert len(train) == len(test) == clients
     assert_assigned_once(train, images)
@@ -88,7 +105,10 @@ def test_seeds_differ_and_global_random_state_does_not_matter(scheme):
 def test_iid_sizes_and_class_counts_differ_by_at_most_one(seed, clients, images, classes):
     labels = made_labels(seed, images, classes)
     parts = partition(labels, clients, "iid", seed)
-    for sizes in [[len(p) for p in parts], *([int((labels[p] == c).sum()) for p in parts] for c in range(classes))]:
+    for sizes in [
+        [len(p) for p in parts],
+        *([int((labels[p] == c).sum()) for p in parts] for c in range(classes)),
+    ]:
         assert max(sizes) - min(sizes) <= 1
 
 
@@ -112,7 +132,9 @@ def test_dirichlet_beta_says_how_uneven_clients_are():
 
     def classes_held(beta):  # how many classes make up most of a client
         parts = partition(labels, 10, "dirichlet", 0, beta=beta)
-        return np.mean([(np.bincount(labels[p], minlength=10) > 0.02 * len(p)).sum() for p in parts])
+        return np.mean(
+            [(np.bincount(labels[p], minlength=10) > 0.02 * len(p)).sum() for p in parts]
+        )
 
     assert classes_held(0.05) < classes_held(0.5) < classes_held(100) == 10
 
@@ -131,7 +153,8 @@ def test_dirichlet_min_size_is_kept_or_refused_by_name():
     labels = made_labels(0, 400, 8)
     assert min(len(p) for p in partition(labels, 8, "dirichlet", 3, beta=0.3, min_size=15)) >= 15
     with pytest.raises(
-        FedPGPError, match=r"beta=0.001 and 40 clients.*client \d+ would have .* image.*raise partition.beta"
+        FedPGPError,
+        match=r"beta=0.001 and 40 clients.*client \d+ would have .* image.*raise partition.beta",
     ):
         partition(labels, 40, "dirichlet", 3, beta=0.001, balance=False)
     with pytest.raises(FedPGPError, match="beta=1e-05"):  # 2 classes, each to one client
@@ -175,7 +198,9 @@ def test_shards_give_few_classes_and_even_sizes():
 @given(st.sampled_from(["domain", "domain_dirichlet"]), st.integers(0, 20), st.integers(1, 4))
 def test_domain_schemes_keep_domains_apart_and_test_in_its_domain(scheme, seed, per_domain):
     rng = np.random.default_rng(seed)
-    domains, test_domains = (np.array(["noto", "art", "pen"])[np.r_[0, 1, 2, rng.integers(3, size=397)]] for _ in "ab")
+    domains, test_domains = (
+        np.array(["noto", "art", "pen"])[np.r_[0, 1, 2, rng.integers(3, size=397)]] for _ in "ab"
+    )
     labels, test_labels = rng.integers(6, size=400), rng.integers(6, size=400)
     train, test = partition(
         labels,
@@ -190,7 +215,11 @@ def test_domain_schemes_keep_domains_apart_and_test_in_its_domain(scheme, seed, 
     assert_assigned_once(test, 400)
     for client, (part, test_part) in enumerate(zip(train, test, strict=True)):
         # Domains in order of appearance, clients domain by domain.
-        assert set(domains[part]) == set(test_domains[test_part]) == {["noto", "art", "pen"][client // per_domain]}
+        assert (
+            set(domains[part])
+            == set(test_domains[test_part])
+            == {["noto", "art", "pen"][client // per_domain]}
+        )
     for name in ("noto", "art", "pen"):
         mine = [c for c in range(3 * per_domain) if set(domains[train[c]]) == {name}]
         assert_same_proportions(
@@ -214,7 +243,10 @@ def test_pachinko_prefers_superclasses():
     assert {len(part) for part in parts} == {200}
     biggest = [np.bincount(labels[part] // 5, minlength=20).max() / 200 for part in parts]
     assert np.median(biggest) > 0.3  # iid would be 0.05
-    fine = [len(set(labels[part][labels[part] // 5 == np.bincount(labels[part] // 5).argmax()])) for part in parts]
+    fine = [
+        len(set(labels[part][labels[part] // 5 == np.bincount(labels[part] // 5).argmax()]))
+        for part in parts
+    ]
     assert np.median(fine) == 5  # inside a superclass the classes are mixed
 
 
@@ -255,7 +287,9 @@ def test_reference_dealing_that_leaves_the_last_client_empty_is_refused():
 
 def test_test_images_of_a_strange_domain_are_refused():
     with pytest.raises(FedPGPError, match="test images of sketch"):
-        partition([0, 1], 1, "domain", 0, domains=["a", "a"], test_labels=[0], test_domains=["sketch"])
+        partition(
+            [0, 1], 1, "domain", 0, domains=["a", "a"], test_labels=[0], test_domains=["sketch"]
+        )
     partition([0, 1], 1, "iid", 0, domains=["a", "a"], test_labels=[0], test_domains=["sketch"])
 
 
@@ -264,7 +298,7 @@ def test_a_client_without_test_images_is_refused():
         partition(np.zeros(100), 10, "iid", 0, test_labels=np.zeros(5))
 
 
-# Golden: what the public code does. -----------------------------------------------------------------------------------
+# Golden: what the public code does. ---------------------------------------------------------------
 
 
 def golden_parts(prefix: str) -> list[np.ndarray]:
@@ -272,7 +306,9 @@ def golden_parts(prefix: str) -> list[np.ndarray]:
     return [indices[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
-@pytest.mark.parametrize(("case", "clients"), [("classes23_clients4_shots8", 4), ("classes37_clients10_shots4", 10)])
+@pytest.mark.parametrize(
+    ("case", "clients"), [("classes23_clients4_shots8", 4), ("classes37_clients10_shots4", 10)]
+)
 @pytest.mark.parametrize("half", ["all", "base"])
 def test_golden_class_disjoint_lists_exactly(case, clients, half):
     labels, test_labels = GOLDEN[f"{case}/train_labels"], GOLDEN[f"{case}/test_labels"]
@@ -282,12 +318,16 @@ def test_golden_class_disjoint_lists_exactly(case, clients, half):
         theirs = [set(part) for part in _split_like(f"{case}/base/train")]
     else:
         theirs = [set(labels[part]) for part in golden_parts(f"{case}/all/train")]
-    train, test = partition(labels, clients, "pathological", 0, test_labels=test_labels, dealing="reference")
+    train, test = partition(
+        labels, clients, "pathological", 0, test_labels=test_labels, dealing="reference"
+    )
     assert [set(labels[part]) for part in train] == theirs
     assert [set(test_labels[part]) for part in test] == theirs
     if half == "all":
         # Their test images of a client are all test images of its classes: the same images as ours.
-        assert [set(p.tolist()) for p in test] == [set(p.tolist()) for p in golden_parts(f"{case}/all/test")]
+        assert [set(p.tolist()) for p in test] == [
+            set(p.tolist()) for p in golden_parts(f"{case}/all/test")
+        ]
 
 
 def _split_like(prefix: str) -> list[np.ndarray]:
@@ -303,10 +343,14 @@ def _split_like(prefix: str) -> list[np.ndarray]:
     ],
 )
 def test_golden_label_skew_by_its_invariants(case, clients, scheme, options):
-    """The public code's lists and ours: all assigned once, to all clients, test in the proportions of training."""
+    """The public code's lists and ours: all assigned once, to all clients, test in the
+    proportions of training."""
     labels, test_labels = GOLDEN["cifar10like/y_train"], GOLDEN["cifar10like/y_test"]
     ours = partition(labels, clients, scheme, 7, test_labels=test_labels, **options)
-    theirs = [[np.sort(p).astype(np.int64) for p in golden_parts(f"cifar10like/{case}/{s}")] for s in ("train", "test")]
+    theirs = [
+        [np.sort(p).astype(np.int64) for p in golden_parts(f"cifar10like/{case}/{s}")]
+        for s in ("train", "test")
+    ]
     for train, test in (ours, theirs):
         assert_assigned_once(train, len(labels))
         assert_assigned_once(test, len(test_labels))
@@ -319,30 +363,38 @@ def test_golden_label_skew_by_its_invariants(case, clients, scheme, options):
                 for part, test_part in zip(train, test, strict=True):
                     fractions = [
                         (x == label).sum() / n
-                        for x, n in zip((labels[part], test_labels[test_part]), of_class, strict=True)
+                        for x, n in zip(
+                            (labels[part], test_labels[test_part]), of_class, strict=True
+                        )
                     ]
                     assert abs(fractions[0] - fractions[1]) <= 1 / of_class[0] + 1 / of_class[1]
 
 
 def test_every_client_has_ten_training_and_ten_test_images_as_the_public_code_asks():
-    """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273 and 309 to 311: the smaller of the smallest
-    training and the smallest number of test images must reach min_require_size, else everything is drawn again."""
+    """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 273 and 309 to 311: the smaller of
+    the smallest training and the smallest number of test images must reach min_require_size, else
+    everything is drawn again."""
     labels, test_labels = np.repeat(np.arange(10), 500), np.repeat(np.arange(10), 100)
     options = {"beta": 0.3, "test_labels": test_labels}
     plain = [partition(labels, 30, "dirichlet", seed, **options) for seed in range(5)]
     assert min(len(part) for _, test in plain for part in test) < 10  # the rule has something to do
     for seed in range(5):
-        train, test = partition(labels, 30, "dirichlet", seed, min_size=10, min_test_size=10, **options)
+        train, test = partition(
+            labels, 30, "dirichlet", seed, min_size=10, min_test_size=10, **options
+        )
         assert min(map(len, train)) >= 10 <= min(map(len, test))
         assert_assigned_once(train, len(labels))
         assert_assigned_once(test, len(test_labels))
-    with pytest.raises(FedPGPError, match=r"client \d+ would have \d+ test images \(partition.min_test_size=90\)"):
+    with pytest.raises(
+        FedPGPError, match=r"client \d+ would have \d+ test images \(partition.min_test_size=90\)"
+    ):
         partition(labels, 11, "dirichlet", 0, min_test_size=90, **options)
 
 
 def test_pooled_pachinko_draws_on_training_and_test_images_together():
-    """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 345 to 404: one draw over train and test behind each
-    other, equal numbers a client, then what is below the number of training images is train, the rest test."""
+    """FedPGP, commit d43045b33f42, datasets/datasplit.py, lines 345 to 404: one draw over train and
+    test behind each other, equal numbers a client, then what is below the number of training images
+    is train, the rest test."""
     labels, test_labels = np.tile(np.arange(100), 50), np.tile(np.arange(100), 10)
     options = {"superclasses": np.arange(100) // 5, "beta": 0.3, "test_labels": test_labels}
     train, test = partition(labels, 40, "pachinko", 3, pooled=True, **options)
@@ -376,15 +428,29 @@ def test_golden_pachinko_by_its_invariants():
 def test_natural_makes_every_site_a_client_with_all_that_it_has():
     labels, sites = [0, 1, 0, 1, 1, 2], ["bern", "oslo", "bern", "bern", "oslo", "rome"]
     test_labels, test_sites = [2, 0, 2, 1], ["bern", "rome", "oslo", "oslo"]
-    train, test = partition(labels, 3, "natural", 5, domains=sites, test_labels=test_labels, test_domains=test_sites)
+    train, test = partition(
+        labels, 3, "natural", 5, domains=sites, test_labels=test_labels, test_domains=test_sites
+    )
     assert [part.tolist() for part in train] == [[0, 2, 3], [1, 4], [5]]
     assert [part.tolist() for part in test] == [[0], [2, 3], [1]]
     for clients in (2, 4):
-        with pytest.raises(FedPGPError, match=r"one client a site: set clients=3 \(bern, oslo, rome\)"):
+        with pytest.raises(
+            FedPGPError, match=r"one client a site: set clients=3 \(bern, oslo, rome\)"
+        ):
             partition(labels, clients, "natural", 0, domains=sites)
-    with pytest.raises(FedPGPError, match="site rome has 1 training image; give it more, or leave it out"):
+    with pytest.raises(
+        FedPGPError, match="site rome has 1 training image; give it more, or leave it out"
+    ):
         partition(labels, 3, "natural", 0, domains=sites, min_size=2)
     with pytest.raises(FedPGPError, match="site rome has no test images; give it more"):
-        partition(labels, 3, "natural", 0, domains=sites, test_labels=[0, 0], test_domains=["bern", "oslo"])
+        partition(
+            labels,
+            3,
+            "natural",
+            0,
+            domains=sites,
+            test_labels=[0, 0],
+            test_domains=["bern", "oslo"],
+        )
     with pytest.raises(FedPGPError, match="needs a data set with domains"):
         partition(labels, 3, "natural", 0)

@@ -1,4 +1,5 @@
-"""Readers of public data sets without domains, each on a small folder of exactly the public layout."""
+"""Readers of public data sets without domains, each on a small folder of exactly the public
+layout."""
 
 import hashlib
 import json
@@ -24,7 +25,8 @@ from fedpgp.errors import FedPGPError
 
 
 def touch(folder: Path, *files: str) -> None:
-    """Images of one grey each, from the file's name: what a label is checked against is the path."""
+    """Images of one grey each, from the file's name: what a label is checked against is the
+    path."""
     for file in files:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,11 +39,17 @@ def text(path: Path, *lines: str) -> None:
 
 
 def oxford_pets(root):
-    breeds = {"Abyssinian": (1, 1, 1), "american_bulldog": (2, 2, 1), "British_Shorthair": (3, 1, 2)}
+    breeds = {
+        "Abyssinian": (1, 1, 1),
+        "american_bulldog": (2, 2, 1),
+        "British_Shorthair": (3, 1, 2),
+    }
     lists = {"trainval": (1, 7), "test": (3, 100)}
     for part, numbers in lists.items():
         rows = [
-            f"{b}_{n} {' '.join(map(str, ids))}" for b, ids in sorted(breeds.items(), reverse=True) for n in numbers
+            f"{b}_{n} {' '.join(map(str, ids))}"
+            for b, ids in sorted(breeds.items(), reverse=True)
+            for n in numbers
         ]
         text(root / "annotations" / f"{part}.txt", *rows)
         touch(root / "images", *(f"{b}_{n}.jpg" for b in breeds for n in numbers))
@@ -55,7 +63,10 @@ def flowers102(root):
         root / "setid.mat",
         {"trnid": np.array([[1, 2]]), "valid": np.array([[3]]), "tstid": np.array([[4, 5, 6]])},
     )
-    text(root / "cat_to_name.json", json.dumps({"2": "hard-leaved pocket orchid", "3": "azalea", "1": "pink primrose"}))
+    text(
+        root / "cat_to_name.json",
+        json.dumps({"2": "hard-leaved pocket orchid", "3": "azalea", "1": "pink primrose"}),
+    )
 
 
 def dtd(root):
@@ -92,7 +103,10 @@ def fgvc_aircraft(root):
     variants = ("707-320", "F/A-18", "Boeing 717")
     text(root / "variants.txt", *variants)
     for i, part in enumerate(("train", "val", "test")):
-        text(root / f"images_variant_{part}.txt", *(f"{i}00000{k} {v}" for k, v in enumerate(variants)))
+        text(
+            root / f"images_variant_{part}.txt",
+            *(f"{i}00000{k} {v}" for k, v in enumerate(variants)),
+        )
         touch(root / "images", *(f"{i}00000{k}.jpg" for k in range(3)))
 
 
@@ -121,15 +135,25 @@ def ucf101(root):
     lists = root / "ucfTrainTestlist"
     text(lists / "classInd.txt", *(f"{i} {action}" for i, action in enumerate(actions, 1)))
     in_lists = ("ApplyEyeMakeup", "HandStandPushups", "YoYo")  # spelt in two ways
-    text(lists / "trainlist01.txt", *(f"{a}/v_{a}_g08_c01.avi {i}" for i, a in enumerate(in_lists, 1)))
+    text(
+        lists / "trainlist01.txt",
+        *(f"{a}/v_{a}_g08_c01.avi {i}" for i, a in enumerate(in_lists, 1)),
+    )
     text(lists / "testlist01.txt", *(f"{a}/v_{a}_g01_c01.avi" for a in in_lists))
-    for folder, action in zip(("Apply_Eye_Makeup", "Handstand_Pushups", "Yo_Yo"), in_lists, strict=True):
-        touch(root / "UCF-101-midframes" / folder, f"v_{action}_g08_c01.jpg", f"v_{action}_g01_c01.jpg")
+    for folder, action in zip(
+        ("Apply_Eye_Makeup", "Handstand_Pushups", "Yo_Yo"), in_lists, strict=True
+    ):
+        touch(
+            root / "UCF-101-midframes" / folder,
+            f"v_{action}_g08_c01.jpg",
+            f"v_{action}_g01_c01.jpg",
+        )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A data set, where CoOp and torchvision put it, and what its reader must say of the folder ``write`` makes."""
+    """A data set, where CoOp and torchvision put it, and what its reader must say of the
+    folder ``write`` makes."""
 
     write: Callable[[Path], None]
     folders: tuple[str, ...]
@@ -291,14 +315,19 @@ def test_public_layout(tmp_path, case, folder):
     assert dataset.name == case.name
     assert dataset.class_names == case.class_names
     assert dataset.template == case.template
-    assert tuple(None if s is None else len(s) for s in (dataset.train, dataset.val, dataset.test)) == case.sizes
+    assert (
+        tuple(None if s is None else len(s) for s in (dataset.train, dataset.val, dataset.test))
+        == case.sizes
+    )
     files = rows(dataset)
     assert len(files) == sum(size or 0 for size in case.sizes), "no image is in two splits"
     assert files[case.file][0] == case.label
     assert case.note in dataset.notes[0]
     assert case.zhou is None or f"split_zhou_{case.zhou}.json" in dataset.notes[0]
     for split in (dataset.train, dataset.test):
-        assert [split.image(i).size for i in range(len(split))] == [(8, 6)] * len(split), "every path opens"
+        assert [split.image(i).size for i in range(len(split))] == [(8, 6)] * len(split), (
+            "every path opens"
+        )
 
 
 @pytest.mark.parametrize("case", WITH_ZHOU, ids=lambda case: case.name)
@@ -314,7 +343,9 @@ def test_coops_split_wins_when_it_is_there(tmp_path, case):
     dataset = load_dataset(case.name, tmp_path)
     assert dataset.class_names == case.class_names and dataset.template == case.template
     assert dataset.notes == (f"split: split_zhou_{case.zhou}.json (CoOp)",)
-    assert {p: r[0] for p, r in rows(dataset).items()} == {p: r[0] for p, r in rows(official).items()}
+    assert {p: r[0] for p, r in rows(dataset).items()} == {
+        p: r[0] for p, r in rows(official).items()
+    }
     for part, expected in content.items():
         assert len(getattr(dataset, part)) == len(expected)
     assert dataset.train.image(0).size == (8, 6)
@@ -361,14 +392,20 @@ def test_a_split_of_our_own_hangs_on_names_only(tmp_path):
     assert rows(load_dataset("eurosat", tmp_path)) == before
     touch(tmp_path / "eurosat" / "2750" / "River", "River_11.jpg")
     after = rows(load_dataset("eurosat", tmp_path))
-    assert sum(after[path] != row for path, row in before.items()) <= 2, "a new file moves one over each border"
+    assert sum(after[path] != row for path, row in before.items()) <= 2, (
+        "a new file moves one over each border"
+    )
 
 
 DAMAGE = {
     "no JSON": "{",
     "no split of CoOp": json.dumps({"train": [["a.jpg", 0]]}),
-    "label 0 is both": json.dumps({"train": [["a.jpg", 0, "a"], ["b.jpg", 0, "b"]], "val": [], "test": []}),
-    "no image has label 1": json.dumps({"train": [["a.jpg", 0, "a"], ["b.jpg", 2, "b"]], "val": [], "test": []}),
+    "label 0 is both": json.dumps(
+        {"train": [["a.jpg", 0, "a"], ["b.jpg", 0, "b"]], "val": [], "test": []}
+    ),
+    "no image has label 1": json.dumps(
+        {"train": [["a.jpg", 0, "a"], ["b.jpg", 2, "b"]], "val": [], "test": []}
+    ),
     "its test split": json.dumps({"train": [["a.jpg", 0, "a"]], "val": [], "test": []}),
 }
 
@@ -384,7 +421,12 @@ def test_a_damaged_split_of_coop_is_named(tmp_path, message):
 @pytest.mark.parametrize(
     ("write", "file", "content", "message"),
     [
-        (oxford_pets, "annotations/test.txt", "Abyssinian_1 1 1", "line 1: .* has 3 columns, not 4"),
+        (
+            oxford_pets,
+            "annotations/test.txt",
+            "Abyssinian_1 1 1",
+            "line 1: .* has 3 columns, not 4",
+        ),
         (oxford_pets, "annotations/test.txt", "Persian_1 1 1 1", "label 0 is both"),
         (dtd, "labels/val1.txt", "woven/woven_0001.jpg", "val1.txt lists woven/woven_0001.jpg"),
         (food101, "meta/test.txt", "pho/1", "test.txt lists pho/1"),
@@ -405,7 +447,7 @@ def test_damaged_lists_are_named(tmp_path, write, file, content, message):
         load_dataset(write.__name__, tmp_path)
 
 
-# Fetching, from a server of this process. --------------------------------------------------------------------------
+# Fetching, from a server of this process. ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -425,7 +467,9 @@ def fetched(tmp_path, monkeypatch, served):
     """EuroSAT's archive on a server."""
     eurosat(tmp_path / "made")
     packed = Path(shutil.make_archive(str(tmp_path / "EuroSAT"), "zip", tmp_path / "made"))
-    archive = Archive(f"{served}/{packed.name}", hashlib.md5(packed.read_bytes()).hexdigest(), "eurosat")
+    archive = Archive(
+        f"{served}/{packed.name}", hashlib.md5(packed.read_bytes()).hexdigest(), "eurosat"
+    )
     monkeypatch.setattr(eurosat_module, "SOURCE", Source(archive.url, "1 MB", (archive,)))
     return packed
 
@@ -438,14 +482,18 @@ class Quiet(SimpleHTTPRequestHandler):
 def test_download_fetches_and_unpacks(tmp_path, fetched):
     assert len(load_dataset("eurosat", tmp_path / "data", download=True).train) == 15
     fetched.unlink()
-    assert len(load_dataset("eurosat", tmp_path / "data", download=True).train) == 15, "nothing is fetched twice"
+    assert len(load_dataset("eurosat", tmp_path / "data", download=True).train) == 15, (
+        "nothing is fetched twice"
+    )
 
 
 def test_an_unpacking_that_was_killed_is_no_data_set(tmp_path, fetched):
     root = tmp_path / "data"
     touch(root / "eurosat" / "2750" / "River", "River_1.jpg")
     (root / ".eurosat.unfinished").touch()
-    with pytest.raises(FedPGPError, match=r"not unpacked to the end.*remove .*\.eurosat\.unfinished"):
+    with pytest.raises(
+        FedPGPError, match=r"not unpacked to the end.*remove .*\.eurosat\.unfinished"
+    ):
         load_dataset("eurosat", root)
     assert len(load_dataset("eurosat", root, download=True).train) == 15
     assert len(load_dataset("eurosat", root).train) == 15
@@ -453,7 +501,10 @@ def test_an_unpacking_that_was_killed_is_no_data_set(tmp_path, fetched):
 
 def test_a_download_that_fails_says_what_to_do_by_hand(tmp_path, fetched):
     fetched.unlink()
-    with pytest.raises(FedPGPError, match="EuroSAT.zip cannot be fetched .*by hand .1 MB. and unpack it in .*eurosat"):
+    with pytest.raises(
+        FedPGPError,
+        match="EuroSAT.zip cannot be fetched .*by hand .1 MB. and unpack it in .*eurosat",
+    ):
         load_dataset("eurosat", tmp_path / "data", download=True)
 
 

@@ -1,4 +1,5 @@
-"""Sites: one layout for a simulation (``partition=natural``) and a deployment (``partition=own``), end to end."""
+"""Sites: one layout for a simulation (``partition=natural``) and a deployment
+(``partition=own``), end to end."""
 
 import csv
 import json
@@ -20,7 +21,8 @@ CLASSES = {"cat": (200, 60, 40), "dog": (40, 90, 200)}
 
 @pytest.fixture
 def sites(tmp_path):
-    """Three sites: two laid out by class, one by train and test; with what real folders have beside images."""
+    """Three sites: two laid out by class, one by train and test; with what real
+    folders have beside images."""
     rng = np.random.default_rng(0)
 
     def draw(path, colour):
@@ -43,7 +45,9 @@ def content(dataset, split, rows):
     return sorted(getattr(dataset, split).image(int(row)).tobytes() for row in rows)
 
 
-def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_would_read(sites, tmp_path, capsys):
+def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_would_read(
+    sites, tmp_path, capsys
+):
     common = [
         "dataset=folder",
         "protocol=personal",
@@ -53,11 +57,15 @@ def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_wou
     ]
     run = tmp_path / "run"
     where = [f"dataset.root={sites}", "partition=natural", f"run_dir={run}"]
-    config = composed([*common, *where, "runtime=inline", "rounds=1", "local_epochs=1", "device=cpu"])
+    config = composed(
+        [*common, *where, "runtime=inline", "rounds=1", "local_epochs=1", "device=cpu"]
+    )
     summary = start(config)
     assert summary["status"] == "finished" and summary["clients"] == 3
     said = capsys.readouterr().out
-    assert said.count("1 .svg") == 1 and said.count("1 broken image left out") == 1, "once, whatever reads them"
+    assert said.count("1 .svg") == 1 and said.count("1 broken image left out") == 1, (
+        "once, whatever reads them"
+    )
     with open(run / "clients.csv") as file:
         domains = {row["id"]: row["domain"] for row in csv.DictReader(file)}
     assert domains == {"0": "bern", "1": "oslo", "2": "rome"}
@@ -73,7 +81,9 @@ def test_a_simulation_of_sites_ends_in_a_report_and_gives_each_what_its_node_wou
         mine = split_configured(own)
         for split in ("train", "test"):
             rows, own_rows = (getattr(d.clients[client], split) for d in (federated_split, mine))
-            assert content(federated_split.dataset, split, rows) == content(mine.dataset, split, own_rows), (
+            assert content(federated_split.dataset, split, rows) == content(
+                mine.dataset, split, own_rows
+            ), (
                 site,
                 split,
             )
@@ -85,7 +95,11 @@ def test_a_node_tells_its_own_log_what_it_does_not_use(sites, tmp_path, capfd, m
     nodes = Nodes(
         client_app(),
         [
-            {"client-id": i, "state-dir": str(tmp_path / f"state_{i}"), "data-dir": str(sites / site)}
+            {
+                "client-id": i,
+                "state-dir": str(tmp_path / f"state_{i}"),
+                "data-dir": str(sites / site),
+            }
             for i, site in enumerate(("bern", "oslo"))
         ],
     )
@@ -96,7 +110,13 @@ def test_a_node_tells_its_own_log_what_it_does_not_use(sites, tmp_path, capfd, m
         "dataset=folder",
         "dataset.class_names=[cat,dog]",
     ]
-    overrides += ["clients=2", "rounds=1", "local_epochs=1", "device=cpu", f"run_dir={tmp_path / 'run'}"]
+    overrides += [
+        "clients=2",
+        "rounds=1",
+        "local_epochs=1",
+        "device=cpu",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     assert start(composed(overrides), grid=nodes)["status"] == "finished"
     said = capfd.readouterr()
     assert "note: not read: 1 file of kinds" in said.err and "drawing.svg" in said.err

@@ -23,7 +23,8 @@ def test_no_space_left_says_where_and_how_to_move(tmp_path, monkeypatch):
     monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0))
     (tmp_path / ".features.bin.00000000.tmp").symlink_to("/dev/full")
     with pytest.raises(
-        FedPGPError, match=rf"no space left for the cache in {tmp_path}.*runtime.cache_dir=.*FEDPGP_CACHE"
+        FedPGPError,
+        match=rf"no space left for the cache in {tmp_path}.*runtime.cache_dir=.*FEDPGP_CACHE",
     ):
         write_cache(path, bytes(1 << 16))
     assert not list(tmp_path.iterdir()), "nothing is left behind"

@@ -39,14 +39,19 @@ def test_few_shot_refuses_too_few_and_too_many(shots):
         few_shot(np.repeat(np.arange(5), 40), shots, 0)
 
 
-@pytest.mark.parametrize(("classes", "base"), [(37, 19), (102, 51), (47, 24), (100, 50), (101, 51), (10, 5), (2, 1)])
+@pytest.mark.parametrize(
+    ("classes", "base"), [(37, 19), (102, 51), (47, 24), (100, 50), (101, 51), (10, 5), (2, 1)]
+)
 def test_base_is_the_first_half_rounded_up(classes, base):
     ids = base_novel([f"c{i}" for i in range(classes)])
     assert ids == (list(range(base)), list(range(base, classes)))
 
 
 def test_base_by_alphabet_sorts_upper_case_first():
-    assert base_novel(["zebra", "apple_pie", "Yak", "apple tart"], order="alphabet") == ([2, 1], [3, 0])
+    assert base_novel(["zebra", "apple_pie", "Yak", "apple tart"], order="alphabet") == (
+        [2, 1],
+        [3, 0],
+    )
 
 
 def test_base_novel_refusals():
@@ -63,12 +68,18 @@ def test_golden_base_and_new_class_lists_exactly(case):
     assert base == GOLDEN[f"{case}/base/original_labels"].tolist()
     assert novel == GOLDEN[f"{case}/new/original_labels"].tolist()
     test_labels = GOLDEN[f"{case}/test_labels"]
-    assert np.array_equal(np.flatnonzero(np.isin(test_labels, novel)), np.sort(GOLDEN[f"{case}/new/test_indices"]))
+    assert np.array_equal(
+        np.flatnonzero(np.isin(test_labels, novel)), np.sort(GOLDEN[f"{case}/new/test_indices"])
+    )
 
 
-@pytest.mark.parametrize(("case", "shots"), [("classes23_clients4_shots8", 8), ("classes37_clients10_shots4", 4)])
+@pytest.mark.parametrize(
+    ("case", "shots"), [("classes23_clients4_shots8", 8), ("classes37_clients10_shots4", 4)]
+)
 def test_golden_few_shot_pool_by_its_counts(case, shots):
     labels, base = GOLDEN[f"{case}/train_labels"], GOLDEN[f"{case}/base/original_labels"]
     rows = np.flatnonzero(np.isin(labels, base))
     ours = rows[few_shot(labels[rows], shots, 0)]
-    assert np.array_equal(np.bincount(labels[ours]), np.bincount(labels[GOLDEN[f"{case}/base/pool"]]))
+    assert np.array_equal(
+        np.bincount(labels[ours]), np.bincount(labels[GOLDEN[f"{case}/base/pool"]])
+    )

@@ -1,4 +1,5 @@
-"""docs/add_a_method.md followed to the letter: its file, its YAML, a run; and from a package of one's own."""
+"""docs/add_a_method.md followed to the letter: its file, its YAML, a run; and from a
+package of one's own."""
 
 import re
 import shlex
@@ -28,7 +29,10 @@ def test_the_page_works_in_under_forty_lines(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scaled_prompt", module)  # a dataclass looks its module up
     exec(compile(code, "scaled_prompt.py", "exec"), vars(module))
     monkeypatch.setitem(METHODS, "scaled_prompt", module.ScaledPrompt)
-    config = {**small_config(tmp_path / "run", "rounds=2"), "method": yaml.safe_load(block("add_a_method.md", "yaml"))}
+    config = {
+        **small_config(tmp_path / "run", "rounds=2"),
+        "method": yaml.safe_load(block("add_a_method.md", "yaml")),
+    }
     summary = start(config, federation_of=small_federation)
     assert summary["status"] == "finished" and summary["method"] == "scaled_prompt"
     assert summary["accuracy"]["personal"]["local"] is not None
@@ -69,7 +73,9 @@ def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
 def test_two_methods_of_one_name_are_refused(tmp_path, monkeypatch):
     package = tmp_path / "twice"
     package.mkdir()
-    code = "from fedpgp.methods.promptfl import PromptFL\nclass Mine(PromptFL):\n    name = 'mine'\n"
+    code = (
+        "from fedpgp.methods.promptfl import PromptFL\nclass Mine(PromptFL):\n    name = 'mine'\n"
+    )
     for file, text in (("__init__", ""), ("a", code), ("b", code)):
         (package / f"{file}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,5 @@
-"""The pages that add a data set, a partition and a strategy, followed to the letter: their file, their YAML, a run."""
+"""The pages that add a data set, a partition and a strategy, followed to the letter: their
+file, their YAML, a run."""
 
 import sys
 import types
@@ -43,7 +44,14 @@ def test_the_data_set_page(tmp_path, monkeypatch):
         (folder / f"{split}.txt").write_text("\n".join(lines))
     options = yaml.safe_load(block("add_a_dataset.md", "yaml"))
     config = composed(
-        ["runtime=inline", "partition=iid", "protocol=personal", "clients=2", "rounds=1", "local_epochs=1"]
+        [
+            "runtime=inline",
+            "partition=iid",
+            "protocol=personal",
+            "clients=2",
+            "rounds=1",
+            "local_epochs=1",
+        ]
     )
     config |= {"run_dir": str(tmp_path / "run"), "dataset": {**options, "root": str(tmp_path)}}
     assert start(config)["dataset"] == "shapes"
@@ -53,7 +61,10 @@ def test_the_data_set_page(tmp_path, monkeypatch):
 
 
 def test_the_partition_page(monkeypatch):
-    code, options = block("add_a_partition.md", "python"), yaml.safe_load(block("add_a_partition.md", "yaml"))
+    code, options = (
+        block("add_a_partition.md", "python"),
+        yaml.safe_load(block("add_a_partition.md", "yaml")),
+    )
     monkeypatch.setitem(SCHEMES, "halves", None)
     execute("halves", code, monkeypatch, vars(sys.modules["fedpgp.data.partition"]))
     labels = np.repeat(np.arange(5), 200)
@@ -78,7 +89,9 @@ def test_the_strategy_page(tmp_path, monkeypatch):
         config = {**small_config(run_dir, *common)}
         config["strategy"] = {**config["strategy"], **strategy}
         start(config, federation_of=small_federation)
-        return [read_checkpoint(path)[0]["shared/p_G"] for path in checkpoints(run_dir / "checkpoint")]
+        return [
+            read_checkpoint(path)[0]["shared/p_G"] for path in checkpoints(run_dir / "checkpoint")
+        ]
 
     options = yaml.safe_load(block("add_a_strategy.md", "yaml"))
     first, mean = last(tmp_path / "a", {"name": "fedavg"})

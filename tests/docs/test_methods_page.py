@@ -1,5 +1,5 @@
-"""docs/methods.md: a row for each method, with a command that exists, a formula that counts what a client sends,
-and what a comparison with the official code came to."""
+"""docs/methods.md: a row for each method, with a command that exists, a formula that counts what a
+client sends, and what a comparison with the official code came to."""
 
 import re
 from dataclasses import asdict
@@ -15,7 +15,9 @@ from tests.small import SMALL, _clip
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
 
-ROWS = re.findall(r"^\| .* \| `([^|]*)` \| `method=(\w+)([^|]*)` \| ([^|]*) \|$", PAGE, re.MULTILINE)
+ROWS = re.findall(
+    r"^\| .* \| `([^|]*)` \| `method=(\w+)([^|]*)` \| ([^|]*) \|$", PAGE, re.MULTILINE
+)
 """Formula, method, more of its command, what is said of the official code."""
 
 
@@ -26,7 +28,13 @@ def test_every_method_has_a_row_and_its_formula_counts_what_is_sent():
         composed([f"method={name}", *more.split()])
         settings = METHODS[name].Settings(**SMALL.get(name, {}))
         method = METHODS[name](settings, Task(clip, ["cat", "dog"], n_ctx=4))
-        sizes = {"m": 4, "d": clip.width, "e": clip.embed, "W": clip.model.visual.conv1.out_channels, "max": max}
+        sizes = {
+            "m": 4,
+            "d": clip.width,
+            "e": clip.embed,
+            "W": clip.model.visual.conv1.out_channels,
+            "max": max,
+        }
         sent = sum(tensor.numel() for tensor in method.init_shared(generator(0, "shared")).values())
         assert eval(formula, {**sizes, **asdict(settings)}) == sent, name
 
@@ -36,7 +44,8 @@ def test_every_personal_term_has_a_row():
 
 
 def test_every_method_is_compared_with_the_official_code():
-    """One of three things is said; a repository and a commit where there is code; options that the method has."""
+    """One of three things is said; a repository and a commit where there is code;
+    options that the method has."""
     assert len(ROWS) == len(METHODS)
     for _, name, more, said in ROWS:
         assert re.match(r"(exact \((run|read)\)|declared difference: |no code exists)", said), name

@@ -13,4 +13,6 @@ def small(monkeypatch):
     """The command on the small federation."""
     for verb in ("start", "resume"):
         function = getattr(experiments.runner, verb)
-        monkeypatch.setattr(experiments.runner, verb, functools.partial(function, federation_of=small_federation))
+        monkeypatch.setattr(
+            experiments.runner, verb, functools.partial(function, federation_of=small_federation)
+        )

@@ -1,4 +1,5 @@
-"""The benchmarks compare two computations of the same thing; timing is not tested, the sameness is."""
+"""The benchmarks compare two computations of the same thing; timing is not tested, the sameness
+is."""
 
 import argparse
 import json
@@ -49,9 +50,22 @@ def test_no_method_multiplies_much_more_than_its_equations_need():
 @pytest.mark.parametrize("what", ["step", "methods", "cohort", "features"])
 def test_the_command_writes_its_rows(tmp_path, what):
     target = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "experiments.bench", what, "--model", "tiny", "--classes", "5", "--clients", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench",
+        what,
+        "--model",
+        "tiny",
+        "--classes",
+        "5",
+        "--clients",
+        "2",
+    ]
     command += ["--methods", "promptfl"] if what == "methods" else []
-    run = subprocess.run([*command, "--repeats", "1", "--json", str(target)], capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, "--repeats", "1", "--json", str(target)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     (row,) = json.loads(target.read_text())["rows"]
     assert row["gflops"] > 0 and row["peak_mb"] > 0 and f"wrote {target}" in run.stdout
@@ -60,15 +74,36 @@ def test_the_command_writes_its_rows(tmp_path, what):
 
 @pytest.mark.slow
 def test_growth_and_federation(tmp_path):
-    """The two that take longer: growth draws its plot, a federation's textbook round computes the same."""
+    """The two that take longer: growth draws its plot, a federation's textbook round computes the
+    same."""
     target, plot = tmp_path / "bench.json", tmp_path / "growth.png"
-    command = [sys.executable, "-m", "experiments.bench", "growth", "--model", "tiny", "--repeats", "1"]
-    subprocess.run([*command, "--plot", str(plot), "--json", str(target)], check=True, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench",
+        "growth",
+        "--model",
+        "tiny",
+        "--repeats",
+        "1",
+    ]
+    subprocess.run(
+        [*command, "--plot", str(plot), "--json", str(target)], check=True, capture_output=True
+    )
     grown = json.loads(target.read_text())["rows"]
     assert plot.stat().st_size > 0
     tokens = [row["tokens"] for row in grown if row["axis"] == "classes"]
     assert tokens == sorted(tokens) and tokens[-1] > 50 * tokens[0]
-    command = [sys.executable, "-m", "experiments.bench", "federation", "--rounds", "2", "--repeats", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench",
+        "federation",
+        "--rounds",
+        "2",
+        "--repeats",
+        "1",
+    ]
     subprocess.run([*command, "--json", str(target)], check=True, capture_output=True)
     round, *runs = json.loads(target.read_text())["rows"]
     assert round["largest_difference"] < 2e-3  # float32, some thirty steps of momentum later

@@ -23,16 +23,22 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 @pytest.fixture
 def cluster(tmp_path_factory, monkeypatch):
-    """(address, process of the second node's raylet). Two nodes with one core each, and a token (docs/cluster.md)."""
+    """(address, process of the second node's raylet). Two nodes with one core each, and a
+    token (docs/cluster.md)."""
     token = tmp_path_factory.mktemp("token") / "ray_token"
     token.write_text(f"{secrets.token_hex(32)}\n")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     port = free_port()
-    common = ["--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
+    common = [
+        "--num-cpus=1",
+        "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1",
+        "--object-store-memory=80000000",
+    ]
     started: list[subprocess.Popen] = []
-    # In the foreground, each in a session of its own: ended by its process group, and nobody else's Ray is touched.
-    # Where Ray looks for a running cluster by itself, it is not to find this one.
+    # In the foreground, each in a session of its own: ended by its process group, and nobody else's
+    # Ray is touched. Where Ray looks for a running cluster by itself, it is not to find this one.
     folder = tempfile.mkdtemp(dir="/tmp")
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     for options in (head, [f"--address=127.0.0.1:{port}"]):
@@ -51,7 +57,11 @@ def cluster(tmp_path_factory, monkeypatch):
         yield f"127.0.0.1:{port}", started[1]
     finally:
         for process in started:
-            members = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            members = (
+                psutil.Process(process.pid).children(recursive=True)
+                if process.poll() is None
+                else []
+            )
             for member in [*members, process]:
                 try:
                     member.kill()
@@ -69,7 +79,9 @@ def placed(run_dir: Path) -> dict[str, int]:
 def test_both_nodes_train(cluster, tmp_path):
     """The same numbers as in one process, and the report says who trained how many."""
     address, _ = cluster
-    process = launch("start", tmp_path / "ray", "runtime=ray", f"runtime.address={address}", "participation=1")
+    process = launch(
+        "start", tmp_path / "ray", "runtime=ray", f"runtime.address={address}", "participation=1"
+    )
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     inline = launch("start", tmp_path / "inline", "participation=1")
@@ -88,7 +100,13 @@ def test_a_node_that_dies_does_not_stop_the_run(cluster, tmp_path):
     process = launch(
         "start",
         tmp_path / "ray",
-        *("runtime=ray", f"runtime.address={address}", "participation=1", "rounds=4", "runtime.round_timeout=60"),
+        *(
+            "runtime=ray",
+            f"runtime.address={address}",
+            "participation=1",
+            "rounds=4",
+            "runtime.round_timeout=60",
+        ),
         faults={"slow": 2},
     )
     wait_for(process, "round 1/4")

@@ -39,13 +39,25 @@ def train(index, seconds=2.0, dropped=()):
 
 
 def evaluation(index, shared=61.26, personal=70.04):
-    blocks = {"zero_shot": block(42.0), "global": block(shared) if shared else None, "personal": block(personal)}
+    blocks = {
+        "zero_shot": block(42.0),
+        "global": block(shared) if shared else None,
+        "personal": block(personal),
+    }
     return {"kind": "eval", "round": index} | blocks
 
 
 def summary(**changes):
-    accuracy = {model: block(local) for model, local in (("zero_shot", 42.0), ("global", 61.26), ("personal", 70.04))}
-    return {"status": "finished", "accuracy": accuracy, "bytes_up": 1_500_000, "bytes_down": 2_500_000} | changes
+    accuracy = {
+        model: block(local)
+        for model, local in (("zero_shot", 42.0), ("global", 61.26), ("personal", 70.04))
+    }
+    return {
+        "status": "finished",
+        "accuracy": accuracy,
+        "bytes_up": 1_500_000,
+        "bytes_down": 2_500_000,
+    } | changes
 
 
 def test_plain_lines(tmp_path):
@@ -76,8 +88,13 @@ def test_long_lines_are_not_broken():
 
 def test_dropped_clients_are_warned_of():
     stream = io.StringIO()
-    Console(3, stream).round(train(2, dropped=[{"client": 7, "reason": "loss is NaN at round 2, step 5"}]), None)
-    assert "warning: client 7 is left out of round 2: loss is NaN at round 2, step 5" in stream.getvalue()
+    Console(3, stream).round(
+        train(2, dropped=[{"client": 7, "reason": "loss is NaN at round 2, step 5"}]), None
+    )
+    assert (
+        "warning: client 7 is left out of round 2: loss is NaN at round 2, step 5"
+        in stream.getvalue()
+    )
 
 
 @pytest.mark.parametrize("say", ["note", "warn", "error"])
@@ -129,13 +146,19 @@ def test_a_resumed_run_tells_of_its_own_encoding():
     stream = io.StringIO()
     accuracy = {model: block(44.4) for model in ("zero_shot", "global", "personal")}
     console = Console(3, stream)
-    console.summary({"accuracy": accuracy, "seconds": {"encode": 75.2}}, Path("run"), 10, encoded_before=75.0)
+    console.summary(
+        {"accuracy": accuracy, "seconds": {"encode": 75.2}}, Path("run"), 10, encoded_before=75.0
+    )
     assert "done in 10 s\n" in stream.getvalue()
     assert "percent, mean over clients\n" in stream.getvalue()  # nothing is the best
 
 
 def test_the_best_is_marked_and_not_the_last():
-    accuracy = {"zero_shot": block(42.0, novel=52.04), "global": block(71.0, 51.0), "personal": block(70.0, 51.04)}
+    accuracy = {
+        "zero_shot": block(42.0, novel=52.04),
+        "global": block(71.0, 51.0),
+        "personal": block(70.0, 51.04),
+    }
     stream = io.StringIO()
     console = Console(3, stream)
     console.summary({"accuracy": accuracy, "seconds": {"encode": 54.2}}, Path("run"), 76)
@@ -150,7 +173,11 @@ def test_the_best_is_marked_and_not_the_last():
 
 def test_summary_without_novel_classes_or_global_prompt(tmp_path):
     nothing = {"base": None, "novel": float("nan"), "hm3": None}
-    accuracy = {"zero_shot": block(42.0) | nothing, "global": None, "personal": block(70.0) | nothing}
+    accuracy = {
+        "zero_shot": block(42.0) | nothing,
+        "global": None,
+        "personal": block(70.0) | nothing,
+    }
     stream = io.StringIO()
     Console(3, stream).summary(summary(accuracy=accuracy, status="interrupted"), tmp_path, 5)
     text = stream.getvalue()
@@ -160,7 +187,10 @@ def test_summary_without_novel_classes_or_global_prompt(tmp_path):
         ["global", "prompt", "–"],
         ["personal", "prompt", "70.0*"],
     ]
-    assert "interrupted after 5.0 s" in text and f"resume with: python -m experiments.run resume={tmp_path}" in text
+    assert (
+        "interrupted after 5.0 s" in text
+        and f"resume with: python -m experiments.run resume={tmp_path}" in text
+    )
 
 
 def test_terminal_has_a_live_line(terminal, tmp_path):
@@ -170,10 +200,13 @@ def test_terminal_has_a_live_line(terminal, tmp_path):
         console.round(train(2), evaluation(2))
         console.summary(summary(), tmp_path, 5)
     written = terminal.getvalue()
-    assert "\x1b[?25l" in written and written.count("\x1b[?25h") >= 1  # the cursor is hidden, and given back
+    assert (
+        "\x1b[?25l" in written and written.count("\x1b[?25h") >= 1
+    )  # the cursor is hidden, and given back
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
     assert (
-        "✓ loading the model" in text and "round 1/2  loss 1.235  local 70.0 (global 61.3)  2.0 s  2.0 s left" in text
+        "✓ loading the model" in text
+        and "round 1/2  loss 1.235  local 70.0 (global 61.3)  2.0 s  2.0 s left" in text
     )
     assert "personal prompt" in text
 
@@ -184,7 +217,9 @@ def test_an_error_ends_the_live_line(terminal):
     console.error("no such file: weights.pt")
     console.close()
     console.close()
-    assert "error: " in terminal.getvalue() and terminal.getvalue().rstrip().endswith("no such file: weights.pt")
+    assert "error: " in terminal.getvalue() and terminal.getvalue().rstrip().endswith(
+        "no such file: weights.pt"
+    )
 
 
 def test_an_evaluation_says_of_how_many_clients(tmp_path):

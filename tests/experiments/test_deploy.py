@@ -58,7 +58,11 @@ SETTINGS = [
 def simulated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("simulated")
     cache = folder.parent / "features"
-    start(composed([*SETTINGS, "runtime=inline", f"runtime.cache_dir={cache}", f"run_dir={folder / 'run'}"]))
+    start(
+        composed(
+            [*SETTINGS, "runtime=inline", f"runtime.cache_dir={cache}", f"run_dir={folder / 'run'}"]
+        )
+    )
     return folder / "run"
 
 
@@ -71,14 +75,23 @@ def federation(tmp_path_factory, simulated):
     with Loopback(folder / "nodes", nodes) as running:
         yield running
         started = [running.superlink, *(node for node in running.supernodes if node.poll() is None)]
-        members = [member for process in started for member in psutil.Process(process.pid).children(recursive=True)]
-    left = [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+        members = [
+            member
+            for process in started
+            for member in psutil.Process(process.pid).children(recursive=True)
+        ]
+    left = [
+        member
+        for member in members
+        if member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    ]
     shutil.rmtree(folder)
     assert members and not left, "processes were left behind"
 
 
 class Watch(threading.Thread):
-    """What the processes that Flower starts for messages cost: pid -> (start, seconds it lived, of them on the CPU)."""
+    """What the processes that Flower starts for messages cost: pid -> (start, seconds it
+    lived, of them on the CPU)."""
 
     def __init__(self, node: int):
         super().__init__(daemon=True)
@@ -90,10 +103,15 @@ class Watch(threading.Thread):
                 with contextlib.suppress(psutil.Error):
                     if any("flwr-clientapp" in word for word in process.cmdline()):
                         times, start = process.cpu_times(), process.create_time()
-                        self.cost[process.pid] = (start, time.time() - start, times.user + times.system)
+                        self.cost[process.pid] = (
+                            start,
+                            time.time() - start,
+                            times.user + times.system,
+                        )
 
     def messages(self) -> list[tuple[float, float]]:
-        """(seconds, CPU seconds) of each message, in order (without what was forked for a moment)."""
+        """(seconds, CPU seconds) of each message, in order (without what was forked for a
+        moment)."""
         return [cost[1:] for cost in sorted(self.cost.values()) if cost[1] > 1]
 
 
@@ -111,9 +129,17 @@ def deployed(federation, watch) -> Path:
     said: list[str] = []
     cache = federation.nodes[0]["cache-dir"]
     federation.run(
-        [*SETTINGS, f"runtime.cache_dir={cache}", "runtime.round_timeout=300", f"run_dir={run_dir}"], said.append
+        [
+            *SETTINGS,
+            f"runtime.cache_dir={cache}",
+            "runtime.round_timeout=300",
+            f"run_dir={run_dir}",
+        ],
+        said.append,
     )
-    assert any("personal prompt" in line for line in said), "\n".join([*said, federation.log("superlink")])
+    assert any("personal prompt" in line for line in said), "\n".join(
+        [*said, federation.log("superlink")]
+    )
     return run_dir
 
 
@@ -123,7 +149,9 @@ def metrics(run_dir: Path, kind: str) -> list[dict]:
 
 
 def test_a_deployment_gives_the_simulation_s_numbers(simulated, deployed, federation):
-    (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (deployed, simulated))
+    (ours, _), (theirs, _) = (
+        read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (deployed, simulated)
+    )
     assert set(ours) == set(theirs) and {"shared/p_G"} <= set(ours)
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
@@ -147,14 +175,19 @@ def test_a_deployment_gives_the_simulation_s_numbers(simulated, deployed, federa
 
 @pytest.mark.slow
 def test_a_training_message_costs_a_small_process(deployed, watch):
-    """At most 4 s from the start of its process on an idle machine; a busy one makes CPU seconds longer, too."""
+    """At most 4 s from the start of its process on an idle machine; a busy one makes
+    CPU seconds longer, too."""
     handshake, _, first, second, *_ = messages = watch.messages()
-    print("seconds and CPU seconds of each message:", [(round(lived, 1), round(cpu, 1)) for lived, cpu in messages])
+    print(
+        "seconds and CPU seconds of each message:",
+        [(round(lived, 1), round(cpu, 1)) for lived, cpu in messages],
+    )
     assert len(messages) == ROUNDS + 4 and second[1] < 5 and second[1] < handshake[1]
 
 
 def test_bytes_of_a_round_are_two_prompts_a_client(deployed):
-    """p_G down and p_G up for each client, and at most 5 % beside (for the paper's 16 x 512 context in float32)."""
+    """p_G down and p_G up for each client, and at most 5 % beside (for the paper's 16 x
+    512 context in float32)."""
     prompt = 4 * 192 * 8
     for line in metrics(deployed, "train"):
         beside = line["bytes_up"] + line["bytes_down"] - line["clients"] * 2 * prompt
@@ -169,13 +202,16 @@ def test_a_node_with_an_unknown_key_is_refused(federation, deployed):
     node = federation.start_node(1, federation.folder / "stranger")
     node.wait(120)
     refused, ended = _said_since(federation, before)
-    assert "No SuperNode found with the given public key" in refused and "Activated node_id" not in refused
+    assert (
+        "No SuperNode found with the given public key" in refused
+        and "Activated node_id" not in refused
+    )
     assert "Failed to activate SuperNode" in ended
 
 
 def test_a_plain_text_node_is_refused(federation, deployed):
-    """It fails to connect to a SuperLink that answers those who speak TLS, and tries again. (So does, a few times at
-    most, the process that starts its apps, until the node is up.)"""
+    """It fails to connect to a SuperLink that answers those who speak TLS, and tries again. (So
+    does, a few times at most, the process that starts its apps, until the node is up.)"""
     before = _lengths(federation)
     node = federation.start_node(1, None, "--insecure")
     end = time.monotonic() + 120
@@ -185,14 +221,18 @@ def test_a_plain_text_node_is_refused(federation, deployed):
     federation.kill_node(1)
     trusted = ssl.create_default_context(cafile=federation.folder / "ca.crt")
     host, port = federation.address.split(":")
-    with socket.create_connection((host, int(port)), 60) as plain, trusted.wrap_socket(plain, server_hostname=host):
+    with (
+        socket.create_connection((host, int(port)), 60) as plain,
+        trusted.wrap_socket(plain, server_hostname=host),
+    ):
         pass
     connected, _ = _said_since(federation, before)
     assert "Activated node_id" not in connected
 
 
 def test_the_folders_of_a_deployment_are_their_owner_s_alone(federation, deployed):
-    """Certificates, keys, logs, states and features; and the run's, with the clients' images in its report."""
+    """Certificates, keys, logs, states and features; and the run's, with the clients'
+    images in its report."""
     for path in (federation.folder, deployed):
         assert path.stat().st_mode & 0o077 == 0
     inside = [*federation.folder.rglob("*"), *deployed.rglob("*")]
@@ -200,20 +240,31 @@ def test_the_folders_of_a_deployment_are_their_owner_s_alone(federation, deploye
     open_ones = [path for path in secret if not path.is_symlink() and path.stat().st_mode & 0o077]
     assert len(secret) > 50 and not open_ones, open_ones
     if os.getuid() == 0:
-        look = f"ls {federation.folder.parent} && ! ls {federation.folder} && ! cat {federation.folder / 'ca.crt'}"
-        seen = subprocess.run(["su", "nobody", "-s", "/bin/sh", "-c", look], capture_output=True, text=True)
+        look = (
+            f"ls {federation.folder.parent} && ! ls {federation.folder} && ! cat "
+            f"{federation.folder / 'ca.crt'}"
+        )
+        seen = subprocess.run(
+            ["su", "nobody", "-s", "/bin/sh", "-c", look], capture_output=True, text=True
+        )
         assert seen.returncode == 0 and federation.folder.name in seen.stdout, seen
 
 
 def test_nobody_starts_an_app_without_the_token(federation, deployed, tmp_path):
-    """Even one who has the authority's certificate: the network knows no users. Nor takes a task, here or at a node."""
+    """Even one who has the authority's certificate: the network knows no users. Nor takes a
+    task, here or at a node."""
     connection = (federation.folder / "flwr" / "config.toml").read_text()
     (tmp_path / "config.toml").write_text(connection)
-    before, environment = len(federation.log("superlink")), {**os.environ, "FLWR_HOME": str(tmp_path)}
+    before, environment = (
+        len(federation.log("superlink")),
+        {**os.environ, "FLWR_HOME": str(tmp_path)},
+    )
 
     def flwr(*words: str) -> str:
         command = [flower("flwr"), *words]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True).stderr
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True
+        ).stderr
 
     assert "authenticat" in flwr("run", str(ROOT), "lo").lower()
     said = federation.log("superlink")[before:]
@@ -222,10 +273,15 @@ def test_nobody_starts_an_app_without_the_token(federation, deployed, tmp_path):
     for address in (federation.address, federation.runtime_address(0)):
         client = RuntimeHttpClient.from_server_address(address, False, authority, interceptors=[])
         with pytest.raises(httpx.HTTPStatusError, match="40[13]"):
-            client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp", "flwr-clientapp"]))
+            client.AcquireTask(
+                AcquireTaskRequest(supported_task_types=["flwr-serverapp", "flwr-clientapp"])
+            )
     host = f"https://{federation.address}/v1/runtime"
     for closed in ("start-automation", "create-task"):
-        assert httpx.post(f"{host}/{closed}", verify=str(federation.folder / "ca.crt")).status_code == 404
+        assert (
+            httpx.post(f"{host}/{closed}", verify=str(federation.folder / "ca.crt")).status_code
+            == 404
+        )
     log_in(federation.address, read_token(federation.folder / "admin.token"), tmp_path)
     assert flwr("list", "lo") == ""
 
@@ -236,7 +292,9 @@ def _lengths(federation: Loopback) -> list[int]:
 
 def _said_since(federation: Loopback, lengths: list[int]) -> list[str]:
     """What the SuperLink and the node of client 1 have said since."""
-    return [federation.log(name)[n:] for name, n in zip(("superlink", "client_1"), lengths, strict=True)]
+    return [
+        federation.log(name)[n:] for name, n in zip(("superlink", "client_1"), lengths, strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -259,15 +317,25 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path):
     words = shlex.split(line.partition(": ")[2])
     assert words == ["python", *command[2:], f"resume='{run_dir}'"]
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "interrupted"
-    mine = [p for p in psutil.process_iter(["cmdline"]) if any(str(tmp_path) in w for w in p.info["cmdline"] or ())]
+    mine = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if any(str(tmp_path) in w for w in p.info["cmdline"] or ())
+    ]
     assert not mine
     again = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, **streams)
     assert again.returncode == 0, again.stdout
     assert f"run folder: {run_dir}" in again.stdout
-    words = tomllib.loads((run_dir.with_name(f"{run_dir.name}_nodes") / "run.toml").read_text())["overrides"]
-    assert "runtime=flower" in words and "round_timeout" not in words  # the run keeps the one it was started with
+    words = tomllib.loads((run_dir.with_name(f"{run_dir.name}_nodes") / "run.toml").read_text())[
+        "overrides"
+    ]
+    assert (
+        "runtime=flower" in words and "round_timeout" not in words
+    )  # the run keeps the one it was started with
     typed = shlex.join(first[first.index("local") + 1 : -1])
-    assert f"experiments.deploy local {typed}</pre>" in html.unescape((run_dir / "report.html").read_text())
+    assert f"experiments.deploy local {typed}</pre>" in html.unescape(
+        (run_dir / "report.html").read_text()
+    )
     runs = (run_dir, tmp_path / "simulated")
     (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in runs)
     for name, tensor in theirs.items():
@@ -281,7 +349,10 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path):
         (["local", "--clients", "0"], "say how many clients"),
         (["local", "--data", "/nowhere"], "there is no folder in it"),
         (["local", "--clients", "2", "methd=coop"], "methd"),
-        (["local", "--clients", "2", "partition=domain_dirichlet"], "needs at least one client a domain"),
+        (
+            ["local", "--clients", "2", "partition=domain_dirichlet"],
+            "needs at least one client a domain",
+        ),
         (["local", "--clients", "2", "dataset=folder", "dataset.root=/nowhere"], "/nowhere"),
         (["local", "--clients", "2", "runtime=inline"], "runtime=inline is for experiments.run"),
     ],
@@ -292,7 +363,9 @@ def test_bad_input_is_refused_before_anything_starts(arguments, said, capsys):
     assert said in told.err and "starting a SuperLink" not in told.out
 
 
-def test_a_used_run_dir_and_a_run_that_is_not_there_are_refused_before_anything_starts(tmp_path, capsys):
+def test_a_used_run_dir_and_a_run_that_is_not_there_are_refused_before_anything_starts(
+    tmp_path, capsys
+):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert main(["local", "--clients", "2", f"run_dir={tmp_path}"]) == 2
     assert f"{tmp_path} exists already" in capsys.readouterr().err
@@ -305,8 +378,16 @@ def test_keys_for_separate_machines(tmp_path, capsys):
     to = tmp_path / "secrets"
     assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(to)]) == 0
     clients = {f"client_{i}.key{end}" for i in range(2) for end in ("", ".pub")}
-    assert {path.name for path in to.iterdir()} == {"ca.crt", "server.pem", "server.key", "admin.token", *clients}
-    assert all(path.stat().st_mode & 0o077 == 0 for path in (to, *to.glob("*.key"), to / "admin.token"))
+    assert {path.name for path in to.iterdir()} == {
+        "ca.crt",
+        "server.pem",
+        "server.key",
+        "admin.token",
+        *clients,
+    }
+    assert all(
+        path.stat().st_mode & 0o077 == 0 for path in (to, *to.glob("*.key"), to / "admin.token")
+    )
     assert main(["keys", "--host", "fed.example.org", "--clients", "2", "--to", str(to)]) == 2
     assert "has certificates already" in capsys.readouterr().err
 
@@ -329,7 +410,18 @@ def test_keys_for_separate_machines(tmp_path, capsys):
 def test_a_host_that_is_none_is_refused_in_words(tmp_path, host, said, capsys):
     """Before anything is written."""
     assert (
-        main(["keys", "--host=fed.example.org", f"--host={host}", "--clients", "1", "--to", str(tmp_path / "s")]) == 2
+        main(
+            [
+                "keys",
+                "--host=fed.example.org",
+                f"--host={host}",
+                "--clients",
+                "1",
+                "--to",
+                str(tmp_path / "s"),
+            ]
+        )
+        == 2
     )
     told = capsys.readouterr().err
     assert said in told and "--host" in told and "Traceback" not in told
@@ -337,7 +429,10 @@ def test_a_host_that_is_none_is_refused_in_words(tmp_path, host, said, capsys):
 
 
 def test_keys_for_no_clients_are_refused(tmp_path, capsys):
-    assert main(["keys", "--host", "fed.example.org", "--clients", "0", "--to", str(tmp_path / "s")]) == 2
+    assert (
+        main(["keys", "--host", "fed.example.org", "--clients", "0", "--to", str(tmp_path / "s")])
+        == 2
+    )
     assert "--clients 0 cannot work" in capsys.readouterr().err and not (tmp_path / "s").exists()
 
 
@@ -361,7 +456,13 @@ def test_folders_that_are_no_clients_do_not_count(tmp_path):
 
 
 def test_experiments_run_does_not_start_a_deployment(tmp_path):
-    with pytest.raises(FedPGPError, match="runtime=flower is started by: python -m experiments.deploy"):
+    with pytest.raises(
+        FedPGPError, match="runtime=flower is started by: python -m experiments.deploy"
+    ):
         start(composed(["runtime=flower", f"run_dir={tmp_path / 'run'}"]))
     with pytest.raises(FedPGPError, match="partition=own is for a deployment"):
-        start(composed(["runtime=inline", "partition=own", "dataset=folder", f"run_dir={tmp_path / 'run'}"]))
+        start(
+            composed(
+                ["runtime=inline", "partition=own", "dataset=folder", f"run_dir={tmp_path / 'run'}"]
+            )
+        )

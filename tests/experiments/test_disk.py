@@ -20,7 +20,9 @@ def disk(tmp_path):
     """A file system of its own, 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -56,9 +58,15 @@ def test_a_disk_that_fills_up_in_the_middle(disk, tmp_path):
     assert saved is not None and 1 <= saved[1]["round"] < 4
     filler.unlink()
     resume(run, federation_of=small_federation)
-    start(small_config(tmp_path / "whole", "rounds=4", faults={"slow": 0.5}), federation_of=small_federation)
+    start(
+        small_config(tmp_path / "whole", "rounds=4", faults={"slow": 0.5}),
+        federation_of=small_federation,
+    )
     ours, theirs = results(run), results(tmp_path / "whole")
-    assert ours["tensors"] == theirs["tensors"] and ours["summary"]["accuracy"] == theirs["summary"]["accuracy"]
+    assert (
+        ours["tensors"] == theirs["tensors"]
+        and ours["summary"]["accuracy"] == theirs["summary"]["accuracy"]
+    )
 
 
 def test_a_disk_that_cannot_be_written(disk):
@@ -101,4 +109,6 @@ def test_of_two_that_start_at_once_one_gets_the_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert said.count("ran") == 1, said
-    assert all("exists already" in text or "another process" in text for text in said if text != "ran"), said
+    assert all(
+        "exists already" in text or "another process" in text for text in said if text != "ran"
+    ), said

@@ -1,4 +1,5 @@
-"""The command that scores a finished run: on its own data the run's own numbers, and figures on other data."""
+"""The command that scores a finished run: on its own data the run's own numbers, and
+figures on other data."""
 
 import json
 
@@ -7,7 +8,15 @@ import pytest
 from experiments.evaluate import evaluate, main
 from experiments.run import main as run
 
-SMALL = ["runtime=inline", "device=cpu", "clients=3", "rounds=2", "local_epochs=1", "partition=iid", "shots=4"]
+SMALL = [
+    "runtime=inline",
+    "device=cpu",
+    "clients=3",
+    "rounds=2",
+    "local_epochs=1",
+    "partition=iid",
+    "shots=4",
+]
 SMALL += ["dataset.domains=[noto]", "dataset.groups=[food]"]
 
 
@@ -24,11 +33,26 @@ def test_its_own_data_give_its_own_numbers(finished, capsys):
     path = finished / "evaluations" / "own.json"
     assert f"wrote {path}" in capsys.readouterr().out
     record, summary = (json.loads(p.read_text()) for p in (path, finished / "summary.json"))
-    assert record["accuracy"] == summary["accuracy"] and record["round"] == 2 and len(record["clients"]) == 3
+    assert (
+        record["accuracy"] == summary["accuracy"]
+        and record["round"] == 2
+        and len(record["clients"]) == 3
+    )
 
 
 def test_another_option_of_its_protocol(finished, tmp_path):
-    assert main(["--run", str(finished), "--to", str(tmp_path / "own.json"), "protocol.local_labels=own"]) == 0
+    assert (
+        main(
+            [
+                "--run",
+                str(finished),
+                "--to",
+                str(tmp_path / "own.json"),
+                "protocol.local_labels=own",
+            ]
+        )
+        == 0
+    )
     own = json.loads((tmp_path / "own.json").read_text())["accuracy"]["personal"]
     plain = json.loads((finished / "summary.json").read_text())["accuracy"]["personal"]
     assert own["local"] >= plain["local"] and own["base"] == plain["base"]
@@ -36,10 +60,15 @@ def test_another_option_of_its_protocol(finished, tmp_path):
 
 def test_other_data_with_their_own_classes(finished):
     before = (finished / "summary.json").read_bytes()
-    accuracy = evaluate(finished, ["dataset.groups=[animals]", "dataset.domains=[twemoji]"])["accuracy"]
+    accuracy = evaluate(finished, ["dataset.groups=[animals]", "dataset.domains=[twemoji]"])[
+        "accuracy"
+    ]
     for model in ("zero_shot", "global", "personal"):
         block = accuracy[model]
-        assert set(block["datasets"]) == {"emoji twemoji animals"} and block["local"] is block["base"] is None
+        assert (
+            set(block["datasets"]) == {"emoji twemoji animals"}
+            and block["local"] is block["base"] is None
+        )
         assert block["unseen"] == block["datasets"]["emoji twemoji animals"] > 100 / 6
     assert (finished / "summary.json").read_bytes() == before
 

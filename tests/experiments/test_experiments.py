@@ -1,4 +1,5 @@
-"""conf/experiment: every table can be asked for by its command, and its embedded variant can be split over clients."""
+"""conf/experiment: every table can be asked for by its command, and its embedded variant can
+be split over clients."""
 
 import pytest
 import yaml
@@ -13,7 +14,9 @@ NAMES = sorted(set(choices()["experiment"]) - {"smoke"})
 def sweep(name: str) -> dict[str, list[str]]:
     """The values that an experiment sweeps over, by key."""
     text = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
-    return {key: str(values).split(",") for key, values in text["hydra"]["sweeper"]["params"].items()}
+    return {
+        key: str(values).split(",") for key, values in text["hydra"]["sweeper"]["params"].items()
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,7 +41,11 @@ def test_its_embedded_variant_can_be_split(name):
     assert name.removesuffix("_embedded") in NAMES
     for clients in lists.get("clients", [None]):
         config = composed([f"experiment={name}", *([f"clients={clients}"] if clients else [])])
-        assert config["dataset"]["name"] == "emoji" and config["model"]["name"] == "tiny" and config["rounds"] <= 5
+        assert (
+            config["dataset"]["name"] == "emoji"
+            and config["model"]["name"] == "tiny"
+            and config["rounds"] <= 5
+        )
         protocol, data = dict(config["protocol"]), load_configured(config)
         chosen = PROTOCOLS[protocol["name"]]
         if chosen.parts:
@@ -52,13 +59,17 @@ def test_its_embedded_variant_can_be_split(name):
             config["partition"],
             lambda spec, config=config: load_configured(config, spec),
         )
-        assert all(len(client_split.train) and client_split.eval_sets for client_split in given.clients)
+        assert all(
+            len(client_split.train) and client_split.eval_sets for client_split in given.clients
+        )
 
 
 def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedded_table():
     """A seed or an image that chose lr and mu would flatter the tables."""
     config = composed(["experiment=choose_settings"])
-    assert config["dataset"]["evaluate_on"] == "validation" and "seed" not in sweep("choose_settings")
+    assert config["dataset"]["evaluate_on"] == "validation" and "seed" not in sweep(
+        "choose_settings"
+    )
     data, plain = load_configured(config), load_configured(composed())
     tested = {data.test.describe(i) for i in range(len(data.test))}
     assert not tested & {plain.test.describe(i) for i in range(len(plain.test))}
@@ -71,4 +82,7 @@ def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedd
 def test_settings_are_chosen_in_the_setting_of_make_run():
     chosen, usual = (flatten(composed(words)) for words in (["experiment=choose_settings"], []))
     differing = {key for key in chosen if chosen[key] != usual[key]}
-    assert {key for key in differing if not may_change_on_resume(key)} == {"dataset.evaluate_on", "evaluate_every"}
+    assert {key for key in differing if not may_change_on_resume(key)} == {
+        "dataset.evaluate_on",
+        "evaluate_every",
+    }

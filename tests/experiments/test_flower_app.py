@@ -63,13 +63,19 @@ def test_a_mistake_is_one_line_and_no_traceback(overrides, said, capsys):
 def simulation_grid() -> InMemoryGrid:
     """The grid of Flower's own simulation."""
     return InMemoryGrid(
-        state_factory=LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+        state_factory=LinkStateFactory(
+            FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
+        )
     )
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [("methd=coop", "did you mean method"), ("clients='2", "No closing quotation"), ("runtime=flower", "flwr run")],
+    [
+        ("methd=coop", "did you mean method"),
+        ("clients='2", "No closing quotation"),
+        ("runtime=flower", "flwr run"),
+    ],
 )
 def test_a_mistake_in_a_simulation_is_one_line_too(overrides, said, capsys):
     with pytest.raises(FedPGPError):
@@ -109,14 +115,19 @@ def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_flwr_run_simulates_to_a_run_folder(tmp_path):
-    """With a SuperLink of Flower's own making, from a folder of the user's; a mistake ends with its line."""
-    ports = {name: str(free_port()) for name in ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")}
+    """With a SuperLink of Flower's own making, from a folder of the user's; a
+    mistake ends with its line."""
+    ports = {
+        name: str(free_port())
+        for name in ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
+    }
     environment = {
         **os.environ,
         **ports,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # it would fetch the whole environment anew
+        # it would fetch the whole environment anew
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }
     command = [flower("flwr"), "run", str(ROOT), "--stream", "--run-config"]
 
@@ -132,7 +143,9 @@ def test_flwr_run_simulates_to_a_run_folder(tmp_path):
         mistaken = said("rounds=-1")
     finally:
         for process in psutil.process_iter(["cmdline"]):
-            if set(ports.values()) & {word.rpartition(":")[2] for word in process.info["cmdline"] or ()}:
+            if set(ports.values()) & {
+                word.rpartition(":")[2] for word in process.info["cmdline"] or ()
+            }:
                 process.kill()
     assert f"in {tmp_path}: python -m experiments.run" in told and "round 1/1" in told
     assert "run folder: here" in told

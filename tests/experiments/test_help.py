@@ -40,6 +40,12 @@ def test_every_choice_has_a_sentence_and_every_key_is_shown():
                 assert f"{group}.{key}" in shown, (group, name, key)
 
 
+def test_a_comment_that_continues_below_is_shown_whole():
+    said = " ".join(explain(["method=fedpgp"]).split())
+    assert "method.guidance: photo z_C: photo (the data set's template), plain" in said
+    assert 'or context ("X X ... X class.") method.personal_init' in said
+
+
 def test_general_help_has_every_key_of_the_run(capsys):
     said = explain_top()
     for words in ("seed: 0", "rounds: 10", "training.momentum: 0.9", "lr: 0.03"):
@@ -64,7 +70,13 @@ def test_a_setting_written_as_a_flag_is_told_how_it_is_written(capsys, arguments
 
 
 def test_flags_of_hydra_are_left_alone():
-    for arguments in (["--cfg", "job"], ["--help"], ["-m", "rounds=1"], ["--info", "config"], ["--multirun"]):
+    for arguments in (
+        ["--cfg", "job"],
+        ["--help"],
+        ["-m", "rounds=1"],
+        ["--info", "config"],
+        ["--multirun"],
+    ):
         assert settings_as_flags(arguments) is None
 
 
@@ -76,13 +88,17 @@ def test_a_wrong_group_or_choice_is_named_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("fedpgb", "fedpgp"), ("fedpg", "fedpgp"), ("promtfl", "promptfl"), ("FedOPT", "fedotp")]
+    ("typed", "meant"),
+    [("fedpgb", "fedpgp"), ("fedpg", "fedpgp"), ("promtfl", "promptfl"), ("FedOPT", "fedotp")],
 )
 def test_the_nearest_name_stands_first(typed, meant):
     assert f"did you mean {meant}" in unknown("method", typed, list(METHODS))
 
 
 def test_an_option_that_is_a_setting_elsewhere_is_not_blamed_for_another():
-    assert unknown_words(["--foo"], ["local", "--clients", "5", "--foo"]) == "unrecognized arguments: --foo"
+    assert (
+        unknown_words(["--foo"], ["local", "--clients", "5", "--foo"])
+        == "unrecognized arguments: --foo"
+    )
     said = unknown_words(["--rounds"], ["local", "--clients", "5", "--rounds", "3"])
     assert said == "--rounds: settings are written without dashes; write rounds=3"

@@ -1,4 +1,5 @@
-"""Every registered method as a federation: a run, what leaves a client, that personal tensors are personal, resume."""
+"""Every registered method as a federation: a run, what leaves a client, that personal tensors
+are personal, resume."""
 
 import json
 import re
@@ -35,7 +36,10 @@ def messages(monkeypatch) -> list[dict]:
     def watch(message, way: str) -> None:
         for name, record in message.content.items():
             if isinstance(record, ArrayRecord):
-                tensors = {key: np.frombuffer(a.data, a.dtype).reshape(a.shape) for key, a in record.items()}
+                tensors = {
+                    key: np.frombuffer(a.data, a.dtype).reshape(a.shape)
+                    for key, a in record.items()
+                }
                 seen.append((f"{way} {message.metadata.message_type.split('.')[0]}", name, tensors))
 
     work = InlineGrid._work
@@ -56,7 +60,8 @@ def test_every_method_has_a_configuration():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_recipe_paper_has_the_published_settings(name):
-    """conf/method suits the embedded federation; recipe=paper is what the papers and the dataclass say."""
+    """conf/method suits the embedded federation; recipe=paper is what the papers and the dataclass
+    say."""
     config = composed([f"method={name}", "recipe=paper"])
     assert METHODS[name].Settings(**method_settings(config)) == METHODS[name].Settings()
     more = set(config["method"]) - set(composed([f"method={name}"])["method"])
@@ -65,24 +70,45 @@ def test_recipe_paper_has_the_published_settings(name):
 
 def test_recipe_short_depends_on_the_protocol():
     """compare_all is one command for two protocols; what is said on the command line wins."""
-    runs = [composed(["experiment=compare_all", f"protocol={name}"]) for name in ("base2novel", "multidomain")]
-    assert [(run["rounds"], run["batch_size"], run["lr"]) for run in runs] == [(10, 128, 0.06), (5, 128, 0.06)]
+    runs = [
+        composed(["experiment=compare_all", f"protocol={name}"])
+        for name in ("base2novel", "multidomain")
+    ]
+    assert [(run["rounds"], run["batch_size"], run["lr"]) for run in runs] == [
+        (10, 128, 0.06),
+        (5, 128, 0.06),
+    ]
     assert composed(["experiment=compare_all", "protocol=multidomain", "rounds=3"])["rounds"] == 3
     alone = composed(["recipe=short", "protocol=multidomain"])
-    assert (alone["rounds"], alone["batch_size"]) == (5, 128) and composed(["protocol=multidomain"])["rounds"] == 10
+    assert (alone["rounds"], alone["batch_size"]) == (5, 128) and composed(
+        ["protocol=multidomain"]
+    )["rounds"] == 10
 
 
-@pytest.mark.parametrize(("name", "more"), [(name, more) for name, *more in LEARNING], ids=map("-".join, LEARNING))
+@pytest.mark.parametrize(
+    ("name", "more"), [(name, more) for name, *more in LEARNING], ids=map("-".join, LEARNING)
+)
 def test_a_run(tmp_path, messages, name, more):
     config = small_config(
-        tmp_path / "run", f"method={name}", *more, "clients=3", "participation=1", "rounds=2", "lr=0.1"
+        tmp_path / "run",
+        f"method={name}",
+        *more,
+        "clients=3",
+        "participation=1",
+        "rounds=2",
+        "lr=0.1",
     )
     assert config["method"]["name"] == name
     summary = start(config, federation_of=small_federation)
     assert summary["status"] == "finished"
 
-    if summary["one_prompt"] or summary["accuracy"]["global"] is None:  # said of the method, not read off the figures
-        same = [model and model["local"] for model in map(summary["accuracy"].get, ("global", "personal"))]
+    if (
+        summary["one_prompt"] or summary["accuracy"]["global"] is None
+    ):  # said of the method, not read off the figures
+        same = [
+            model and model["local"]
+            for model in map(summary["accuracy"].get, ("global", "personal"))
+        ]
         assert summary["one_prompt"] == (same[0] == same[1])
 
     # What leaves a client.
@@ -91,19 +117,30 @@ def test_a_run(tmp_path, messages, name, more):
     newest = checkpoints(tmp_path / "run" / "checkpoint")[-1]
     server, info = read_checkpoint(newest)
     states = [private_state(tmp_path / "run", info["run"], client) for client in range(3)]
-    personal = {n for n, t in fed.method.init_personal(generator(0, "personal", 0)).items() if t.numel() > 1}
+    personal = {
+        n for n, t in fed.method.init_personal(generator(0, "personal", 0)).items() if t.numel() > 1
+    }
     private = personal - SENT_BY_DESIGN.get(name, set())
     sent = [tensors for way, _, tensors in messages if way == "from train"]
     assert len(sent) == 6
     for tensors in sent:
-        assert {n: (t.shape, t.dtype) for n, t in tensors.items()} == {n: (t.shape, t.dtype) for n, t in shared.items()}
-    everywhere = [array for _, _, tensors in messages for array in tensors.values()] + list(server.values())
+        assert {n: (t.shape, t.dtype) for n, t in tensors.items()} == {
+            n: (t.shape, t.dtype) for n, t in shared.items()
+        }
+    everywhere = [array for _, _, tensors in messages for array in tensors.values()] + list(
+        server.values()
+    )
     for client in range(3):
         for n in private:
             mine = states[client][n].numpy()
-            assert not any(a.shape == mine.shape and np.array_equal(a, mine) for a in everywhere), (client, n)
+            assert not any(a.shape == mine.shape and np.array_equal(a, mine) for a in everywhere), (
+                client,
+                n,
+            )
     sent_back = sum(tensor.nbytes for tensor in shared.values())
-    received = sent_back + sum(tensor.nbytes for tensor in fed.download_for(0, fed.initial_server_state()).values())
+    received = sent_back + sum(
+        tensor.nbytes for tensor in fed.download_for(0, fed.initial_server_state()).values()
+    )
     assert summary["bytes_up"] >= 2 * 3 * sent_back and summary["bytes_down"] >= 5 * 3 * received
 
     # Personal tensors differ, and the client's own model is made of them.
@@ -111,23 +148,28 @@ def test_a_run(tmp_path, messages, name, more):
         assert not torch.equal(states[0][n], states[1][n]), n
     if personal and name not in NOT_ANSWERING:
         now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}
-        server_state = {n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")}
+        server_state = {
+            n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")
+        }
         client_only = {0: fed.download_for(0, server_state)} if server_state else None
         mine, others = (answers(fed, now, states[k], client_only) for k in (0, 1))
         assert (mine - others).abs().max() > 1e-10
 
-    # A resumed run gives the same numbers: the server state and the private states are all that is needed.
+    # A resumed run gives the same numbers: the server state and the private states
+    # are all that is needed.
     newest.unlink()
     (tmp_path / "run" / "summary.json").unlink()  # as if killed in the last round
     again = resume(tmp_path / "run", federation_of=small_federation)
     assert again["accuracy"] == summary["accuracy"]
     repeated, _ = read_checkpoint(newest)
-    assert {n: t.tobytes() for n, t in repeated.items()} == {n: t.tobytes() for n, t in server.items()}
+    assert {n: t.tobytes() for n, t in repeated.items()} == {
+        n: t.tobytes() for n, t in server.items()
+    }
 
 
 class Counting(METHODS["promptfl"]):
-    """A server that counts how often each client's update came, and tells it; a client that says what it was
-    told."""
+    """A server that counts how often each client's update came, and tells it; a client that
+    says what it was told."""
 
     name = "counting"
     buffers = ("told", "said")
@@ -157,14 +199,22 @@ class Counting(METHODS["promptfl"]):
 
 def test_server_state_and_tensors_for_one_client(tmp_path, messages, monkeypatch):
     monkeypatch.setitem(METHODS, "counting", Counting)
-    config = small_config(tmp_path / "run", "method=promptfl", "participation=0.5", "rounds=3", "evaluate_every=1")
+    config = small_config(
+        tmp_path / "run", "method=promptfl", "participation=0.5", "rounds=3", "evaluate_every=1"
+    )
     config["method"] = {"name": "counting"}
     start(config, federation_of=small_federation)
     server, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
     assert server["memory/count"].sum() == 9 and server["memory/count"].max() > 1
-    told = [tensors["told"] for way, record, tensors in messages if way == "to train" and record.endswith("/own")]
+    told = [
+        tensors["told"]
+        for way, record, tensors in messages
+        if way == "to train" and record.endswith("/own")
+    ]
     assert len(told) == 9 - 3  # in round 1 all are told the same, which travels once
-    told = [record for way, record, _ in messages if way == "to evaluate" and record.endswith("own")]
+    told = [
+        record for way, record, _ in messages if way == "to evaluate" and record.endswith("own")
+    ]
     assert len(told) == 1 + 3 * 6
 
 
@@ -177,7 +227,9 @@ def private_state(run_dir, run, client) -> dict:
 @torch.no_grad()
 def answers(fed, shared, state, client_only) -> torch.Tensor:
     """Client 0's logits for some test images, with this private state."""
-    (classifier,) = fed.personal_classifier(shared, [0], lambda client: state, [fed.base], client_only)
+    (classifier,) = fed.personal_classifier(
+        shared, [0], lambda client: state, [fed.base], client_only
+    )
     return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)
 
 

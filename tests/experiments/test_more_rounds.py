@@ -1,5 +1,5 @@
-"""A finished run is given more rounds, to the numbers of a run that had them from the start; and prompts of a run
-start another."""
+"""A finished run is given more rounds, to the numbers of a run that had them from the start; and
+prompts of a run start another."""
 
 import json
 
@@ -40,7 +40,9 @@ def test_a_finished_run_goes_on_to_more_rounds(run, whole):
     resume(run, {"rounds": 4}, federation_of=small_federation)
     assert results(run) == results(whole)
     _, config = RunFolder.open(run)
-    assert config["rounds"] == 4 and yaml.safe_load((run / "config.yaml").read_text())["extended"] == [2]
+    assert config["rounds"] == 4 and yaml.safe_load((run / "config.yaml").read_text())[
+        "extended"
+    ] == [2]
     after = json.loads((run / "summary.json").read_text())
     assert after["rounds"] == 4 and after["seconds"]["train"] > before["seconds"]["train"]
 
@@ -71,7 +73,11 @@ def test_killed_on_the_way_to_more_rounds(run, whole, monkeypatch):
     ("overrides", "asked", "said"),
     [
         ([], 1, "rounds=1: this run was started with 2; a resumed run can only have more"),
-        (["training.schedule=cosine"], 4, "training.schedule=cosine lets the rate fall over all rounds"),
+        (
+            ["training.schedule=cosine"],
+            4,
+            "training.schedule=cosine lets the rate fall over all rounds",
+        ),
         (["method=promptsrc"], 4, "method=promptsrc weights each round by its place among all"),
     ],
 )
@@ -92,7 +98,10 @@ def test_the_command_gives_more_rounds_and_nothing_else(tmp_path, small, capsys)
     assert f"finished already: {folder} (1 round)" in capsys.readouterr().out
     assert main([f"resume={folder}", "rounds=2", "lr=0.5"]) == 2
     said = capsys.readouterr().err
-    assert "other there: lr. Leave it out, or start a new run" in said and f"init_from={folder}" in said
+    assert (
+        "other there: lr. Leave it out, or start a new run" in said
+        and f"init_from={folder}" in said
+    )
     assert main([f"resume={folder}", "rounds=0"]) == 2
     assert main([f"resume={folder}", "rounds=2"]) == 0
     assert json.loads((folder / "summary.json").read_text())["rounds"] == 2
@@ -101,7 +110,12 @@ def test_the_command_gives_more_rounds_and_nothing_else(tmp_path, small, capsys)
 
 def test_all_parts_of_a_protocol_are_given_more_rounds(tmp_path, small, capsys):
     folder = tmp_path / "run"
-    command = [*SMALL, "protocol=leave_one_domain_out", "partition=domain", "dataset.domains=[noto,twemoji]"]
+    command = [
+        *SMALL,
+        "protocol=leave_one_domain_out",
+        "partition=domain",
+        "dataset.domains=[noto,twemoji]",
+    ]
     assert main([*command, f"run_dir={folder}"]) == 0
     before = (folder / "summary.json").stat().st_mtime_ns
     assert main([f"resume={folder}"]) == 0
@@ -111,8 +125,12 @@ def test_all_parts_of_a_protocol_are_given_more_rounds(tmp_path, small, capsys):
     for path in (folder, *folder.glob("held_out=*")):
         assert json.loads((path / "summary.json").read_text())["rounds"] == 2
     parts = yaml.safe_load((folder / "parts.yaml").read_text())
-    assert parts["rounds"] == 2 and parts["extended"] == [1] and parts["parts"] == ["noto", "twemoji"]
-    (folder / "parts.yaml").write_text((folder / "parts.yaml").read_text().replace("- twemoji\n- ", "- "))
+    assert (
+        parts["rounds"] == 2 and parts["extended"] == [1] and parts["parts"] == ["noto", "twemoji"]
+    )
+    (folder / "parts.yaml").write_text(
+        (folder / "parts.yaml").read_text().replace("- twemoji\n- ", "- ")
+    )
     parts["parts"] = ["noto"]
     (folder / "parts.yaml").write_text(yaml.safe_dump(parts))
     assert main([f"resume={folder}", "rounds=3"]) == 2
@@ -120,7 +138,8 @@ def test_all_parts_of_a_protocol_are_given_more_rounds(tmp_path, small, capsys):
 
 
 def test_a_new_run_starts_from_the_prompts_of_another(run, tmp_path):
-    """With other clients, data (another partition) and rounds; only the shared tensors come along."""
+    """With other clients, data (another partition) and rounds; only the shared tensors come
+    along."""
     start(
         small_config(tmp_path / "next", "rounds=0", "clients=3", "seed=5", f"init_from={run}"),
         federation_of=small_federation,
@@ -128,7 +147,10 @@ def test_a_new_run_starts_from_the_prompts_of_another(run, tmp_path):
     ours, theirs = tensors_of(tmp_path / "next"), tensors_of(run)
     np.testing.assert_array_equal(ours["shared/p_G"], theirs["shared/p_G"])
     assert ours["committed"].tolist() == [0, 0, 0] and theirs["committed"].any()
-    start(small_config(tmp_path / "else", "rounds=0", "clients=3", "seed=5"), federation_of=small_federation)
+    start(
+        small_config(tmp_path / "else", "rounds=0", "clients=3", "seed=5"),
+        federation_of=small_federation,
+    )
     assert np.abs(tensors_of(tmp_path / "else")["shared/p_G"] - theirs["shared/p_G"]).max() > 1e-6
 
 
@@ -136,7 +158,10 @@ def test_it_is_resumed_without_the_other_run(run, tmp_path):
     """What it started from is in its own checkpoints."""
     words = ["rounds=2", f"init_from={run}"]
     start(small_config(tmp_path / "whole", *words), federation_of=small_federation)
-    start(small_config(tmp_path / "next", "rounds=1", f"init_from={run}"), federation_of=small_federation)
+    start(
+        small_config(tmp_path / "next", "rounds=1", f"init_from={run}"),
+        federation_of=small_federation,
+    )
     run.rename(tmp_path / "gone")
     resume(tmp_path / "next", {"rounds": 2}, federation_of=small_federation)
     assert results(tmp_path / "next") == results(tmp_path / "whole")
@@ -153,20 +178,31 @@ def deep(tmp_path_factory):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["method=vpt", "method.tokens=2"], r"v has the shape \(2, 4, 64\) there and \(2, 2, 64\) here; n_ctx, model"),
-        (["method=promptfl"], r"method=promptfl starts from p_G, and that run \(method=promptsrc\) has t, v"),
+        (
+            ["method=vpt", "method.tokens=2"],
+            r"v has the shape \(2, 4, 64\) there and \(2, 2, 64\) here; n_ctx, model",
+        ),
+        (
+            ["method=promptfl"],
+            r"method=promptfl starts from p_G, and that run \(method=promptsrc\) has t, v",
+        ),
         (["method=coop"], "method=coop has no global prompt that could start from another"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused_in_words(deep, tmp_path, overrides, said):
     with pytest.raises(FedPGPError, match=f"init_from={deep}: {said}"):
-        start(small_config(tmp_path / "next", *overrides, f"init_from={deep}"), federation_of=small_federation)
+        start(
+            small_config(tmp_path / "next", *overrides, f"init_from={deep}"),
+            federation_of=small_federation,
+        )
     assert not (tmp_path / "next").exists()
 
 
 def test_what_is_no_run_starts_none(tmp_path):
     with pytest.raises(FedPGPError, match=f"{tmp_path} is no run's folder"):
-        start(small_config(tmp_path / "next", f"init_from={tmp_path}"), federation_of=small_federation)
+        start(
+            small_config(tmp_path / "next", f"init_from={tmp_path}"), federation_of=small_federation
+        )
 
 
 def test_what_has_no_place_and_other_weights_are_told(deep, tmp_path):
@@ -176,7 +212,9 @@ def test_what_has_no_place_and_other_weights_are_told(deep, tmp_path):
     assert said == [f"init_from={deep}: method=vpt has no place for t; taken: v"]
     (path,) = checkpoints(deep / "checkpoint")
     tensors, info = read_checkpoint(path)
-    save_checkpoint(tmp_path / "other" / "checkpoint", info.pop("round"), tensors, {**info, "model_sha256": "0"})
+    save_checkpoint(
+        tmp_path / "other" / "checkpoint", info.pop("round"), tensors, {**info, "model_sha256": "0"}
+    )
     (tmp_path / "other" / "config.yaml").write_bytes((deep / "config.yaml").read_bytes())
     prompts_of(tmp_path / "other", small_federation(json.dumps(config)), said.append)
     assert "trained with other weights of the model" in said[-1]

@@ -34,7 +34,10 @@ def test_ordinary_names_are_what_they_were(overrides, name):
     ("one", "other"),
     [
         ([f"dataset.root={LONG}", "seed=0"], [f"dataset.root={LONG}", "seed=1"]),
-        ([f"dataset.root={LONG}/a/b/c/d/e/f/g/h/i/j"], [f"dataset.root={LONG}/a/b/c/d/e/f/g/h/i/k"]),
+        (
+            [f"dataset.root={LONG}/a/b/c/d/e/f/g/h/i/j"],
+            [f"dataset.root={LONG}/a/b/c/d/e/f/g/h/i/k"],
+        ),
         (["dataset.root=/a/b"], ["dataset.root=/a-b"]),
         (["dataset.root=/a/b"], ["dataset.root='/a b'"]),
         (["context_init=a photo of a"], ["context_init=a-photo-of a"]),
@@ -49,15 +52,24 @@ def test_two_settings_have_two_names(one, other):
     assert all(len(name.encode()) <= LONGEST and "/" not in name for name in names)
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=2, unique=True))
+@given(
+    st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, max_size=2, unique=True)
+)
 def test_names_of_any_two_values_differ(values):
     assert len({job_name([f"context_init={value}"]) for value in values}) == 2
 
 
 def test_a_sweep_below_a_long_path_has_a_folder_for_each_seed(tmp_path, small):
-    """Each is found again by resume, and one that an older version named is too, by the job it holds alone."""
+    """Each is found again by resume, and one that an older version named is too, by
+    the job it holds alone."""
     folder = tmp_path / "sweep"
-    sweep = ["-m", *(o for o in SMALL if "rank" not in o), f"dataset.root={LONG}", "method=coop", "seed=0,1"]
+    sweep = [
+        "-m",
+        *(o for o in SMALL if "rank" not in o),
+        f"dataset.root={LONG}",
+        "method=coop",
+        "seed=0,1",
+    ]
     assert main([*sweep, f"run_dir={folder}"]) == 0
     first, second = (path.parent for path in sorted(folder.glob("*/summary.json")))
     seeds = {json.loads((run / "summary.json").read_text())["seed"] for run in (first, second)}
@@ -80,7 +92,10 @@ def test_a_folder_of_another_job_is_never_taken_for_this_one(tmp_path, small, ca
     run.rename(run.with_name(run.name.replace("seed=0", "seed=1")))
     assert main([*sweep, "seed=1", f"resume={folder}"]) == 2
     said = capsys.readouterr()
-    assert "started with another configuration; other there: seed" in said.err and "is finished" not in said.out
+    assert (
+        "started with another configuration; other there: seed" in said.err
+        and "is finished" not in said.out
+    )
 
 
 def test_figures_of_an_evaluation_are_never_overwritten_by_others(tmp_path):
@@ -89,9 +104,15 @@ def test_figures_of_an_evaluation_are_never_overwritten_by_others(tmp_path):
     record = {"data": {"test": {"images": 3, "sha256": "1"}}}
     place = evaluate._place(tmp_path, one, record)
     place.write_text(json.dumps({"overrides": one, **record}))
-    assert evaluate._place(tmp_path, one, record) == place != evaluate._place(tmp_path, other, record)
-    with pytest.raises(FedPGPError, match="holds the figures of other images; name another file: --to FILE"):
+    assert (
+        evaluate._place(tmp_path, one, record) == place != evaluate._place(tmp_path, other, record)
+    )
+    with pytest.raises(
+        FedPGPError, match="holds the figures of other images; name another file: --to FILE"
+    ):
         evaluate._place(tmp_path, one, {"data": {}})
     place.write_text(json.dumps({"overrides": other, **record}))
-    with pytest.raises(FedPGPError, match="holds the figures of dataset.root=.*other; name another file: --to FILE"):
+    with pytest.raises(
+        FedPGPError, match="holds the figures of dataset.root=.*other; name another file: --to FILE"
+    ):
         evaluate._place(tmp_path, one, record)

@@ -1,4 +1,5 @@
-"""A command that is printed runs when it is pasted into a shell, whatever its paths hold; paths are read as typed."""
+"""A command that is printed runs when it is pasted into a shell, whatever its paths hold;
+paths are read as typed."""
 
 import html
 import os
@@ -93,9 +94,13 @@ def test_flower_reads_what_was_written(texts):
 
 
 def test_what_is_plain_stays_plain():
-    assert typed("resume", "/srv/runs/2026-05-01_12-00-00") == "resume=/srv/runs/2026-05-01_12-00-00"
+    assert (
+        typed("resume", "/srv/runs/2026-05-01_12-00-00") == "resume=/srv/runs/2026-05-01_12-00-00"
+    )
     assert run_command(resume=Path("outputs/a")) == "python -m experiments.run resume=outputs/a"
-    assert flower_command(["rounds=3"]) == "flwr run . --stream --run-config 'overrides=\"rounds=3\"'"
+    assert (
+        flower_command(["rounds=3"]) == "flwr run . --stream --run-config 'overrides=\"rounds=3\"'"
+    )
     assert toml(3) == "3" and toml(True) == "true"
     with pytest.raises(FedPGPError, match="is no UTF-8"):
         toml("\udce4")
@@ -118,7 +123,9 @@ def test_the_command_that_resumes(started, shell):
         words = of_flower(words)
     elif "deploy" in started:
         assert words[:3] == ["-m", "experiments.deploy", "local"]
-        assert {"--clients=2", "--clients", "--data"} & set(words) and ("--data" not in words or AWKWARD in words)
+        assert {"--clients=2", "--clients", "--data"} & set(words) and (
+            "--data" not in words or AWKWARD in words
+        )
     else:
         assert words[:2] == ["-m", "experiments.run"]
     config = composed(words[-2:])
@@ -126,8 +133,16 @@ def test_the_command_that_resumes(started, shell):
 
 
 def test_a_run_is_made_again_in_a_folder_of_its_own(shell):
-    command = f"{RUN} {shlex.join(['-m', 'seed=0,1', 'run_dir=' + AWKWARD, 'context_init=an emoji of'])}"
-    assert shell(again_command(command)) == ["-m", "experiments.run", "-m", "seed=0,1", "context_init=an emoji of"]
+    command = (
+        f"{RUN} {shlex.join(['-m', 'seed=0,1', 'run_dir=' + AWKWARD, 'context_init=an emoji of'])}"
+    )
+    assert shell(again_command(command)) == [
+        "-m",
+        "experiments.run",
+        "-m",
+        "seed=0,1",
+        "context_init=an emoji of",
+    ]
     assert again_command("flwr run . --run-config 'it''s'") == "flwr run . --run-config 'it''s'"
 
 
@@ -159,7 +174,16 @@ def test_a_path_is_read_as_it_was_typed(typed_by_hand, path):
 
 
 def test_what_is_no_path_is_left_alone():
-    for argument in ("-m", "seed=0,1", "dataset.root=/a,/b", "init_from=a,b", "run_dir=null", "run_dir=", "x", "a=~"):
+    for argument in (
+        "-m",
+        "seed=0,1",
+        "dataset.root=/a,/b",
+        "init_from=a,b",
+        "run_dir=null",
+        "run_dir=",
+        "x",
+        "a=~",
+    ):
         assert readable([argument]) == [argument]
     (absolute, tag) = readable(["dataset.root=images", "model.pretrained=openai"], absolute=True)
     assert absolute == f"dataset.root={os.getcwd()}/images" and tag == "model.pretrained=openai"
@@ -190,7 +214,10 @@ def test_all_that_a_run_prints_can_be_pasted(tmp_path, small, capsys, shell, mon
 def test_the_page_of_a_comparison_names_its_command(tmp_path, shell):
     folder = tmp_path / AWKWARD
     for seed in (0, 1):
-        start(small_config(folder / f"seed={seed}", "rounds=0", f"seed={seed}"), federation_of=small_federation)
+        start(
+            small_config(folder / f"seed={seed}", "rounds=0", f"seed={seed}"),
+            federation_of=small_federation,
+        )
     assert report([str(folder), "--format", "html"]) == 0
     page = (folder / "comparison.html").read_text()
     commands = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
@@ -198,17 +225,38 @@ def test_the_page_of_a_comparison_names_its_command(tmp_path, shell):
     assert shell(command) == ["-m", "experiments.report", str(folder), "--format", "html"]
 
 
-@pytest.mark.parametrize("command", ["", f"{LOCAL} --clients 2 context_init='an emoji of' 'run_dir=/ä b'"])
+@pytest.mark.parametrize(
+    "command", ["", f"{LOCAL} --clients 2 context_init='an emoji of' 'run_dir=/ä b'"]
+)
 def test_a_deployment_s_report_names_the_command_that_made_it(tmp_path, shell, command):
     """Of flwr run, or of what started it for a person."""
     folder = tmp_path / "it's a run"
-    words = ["dataset.domains=[noto]", "partition=dirichlet", "clients=2", "rounds=0", "shots=2", "evaluate_every=0"]
+    words = [
+        "dataset.domains=[noto]",
+        "partition=dirichlet",
+        "clients=2",
+        "rounds=0",
+        "shots=2",
+        "evaluate_every=0",
+    ]
     words += ["n_ctx=null", "context_init='it\\'s'", override_of("run_dir", folder)]
-    nodes = Nodes(client_app(), [{"client-id": i, "state-dir": str(tmp_path / f"state_{i}")} for i in range(2)])
+    nodes = Nodes(
+        client_app(),
+        [{"client-id": i, "state-dir": str(tmp_path / f"state_{i}")} for i in range(2)],
+    )
     flower_app._run(nodes, shlex.join(words), command)
     page = (folder / "report.html").read_text()
     again = shell(html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.DOTALL)[1]))
     if command:
-        assert again == ["-m", "experiments.deploy", "local", "--clients", "2", "context_init=an emoji of"]
+        assert again == [
+            "-m",
+            "experiments.deploy",
+            "local",
+            "--clients",
+            "2",
+            "context_init=an emoji of",
+        ]
     else:
-        assert of_flower(again) == words[:-1] and composed(of_flower(again))["context_init"] == "it's"
+        assert (
+            of_flower(again) == words[:-1] and composed(of_flower(again))["context_init"] == "it's"
+        )

@@ -37,7 +37,10 @@ def absent(rounds, all_clients=8):
 
 
 def html(folder, *more):
-    assert report.main([str(folder), "--format", "html", "--out", str(folder / "page.html"), *more]) == 0
+    assert (
+        report.main([str(folder), "--format", "html", "--out", str(folder / "page.html"), *more])
+        == 0
+    )
     page(folder / "page.html")
     return (folder / "page.html").read_text()
 
@@ -51,7 +54,9 @@ def test_a_mean_over_fewer_clients_is_an_open_dot_with_a_note(tmp_path):
     edit(tmp_path / "run", absent([2, 4]))
     text = write_report(tmp_path / "run").read_text()
     shown = page(tmp_path / "run" / "report.html").text
-    assert text.count('class="open personal"') == 2 * 3 == text.count('class="open zero_shot"')  # local, base, novel
+    assert (
+        text.count('class="open personal"') == 2 * 3 == text.count('class="open zero_shot"')
+    )  # local, base, novel
     assert "not all clients answered (7 of 8 in round 2, 7 of 8 in round 4)" in shown
     assert "Of 7 of 8 clients" not in shown  # the last evaluation is of all
     edit(tmp_path / "run", absent([]))
@@ -76,20 +81,34 @@ def test_missing_clients_are_named_in_a_comparison(tmp_path, capsys):
 
 def test_a_method_has_one_style_on_every_page_and_no_two_are_alike():
     few = [row("zero_shot", "zero_shot"), row("coop"), row("fedpgp"), row("scaffold", "global")]
-    many = [row(method, "zero_shot" if method == "zero_shot" else "personal") for method in METHOD_TITLES]
+    many = [
+        row(method, "zero_shot" if method == "zero_shot" else "personal")
+        for method in METHOD_TITLES
+    ]
     many += [row(f"own{k}") for k in range(1, 3)]
     styles = row_styles(many)
     assert len(set(styles)) == len(many) == 31
     by_method = {one.labels["method"]: style for one, style in zip(many, styles, strict=True)}
     assert row_styles(few) == [by_method[one.labels["method"]] for one in few]
-    # one method's models have the colours of a run's page; its variants, and a global prompt, are told apart
+    # one method's models have the colours of a run's page; its variants, and a global
+    # prompt, are told apart
     assert row_styles([row("fedpgp", model) for model in ("zero_shot", "global", "personal")]) == [
         *("zero_shot", "global", "personal")
     ]
     mixed = [row("fedpgp", "global"), row("fedpgp"), row("promptfl", "global")]
-    assert row_styles(mixed) == [by_method["fedpgp"] + " shared", by_method["fedpgp"], by_method["promptfl"]]
-    ranks = row_styles([row("fedpgp", rank=str(k)) for k in range(12)] + [row("promptfl", rank="–")])
-    assert len(set(ranks)) == 13 and ranks[0] == by_method["fedpgp"] and ranks[-1] == by_method["promptfl"]
+    assert row_styles(mixed) == [
+        by_method["fedpgp"] + " shared",
+        by_method["fedpgp"],
+        by_method["promptfl"],
+    ]
+    ranks = row_styles(
+        [row("fedpgp", rank=str(k)) for k in range(12)] + [row("promptfl", rank="–")]
+    )
+    assert (
+        len(set(ranks)) == 13
+        and ranks[0] == by_method["fedpgp"]
+        and ranks[-1] == by_method["promptfl"]
+    )
 
 
 def test_twelve_methods_are_named_at_their_lines(tmp_path):
@@ -99,13 +118,17 @@ def test_twelve_methods_are_named_at_their_lines(tmp_path):
     text = html(tmp_path)
     curve = re.search(r'<svg [^>]*aria-label="Local accuracy, %".*?</svg>', text)[0]
     for method in methods:
-        assert re.search(rf'class="end [^"]*"[^>]*>[\d.]+ {re.escape(METHOD_TITLES[method])}</text>', curve), method
+        assert re.search(
+            rf'class="end [^"]*"[^>]*>[\d.]+ {re.escape(METHOD_TITLES[method])}</text>', curve
+        ), method
     assert len(set(re.findall(r'class="line (c\d[^"]*)"', curve))) == 12
 
 
 def crossed(svg):
     """Names of a trade-off that a whisker runs through."""
-    lines = re.findall(r'class="whisker[^"]*" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"', svg)
+    lines = re.findall(
+        r'class="whisker[^"]*" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"', svg
+    )
     names = re.findall(r'<text class="end[^"]*" x="([\d.]+)" y="([\d.]+)">([^<]*)</text>', svg)
     hit = []
     for x, y, name in names:
@@ -128,7 +151,8 @@ def test_names_of_the_trade_off_are_not_crossed_by_whiskers():
     assert len(names) == 5 and not hit
     # a name on the whisker would be found
     assert crossed(
-        '<line class="whisker c0" x1="0" x2="90" y1="50" y2="50"/><text class="end c0" x="9" y="54">ab</text>'
+        '<line class="whisker c0" x1="0" x2="90" y1="50" y2="50"/><text class="end c0" x="9" '
+        'y="54">ab</text>'
     )[1]
     assert label_places([(100, 100)], [], [50], (0, 0, 300, 200)) == [(110, 104)]
 
@@ -143,7 +167,11 @@ def test_bars_are_drawn_once(tmp_path):
     summary = json.loads((tmp_path / "promptfl" / "summary.json").read_text())
     (tmp_path / "promptfl" / "summary.json").write_text(json.dumps(summary | {"one_prompt": True}))
     text = write_report(tmp_path / "promptfl").read_text()
-    assert 'class="fill global"' in text and 'class="fill personal"' not in text and 'class="line personal"' not in text
+    assert (
+        'class="fill global"' in text
+        and 'class="fill personal"' not in text
+        and 'class="line personal"' not in text
+    )
 
 
 def test_time_is_compared_without_encoding(tmp_path):
@@ -159,7 +187,9 @@ def test_time_is_compared_without_encoding(tmp_path):
 
 
 def test_bold_is_the_best_of_a_column(tmp_path):
-    accuracy = write_run(tmp_path / "run")  # the personal prompt is best locally, the global one on novel classes
+    accuracy = write_run(
+        tmp_path / "run"
+    )  # the personal prompt is best locally, the global one on novel classes
     text = write_report(tmp_path / "run").read_text()
     table = re.search(r'<table class="big">.*?</table>', text, re.DOTALL)[0]
     for figure in ("local", "base", "novel"):
@@ -178,14 +208,18 @@ def test_panels_of_one_client_say_client(tmp_path):
 def test_samples_say_that_they_were_picked(tmp_path):
     write_run(tmp_path / "run")
     shown = page(write_report(tmp_path / "run")).text
-    assert "Picked to show right and wrong answers in turn" in shown and "shown are right" not in shown
+    assert (
+        "Picked to show right and wrong answers in turn" in shown and "shown are right" not in shown
+    )
     assert len(re.findall(r"picked: \d right, \d wrong", shown)) == 4
 
 
 def test_headlines_know_spread_zero_shot_and_unseen_data(tmp_path, capsys):
     write_run(tmp_path / "run")
     said = headline(read_run(tmp_path / "run"))
-    assert re.search(r"gained [\d.]+ points over the global one and [\d.]+ over zero-shot CLIP on each", said)
+    assert re.search(
+        r"gained [\d.]+ points over the global one and [\d.]+ over zero-shot CLIP on each", said
+    )
 
     # the same means, but the clients' differences go both ways: no clear difference
     shutil.copytree(tmp_path / "run", tmp_path / "noise")
@@ -199,8 +233,12 @@ def test_headlines_know_spread_zero_shot_and_unseen_data(tmp_path, capsys):
         writer.writeheader()
         writer.writerows(rows)
     said = headline(read_run(tmp_path / "noise"))
-    assert said.startswith("Personal and global prompts show no clear difference on each client’s own images (+")
-    assert re.search(r"\); the personal ones .* classes? and are not clearly different from zero-shot CLIP", said)
+    assert said.startswith(
+        "Personal and global prompts show no clear difference on each client’s own images (+"
+    )
+    assert re.search(
+        r"\); the personal ones .* classes? and are not clearly different from zero-shot CLIP", said
+    )
 
     held_out = tmp_path / "held_out"
     protocol = {"name": "leave_one_domain_out", "held_out": "noto"}
@@ -210,13 +248,14 @@ def test_headlines_know_spread_zero_shot_and_unseen_data(tmp_path, capsys):
         summary["accuracy"][model]["unseen"] = value
     (held_out / "summary.json").write_text(json.dumps(summary))
     assert headline(read_run(held_out)).endswith(
-        "On the domain left out (noto) each client’s own prompt is right on 55.2\u00a0%, the global one on 57.5\u00a0% "
-        "and zero-shot CLIP on 50.0\u00a0%."
+        "On the domain left out (noto) each client’s own prompt is right on 55.2\u00a0%, the "
+        "global one on 57.5\u00a0% and zero-shot CLIP on 50.0\u00a0%."
     )
 
 
 @pytest.mark.parametrize(
-    ("apart", "words"), [(10, "FedPGP has the best"), (0.2, "No clear difference between FedPGP and")]
+    ("apart", "words"),
+    [(10, "FedPGP has the best"), (0.2, "No clear difference between FedPGP and")],
 )
 def test_a_comparison_is_led_only_beyond_the_spread(tmp_path, apart, words):
     for method, level in (("fedpgp", 70.0 + apart), ("promptfl", 70.0)):
@@ -240,17 +279,28 @@ def test_the_mean_over_held_out_domains_comes_first(tmp_path, capsys):
     for domain, unseen in (("noto", 50.0), ("fluent", 60.0)):
         for method in ("fedpgp", "promptfl"):
             path = tmp_path / domain / method
-            write_run(path, method, novel=False, protocol={"name": "leave_one_domain_out", "held_out": domain})
+            write_run(
+                path,
+                method,
+                novel=False,
+                protocol={"name": "leave_one_domain_out", "held_out": domain},
+            )
             summary = json.loads((path / "summary.json").read_text())
             for block in summary["accuracy"].values():
                 block["unseen"] = unseen + (method == "fedpgp")
             (path / "summary.json").write_text(json.dumps(summary))
     report.main([str(tmp_path)])
     first, rest = capsys.readouterr().out.split("\n\n", 1)
-    assert first.splitlines()[0] == "mean over the 2 domains held out" and re.search(r"FedPGP .* 56\.00\b", first)
+    assert first.splitlines()[0] == "mean over the 2 domains held out" and re.search(
+        r"FedPGP .* 56\.00\b", first
+    )
     assert rest.count("FedPGP") == 2 and re.search(r"FedPGP +noto .* 51\.00\b", rest)
     text = html(tmp_path)
-    assert text.index("Mean over the 2 domains held out") < text.index("Each domain held out") < text.index("trade-off")
+    assert (
+        text.index("Mean over the 2 domains held out")
+        < text.index("Each domain held out")
+        < text.index("trade-off")
+    )
     assert text.count('<details class="part">') == 2
     drawn = text[: text.index('<details class="part">')]
     assert drawn.count('aria-label="Local accuracy, %"') == 1
@@ -276,7 +326,9 @@ def test_tables_scroll_sort_and_load_nothing(tmp_path):
     assert shown.tags.count("script") == 1 and "<script>" in text  # no src
     table = re.search(r'<table class="sortable">.*?</table>', text, re.DOTALL)[0]
     local = [float(v) for v in re.findall(r'<td data-v="([\d.]+)">', table)]
-    assert len(local) == 2 * 9  # seeds, five figures and three costs: units do not hide their numbers
+    assert (
+        len(local) == 2 * 9
+    )  # seeds, five figures and three costs: units do not hide their numbers
     assert ".scroll th:first-child, .scroll .pinned { position: sticky" in text
 
 
@@ -294,11 +346,17 @@ def test_one_seed_is_said_and_one_client_is_one(tmp_path):
     assert "One seed does not tell how much of a difference is chance" in html(tmp_path)
     write_run(tmp_path / "again", "promptfl", 2, clients=1)
     assert "One seed does not tell" not in html(tmp_path)
-    assert not re.search(r"1 of \d+ clients are|\b1 clients", page(write_report(tmp_path / "fedpgp")).text)
+    assert not re.search(
+        r"1 of \d+ clients are|\b1 clients", page(write_report(tmp_path / "fedpgp")).text
+    )
 
 
 def test_the_two_ends_of_many_clients_compare_models_that_differ(tmp_path):
-    for method, other in (("fedpgp", "global prompt"), ("promptfl", "zero-shot"), ("coop", "zero-shot")):
+    for method, other in (
+        ("fedpgp", "global prompt"),
+        ("promptfl", "zero-shot"),
+        ("coop", "zero-shot"),
+    ):
         write_run(tmp_path / method, method, clients=130, domains=None, rounds=1)
         if method == "promptfl":
             path = tmp_path / method / "summary.json"

@@ -29,7 +29,13 @@ from tests.docs.pages import block
 from tests.nodes import Nodes
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ["dataset.domains=[noto]", "partition=dirichlet", "partition.beta=0.5", "clients=2", "participation=0.5"]
+SETTINGS = [
+    "dataset.domains=[noto]",
+    "partition=dirichlet",
+    "partition.beta=0.5",
+    "clients=2",
+    "participation=0.5",
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +65,16 @@ def clients(run):
 
 @pytest.fixture(scope="module")
 def images(run, clients, tmp_path_factory):
-    """Files of the trained client's test client_split, and their columns among the trained classes."""
+    """Files of the trained client's test client_split, and their columns among the trained
+    classes."""
     federation = build_federation(RunFolder.open(run)[1])
     client_split = federation.federated_split.clients[clients[0]]
     folder = tmp_path_factory.mktemp("images")
     for row in client_split.test:
         federation.dataset.test.image(int(row)).save(folder / f"{row:05d}.png")
-    return sorted(folder.iterdir()), federation.labels("test", federation.federated_split.base_classes)[
-        client_split.test
-    ]
+    return sorted(folder.iterdir()), federation.labels(
+        "test", federation.federated_split.base_classes
+    )[client_split.test]
 
 
 def test_predictions_are_those_of_the_evaluation(run, clients, images):
@@ -80,9 +87,9 @@ def test_predictions_are_those_of_the_evaluation(run, clients, images):
             for row in csv.DictReader(file)
             if row["id"] == str(clients[0]) and row["model"] == "personal"
         ]
-    assert model.has_own_prompt and 100 * (answers.argmax(-1) == truth).double().mean().item() == pytest.approx(
-        local[0]
-    )
+    assert model.has_own_prompt and 100 * (
+        answers.argmax(-1) == truth
+    ).double().mean().item() == pytest.approx(local[0])
 
 
 def test_the_command_names_the_class(run, clients, images, capsys):
@@ -94,13 +101,18 @@ def test_the_command_names_the_class(run, clients, images, capsys):
 
 def test_a_new_client_starts_from_the_global_prompt(run, clients, images, capsys):
     files, _ = images
-    ours, new = load_client_model(run, clients[0]), [load_client_model(run, client) for client in (clients[1], None)]
+    ours, new = (
+        load_client_model(run, clients[0]),
+        [load_client_model(run, client) for client in (clients[1], None)],
+    )
     assert ours.has_own_prompt and not any(other.has_own_prompt for other in new)
     torch.testing.assert_close(new[0].classifier, new[1].classifier)
     assert (ours.classifier - new[0].classifier).abs().max() > 1e-6
     for who, said in ((["--client", str(clients[1])], True), (["--global"], False)):
         assert predict.main(["--run", str(run), *who, str(files[0])]) == 0
-        assert ("has no prompt of its own: the global one answers" in capsys.readouterr().err) == said
+        assert (
+            "has no prompt of its own: the global one answers" in capsys.readouterr().err
+        ) == said
 
 
 def test_answers_come_while_later_images_are_not_there_yet(run, clients, images, tmp_path):
@@ -120,9 +132,13 @@ def test_no_more_than_a_batch_of_images_is_held(run, clients, images, monkeypatc
     model, asked = load_client_model(run, clients[0]), []
     whole = predict.predict
     monkeypatch.setattr(predict, "images_per_chunk", lambda device: 4)
-    monkeypatch.setattr(predict, "predict", lambda p, images: whole(p, asked.append(0) or _counted(images, asked)))
+    monkeypatch.setattr(
+        predict, "predict", lambda p, images: whole(p, asked.append(0) or _counted(images, asked))
+    )
     many = [*files[:5], files[0], *files[:5]]
-    assert [path for path, _ in predict.classified(model, many)] == many  # the same image twice is answered twice
+    assert [
+        path for path, _ in predict.classified(model, many)
+    ] == many  # the same image twice is answered twice
     assert asked == [1, 2, 4, 4]
 
 
@@ -134,7 +150,10 @@ def _counted(images, asked):
 
 def test_the_newest_run_below_a_folder_is_taken_and_named(run, clients, images, tmp_path, capsys):
     files, _ = images
-    older, newer = tmp_path / "outputs" / "default" / "older", tmp_path / "outputs" / "default" / "newer"
+    older, newer = (
+        tmp_path / "outputs" / "default" / "older",
+        tmp_path / "outputs" / "default" / "newer",
+    )
     shutil.copytree(run, newer)
     older.mkdir()
     (older / "config.yaml").write_text("broken")
@@ -153,25 +172,43 @@ def test_the_newest_run_below_a_folder_is_taken_and_named(run, clients, images, 
         assert "is a sweep's folder; name one of its runs: newer, older" in capsys.readouterr().err
 
 
-def test_an_image_that_cannot_be_read_does_not_cost_the_others_their_answers(run, clients, images, tmp_path, capsys):
+def test_an_image_that_cannot_be_read_does_not_cost_the_others_their_answers(
+    run, clients, images, tmp_path, capsys
+):
     files, _ = images
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:60])
-    asked = ["--run", str(run), "--client", str(clients[0]), str(files[0]), str(broken), str(files[1])]
+    asked = [
+        "--run",
+        str(run),
+        "--client",
+        str(clients[0]),
+        str(files[0]),
+        str(broken),
+        str(files[1]),
+    ]
     assert predict.main(asked) == 2
     said = capsys.readouterr()
-    assert [line.partition(": ")[0] for line in said.out.splitlines()] == [str(files[0]), str(files[1])]
+    assert [line.partition(": ")[0] for line in said.out.splitlines()] == [
+        str(files[0]),
+        str(files[1]),
+    ]
     assert f"error: image {broken} cannot be read" in said.err and "on_bad_image" not in said.err
     assert "among the 23 classes that were trained; --all-classes: among all 46" in said.err
 
 
-def test_a_file_whose_name_is_no_text_is_answered_and_written_out(run, clients, images, tmp_path, capsys):
+def test_a_file_whose_name_is_no_text_is_answered_and_written_out(
+    run, clients, images, tmp_path, capsys
+):
     strange = tmp_path / os.fsdecode(b"caf\xe9.png")
     shutil.copy(images[0][0], strange)
     gone = str(tmp_path / os.fsdecode(b"\xff.png"))
     assert predict.main(["--run", str(run), "--client", str(clients[0]), str(strange), gone]) == 2
     said = capsys.readouterr()
-    assert said.out.startswith(rf"{tmp_path}/caf\xe9.png: ") and rf"error: image {tmp_path}/\xff.png cannot" in said.err
+    assert (
+        said.out.startswith(rf"{tmp_path}/caf\xe9.png: ")
+        and rf"error: image {tmp_path}/\xff.png cannot" in said.err
+    )
     where = str(tmp_path / os.fsdecode(b"to\xe9"))
     assert export.main(["--run", str(run), "--client", str(clients[0]), "--to", where]) == 0
     assert rf"wrote {tmp_path}/to\xe9/classifier.safetensors" in capsys.readouterr().out
@@ -188,25 +225,32 @@ def test_any_open_clip_user_can_use_an_export(run, clients, images, tmp_path):
 
     assert about["pictures"] == {"orientation": "exif", "background": "white", "grey_range": None}
     # What docs/deployment.md shows.
-    model, _, preprocess = open_clip.create_model_and_transforms(about["model"], pretrained=about["pretrained"])
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        about["model"], pretrained=about["pretrained"]
+    )
     image = preprocess(Image.open(files[0]).convert("RGB")).unsqueeze(0)
     feature = F.normalize(model.eval().encode_image(image), dim=-1)
     probability = (feature @ embeddings["class_embeddings"].T / about["temperature"]).softmax(-1)
     name = about["classes"][probability.argmax()]
-    expected = predict.predict(load_client_model(run, clients[0]), [Image.open(files[0]).convert("RGB")])
+    expected = predict.predict(
+        load_client_model(run, clients[0]), [Image.open(files[0]).convert("RGB")]
+    )
     np.testing.assert_allclose(probability.detach(), expected, atol=1e-5)
     assert name == load_client_model(run, clients[0]).classes.names[expected.argmax()]
 
 
 def test_the_snippet_of_the_docs_names_the_class(run, clients, images, tmp_path, capsys):
-    """As printed, in a process of its own, with whatever builds of torch and torchvision are there."""
+    """As printed, in a process of its own, with whatever builds of torch and
+    torchvision are there."""
     files, _ = images
     command = ["--run", str(run), "--client", str(clients[0])]
     assert export.main([*command, "--to", str(tmp_path / "classifier")]) == 0
     Image.open(files[0]).convert("RGB").save(tmp_path / "photo.png")
     code = block("deployment.md", "python").replace("photo.jpg", "photo.png")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     capsys.readouterr()
     assert predict.main([*command, str(tmp_path / "photo.png")]) == 0
@@ -218,8 +262,14 @@ def test_the_snippet_of_the_docs_names_the_class(run, clients, images, tmp_path,
     ("arguments", "said"),
     [
         (["--client", "0"], "is no run's folder"),
-        (["--client", "-1"], "client -1 is none of the run's 2, 0 to 1; --global asks for the global prompt"),
-        (["--client", "99"], "client 99 is none of the run's 2, 0 to 1; --global asks for the global prompt"),
+        (
+            ["--client", "-1"],
+            "client -1 is none of the run's 2, 0 to 1; --global asks for the global prompt",
+        ),
+        (
+            ["--client", "99"],
+            "client 99 is none of the run's 2, 0 to 1; --global asks for the global prompt",
+        ),
     ],
 )
 def test_bad_input(run, images, tmp_path, arguments, said, capsys):
@@ -243,7 +293,9 @@ def test_the_global_prompt_is_exported(run, tmp_path):
 
 
 def test_a_lost_private_state_is_named(run, clients, tmp_path):
-    with pytest.raises(FedPGPError, match=f"private state of client {clients[0]} after round 1 is not there"):
+    with pytest.raises(
+        FedPGPError, match=f"private state of client {clients[0]} after round 1 is not there"
+    ):
         load_client_model(run, clients[0], tmp_path)
 
 
@@ -251,8 +303,17 @@ def test_a_lost_private_state_is_named(run, clients, tmp_path):
 def elsewhere(tmp_path_factory):
     """A deployment: (the run's folder, the state-dir of client 0)."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    small = ["runtime=flower", "rounds=1", "shots=4", "local_epochs=1", "evaluate_every=0", f"run_dir={folder / 'run'}"]
-    configs = [{"client-id": client, "state-dir": str(folder / f"state_{client}")} for client in range(2)]
+    small = [
+        "runtime=flower",
+        "rounds=1",
+        "shots=4",
+        "local_epochs=1",
+        "evaluate_every=0",
+        f"run_dir={folder / 'run'}",
+    ]
+    configs = [
+        {"client-id": client, "state-dir": str(folder / f"state_{client}")} for client in range(2)
+    ]
     start(composed([*SETTINGS, "participation=1", *small]), grid=Nodes(client_app(), configs))
     return folder / "run", folder / "state_0"
 
@@ -271,7 +332,10 @@ def test_a_deployment_is_not_scored_where_its_prompts_are_not(elsewhere, capsys)
     run, _ = elsewhere
     assert evaluate.main(["--run", str(run)]) == 2
     said = capsys.readouterr().err
-    assert "learned for themselves is on its clients' own machines" in said and "experiments.predict" in said
+    assert (
+        "learned for themselves is on its clients' own machines" in said
+        and "experiments.predict" in said
+    )
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +344,17 @@ def own_weights(tmp_path_factory):
     open_clip = import_open_clip()
 
     folder = tmp_path_factory.mktemp("weights")
-    size = {"embed_dim": 16, "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}}
-    size["text_cfg"] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    size = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+    }
+    size["text_cfg"] = {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+    }
     (folder / "SmallForTests.json").write_text(json.dumps(size))
     open_clip.add_model_config(folder / "SmallForTests.json")
     files = [folder / "one.pt", folder / "other.pt"]
@@ -289,7 +362,11 @@ def own_weights(tmp_path_factory):
         torch.manual_seed(seed)
         torch.save(open_clip.create_model("SmallForTests").state_dict(), file)
     small = ["runtime=inline", "rounds=1", "shots=1", "local_epochs=1", "evaluate_every=0"]
-    model = ["model.name=SmallForTests", f"model.pretrained={files[0]}", f"runtime.cache_dir={folder / 'cache'}"]
+    model = [
+        "model.name=SmallForTests",
+        f"model.pretrained={files[0]}",
+        f"runtime.cache_dir={folder / 'cache'}",
+    ]
     start(composed([*SETTINGS, *small, *model, "participation=1", f"run_dir={folder / 'run'}"]))
     return folder / "run", *files
 
@@ -302,10 +379,13 @@ def test_weights_that_are_elsewhere_on_this_machine(own_weights, tmp_path, capsy
     here = file.rename(tmp_path / "moved.pt")
     assert export.main(command) == 2
     assert (
-        f"the run's weights, {file}, are not on this machine; name the file: --weights FILE" in capsys.readouterr().err
+        f"the run's weights, {file}, are not on this machine; name the file: --weights FILE"
+        in capsys.readouterr().err
     )
     assert export.main([*command, "--weights", str(here)]) == 0
-    torch.testing.assert_close(load_file(tmp_path / "classifier.safetensors")["class_embeddings"], expected)
+    torch.testing.assert_close(
+        load_file(tmp_path / "classifier.safetensors")["class_embeddings"], expected
+    )
     assert json.loads((tmp_path / "classifier.json").read_text())["pretrained"] == str(here)
     assert export.main([*command, "--weights", str(other)]) == 2
     assert f"--weights {other}: the run was trained with other weights" in capsys.readouterr().err
@@ -317,25 +397,54 @@ def test_images_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
         for shade, name in enumerate(("cat", "dog")):
             (there / split / name).mkdir(parents=True)
             for i in range(4):
-                Image.new("RGB", (16, 16), (99 * shade, 9 * i, 9)).save(there / split / name / f"{i}.png")
-    words = ["dataset=folder", f"dataset.root={there}", "partition=iid", "protocol=personal", "clients=2"]
-    words += ["runtime=inline", "rounds=1", "local_epochs=1", "evaluate_every=0", f"runtime.cache_dir={tmp_path}"]
+                Image.new("RGB", (16, 16), (99 * shade, 9 * i, 9)).save(
+                    there / split / name / f"{i}.png"
+                )
+    words = [
+        "dataset=folder",
+        f"dataset.root={there}",
+        "partition=iid",
+        "protocol=personal",
+        "clients=2",
+    ]
+    words += [
+        "runtime=inline",
+        "rounds=1",
+        "local_epochs=1",
+        "evaluate_every=0",
+        f"runtime.cache_dir={tmp_path}",
+    ]
     words += ["method.images_a_rank=1"]  # a rank that hangs on how many images a client has
     start(composed([*words, f"run_dir={tmp_path / 'run'}"]))
     here = there.rename(tmp_path / "here")
-    command = ["--run", str(tmp_path / "run"), "--client", "0", str(here / "test" / "cat" / "0.png")]
+    command = [
+        "--run",
+        str(tmp_path / "run"),
+        "--client",
+        "0",
+        str(here / "test" / "cat" / "0.png"),
+    ]
     assert predict.main(command) == 2
     assert str(there) in capsys.readouterr().err
     assert predict.main([*command, "--data-root", str(here)]) == 0
     assert "cat" in capsys.readouterr().out
     (here / "test" / "dog" / "0.png").unlink()
     assert predict.main([*command, "--data-root", str(here)]) == 2
-    assert "have changed since it was started: 7 test images where there were 8" in capsys.readouterr().err
+    assert (
+        "have changed since it was started: 7 test images where there were 8"
+        in capsys.readouterr().err
+    )
 
 
 def deployed(method: str) -> Federation:
     """What the machine of a run knows when the images are the clients' own: none of them."""
-    words = ["runtime=flower", "partition=own", "dataset=folder", "dataset.root=null", "protocol=personal"]
+    words = [
+        "runtime=flower",
+        "partition=own",
+        "dataset=folder",
+        "dataset.root=null",
+        "protocol=personal",
+    ]
     return build_federation(
         composed([*words, "dataset.class_names=[cat,dog,fox,owl]", "clients=2", f"method={method}"])
     )
@@ -355,5 +464,9 @@ def test_a_client_is_answered_for_without_its_images(method):
 def test_a_method_that_needs_the_images_says_so(method):
     federation = deployed(method)
     classes = federation.class_set(federation.federated_split.base_classes)
-    with pytest.raises(FedPGPError, match=f"method {method} needs the client's own training images"):
-        federation.personal_classifier(federation.initial_shared(), [0], federation.initial_state, [classes])
+    with pytest.raises(
+        FedPGPError, match=f"method {method} needs the client's own training images"
+    ):
+        federation.personal_classifier(
+            federation.initial_shared(), [0], federation.initial_state, [classes]
+        )

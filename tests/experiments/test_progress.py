@@ -30,7 +30,11 @@ def lines(steps: list[tuple[float, int, int, str]], clock: list[float]) -> list[
 
 def test_a_log_gets_a_line_every_ten_seconds(clock):
     steps = [(0, 0, 4000, "encoding"), (5, 500, 4000, "encoding"), (5, 1000, 4000, "encoding")]
-    steps += [(9, 1900, 4000, "encoding"), (1, 2000, 4000, "encoding"), (20, 4000, 4000, "encoding")]
+    steps += [
+        (9, 1900, 4000, "encoding"),
+        (1, 2000, 4000, "encoding"),
+        (20, 4000, 4000, "encoding"),
+    ]
     assert lines(steps, clock) == [
         "encoding 1,000/4,000, 30 s left",
         "encoding 2,000/4,000, 20 s left",
@@ -39,7 +43,12 @@ def test_a_log_gets_a_line_every_ten_seconds(clock):
 
 
 def test_what_is_short_and_what_begins_anew_gets_none(clock):
-    steps = [(0, 0, 24, "round 1"), (3, 24, 24, "round 1"), (9, 1, 24, "round 2"), (8, 24, 24, "round 2")]
+    steps = [
+        (0, 0, 24, "round 1"),
+        (3, 24, 24, "round 1"),
+        (9, 1, 24, "round 2"),
+        (8, 24, 24, "round 2"),
+    ]
     assert lines([*steps, (9, 3, 24, "round 2")], clock) == []
 
 
@@ -61,4 +70,6 @@ def test_a_terminal_shows_a_bar_that_goes(clock):
     line.stop()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "encoding images 1,200/4,800" in text and "9.0 s left" in text and "━" in text
-    assert "\x1b[?25l" in out.getvalue() and "\x1b[?25h" in out.getvalue()  # the cursor is hidden, and given back
+    assert (
+        "\x1b[?25l" in out.getvalue() and "\x1b[?25h" in out.getvalue()
+    )  # the cursor is hidden, and given back

@@ -1,4 +1,5 @@
-"""Reports against run folders written here: every number in a table is computed again from the numbers that went in."""
+"""Reports against run folders written here: every number in a table is computed again from the
+numbers that went in."""
 
 import csv
 import io
@@ -29,7 +30,9 @@ def sweep(tmp_path_factory):
     """Four methods, three seeds, and what they reached; beside them one unfinished run."""
     root = tmp_path_factory.mktemp("sweep")
     reached = {
-        (method, seed): write_run(root / method / str(seed), method, seed) for method in LEVELS for seed in (1, 2, 3)
+        (method, seed): write_run(root / method / str(seed), method, seed)
+        for method in LEVELS
+        for seed in (1, 2, 3)
     }
     write_run(root / "fedpgp" / "4", "fedpgp", 4, status="unfinished")
     return root, reached
@@ -49,7 +52,14 @@ def expected(reached, method, model, figure):
 def test_csv_holds_mean_and_sample_deviation_over_seeds(sweep, capsys):
     root, reached = sweep
     status, out, err = run_report(
-        capsys, root, "--format", "csv", "--models", "zero_shot,global,personal", "--columns", "worst10"
+        capsys,
+        root,
+        "--format",
+        "csv",
+        "--models",
+        "zero_shot,global,personal",
+        "--columns",
+        "worst10",
     )
     assert status == 0
     rows = list(csv.DictReader(io.StringIO(out)))
@@ -73,14 +83,20 @@ def test_csv_holds_mean_and_sample_deviation_over_seeds(sweep, capsys):
 def test_text_markdown_latex_agree_and_mark_the_best(sweep, capsys):
     root, reached = sweep
     order = sorted(LEVELS, key=lambda method: -expected(reached, method, "personal", "local")[0])
-    texts = {form: run_report(capsys, root, "--format", form)[1] for form in ("text", "markdown", "latex")}
+    texts = {
+        form: run_report(capsys, root, "--format", form)[1]
+        for form in ("text", "markdown", "latex")
+    }
     for method in LEVELS:
         mean, std = expected(reached, method, "personal", "novel")
         assert all(
             f"{mean:.2f} {sign} {std:.2f}" in texts[form]
             for form, sign in (("text", "±"), ("markdown", "±"), ("latex", r"$\pm$"))
         )
-    cell = {method: "{:.2f} ± {:.2f}".format(*expected(reached, method, "personal", "local")) for method in LEVELS}
+    cell = {
+        method: "{:.2f} ± {:.2f}".format(*expected(reached, method, "personal", "local"))
+        for method in LEVELS
+    }
     assert f"| **{cell[order[0]]}** |" in texts["markdown"]
     assert f"| <u>{cell[order[1]]}</u> |" in texts["markdown"]
     assert rf"\textbf{{{cell[order[0]].replace('±', '$' + chr(92) + 'pm$')}}}" in texts["latex"]
@@ -89,7 +105,9 @@ def test_text_markdown_latex_agree_and_mark_the_best(sweep, capsys):
     lines = texts["text"].splitlines()
     assert lines[0].split() == ["method", "seeds", "local", "base", "novel", "HM", "HM2", *COSTS]
     assert len(lines) == 1 + len(LEVELS) and max(map(len, lines)) <= 120
-    assert texts["text"].count(f"{cell[order[0]]}*") == 1 and f"{cell[order[1]]}*" not in texts["text"]
+    assert (
+        texts["text"].count(f"{cell[order[0]]}*") == 1 and f"{cell[order[1]]}*" not in texts["text"]
+    )
     assert all(line.endswith(" 851 MB") for line in lines[1:])  # 812 MiB
 
 
@@ -102,9 +120,12 @@ def test_significance_is_the_paired_t_test_corrected_for_all_that_is_shown(sweep
         best = next(method for method, row in rows.items() if row[f"{column}_p"] == "")
         for method in set(LEVELS) - {best}:
             difference = [
-                reached[best, s]["personal"][column] - reached[method, s]["personal"][column] for s in (1, 2, 3)
+                reached[best, s]["personal"][column] - reached[method, s]["personal"][column]
+                for s in (1, 2, 3)
             ]
-            assert float(rows[method][f"{column}_behind_best"]) == pytest.approx(statistics.mean(difference))
+            assert float(rows[method][f"{column}_behind_best"]) == pytest.approx(
+                statistics.mean(difference)
+            )
             t = statistics.mean(difference) / (statistics.stdev(difference) / math.sqrt(3))
             # Student's t with two degrees of freedom has a closed form
             p_values[method, column] = 1 - abs(t) / math.sqrt(t * t + 2)
@@ -114,7 +135,9 @@ def test_significance_is_the_paired_t_test_corrected_for_all_that_is_shown(sweep
         largest = max(largest, min(1, (15 - rank) * p_values[method, column]))
         assert float(rows[method][f"{column}_p"]) == pytest.approx(largest, abs=1e-9)
     _, out, err = run_report(capsys, root, "--significance")
-    assert "against" in out and "correction for all 15 tests shown" in err and "fewer than" not in err
+    assert (
+        "against" in out and "correction for all 15 tests shown" in err and "fewer than" not in err
+    )
 
 
 def test_significance_of_two_seeds_is_warned_of(tmp_path, capsys):
@@ -142,7 +165,10 @@ def test_t_test_against_tables():
         t, p = paired_t_test(values, np.zeros(n))
         assert (t, p) == (pytest.approx(quantile), pytest.approx(0.05, abs=1e-9))
     assert math.isnan(paired_t_test([1.0], [2.0])[1])
-    assert paired_t_test([1.0, 2.0], [1.0, 2.0])[1] == 1 and paired_t_test([2.0, 3.0], [1.0, 2.0])[1] == 0
+    assert (
+        paired_t_test([1.0, 2.0], [1.0, 2.0])[1] == 1
+        and paired_t_test([2.0, 3.0], [1.0, 2.0])[1] == 0
+    )
     assert holm([0.01, 0.04, math.nan, 0.03])[:2] == pytest.approx([0.03, 0.06])
     mean, std = mean_std([1.0, math.nan, 3.0])
     assert (mean, std) == (2.0, pytest.approx(math.sqrt(2))) and math.isnan(mean_std([1.0])[1])
@@ -151,7 +177,9 @@ def test_t_test_against_tables():
 def test_only_differing_settings_are_shown(tmp_path, capsys):
     for rank in (1, 8, 16):
         for seed in (1, 2):
-            write_run(tmp_path / f"{rank}-{seed}", seed=seed, method__rank=rank, runtime__workers=rank)
+            write_run(
+                tmp_path / f"{rank}-{seed}", seed=seed, method__rank=rank, runtime__workers=rank
+            )
     write_run(tmp_path / "promptfl", "promptfl", 1)
     _, out, _ = run_report(capsys, tmp_path)
     header, *rows = (line.split() for line in out.splitlines())
@@ -176,9 +204,19 @@ def test_different_runs_are_grouped_and_fit_a_terminal(tmp_path, capsys, monkeyp
         for method in ("fedpgp", "promptfl_ft"):
             path = tmp_path / dataset / method
             write_run(
-                path, method, dataset=dataset, protocol={"name": protocol}, method__init=long if "pgp" in method else 1
+                path,
+                method,
+                dataset=dataset,
+                protocol={"name": protocol},
+                method__init=long if "pgp" in method else 1,
             )
-    write_run(tmp_path / "rank", "fedpgp", dataset="emoji", protocol={"name": "base2novel"}, method__init="short")
+    write_run(
+        tmp_path / "rank",
+        "fedpgp",
+        dataset="emoji",
+        protocol={"name": "base2novel"},
+        method__init="short",
+    )
     for columns in ("160", "80"):
         monkeypatch.setenv("COLUMNS", columns)
         _, out, err = run_report(capsys, tmp_path)
@@ -187,7 +225,9 @@ def test_different_runs_are_grouped_and_fit_a_terminal(tmp_path, capsys, monkeyp
             f"dataset {long}, protocol dirichlet",
             "dataset emoji, protocol base2novel",
         ]
-        assert all(block[1].split()[0] == "method" and "dataset" not in block[1] for block in blocks)
+        assert all(
+            block[1].split()[0] == "method" and "dataset" not in block[1] for block in blocks
+        )
         assert all(len(line) <= int(columns) for block in blocks for line in block[1:])
         assert ("memory" in out) == (columns == "160") == ("no room" not in err)
     _, out, _ = run_report(capsys, tmp_path, "--columns", "seconds")
@@ -201,7 +241,10 @@ def test_best_is_among_comparable_rows(tmp_path, capsys):
     _, out, _ = run_report(capsys, tmp_path, "--format", "markdown")
     assert "dataset" in out.splitlines()[0]
     local = [line.split("|")[4].strip() for line in out.splitlines()[2:]]
-    assert sum(cell.startswith("**") for cell in local) == 2 and sum(cell.startswith("<u>") for cell in local) == 2
+    assert (
+        sum(cell.startswith("**") for cell in local) == 2
+        and sum(cell.startswith("<u>") for cell in local) == 2
+    )
 
 
 def test_a_protocol_without_novel_classes(tmp_path, capsys):
@@ -220,7 +263,11 @@ def test_zero_shot_is_one_row(tmp_path, capsys):
         write_run(tmp_path / method, method)
     for models in ("zero_shot,personal", "personal"):
         out = run_report(capsys, tmp_path, "--models", models)[1]
-        assert sorted(line.split()[0] for line in out.splitlines()) == ["FedPGP", "Zero-shot", "method"]
+        assert sorted(line.split()[0] for line in out.splitlines()) == [
+            "FedPGP",
+            "Zero-shot",
+            "method",
+        ]
 
 
 def test_one_prompt_for_all_is_the_global_one(tmp_path, capsys):
@@ -236,14 +283,21 @@ def test_one_prompt_for_all_is_the_global_one(tmp_path, capsys):
 def test_columns_by_name(tmp_path, capsys):
     write_run(tmp_path / "1")
     _, out, _ = run_report(capsys, tmp_path, "--columns", "domains,ece,seconds.train,wire_bytes_up")
-    assert out.splitlines()[0].split()[7:] == [*DOMAINS, "ECE", "seconds.train", "wire_bytes_up"]  # no room for costs
+    assert out.splitlines()[0].split()[7:] == [
+        *DOMAINS,
+        "ECE",
+        "seconds.train",
+        "wire_bytes_up",
+    ]  # no room for costs
     status, _, err = run_report(capsys, tmp_path, "--columns", "accurracy")
     assert status == 2 and err.startswith("error: no column 'accurracy'; there are:")
 
 
 def test_html_comparison(sweep, capsys):
     root, reached = sweep
-    status, out, _ = run_report(capsys, root, "--format", "html", "--significance", "--out", root / "page.html")
+    status, out, _ = run_report(
+        capsys, root, "--format", "html", "--significance", "--out", root / "page.html"
+    )
     assert status == 0 and out == f"wrote {root / 'page.html'}\n"
     shown = page(root / "page.html")
     for method in LEVELS:
@@ -322,7 +376,15 @@ def test_the_newest_of_two_equal_runs_counts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "summary.json", "metrics.jsonl", "clients.csv", "partition.json", "samples.json"]
+    "name",
+    [
+        "config.yaml",
+        "summary.json",
+        "metrics.jsonl",
+        "clients.csv",
+        "partition.json",
+        "samples.json",
+    ],
 )
 @pytest.mark.parametrize("damage", [b"", b"{\x00\xff: [}\n{}\n", b'{"kind": 3}\n[1]\n{}\n'])
 def test_damaged_files_are_named(tmp_path, name, damage):
@@ -346,7 +408,9 @@ def test_missing_files_are_named(tmp_path, name):
 
 def test_texts_are_escaped(tmp_path):
     write_run(
-        tmp_path / "run", dropped=[(1, {"client": 1, "reason": "<script>alert(1)</script>"})], experiment_name='"><b>x'
+        tmp_path / "run",
+        dropped=[(1, {"client": 1, "reason": "<script>alert(1)</script>"})],
+        experiment_name='"><b>x',
     )
     assert "<script>alert(1)</script>" in page(write_report(tmp_path / "run")).text
 
@@ -399,7 +463,12 @@ def test_words():
         "1.6 MB",
         "2.5 GB",
     ]
-    assert [format_seconds(s) for s in (0.44, 12.3, 65, 7384)] == ["0.4 s", "12 s", "1:05 min", "2:03:04 h"]
+    assert [format_seconds(s) for s in (0.44, 12.3, 65, 7384)] == [
+        "0.4 s",
+        "12 s",
+        "1:05 min",
+        "2:03:04 h",
+    ]
 
 
 def published_row(text, *words):
@@ -411,7 +480,9 @@ def test_published_figures_stand_beside_ours(tmp_path, capsys, monkeypatch):
     five = ("oxford_pets", "flowers102", "dtd", "caltech101", "food101")
     last = {}
     for seed in (1, 2):
-        for dataset in five if seed == 1 else five[:4]:  # the second seed lacks one, so it does not count
+        for dataset in (
+            five if seed == 1 else five[:4]
+        ):  # the second seed lacks one, so it does not count
             path = tmp_path / f"{dataset}{seed}"
             about = {"experiment_name": "paper_base2novel", "shots": 16}
             last[dataset, seed] = write_run(path, "fedpgp", seed, dataset=dataset, **about)
@@ -422,12 +493,17 @@ def test_published_figures_stand_beside_ours(tmp_path, capsys, monkeypatch):
     assert f"{ours:.2f}" in line and "95.38" in line and f"{ours - 95.38:+.2f}" in line
     assert "not run" in published_row(out, "pFedMMA", "PromptFL", "local")
     assert "not run" in published_row(out, "FedDnC", "FedPGP")  # 8 shots
-    assert report.main([str(tmp_path), "--format", "html", "--out", str(tmp_path / "page.html")]) == 0
+    assert (
+        report.main([str(tmp_path), "--format", "html", "--out", str(tmp_path / "page.html")]) == 0
+    )
     page = (tmp_path / "page.html").read_text()
     assert "Published figures: paper_base2novel" in page and "not run" in page
     assert report.main(["--published", "dp_fpl_neighbour,dp_fpl_factors"]) == 0
     out = capsys.readouterr().out
-    assert out.count("not run") == 24 and out.count("DP-FPL, as FedPGP") == out.count("DP-FPL, as FedOTP") == 8
+    assert (
+        out.count("not run") == 24
+        and out.count("DP-FPL, as FedPGP") == out.count("DP-FPL, as FedOTP") == 8
+    )
     monkeypatch.setenv("COLUMNS", "100")
     for argv in ([str(tmp_path)], ["--published", "paper_base2novel"]):
         assert report.main(argv) == 0
@@ -445,7 +521,9 @@ def test_every_published_figure_can_be_read():
     assert set(files) <= set(choices()["experiment"])
     for name in files:
         for row in published(name):
-            assert row.figure in ("local", "base", "novel", "hm3", "unseen") and 0 < row.value <= 100
+            assert (
+                row.figure in ("local", "base", "novel", "hm3", "unseen") and 0 < row.value <= 100
+            )
             assert row.where["method"] in METHODS
             assert set(row.mean_of) | {row.where["dataset"] or "emoji"} <= set(choices()["dataset"])
 
@@ -454,12 +532,17 @@ def test_rows_may_be_averaged_over_a_label(tmp_path, capsys):
     last = {}
     for dataset in ("emoji", "dtd"):
         for seed in (1, 2):
-            last[dataset, seed] = write_run(tmp_path / f"{dataset}{seed}", "fedpgp", seed, dataset=dataset)
+            last[dataset, seed] = write_run(
+                tmp_path / f"{dataset}{seed}", "fedpgp", seed, dataset=dataset
+            )
             write_run(tmp_path / f"{dataset}p{seed}", "promptfl", seed, dataset=dataset)
     assert report.main([str(tmp_path), "--mean-over", "dataset", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["method"] for row in rows] == ["fedpgp", "promptfl"] and "dataset" not in rows[0]
-    seeds = [(last["emoji", s]["personal"]["local"] + last["dtd", s]["personal"]["local"]) / 2 for s in (1, 2)]
+    seeds = [
+        (last["emoji", s]["personal"]["local"] + last["dtd", s]["personal"]["local"]) / 2
+        for s in (1, 2)
+    ]
     assert float(rows[0]["local_mean"]) == pytest.approx(statistics.fmean(seeds))
     assert float(rows[0]["local_std"]) == pytest.approx(statistics.stdev(seeds))
     assert report.main([str(tmp_path), "--mean-over", "rank"]) == 2
@@ -490,4 +573,7 @@ def test_dropping_out_is_a_setting_and_nobody_dropping_out_is_none(tmp_path, cap
     write_run(tmp_path / "c", "fedpgp", 1, runtime__dropout=0.3)
     assert report.main([str(tmp_path), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert sorted((row["runtime.dropout"], row["seeds"]) for row in rows) == [("", "1 2"), ("0.3", "1")]
+    assert sorted((row["runtime.dropout"], row["seeds"]) for row in rows) == [
+        ("", "1 2"),
+        ("0.3", "1"),
+    ]

@@ -24,13 +24,26 @@ from tests.small import small_config, small_federation
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(verb: str, run_dir: Path, *overrides: str, faults: dict | None = None) -> subprocess.Popen:
+def launch(
+    verb: str, run_dir: Path, *overrides: str, faults: dict | None = None
+) -> subprocess.Popen:
     # Not -m: Ray's workers have to find the functions in a module of that name.
     code = "import sys; from tests.small import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-u", "-c", code, verb, str(run_dir), json.dumps(faults or {}), *overrides]
+    command = [
+        sys.executable,
+        "-u",
+        "-c",
+        code,
+        verb,
+        str(run_dir),
+        json.dumps(faults or {}),
+        *overrides,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams
+    )
 
 
 def wait_for(process: subprocess.Popen, text: str) -> None:
@@ -106,7 +119,8 @@ def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
 
 @pytest.mark.parametrize("also", [(), ("images",)])
 def test_a_run_of_an_older_version(tmp_path, whole, also):
-    """Its checkpoints lack what was added since: it is resumed to the same numbers, or refused in a line."""
+    """Its checkpoints lack what was added since: it is resumed to the same numbers,
+    or refused in a line."""
     process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
     process.communicate(timeout=120)
     _mend(tmp_path / "run")
@@ -116,7 +130,9 @@ def test_a_run_of_an_older_version(tmp_path, whole, also):
             del info[name]
         save_checkpoint(path.parent, info.pop("round"), tensors, {**info, "format": 2})
     if also:
-        with pytest.raises(FedPGPError, match="written by another version of fedpgp .they lack images"):
+        with pytest.raises(
+            FedPGPError, match="written by another version of fedpgp .they lack images"
+        ):
             resume(tmp_path / "run", federation_of=small_federation)
     else:
         resume(tmp_path / "run", federation_of=small_federation)
@@ -130,7 +146,9 @@ def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
     _mend(tmp_path / "run")
     record = tmp_path / "run" / "private" / "attempt.json"
     record.write_text('{"run"')
-    with pytest.raises(FedPGPError, match=f"{record} is damaged .*remove it and resume with resume="):
+    with pytest.raises(
+        FedPGPError, match=f"{record} is damaged .*remove it and resume with resume="
+    ):
         resume(tmp_path / "run", federation_of=small_federation)
     record.unlink()
     resume(tmp_path / "run", federation_of=small_federation)
@@ -144,8 +162,13 @@ def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
     capsys.readouterr()
     summary = resume(tmp_path / "run", {"verbose": False}, federation_of=small_federation)
     said = capsys.readouterr().out
-    assert said.startswith(f"finished already: {tmp_path / 'run'} (1 round)") and "setting up" not in said
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in _files(tmp_path)} == before
+    assert (
+        said.startswith(f"finished already: {tmp_path / 'run'} (1 round)")
+        and "setting up" not in said
+    )
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in _files(tmp_path)
+    } == before
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
@@ -157,7 +180,10 @@ def test_asked_to_stop(tmp_path, whole, number, code):
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
-    assert f"python -m experiments.run resume={tmp_path / 'run'}" in output and "Traceback" not in output
+    assert (
+        f"python -m experiments.run resume={tmp_path / 'run'}" in output
+        and "Traceback" not in output
+    )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
     _mend(tmp_path / "run")
     resume(tmp_path / "run", federation_of=small_federation)
@@ -184,7 +210,11 @@ def test_a_deadline_that_cannot_be_kept_is_refused(tmp_path):
     (tmp_path / "run" / "summary.json").unlink()
     runtime = RunFolder.open(tmp_path / "run")[1]["runtime"]
     with pytest.raises(FedPGPError, match="round_timeout cannot be kept with runtime=inline"):
-        resume(tmp_path / "run", {"runtime": {**runtime, "round_timeout": 60}}, federation_of=small_federation)
+        resume(
+            tmp_path / "run",
+            {"runtime": {**runtime, "round_timeout": 60}},
+            federation_of=small_federation,
+        )
 
 
 def test_a_configuration_edited_by_hand_is_refused(tmp_path):
@@ -192,17 +222,25 @@ def test_a_configuration_edited_by_hand_is_refused(tmp_path):
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("lr: 0.03", "lr: 0.2"))
     (tmp_path / "run" / "summary.json").unlink()
-    with pytest.raises(FedPGPError, match=r"another configuration: lr \(0.03 in the checkpoint, 0.2 now\)"):
+    with pytest.raises(
+        FedPGPError, match=r"another configuration: lr \(0.03 in the checkpoint, 0.2 now\)"
+    ):
         resume(tmp_path / "run", federation_of=small_federation)
 
 
 def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
-    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never write again; resumed
-    on Ray.
+    """Two workers, kill -9 of the driver in the middle; the workers end by themselves and never
+    write again; resumed on Ray.
     """
-    process = launch("start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5})
+    process = launch(
+        "start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5}
+    )
     wait_for(process, "round 1/3")
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith("ray::RayWorker")]
+    workers = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if p.name().startswith("ray::RayWorker")
+    ]
     assert len(workers) == 2
     time.sleep(0.5)
     process.kill()
@@ -217,7 +255,10 @@ def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
     assert not [w for w in workers if w.is_running() and w.status() != psutil.STATUS_ZOMBIE]
     with pytest.raises(Superseded):
         PrivateStore(tmp_path / "run" / "private", run, attempt).save(0, 3, {}, 0)
-    ours, theirs = (read_checkpoint(checkpoints(folder / "checkpoint")[-1])[0] for folder in (tmp_path / "run", whole))
+    ours, theirs = (
+        read_checkpoint(checkpoints(folder / "checkpoint")[-1])[0]
+        for folder in (tmp_path / "run", whole)
+    )
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
     assert results(tmp_path / "run")["clients"] == results(whole)["clients"]
@@ -237,7 +278,9 @@ def test_a_client_that_kills_or_hangs_its_worker(tmp_path, fault):
     )
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     first, second = [line for line in lines if line["kind"] == "train"]
     assert 2 in [entry["client"] for entry in first["dropped"]] and second["dropped"] == []
 

@@ -73,7 +73,9 @@ COMMANDS = {
 @pytest.mark.parametrize(
     ("command", "kind"),
     [(command, kind) for command in COMMANDS for kind in ("bytes", "folder", "link")]
-    + [(command, "part") for command in COMMANDS if command != "report"],  # a report takes what is there
+    + [
+        (command, "part") for command in COMMANDS if command != "report"
+    ],  # a report takes what is there
 )
 def test_every_command_names_a_configuration_that_is_none(run, tmp_path, command, kind, capsys):
     path = run / "config.yaml"
@@ -100,13 +102,16 @@ def test_a_run_that_cannot_be_read_does_not_cost_the_table_of_the_others(made, t
     (tmp_path / "bad" / "metrics.jsonl").mkdir()
     assert report.main([str(tmp_path)]) == 0
     said = capsys.readouterr()
-    assert f"unreadable: {tmp_path / 'bad' / 'metrics.jsonl'} is damaged: Is a directory" in said.err
+    assert (
+        f"unreadable: {tmp_path / 'bad' / 'metrics.jsonl'} is damaged: Is a directory" in said.err
+    )
     assert "FedPGP" in said.out
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "rubbish"])
 def test_the_checkpoint_before_is_taken(run, made, kind):
-    """And what stood in the newest one's place is no hindrance: a person's folder is moved aside."""
+    """And what stood in the newest one's place is no hindrance: a person's folder is moved
+    aside."""
     newest = checkpoints(run / "checkpoint")[-1]
     newest.unlink()
     if kind == "folder":
@@ -123,13 +128,18 @@ def test_the_checkpoint_before_is_taken(run, made, kind):
 def test_rounds_are_not_thrown_away_where_all_checkpoints_are_gone(run):
     before = (run / "metrics.jsonl").read_bytes()
     shutil.rmtree(run / "checkpoint")
-    with pytest.raises(FedPGPError, match="has rounds of training, but there is no checkpoint in .*: restore it"):
+    with pytest.raises(
+        FedPGPError, match="has rounds of training, but there is no checkpoint in .*: restore it"
+    ):
         resume(run, federation_of=small_federation)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_what_killed_writers_left_is_removed(run, made):
-    left = [run / folder / ".x.0a1b2c3d.tmp" for folder in (".", "checkpoint", "private", "private/client_00000")]
+    left = [
+        run / folder / ".x.0a1b2c3d.tmp"
+        for folder in (".", "checkpoint", "private", "private/client_00000")
+    ]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
@@ -137,23 +147,41 @@ def test_what_killed_writers_left_is_removed(run, made):
     assert not [path for path in left if path.exists()] and results(run) == results(made)
 
 
-def test_a_file_that_cannot_be_written_is_named_before_the_work_is_done(run, tmp_path, capsys, monkeypatch):
+def test_a_file_that_cannot_be_written_is_named_before_the_work_is_done(
+    run, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "file").write_text("here")
     monkeypatch.setattr(sys, "argv", ["bench", "step", "--json", str(tmp_path)])
     assert bench.main() == 2
-    monkeypatch.setattr(sys, "argv", ["bench", "step", "--json", str(tmp_path / "file" / "rows.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "step", "--json", str(tmp_path / "file" / "rows.json")]
+    )
     assert bench.main() == 2
     assert evaluate.main(["--run", str(run), "--to", str(tmp_path)]) == 2
     assert export.main(["--run", str(run), "--client", "0", "--to", str(tmp_path / "file")]) == 2
     assert report.main([str(run), "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
     lines = said.err.splitlines()
-    assert len(lines) == 5 and all(line.startswith("error: cannot write ") for line in lines) and not said.out
+    assert (
+        len(lines) == 5
+        and all(line.startswith("error: cannot write ") for line in lines)
+        and not said.out
+    )
     assert (tmp_path / "file").read_text() == "here"
 
 
 def test_a_run_that_was_never_begun_is_not_to_be_resumed(tmp_path, capsys):
     """Refused before anything is done: no advice to resume what is not there."""
-    assert main([f"run_dir={tmp_path / 'run'}", "runtime=inline", "partition=domain_dirichlet", "clients=1"]) == 2
+    assert (
+        main(
+            [
+                f"run_dir={tmp_path / 'run'}",
+                "runtime=inline",
+                "partition=domain_dirichlet",
+                "clients=1",
+            ]
+        )
+        == 2
+    )
     assert "resume" not in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert not list(tmp_path.iterdir())

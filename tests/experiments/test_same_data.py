@@ -1,4 +1,5 @@
-"""A run knows its data: it is not resumed nor scored on others, and a client's classifier needs none of them."""
+"""A run knows its data: it is not resumed nor scored on others, and a client's
+classifier needs none of them."""
 
 import contextlib
 import json
@@ -38,8 +39,20 @@ def made(tmp_path_factory):
         for split, count in (("train", 4), ("test", 2)):
             for i in range(count):
                 image(folder / "images" / split / name / f"{i}.png", 10 * number + i)
-    words = ["dataset=folder", "dataset.root=images", "partition=iid", "protocol=personal", "clients=2"]
-    words += ["runtime=inline", "rounds=1", "local_epochs=1", f"runtime.cache_dir={folder / 'cache'}", "run_dir=run"]
+    words = [
+        "dataset=folder",
+        "dataset.root=images",
+        "partition=iid",
+        "protocol=personal",
+        "clients=2",
+    ]
+    words += [
+        "runtime=inline",
+        "rounds=1",
+        "local_epochs=1",
+        f"runtime.cache_dir={folder / 'cache'}",
+        "run_dir=run",
+    ]
     with contextlib.chdir(folder):
         start(composed(words))
     (folder / "run" / "summary.json").unlink()
@@ -51,7 +64,9 @@ def run(made, tmp_path, monkeypatch):
     for name in ("run", "images"):
         shutil.copytree(made / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)  # the configuration's paths are relative
-    monkeypatch.setattr(clients.client_app, "_federation", None)  # what a process that is started anew has
+    monkeypatch.setattr(
+        clients.client_app, "_federation", None
+    )  # what a process that is started anew has
     return tmp_path / "run"
 
 
@@ -89,11 +104,18 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_run_whose_data_have_changed_is_neither_resumed_nor_scored(run, images, change, said, capsys):
+@pytest.mark.parametrize(
+    ("change", "said"), CHANGES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_run_whose_data_have_changed_is_neither_resumed_nor_scored(
+    run, images, change, said, capsys
+):
     before = (run / "metrics.jsonl").read_bytes()
     change(images)
-    with pytest.raises(FedPGPError, match=f"the data of {run} have changed since it was started: {said}.*Restore them"):
+    with pytest.raises(
+        FedPGPError,
+        match=f"the data of {run} have changed since it was started: {said}.*Restore them",
+    ):
         resume(run)
     assert (run / "metrics.jsonl").read_bytes() == before and checkpoints(run / "checkpoint")
     assert evaluate.main(["--run", str(run)]) == 2
@@ -113,19 +135,24 @@ def test_a_copy_of_the_data_is_the_same(run, images, tmp_path, capsys):
 
 
 def test_another_folder_is_other_data(run, tmp_path):
-    """With its own classes; where the run's own images are gone it is told what is different there."""
+    """With its own classes; where the run's own images are gone it is told what is different
+    there."""
     for number, name in enumerate(("owl", "bee")):
         for split in ("train", "test"):
             image(tmp_path / "other" / split / name / "0.png", number)
     record = evaluate.evaluate(run, [f"dataset.root={tmp_path / 'other'}"])
     assert set(record["accuracy"]["personal"]["datasets"]) == {"folder other"}
     (tmp_path / "images").rename(tmp_path / "gone")
-    with pytest.raises(FedPGPError, match="classes that are new: bee, owl; classes that are gone: cat, dog, fox"):
+    with pytest.raises(
+        FedPGPError, match="classes that are new: bee, owl; classes that are gone: cat, dog, fox"
+    ):
         evaluate.evaluate(run, [f"dataset.root={tmp_path / 'other'}"])
 
 
 @pytest.mark.parametrize("change", [add_class, shutil.rmtree])
-def test_a_client_is_answered_for_with_the_classes_of_its_run_and_without_its_data(run, images, change, tmp_path):
+def test_a_client_is_answered_for_with_the_classes_of_its_run_and_without_its_data(
+    run, images, change, tmp_path
+):
     asked = tmp_path / "asked.png"
     image(asked, 7)
     command = ["--run", str(run), "--client", "0"]
@@ -134,7 +161,9 @@ def test_a_client_is_answered_for_with_the_classes_of_its_run_and_without_its_da
     assert export.main([*command, "--to", str(tmp_path / "after")]) == 0
     one, other = ((tmp_path / name / "classifier.json").read_text() for name in ("before", "after"))
     assert one == other and json.loads(one)["classes"] == list(CLASSES)
-    one, other = ((tmp_path / name / "classifier.safetensors").read_bytes() for name in ("before", "after"))
+    one, other = (
+        (tmp_path / name / "classifier.safetensors").read_bytes() for name in ("before", "after")
+    )
     assert one == other
     assert predict.main([*command, str(asked)]) == 0
 
@@ -144,7 +173,9 @@ def test_a_run_of_an_older_version_says_that_it_cannot_tell(run, images, capsys,
         tensors, info = read_checkpoint(path)
         del info["data"]
         save_checkpoint(path.parent, info.pop("round"), tensors, info)
-    said = f"{run} was made before a run recorded its data: it is taken that they are still the same"
+    said = (
+        f"{run} was made before a run recorded its data: it is taken that they are still the same"
+    )
     assert export.main(["--run", str(run), "--client", "0", "--to", str(tmp_path / "to")]) == 0
     assert evaluate.main(["--run", str(run)]) == 0
     assert capsys.readouterr().err.count(said) == 2
@@ -156,7 +187,10 @@ def test_the_record_of_a_run_is_that_of_its_data(run):
     _, info = read_checkpoint(checkpoints(run / "checkpoint")[-1])
     now = data_record(build_federation(RunFolder.open(run)[1]).federated_split)
     assert json.loads(json.dumps(now)) == info["data"] and not data_changes(info["data"], now)
-    assert info["data"]["class_names"] == list(CLASSES) and info["data"]["pictures"]["train"]["images"] == 12
+    assert (
+        info["data"]["class_names"] == list(CLASSES)
+        and info["data"]["pictures"]["train"]["images"] == 12
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,17 +199,23 @@ def test_the_record_of_a_run_is_that_of_its_data(run):
         (["seed=1"], ["which client owns or is tested on which images"]),
         (["partition.beta=0.9"], ["which client owns or is tested on which images"]),
         (["protocol=personal"], ["which client owns or is tested on which images"]),
-        (["dataset.domains=[noto]"], ["train images where there were", "test images where there were"]),
+        (
+            ["dataset.domains=[noto]"],
+            ["train images where there were", "test images where there were"],
+        ),
         (["lr=0.5", "method=promptfl"], []),
     ],
 )
 def test_what_differs_between_two_splits(overrides, said):
     common = ["runtime=inline", "partition=dirichlet", "clients=4"]
     one, other = (
-        data_record(build_federation(composed([*common, *words])).federated_split) for words in ([], overrides)
+        data_record(build_federation(composed([*common, *words])).federated_split)
+        for words in ([], overrides)
     )
     changed = data_changes(one, other)
-    assert len(changed) == len(said) and all(words in line for words, line in zip(said, changed, strict=True))
+    assert len(changed) == len(said) and all(
+        words in line for words, line in zip(said, changed, strict=True)
+    )
     assert bool(changed) == (one["split"] != other["split"])
 
 
@@ -183,7 +223,11 @@ def test_classes_in_another_order_are_other_classes(images):
     names = [list(CLASSES), list(reversed(CLASSES))]
     records = []
     for order in names:
-        words = ["dataset=folder", f"dataset.root={images}", f"dataset.class_names=[{','.join(order)}]"]
+        words = [
+            "dataset=folder",
+            f"dataset.root={images}",
+            f"dataset.class_names=[{','.join(order)}]",
+        ]
         words += ["partition=iid", "protocol=personal", "clients=2", "runtime=inline"]
         records.append(data_record(build_federation(composed(words)).federated_split))
     assert "the order of the classes" in data_changes(*records)
@@ -195,6 +239,11 @@ def test_a_table_of_the_hub_is_the_same_wherever_it_lies(images, tmp_path):
     places = [(images.parent, "images"), (tmp_path / "elsewhere", "copy")]
     shutil.copytree(images, tmp_path / "elsewhere" / "changed")
     other_image(tmp_path / "elsewhere" / "changed")
-    places = [(images.parent, "images"), *((tmp_path / "elsewhere", name) for name in ("copy", "changed"))]
-    one, copy, changed = (load_dataset("hub", root, repo=name).train.signature for root, name in places)
+    places = [
+        (images.parent, "images"),
+        *((tmp_path / "elsewhere", name) for name in ("copy", "changed")),
+    ]
+    one, copy, changed = (
+        load_dataset("hub", root, repo=name).train.signature for root, name in places
+    )
     assert one == copy != changed

@@ -29,7 +29,9 @@ def site(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 2)
         for name in classes:
             (folder / part / name).mkdir(parents=True)
             for i in range(each):
-                Image.new("RGB", (32, 32), (i * 40, 80, 120)).save(folder / part / name / f"{i}.png")
+                Image.new("RGB", (32, 32), (i * 40, 80, 120)).save(
+                    folder / part / name / f"{i}.png"
+                )
     return folder
 
 
@@ -37,12 +39,23 @@ def check(capsys, *words: object) -> tuple[int, dict[str, list[str]]]:
     """Exit status, and what was found by level."""
     code = main(["check", *map(str, words)])
     lines = capsys.readouterr().out.splitlines()
-    return code, {level: [line for line in lines if line.startswith(level)] for level in (OK, WARNING, WRONG)}
+    return code, {
+        level: [line for line in lines if line.startswith(level)] for level in (OK, WARNING, WRONG)
+    }
 
 
 def test_a_site_that_is_right(tmp_path, capsys):
     make_node_key(tmp_path / "key")
-    words = ["--data", site(tmp_path / "site"), "--state", tmp_path / "state", "--key", tmp_path / "key", "--client", 3]
+    words = [
+        "--data",
+        site(tmp_path / "site"),
+        "--state",
+        tmp_path / "state",
+        "--key",
+        tmp_path / "key",
+        "--client",
+        3,
+    ]
     code, found = check(capsys, *words, *CLASSES)
     assert code == 0 and not found[WRONG] and not found[WARNING], found
     said = "\n".join(found[OK])
@@ -89,8 +102,14 @@ def test_what_a_node_would_refuse_is_said_in_its_words(tmp_path, capsys, folders
 def test_too_few_images(tmp_path, capsys):
     """Of classes that this run does not train; then of one that it does."""
     data = site(tmp_path / "site", ("dog",))
-    code, found = check(capsys, "--data", data, "dataset.class_names=[cat,dog]", "protocol=base2novel")
-    assert code == 2 and "0 to train on, 0 to test on" in found[WRONG][0] and "too few" in found[WRONG][0]
+    code, found = check(
+        capsys, "--data", data, "dataset.class_names=[cat,dog]", "protocol=base2novel"
+    )
+    assert (
+        code == 2
+        and "0 to train on, 0 to test on" in found[WRONG][0]
+        and "too few" in found[WRONG][0]
+    )
     code, found = check(capsys, "--data", data, *CLASSES)
     assert code == 0 and any("none to train on of 1: cat" in line for line in found[WARNING])
 
@@ -174,7 +193,11 @@ def test_deploy_local_looks_at_every_site_before_it_starts(tmp_path, capsys):
     words = ["dataset=folder", *CLASSES, f"run_dir={tmp_path / 'run'}"]
     assert main(["local", "--data", str(tmp_path / "sites"), *words]) == 2
     told = capsys.readouterr()
-    assert "clinic_b (client 1): " in told.err and "cta" in told.err and "starting a SuperLink" not in told.out
+    assert (
+        "clinic_b (client 1): " in told.err
+        and "cta" in told.err
+        and "starting a SuperLink" not in told.out
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from experiments.run_folder import RunFolder
 from experiments.spreadsheet import cell, csv_text, text_of
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r\n=1", "=HYPERLINK(0)"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r\n=1", "=HYPERLINK(0)"]
+)
 def test_a_formula_is_quoted(text):
     made = cell(text)
     assert made.startswith("'") and made[1] in "=+-@"
@@ -21,7 +23,9 @@ def test_a_formula_is_quoted(text):
     assert row == ["a", made]
 
 
-@pytest.mark.parametrize("value", [-1.5, 3, 0.0, "-1.5", "+0.53 ± 0.21", "-3e-05", "72.4 ± 0.5 *", "1,234", "-inf", ""])
+@pytest.mark.parametrize(
+    "value", [-1.5, 3, 0.0, "-1.5", "+0.53 ± 0.21", "-3e-05", "72.4 ± 0.5 *", "1,234", "-inf", ""]
+)
 def test_a_number_stays_a_number(value):
     assert cell(value) == value
 
@@ -38,11 +42,16 @@ def test_the_tables_of_a_report():
 
 
 def test_clients_csv_is_read_again(tmp_path):
-    """A domain that would be a formula, and one of a megabyte, longer than Python's own csv reads."""
+    """A domain that would be a formula, and one of a megabyte, longer than Python's own csv
+    reads."""
     domains = ["=cmd()", "d" * 2**20, "plain"]
     folder = RunFolder(tmp_path)
-    folder.table = [{"id": i, "domain": d, "train_images": 5, "test_images": 2} for i, d in enumerate(domains)]
-    folder.client_accuracy([{"id": i, "domain": d, "personal.local": 50.0} for i, d in enumerate(domains)])
+    folder.table = [
+        {"id": i, "domain": d, "train_images": 5, "test_images": 2} for i, d in enumerate(domains)
+    ]
+    folder.client_accuracy(
+        [{"id": i, "domain": d, "personal.local": 50.0} for i, d in enumerate(domains)]
+    )
     (tmp_path / "config.yaml").write_text("method: {name: promptfl}\n")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "round": 0}) + "\n")
     text = (tmp_path / "clients.csv").read_text()

@@ -1,4 +1,5 @@
-"""Who may do what at a SuperLink that asks for a token. (A real one: tests/experiments/test_deploy.py.)"""
+"""Who may do what at a SuperLink that asks for a token. (A real one:
+tests/experiments/test_deploy.py.)"""
 
 import asyncio
 import contextlib
@@ -62,16 +63,41 @@ def answered(path: str, kind: str = "http") -> str:
 
 
 def test_interfaces_that_no_app_of_this_project_uses_are_closed():
-    used = {"start-run", "stop-run", "list-runs", "stream-logs", "register-node", "list-nodes", "unregister-node"}
+    used = {
+        "start-run",
+        "stop-run",
+        "list-runs",
+        "stream-logs",
+        "register-node",
+        "list-nodes",
+        "unregister-node",
+    }
     paths = {route.path for router in (control, fleet) for route in router.routes}
     assert {f"/v1/control/{name}" for name in used} < paths
     assert all(answered(f"/v1/control/{name}") == "whole" for name in used)
     assert all(answered(path) == "whole" for path in paths if path.startswith("/v1/fleet/"))
-    for name in ("acquire-task", "pull-task-input", "push-messages", "pull-messages", "get-nodes", "push-logs"):
+    for name in (
+        "acquire-task",
+        "pull-task-input",
+        "push-messages",
+        "pull-messages",
+        "get-nodes",
+        "push-logs",
+    ):
         assert answered(f"/v1/runtime/{name}") == "whole"
     for path in (
-        *("/v1/runtime/start-automation", "/v1/runtime/create-task", "/v1/control/start-automation"),
-        *("/v1/runtime//start-automation", "/v1/runtime/acquire-task/", "/docs", "/openapi.json", "/v1/responses"),
+        *(
+            "/v1/runtime/start-automation",
+            "/v1/runtime/create-task",
+            "/v1/control/start-automation",
+        ),
+        *(
+            "/v1/runtime//start-automation",
+            "/v1/runtime/acquire-task/",
+            "/docs",
+            "/openapi.json",
+            "/v1/responses",
+        ),
         "/v1/control/list-connectors",
     ):
         assert answered(path) == 404, path
@@ -107,16 +133,41 @@ def test_flower_s_configuration_still_takes_a_plugin():
 
 @pytest.mark.slow
 def test_a_server_on_all_addresses_is_reached_over_its_loopback(tmp_path):
-    """With the certificates that ``deploy keys`` makes for another host; and its database is its owner's alone."""
-    assert deploy(["keys", "--host", "fed.example.org", "--clients", "1", "--to", str(tmp_path)]) == 0
+    """With the certificates that ``deploy keys`` makes for another host; and its database
+    is its owner's alone."""
+    assert (
+        deploy(["keys", "--host", "fed.example.org", "--clients", "1", "--to", str(tmp_path)]) == 0
+    )
     port = str(free_port())
-    tls = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+    tls = {
+        "--ssl-ca-certfile": "ca.crt",
+        "--ssl-certfile": "server.pem",
+        "--ssl-keyfile": "server.key",
+    }
     command = [
-        *(sys.executable, "-m", "experiments.superlink", "--admin-token", "admin.token", "--host", "0.0.0.0"),
-        *("--port", port, "--database", "superlink.db", *(word for pair in tls.items() for word in pair)),
+        *(
+            sys.executable,
+            "-m",
+            "experiments.superlink",
+            "--admin-token",
+            "admin.token",
+            "--host",
+            "0.0.0.0",
+        ),
+        *(
+            "--port",
+            port,
+            "--database",
+            "superlink.db",
+            *(word for pair in tls.items() for word in pair),
+        ),
     ]
     log = tmp_path / "log"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    }
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=file)
     try:

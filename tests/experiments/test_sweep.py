@@ -1,4 +1,5 @@
-"""A sweep says which job of how many, ends with its table and page, and the newest run has a name that stays."""
+"""A sweep says which job of how many, ends with its table and page, and the newest run
+has a name that stays."""
 
 import os
 
@@ -8,7 +9,14 @@ from experiments.latest import LATEST, followed, point_latest
 from experiments.run import main
 from experiments.sweep import Sweep, jobs
 
-SMALL = ["runtime=inline", "clients=6", "rounds=1", "shots=1", "local_epochs=1", "dataset.domains=[noto]"]
+SMALL = [
+    "runtime=inline",
+    "clients=6",
+    "rounds=1",
+    "shots=1",
+    "local_epochs=1",
+    "dataset.domains=[noto]",
+]
 SMALL += ["partition=iid", "protocol=personal"]
 
 
@@ -85,7 +93,9 @@ def test_without_links_a_file_names_the_latest(tmp_path, monkeypatch):
 def test_a_folder_that_is_called_latest_stays(tmp_path):
     (tmp_path / LATEST / "thesis").mkdir(parents=True)
     point_latest(tmp_path / "one")
-    assert [path.name for path in tmp_path.iterdir()] == [LATEST] and (tmp_path / LATEST / "thesis").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [LATEST] and (
+        tmp_path / LATEST / "thesis"
+    ).is_dir()
     assert followed(tmp_path / LATEST) == tmp_path / LATEST
 
 

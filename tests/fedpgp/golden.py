@@ -39,16 +39,26 @@ def golden_clip() -> FrozenCLIP:
         model = CLIP(
             embed_dim=16,
             vision_cfg={"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
-            text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+            text_cfg={
+                "context_length": 77,
+                "vocab_size": 49408,
+                "width": 32,
+                "heads": 2,
+                "layers": 2,
+            },
             quick_gelu=True,
         ).double()
     state = {
-        name.removeprefix("weights/"): tensor.double() for name, tensor in inputs.items() if name.startswith("weights/")
+        name.removeprefix("weights/"): tensor.double()
+        for name, tensor in inputs.items()
+        if name.startswith("weights/")
     }
     rows, ids = state.pop("token_embedding_rows"), inputs["weights/token_ids"]
     state.pop("token_ids")
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.startswith(("visual.", "token_embedding")) for name in missing)
+    assert not unexpected and all(
+        name.startswith(("visual.", "token_embedding")) for name in missing
+    )
     with torch.no_grad():
         model.token_embedding.weight[ids] = rows
     return FrozenCLIP(model)

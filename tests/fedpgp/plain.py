@@ -1,7 +1,8 @@
-"""Every method's local objective, written out: one client, full token sequences, loops over classes and images.
+"""Every method's local objective, written out: one client, full token sequences, loops
+over classes and images.
 
-Each function takes (task, settings, batch, client k, that client's tensors, the shared ones as sent) and gives the
-loss, or (loss, gradients) where a method changes gradients.
+Each function takes (task, settings, batch, client k, that client's tensors, the shared ones as
+sent) and gives the loss, or (loss, gradients) where a method changes gradients.
 """
 
 import math
@@ -25,7 +26,8 @@ def plain(name, **options):
 
 
 def feature(task, c, context, unit=True):
-    """Text feature of "[SOS] context name . [EOT]" through the model's own 77-token forward; c: label or a name."""
+    """Text feature of "[SOS] context name . [EOT]" through the model's own 77-token
+    forward; c: label or a name."""
     name = task.class_names[c] if isinstance(c, int) else c
     model, n = task.clip.text_model, len(context)
     tokens = task.clip.tokenizer([" ".join(["X"] * n + [name]) + "."])
@@ -37,7 +39,8 @@ def feature(task, c, context, unit=True):
 
 
 def through(blocks, x, prompts, where, mask=None, adapter=None):
-    """Tokens (t, width) through blocks; in block i < depth the tokens at ``where`` are replaced by prompts[i]."""
+    """Tokens (t, width) through blocks; in block i < depth the tokens at ``where`` are
+    replaced by prompts[i]."""
     for i, block in enumerate(blocks):
         if 0 < i < len(prompts):
             x = torch.cat([x[: where.start], prompts[i], x[where.stop :]])
@@ -83,7 +86,9 @@ def classes(task):
 
 def real(batch, k):
     """The client's images: (position, label, weight), padding left out."""
-    return [(b, int(batch.labels[k, b]), batch.weights[k, b]) for b in range(5) if batch.weights[k, b]]
+    return [
+        (b, int(batch.labels[k, b]), batch.weights[k, b]) for b in range(5) if batch.weights[k, b]
+    ]
 
 
 def cross_entropy_of(batch, k, logits):
@@ -118,7 +123,10 @@ def coop(task, s, batch, k, p, global_params):
 
 @plain("fedprox", mu=0.7)
 def fedprox(task, s, batch, k, p, global_params):
-    pull = sum((a - b) ** 2 for a, b in zip(p["p_G"].flatten(), global_params["p_G"].flatten(), strict=True))
+    pull = sum(
+        (a - b) ** 2
+        for a, b in zip(p["p_G"].flatten(), global_params["p_G"].flatten(), strict=True)
+    )
     return promptfl(task, s, batch, k, p, global_params) + s.mu / 2 * pull
 
 
@@ -129,7 +137,9 @@ def fedper(task, s, batch, k, p, global_params):
 
 @plain("ditto", pull=0.3)
 def ditto(task, s, batch, k, p, global_params):
-    pull = sum((a - b) ** 2 for a, b in zip(p["p"].flatten(), global_params["p_G"].flatten(), strict=True))
+    pull = sum(
+        (a - b) ** 2 for a, b in zip(p["p"].flatten(), global_params["p_G"].flatten(), strict=True)
+    )
     both = [cosine_cross_entropy(task, batch, k, prompted(task, p[name])) for name in ("p_G", "p")]
     return both[0] + both[1] + s.pull / 2 * pull
 
@@ -160,8 +170,14 @@ def prograd(task, s, batch, k, p, global_params):
     known = 0.0
     for b, _, w in real(batch, k):
         image = batch.images.features[k, b]
-        y = torch.stack([task.logit_scale * (image @ t) for t in prompted(task, p["p_G"])]) / s.temperature
-        y_C = torch.stack([task.logit_scale * (image @ photo(task, c)) for c in classes(task)]) / s.temperature
+        y = (
+            torch.stack([task.logit_scale * (image @ t) for t in prompted(task, p["p_G"])])
+            / s.temperature
+        )
+        y_C = (
+            torch.stack([task.logit_scale * (image @ photo(task, c)) for c in classes(task)])
+            / s.temperature
+        )
         for c in classes(task):
             target = y_C[c].exp() / y_C.exp().sum()
             known = known - w * s.temperature**2 * target * torch.log(y[c].exp() / y.exp().sum())
@@ -177,7 +193,9 @@ def fedpgp_of(task, s, batch, k, p_G, own):
     for c in classes(task):
         z_G, z_i = feature(task, c, p_G), feature(task, c, own)
         pull, push = (z_G @ photo(task, c) / s.tau).exp(), (z_G @ z_i / s.tau).exp()
-        pull, push = {"both": (pull, push), "positive": (pull, 1), "negative": (1, push)}[s.contrast]
+        pull, push = {"both": (pull, push), "positive": (pull, 1), "negative": (1, push)}[
+            s.contrast
+        ]
         total = total - torch.log(pull / (pull + push)) / len(classes(task))
     return cosine_cross_entropy(task, batch, k, prompted(task, own)) + s.mu * total
 
@@ -207,7 +225,8 @@ def fedpgp_full(task, s, batch, k, p, global_params):
 
 @plain("fedpgp", rank=2, personal="lora_pro", personal_init="normal")
 def fedpgp_lora_pro(task, s, batch, k, p, global_params):
-    """The step moves U V as the projected gradient says; of all such steps it is the nearest to the plain one."""
+    """The step moves U V as the projected gradient says; of all such steps it is the
+    nearest to the plain one."""
     loss = fedpgp(task, s, batch, k, p, global_params)
     names = ("p_G", "U", "V")
     plain_ = dict(zip(names, torch.autograd.grad(loss, [p[n] for n in names]), strict=True))
@@ -251,13 +270,17 @@ def fedpgp_rank_one(task, s, batch, k, p, global_params):
 
 
 def transported(task, k, batch, texts, s, unbalanced, more=None):
-    """``texts``: for each prompt, a feature a class. Sinkhorn written out in ordinary numbers, a problem at a time;
+    """``texts``: for each prompt, a feature a class. Sinkhorn written out in ordinary
+    numbers, a problem at a time;
     ``more``: logits of an image to add."""
 
     def logits(b):
         for c in classes(task):
             sim = torch.stack(
-                [torch.stack([patch @ text[c] for text in texts]) for patch in batch.images.patches[k, b]]
+                [
+                    torch.stack([patch @ text[c] for text in texts])
+                    for patch in batch.images.patches[k, b]
+                ]
             )
             rows, columns = sim.shape
             kernel = torch.exp(-(1 - sim.detach()) / s.epsilon)
@@ -291,7 +314,8 @@ def plot(task, s, batch, k, p, global_params):
 
 @plain("plot", prompts=2, pooled=True)
 def plot_pooled(task, s, batch, k, p, global_params):
-    """``logits2 + logits`` where the data set is ImageNet: plot-coop/trainers/plot.py, CHENGY12/PLOT at 728539f."""
+    """``logits2 + logits`` where the data set is ImageNet: plot-coop/trainers/plot.py,
+    CHENGY12/PLOT at 728539f."""
     texts, image = [prompted(task, context) for context in p["p_G"]], batch.images.features[k]
 
     raw = [[feature(task, c, context, unit=False) for c in classes(task)] for context in p["p_G"]]
@@ -309,7 +333,9 @@ def layer(p, name, x):
 
 def normed(p, name, x):
     centred = x - x.mean()
-    return centred / (centred.square().mean() + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+    return (
+        centred / (centred.square().mean() + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+    )
 
 
 def attended(p, name, query, tokens, heads, values=None):
@@ -320,7 +346,12 @@ def attended(p, name, query, tokens, heads, values=None):
     for h in range(heads):
         own = slice(h * size, (h + 1) * size)
         scores = torch.stack([q[own] @ key[own] / size**0.5 for key in keys])
-        outputs.append(sum(a * value[own] for a, value in zip(scores.exp() / scores.exp().sum(), values, strict=True)))
+        outputs.append(
+            sum(
+                a * value[own]
+                for a, value in zip(scores.exp() / scores.exp().sum(), values, strict=True)
+            )
+        )
     return layer(p, f"{name}.out", torch.cat(outputs))
 
 
@@ -344,7 +375,10 @@ def fedtpg(task, s, batch, k, p, global_params):
     nothing = torch.tensor(-torch.inf).double()
 
     def logits(b):
-        return [task.logit_scale * (image[b] @ t) if c in asked else nothing for c, t in enumerate(texts)]
+        return [
+            task.logit_scale * (image[b] @ t) if c in asked else nothing
+            for c, t in enumerate(texts)
+        ]
 
     return cross_entropy_of(batch, k, logits)
 
@@ -355,16 +389,25 @@ def adapted(p, f):
 
 
 def picture(task, s, c):
-    """``prompt + ' ' + x`` of ImageTextData in fedclip/utils/prepare_data_dg_clip.py, without a full stop."""
-    return photo(task, c) if s.text == "template" else sentence(task, f"a picture of a {task.class_names[c]}")
+    """``prompt + ' ' + x`` of ImageTextData in
+    fedclip/utils/prepare_data_dg_clip.py, without a full stop."""
+    return (
+        photo(task, c)
+        if s.text == "template"
+        else sentence(task, f"a picture of a {task.class_names[c]}")
+    )
 
 
 @plain("fedclip")
 @plain("fedclip", text="template")
 def fedclip(task, s, batch, k, p, global_params):
-    """Repository microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py, ``train``: ``img_adap`` reads
-    what ``encode_image`` gives, and the product with it is brought to unit norm."""
-    images = [(adapted(p, batch.images.features_raw[k, b]), picture(task, s, y), w) for b, y, w in real(batch, k)]
+    """Repository microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py,
+    ``train``: ``img_adap`` reads what ``encode_image`` gives, and the product with it is
+    brought to unit norm."""
+    images = [
+        (adapted(p, batch.images.features_raw[k, b]), picture(task, s, y), w)
+        for b, y, w in real(batch, k)
+    ]
     total = 0.0
     for i, (f, t, w) in enumerate(images):
         rows = torch.stack([task.logit_scale * (f @ other) for _, other, _ in images])
@@ -422,7 +465,9 @@ def dp_fpl(task, s, batch, k, p, global_params):
 @plain("fedpha", ratio=0.34, through_svd=True)
 def fedpha(task, s, batch, k, p, global_params):
     p_G = p["p_G"] if s.through_svd else p["p_G"].detach()
-    values, vectors = torch.linalg.eigh(p_G @ p_G.T)  # ascending; right singular vectors are p_G^T u / sigma
+    values, vectors = torch.linalg.eigh(
+        p_G @ p_G.T
+    )  # ascending; right singular vectors are p_G^T u / sigma
     kept = len(values) - int(len(values) * (1 - s.ratio))
     weak = torch.stack([p_G.T @ vectors[:, i] / values[i].sqrt() for i in range(kept)], 1)
     z_L, z_G = prompted(task, p["p_L"]), prompted(task, p["p_G"])
@@ -524,18 +569,23 @@ def vpt(task, s, batch, k, p, global_params):
 @plain("maple", depth=1)
 @plain("maple", depth=2)
 def maple(task, s, batch, k, p, global_params):
-    v = torch.stack([torch.stack([p["W"][i] @ t + p["b"][i] for t in p["t"][i]]) for i in range(s.depth)])
+    v = torch.stack(
+        [torch.stack([p["W"][i] @ t + p["b"][i] for t in p["t"][i]]) for i in range(s.depth)]
+    )
     return both_towers(task, batch, k, [deep_feature(task, c, p["t"]) for c in classes(task)], v)
 
 
 @plain("promptsrc", depth=2, text_weight=3.0, image_weight=2.0)
 def promptsrc(task, s, batch, k, p, global_params):
-    """Repository muzairkhattak/PromptSRC at bb95c77, trainers/promptsrc.py: ``fixed_embeddings`` is the mean over
-    templates of what ``encode_text`` gives, and brought to unit norm behind it (CustomCLIP.forward)."""
+    """Repository muzairkhattak/PromptSRC at bb95c77, trainers/promptsrc.py: ``fixed_embeddings`` is
+    the mean over templates of what ``encode_text`` gives, and brought to unit norm behind it
+    (CustomCLIP.forward)."""
     texts = [deep_feature(task, c, p["t"]) for c in classes(task)]
     fixed = []
     for c in classes(task):
-        tokens = task.clip.tokenizer([template.replace("{}", task.class_names[c]) for template in SIXTY])
+        tokens = task.clip.tokenizer(
+            [template.replace("{}", task.class_names[c]) for template in SIXTY]
+        )
         fixed.append(F.normalize(task.clip.model.encode_text(tokens).mean(0), dim=0).detach())
     loss = both_towers(task, batch, k, texts, p["v"])
     for t, z in zip(texts, fixed, strict=True):
@@ -582,7 +632,10 @@ def pfedmma(task, s, batch, k, p, global_params):
 @plain("fedmgp", groups=1, sent=1)
 def fedmgp(task, s, batch, k, p, global_params):
     texts = [prompted(task, t) for t in p["T"]]
-    images = [{b: pictured(task, batch.images.pixels[k, b], v[None]) for b, _, _ in real(batch, k)} for v in p["V"]]
+    images = [
+        {b: pictured(task, batch.images.pixels[k, b], v[None]) for b, _, _ in real(batch, k)}
+        for v in p["V"]
+    ]
     total = 0.0
     for text, image in zip(texts, images, strict=True):
 
@@ -593,8 +646,12 @@ def fedmgp(task, s, batch, k, p, global_params):
     pairs = [(g, h) for g in range(s.groups) for h in range(g)]
     for g, h in pairs:
         if s.penalty == "l1":
-            text = sum((texts[g][c] - texts[h][c]).abs().mean() for c in classes(task)) / len(texts[g])
-            image = sum(w * (images[g][b] - images[h][b]).abs().mean() for b, _, w in real(batch, k))
+            text = sum((texts[g][c] - texts[h][c]).abs().mean() for c in classes(task)) / len(
+                texts[g]
+            )
+            image = sum(
+                w * (images[g][b] - images[h][b]).abs().mean() for b, _, w in real(batch, k)
+            )
             total = total + s.weight * (text + image) / 2 / len(pairs)
             continue
         text = sum(texts[g][c] @ texts[h][c] for c in classes(task)) / len(texts[g])
@@ -606,14 +663,16 @@ def fedmgp(task, s, batch, k, p, global_params):
 @plain("fedmvp", heads=2, rank=3)
 @plain("fedmvp", heads=2, rank=3, loss_classes="own")
 def fedmvp(task, s, batch, k, p, global_params):
-    """Repository mainaksingha01/FedMVP at 246800e. model/FedMVP.py: ``apply_lora`` (x + x A B) stands around the
-    arguments of ``crossattn`` in ImageEncoder.forward, so before the layer norms of PreNorm, which leaves the values
-    alone; ``flip_transform`` gets a whole batch.
+    """Repository mainaksingha01/FedMVP at 246800e. model/FedMVP.py: ``apply_lora`` (x + x A B)
+    stands around the arguments of ``crossattn`` in ImageEncoder.forward, so before the layer norms
+    of PreNorm, which leaves the values alone; ``flip_transform`` gets a whole batch.
     """
     own = sorted({y for _, y, _ in real(batch, k)})
     many = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
     many = (*many, "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
-    described = [[sentence(task, words.format(task.class_names[c])) for words in many] for c in classes(task)]
+    described = [
+        [sentence(task, words.format(task.class_names[c])) for words in many] for c in classes(task)
+    ]
     projected = [layer(p, "project", d) for c in own for d in described[c]]
     tower = task.clip.model.visual
     use_lora = bool(p["switched"])
@@ -629,7 +688,9 @@ def fedmvp(task, s, batch, k, p, global_params):
         x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
         mixed = []
         for patch in x[1:]:
-            out = attended(p, "attention", normed(p, "norm_q", apply_lora("q", patch)), keys, s.heads, values)
+            out = attended(
+                p, "attention", normed(p, "norm_q", apply_lora("q", patch)), keys, s.heads, values
+            )
             mixed.append(out + gated(p, "ff", out))
         # 4 patches are pooled to 4 tokens: each is its own.
         return pictured(task, pixels, torch.stack(mixed)[None])

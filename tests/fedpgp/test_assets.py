@@ -42,7 +42,12 @@ def test_label_order_is_fixed():
     assert [int(row["label"]) for row in rows] == list(range(46))
     names = [row["class"] for row in rows]
     assert len(set(names)) == 46
-    assert (names[0], names[22], names[23], names[-1]) == ("mammal", "prohibition sign", "bird", "public sign")
+    assert (names[0], names[22], names[23], names[-1]) == (
+        "mammal",
+        "prohibition sign",
+        "bird",
+        "public sign",
+    )
 
 
 def test_one_row_an_emoji_split_70_to_30_in_every_class():
@@ -58,7 +63,8 @@ def test_one_row_an_emoji_split_70_to_30_in_every_class():
 
 
 def test_an_emoji_is_on_one_side_in_all_domains():
-    """The side hangs on the emoji alone, so the archives may only hold emoji of the table, each once."""
+    """The side hangs on the emoji alone, so the archives may only hold emoji of the table, each
+    once."""
     side = {row["codepoints"]: row["split"] for row in read("emoji.csv")}
     seen: dict[str, set[str]] = {"train": set(), "test": set()}
     for domain in DOMAINS:
@@ -75,7 +81,14 @@ def test_images_are_readable_and_different(domain):
     digests = set()
     with zipfile.ZipFile(EMOJI / f"{domain}.zip") as archive:
         for info in archive.infolist():
-            assert info.compress_type == zipfile.ZIP_STORED and info.date_time == (1980, 1, 1, 0, 0, 0)
+            assert info.compress_type == zipfile.ZIP_STORED and info.date_time == (
+                1980,
+                1,
+                1,
+                0,
+                0,
+                0,
+            )
             image = Image.open(io.BytesIO(archive.read(info)))
             assert (image.size, image.mode) == ((64, 64), "RGB")
             pixels = np.asarray(image)
@@ -89,10 +102,21 @@ def test_every_set_has_its_licence():
     for domain in DOMAINS:
         assert f"`{domain}.zip`" in attribution
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (EMOJI / "licences").iterdir()}
-    assert set(texts) == {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT-fluent-emoji", "MIT-emojibase-data"}
+    assert set(texts) == {
+        "Apache-2.0",
+        "CC-BY-4.0",
+        "CC-BY-SA-4.0",
+        "MIT-fluent-emoji",
+        "MIT-emojibase-data",
+    }
     assert all(f"licences/{name}.txt" in attribution for name in texts)
-    assert "ShareAlike" in texts["CC-BY-SA-4.0"] and "ShareAlike" not in texts["CC-BY-4.0"].split("Section 1")[0]
-    assert "Miles Johnson" in texts["MIT-emojibase-data"] and "Microsoft" in texts["MIT-fluent-emoji"]
+    assert (
+        "ShareAlike" in texts["CC-BY-SA-4.0"]
+        and "ShareAlike" not in texts["CC-BY-4.0"].split("Section 1")[0]
+    )
+    assert (
+        "Miles Johnson" in texts["MIT-emojibase-data"] and "Microsoft" in texts["MIT-fluent-emoji"]
+    )
     assert "Version 2.0, January 2004" in texts["Apache-2.0"]
 
 
@@ -105,9 +129,12 @@ def test_model_loads_through_open_clip(name, caplog):
     assert not caplog.records
     stored = load_file(folder / "open_clip_model.safetensors")
     assert set(stored) == set(model.state_dict())
-    assert all(value.dtype == torch.float16 for value in stored.values() if value.dtype.is_floating_point)
+    assert all(
+        value.dtype == torch.float16 for value in stored.values() if value.dtype.is_floating_point
+    )
     assert torch.equal(
-        model.visual.state_dict()[key := next(iter(model.visual.state_dict()))], stored[f"visual.{key}"].float()
+        model.visual.state_dict()[key := next(iter(model.visual.state_dict()))],
+        stored[f"visual.{key}"].float(),
     )
     assert (folder / "open_clip_model.safetensors").stat().st_size < 31e6
     assert 45 < model.logit_scale.exp().item() < 101
@@ -130,9 +157,9 @@ def test_image_towers_end_in_4x4_positions_or_more():
     with torch.no_grad():
         positions = tiny.visual.trunk.forward_features(torch.zeros(1, 3, *tiny.visual.image_size))
     assert min(positions.shape[-2:]) >= 4
-    vit = json.loads((ASSETS / "tiny_vit" / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"][
-        "vision_cfg"
-    ]
+    vit = json.loads((ASSETS / "tiny_vit" / "open_clip_config.json").read_text(encoding="utf-8"))[
+        "model_cfg"
+    ]["vision_cfg"]
     assert vit["image_size"] // vit["patch_size"] >= 4
 
 

@@ -38,7 +38,14 @@ def answers(clip):
     return {
         "photo": clip.encode_texts([f"a photo of a {name}." for name in NAMES]),
         "prompted": encoder(context),
-        "about": (clip.logit_scale, clip.fingerprint, clip.width, clip.dtype, clip.preprocessing, encoder.path),
+        "about": (
+            clip.logit_scale,
+            clip.fingerprint,
+            clip.width,
+            clip.dtype,
+            clip.preprocessing,
+            encoder.path,
+        ),
     }
 
 
@@ -59,7 +66,9 @@ def test_the_memory_answers_as_the_model(tmp_path):
     same(first, answers(model))
     same(again, first)
     with pytest.raises(AssertionError, match="the model was loaded"):
-        CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu").encode_images(torch.zeros(1, 3, 64, 64))
+        CachedCLIP.of(refuse, "tiny", None, tmp_path, "cpu").encode_images(
+            torch.zeros(1, 3, 64, 64)
+        )
     with pytest.raises(AssertionError, match="the model was loaded"):
         answers(CachedCLIP.of(refuse, "tiny_vit", None, tmp_path, "cpu"))
 
@@ -103,11 +112,18 @@ def test_other_weights_in_the_same_folder_are_another_model(tmp_path):
 
 @pytest.mark.parametrize("cache", [None, "model"])
 def test_training_from_the_cache_imports_no_open_clip(tmp_path, cache):
-    """With cached features a worker, or a node of a deployment, trains and evaluates without open_clip, torchvision or
-    the image tower.
+    """With cached features a worker, or a node of a deployment, trains and evaluates without
+    open_clip, torchvision or the image tower.
     """
     config = composed(
-        ["runtime=inline", "clients=2", "dataset.domains=[noto]", "partition=dirichlet", "shots=2", "local_epochs=1"]
+        [
+            "runtime=inline",
+            "clients=2",
+            "dataset.domains=[noto]",
+            "partition=dirichlet",
+            "shots=2",
+            "local_epochs=1",
+        ]
     )
     config["runtime"]["cache_dir"] = str(tmp_path / "features")
     if cache:
@@ -115,7 +131,9 @@ def test_training_from_the_cache_imports_no_open_clip(tmp_path, cache):
     found = []
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, json.dumps(config)]
-        found.append(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+        found.append(
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        )
     assert "open_clip" in found[0] and found[1] == "[]\n"
 
 

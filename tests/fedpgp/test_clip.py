@@ -77,11 +77,18 @@ def save_folder(folder, model, quick_gelu=True):
         "embed_dim": 16,
         "quick_gelu": quick_gelu,
         "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+        },
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     save_file(
-        {k: v.float().contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+        {k: v.float().contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
     )
 
 
@@ -127,7 +134,8 @@ def test_patches_pool_to_the_feature(architecture):
 
         torch.manual_seed(0)
         vision = {"vit": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}}.get(
-            architecture, {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+            architecture,
+            {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
         )
         text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
         clip = FrozenCLIP(CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text))
@@ -137,22 +145,32 @@ def test_patches_pool_to_the_feature(architecture):
     assert_close(patches.norm(dim=-1), torch.ones(patches.shape[:2]))
     if architecture == "vit":
         tower = clip.model.visual
-        tokens = tower.ln_post(tower.transformer(tower._embeds(images)))  # row by row, class token included
-        rows = torch.stack([F.normalize(tokens[:, i] @ tower.proj, dim=-1) for i in range(tokens.shape[1])], 1)
+        tokens = tower.ln_post(
+            tower.transformer(tower._embeds(images))
+        )  # row by row, class token included
+        rows = torch.stack(
+            [F.normalize(tokens[:, i] @ tower.proj, dim=-1) for i in range(tokens.shape[1])], 1
+        )
         assert_close(rows[:, 0], clip.encode_images(images))
         assert_close(rows[:, 1:], patches)
         assert patches.shape == (2, 16, 16)
     if architecture == "resnet":
         grids = []
-        hook = clip.model.visual.attnpool.register_forward_pre_hook(lambda module, inputs: grids.append(inputs[0]))
+        hook = clip.model.visual.attnpool.register_forward_pre_hook(
+            lambda module, inputs: grids.append(inputs[0])
+        )
         pooled = clip.encode_images(images)
         hook.remove()
-        assert_close(F.normalize(_attention_pool(clip.model.visual.attnpool, grids[0])[:, 0], dim=-1), pooled)
+        assert_close(
+            F.normalize(_attention_pool(clip.model.visual.attnpool, grids[0])[:, 0], dim=-1), pooled
+        )
         assert patches.shape == (2, 4, 16)
     if architecture == "tiny":
         trunk, head = clip.model.visual.trunk, clip.model.visual.head
         grid = trunk.forward_features(images).flatten(2)
-        expected = torch.stack([F.normalize(head(grid[:, :, i]), dim=-1) for i in range(grid.shape[-1])], 1)
+        expected = torch.stack(
+            [F.normalize(head(grid[:, :, i]), dim=-1) for i in range(grid.shape[-1])], 1
+        )
         assert_close(patches, expected)
 
 

@@ -1,5 +1,5 @@
-"""When passes are recorded and when a recording may be used, with recordings that tell whether their memory was still
-theirs. What a GPU makes of it is in test_gpu.py."""
+"""When passes are recorded and when a recording may be used, with recordings that tell whether
+their memory was still theirs. What a GPU makes of it is in test_gpu.py."""
 
 import gc
 from types import SimpleNamespace
@@ -12,8 +12,8 @@ from fedpgp.cuda_graphs import RUNS_FIRST, Graphs
 
 
 class Recording:
-    """Does on a CPU what a recorded pass does on a GPU: from fixed places to fixed places, in a memory that all share
-    and that the backward pass spends."""
+    """Does on a CPU what a recorded pass does on a GPU: from fixed places to fixed places, in a
+    memory that all share and that the backward pass spends."""
 
     holder = None
 
@@ -23,7 +23,10 @@ class Recording:
         self.function, self.x = function, x.detach().clone().requires_grad_()
         self.y, self.d_x = torch.zeros_like(function(x)).detach(), torch.zeros_like(x)
         self.grad = torch.zeros_like(self.y)
-        self.forward, self.backward = SimpleNamespace(replay=self._forward), SimpleNamespace(replay=self._backward)
+        self.forward, self.backward = (
+            SimpleNamespace(replay=self._forward),
+            SimpleNamespace(replay=self._backward),
+        )
         self.replays = 0
 
     def _forward(self):
@@ -34,7 +37,9 @@ class Recording:
         self.replays += 1
 
     def _backward(self):
-        assert Recording.holder is self, "another pass went over the memory, or the backward pass spent it"
+        assert Recording.holder is self, (
+            "another pass went over the memory, or the backward pass spent it"
+        )
         self.d_x.copy_(torch.autograd.grad(self.kept, self.x, self.grad)[0])
         Recording.holder = None
 
@@ -96,7 +101,9 @@ def test_a_pass_between_anothers_forward_and_backward_runs_as_it_is(graphs, orde
     contexts = [context(3, 2), context(4, 3), context(3, 4)]
     results = [graphs(owner, owner.cube, x) for x in contexts]
     for i in order:
-        assert torch.equal(torch.autograd.grad(results[i].sum(), contexts[i])[0], 3 * contexts[i].detach() ** 2)
+        assert torch.equal(
+            torch.autograd.grad(results[i].sum(), contexts[i])[0], 3 * contexts[i].detach() ** 2
+        )
 
 
 def test_a_result_that_is_dropped_frees_its_recording(graphs):
@@ -179,4 +186,7 @@ def test_a_recording_that_fails_is_done_without(graphs, caplog):
         for _ in range(RUNS_FIRST + 2):
             passed(graphs, owner, context(size))
     assert not len(graphs) and not graphs.enabled and Graphs.enabled
-    assert caplog.text.count("not used any more: operation not permitted when stream is capturing") == 1
+    assert (
+        caplog.text.count("not used any more: operation not permitted when stream is capturing")
+        == 1
+    )

@@ -14,7 +14,13 @@ from fedpgp.seeding import generator, secret_normal
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.small import small_config, small_federation
 
-NOISY = ("method=dp_fpl", "participation=1", "rounds=2", "evaluate_every=0", "runtime.min_clients=6")
+NOISY = (
+    "method=dp_fpl",
+    "participation=1",
+    "rounds=2",
+    "evaluate_every=0",
+    "runtime.min_clients=6",
+)
 STEP = StepContext(server_round=2, step=0, clients=[0, 1], global_params={}, lr=0.1, seed=0)
 
 
@@ -34,7 +40,9 @@ def gradients(fed) -> dict:
 def update_server(method, clients: int = 4):
     p_G = torch.zeros(method.task.n_ctx, method.task.clip.width, dtype=torch.float64)
     weights = torch.full((clients,), 1 / clients)
-    end = RoundContext(2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0)
+    end = RoundContext(
+        2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0
+    )
     return method.update_server({"p_G": p_G}, end)[0]["p_G"]
 
 
@@ -57,23 +65,28 @@ def test_noise_is_secret_unless_told():
     assert torch.equal(gradients(seeded)["p_L"], gradients(seeded)["p_L"])
     assert torch.equal(update_server(seeded.method), update_server(seeded.method))
     # Who knows the seed takes the seeded noise off, and not the secret one.
-    known = torch.from_numpy(generator(0, "dp_fpl server", 2).normal(size=update_server(seeded.method).shape))
+    known = torch.from_numpy(
+        generator(0, "dp_fpl server", 2).normal(size=update_server(seeded.method).shape)
+    )
     deviation = 0.1 * seeded.method.settings.std / 4
     assert update_server(seeded.method).sub(deviation * known).abs().max() < 1e-12
     assert update_server(fed.method).sub(deviation * known).std() > deviation
 
 
 def test_the_server_s_noise_has_the_paper_s_deviation():
-    """(C/B) sqrt(T ln(1/delta)) / epsilon / |S| on the averaged gradient: linhhtran/DP-FPL, cce74b479525,
-    trainers/DP_FPL.py 256-262, federated_main.py 128-129 and 163-166."""
-    method = federation("method.epsilon=0.5", "method.clip=3", "method.steps=50", "method.batch=16").method
+    """(C/B) sqrt(T ln(1/delta)) / epsilon / |S| on the averaged gradient: linhhtran/DP-FPL,
+    cce74b479525, trainers/DP_FPL.py 256-262, federated_main.py 128-129 and 163-166."""
+    method = federation(
+        "method.epsilon=0.5", "method.clip=3", "method.steps=50", "method.batch=16"
+    ).method
     drawn = torch.cat([update_server(method).flatten() for _ in range(40)])
     expected = 0.1 * 3 / 16 * (50 * torch.tensor(1e5).log()).sqrt() / 0.5 / 4
     assert_close(drawn.std(), expected.double(), rtol=0.05, atol=0)
 
 
 def test_without_epsilon_nothing_is_clipped_and_all_is_repeatable():
-    """linhhtran/DP-FPL, cce74b479525, trainers/DP_FPL.py 275: clipping stands under ``NOISE > 0``."""
+    """linhhtran/DP-FPL, cce74b479525, trainers/DP_FPL.py 275: clipping stands under
+    ``NOISE > 0``."""
     tight, wide = federation("method.clip=1e-6"), federation("method.clip=1e6")
     for name, gradient in gradients(tight).items():
         assert gradient.norm() > 1e-3 and torch.equal(gradient, gradients(wide)[name])
@@ -84,7 +97,9 @@ def test_without_epsilon_nothing_is_clipped_and_all_is_repeatable():
 
 @pytest.mark.parametrize("seeded", [False, True])
 def test_a_run_says_what_its_noise_is_worth_and_a_resume_draws_new_noise(tmp_path, capsys, seeded):
-    config = small_config(tmp_path / "run", *NOISY, "method.epsilon=1", f"method.seeded_noise={str(seeded).lower()}")
+    config = small_config(
+        tmp_path / "run", *NOISY, "method.epsilon=1", f"method.seeded_noise={str(seeded).lower()}"
+    )
     summary = start(config, federation_of=small_federation)
     assert summary["privacy"] == {
         **dict.fromkeys(("epsilon", "delta", "sampling", "rate", "accountant")),

@@ -15,7 +15,9 @@ from fedpgp.evaluation import (
 
 
 def test_accuracy_and_calibration_error():
-    logits = torch.log(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], dtype=torch.float64))
+    logits = torch.log(
+        torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], dtype=torch.float64)
+    )
     labels = torch.tensor([0, 1, 1, 0])
     assert accuracy(logits, labels) == 75.0
     # Bins of width 1/15: 0.9 -> 13, 0.6 -> 9, 0.8 -> 12, 0.55 -> 8; each holds one image.
@@ -31,7 +33,13 @@ def test_harmonic_mean():
 
 def test_summary():
     rows = [
-        {"id": i, "domain": "ab"[i % 2], "personal.local": 10.0 * i, "personal.base": 50.0, "personal.novel": 25.0}
+        {
+            "id": i,
+            "domain": "ab"[i % 2],
+            "personal.local": 10.0 * i,
+            "personal.base": 50.0,
+            "personal.novel": 25.0,
+        }
         for i in range(12)
     ]
     summary = summarize(rows)
@@ -43,7 +51,9 @@ def test_summary():
     assert personal["cm"] == pytest.approx((55.0 + personal["hm2"]) / 2)
     assert personal["worst10"] == pytest.approx(5.0)  # the worst two of twelve
     assert personal["domains"] == {"a": pytest.approx(50.0), "b": pytest.approx(60.0)}
-    assert personal["std_clients"]["local"] == pytest.approx(np.std([10.0 * i for i in range(12)], ddof=1))
+    assert personal["std_clients"]["local"] == pytest.approx(
+        np.std([10.0 * i for i in range(12)], ddof=1)
+    )
     assert personal["ece"] is None
 
 
@@ -60,5 +70,12 @@ def test_which_rounds_are_evaluated():
         return [round for round in range(1, 9) if is_evaluated(round, 8, every, selection)]
 
     assert evaluated(0, "last") == [8] and evaluated(3, "last") == [3, 6, 8]
-    assert evaluated(0, "last_five") == [4, 5, 6, 7, 8] and evaluated(3, "last_five") == [3, 4, 5, 6, 7, 8]
+    assert evaluated(0, "last_five") == [4, 5, 6, 7, 8] and evaluated(3, "last_five") == [
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+    ]
     assert not is_evaluated(1, 2, 0, "validation") and is_evaluated(1, 2, 0, "last_five")

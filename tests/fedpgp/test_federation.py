@@ -1,4 +1,5 @@
-"""The facade on a small made-up federation with two domains: who is scored on what, compared with plain loops."""
+"""The facade on a small made-up federation with two domains: who is scored on what,
+compared with plain loops."""
 
 import io
 from dataclasses import replace
@@ -38,12 +39,16 @@ def split(images: int, seed: int) -> ArraySplit:
 
 DATASET = Dataset("made up", NAMES, "a photo of a {}.", split(240, 0), None, split(120, 1))
 FEATURES = {
-    name: torch.nn.functional.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)).double(), dim=-1)
+    name: torch.nn.functional.normalize(
+        torch.randn(n, 16, generator=torch.Generator().manual_seed(n)).double(), dim=-1
+    )
     for name, n in (("train", 240), ("test", 120))
 }
 
 
-def federation(name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options) -> Federation:
+def federation(
+    name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options
+) -> Federation:
     method = METHODS[name]
     settings = {"personal_init": "normal", "rank": 2} if name == "fedpgp" else SMALL.get(name, {})
     task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
@@ -103,7 +108,10 @@ def test_figures_against_a_plain_loop(base):
                     text = golden_clip().encode_texts([f"a photo of a {c}." for c in classes])
                 else:
                     text = PromptedTextEncoder(golden_clip(), classes, 4)(context)
-                right = [labels[int((text @ FEATURES["test"][i]).argmax())] == DATASET.test.labels[i] for i in chosen]
+                right = [
+                    labels[int((text @ FEATURES["test"][i]).argmax())] == DATASET.test.labels[i]
+                    for i in chosen
+                ]
                 key = f"{model}.{figure}"
                 if chosen:
                     assert result.metrics[key] == pytest.approx(100 * np.mean(right), abs=1e-9), key
@@ -130,10 +138,16 @@ def test_methods_report_the_models_they_have():
         shared, states = one_round(fed) if fed.method.learns else ({}, {})
         table = {row["id"]: row["domain"] for row in fed.client_table()}
         results = fed.evaluate(shared, range(4), states.get, zero_shot=True)
-        rows[name] = summarize([{"id": r.client, "domain": table[r.client], **r.metrics} for r in results])
+        rows[name] = summarize(
+            [{"id": r.client, "domain": table[r.client], **r.metrics} for r in results]
+        )
     assert rows["coop"]["global"] is None and rows["coop"]["personal"] is not None
     assert rows["promptfl"]["global"] == rows["promptfl"]["personal"]
-    assert rows["zero_shot"]["global"] == rows["zero_shot"]["personal"] == rows["zero_shot"]["zero_shot"]
+    assert (
+        rows["zero_shot"]["global"]
+        == rows["zero_shot"]["personal"]
+        == rows["zero_shot"]["zero_shot"]
+    )
     assert rows["fedpgp"]["global"] != rows["fedpgp"]["personal"]
     assert set(rows["fedpgp"]["personal"]["domains"]) == set(DOMAINS)
 
@@ -147,8 +161,14 @@ def test_only_declared_tensors_are_updates_and_states_differ():
 
 @pytest.mark.parametrize("name", ["fedpgp", "coop"])
 def test_cohort_size_changes_nothing(name):
-    whole, single = ({r.client: r for r in federation(name, cohort_size=k).train(
-        federation(name).initial_shared(), range(4), 1, lambda client: None)} for k in (4, 1))  # fmt: skip
+    shared = federation(name).initial_shared()
+    whole, single = (
+        {
+            r.client: r
+            for r in federation(name, cohort_size=k).train(shared, range(4), 1, lambda client: None)
+        }
+        for k in (4, 1)
+    )
     for client in range(4):
         for key, tensor in whole[client].state.items():
             torch.testing.assert_close(tensor, single[client].state[key], rtol=1e-10, atol=1e-12)
@@ -157,12 +177,18 @@ def test_cohort_size_changes_nothing(name):
 def test_kept_optimizer_state_stays_with_its_client():
     fed = federation(keep_optimizer=True)
     first = {r.client: r for r in fed.train(fed.initial_shared(), [0, 1], 1, lambda client: None)}
-    assert set(first[0].state) == {"U", "V", "optimizer/step"} | {f"optimizer/momentum/{n}" for n in ("p_G", "U", "V")}
+    assert set(first[0].state) == {"U", "V", "optimizer/step"} | {
+        f"optimizer/momentum/{n}" for n in ("p_G", "U", "V")
+    }
     shared = {"p_G": first[0].update["p_G"]}
     both = {r.client: r for r in fed.train(shared, [0, 1], 2, lambda c: first[c].state)}
     alone = next(iter(fed.train(shared, [1], 2, lambda c: first[c].state)))
     torch.testing.assert_close(both[1].state["U"], alone.state["U"], rtol=1e-10, atol=1e-12)
-    fresh = next(iter(federation().train(shared, [1], 2, lambda c: {n: first[c].state[n] for n in ("U", "V")})))
+    fresh = next(
+        iter(
+            federation().train(shared, [1], 2, lambda c: {n: first[c].state[n] for n in ("U", "V")})
+        )
+    )
     assert not torch.equal(alone.state["U"], fresh.state["U"])
 
 
@@ -176,9 +202,12 @@ def test_local_labels_own_never_answers_another_class():
 
 
 def test_a_sample_is_a_small_image():
-    """A photograph of megabytes is not sent to be shown at the width of a thumb; a small image stays as it is."""
+    """A photograph of megabytes is not sent to be shown at the width of a thumb; a small
+    image stays as it is."""
     fed = federation()
-    fed.dataset = replace(DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels))
+    fed.dataset = replace(
+        DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels)
+    )
     shared, states = one_round(fed)
     (sample,) = fed.samples(shared, [1], states.get, per_client=1)
     assert Image.open(io.BytesIO(sample["png"])).size == (128, 256)
@@ -188,8 +217,12 @@ def test_samples_show_test_images_with_the_personal_answer():
     fed = federation()
     shared, states = one_round(fed)
     samples = fed.samples(shared, [1], states.get, per_client=4)
-    assert len(samples) == 4 and all(s["client"] == 1 and s["png"].startswith(b"\x89PNG") for s in samples)
-    assert all(s["correct"] == (s["label"] == s["predicted"]) and 0 < s["confidence"] <= 1 for s in samples)
+    assert len(samples) == 4 and all(
+        s["client"] == 1 and s["png"].startswith(b"\x89PNG") for s in samples
+    )
+    assert all(
+        s["correct"] == (s["label"] == s["predicted"]) and 0 < s["confidence"] <= 1 for s in samples
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +238,10 @@ def test_samples_show_test_images_with_the_personal_answer():
         ({"clients": 10, "scheme": {"scheme": "pathological"}}, "class"),
         ({"clients": 200}, "200 clients|clients=200"),
         ({"protocol": {"bse": "all"}}, "protocol.*base"),
-        ({"protocol": {"base": "others"}, "scheme": {"scheme": "iid"}}, "client 0 has no test image for base accuracy"),
+        (
+            {"protocol": {"base": "others"}, "scheme": {"scheme": "iid"}},
+            "client 0 has no test image for base accuracy",
+        ),
         ({"protocol": {"local_labels": "mine"}}, "local_labels"),
     ],
 )
@@ -222,16 +258,19 @@ def test_rank_out_of_range(rank):
         method.init_personal(np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("n_ctx", "init"), [(0, "normal"), (None, "normal"), (5, "a photo of a"), (4, "")])
+@pytest.mark.parametrize(
+    ("n_ctx", "init"), [(0, "normal"), (None, "normal"), (5, "a photo of a"), (4, "")]
+)
 def test_context_length_out_of_range(n_ctx, init):
     with pytest.raises(FedPGPError, match="n_ctx|context_init"):
         Task(golden_clip(), NAMES, n_ctx=n_ctx, context_init=init)
 
 
 def test_fewer_context_vectors_than_the_phrase_has_leave_its_other_words_before_the_class_name():
-    """MaPLe (muzairkhattak/multimodal-prompt-learning, commit 69bce21ae8ed, trainers/maple.py, lines 84 to 92, 121 and
-    131): "a photo of a {class}." is tokenized, n_ctx = 2 tokens are replaced by learned ones that start at their
-    embeddings. So before training the features are those of the whole sentence."""
+    """MaPLe (muzairkhattak/multimodal-prompt-learning, commit 69bce21ae8ed, trainers/maple.py,
+    lines 84 to 92, 121 and 131): "a photo of a {class}." is tokenized, n_ctx = 2 tokens are
+    replaced by learned ones that start at their embeddings. So before training the features are
+    those of the whole sentence."""
     task = Task(golden_clip(), NAMES, n_ctx=2, context_init="a photo of a", dtype=torch.float64)
     context = starting_context(task.clip, 2, "a photo of a", np.random.default_rng(0))
     assert context.shape == (2, task.clip.width) and task.fixed_words == "of a"
@@ -240,7 +279,9 @@ def test_fewer_context_vectors_than_the_phrase_has_leave_its_other_words_before_
     torch.testing.assert_close(classes.encoder(2)(context), sentences, rtol=1e-5, atol=1e-6)
     changed = classes.encoder(2)(context.flip(0))
     assert not torch.allclose(changed, sentences, atol=1e-2)
-    with pytest.raises(FedPGPError, match="n_ctx=1 ends inside a word .* end at [2-9], [3-9] tokens"):
+    with pytest.raises(
+        FedPGPError, match="n_ctx=1 ends inside a word .* end at [2-9], [3-9] tokens"
+    ):
         Task(golden_clip(), NAMES, n_ctx=1, context_init="bokehlicious photo")
 
 
@@ -255,12 +296,21 @@ def test_what_training_alone_reads_is_not_made_of_test_images(name, what):
 @pytest.mark.parametrize("all_rows", [True, False])
 @pytest.mark.parametrize("views", [1, 3, None])
 def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_path):
-    """In a joint data set too, whose parts are encoded one by one, and where only a few images are."""
-    (joint, _), clip = join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]), golden_clip()
+    """In a joint data set too, whose parts are encoded one by one, and where only a few images
+    are."""
+    (joint, _), clip = (
+        join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]),
+        golden_clip(),
+    )
     rows = [0, 7, len(DATASET.train), len(joint.train) - 1]
     used = np.arange(len(joint.train)) if all_rows else np.array(rows)
     encoded = partial(
-        _encoded, {"runtime": {"cache_dir": str(tmp_path)}}, joint, lambda: clip, lambda: used, lambda *told: None
+        _encoded,
+        {"runtime": {"cache_dir": str(tmp_path)}},
+        joint,
+        lambda: clip,
+        lambda: used,
+        lambda *told: None,
     )
     task = Task(clip, joint.class_names, n_ctx=4, dtype=torch.float64)
     fed = Federation(
@@ -286,14 +336,17 @@ def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_pa
 
 
 def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
-    """Both ways of training on augmented images see the same view under the same number, and train."""
+    """Both ways of training on augmented images see the same view under the same number, and
+    train."""
     clip = golden_clip()
 
     def source(part, view=None):
         images = getattr(DATASET, part)
         if view is not None:
             images = AugmentedSplit(images, view, clip.image_size)
-        return encode_split(clip, images, cache_dir=tmp_path, dataset_name="made_up", split_name=f"{part}-{view}")
+        return encode_split(
+            clip, images, cache_dir=tmp_path, dataset_name="made_up", split_name=f"{part}-{view}"
+        )
 
     def made(views):
         settings = TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views)
@@ -311,4 +364,7 @@ def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
     assert not torch.allclose(found[0, 0], cached.features("train")[0])  # augmented, not plain
     for fed in (cached, live):
         before = fed.initial_shared()
-        assert all(not np.array_equal(r.update["p_G"], before["p_G"]) for r in fed.train(before, [0, 1], 1, {}.get))
+        assert all(
+            not np.array_equal(r.update["p_G"], before["p_G"])
+            for r in fed.train(before, [0, 1], 1, {}.get)
+        )

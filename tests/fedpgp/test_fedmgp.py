@@ -35,14 +35,16 @@ def a_round(fed, server_round, clients, shared, server_state, states):
 
 def groups(fed, client, shared, server_state, states) -> dict:
     """What the client answers with now."""
-    params = fed._params(shared, [client], [states[client]], {client: fed.download_for(client, server_state)})
+    params = fed._params(
+        shared, [client], [states[client]], {client: fed.download_for(client, server_state)}
+    )
     return {kind: params[kind][0] for kind, _ in KINDS}
 
 
 def test_a_client_keeps_its_groups_in_rounds_without_it():
-    """Only those who took part are given the averages, each in the places of what it sent, rank by rank
-    (weihao-bo/FedMGP, 3a026970df7bf409a29c342ed4d1635882c79f99, federated_core/trainers/fedmgp_learner.py 73-81 and
-    552-592)."""
+    """Only those who took part are given the averages, each in the places of what it sent, rank by
+    rank (weihao-bo/FedMGP, 3a026970df7bf409a29c342ed4d1635882c79f99,
+    federated_core/trainers/fedmgp_learner.py 73-81 and 552-592)."""
     fed, states = federation("method.groups=4"), {}
     shared, server_state = fed.initial_shared(), fed.initial_server_state()
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
@@ -58,7 +60,9 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
     shared, server_state = a_round(fed, 2, [1, 2], shared, server_state, states)
     assert not torch.equal(torch.from_numpy(shared["t"]), first["t"])
     later = groups(fed, 0, shared, server_state, states)
-    assert all(torch.equal(later[kind], now[0][kind]) for kind, _ in KINDS)  # the first was not there
+    assert all(
+        torch.equal(later[kind], now[0][kind]) for kind, _ in KINDS
+    )  # the first was not there
     assert not torch.equal(groups(fed, 1, shared, server_state, states)["T"], now[1]["T"])
 
 
@@ -70,7 +74,8 @@ def test_nothing_is_replaced_before_the_first_round():
 
 
 def test_text_and_image_groups_are_drawn_with_the_same_random_numbers():
-    """In round 1 that is the same groups for both (fedmgp_learner.py 150-172: one seed a client for both)."""
+    """In round 1 that is the same groups for both (fedmgp_learner.py 150-172: one
+    seed a client for both)."""
     fed, states = federation("method.groups=5", "clients=6"), {}
     a_round(fed, 1, range(6), fed.initial_shared(), fed.initial_server_state(), states)
     drawn = [tuple(states[c]["sent_T"].long().tolist()) for c in range(6)]
@@ -83,20 +88,25 @@ def test_groups_like_the_averages_are_drawn_more_often(task):
     groups, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 1.0, 0.0]]])
     counts = torch.zeros(3)
     for client in range(600):
-        step = StepContext(server_round=2, step=0, clients=[client], global_params={}, lr=0.1, seed=0)
+        step = StepContext(
+            server_round=2, step=0, clients=[client], global_params={}, lr=0.1, seed=0
+        )
         counts[method.draw(groups, averages, step, client)] += 1
     expected = torch.softmax(torch.tensor([0.5, 0.5, 0.0]).sqrt() / 0.5, 0)
     assert_close(counts / 600, expected, atol=0.06, rtol=0)
 
 
 def test_the_draw_is_one_without_replacement(task):
-    """Pairs in order: p_i p_j / (1 - p_i), as drawing one by one from what is left (fedmgp_learner.py 332-345)."""
+    """Pairs in order: p_i p_j / (1 - p_i), as drawing one by one from what is left
+    (fedmgp_learner.py 332-345)."""
     method = METHODS["fedmgp"](METHODS["fedmgp"].Settings(groups=3, sent=2), task)
     groups, averages = torch.eye(3).view(3, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
     p = torch.softmax(torch.tensor([1.0, 0.0, 0.0]), 0)
     counts = torch.zeros(3, 3)
     for client in range(1500):
-        i, j = method.draw(groups, averages, StepContext(2, 0, [client], {}, 0.1, 0), client).tolist()
+        i, j = method.draw(
+            groups, averages, StepContext(2, 0, [client], {}, 0.1, 0), client
+        ).tolist()
         counts[i, j] += 1
     expected = p[:, None] * p / (1 - p[:, None]) * (1 - torch.eye(3))
     assert_close(counts / 1500, expected, atol=0.04, rtol=0)

@@ -19,7 +19,9 @@ TIGHT = {"rtol": 0, "atol": 1e-9}
 def fedpgp(rank: int, mu: float, mode: str):
     task = Task(golden_clip(), golden_class_names(), n_ctx=16, dtype=torch.float64)
     method = METHODS["fedpgp"]
-    return method(method.Settings(rank=rank, mu=mu, tau=0.5, guidance=GUIDANCE[mode]), task), task.class_set(range(5))
+    return method(
+        method.Settings(rank=rank, mu=mu, tau=0.5, guidance=GUIDANCE[mode]), task
+    ), task.class_set(range(5))
 
 
 def start(rank: int) -> dict[str, torch.Tensor]:
@@ -66,7 +68,11 @@ def test_losses_and_logits(rank, mode):
     z_i = method.personal_classifier(params, classes)
     logits = method.logits(z_i, batch().images, classes)
     assert_close(logits[0], expected[f"n16_r{rank}/logits"], **TIGHT)
-    assert_close(cross_entropy(logits, batch().labels, batch().weights)[0], expected[f"n16_r{rank}/ce"], **TIGHT)
+    assert_close(
+        cross_entropy(logits, batch().labels, batch().weights)[0],
+        expected[f"n16_r{rank}/ce"],
+        **TIGHT,
+    )
     z_G = method.global_classifier({"p_G": params["p_G"]}, classes)
     contrastive = prompt_contrastive_loss(z_G, method.guidance(classes), z_i, 0.5)
     assert_close(contrastive[0], expected[f"n16_r{rank}/{mode}/contrastive"], **TIGHT)
@@ -87,12 +93,16 @@ def test_gradients(rank, mode, mu):
 def test_gradient_of_the_contrastive_loss_alone(mode):
     """It is a few per cent of the whole; a test of the whole would miss a mistake in it."""
     grads = {
-        mu: fedpgp(8, mu, mode)[0].gradients(start(8), batch(), fedpgp(8, mu, mode)[1], STEP)[1] for mu in (0.0, 1.0)
+        mu: fedpgp(8, mu, mode)[0].gradients(start(8), batch(), fedpgp(8, mu, mode)[1], STEP)[1]
+        for mu in (0.0, 1.0)
     }
     expected = golden("expected")
     for name in grads[0.0]:
         ours = (grads[1.0][name] - grads[0.0][name])[0]
-        theirs = expected[f"n16_r8/{mode}/mu1.0/grad/{name}"] - expected[f"n16_r8/{mode}/mu0.0/grad/{name}"]
+        theirs = (
+            expected[f"n16_r8/{mode}/mu1.0/grad/{name}"]
+            - expected[f"n16_r8/{mode}/mu0.0/grad/{name}"]
+        )
         assert theirs.abs().max() > 1e-4
         assert_close(ours, theirs, **TIGHT)
 
@@ -107,7 +117,9 @@ def test_sgd_steps(rank, mode, mu, lr):
     method, classes = fedpgp(rank, mu, mode)
     key = f"n16_r{rank}/{mode}/mu{mu}/sgd_lr{lr}"
     for steps in (1, 2, 3):
-        settings = TrainingSettings(epochs=steps, batch_size=6, lr=lr, momentum=0.9, weight_decay=5e-4, shuffle=False)
+        settings = TrainingSettings(
+            epochs=steps, batch_size=6, lr=lr, momentum=0.9, weight_decay=5e-4, shuffle=False
+        )
         result = train_cohort(
             method,
             start(rank),

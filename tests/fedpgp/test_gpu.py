@@ -1,4 +1,5 @@
-"""What a GPU must not change: features, gradients, a cohort's training; and that bfloat16 products stay near.
+"""What a GPU must not change: features, gradients, a cohort's training; and that
+bfloat16 products stay near.
 
 make test ARGS="-m gpu"
 """
@@ -36,7 +37,9 @@ def on(device: str) -> FrozenCLIP:
 def grown(clip: FrozenCLIP, device: str, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and the gradient of a sum of them, on the CPU."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(2, 3, 4, 32, generator=generator, dtype=torch.float64).to(options.get("dtype", torch.float64))
+    start = torch.randn(2, 3, 4, 32, generator=generator, dtype=torch.float64).to(
+        options.get("dtype", torch.float64)
+    )
     context = start.to(device).requires_grad_()
     features = PromptedTextEncoder(clip, NAMES, 4, **options)(context)
     weights = torch.linspace(-1, 1, features.numel()).view(features.shape).to(features)
@@ -60,7 +63,11 @@ def test_bfloat16_products_are_near():
 def asked(encoder: PromptedTextEncoder, seed: int, clients: int = 2):
     """A context, its features, and a function that gives the context's gradient."""
     generator = torch.Generator().manual_seed(seed)
-    context = torch.randn(clients, 4, 32, generator=generator, dtype=torch.float64).cuda().requires_grad_()
+    context = (
+        torch.randn(clients, 4, 32, generator=generator, dtype=torch.float64)
+        .cuda()
+        .requires_grad_()
+    )
     features = encoder(context)
     weights = torch.linspace(-1, seed, features.numel()).view(features.shape).to(features)
     return features.detach(), lambda: torch.autograd.grad((features * weights).sum(), context)[0]
@@ -101,9 +108,14 @@ def test_two_gradients_of_one_replay(monkeypatch):
     encoder = PromptedTextEncoder(on("cuda"), NAMES, 4)
 
     def two(seed: int) -> list[torch.Tensor]:
-        context = torch.full((2, 4, 32), 0.1 * seed, dtype=torch.float64, device="cuda", requires_grad=True)
+        context = torch.full(
+            (2, 4, 32), 0.1 * seed, dtype=torch.float64, device="cuda", requires_grad=True
+        )
         features = encoder(context)
-        return [torch.autograd.grad(features[..., i].sum(), context, retain_graph=True)[0] for i in range(3)]
+        return [
+            torch.autograd.grad(features[..., i].sum(), context, retain_graph=True)[0]
+            for i in range(3)
+        ]
 
     replayed = [two(seed) for seed in range(RUNS_FIRST + 2)]
     assert len(encoder.tower.graphs) == 1
@@ -131,7 +143,9 @@ assert not graphs.enabled and Graphs.enabled and torch.cuda.current_stream() == 
 
 def test_a_recording_that_fails_is_done_without():
     """In a process of its own: some versions of torch remember the failure."""
-    done = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert not done.returncode, done.stderr
     assert done.stderr.count("CUDA graphs are not used any more") == 1
 
@@ -144,16 +158,24 @@ def test_a_cohort_trains_as_on_the_cpu(optimizer):
         task = Task(on(device), NAMES, n_ctx=3, dtype=torch.float64)
         method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=2), task)
         features, labels, rows, classes = world(task)
-        params = {name: tensor.to(device) for name, tensor in start(method, range(len(SIZES))).items()}
+        params = {
+            name: tensor.to(device) for name, tensor in start(method, range(len(SIZES))).items()
+        }
         options = {"seed": 5, "clients": list(range(len(SIZES))), "round": 2}
         images, labels = Images(features.to(device)), labels.to(device)
-        results.append(train_cohort(method, params, images, labels, rows, classes, settings, **options))
-        assert device == "cpu" or len(classes.encoder(task.n_ctx).tower.graphs) > 1, "nothing was recorded"
+        results.append(
+            train_cohort(method, params, images, labels, rows, classes, settings, **options)
+        )
+        assert device == "cpu" or len(classes.encoder(task.n_ctx).tower.graphs) > 1, (
+            "nothing was recorded"
+        )
     for name, tensor in results[0].params.items():
         assert_close(results[1].params[name].cpu(), tensor, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("runtime", [["runtime=inline"], ["runtime.workers=2", "runtime.gpus_per_worker=0.5"]])
+@pytest.mark.parametrize(
+    "runtime", [["runtime=inline"], ["runtime.workers=2", "runtime.gpus_per_worker=0.5"]]
+)
 def test_a_run_on_the_gpu_scores_as_on_the_cpu(runtime, tmp_path):
     """The embedded federation, two rounds, in one process and by two workers that share a GPU."""
     from experiments.runner import start as start_run
@@ -163,7 +185,14 @@ def test_a_run_on_the_gpu_scores_as_on_the_cpu(runtime, tmp_path):
     for device in ("cpu", "cuda"):
         run = tmp_path / device
         words = runtime if device == "cuda" else ["runtime=inline"]
-        words = [*words, "rounds=2", "clients=6", f"device={device}", f"run_dir={run}", "evaluate_every=0"]
+        words = [
+            *words,
+            "rounds=2",
+            "clients=6",
+            f"device={device}",
+            f"run_dir={run}",
+            "evaluate_every=0",
+        ]
         summary = start_run(composed(words))
         accuracy.append(summary["accuracy"]["personal"]["local"])
         assert device == "cpu" or summary["peak_gpu_mb"] > 0

@@ -1,5 +1,5 @@
-"""The image tower with prompts and adapters. What methods make of it is compared with open_clip's own in
-test_methods.py."""
+"""The image tower with prompts and adapters. What methods make of it is compared with open_clip's
+own in test_methods.py."""
 
 import torch
 from torch.testing import assert_close
@@ -14,7 +14,9 @@ def test_a_few_images_at_a_time_are_the_same(monkeypatch):
     torch.manual_seed(0)
     pixels = torch.randn(2, 3, 3, 64, 64)
     prompts = torch.randn(2, 3, 4, tower.width, dtype=torch.float64, requires_grad=True)
-    scale = torch.randn(2, 1, 1, dtype=torch.float64, requires_grad=True)  # each client's own adapter
+    scale = torch.randn(
+        2, 1, 1, dtype=torch.float64, requires_grad=True
+    )  # each client's own adapter
     seen = []
 
     def adapter(block, x):

@@ -1,4 +1,5 @@
-"""The science knows nothing of Flower, Ray or Hydra; imports between folders and files go one way."""
+"""The science knows nothing of Flower, Ray or Hydra; imports between folders and files go one
+way."""
 
 import ast
 import subprocess
@@ -34,7 +35,11 @@ def imported(source: str, module: str = "", package: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = module.split(".")[: len(module.split(".")) - node.level + package] if node.level else []
+            above = (
+                module.split(".")[: len(module.split(".")) - node.level + package]
+                if node.level
+                else []
+            )
             base = ".".join([*above, *([node.module] if node.module else [])])
             names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
@@ -51,7 +56,8 @@ def sources() -> dict[str, tuple[str, bool]]:
 
 
 def circle(files: Mapping[str, tuple[str, bool]]) -> list[str]:
-    """Modules that import each other in a circle, the first one again at the end; empty where there is none."""
+    """Modules that import each other in a circle, the first one again at the end;
+    empty where there is none."""
     edges = {}
     for module, (source, package) in files.items():
         names = imported(source, module, package)
@@ -96,7 +102,8 @@ def test_no_file_imports_what_its_package_may_not_know(package):
 
 
 def test_importing_everything_in_fedpgp_loads_no_framework_and_changes_nothing():
-    """Nor does it load open_clip, or set the process's environment: a command does, or whoever builds a model."""
+    """Nor does it load open_clip, or set the process's environment: a command does, or
+    whoever builds a model."""
     code = f"""
 import importlib, os, sys, threading
 before = dict(os.environ)
@@ -111,8 +118,8 @@ assert threading.active_count() == 1, threading.enumerate()
 
 
 def test_no_file_does_anything_when_it_is_imported():
-    """It defines and registers. Beside docstrings, no statement of a module is an expression, or writes the
-    environment."""
+    """It defines and registers. Beside docstrings, no statement of a module is an expression, or
+    writes the environment."""
     found = []
     for module, (source, _) in sources().items():
         statements = list(ast.parse(source).body)
@@ -121,16 +128,21 @@ def test_no_file_does_anything_when_it_is_imported():
             if isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
                 if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
                     continue
-                statements += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+                statements += [
+                    child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
+                ]
             expression = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
-            writes = isinstance(node, ast.Assign | ast.AugAssign | ast.Delete) and "environ" in ast.unparse(node)
+            writes = isinstance(
+                node, ast.Assign | ast.AugAssign | ast.Delete
+            ) and "environ" in ast.unparse(node)
             if expression or writes:
                 found.append(f"{module}: {ast.unparse(node)}")
     assert found == ["fedpgp.data: import_all()"]  # which registers the data sets
 
 
 def test_torchvision_is_fixed_before_anything_imports_it():
-    """Else the first import of open_clip in a process decides whether a CPU build of torch can have it."""
+    """Else the first import of open_clip in a process decides whether a CPU build of torch can have
+    it."""
     late = []
     for module, (source, _) in sources().items():
         if module == "fedpgp.torchvision_fix":
@@ -144,8 +156,17 @@ def test_torchvision_is_fixed_before_anything_imports_it():
             if not roots & {"open_clip", "timm", "torchvision"}:
                 continue
             around = [function for function in functions if node in ast.walk(function)]
-            calls = [call for function in around for call in ast.walk(function) if isinstance(call, ast.Call)]
-            fixes = [call for call in calls if ast.unparse(call) in ("fix_torchvision()", "import_open_clip()")]
+            calls = [
+                call
+                for function in around
+                for call in ast.walk(function)
+                if isinstance(call, ast.Call)
+            ]
+            fixes = [
+                call
+                for call in calls
+                if ast.unparse(call) in ("fix_torchvision()", "import_open_clip()")
+            ]
             if not any(call.lineno < node.lineno for call in fixes):
                 late.append(f"{module}: {ast.unparse(node)}")
     assert not late

@@ -19,7 +19,11 @@ def test_attention_starts_as_torch_starts_it(inputs):
     torch.manual_seed(0)
     theirs = torch.nn.MultiheadAttention(WIDTH, 4, kdim=inputs, vdim=inputs)
     packed = theirs.in_proj_weight
-    parts = packed.chunk(3) if packed is not None else [getattr(theirs, f"{p}_proj_weight") for p in "qkv"]
+    parts = (
+        packed.chunk(3)
+        if packed is not None
+        else [getattr(theirs, f"{p}_proj_weight") for p in "qkv"]
+    )
     ours = attention_start("a", WIDTH, inputs, np.random.default_rng(0))
     for part, weight in zip((*"qkv", "out"), (*parts, theirs.out_proj.weight), strict=True):
         assert ours[f"a.{part}.weight"].shape == weight.shape
@@ -30,9 +34,14 @@ def test_attention_starts_as_torch_starts_it(inputs):
 
 def test_linear_layers_and_norms_start_as_torch_starts_them():
     torch.manual_seed(0)
-    theirs, ours = torch.nn.Linear(WIDTH, 2000), linear_start("l", 2000, WIDTH, np.random.default_rng(0))
+    theirs, ours = (
+        torch.nn.Linear(WIDTH, 2000),
+        linear_start("l", 2000, WIDTH, np.random.default_rng(0)),
+    )
     for what in ("weight", "bias"):
-        assert spread(ours[f"l.{what}"]) == pytest.approx(spread(getattr(theirs, what)), rel=0.03), what
+        assert spread(ours[f"l.{what}"]) == pytest.approx(
+            spread(getattr(theirs, what)), rel=0.03
+        ), what
     theirs, ours = torch.nn.LayerNorm(WIDTH), norm_start("n", WIDTH)
     for what in ("weight", "bias"):
         assert torch.equal(ours[f"n.{what}"], getattr(theirs, what).double())

@@ -11,7 +11,9 @@ from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 
 def test_prompt_contrastive_loss_class_by_class():
     torch.manual_seed(0)
-    anchor, positive, negative = torch.randn(3, 4, 6, 8, dtype=torch.float64)  # not unit norm: the loss takes cosines
+    anchor, positive, negative = torch.randn(
+        3, 4, 6, 8, dtype=torch.float64
+    )  # not unit norm: the loss takes cosines
     loss = prompt_contrastive_loss(anchor, positive, negative, 0.5)
     assert loss.shape == (4,)
     for k in range(4):
@@ -26,7 +28,8 @@ def test_prompt_contrastive_loss_class_by_class():
 def test_guidance_without_client_axis_broadcasts():
     z_G, z_i, z_C = torch.randn(3, 5, 8), torch.randn(3, 5, 8), torch.randn(5, 8)
     assert_close(
-        prompt_contrastive_loss(z_G, z_C, z_i, 0.5), prompt_contrastive_loss(z_G, z_C.expand(3, 5, 8), z_i, 0.5)
+        prompt_contrastive_loss(z_G, z_C, z_i, 0.5),
+        prompt_contrastive_loss(z_G, z_C.expand(3, 5, 8), z_i, 0.5),
     )
 
 

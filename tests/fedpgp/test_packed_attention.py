@@ -1,4 +1,5 @@
-"""Packed and padded attention against softmax attention of every token in a loop, values and gradients."""
+"""Packed and padded attention against softmax attention of every token in a loop,
+values and gradients."""
 
 import pytest
 import torch
@@ -50,7 +51,9 @@ def test_every_token(attend, n):
     assert_close(our_grad, their_grad, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("attend", [PACKING.attend_at_ends, PADDED.attend_at_ends], ids=["packed", "padded"])
+@pytest.mark.parametrize(
+    "attend", [PACKING.attend_at_ends, PADDED.attend_at_ends], ids=["packed", "padded"]
+)
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_ends_alone(attend, n):
     qkv = torch.randn(n, TOKENS, 3 * HEADS * SIZE, dtype=torch.float64, requires_grad=True)

@@ -15,7 +15,15 @@ from tests.small import SMALL, small_config, small_federation
 
 def federation(task, name: str, personal_start: str = "shared", seed: int = 0) -> Federation:
     settings = METHODS[name].Settings(**SMALL.get(name, {}))
-    return Federation(METHODS[name](settings, task), None, None, None, None, seed=seed, personal_start=personal_start)
+    return Federation(
+        METHODS[name](settings, task),
+        None,
+        None,
+        None,
+        None,
+        seed=seed,
+        personal_start=personal_start,
+    )
 
 
 def same(a: dict, b: dict) -> bool:
@@ -33,28 +41,38 @@ def test_all_clients_start_alike_unless_told(task, name):
 
 
 def test_some_private_prompts_start_at_the_shared_one(task):
-    """Ditto, algorithm 1: v_k starts at w_0 (arXiv 2012.04221). FedAMP, FedPer and local CoOp: all clients load the one
-    model that was built (PanBikang/PromptFolio, 8f729aab78b27ad78ad441b75deebb0e51d5b26c, federated_main.py)."""
+    """Ditto, algorithm 1: v_k starts at w_0 (arXiv 2012.04221). FedAMP, FedPer and local CoOp: all
+    clients load the one model that was built (PanBikang/PromptFolio,
+    8f729aab78b27ad78ad441b75deebb0e51d5b26c, federated_main.py)."""
     p_G = torch.from_numpy(federation(task, "promptfl").initial_shared()["p_G"])
     assert p_G.std() > 0.01
     for name in ("ditto", "fedamp", "coop"):
         assert torch.equal(federation(task, name).initial_state(3)["p"], p_G), name
-        assert not torch.equal(federation(task, name, "per_client").initial_state(3)["p"], p_G), name
+        assert not torch.equal(federation(task, name, "per_client").initial_state(3)["p"], p_G), (
+            name
+        )
     fedper = federation(task, "fedper")
     halves = torch.from_numpy(fedper.initial_shared()["p_G"]), fedper.initial_state(3)["p"]
     assert torch.equal(torch.cat(halves), p_G)
 
 
 @pytest.mark.parametrize(
-    ("name", "private"), [("fedotp", "p"), ("promptfolio", "p"), ("fedpha", "p_L"), ("dp_fpl", "p_L")]
+    ("name", "private"),
+    [("fedotp", "p"), ("promptfolio", "p"), ("fedpha", "p_L"), ("dp_fpl", "p_L")],
 )
 def test_other_second_prompts_are_draws_of_their_own(task, name, private):
-    """One tensor with a row for each of the two, or two calls of ``normal_``: HongxiaLee/FedOTP, 9948611a2325,
-    trainers/GLP_OT.py 95-96; PanBikang/PromptFolio, 8f729aab78b2, trainers/PromptFolio.py 116-117; CYFang6/FedPHA,
-    1ab33df39520, trainers/GL_SVDMSE.py 92-97; linhhtran/DP-FPL, cce74b479525, trainers/DP_FPL.py 119-127."""
+    """One tensor with a row for each of the two, or two calls of ``normal_``: HongxiaLee/FedOTP,
+    9948611a2325, trainers/GLP_OT.py 95-96; PanBikang/PromptFolio, 8f729aab78b2,
+    trainers/PromptFolio.py 116-117; CYFang6/FedPHA, 1ab33df39520, trainers/GL_SVDMSE.py 92-97;
+    linhhtran/DP-FPL, cce74b479525, trainers/DP_FPL.py 119-127."""
     fed = federation(task, name)
     p_G = torch.from_numpy(fed.initial_shared()["p_G"])
-    assert torch.nn.functional.cosine_similarity(p_G.flatten(), fed.initial_state(0)[private].flatten(), 0).abs() < 0.4
+    assert (
+        torch.nn.functional.cosine_similarity(
+            p_G.flatten(), fed.initial_state(0)[private].flatten(), 0
+        ).abs()
+        < 0.4
+    )
 
 
 def small(name: str, *overrides: str) -> Federation:
@@ -70,8 +88,15 @@ def first_updates(fed: Federation) -> list[dict]:
 @pytest.mark.parametrize(("start", "alike"), [("shared", True), ("per_client", False)])
 def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
     """The weight of the other client's prompt in u_i after a round: alpha at most."""
-    fed = small("fedamp", "n_ctx=4", "context_init=normal", "method.sigma=0.01", "method.alpha=0.5", "lr=0.0002",
-                f"method.personal_start={start}")  # fmt: skip
+    fed = small(
+        "fedamp",
+        "n_ctx=4",
+        "context_init=normal",
+        "method.sigma=0.01",
+        "method.alpha=0.5",
+        "lr=0.0002",
+        f"method.personal_start={start}",
+    )
     fed.method.task.context_init = "normal"
     updates = dict(enumerate(first_updates(fed)))
     shared, server_state = fed.update_server(
@@ -89,18 +114,34 @@ def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
     assert (weight > 0.2) == alike and (weight < 1e-3) == (not alike), weight
 
 
-@pytest.mark.parametrize(("start", "least", "most"), [("shared", 0.25, 0.95), ("per_client", -0.05, 0.05)])
+@pytest.mark.parametrize(
+    ("start", "least", "most"), [("shared", 0.25, 0.95), ("per_client", -0.05, 0.05)]
+)
 def test_pfedmma_clients_move_the_shared_matrix_alike(start, least, most):
-    """It stands between two private projections: the updates agree only where those are alike. Officially every client
-    loads the one model that was built (sajjad-ucsb/pFedMMA, 84197bb89b6ded3fb8e9b96e1cdd9f8ebc4a5fd2,
-    federated_main.py 506-521)."""
+    """It stands between two private projections: the updates agree only where those are alike.
+    Officially every client loads the one model that was built (sajjad-ucsb/pFedMMA,
+    84197bb89b6ded3fb8e9b96e1cdd9f8ebc4a5fd2, federated_main.py 506-521)."""
     fed = build_federation(
-        composed(["runtime=inline", "method=pfedmma", "model=tiny_vit", "protocol=personal",
-                  "partition=iid", "clients=2", "shots=8", "local_epochs=1", "device=cpu",
-                  f"method.personal_start={start}"])
-    )  # fmt: skip
+        composed(
+            [
+                "runtime=inline",
+                "method=pfedmma",
+                "model=tiny_vit",
+                "protocol=personal",
+                "partition=iid",
+                "clients=2",
+                "shots=8",
+                "local_epochs=1",
+                "device=cpu",
+                f"method.personal_start={start}",
+            ]
+        )
+    )
     shared = fed.initial_shared()
-    a, b = (torch.from_numpy(u["middle.weight"] - shared["middle.weight"]).flatten() for u in first_updates(fed))
+    a, b = (
+        torch.from_numpy(u["middle.weight"] - shared["middle.weight"]).flatten()
+        for u in first_updates(fed)
+    )
     assert least < torch.nn.functional.cosine_similarity(a, b, 0) < most
 
 

@@ -1,5 +1,5 @@
-"""What commands, models and federations set for the whole process: memory is kept, and waiting OpenMP threads give up
-their cores, whichever of torch and fedpgp is imported first."""
+"""What commands, models and federations set for the whole process: memory is kept, and waiting
+OpenMP threads give up their cores, whichever of torch and fedpgp is imported first."""
 
 import contextlib
 import os
@@ -34,11 +34,16 @@ print(time.process_time() - before)
 
 
 def processor_seconds(first: str, **environment: str) -> float:
-    """Seconds of processor time that a process takes for next to nothing, with two OpenMP threads."""
+    """Seconds of processor time that a process takes for next to nothing, with two OpenMP
+    threads."""
     clean = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     environment = {**clean, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", first + WORK], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", first + WORK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout)
 
@@ -46,7 +51,10 @@ def processor_seconds(first: str, **environment: str) -> float:
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: OpenMP never spins for long")
 def test_the_order_of_imports_does_not_matter():
     spinning = processor_seconds("import torch, fedpgp")
-    set_up_first, torch_first = processor_seconds(SET_UP), processor_seconds(f"import torch\n{SET_UP}")
+    set_up_first, torch_first = (
+        processor_seconds(SET_UP),
+        processor_seconds(f"import torch\n{SET_UP}"),
+    )
     assert max(set_up_first, torch_first) < spinning / 2
     own = processor_seconds(f"import torch\n{SET_UP}", OMP_WAIT_POLICY="ACTIVE")
     assert own > 2 * torch_first
@@ -107,13 +115,23 @@ for _ in range(3):
         libc.free(blocks.pop())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_"))}
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_", "LD_"))
+    }
 
     def faults(first: str, **environment: str) -> int:
         command = [sys.executable, "-c", script.format(first=first)]
         environment |= plain | {"PYTHONPATH": str(ROOT)}
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
 
     kept, usual = faults(SET_UP), faults("import fedpgp")
     assert 20 * kept < usual
-    assert faults(SET_UP, GLIBC_TUNABLES="glibc.malloc.perturb=0") > usual / 2, "a user's own settings win"
+    assert faults(SET_UP, GLIBC_TUNABLES="glibc.malloc.perturb=0") > usual / 2, (
+        "a user's own settings win"
+    )

@@ -34,7 +34,9 @@ def split(classes: int, images: int, seed: int) -> ArraySplit:
 
 
 def dataset(name: str, names: list[str], template: str = "a photo of a {}.") -> Dataset:
-    return Dataset(name, names, template, split(len(names), 240, 0), None, split(len(names), 120, 1))
+    return Dataset(
+        name, names, template, split(len(names), 240, 0), None, split(len(names), 120, 1)
+    )
 
 
 WORLD = {
@@ -48,14 +50,20 @@ def load(spec) -> Dataset:
     return WORLD[spec["name"]]
 
 
-def split_data(protocol: str, scheme=BY_DOMAIN, clients=6, shots=None, seed=0, data="animals", **options):
-    return split_clients(WORLD[data], clients, seed, shots, {"name": protocol, **options}, scheme, load)
+def split_data(
+    protocol: str, scheme=BY_DOMAIN, clients=6, shots=None, seed=0, data="animals", **options
+):
+    return split_clients(
+        WORLD[data], clients, seed, shots, {"name": protocol, **options}, scheme, load
+    )
 
 
 def federation(federated_split, name="fedpgp", **options) -> Federation:
     method = METHODS[name]
     data = federated_split.dataset
-    settings = method.Settings(rank=2, personal_init="normal") if name == "fedpgp" else method.Settings()
+    settings = (
+        method.Settings(rank=2, personal_init="normal") if name == "fedpgp" else method.Settings()
+    )
     task = Task(golden_clip(), data.class_names, template=data.templates, n_ctx=4, dtype=np_dtype())
     rng = np.random.default_rng(3)
 
@@ -65,7 +73,9 @@ def federation(federated_split, name="fedpgp", **options) -> Federation:
 
     cached = {part: features(part) for part in ("train", "test")}
     training = TrainingSettings(epochs=1, batch_size=8, lr=0.05)
-    return Federation(method(settings, task), data, federated_split, cached.__getitem__, training, **options)
+    return Federation(
+        method(settings, task), data, federated_split, cached.__getitem__, training, **options
+    )
 
 
 def np_dtype():
@@ -84,12 +94,19 @@ def run(fed: Federation, rounds: int = 2) -> list[dict]:
         shared = {name: np.mean([r.update[name] for r in results], axis=0) for name in shared}
     table = {row["id"]: row["domain"] for row in fed.client_table()}
     results = fed.evaluate(shared, range(fed.num_clients), states.get, zero_shot=True)
-    return [{"id": r.client, "domain": table[r.client], **r.metrics} for r in sorted(results, key=lambda r: r.client)]
+    return [
+        {"id": r.client, "domain": table[r.client], **r.metrics}
+        for r in sorted(results, key=lambda r: r.client)
+    ]
 
 
 SETTINGS = {
     "base2novel": {},
-    "cross_class": {"scheme": {"scheme": "pathological"}, "clients": 2, "datasets": ["animals", "things"]},
+    "cross_class": {
+        "scheme": {"scheme": "pathological"},
+        "clients": 2,
+        "datasets": ["animals", "things"],
+    },
     "cross_dataset": {"targets": ["things"]},
     "cross_domain": {"targets": ["more"]},
     "dirichlet": {"scheme": {"scheme": "dirichlet", "beta": 0.5}},
@@ -115,8 +132,13 @@ def test_names_of_conf_are_those_of_the_code():
     assert set(choices()["protocol"]) == set(PROTOCOLS) == set(SETTINGS)
     for name in PROTOCOLS:
         given = composed([f"protocol={name}"])["protocol"]
-        assert set(given) == {"name", *(field.name for field in dataclasses.fields(PROTOCOLS[name]))}, name
-        assert PROTOCOLS[name](**{k: v for k, v in given.items() if k != "name"}) == PROTOCOLS[name](), name
+        assert set(given) == {
+            "name",
+            *(field.name for field in dataclasses.fields(PROTOCOLS[name])),
+        }, name
+        assert (
+            PROTOCOLS[name](**{k: v for k, v in given.items() if k != "name"}) == PROTOCOLS[name]()
+        ), name
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -127,7 +149,9 @@ def test_every_protocol_measures_its_figures_the_same_twice(name):
     assert found == FIGURES[name]
     summary = summarize(first)
     for model in ("zero_shot", "global", "personal"):
-        assert (summary[model]["unseen"] is not None) == any(f.startswith(("unseen", "datasets")) for f in found)
+        assert (summary[model]["unseen"] is not None) == any(
+            f.startswith(("unseen", "datasets")) for f in found
+        )
     other = split_data(name, seed=1, **SETTINGS[name])
     assert (
         any(
@@ -158,21 +182,32 @@ def test_no_client_trains_what_it_is_tested_on(name):
 
 def test_leave_one_domain_out_leaves_the_domain_out():
     given = split_data("leave_one_domain_out", held_out="sketch", clients=6)
-    assert {client_split.domain for client_split in given.clients} == {"photo", "clipart"} and len(given.clients) == 4
+    assert {client_split.domain for client_split in given.clients} == {"photo", "clipart"} and len(
+        given.clients
+    ) == 4
     whole = np.flatnonzero(np.array(given.dataset.test.domains) == "sketch")
-    assert all((client_split.eval_sets["unseen"].indices == whole).all() for client_split in given.clients)
+    assert all(
+        (client_split.eval_sets["unseen"].indices == whole).all() for client_split in given.clients
+    )
     summary = summarize(run(federation(given)))["personal"]
-    assert summary["domains"]["sketch"] == summary["unseen"] and set(summary["domains"]) == set(DOMAINS)
+    assert summary["domains"]["sketch"] == summary["unseen"] and set(summary["domains"]) == set(
+        DOMAINS
+    )
 
 
 def test_a_held_out_domain_is_tested_on_all_of_its_images_where_the_table_says_so():
-    """FedPGP, commit d43045b33f42, data_utils.py, line 97: the test set is the domain's train and test set together."""
+    """FedPGP, commit d43045b33f42, data_utils.py, line 97: the test set is the domain's train
+    and test set together."""
     plain = split_data("leave_one_domain_out", held_out="sketch")
     given = split_data("leave_one_domain_out", held_out="sketch", held_out_images="all")
     data, new = plain.dataset, given.dataset
-    sketches = [np.flatnonzero(np.array(part.domains) == "sketch") for part in (data.test, data.train)]
+    sketches = [
+        np.flatnonzero(np.array(part.domains) == "sketch") for part in (data.test, data.train)
+    ]
     expected = [
-        part._open(i).tobytes() for part, rows in zip((data.test, data.train), sketches, strict=True) for i in rows
+        part._open(i).tobytes()
+        for part, rows in zip((data.test, data.train), sketches, strict=True)
+        for i in rows
     ]
     labels = np.concatenate([data.test.labels[sketches[0]], data.train.labels[sketches[1]]])
     for before, client_split in zip(plain.clients, given.clients, strict=True):
@@ -180,7 +215,10 @@ def test_a_held_out_domain_is_tested_on_all_of_its_images_where_the_table_says_s
         assert [new.test._open(row).tobytes() for row in eval_set.indices] == expected
         assert new.test.labels[eval_set.indices].tolist() == labels.tolist()
         assert client_split.train.tolist() == before.train.tolist()
-        assert client_split.eval_sets["local"].indices.tolist() == before.eval_sets["local"].indices.tolist()
+        assert (
+            client_split.eval_sets["local"].indices.tolist()
+            == before.eval_sets["local"].indices.tolist()
+        )
     with pytest.raises(FedPGPError, match="held_out_images 'train'"):
         split_data("leave_one_domain_out", held_out="sketch", held_out_images="train")
 
@@ -193,13 +231,20 @@ def test_domains_own_is_the_mean_of_the_domains_clients():
 
 @pytest.mark.parametrize("protocol", ["cross_dataset", "cross_domain"])
 def test_a_client_may_train_among_its_own_classes_alone(protocol):
-    """boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the client's own class names,
-    with ImageNet's clients too."""
+    """boschresearch/FedTPG, commit f141c2994b5a, federated/client.py: the model is given the
+    client's own class names, with ImageNet's clients too."""
     options = {"targets": ["more"], "scheme": {"scheme": "pathological"}, "clients": 3}
-    plain, own = split_data(protocol, **options), split_data(protocol, train_labels="own", **options)
+    plain, own = (
+        split_data(protocol, **options),
+        split_data(protocol, train_labels="own", **options),
+    )
     for before, client_split in zip(plain.clients, own.clients, strict=True):
         mine = set(WORLD["animals"].train.labels[client_split.train].tolist())
-        assert set(client_split.classes) == mine and len(mine) == 2 and len(before.classes) == len(ANIMALS)
+        assert (
+            set(client_split.classes) == mine
+            and len(mine) == 2
+            and len(before.classes) == len(ANIMALS)
+        )
         assert (
             client_split.eval_sets["local"].classes == before.eval_sets["local"].classes
         )  # what is asked stays the same
@@ -213,7 +258,9 @@ def test_targets_keep_their_own_classes_and_templates():
     names = [given.dataset.class_names[c] for c in eval_set.classes]
     assert names == THINGS and len(eval_set.indices) == 120
     right = [THINGS[label] for label in WORLD["things"].test.labels]
-    assert [given.dataset.class_names[given.dataset.test.labels[row]] for row in eval_set.indices] == right
+    assert [
+        given.dataset.class_names[given.dataset.test.labels[row]] for row in eval_set.indices
+    ] == right
     assert federation(given).class_set(eval_set.classes).sentences[0] == "a drawing of a car."
     assert federation(given).base.sentences[0] == "a photo of a cat."
 
@@ -221,10 +268,16 @@ def test_targets_keep_their_own_classes_and_templates():
 def test_unseen_clients_get_the_global_prompt_or_adapt_it():
     plain, adapted = (split_data("unseen_clients", share=0.34, adapt_epochs=e) for e in (0, 2))
     unseen = [c for c, client_split in enumerate(plain.clients) if not client_split.trains]
-    assert len(unseen) == 2 and [s.trains for s in plain.clients] == [s.trains for s in adapted.clients]
+    assert len(unseen) == 2 and [s.trains for s in plain.clients] == [
+        s.trains for s in adapted.clients
+    ]
     rows, rows_adapted = run(federation(plain)), run(federation(adapted))
     for client in unseen:
-        assert rows[client]["personal.unseen"] == rows[client]["global.unseen"] == rows_adapted[client]["global.unseen"]
+        assert (
+            rows[client]["personal.unseen"]
+            == rows[client]["global.unseen"]
+            == rows_adapted[client]["global.unseen"]
+        )
         assert "personal.local" not in rows[client]
     assert {row["trains"] for row in federation(adapted).client_table()} == {True, False}
     for name in ("coop", "promptfl"):
@@ -235,8 +288,11 @@ def test_cross_class_trains_and_answers_among_the_clients_own_block():
     given = split_data("cross_class", {"scheme": "pathological"}, 2, datasets=["animals", "things"])
     assert [client_split.domain for client_split in given.clients] == ["animals", "things"]
     assert [client_split.classes for client_split in given.clients] == [(0, 1, 2), (6, 7)]
-    assert given.novel_classes == (3, 4, 5, 8, 9) and given.clients[1].eval_sets["novel"].classes == (8, 9)
-    # FedTPG's nine data sets by their numbers of base classes: blocks of about 20 classes make its 30 clients.
+    assert given.novel_classes == (3, 4, 5, 8, 9) and given.clients[1].eval_sets[
+        "novel"
+    ].classes == (8, 9)
+    # FedTPG's nine data sets by their numbers of base classes: blocks of about 20
+    # classes make its 30 clients.
     sizes = [50, 19, 98, 51, 51, 50, 199, 24, 51]
     halves = [(tuple(range(n)), ()) for n in sizes]
     assert PROTOCOLS["cross_class"]._clients(halves, 30) == [2, 1, 5, 3, 3, 2, 10, 1, 3]
@@ -265,7 +321,14 @@ def test_class_halves_by_label_or_alphabet():
 
 def test_which_round_is_reported():
     def record(round, local, val):
-        block = {"local": local, "base": 50.0, "novel": 40.0, "unseen": None, "val": val, "domains": {"a": local}}
+        block = {
+            "local": local,
+            "base": 50.0,
+            "novel": 40.0,
+            "unseen": None,
+            "val": val,
+            "domains": {"a": local},
+        }
         return {
             "round": round,
             "zero_shot": None,
@@ -277,7 +340,11 @@ def test_which_round_is_reported():
     last, rounds = select(records, "last")
     assert rounds == [6] and last["personal"]["local"] == 60 and last["zero_shot"] is None
     five, rounds = select(records, "last_five")
-    assert rounds == [2, 3, 4, 5, 6] and five["personal"]["local"] == 40 and five["personal"]["domains"] == {"a": 40}
+    assert (
+        rounds == [2, 3, 4, 5, 6]
+        and five["personal"]["local"] == 40
+        and five["personal"]["domains"] == {"a": 40}
+    )
     assert five["personal"]["hm3"] == pytest.approx(3 / (1 / 40 + 1 / 50 + 1 / 40))
     best, rounds = select(records, "validation")
     assert rounds == [2] and best["personal"]["local"] == 20
@@ -312,10 +379,18 @@ def test_every_protocol_splits_the_embedded_federation_with_its_defaults(name, c
     config = composed([f"protocol={name}"])
     emoji = load_dataset("emoji")
     parts = PROTOCOLS[name]().values(emoji)
-    assert parts == (["noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji"] if parts else ())
+    assert parts == (
+        ["noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji"] if parts else ()
+    )
     protocol = {**config["protocol"], **({PROTOCOLS[name].parts: parts[0]} if parts else {})}
     given = split_clients(
-        emoji, clients, 0, None, protocol, config["partition"], lambda s: load_dataset(**{k: v for k, v in s.items()})
+        emoji,
+        clients,
+        0,
+        None,
+        protocol,
+        config["partition"],
+        lambda s: load_dataset(**{k: v for k, v in s.items()}),
     )
     assert len(given.clients) == (20 if parts else clients)
     if name == "cross_dataset":
@@ -335,12 +410,20 @@ def test_every_protocol_splits_the_embedded_federation_with_its_defaults(name, c
         ("leave_one_domain_out", {"held_out": "sketsh"}, "did you mean sketch"),
         ("cross_dataset", {"targets": []}, "protocol.targets is empty"),
         ("cross_dataset", {"targets": "things"}, "protocol.targets='things' is no list"),
-        ("cross_dataset", {"targets": ["things"], "source": "x"}, "protocol.source='x' holds no options"),
+        (
+            "cross_dataset",
+            {"targets": ["things"], "source": "x"},
+            "protocol.source='x' holds no options",
+        ),
         ("cross_dataset", {"targets": [{"group": "x"}]}, "protocol.targets has"),
         ("cross_domain", {"targets": ["things"]}, "things has classes that animals has not"),
         ("cross_domain", {}, "knows no variants of animals"),
         ("cross_class", {}, "partition=pathological, not domain_dirichlet"),
-        ("cross_class", {"scheme": {"scheme": "pathological"}, "datasets": ["things"]}, "does not name animals"),
+        (
+            "cross_class",
+            {"scheme": {"scheme": "pathological"}, "datasets": ["things"]},
+            "does not name animals",
+        ),
         (
             "cross_class",
             {"scheme": {"scheme": "pathological"}, "datasets": ["animals", "things"], "clients": 1},
@@ -365,7 +448,10 @@ def test_what_cannot_work_is_refused_by_name(name, settings, message):
 
 
 def test_labels_of_data_sets():
-    assert label_of({"name": "emoji", "groups": ["food", "faces"], "domains": "noto"}) == "emoji food faces noto"
+    assert (
+        label_of({"name": "emoji", "groups": ["food", "faces"], "domains": "noto"})
+        == "emoji food faces noto"
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.9])

@@ -1,4 +1,5 @@
-"""Which hand-written text stands for CLIP: the data set's own template, or "a photo of a {class}." everywhere."""
+"""Which hand-written text stands for CLIP: the data set's own template, or "a photo of a
+{class}." everywhere."""
 
 import pytest
 import torch
@@ -18,8 +19,13 @@ def test_zero_shot_and_guidance_have_a_template_of_their_own(plain):
     clip, names = golden_clip(), golden_class_names()
     task = Task(clip, names, template=TEMPLATE, plain_zero_shot=plain, n_ctx=4, dtype=torch.float64)
     classes = task.class_set([3, 1])
-    texts = {t: clip.encode_texts([t.format(names[c]) for c in (3, 1)]) for t in (TEMPLATE, "a photo of a {}.")}
-    answers = METHODS["zero_shot"](METHODS["zero_shot"].Settings(), task).global_classifier({}, classes)[0]
+    texts = {
+        t: clip.encode_texts([t.format(names[c]) for c in (3, 1)])
+        for t in (TEMPLATE, "a photo of a {}.")
+    }
+    answers = METHODS["zero_shot"](METHODS["zero_shot"].Settings(), task).global_classifier(
+        {}, classes
+    )[0]
     assert torch.equal(answers, texts["a photo of a {}." if plain else TEMPLATE])
     for guidance, template in (("photo", TEMPLATE), ("plain", "a photo of a {}.")):
         method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(guidance=guidance, rank=2), task)

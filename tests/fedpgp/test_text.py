@@ -1,5 +1,5 @@
-"""The packed, prefix-shared encoder against open_clip's own transformer on full 77-token sequences, one class at a
-time."""
+"""The packed, prefix-shared encoder against open_clip's own transformer on full 77-token
+sequences, one class at a time."""
 
 from unittest import mock
 
@@ -20,12 +20,16 @@ from fedpgp.torchvision_fix import import_open_clip
 
 
 def slow_features(clip: FrozenCLIP, names: list[str], context: torch.Tensor) -> torch.Tensor:
-    """(n, d) -> (classes, e): every class alone, all 77 positions, the whole model's own forward."""
+    """(n, d) -> (classes, e): every class alone, all 77 positions, the whole model's own
+    forward."""
     model, rows = clip.model, []
     for name in names:
         tokens = clip.tokenizer(["X " * len(context) + name.replace("_", " ") + "."])
         x = model.token_embedding(tokens)
-        x = torch.cat([x[:, :1], context[None], x[:, 1 + len(context) :]], dim=1) + model.positional_embedding
+        x = (
+            torch.cat([x[:, :1], context[None], x[:, 1 + len(context) :]], dim=1)
+            + model.positional_embedding
+        )
         x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
         rows.append(x[0, tokens[0].argmax()] @ model.text_projection)
     return F.normalize(torch.stack(rows), dim=-1)
@@ -38,7 +42,13 @@ def random_clip(quick_gelu: bool, layers: int = 2) -> FrozenCLIP:
     model = CLIP(
         embed_dim=24,
         vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": layers},
+        text_cfg={
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 4,
+            "layers": layers,
+        },
         quick_gelu=quick_gelu,
     )
     for parameter in model.parameters():  # biases and norms too, so that folding them is tested
@@ -46,7 +56,14 @@ def random_clip(quick_gelu: bool, layers: int = 2) -> FrozenCLIP:
     return FrozenCLIP(model.double())
 
 
-NAMES = ["cat", "golden retriever", "a_very long_class name with many words", "x", "four-leaf clover", "cat"]
+NAMES = [
+    "cat",
+    "golden retriever",
+    "a_very long_class name with many words",
+    "x",
+    "four-leaf clover",
+    "cat",
+]
 
 
 @pytest.mark.parametrize("pads", [(), ("cpu",)], ids=["packed", "padded"])
@@ -58,7 +75,9 @@ def test_equals_the_full_computation(quick_gelu, layers, pads, monkeypatch):
     contexts = torch.randn(2, 3, 5, 32, dtype=torch.float64, requires_grad=True)
     fast = PromptedTextEncoder(clip, NAMES, 5)(contexts)
     assert fast.shape == (2, 3, len(NAMES), 24)
-    slow = torch.stack([torch.stack([slow_features(clip, NAMES, c) for c in row]) for row in contexts])
+    slow = torch.stack(
+        [torch.stack([slow_features(clip, NAMES, c) for c in row]) for row in contexts]
+    )
     assert_close(fast, slow, rtol=0, atol=1e-11)
     weights = torch.randn_like(fast)
     (fast_grad,) = torch.autograd.grad((fast * weights).sum(), contexts)
@@ -66,7 +85,9 @@ def test_equals_the_full_computation(quick_gelu, layers, pads, monkeypatch):
     assert_close(fast_grad, slow_grad, rtol=1e-9, atol=1e-11)
 
 
-words = st.text(alphabet=st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=24)
+words = st.text(
+    alphabet=st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=24
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -98,7 +119,9 @@ def test_classes_do_not_influence_each_other():
     context = torch.randn(4, 32, dtype=torch.float64)
     together = PromptedTextEncoder(clip, NAMES, 4)(context)
     for i, name in enumerate(NAMES):
-        assert_close(together[i], PromptedTextEncoder(clip, [name], 4)(context)[0], rtol=0, atol=1e-12)
+        assert_close(
+            together[i], PromptedTextEncoder(clip, [name], 4)(context)[0], rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -117,7 +140,9 @@ def test_a_few_contexts_at_a_time_are_the_same(checkpointing, deep, monkeypatch)
     together, grad = run()
     monkeypatch.setattr(fedpgp.blocks, "HIDDEN_BYTES", 3 * encoder.tokens * 4 * 32 * 8)
     sizes, shared = [], encoder._shared
-    monkeypatch.setattr(encoder, "_shared", lambda *some: sizes.append(len(some[0])) or shared(*some))
+    monkeypatch.setattr(
+        encoder, "_shared", lambda *some: sizes.append(len(some[0])) or shared(*some)
+    )
     few, same = run()
     assert sizes == [3, 3, 1]
     assert_close(few, together, rtol=0, atol=1e-12)
@@ -133,11 +158,14 @@ def test_no_pass_is_larger_than_it_may_be():
             assert 1 <= size <= sequences
             assert size == 1 or size * tokens * token <= fedpgp.blocks.HIDDEN_BYTES
             fits = fedpgp.blocks.HIDDEN_BYTES // (tokens * token)
-            assert -(-sequences // size) == -(-sequences // max(1, fits)), "more passes than need be"
+            assert -(-sequences // size) == -(-sequences // max(1, fits)), (
+                "more passes than need be"
+            )
 
 
 def test_tokens_after_the_end_cannot_matter():
-    """Whatever padding is (its embedding is changed), the full computation still equals ours, which has none."""
+    """Whatever padding is (its embedding is changed), the full computation still equals
+    ours, which has none."""
     clip = random_clip(True)
     context = torch.randn(4, 32, dtype=torch.float64)
     ours = PromptedTextEncoder(clip, NAMES, 4)(context)
@@ -165,14 +193,21 @@ def test_float32_is_close_to_float64():
 
 
 def test_a_tower_that_is_not_causal_takes_the_full_path():
-    """With a phrase's own embeddings as context, the prompted features are those of the whole sentence."""
+    """With a phrase's own embeddings as context, the prompted features are those of the whole
+    sentence."""
     CustomTextCLIP = import_open_clip().model.CustomTextCLIP
 
     torch.manual_seed(0)
     model = CustomTextCLIP(
         embed_dim=16,
         vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
-        text_cfg={"context_length": 77, "width": 32, "heads": 2, "layers": 2, "no_causal_mask": True},
+        text_cfg={
+            "context_length": 77,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+            "no_causal_mask": True,
+        },
     ).double()
     clip = FrozenCLIP(model)
     encoder = PromptedTextEncoder(clip, NAMES, 4)
@@ -182,10 +217,17 @@ def test_a_tower_that_is_not_causal_takes_the_full_path():
     features = encoder(context)
     assert features.shape == (2, 1, len(NAMES), 16)
     assert_close(features[1, 0], sentences, rtol=0, atol=1e-12)
-    assert torch.autograd.grad(features.square().sum(-1).sum() + features.sum(), context)[0].abs().max() > 0
+    assert (
+        torch.autograd.grad(features.square().sum(-1).sum() + features.sum(), context)[0]
+        .abs()
+        .max()
+        > 0
+    )
 
 
-@pytest.mark.parametrize(("position", "sentence"), [("middle", "a photo {} of a."), ("front", "{} a photo of a.")])
+@pytest.mark.parametrize(
+    ("position", "sentence"), [("middle", "a photo {} of a."), ("front", "{} a photo of a.")]
+)
 def test_class_name_in_the_middle_or_front(position, sentence):
     clip = golden_clip()
     encoder = PromptedTextEncoder(clip, NAMES, 4, position=position)
@@ -199,7 +241,12 @@ def test_class_specific_context_equals_one_encoder_a_class():
     contexts = torch.randn(2, len(NAMES), 4, 32, dtype=torch.float64)
     features = PromptedTextEncoder(clip, NAMES, 4, class_specific=True)(contexts)
     for c, name in enumerate(NAMES):
-        assert_close(features[:, c], PromptedTextEncoder(clip, [name], 4)(contexts[:, c])[:, 0], rtol=0, atol=1e-10)
+        assert_close(
+            features[:, c],
+            PromptedTextEncoder(clip, [name], 4)(contexts[:, c])[:, 0],
+            rtol=0,
+            atol=1e-10,
+        )
 
 
 def test_full_path_refuses_what_does_not_fit():
@@ -212,13 +259,20 @@ def test_full_path_refuses_what_does_not_fit():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_subset_of_classes(data):
-    """Features of the classes a context asks for equal the full computation's; the others are zero."""
+    """Features of the classes a context asks for equal the full computation's; the others are
+    zero."""
     clip = golden_clip()
     wanted = torch.tensor(
-        data.draw(st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=3, max_size=3))
+        data.draw(
+            st.lists(
+                st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=3, max_size=3
+            )
+        )
     )
     context = torch.randn(2, 3, 4, 32, dtype=torch.float64)
-    features = PromptedTextEncoder(clip, NAMES, 4)(context, subset=wanted)  # the same for both of the first axis
+    features = PromptedTextEncoder(clip, NAMES, 4)(
+        context, subset=wanted
+    )  # the same for both of the first axis
     assert features.shape == (2, 3, len(NAMES), 16)
     for i in range(2):
         for k in range(3):
@@ -229,7 +283,10 @@ def test_any_subset_of_classes(data):
 def test_a_subset_costs_only_its_own_classes():
     clip = golden_clip()
     encoder = PromptedTextEncoder(clip, NAMES, 4)
-    encoder(torch.randn(4, 32, dtype=torch.float64), subset=torch.tensor([True, False, False, False, False, True]))
+    encoder(
+        torch.randn(4, 32, dtype=torch.float64),
+        subset=torch.tensor([True, False, False, False, False, True]),
+    )
     (part,) = encoder._parts.values()
     assert part.class_names == ["cat", "cat"] and part.tokens == 1 + 4 + 2 * 3
     with pytest.raises(FedPGPError, match="no class to choose"):
@@ -252,8 +309,14 @@ def test_bfloat16_products_keep_float32_contexts():
     context = torch.randn(5, 32, requires_grad=True)
     exact = PromptedTextEncoder(clip, NAMES, 5, dtype=torch.float32)
     fast = PromptedTextEncoder(clip, NAMES, 5, dtype=torch.float32, compute=torch.bfloat16)
-    assert fast(context).dtype == torch.float32 and fast.tower.blocks[0].fc_weight.dtype == torch.bfloat16
+    assert (
+        fast(context).dtype == torch.float32
+        and fast.tower.blocks[0].fc_weight.dtype == torch.bfloat16
+    )
     assert (fast(context) * exact(context)).sum(-1).min() > 0.99  # cosines
     (grad,) = torch.autograd.grad(fast(context)[:, 0].sum(), context)
     (true,) = torch.autograd.grad(exact(context)[:, 0].sum(), context)
-    assert grad.dtype == torch.float32 and F.cosine_similarity(grad.flatten(), true.flatten(), dim=0) > 0.95
+    assert (
+        grad.dtype == torch.float32
+        and F.cosine_similarity(grad.flatten(), true.flatten(), dim=0) > 0.95
+    )

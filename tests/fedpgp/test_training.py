@@ -1,4 +1,5 @@
-"""Cohort training: packing changes nothing, optimizers are torch's, a client that fails harms nobody."""
+"""Cohort training: packing changes nothing, optimizers are torch's, a client that fails harms
+nobody."""
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ SIZES = [7, 20, 1, 12]
 
 def world(task, dtype=torch.float64):
     rng = torch.Generator().manual_seed(1)
-    features = F.normalize(torch.randn(sum(SIZES), 16, generator=rng, dtype=torch.float64), dim=-1).to(dtype)
+    features = F.normalize(
+        torch.randn(sum(SIZES), 16, generator=rng, dtype=torch.float64), dim=-1
+    ).to(dtype)
     labels = torch.randint(0, 5, (sum(SIZES),), generator=rng)
     ends = np.cumsum(SIZES)
     rows = [np.arange(end - size, end) for end, size in zip(ends, SIZES, strict=True)]
@@ -67,7 +70,13 @@ def test_a_client_does_not_depend_on_its_company(task, name, optimizer):
 def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
     """One client after another, autograd and torch.optim, batch by batch."""
     settings = TrainingSettings(
-        epochs=2, batch_size=5, lr=0.02, optimizer=optimizer, weight_decay=0.01, betas=(0.8, 0.98), eps=1e-6
+        epochs=2,
+        batch_size=5,
+        lr=0.02,
+        optimizer=optimizer,
+        weight_decay=0.01,
+        betas=(0.8, 0.98),
+        eps=1e-6,
     )
     own = {"lr": 0.02, "weight_decay": 0.01, "betas": (0.8, 0.98), "eps": 1e-6}
     result = train(task, "fedpgp", [1, 3], settings, rank=2, mu=0.7)
@@ -99,7 +108,15 @@ def test_equals_a_plain_loop_with_torchs_optimizer(task, optimizer):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"betas": 0.9}, {"betas": None}, {"betas": "ab"}, {"betas": [0.9]}, {"betas": [0.9, 1]}, {"eps": None}]
+    "wrong",
+    [
+        {"betas": 0.9},
+        {"betas": None},
+        {"betas": "ab"},
+        {"betas": [0.9]},
+        {"betas": [0.9, 1]},
+        {"eps": None},
+    ],
 )
 def test_numbers_of_adam_that_cannot_work_are_refused(wrong):
     with pytest.raises(FedPGPError, match=f"training.{next(iter(wrong))}=.*cannot work"):
@@ -159,7 +176,10 @@ def test_batches_cover_every_epoch_and_keep_the_last_partial_one():
     assert not np.array_equal(np.concatenate(parts[:3]), np.concatenate(parts[3:]))
     dropped = batches(20, TrainingSettings(epochs=1, batch_size=8, drop_last=True), 0, 3, 1)
     assert [len(p) for p in dropped] == [8, 8]
-    assert [len(p) for p in batches(5, TrainingSettings(epochs=1, batch_size=8, drop_last=True), 0, 3, 1)] == [5]
+    assert [
+        len(p)
+        for p in batches(5, TrainingSettings(epochs=1, batch_size=8, drop_last=True), 0, 3, 1)
+    ] == [5]
 
 
 def test_learning_rate_schedules():
@@ -191,7 +211,9 @@ def test_kept_optimizer_state_equals_one_long_round(task):
         server_round=3,
         optimizer_state=first.optimizer_state,
     )
-    whole = train(task, "promptfl", [0, 1], TrainingSettings(epochs=4, batch_size=5, lr=0.05, shuffle=False))
+    whole = train(
+        task, "promptfl", [0, 1], TrainingSettings(epochs=4, batch_size=5, lr=0.05, shuffle=False)
+    )
     assert_close(second.params["p_G"], whole.params["p_G"], rtol=1e-12, atol=1e-14)
 
 
@@ -211,7 +233,9 @@ def test_training_on_views_equals_training_on_the_views_drawn(task):
     def run(images, settings):
         params = start(method, range(4))
         options = {"seed": 5, "clients": [0, 1, 2, 3], "round": 2}
-        return train_cohort(method, params, Images(images), labels, rows, classes, settings, **options)
+        return train_cohort(
+            method, params, Images(images), labels, rows, classes, settings, **options
+        )
 
     drawn = run(views.flatten(0, 1), settings)
     plain = run(seen, TrainingSettings(epochs=1, batch_size=5, lr=0.05))

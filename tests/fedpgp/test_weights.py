@@ -1,4 +1,5 @@
-"""Weights files as people have them: which load, to the right features, and what is said of the others."""
+"""Weights files as people have them: which load, to the right features, and what is said of the
+others."""
 
 import copy
 import json
@@ -34,7 +35,9 @@ def architectures(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(config))
         (folder / f"{name}-quickgelu.json").write_text(json.dumps({**config, "quick_gelu": True}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+        patch.setattr(
+            open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS]
+        )
         patch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
         for file in folder.iterdir():
             open_clip.add_model_config(file)
@@ -57,9 +60,9 @@ def expected(model):
 
 
 class AsOpenAI(nn.Module):
-    """A module with the tensors, names and half precision of OpenAI's archives: openai/CLIP ea41722, clip/model.py,
-    ``convert_weights`` (half of it is half precision) and ``build_model`` (input_resolution, context_length and
-    vocab_size stand among the weights)."""
+    """A module with the tensors, names and half precision of OpenAI's archives: openai/CLIP
+    ea41722, clip/model.py, ``convert_weights`` (half of it is half precision) and ``build_model``
+    (input_resolution, context_length and vocab_size stand among the weights)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -67,7 +70,11 @@ class AsOpenAI(nn.Module):
         convert_weights_to_fp16(half)
         for name, tensor in half.state_dict().items():
             self._put(name, tensor)
-        for name, number in (("input_resolution", 16), ("context_length", 77), ("vocab_size", 49408)):
+        for name, number in (
+            ("input_resolution", 16),
+            ("context_length", 77),
+            ("vocab_size", 49408),
+        ):
             self.register_buffer(name, torch.tensor(number))
 
     def _put(self, name: str, tensor: torch.Tensor) -> None:
@@ -98,12 +105,16 @@ def test_openais_archive_is_read_and_its_activation_known(archive, expected):
         clip = load_clip("Mini-quickgelu", str(archive))
     assert clip.dtype == torch.float32
     assert_close(clip.encode_texts(TEXTS), expected)
-    with pytest.raises(FedPGPError, match="archive of OpenAI's, whose models have QuickGELU.*=Mini-quickgelu"):
+    with pytest.raises(
+        FedPGPError, match="archive of OpenAI's, whose models have QuickGELU.*=Mini-quickgelu"
+    ):
         load_clip("Mini", str(archive))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not say its activation")
-@pytest.mark.parametrize("form", ["plain", "safetensors", "wrapped", "module", "wrapped module", "half", "bfloat16"])
+@pytest.mark.parametrize(
+    "form", ["plain", "safetensors", "wrapped", "module", "wrapped module", "half", "bfloat16"]
+)
 def test_the_same_weights_in_every_form(form, model, expected, tmp_path):
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     if "module" in form:
@@ -119,18 +130,26 @@ def test_the_same_weights_in_every_form(form, model, expected, tmp_path):
     assert_close(load_clip("Mini-quickgelu", str(file)).encode_texts(TEXTS), expected, **tolerance)
 
 
-@pytest.mark.parametrize("file", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors", "model.pth"])
+@pytest.mark.parametrize(
+    "file", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors", "model.pth"]
+)
 def test_a_folder_with_weights_of_any_kind(file, model, expected, tmp_path):
     config = open_clip.get_model_config("Mini-quickgelu")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    with pytest.raises(FedPGPError, match=f"there are no weights in {tmp_path}.*open_clip_pytorch_model.bin"):
+    with pytest.raises(
+        FedPGPError, match=f"there are no weights in {tmp_path}.*open_clip_pytorch_model.bin"
+    ):
         load_clip(f"local-dir:{tmp_path}")
     state = model.state_dict()
-    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+    save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(
+        state, tmp_path / file
+    )
     assert_close(load_clip(f"local-dir:{tmp_path}").encode_texts(TEXTS), expected)
     whole = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FedPGPError, match=f"the weights in {tmp_path} cannot be loaded: it cannot be read"):
+    with pytest.raises(
+        FedPGPError, match=f"the weights in {tmp_path} cannot be loaded: it cannot be read"
+    ):
         load_clip(f"local-dir:{tmp_path}")
 
 
@@ -141,14 +160,28 @@ class Anything:
 def files_that_do_not_fit(model, folder):
     """What is in a file -> its path, and what should be said of it."""
     state = model.state_dict()
-    layers = {f"{tower}_model.encoder.layers.0.layer_norm1.weight": torch.ones(64) for tower in ("text", "vision")}
-    prompts = {"state_dict": {"ctx": torch.ones(16, 64), "token_prefix": torch.ones(3, 1, 64)}, "epoch": 50}
-    fewer = {key: tensor for key, tensor in state.items() if key not in ("logit_scale", "visual.proj")}
+    layers = {
+        f"{tower}_model.encoder.layers.0.layer_norm1.weight": torch.ones(64)
+        for tower in ("text", "vision")
+    }
+    prompts = {
+        "state_dict": {"ctx": torch.ones(16, 64), "token_prefix": torch.ones(3, 1, 64)},
+        "epoch": 50,
+    }
+    fewer = {
+        key: tensor for key, tensor in state.items() if key not in ("logit_scale", "visual.proj")
+    }
     contents = {
         "transformers": (layers, "layout of the transformers library.*open_clip_model.safetensors"),
-        "prompts": (prompts, "holds no CLIP model: its tensors are ctx, token_prefix; prompts alone"),
+        "prompts": (
+            prompts,
+            "holds no CLIP model: its tensors are ctx, token_prefix; prompts alone",
+        ),
         "fewer": (fewer, "another architecture: it lacks .*logit_scale"),
-        "objects": ({**state, "args": Anything()}, "Python objects.*torch.save\\(model.state_dict\\(\\), FILE\\)"),
+        "objects": (
+            {**state, "args": Anything()},
+            "Python objects.*torch.save\\(model.state_dict\\(\\), FILE\\)",
+        ),
     }
     for name, (content, said) in contents.items():
         torch.save(content, folder / f"{name}.pt")
@@ -168,23 +201,30 @@ def test_each_file_that_does_not_fit_says_why(model, tmp_path):
 def test_weights_of_another_architecture_name_theirs(model, archive, tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     for file in (tmp_path / "weights.pt", archive):
-        with pytest.raises(FedPGPError, match="those of another architecture: model.name=Mini or Mini-quickgelu"):
+        with pytest.raises(
+            FedPGPError, match="those of another architecture: model.name=Mini or Mini-quickgelu"
+        ):
             load_clip("Maxi-quickgelu", str(file))
     wider = {**model.state_dict(), "text_projection": torch.ones(64, 48)}
     torch.save(wider, tmp_path / "wider.pt")
-    with pytest.raises(FedPGPError, match=r"text_projection is \(64, 48\) and should be \(64, 32\)"):
+    with pytest.raises(
+        FedPGPError, match=r"text_projection is \(64, 48\) and should be \(64, 32\)"
+    ):
         load_clip("Mini", str(tmp_path / "wider.pt"))
 
 
 def test_a_folder_of_transformers_says_what_to_take(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(FedPGPError, match="no open_clip_config.json .*transformers library's.*ViT-B-16.pt"):
+    with pytest.raises(
+        FedPGPError, match="no open_clip_config.json .*transformers library's.*ViT-B-16.pt"
+    ):
         load_clip(f"local-dir:{tmp_path}")
 
 
 def test_the_only_architecture_with_a_tag_is_the_right_one(monkeypatch):
-    """open_clip's roberta-ViT-B-32 has QuickGELU, its tag does not say so, and there is no other to take."""
+    """open_clip's roberta-ViT-B-32 has QuickGELU, its tag does not say so, and there is no other to
+    take."""
     import huggingface_hub.constants
 
     from fedpgp.weights import check_tag

@@ -37,7 +37,10 @@ def test_it_comes_back_exactly(tmp_path):
 def test_the_last_two_are_kept(tmp_path):
     for server_round in range(5):
         save_checkpoint(tmp_path, server_round, TENSORS, INFO)
-    assert [path.name for path in checkpoints(tmp_path)] == ["round_00003.safetensors", "round_00004.safetensors"]
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "round_00003.safetensors",
+        "round_00004.safetensors",
+    ]
 
 
 def test_a_flipped_byte_anywhere_is_found(tmp_path):
@@ -77,7 +80,8 @@ def test_another_format_is_refused_by_name(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, TENSORS, INFO)
     monkeypatch.undo()
     with pytest.raises(
-        FedPGPError, match="round_00001.safetensors has format 7; this version of fedpgp reads the formats 2, 3"
+        FedPGPError,
+        match="round_00001.safetensors has format 7; this version of fedpgp reads the formats 2, 3",
     ):
         latest_checkpoint(tmp_path, print)
 
@@ -86,7 +90,10 @@ def test_an_older_format_is_read_and_one_that_lacks_more_is_named(tmp_path):
     save_checkpoint(tmp_path, 1, TENSORS, {"format": 2, **INFO})
     _, info = latest_checkpoint(tmp_path, print)
     assert info == {"format": 2, "round": 1, "placed": {}, **INFO}
-    with pytest.raises(FedPGPError, match=r"another version of fedpgp \(they lack config, rule, observer, table.*anew"):
+    with pytest.raises(
+        FedPGPError,
+        match=r"another version of fedpgp \(they lack config, rule, observer, table.*anew",
+    ):
         check_complete(tmp_path, info)
     check_complete(tmp_path, dict.fromkeys(module.RESUMED))
 

@@ -35,14 +35,23 @@ def quick(monkeypatch):
 
 
 def sites(folder: Path, count: int = CLIENTS) -> list[dict]:
-    return [{"client-id": client, "state-dir": str(folder / f"client_{client}")} for client in range(count)]
+    return [
+        {"client-id": client, "state-dir": str(folder / f"client_{client}")}
+        for client in range(count)
+    ]
 
 
 def deployed(run_dir: Path, *overrides: str, before=None, configs=None, faults=None) -> Nodes:
-    nodes = Nodes(client_app(small_federation), configs or sites(run_dir.parent / f"{run_dir.name}_nodes"))
+    nodes = Nodes(
+        client_app(small_federation), configs or sites(run_dir.parent / f"{run_dir.name}_nodes")
+    )
     if before is not None:
         nodes.before = before
-    start(small_config(run_dir, *SMALL, *overrides, faults=faults), federation_of=small_federation, grid=nodes)
+    start(
+        small_config(run_dir, *SMALL, *overrides, faults=faults),
+        federation_of=small_federation,
+        grid=nodes,
+    )
     return nodes
 
 
@@ -57,18 +66,25 @@ def metrics(run_dir: Path, kind: str) -> list[dict]:
 
 
 def same(one: Path, other: Path) -> None:
-    (ours, _), (theirs, _) = (read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (one, other))
+    (ours, _), (theirs, _) = (
+        read_checkpoint(checkpoints(run / "checkpoint")[-1]) for run in (one, other)
+    )
     assert set(ours) == set(theirs)
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def training(message: Message, server_round: int) -> bool:
-    return message.metadata.message_type == "train" and Job.of(message.content).server_round == server_round
+    return (
+        message.metadata.message_type == "train"
+        and Job.of(message.content).server_round == server_round
+    )
 
 
 def test_the_same_numbers_as_a_simulation(tmp_path):
-    deployed(tmp_path / "a", configs=list(reversed(sites(tmp_path / "nodes"))))  # whichever node comes first
+    deployed(
+        tmp_path / "a", configs=list(reversed(sites(tmp_path / "nodes")))
+    )  # whichever node comes first
     simulated(tmp_path / "b")
     same(tmp_path / "a", tmp_path / "b")
 
@@ -89,12 +105,16 @@ def test_a_node_that_is_started_again_gets_its_message_again(tmp_path):
 
 
 def test_a_node_that_goes_and_comes_back(tmp_path):
-    """It is dropped where it was away, resumes from its last committed state, and a replay gives the same numbers."""
+    """It is dropped where it was away, resumes from its last committed state, and a replay
+    gives the same numbers."""
 
     def before(nodes, node, message):
         if training(message, 2) and node == 1:
             nodes.leave(node)
-        if message.metadata.message_type == "evaluate" and Job.of(message.content).server_round == 2:
+        if (
+            message.metadata.message_type == "evaluate"
+            and Job.of(message.content).server_round == 2
+        ):
             nodes.since.setdefault(1, 7)  # back, after the round
 
     deployed(tmp_path / "a", "evaluate_every=1", before=before)
@@ -105,7 +125,10 @@ def test_a_node_that_goes_and_comes_back(tmp_path):
     same(tmp_path / "a", tmp_path / "b")
     run, _ = owner(tmp_path / "a" / "private")
     kept = tmp_path / "a_nodes" / "client_1" / run / "client_00001"
-    assert sorted(path.name for path in kept.iterdir()) == ["round_00001.safetensors", "round_00003.safetensors"]
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "round_00001.safetensors",
+        "round_00003.safetensors",
+    ]
     theirs = load_file(tmp_path / "b" / "private" / "client_00001" / "round_00003.safetensors")
     for name, tensor in load_file(kept / "round_00003.safetensors").items():
         np.testing.assert_allclose(tensor, theirs[name], rtol=1e-9, atol=1e-12)
@@ -124,9 +147,18 @@ def test_names_of_clients_stand_where_a_person_reads(tmp_path, capsys):
     table = json.loads((tmp_path / "a" / "partition.json").read_text())["clients"]
     assert [row.get("name") for row in table] == ["St. Mary's", "=clinic b", None]
     rows = list(csv.DictReader((tmp_path / "a" / "clients.csv").open()))
-    assert {row["id"]: row["name"] for row in rows if row["id"] != "1"} == {"0": "St. Mary's", "2": ""}
-    assert list(rows[0])[:5] == ["id", "domain", "train_images", "test_images", "model"] and list(rows[0])[-1] == "name"
-    assert "client 1 (=clinic b) is left out of round 2: its node is not connected" in capsys.readouterr().out
+    assert {row["id"]: row["name"] for row in rows if row["id"] != "1"} == {
+        "0": "St. Mary's",
+        "2": "",
+    }
+    assert (
+        list(rows[0])[:5] == ["id", "domain", "train_images", "test_images", "model"]
+        and list(rows[0])[-1] == "name"
+    )
+    assert (
+        "client 1 (=clinic b) is left out of round 2: its node is not connected"
+        in capsys.readouterr().out
+    )
     page = (tmp_path / "a" / "report.html").read_text()
     assert "St. Mary&#39;s" in page and "client 1 (=clinic b)" in page and "client 2" in page
     simulated(tmp_path / "b")
@@ -141,7 +173,11 @@ def test_the_server_goes_on_after_a_stop(tmp_path):
     with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients"):
         deployed(tmp_path / "a", configs=nodes, faults=faults)
     marker.touch()
-    resume(tmp_path / "a", federation_of=small_federation, grid=Nodes(client_app(small_federation), nodes))
+    resume(
+        tmp_path / "a",
+        federation_of=small_federation,
+        grid=Nodes(client_app(small_federation), nodes),
+    )
     simulated(tmp_path / "b")
     same(tmp_path / "a", tmp_path / "b")
 
@@ -151,12 +187,15 @@ def handshake(message: Message) -> bool:
 
 
 def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, monkeypatch):
-    """It is left out of every round after that, at once, and takes part again when it has answered."""
+    """It is left out of every round after that, at once, and takes part again when it has
+    answered."""
     monkeypatch.setattr(server, "RETURN_PATIENCE", 0.1)
     waits = []
     give_up = node_registry.NodeRegistry.stop_waiting
     monkeypatch.setattr(
-        node_registry.NodeRegistry, "stop_waiting", lambda self: (waits.append(self.waiting), give_up(self))
+        node_registry.NodeRegistry,
+        "stop_waiting",
+        lambda self: (waits.append(self.waiting), give_up(self)),
     )
     seen = set()
 
@@ -169,7 +208,10 @@ def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, m
                 nodes.restart(1)
 
     deployed(tmp_path / "a", "rounds=4", before=before)
-    dropped = [[*map(tuple, map(dict.values, line["dropped"]))] for line in metrics(tmp_path / "a", "train")]
+    dropped = [
+        [*map(tuple, map(dict.values, line["dropped"]))]
+        for line in metrics(tmp_path / "a", "train")
+    ]
     left_out = [(1, "its node does not answer")]
     assert dropped == [[], left_out, left_out, []] and waits == [1]
 
@@ -195,7 +237,8 @@ def test_a_node_whose_disk_comes_late_takes_part(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stranger", [{"client-id": 1}, {"client-id": 9}, {}])
 def test_a_stranger_does_not_end_the_wait_for_a_client(tmp_path, stranger):
-    """The last client's node comes after a node was refused that is none of those that are missing."""
+    """The last client's node comes after a node was refused that is none of those that are
+    missing."""
     configs = [*sites(tmp_path), {"state-dir": str(tmp_path / "other"), **stranger}]
 
     def before(nodes, node, message):
@@ -219,9 +262,9 @@ def test_another_node_in_a_client_s_place_does_not_have_what_it_learned(tmp_path
     deployed(tmp_path / "a", "runtime.seats=free", before=before, configs=configs)
     assert "client 1 is on node 3 now; before, it was on node 1" in capsys.readouterr().out
     second = metrics(tmp_path / "a", "train")[1]["dropped"]
-    assert [entry["client"] for entry in second] == [1] and "state of client 1 after round 1 is not there" in str(
-        second
-    )
+    assert [entry["client"] for entry in second] == [
+        1
+    ] and "state of client 1 after round 1 is not there" in str(second)
 
 
 def test_another_key_does_not_get_a_client_s_seat(tmp_path, capsys, monkeypatch):
@@ -247,7 +290,9 @@ def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):
     with pytest.raises(FedPGPError, match="the nodes of clients 1, 2 are not there$"):
         deployed(tmp_path / "a", "runtime.round_timeout=0.5", configs=sites(tmp_path)[:1])
     twice = [*sites(tmp_path)[:2], {**sites(tmp_path)[1], "state-dir": str(tmp_path / "other")}]
-    with pytest.raises(FedPGPError, match="the nodes of clients 2 are not there; two nodes say they are client 1"):
+    with pytest.raises(
+        FedPGPError, match="the nodes of clients 2 are not there; two nodes say they are client 1"
+    ):
         deployed(tmp_path / "b", "runtime.round_timeout=0.5", configs=twice)
     assert "two nodes say they are client 1" in capsys.readouterr().out
 
@@ -255,7 +300,10 @@ def test_a_run_needs_all_its_clients_at_the_start(tmp_path, capsys):
         if node == 2:
             raise Hangs
 
-    with pytest.raises(FedPGPError, match="1 that are connected did not answer yet: .*encoding .*runtime.round_time"):
+    with pytest.raises(
+        FedPGPError,
+        match="1 that are connected did not answer yet: .*encoding .*runtime.round_time",
+    ):
         deployed(tmp_path / "c", "runtime.round_timeout=0.5", before=hang)
 
 
@@ -263,7 +311,9 @@ def test_a_run_does_not_wait_for_a_client_whose_node_cannot_take_part(tmp_path):
     """It would for ever: its node has images of its own, and the federation splits some."""
     configs = sites(tmp_path)
     configs[2]["data-dir"] = str(tmp_path)
-    with pytest.raises(FedPGPError, match="clients 2 are not there; the node of client 2 cannot .* its own images"):
+    with pytest.raises(
+        FedPGPError, match="clients 2 are not there; the node of client 2 cannot .* its own images"
+    ):
         deployed(tmp_path / "a", "runtime.round_timeout=null", configs=configs)
 
 
@@ -281,7 +331,14 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     expected = compatibility(small_federation(text))
     content = RecordDict(
         {
-            "job": Job("0123456789abcdef", 1, sha256(text.encode()).hexdigest()[:16], "", 0, ask="handshake").record(),
+            "job": Job(
+                "0123456789abcdef",
+                1,
+                sha256(text.encode()).hexdigest()[:16],
+                "",
+                0,
+                ask="handshake",
+            ).record(),
             "configuration": ConfigRecord({"json": text}),
             "compatibility": ConfigRecord({**expected, name: other}),
         }
@@ -289,7 +346,9 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
     (config, *_) = sites(tmp_path)
     Nodes(client_app(small_federation), [config])  # Flower's identity of this process
     message = Message(content, dst_node_id=1, message_type="query")
-    reply = client_app(small_federation)(message, Context(1, 1, {"inline": True, **config}, RecordDict(), {}))
+    reply = client_app(small_federation)(
+        message, Context(1, 1, {"inline": True, **config}, RecordDict(), {})
+    )
     answer = json.loads(reply.content["answer"]["json"])
     assert answer["rejection"] == f"{name}: {expected[name]} here, {other} on the server"
     assert not {"row", "transient"} & set(answer)
@@ -302,9 +361,15 @@ def test_a_node_that_differs_is_refused_by_name(tmp_path, name, other):
         ({"client-id": 1}, "has no state-dir"),
         ({"client-id": "1", "state-dir": "/x"}, "client-id='1' .* whole number"),
         ({"client-id": 1, "statedir": "/x"}, "state-dir"),
-        ({"client-id": 1, "state-dir": "/x", "client-name": "a" * 65}, "client-name='a.* at most 64 characters"),
+        (
+            {"client-id": 1, "state-dir": "/x", "client-name": "a" * 65},
+            "client-name='a.* at most 64 characters",
+        ),
         ({"client-id": 1, "state-dir": "/x", "client-name": "a\nround 1"}, "client-name="),
-        ({"client-id": 1, "state-dir": "/x", "on-bad-image": "ignore"}, "on-bad-image .*'ignore'.* error, skip"),
+        (
+            {"client-id": 1, "state-dir": "/x", "on-bad-image": "ignore"},
+            "on-bad-image .*'ignore'.* error, skip",
+        ),
     ],
 )
 def test_a_node_s_own_configuration_is_checked(config, said):
@@ -315,14 +380,20 @@ def test_a_node_s_own_configuration_is_checked(config, said):
 def test_features_of_a_node_s_own_images_are_nobody_else_s(tmp_path):
     config = small_config(tmp_path / "run", *SMALL)
     config["partition"]["scheme"] = "own"
-    node_config = NodeConfig.of({"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)})
+    node_config = NodeConfig.of(
+        {"client-id": 0, "state-dir": str(tmp_path / "state"), "data-dir": str(tmp_path)}
+    )
     configured = json.loads(node_config.configured(json.dumps(config)))
     assert configured["dataset"].get("on_bad_image") == config["dataset"].get("on_bad_image")
-    skipping = NodeConfig.of({"client-id": 0, "state-dir": "/x", "data-dir": str(tmp_path), "on-bad-image": "skip"})
+    skipping = NodeConfig.of(
+        {"client-id": 0, "state-dir": "/x", "data-dir": str(tmp_path), "on-bad-image": "skip"}
+    )
     skipping = replace(skipping, state_dir=tmp_path / "state")
     assert json.loads(skipping.configured(json.dumps(config)))["dataset"]["on_bad_image"] == "skip"
     assert configured["runtime"]["cache_dir"] == str(tmp_path / "state" / "features")
-    assert all((tmp_path / name).stat().st_mode & 0o077 == 0 for name in ("state", "state/features"))
+    assert all(
+        (tmp_path / name).stat().st_mode & 0o077 == 0 for name in ("state", "state/features")
+    )
 
 
 def test_the_server_cannot_choose_a_folder_on_a_node(tmp_path):
@@ -336,7 +407,7 @@ def test_clients_are_drawn_as_in_a_simulation(tmp_path):
     committed = read_checkpoint(checkpoints(tmp_path / "a" / "checkpoint")[-1])[0]["committed"]
     expected = np.zeros(CLIENTS, dtype=int)
     for server_round in (1, 2, 3):
-        expected[generator(0, "participants", server_round).choice(range(CLIENTS), size=2, replace=False)] = (
-            server_round
-        )
+        expected[
+            generator(0, "participants", server_round).choice(range(CLIENTS), size=2, replace=False)
+        ] = server_round
     assert committed.tolist() == expected.tolist()

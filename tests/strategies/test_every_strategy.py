@@ -1,7 +1,9 @@
-"""Every strategy of conf/strategy, end to end through the server, against its formula in plain numpy.
+"""Every strategy of conf/strategy, end to end through the server, against its formula in plain
+numpy.
 
-Two rounds of seven clients (Bulyan needs so many) with the methods whose server reads each update: SCAFFOLD, whose
-shared tensors are two, with all; the others with the strategies that take the arrays out of the replies.
+Two rounds of seven clients (Bulyan needs so many) with the methods whose server reads each update:
+SCAFFOLD, whose shared tensors are two, with all; the others with the strategies that take the
+arrays out of the replies.
 """
 
 import gc
@@ -25,11 +27,13 @@ from tests.small import small_config, small_federation
 
 CLIENTS = 7
 CASES = [
-    (method, name) for method in ("fedamp", "pfedmoap") for name in ("fedavg", "fedmedian", "fedtrimmedavg", "bulyan")
+    (method, name)
+    for method in ("fedamp", "pfedmoap")
+    for name in ("fedavg", "fedmedian", "fedtrimmedavg", "bulyan")
 ]
 
-# The formulas. x: the sent tensors, one long vector; u: (clients, length), what came back; w: weights, sum to one;
-# s: what the server remembers from round to round.
+# The formulas. x: the sent tensors, one long vector; u: (clients, length), what came back; w:
+# weights, sum to one; s: what the server remembers from round to round.
 
 
 def fedavg(x, u, w, s, t):
@@ -38,14 +42,16 @@ def fedavg(x, u, w, s, t):
 
 
 def fedavgm(x, u, w, s, t):
-    """Hsu et al., arXiv 1909.06335, algorithm 1: v = beta v + sum_k n_k / n (x - u_k);  x = x - v."""
+    """Hsu et al., arXiv 1909.06335, algorithm 1: v = beta v + sum_k n_k / n (x - u_k); x = x -
+    v."""
     s["v"] = 0.9 * s.get("v", 0.0) + (x - w @ u)
     return x - s["v"]
 
 
 def _adaptive(x, u, w, s, t, second, beta_1=0.9, corrected=False):
-    """Reddi et al., ICLR 2021, algorithm 2: m = b1 m + (1 - b1) D;  x = x + eta m / (sqrt(v) + tau), here from v = 0.
-    FedAdam with the bias corrected as in Kingma & Ba, ICLR 2015, section 2, for a t that is one more."""
+    """Reddi et al., ICLR 2021, algorithm 2: m = b1 m + (1 - b1) D;
+    x = x + eta m / (sqrt(v) + tau), here from v = 0.
+    FedAdam with the bias corrected as in Kingma & Ba, ICLR 2015, section 2, for a t one more."""
     delta = w @ u - x
     s["m"] = beta_1 * s.get("m", 0.0) + (1 - beta_1) * delta
     s["v"] = second(s.get("v", np.zeros_like(x)), delta**2)
@@ -71,13 +77,15 @@ def fedmedian(x, u, w, s, t):
 
 
 def fedtrimmedavg(x, u, w, s, t):
-    """Yin et al., ICML 2018, definition 2: each coordinate's mean without the largest and smallest fraction beta."""
+    """Yin et al., ICML 2018, definition 2: each coordinate's mean without the largest and
+    smallest fraction beta."""
     cut = int(0.2 * len(u))
     return np.sort(u, axis=0)[cut : len(u) - cut].mean(0)
 
 
 def scores(u, f):
-    """Blanchard et al., NeurIPS 2017, section 4: the sum of squared distances to the n - f - 2 nearest others."""
+    """Blanchard et al., NeurIPS 2017, section 4: the sum of squared distances to the n -
+    f - 2 nearest others."""
     found = []
     for i, mine in enumerate(u):
         others = sorted(float(((mine - other) ** 2).sum()) for j, other in enumerate(u) if j != i)
@@ -96,8 +104,8 @@ def multikrum(x, u, w, s, t):
 
 
 def bulyan(x, u, w, s, t):
-    """El Mhamdi et al., ICML 2018, section 4: of n - 2f selected by (Multi-)Krum, in each coordinate the mean of the
-    n - 4f nearest to their median."""
+    """El Mhamdi et al., ICML 2018, section 4: of n - 2f selected by (Multi-)Krum, in each
+    coordinate the mean of the n - 4f nearest to their median."""
     n, f = len(u), 1
     chosen = u[np.argsort(scores(u, f))[: n - 2 * f]]
     columns = []
@@ -109,7 +117,18 @@ def bulyan(x, u, w, s, t):
 
 FORMULAS = {
     strategy.__name__: strategy
-    for strategy in (fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum, multikrum, bulyan)
+    for strategy in (
+        fedavg,
+        fedavgm,
+        fedadam,
+        fedyogi,
+        fedadagrad,
+        fedmedian,
+        fedtrimmedavg,
+        krum,
+        multikrum,
+        bulyan,
+    )
 }
 
 
@@ -137,7 +156,13 @@ def test_there_is_a_formula_for_each():
 @pytest.mark.parametrize(("method", "name"), [*(("scaffold", name) for name in FORMULAS), *CASES])
 def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
     monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
-    overrides = (f"strategy={name}", f"method={method}", "runtime=flower", f"clients={CLIENTS}", "participation=1")
+    overrides = (
+        f"strategy={name}",
+        f"method={method}",
+        "runtime=flower",
+        f"clients={CLIENTS}",
+        "participation=1",
+    )
     config = small_config(tmp_path / "run", *overrides, "rounds=2", "evaluate_every=0")
     nodes = Nodes(
         client_app(small_federation),
@@ -148,9 +173,13 @@ def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
     sent, state, known = small_federation(json.dumps(config)).initial_shared(), {}, {}
     rounds = uploads_of(nodes)
     assert [len(updates) for updates in rounds] == [CLIENTS, CLIENTS]
-    for t, (path, updates) in enumerate(zip(checkpoints(tmp_path / "run" / "checkpoint"), rounds, strict=True), 1):
+    for t, (path, updates) in enumerate(
+        zip(checkpoints(tmp_path / "run" / "checkpoint"), rounds, strict=True), 1
+    ):
         saved, _ = read_checkpoint(path)
-        shared = {key.removeprefix("shared/"): saved[key] for key in saved if key.startswith("shared/")}
+        shared = {
+            key.removeprefix("shared/"): saved[key] for key in saved if key.startswith("shared/")
+        }
         u = np.stack([flat(updates[client][0]) for client in range(CLIENTS)])
         images = np.array([updates[client][1] for client in range(CLIENTS)], dtype=float)
         w = np.full(CLIENTS, 1 / CLIENTS) if method == "scaffold" else images / images.sum()
@@ -159,14 +188,22 @@ def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
         for key in sorted(sent):
             wanted[key] = expected[start_of : start_of + sent[key].size].reshape(sent[key].shape)
             start_of += sent[key].size
-        if method == "scaffold":  # Karimireddy et al., ICML 2020, eq. 5: all clients take part, so |S|/N = 1
-            wanted["c"] = sent["c"] + np.mean([updates[client][0]["c"] for client in range(CLIENTS)], axis=0)
+        if (
+            method == "scaffold"
+        ):  # Karimireddy et al., ICML 2020, eq. 5: all clients take part, so |S|/N = 1
+            wanted["c"] = sent["c"] + np.mean(
+                [updates[client][0]["c"] for client in range(CLIENTS)], axis=0
+            )
         else:
             known = {client: updates[client][0]["p_G"] for client in range(CLIENTS)}
             pool = saved["memory/models" if method == "fedamp" else "memory/pool"]
-            np.testing.assert_array_equal(pool, np.stack([known[client] for client in range(CLIENTS)]))
+            np.testing.assert_array_equal(
+                pool, np.stack([known[client] for client in range(CLIENTS)])
+            )
         for key, tensor in wanted.items():
-            np.testing.assert_allclose(shared[key], tensor, rtol=1e-9, atol=1e-12, err_msg=f"{key} after round {t}")
+            np.testing.assert_allclose(
+                shared[key], tensor, rtol=1e-9, atol=1e-12, err_msg=f"{key} after round {t}"
+            )
         sent = shared
 
 
@@ -182,12 +219,18 @@ def test_bulyan_is_flower_s_and_collects_no_garbage(monkeypatch):
             arrays = ArrayRecord({name: Array(tensor) for name, tensor in own.items()})
             message = Message(RecordDict(), dst_node_id=client, message_type="train")
             metrics = MetricRecord({"num-examples": client + 1})
-            replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message))
+            replies.append(
+                Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+            )
         collections.clear()
         aggregated, _ = kind(num_malicious_nodes=1).aggregate_train(1, replies)
-        results.append(({name: array.numpy() for name, array in aggregated.items()}, len(collections)))
+        results.append(
+            ({name: array.numpy() for name, array in aggregated.items()}, len(collections))
+        )
     (flowers, theirs), (ours, mine) = results
     assert theirs == 7 and mine == 0
     for name, tensor in flowers.items():
         np.testing.assert_array_equal(ours[name], tensor)
-    assert all(set(reply.content["arrays"]) == {"a", "b"} for reply in replies)  # nothing is taken out of them
+    assert all(
+        set(reply.content["arrays"]) == {"a", "b"} for reply in replies
+    )  # nothing is taken out of them

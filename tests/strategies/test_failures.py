@@ -1,4 +1,5 @@
-"""Exceptions in a method's code: said once a round with file and line, never swallowed; advice only where it helps."""
+"""Exceptions in a method's code: said once a round with file and line, never swallowed;
+advice only where it helps."""
 
 import json
 
@@ -13,7 +14,8 @@ from tests.small import small_config, small_federation
 
 
 class WorksAlone(PromptFL):
-    """A shape bug that only shows with more than one client: a scale (K, 1) without the missing axis."""
+    """A shape bug that only shows with more than one client: a scale (K, 1) without the missing
+    axis."""
 
     name = "works_alone"
 
@@ -67,7 +69,9 @@ def test_a_failure_of_the_cohort_is_told_though_each_client_alone_works(tmp_path
 
 
 def test_debug_stops_at_the_first_exception_with_its_traceback(tmp_path):
-    with pytest.raises(FedPGPError, match=r'(?s)test_failures.py:\d+\).*Traceback.*\["t"\].exp\(\) \* logits'):
+    with pytest.raises(
+        FedPGPError, match=r'(?s)test_failures.py:\d+\).*Traceback.*\["t"\].exp\(\) \* logits'
+    ):
         run(tmp_path / "a", "works_alone", "batch_size=3", "runtime.debug=true")
 
 
@@ -77,7 +81,9 @@ def test_verbose_prints_the_traceback(tmp_path, capsys):
 
 
 def test_a_loss_of_the_wrong_shape_names_the_method_and_its_line(tmp_path, capsys):
-    with pytest.raises(FedPGPError, match=r"loss has the shape \(\) and must have \(\d,\).*test_failures.py:\d+"):
+    with pytest.raises(
+        FedPGPError, match=r"loss has the shape \(\) and must have \(\d,\).*test_failures.py:\d+"
+    ):
         run(tmp_path / "a", "sums_its_loss")
     out = capsys.readouterr().out
     assert "mend the code first, then resume with: " in out
@@ -95,9 +101,13 @@ def test_a_fault_that_passes_is_told_to_resume(tmp_path, capsys):
     """One client of four answers, two are needed: the others' machines may be back."""
     marker = tmp_path / "mended"
     faults = {"wrong_shape": [0, 1, 2], "until": str(marker)}
-    config = small_config(tmp_path / "a", "participation=1", "clients=4", "runtime.min_clients=2", faults=faults)
+    config = small_config(
+        tmp_path / "a", "participation=1", "clients=4", "runtime.min_clients=2", faults=faults
+    )
     with pytest.raises(FedPGPError, match="1 of 4 clients gave a usable answer"):
         start(config, federation_of=small_federation)
-    assert f"resume with: python -m experiments.run resume={tmp_path / 'a'}" in capsys.readouterr().out
+    assert (
+        f"resume with: python -m experiments.run resume={tmp_path / 'a'}" in capsys.readouterr().out
+    )
     marker.touch()
     assert resume(tmp_path / "a", federation_of=small_federation)["status"] == "finished"

@@ -7,7 +7,13 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClippin
 
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
-from strategies.flower_strategies import STRATEGIES, clients_needed, make_strategy, restore_strategy, strategy_state
+from strategies.flower_strategies import (
+    STRATEGIES,
+    clients_needed,
+    make_strategy,
+    restore_strategy,
+    strategy_state,
+)
 from strategies.inline import InlineGrid
 
 CLIENTS = 8
@@ -22,21 +28,30 @@ def one_round(strategy, server_round: int, shared: dict[str, np.ndarray]) -> dic
     arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
     np.random.seed(server_round)
     messages = sorted(
-        strategy.configure_train(server_round, arrays, ConfigRecord(), Ids(None)), key=lambda m: m.metadata.dst_node_id
+        strategy.configure_train(server_round, arrays, ConfigRecord(), Ids(None)),
+        key=lambda m: m.metadata.dst_node_id,
     )
     replies = []
     for message in messages:
         client = message.metadata.dst_node_id
         rng = np.random.default_rng([server_round, client])
-        update = {name: Array(tensor + rng.normal(size=tensor.shape)) for name, tensor in shared.items()}
+        update = {
+            name: Array(tensor + rng.normal(size=tensor.shape)) for name, tensor in shared.items()
+        }
         metrics = MetricRecord({"num-examples": 1 + client, "norm_bit": 1.0})
-        replies.append(Message(RecordDict({"arrays": ArrayRecord(update), "metrics": metrics}), reply_to=message))
+        replies.append(
+            Message(
+                RecordDict({"arrays": ArrayRecord(update), "metrics": metrics}), reply_to=message
+            )
+        )
     aggregated, _ = strategy.aggregate_train(server_round, replies)
     return {name: aggregated[name].numpy() for name in shared}
 
 
 def adaptive():
-    return DifferentialPrivacyServerSideAdaptiveClipping(FedAvg(), noise_multiplier=0.5, num_sampled_clients=CLIENTS)
+    return DifferentialPrivacyServerSideAdaptiveClipping(
+        FedAvg(), noise_multiplier=0.5, num_sampled_clients=CLIENTS
+    )
 
 
 MAKERS = {name: (lambda name=name: make_strategy(name, {})) for name in STRATEGIES} | {
@@ -54,14 +69,18 @@ def test_a_restart_changes_nothing(name):
     fresh = MAKERS[name]()
     restore_strategy(fresh, tensors, values)
     for server_round in (3, 4):
-        expected, got = one_round(strategy, server_round, shared), one_round(fresh, server_round, shared)
+        expected, got = (
+            one_round(strategy, server_round, shared),
+            one_round(fresh, server_round, shared),
+        )
         for key in shared:
             np.testing.assert_array_equal(expected[key], got[key])
         shared = expected
 
 
 def test_momentum_steps_from_what_was_sent():
-    """Flower's FedAvgM continues from its own last result, where a method's server part has made others of it."""
+    """Flower's FedAvgM continues from its own last result, where a method's server part
+    has made others of it."""
     strategy = make_strategy("fedavgm", {"server_momentum": 0.0, "server_learning_rate": 0.5})
     one_round(strategy, 1, {"a": np.zeros(3)})
     sent = {"a": np.full(3, 7.0)}

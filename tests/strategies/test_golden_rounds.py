@@ -1,4 +1,5 @@
-"""Two federated rounds of the published algorithm (tests/golden), through the real server, strategy and client app."""
+"""Two federated rounds of the published algorithm (tests/golden), through the real server,
+strategy and client app."""
 
 import json
 
@@ -28,7 +29,9 @@ TIGHT = {"rtol": 0, "atol": 1e-9}
 
 def client_data(client: int) -> tuple[torch.Tensor, torch.Tensor]:
     rounds = golden("fed_rounds")
-    return F.normalize(rounds[f"client{client}/image_features_raw"].double(), dim=-1), rounds[f"client{client}/labels"]
+    return F.normalize(rounds[f"client{client}/image_features_raw"].double(), dim=-1), rounds[
+        f"client{client}/labels"
+    ]
 
 
 class GoldenFederation(Federation):
@@ -43,19 +46,34 @@ class GoldenFederation(Federation):
 
 def golden_federation(text: str) -> Federation:
     config = json.loads(text)
-    features, labels = (torch.cat(parts) for parts in zip(*map(client_data, range(CLIENTS)), strict=True))
+    features, labels = (
+        torch.cat(parts) for parts in zip(*map(client_data, range(CLIENTS)), strict=True)
+    )
     ends = np.cumsum([len(client_data(c)[1]) for c in range(CLIENTS)])
     rows = [np.arange(end - len(client_data(c)[1]), end) for c, end in enumerate(ends)]
     split = ArraySplit(np.zeros((len(labels), 4, 4, 3), dtype=np.uint8), labels.numpy())
     names = golden_class_names()
     method = METHODS["fedpgp"]
-    dataset, classes = Dataset("golden", names, "a photo of a {}.", split, None, split), tuple(range(5))
+    dataset, classes = (
+        Dataset("golden", names, "a photo of a {}.", split, None, split),
+        tuple(range(5)),
+    )
     return GoldenFederation(
-        method(method.Settings(**method_settings(config)), Task(golden_clip(), names, n_ctx=16, dtype=torch.float64)),
+        method(
+            method.Settings(**method_settings(config)),
+            Task(golden_clip(), names, n_ctx=16, dtype=torch.float64),
+        ),
         dataset,
-        FederatedSplit(dataset, classes, (), [ClientSplit(r, classes, {"local": EvalSet(r, classes)}) for r in rows]),
+        FederatedSplit(
+            dataset,
+            classes,
+            (),
+            [ClientSplit(r, classes, {"local": EvalSet(r, classes)}) for r in rows],
+        ),
         lambda split: features.numpy(),
-        TrainingSettings(config["local_epochs"], config["batch_size"], config["lr"], **config["training"]),
+        TrainingSettings(
+            config["local_epochs"], config["batch_size"], config["lr"], **config["training"]
+        ),
         seed=config["seed"],
     )
 
@@ -87,7 +105,18 @@ def golden_config(run_dir, mode: str) -> dict:
 @pytest.mark.parametrize("mode", ["x", "photo"])
 def test_rounds_with_a_fresh_optimizer(tmp_path, mode):
     expected, run_dir = golden("fed_rounds"), tmp_path / "run"
-    assert expected["settings"].tolist() == [16, RANK, MU, 0.5, LR, 0.9, 5e-4, BATCH, EPOCHS, ROUNDS]
+    assert expected["settings"].tolist() == [
+        16,
+        RANK,
+        MU,
+        0.5,
+        LR,
+        0.9,
+        5e-4,
+        BATCH,
+        EPOCHS,
+        ROUNDS,
+    ]
     summary = start(golden_config(run_dir, mode), federation_of=golden_federation)
     run, attempt = owner(run_dir / "private")
     store = PrivateStore(run_dir / "private", run, attempt)
@@ -101,15 +130,22 @@ def test_rounds_with_a_fresh_optimizer(tmp_path, mode):
             for name in ("U", "V"):
                 assert_close(state[name], expected[f"{key}/{name}"][client], **TIGHT)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    accuracy = [line["personal"]["local"] for line in lines if line["kind"] == "eval" and line["round"] > 0]
-    assert_close(torch.tensor(accuracy).double(), expected[f"{mode}/reset/mean_client_accuracy"], rtol=0, atol=1e-4)
+    accuracy = [
+        line["personal"]["local"] for line in lines if line["kind"] == "eval" and line["round"] > 0
+    ]
+    assert_close(
+        torch.tensor(accuracy).double(),
+        expected[f"{mode}/reset/mean_client_accuracy"],
+        rtol=0,
+        atol=1e-4,
+    )
     assert summary["accuracy"]["personal"]["local"] == accuracy[-1]
 
 
 @pytest.mark.parametrize("mode", ["x", "photo"])
 def test_the_public_codes_leaking_momentum_is_reproduced_by_a_loop_only(mode):
-    """One optimizer serves all clients, so momentum leaks from client to client and round to round. The product has no
-    such mode."""
+    """One optimizer serves all clients, so momentum leaks from client to client and round to round.
+    The product has no such mode."""
     expected = golden("fed_rounds")
     method = METHODS["fedpgp"]
     task = Task(golden_clip(), golden_class_names(), n_ctx=16, dtype=torch.float64)
@@ -117,14 +153,20 @@ def test_the_public_codes_leaking_momentum_is_reproduced_by_a_loop_only(mode):
     classes = task.class_set(range(5))
     inputs = golden("inputs")
     p_G = inputs["n16/p_G"].double()
-    own = [{name: inputs[f"n16_r{RANK}/{name}"].double() for name in ("U", "V")} for _ in range(CLIENTS)]
+    own = [
+        {name: inputs[f"n16_r{RANK}/{name}"].double() for name in ("U", "V")}
+        for _ in range(CLIENTS)
+    ]
     momentum: dict[str, torch.Tensor] = {}
     for server_round in range(ROUNDS):
         key = f"{mode}/carry/round{server_round}"
         copies = {}
         for client in expected[f"{key}/client_order"].tolist():
             features, labels = client_data(client)
-            params = {"p_G": p_G.clone(), **{name: tensor.clone() for name, tensor in own[client].items()}}
+            params = {
+                "p_G": p_G.clone(),
+                **{name: tensor.clone() for name, tensor in own[client].items()},
+            }
             for first in list(range(0, len(labels), BATCH)) * EPOCHS:
                 rows = slice(first, first + BATCH)
                 count = len(labels[rows])
@@ -145,7 +187,9 @@ def test_the_public_codes_leaking_momentum_is_reproduced_by_a_loop_only(mode):
         sizes = expected["sizes"].double()
         p_G = sum(sizes[c] / sizes.sum() * copies[c] for c in range(CLIENTS))
         assert_close(p_G, expected[f"{key}/global_p_G"], **TIGHT)
-        assert_close(torch.stack([own[c]["U"] for c in range(CLIENTS)]), expected[f"{key}/U"], **TIGHT)
+        assert_close(
+            torch.stack([own[c]["U"] for c in range(CLIENTS)]), expected[f"{key}/U"], **TIGHT
+        )
 
 
 def test_aggregation_is_weighted_by_images():

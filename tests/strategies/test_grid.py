@@ -1,4 +1,5 @@
-"""The cohort grid: any Flower strategy sees logical clients, and gets what it would get from a node for each."""
+"""The cohort grid: any Flower strategy sees logical clients, and gets what it would get
+from a node for each."""
 
 import threading
 import time
@@ -8,7 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedMedian, Krum
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    Krum,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.messages import Job, count_bytes, pack_reply, unpack
@@ -23,13 +30,20 @@ def train_one(client: int, records) -> RecordDict:
     """A client's answer: real arithmetic on what it was sent."""
     arrays = next(record for record in records.values() if isinstance(record, ArrayRecord))
     noise = np.random.default_rng(client).normal(size=(3, 4))
-    update = ArrayRecord({"p": Array(arrays["p"].numpy() + noise), "q": Array(arrays["q"].numpy() * (client + 1))})
-    return RecordDict({"arrays": update, "metrics": MetricRecord({"num-examples": client + 1, "loss": float(client)})})
+    update = ArrayRecord(
+        {"p": Array(arrays["p"].numpy() + noise), "q": Array(arrays["q"].numpy() * (client + 1))}
+    )
+    return RecordDict(
+        {
+            "arrays": update,
+            "metrics": MetricRecord({"num-examples": client + 1, "loss": float(client)}),
+        }
+    )
 
 
 class Nodes(Grid):
-    """Nodes in this process. ``cohort``: they speak the packed format; else one logical client a node, as Flower has
-    it.
+    """Nodes in this process. ``cohort``: they speak the packed format; else one logical client
+    a node, as Flower has it.
     """
 
     def __init__(self, count: int, *, cohort: bool, broken=(), silent=()):
@@ -64,10 +78,14 @@ class Nodes(Grid):
         if not self.cohort:
             return Message(train_one(node, message.content), reply_to=message)
         own = unpack(message.content, Job.of(message.content).clients)
-        replies = {client: train_one(client, records) for client, records in own.items() if client != 13}
+        replies = {
+            client: train_one(client, records) for client, records in own.items() if client != 13
+        }
         return Message(
             pack_reply(
-                replies, {13: "fell over"}, {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "clients": 1, "kept": []}
+                replies,
+                {13: "fell over"},
+                {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "clients": 1, "kept": []},
             ),
             reply_to=message,
         )
@@ -84,7 +102,9 @@ class Nodes(Grid):
 
 def cohort_grid(nodes: int = 3, **options) -> CohortGrid:
     inner = {key: options.pop(key) for key in ("broken", "silent") if key in options}
-    return CohortGrid(Nodes(nodes, cohort=True, **inner), CLIENTS, Job("run", 1, "{}", "/p", 1), **options)
+    return CohortGrid(
+        Nodes(nodes, cohort=True, **inner), CLIENTS, Job("run", 1, "{}", "/p", 1), **options
+    )
 
 
 def dp():
@@ -100,20 +120,28 @@ WRAPPED_AND_PLAIN = {
     "krum": lambda: Krum(num_malicious_nodes=2),
     "dp": dp,
 }
-WRAPPED_AND_PLAIN |= {f"plain {name}": (lambda name=name: make_strategy(name, {})) for name in STRATEGIES}
+WRAPPED_AND_PLAIN |= {
+    f"plain {name}": (lambda name=name: make_strategy(name, {})) for name in STRATEGIES
+}
 
 
 @pytest.mark.parametrize("name", WRAPPED_AND_PLAIN)
 @pytest.mark.parametrize("nodes", [1, 3, 10])
 def test_any_strategy_gives_what_it_gives_without_packing(name, nodes):
-    """Unchanged strategies, two rounds: on the cohort grid, and on a grid with a real node for each client."""
+    """Unchanged strategies, two rounds: on the cohort grid, and on a grid with a real
+    node for each client."""
     results = []
     for grid in (Nodes(CLIENTS, cohort=False), cohort_grid(nodes)):
-        strategy, arrays = WRAPPED_AND_PLAIN[name](), ArrayRecord({"p": Array(START), "q": Array(np.ones(2))})
+        strategy, arrays = (
+            WRAPPED_AND_PLAIN[name](),
+            ArrayRecord({"p": Array(START), "q": Array(np.ones(2))}),
+        )
         for server_round in (1, 2):
             np.random.seed(server_round)  # the noise of the privacy wrapper
             messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-            replies = sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id)
+            replies = sorted(
+                grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id
+            )
             arrays, _ = strategy.aggregate_train(server_round, replies)
         results.append({key: array.numpy() for key, array in arrays.items()})
     plain, packed = results
@@ -122,7 +150,10 @@ def test_any_strategy_gives_what_it_gives_without_packing(name, nodes):
 
 
 def messages_for(grid, contents):
-    return [Message(content, dst_node_id=client, message_type="train") for client, content in contents.items()]
+    return [
+        Message(content, dst_node_id=client, message_type="train")
+        for client, content in contents.items()
+    ]
 
 
 def content(value: float = 0.0) -> RecordDict:
@@ -131,7 +162,9 @@ def content(value: float = 0.0) -> RecordDict:
 
 def test_one_message_a_node_and_one_payload_for_all():
     grid, shared = cohort_grid(3), content()
-    replies = grid.send_and_receive(messages_for(grid, {client: shared for client in range(CLIENTS)}))
+    replies = grid.send_and_receive(
+        messages_for(grid, {client: shared for client in range(CLIENTS)})
+    )
     assert [reply.metadata.src_node_id for reply in replies] == list(range(CLIENTS))
     assert len(grid.inner.sent) == 3
     traffic = grid.exchange.traffic
@@ -142,10 +175,13 @@ def test_one_message_a_node_and_one_payload_for_all():
 
 def test_each_client_gets_its_own_payload():
     grid = cohort_grid(2)
-    replies = grid.send_and_receive(messages_for(grid, {client: content(client) for client in range(CLIENTS)}))
+    replies = grid.send_and_receive(
+        messages_for(grid, {client: content(client) for client in range(CLIENTS)})
+    )
     for client, reply in enumerate(replies):
         np.testing.assert_array_equal(
-            reply.content["arrays"]["p"].numpy(), train_one(client, content(client))["arrays"]["p"].numpy()
+            reply.content["arrays"]["p"].numpy(),
+            train_one(client, content(client))["arrays"]["p"].numpy(),
         )
 
 
@@ -166,16 +202,23 @@ def test_a_dead_node_costs_its_clients_only():
         client = reply.metadata.src_node_id
         assert reply.error.reason == f"client {client}: its worker died"
     alone = [Job.of(message.content).clients for message in grid.inner.sent[2:]]
-    assert all(len(clients) == 1 for clients in alone) and len(alone) == 5  # a second try each, alone
+    assert (
+        all(len(clients) == 1 for clients in alone) and len(alone) == 5
+    )  # a second try each, alone
 
 
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
         (RecordDict(), "its answer cannot be read (KeyError: 'node')"),
-        (pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "clients": 1, "kept": []}), "metric seconds is 'long'"),
         (
-            pack_reply({}, {}, {"seconds": 1.0, "rss_mb": 1.0, "gpu_mb": "much", "clients": 1, "kept": []}),
+            pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "clients": 1, "kept": []}),
+            "metric seconds is 'long'",
+        ),
+        (
+            pack_reply(
+                {}, {}, {"seconds": 1.0, "rss_mb": 1.0, "gpu_mb": "much", "clients": 1, "kept": []}
+            ),
             "metric gpu_mb is 'much'",
         ),
     ],
@@ -183,11 +226,17 @@ def test_a_dead_node_costs_its_clients_only():
 def test_a_reply_that_cannot_be_read_costs_its_clients_only(reply, reason):
     class Stranger(Nodes):
         def answer(self, message):
-            return Message(reply, reply_to=message) if message.metadata.dst_node_id == 100 else super().answer(message)
+            return (
+                Message(reply, reply_to=message)
+                if message.metadata.dst_node_id == 100
+                else super().answer(message)
+            )
 
     grid = CohortGrid(Stranger(2, cohort=True), CLIENTS, Job("run", 1, "", "/p", 1), nodes=2)
     content = RecordDict({"arrays": ArrayRecord({"p": Array(START), "q": Array(START)})})
-    replies = grid.send_and_receive([Message(content, client, "train") for client in range(CLIENTS)])
+    replies = grid.send_and_receive(
+        [Message(content, client, "train") for client in range(CLIENTS)]
+    )
     said = [reply.error.reason for reply in replies if reply.has_error()]
     assert len(said) == CLIENTS // 2 and all(reason in text for text in said)
 
@@ -196,8 +245,16 @@ def test_a_node_speaks_for_its_own_clients_only():
     class Liar(Nodes):
         def answer(self, message):
             own = unpack(message.content, Job.of(message.content).clients)
-            replies = {client: train_one(client, next(iter(own.values()))) for client in range(CLIENTS)}
-            account = {"seconds": 1.0, "process": "x", "rss_mb": 1.0, "clients": 1, "kept": list(range(CLIENTS))}
+            replies = {
+                client: train_one(client, next(iter(own.values()))) for client in range(CLIENTS)
+            }
+            account = {
+                "seconds": 1.0,
+                "process": "x",
+                "rss_mb": 1.0,
+                "clients": 1,
+                "kept": list(range(CLIENTS)),
+            }
             return Message(pack_reply(replies, {}, account), reply_to=message)
 
     grid = CohortGrid(Liar(1, cohort=True), CLIENTS, Job("run", 1, "", "/p", 1))
@@ -209,11 +266,16 @@ def test_a_node_speaks_for_its_own_clients_only():
 def test_a_silent_node_is_given_up_in_time():
     grid = cohort_grid(2, silent=[101])
     began = time.monotonic()
-    replies = grid.send_and_receive(messages_for(grid, {client: content() for client in range(CLIENTS)}), timeout=0.3)
+    replies = grid.send_and_receive(
+        messages_for(grid, {client: content() for client in range(CLIENTS)}), timeout=0.3
+    )
     assert time.monotonic() - began < 5
     failed = [reply for reply in replies if reply.has_error()]
     assert len(replies) == CLIENTS and len(failed) == 5
-    assert all("no answer within 0.3 seconds (runtime.round_timeout)" in reply.error.reason for reply in failed)
+    assert all(
+        "no answer within 0.3 seconds (runtime.round_timeout)" in reply.error.reason
+        for reply in failed
+    )
 
 
 def test_a_failing_client_is_named():
@@ -243,7 +305,9 @@ def test_clients_that_live_somewhere_are_asked_there():
 
 def test_the_assignment_is_balanced_and_deterministic():
     work = [9, 1, 1, 1, 5, 4]
-    assert balance(range(6), work, 2) == [[0, 1, 3], [2, 4, 5]] == balance([5, 4, 3, 2, 1, 0], work, 2)
+    assert (
+        balance(range(6), work, 2) == [[0, 1, 3], [2, 4, 5]] == balance([5, 4, 3, 2, 1, 0], work, 2)
+    )
     assert balance([0, 1], work, 5) == [[0], [1]]
 
 
@@ -251,7 +315,8 @@ def test_the_assignment_is_balanced_and_deterministic():
     ("reason", "said"),
     [
         (
-            "<class 'x.ClientAppException'>:<'\nException ClientAppException occurred. Message: no weights'>",
+            "<class 'x.ClientAppException'>:<'\nException ClientAppException occurred. Message: "
+            "no weights'>",
             "no weights",
         ),
         ("ValueError: bad", "ValueError: bad"),

@@ -1,4 +1,5 @@
-"""A federation with one hostile node, end to end: the others' run continues, is the same, and its report is drawn."""
+"""A federation with one hostile node, end to end: the others' run continues, is the same,
+and its report is drawn."""
 
 import json
 from collections.abc import Callable
@@ -27,10 +28,15 @@ def quick(monkeypatch):
 
 
 class Hostile(Nodes):
-    """The node of client 1 answers what ``lie`` makes of its honest reply: (asked, reply) -> None, in place."""
+    """The node of client 1 answers what ``lie`` makes of its honest reply: (asked,
+    reply) -> None, in place."""
 
-    def __init__(self, folder: Path, lie: Callable[[Message, Message], None], clients: int = CLIENTS):
-        configs = [{"client-id": c, "state-dir": str(folder / f"client_{c}")} for c in range(clients)]
+    def __init__(
+        self, folder: Path, lie: Callable[[Message, Message], None], clients: int = CLIENTS
+    ):
+        configs = [
+            {"client-id": c, "state-dir": str(folder / f"client_{c}")} for c in range(clients)
+        ]
         super().__init__(client_app(small_federation), configs)
         self.lie = lie
 
@@ -82,15 +88,27 @@ def cleared(content: RecordDict) -> None:
 
 
 def extra(content: RecordDict) -> None:
-    put(content, "1/more", ArrayRecord({"x": Array("uint8", (20_000_000,), "bytes", bytes(20_000_000))}))
+    put(
+        content,
+        "1/more",
+        ArrayRecord({"x": Array("uint8", (20_000_000,), "bytes", bytes(20_000_000))}),
+    )
 
 
 IN_TRAINING = {
-    "account Infinity": raw_account('{"seconds": Infinity, "rss_mb": 1, "process": "x", "clients": 1, "kept": []}'),
-    "account 1e400": raw_account('{"seconds": 1e400, "rss_mb": 1, "process": "x", "clients": 1, "kept": []}'),
-    "account of 4,300 digits": raw_account(f'{{"seconds": 1, "rss_mb": {"9" * 4300}, "clients": 1, "kept": []}}'),
+    "account Infinity": raw_account(
+        '{"seconds": Infinity, "rss_mb": 1, "process": "x", "clients": 1, "kept": []}'
+    ),
+    "account 1e400": raw_account(
+        '{"seconds": 1e400, "rss_mb": 1, "process": "x", "clients": 1, "kept": []}'
+    ),
+    "account of 4,300 digits": raw_account(
+        f'{{"seconds": 1, "rss_mb": {"9" * 4300}, "clients": 1, "kept": []}}'
+    ),
     "account 200,000 deep": raw_account("[" * 200_000 + "]" * 200_000),
-    "clients Infinity": raw_account('{"seconds": 1, "rss_mb": 1, "process": "x", "clients": Infinity, "kept": []}'),
+    "clients Infinity": raw_account(
+        '{"seconds": 1, "rss_mb": 1, "process": "x", "clients": Infinity, "kept": []}'
+    ),
     "seconds 1.7e308": account(seconds=1.7e308),
     "a process of 5 MB": account(process="p" * 5_000_000),
     "epochs 1.7e308": metric(epochs=1.7e308),
@@ -117,7 +135,10 @@ def test_in_training_it_is_left_out_by_name(tmp_path):
     for name, line in zip(lies, metrics(tmp_path / "a", "train"), strict=True):
         dropped = [entry["client"] for entry in line["dropped"]]
         assert dropped == ([] if name in HARMLESS else [HOSTILE]), name
-        assert all(len(entry["reason"]) <= 1000 and entry["reason"].isprintable() for entry in line["dropped"])
+        assert all(
+            len(entry["reason"]) <= 1000 and entry["reason"].isprintable()
+            for entry in line["dropped"]
+        )
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["seconds"]["train"] < 300  # 1e9 of them are no more than have passed
@@ -157,27 +178,42 @@ def test_its_first_answer_is_refused(tmp_path, text):
         if Job.of(message.content).ask == "handshake":
             put(reply.content, "answer", ConfigRecord({"json": text}))
 
-    with pytest.raises(FedPGPError, match="the nodes of clients 1 are not there; a node cannot take part: "):
+    with pytest.raises(
+        FedPGPError, match="the nodes of clients 1 are not there; a node cannot take part: "
+    ):
         federation(tmp_path / "a", lie, "rounds=1", "runtime.round_timeout=0.5")
 
 
 def test_a_reply_that_flower_cannot_read_costs_its_client_only(tmp_path, monkeypatch):
-    """Flower raises while it pulls: the others' replies come, and the hostile one is not asked for without end."""
+    """Flower raises while it pulls: the others' replies come, and the hostile one is not
+    asked for without end."""
 
     class Broken(Hostile):
         def pull_messages(self, message_ids):
-            bad = {id for id in message_ids if id in self.waiting and self._trains(self.waiting[id])}
+            bad = {
+                id for id in message_ids if id in self.waiting and self._trains(self.waiting[id])
+            }
             if bad and len(list(message_ids)) > 1:
                 raise ValueError("Expected object type not found")
             if bad:
-                self.waiting = {id: message for id, message in self.waiting.items() if id not in bad}
+                self.waiting = {
+                    id: message for id, message in self.waiting.items() if id not in bad
+                }
                 raise ValueError("Expected object\ntype not found")
             return super().pull_messages(message_ids)
 
         def _trains(self, message: Message) -> bool:
-            return message.metadata.dst_node_id == HOSTILE and message.metadata.message_type == "train"
+            return (
+                message.metadata.dst_node_id == HOSTILE and message.metadata.message_type == "train"
+            )
 
-    settings = ("runtime=flower", f"clients={CLIENTS}", "participation=1", "rounds=1", "evaluate_every=0")
+    settings = (
+        "runtime=flower",
+        f"clients={CLIENTS}",
+        "participation=1",
+        "rounds=1",
+        "evaluate_every=0",
+    )
     grid = Broken(tmp_path / "nodes", lambda message, reply: None)
     start(small_config(tmp_path / "a", *settings), federation_of=small_federation, grid=grid)
     (line,) = metrics(tmp_path / "a", "train")
@@ -195,7 +231,9 @@ def test_a_report_that_cannot_be_drawn_leaves_the_run_finished(tmp_path, monkeyp
     federation(tmp_path / "a", lambda message, reply: None, "rounds=1", "evaluate_every=0")
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["status"] == "finished"
     said = capsys.readouterr().out
-    assert "report.html could not be made (OverflowError: cannot convert" in said and "done in" in said
+    assert (
+        "report.html could not be made (OverflowError: cannot convert" in said and "done in" in said
+    )
 
 
 def test_tensors_of_the_others_are_those_of_a_round_without_it(tmp_path):
@@ -239,11 +277,12 @@ def test_its_words_forge_no_line_and_move_no_cursor(tmp_path, capsys, handshake)
     )
 
 
-# Poison. --------------------------------------------------------------------------------------------------------------
+# Poison. ------------------------------------------------------------------------------------------
 
 
 def scaled(factor: float, server_round: int, times: int = 1) -> Callable[[Message, Message], None]:
-    """The change of client 1's update in a round, times a factor; the first ``times`` it is asked."""
+    """The change of client 1's update in a round, times a factor; the first
+    ``times`` it is asked."""
     left = [times]
 
     def lie(message: Message, reply: Message) -> None:
@@ -284,33 +323,45 @@ def test_an_update_out_of_proportion_is_left_out_by_name(tmp_path, method):
     assert first["dropped"] == [] == third["dropped"] and second["clients"] == 2
     (entry,) = second["dropped"]
     assert entry["client"] == HOSTILE and "(strategy.max_update_norm=20)" in entry["reason"]
-    federation(tmp_path / "b", lambda m, r: cleared(r.content) if scaled_at(m, 2) else None, *common)
+    federation(
+        tmp_path / "b", lambda m, r: cleared(r.content) if scaled_at(m, 2) else None, *common
+    )
     same(tmp_path / "a", tmp_path / "b")  # as if it had not answered
 
 
 def scaled_at(message: Message, server_round: int) -> bool:
-    return message.metadata.message_type == "train" and Job.of(message.content).server_round == server_round
+    return (
+        message.metadata.message_type == "train"
+        and Job.of(message.content).server_round == server_round
+    )
 
 
 POISON = ("rounds=4", "evaluate_every=0", "strategy.max_update_norm=null")
 
 
 def test_a_spoiled_round_is_done_again(tmp_path, capsys):
-    """Without the bound, nobody can answer in round 3: the run goes back to round 1, and ends as an honest one."""
+    """Without the bound, nobody can answer in round 3: the run goes back to round 1, and
+    ends as an honest one."""
     federation(tmp_path / "a", scaled(1e200, 2), *POISON)
     said = capsys.readouterr().out
-    assert "round 3: 0 of 3 clients gave a usable answer" in said and "going back to those after round 1" in said
+    assert (
+        "round 3: 0 of 3 clients gave a usable answer" in said
+        and "going back to those after round 1" in said
+    )
     federation(tmp_path / "b", honest, *POISON)
     same(tmp_path / "a", tmp_path / "b")
     assert [line["round"] for line in metrics(tmp_path / "a", "train")] == [1, 2, 3, 4]
 
 
 def test_a_run_that_was_spoiled_can_be_resumed(tmp_path, capsys):
-    """The client poisons round 2 each time; when it is gone, a resume goes back behind the poison and ends well."""
+    """The client poisons round 2 each time; when it is gone, a resume goes back behind the
+    poison and ends well."""
     with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients gave a usable answer"):
         federation(tmp_path / "a", scaled(1e200, 2, times=9), *POISON)
     capsys.readouterr()
-    resume(tmp_path / "a", federation_of=small_federation, grid=Hostile(tmp_path / "a_nodes", honest))
+    resume(
+        tmp_path / "a", federation_of=small_federation, grid=Hostile(tmp_path / "a_nodes", honest)
+    )
     assert "going back to those after round 1" in capsys.readouterr().out
     federation(tmp_path / "b", honest, *POISON)
     same(tmp_path / "a", tmp_path / "b")
@@ -326,7 +377,9 @@ def test_a_strategy_goes_back_too(tmp_path):
 
 def test_what_a_strategy_remembers_is_finite_too(tmp_path):
     """Adam's second moment would be infinite, and no later round would move anything."""
-    with pytest.raises(FedPGPError, match="round 1: the aggregated tensor v_t.* is NaN or Inf; .*max_update_norm"):
+    with pytest.raises(
+        FedPGPError, match="round 1: the aggregated tensor v_t.* is NaN or Inf; .*max_update_norm"
+    ):
         federation(tmp_path / "a", scaled(1e200, 1), *POISON, "strategy=fedadam")
 
 
@@ -335,25 +388,42 @@ def test_a_spoiled_evaluation_takes_back_its_round(tmp_path):
     federation(tmp_path / "a", scaled(1e200, 1), *common)
     federation(tmp_path / "b", honest, *common)
     same(tmp_path / "a", tmp_path / "b")
-    for line, other in zip(metrics(tmp_path / "a", "eval"), metrics(tmp_path / "b", "eval"), strict=True):
+    for line, other in zip(
+        metrics(tmp_path / "a", "eval"), metrics(tmp_path / "b", "eval"), strict=True
+    ):
         assert line["personal"] == other["personal"]
 
 
 def test_only_numbers_are_a_reason_to_go_back():
     """A disk that is full, or images that are broken, say nothing of the state before."""
-    assert about_numbers(["loss or update is NaN or Inf at round 3, step 1", "no space left on the disk"])
+    assert about_numbers(
+        ["loss or update is NaN or Inf at round 3, step 1", "no space left on the disk"]
+    )
     assert about_numbers(["its metric personal.local is nan"])
-    assert about_numbers(["the shared tensors moved 4e+28 in 1 round(s); this node answers to 3 at most (max-step)"])
-    assert not about_numbers(["no space left on the disk while writing info/round_2", "image a.jpg cannot be read"])
+    assert about_numbers(
+        ["the shared tensors moved 4e+28 in 1 round(s); this node answers to 3 at most (max-step)"]
+    )
+    assert not about_numbers(
+        ["no space left on the disk while writing info/round_2", "image a.jpg cannot be read"]
+    )
 
 
 def test_clients_that_are_away_are_no_reason_to_go_back(tmp_path, capsys):
     class Away(Hostile):
         def get_nodes(self):
-            away = any(path.name == "round_00002.safetensors" for path in checkpoints(tmp_path / "a" / "checkpoint"))
+            away = any(
+                path.name == "round_00002.safetensors"
+                for path in checkpoints(tmp_path / "a" / "checkpoint")
+            )
             return [] if away else super().get_nodes()
 
-    settings = ("runtime=flower", f"clients={CLIENTS}", "participation=1", "rounds=3", "evaluate_every=0")
+    settings = (
+        "runtime=flower",
+        f"clients={CLIENTS}",
+        "participation=1",
+        "rounds=3",
+        "evaluate_every=0",
+    )
     with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients .* not connected"):
         start(
             small_config(tmp_path / "a", *settings),

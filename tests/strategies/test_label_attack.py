@@ -1,7 +1,8 @@
-"""A curious server's attack: global prompts that answer one class for every image read a client's labels.
+"""A curious server's attack: global prompts that answer one class for every image read a client's
+labels.
 
-Accuracy times count is the number of that class. The prompts are trained on other, public images, as a server could,
-and sent in ordinary evaluation messages.
+Accuracy times count is the number of that class. The prompts are trained on other, public images,
+as a server could, and sent in ordinary evaluation messages.
 """
 
 import json
@@ -45,8 +46,20 @@ def site(tmp_path_factory) -> dict:
 
 
 def configuration() -> str:
-    words = ["runtime=flower", "partition=own", "dataset=folder", f"dataset.class_names=[{','.join(CLASSES)}]"]
-    words += ["clients=1", "rounds=8", "method=promptfl", "protocol=personal", "local_epochs=1", "batch_size=4"]
+    words = [
+        "runtime=flower",
+        "partition=own",
+        "dataset=folder",
+        f"dataset.class_names=[{','.join(CLASSES)}]",
+    ]
+    words += [
+        "clients=1",
+        "rounds=8",
+        "method=promptfl",
+        "protocol=personal",
+        "local_epochs=1",
+        "batch_size=4",
+    ]
     return json.dumps({**composed(words), "run_dir": None})
 
 
@@ -66,7 +79,9 @@ class Node:
     def ask(self, kind: str, shared: dict[str, np.ndarray], server_round: int, ask: str = ""):
         """Its answer: records, or why there are none."""
         arrays = ArrayRecord({name: Array(tensor) for name, tensor in shared.items()})
-        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": server_round})})
+        content = RecordDict(
+            {"arrays": arrays, "config": ConfigRecord({"server-round": server_round})}
+        )
         job = Job(RUN, 1, self.name, "", server_round, clients=(0,), committed=(0,), ask=ask)
         asked = Message(content, dst_node_id=1, message_type=kind)
         message = Message(pack(job, {0: content}), dst_node_id=1, message_type=kind)
@@ -77,13 +92,16 @@ class Node:
 
 @pytest.fixture(scope="module")
 def crafted(site, tmp_path_factory) -> tuple[dict, list[dict], Federation]:
-    """(the honest start, for each class tensors that answer it whatever they are shown, the client's federation)."""
+    """(the honest start, for each class tensors that answer it whatever they are shown, the
+    client's federation)."""
     own = NodeConfig.of({**site, "state-dir": str(tmp_path_factory.mktemp("state"))})
     federation = build_federation(json.loads(own.configured(configuration())))
     start, task, classes = federation.initial_shared(), federation.method.task, federation.base
     emoji = load_dataset("emoji")
     public = [emoji.test.image(i) for i in range(0, len(emoji.test), len(emoji.test) // 128)]
-    features = task.clip.encode_images(torch.stack([task.clip.preprocess(image) for image in public]))
+    features = task.clip.encode_images(
+        torch.stack([task.clip.preprocess(image) for image in public])
+    )
     features = torch.nn.functional.normalize(features.float(), dim=-1)
     found = []
     for label in range(len(CLASSES)):
@@ -106,13 +124,19 @@ def read(metrics: dict) -> int:
 
 
 def test_without_a_bound_the_attack_reads_every_label(crafted):
-    """What the protection is against: the counts to an image or two, more of which more public images would mend."""
+    """What the protection is against: the counts to an image or two, more of which more
+    public images would mend."""
     _, prompts, federation = crafted
-    results = [next(iter(federation.evaluate(prompt, [0], lambda client: None))).metrics for prompt in prompts]
+    results = [
+        next(iter(federation.evaluate(prompt, [0], lambda client: None))).metrics
+        for prompt in prompts
+    ]
     counts = [read(metrics) for metrics in results]
     assert all(abs(count - HELD[name]) <= 3 for count, name in zip(counts, CLASSES, strict=True))
     assert any(count % 8 for count in counts)
-    assert Counter(federation.dataset.test.labels.tolist()) == Counter({i: HELD[n] for i, n in enumerate(CLASSES)})
+    assert Counter(federation.dataset.test.labels.tolist()) == Counter(
+        {i: HELD[n] for i, n in enumerate(CLASSES)}
+    )
 
 
 def test_the_node_tells_no_counts(site, crafted, tmp_path):
@@ -136,8 +160,8 @@ def test_a_client_with_few_images_tells_none(site, crafted, tmp_path):
 
 
 def test_a_prompt_that_is_far_is_answered_with_nothing(site, crafted, tmp_path):
-    """Neither with figures nor with an update, once the node knows its own updates; a crafted prompt need not be far,
-    so this one is ten times as far. An ordinary next round passes."""
+    """Neither with figures nor with an update, once the node knows its own updates; a crafted
+    prompt need not be far, so this one is ten times as far. An ordinary next round passes."""
     start, prompts, _ = crafted
     node = Node(site, tmp_path)
     reply = node.ask("train", start, 1)

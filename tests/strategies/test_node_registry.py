@@ -17,7 +17,8 @@ class Grid:
     """Nodes that answer a handshake as told.
 
     Attributes:
-        nodes: node -> (when it connected, its answer: a mapping, an error as text, or None for no answer yet).
+        nodes: node -> (when it connected, its answer: a mapping, an error as text, or
+            None for no answer yet).
         names, keys: of nodes, as the SuperLink has them registered.
         asked: the nodes that were sent a handshake, in order.
     """
@@ -73,7 +74,9 @@ class Scenario:
         self.grid, self.now, self.told = Grid(nodes), 0.0, []
         self.grid.names |= names or {}
         monkeypatch.setattr(
-            node_registry, "Message", lambda content, **options: SimpleNamespace(content=content, **options)
+            node_registry,
+            "Message",
+            lambda content, **options: SimpleNamespace(content=content, **options),
         )
         monkeypatch.setattr(node_registry, "time", SimpleNamespace(monotonic=lambda: self.now))
         job = Job("run", 1, "c", "", 0)
@@ -138,7 +141,9 @@ def test_a_node_that_does_not_answer_is_waited_for_once(monkeypatch):
     scenario.refresh()
     assert scenario.registry.node_of == {0: 1, 1: 2}
     scenario.grid.nodes[2] = ("later", None)  # started again: it may answer this time
-    assert scenario.refresh() == {2: "its node was started again"} and scenario.registry.waiting == 1
+    assert (
+        scenario.refresh() == {2: "its node was started again"} and scenario.registry.waiting == 1
+    )
 
 
 def test_a_client_that_stopped_answering_is_asked_nothing_until_it_does(monkeypatch):
@@ -150,7 +155,11 @@ def test_a_client_that_stopped_answering_is_asked_nothing_until_it_does(monkeypa
     scenario.registry.stop_waiting()
     scenario.registry.recheck(0)
     scenario.refresh()
-    assert scenario.registry.node_of == {} and scenario.registry.waiting == 0 and scenario.grid.asked == [1, 1]
+    assert (
+        scenario.registry.node_of == {}
+        and scenario.registry.waiting == 0
+        and scenario.grid.asked == [1, 1]
+    )
     scenario.grid.nodes[1] = here(0)
     scenario.refresh()
     assert scenario.registry.node_of == {0: 1}
@@ -160,7 +169,11 @@ def test_a_client_that_stopped_answering_is_asked_nothing_until_it_does(monkeypa
 def test_a_node_where_something_went_wrong_is_greeted_again_a_few_times(monkeypatch, failure):
     scenario = Scenario(monkeypatch, {1: failure})
     scenario.refresh()
-    assert scenario.grid.asked == [1] and scenario.registry.rejected and not scenario.registry.rejected_for_good
+    assert (
+        scenario.grid.asked == [1]
+        and scenario.registry.rejected
+        and not scenario.registry.rejected_for_good
+    )
     scenario.refresh(node_registry.RETRY_AFTER)
     scenario.refresh(node_registry.RETRY_AFTER)
     assert scenario.grid.asked == [1, 1]  # the second pause is longer
@@ -193,7 +206,10 @@ def test_a_node_that_differs_is_greeted_again_when_it_was_started_again(monkeypa
 def test_the_first_node_of_a_client_wins_and_another_takes_over_when_it_is_gone(monkeypatch):
     scenario = Scenario(monkeypatch, {1: here(0), 2: here(0)})
     assert scenario.registry.node_of == {0: 1} and not scenario.registry.rejected_for_good
-    assert "two nodes say they are client 0: node 1 is, and node 2 has to wait" in scenario.registry.rejected[2]
+    assert (
+        "two nodes say they are client 0: node 1 is, and node 2 has to wait"
+        in scenario.registry.rejected[2]
+    )
     for _ in range(50):
         scenario.refresh(1000 * node_registry.RETRY_AFTER)
     assert scenario.grid.asked == [1, 2]
@@ -206,7 +222,10 @@ def test_the_first_node_of_a_client_wins_and_another_takes_over_when_it_is_gone(
     )
     scenario.grid.nodes[1] = here(0, "later")
     scenario.refresh()
-    assert scenario.registry.node_of == {0: 2} and "node 1 has to wait" in scenario.registry.rejected[1]
+    assert (
+        scenario.registry.node_of == {0: 2}
+        and "node 1 has to wait" in scenario.registry.rejected[1]
+    )
 
 
 def test_a_seat_is_kept_through_trouble_and_not_through_a_difference(monkeypatch):
@@ -224,16 +243,26 @@ def test_a_seat_is_kept_through_trouble_and_not_through_a_difference(monkeypatch
 
 
 def test_only_a_client_s_own_refused_node_makes_it_hopeless(monkeypatch):
-    nodes = {1: here(0), 2: here(0), 3: differs(9), 4: ("now", {"client": 7, "row": ROW}), 5: ("now", "no client-id")}
+    nodes = {
+        1: here(0),
+        2: here(0),
+        3: differs(9),
+        4: ("now", {"client": 7, "row": ROW}),
+        5: ("now", "no client-id"),
+    }
     scenario = Scenario(monkeypatch, nodes, clients=2)
-    assert set(scenario.registry.rejected) == {2, 3, 4, 5} and 1 not in scenario.registry.rejected_for_good
+    assert (
+        set(scenario.registry.rejected) == {2, 3, 4, 5}
+        and 1 not in scenario.registry.rejected_for_good
+    )
     scenario.grid.nodes[6] = differs(1)
     scenario.refresh()
     assert 1 in scenario.registry.rejected_for_good
 
 
 def test_a_client_s_seat_is_kept_for_its_key(monkeypatch):
-    """Another key in its place is refused while it is away, and does not end anybody's wait for it."""
+    """Another key in its place is refused while it is away, and does not end
+    anybody's wait for it."""
     scenario = Scenario(monkeypatch, {1: here(0), 2: here(1)}, clients=2, keys=ClientKeys(KEY))
     assert scenario.registry.node_of == {0: 1, 1: 2}
     del scenario.grid.nodes[1]
@@ -264,18 +293,24 @@ def test_a_seat_is_kept_over_a_resume(monkeypatch):
 
 
 def test_a_registered_name_is_the_client(monkeypatch):
-    """A node registered as client 1 is no other, and nobody else is client 1 while such a node is known."""
+    """A node registered as client 1 is no other, and nobody else is client 1 while
+    such a node is known."""
     nodes = {1: here(0), 2: here(0), 3: here(1)}
     names = {1: "client-1", 2: "client-0", 3: "lab"}
     scenario = Scenario(monkeypatch, nodes, clients=2, keys=ClientKeys(KEY), names=names)
     assert scenario.registry.node_of == {0: 2}
     assert "registered as client-1, and it says it is client 0" in scenario.registry.rejected[1]
-    assert "its key was not registered as client-1, and another was" in scenario.registry.rejected[3]
+    assert (
+        "its key was not registered as client-1, and another was" in scenario.registry.rejected[3]
+    )
     del scenario.grid.nodes[1]
     scenario.grid.nodes[3] = here(1, "later")
     scenario.refresh()
     assert scenario.registry.node_of == {0: 2}
-    scenario.grid.names[7], scenario.grid.nodes[7] = "client-1", here(1)  # a new key, registered under the same name
+    scenario.grid.names[7], scenario.grid.nodes[7] = (
+        "client-1",
+        here(1),
+    )  # a new key, registered under the same name
     scenario.refresh()
     assert scenario.registry.node_of == {0: 2, 1: 7}
 

@@ -1,4 +1,5 @@
-"""The grid over Ray actors: who is free gets the work, one that dies costs its message alone, and comes back."""
+"""The grid over Ray actors: who is free gets the work, one that dies costs its message
+alone, and comes back."""
 
 import os
 import signal
@@ -27,7 +28,11 @@ def make_app() -> ClientApp:
         if what == "raise":
             raise ValueError("a bad image")
         time.sleep(float(what) if what.replace(".", "").isdigit() else 0)
-        answer = {"what": what, "pid": os.getpid(), "node": dict(context.node_config)["partition-id"]}
+        answer = {
+            "what": what,
+            "pid": os.getpid(),
+            "node": dict(context.node_config)["partition-id"],
+        }
         return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
 
     return app
@@ -73,7 +78,10 @@ def test_an_exception_of_the_app_and_a_death_cost_their_own_message(grid):
     errors = {reply.error.code: reply.error.reason for reply in replies if reply.has_error()}
     assert errors[APP_FAILED] == "ValueError: a bad image"
     assert "ended unexpectedly" in errors[WORKER_LOST]
-    assert {reply.content["answer"]["what"] for reply in replies if reply.has_content()} == {"x", "y"}
+    assert {reply.content["answer"]["what"] for reply in replies if reply.has_content()} == {
+        "x",
+        "y",
+    }
     end = time.monotonic() + 60
     while len(now := {a["pid"] for a in ask(grid, "0.2", "0.2")}) < 2 and time.monotonic() < end:
         pass
@@ -95,15 +103,25 @@ def test_waiting_ends_with_the_first_reply(grid):
 
 
 def test_a_worker_that_died_of_memory_is_named_with_what_to_do():
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayActorError
+    from ray.exceptions import (
+        ActorDiedError,
+        ActorUnavailableError,
+        OutOfMemoryError,
+        RayActorError,
+    )
 
     low = "Task was killed due to the node running low on memory."
     for error in (OutOfMemoryError(low), RayActorError(error_msg=low)):
         assert "runtime.workers" in why_lost(error) and "cohort_size" in why_lost(error)
     any_death = (
-        "Some common causes include: (1) killed by the OOM killer due to high memory usage, (2) ray stop --force"
+        "Some common causes include: (1) killed by the OOM killer due to high memory usage, (2) "
+        "ray stop --force"
     )
-    for error in (ActorDiedError(), RayActorError(error_msg=any_death), ActorUnavailableError(any_death, None)):
+    for error in (
+        ActorDiedError(),
+        RayActorError(error_msg=any_death),
+        ActorUnavailableError(any_death, None),
+    ):
         assert "ended unexpectedly" in why_lost(error)
 
 
@@ -125,7 +143,10 @@ def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(g
     monkeypatch.setattr(strategies.ray_grid, "START_PATIENCE", 0.5)
     waiting = RayGrid(make_app, 1, {"num_cpus": 1000})
     (reply,) = waiting.send_and_receive(messages(waiting, "a"), timeout=60)
-    assert reply.error.reason == "no worker of Ray has been there for 0.5 seconds; is the cluster busy?"
+    assert (
+        reply.error.reason
+        == "no worker of Ray has been there for 0.5 seconds; is the cluster busy?"
+    )
     waiting.close()
 
 
@@ -136,6 +157,14 @@ def test_a_message_gets_an_id_and_keeps_the_rest():
     message = Message(RecordDict(), dst_node_id=7, message_type="train", group_id="3", ttl=5.0)
     one, other = with_id(message), with_id(message)
     assert one.metadata.message_id and one.metadata.message_id != other.metadata.message_id
-    for name in ("run_id", "src_node_id", "dst_node_id", "group_id", "ttl", "message_type", "created_at"):
+    for name in (
+        "run_id",
+        "src_node_id",
+        "dst_node_id",
+        "group_id",
+        "ttl",
+        "message_type",
+        "created_at",
+    ):
         assert getattr(one.metadata, name) == getattr(message.metadata, name), name
     assert one.content is message.content

@@ -25,7 +25,8 @@ from strategies.ray_session import end_sessions
 from strategies.simulation import ray_cluster
 with ray_cluster({"address": None, "workers": 64, "gpus_per_worker": 1.0}, "cpu", 2) as workers:
     import ray
-    print("up", ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"], workers.count, flush=True)
+    address = ray.get_runtime_context().gcs_address
+    print("up", address, os.environ["RAY_AUTH_TOKEN"], workers.count, flush=True)
     if "at once" in sys.stdin.readline():
         end_sessions()
         os._exit(1)
@@ -35,11 +36,17 @@ print("token" if "RAY_AUTH_TOKEN" in os.environ else "the environment is as befo
 
 def process(code: str, *arguments: str, **variables: str) -> subprocess.Popen:
     """Python that knows no token but what it is told."""
-    kept = {name: value for name, value in os.environ.items() if name == "RAY_TMPDIR" or not name.startswith("RAY_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "RAY_TMPDIR" or not name.startswith("RAY_")
+    }
     own = {"PYTHONPATH": str(ROOT), **variables}
     streams = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
     command = [sys.executable, "-u", "-c", code, *arguments]
-    return subprocess.Popen(command, env={**kept, **own}, stderr=subprocess.STDOUT, text=True, **streams)
+    return subprocess.Popen(
+        command, env={**kept, **own}, stderr=subprocess.STDOUT, text=True, **streams
+    )
 
 
 def alive(family: list[psutil.Process]) -> list[psutil.Process]:
@@ -58,7 +65,8 @@ def started(code: str) -> tuple[subprocess.Popen, str, str, int]:
 
 @pytest.fixture
 def sessions(tmp_path_factory, monkeypatch) -> Path:
-    """A folder for temporary files of these tests alone; its path is short, for sockets below it."""
+    """A folder for temporary files of these tests alone; its path is short, for sockets below
+    it."""
     folder = Path(f"/tmp/{os.getpid()}")
     folder.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
@@ -70,15 +78,20 @@ def sessions(tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("before", ["", "import ray"])
 def test_nobody_joins_without_the_token(sessions, before):
-    """Nor enters the session's folder, nor comes over the network; and where a program had imported Ray before, when
-    there was no token yet."""
+    """Nor enters the session's folder, nor comes over the network; and where a program had imported
+    Ray before, when there was no token yet."""
     owner, address, token, workers = started(before + START)
     assert workers == 2, "no more workers than clients"
     (folder,) = sessions.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     family = psutil.Process(owner.pid).children(recursive=True)
     assert not any(token in word for one in family for word in one.cmdline())
-    doors = [c.laddr.ip for one in family for c in one.net_connections() if c.status == psutil.CONN_LISTEN]
+    doors = [
+        c.laddr.ip
+        for one in family
+        for c in one.net_connections()
+        if c.status == psutil.CONN_LISTEN
+    ]
     loopback = [ip.removeprefix("::ffff:") == "127.0.0.1" for ip in doors]
     assert len(doors) > 3 and (all(loopback) or before), doors
     where = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if all(loopback) else "1"}
@@ -105,7 +118,9 @@ def test_nobody_joins_without_the_token(sessions, before):
 def test_nothing_is_left_of_a_process_that_does_not_end_in_the_usual_way(sessions, how):
     owner, *_ = started(START)
     family = psutil.Process(owner.pid).children(recursive=True)
-    assert {"gcs_server", "raylet"} <= {one.name() for one in family}  # agents take their names later
+    assert {"gcs_server", "raylet"} <= {
+        one.name() for one in family
+    }  # agents take their names later
     if how == "killed":
         owner.send_signal(signal.SIGKILL)
         owner.wait()
@@ -120,7 +135,9 @@ def test_nothing_is_left_of_a_process_that_does_not_end_in_the_usual_way(session
 def test_a_session_that_is_in_use_is_left_alone(sessions):
     with private_session() as one:
         (one.folder / "ray").mkdir()
-        other = process("from strategies.ray_session import private_session\nwith private_session(): pass")
+        other = process(
+            "from strategies.ray_session import private_session\nwith private_session(): pass"
+        )
         other.communicate(timeout=60)
         assert other.returncode == 0 and (one.folder / "ray").is_dir()
 

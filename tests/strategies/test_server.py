@@ -1,4 +1,5 @@
-"""The round loop: sampling, checks of replies, retries, what is saved. A small real federation, in process."""
+"""The round loop: sampling, checks of replies, retries, what is saved. A small real
+federation, in process."""
 
 import json
 
@@ -28,7 +29,9 @@ def final(run_dir):
 
 def same_tensors(one, other, **tolerance):
     for name, tensor in final(one)[0].items():
-        np.testing.assert_allclose(final(other)[0][name], tensor, err_msg=name, **(tolerance or {"rtol": 0, "atol": 0}))
+        np.testing.assert_allclose(
+            final(other)[0][name], tensor, err_msg=name, **(tolerance or {"rtol": 0, "atol": 0})
+        )
 
 
 @pytest.mark.parametrize(
@@ -49,16 +52,26 @@ def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):
     assert line["clients"] == 5 and [d["client"] for d in line["dropped"]] == [2]
     assert line["dropped"][0]["reason"].startswith(said)
     assert all(
-        np.isfinite(tensor).all() for name, tensor in final(tmp_path / "a")[0].items() if name.startswith("shared/")
+        np.isfinite(tensor).all()
+        for name, tensor in final(tmp_path / "a")[0].items()
+        if name.startswith("shared/")
     )
     assert final(tmp_path / "a")[0]["committed"].tolist() == [1, 1, 0, 1, 1, 1]
     if fault != "raise":
-        run(tmp_path / "b", "rounds=1", "participation=1", "evaluate_every=0", faults={"raise": [2]})
+        run(
+            tmp_path / "b", "rounds=1", "participation=1", "evaluate_every=0", faults={"raise": [2]}
+        )
         same_tensors(tmp_path / "a", tmp_path / "b", rtol=1e-9, atol=1e-12)
 
 
 def test_a_client_that_says_more_than_others_ends_nobody_s_run(tmp_path):
-    run(tmp_path / "a", "rounds=1", "participation=1", "evaluate_every=0", faults={"extra_metric": [2]})
+    run(
+        tmp_path / "a",
+        "rounds=1",
+        "participation=1",
+        "evaluate_every=0",
+        faults={"extra_metric": [2]},
+    )
     (line,) = metrics(tmp_path / "a", "train")
     assert line["clients"] == 6 and line["dropped"] == []
 
@@ -66,9 +79,16 @@ def test_a_client_that_says_more_than_others_ends_nobody_s_run(tmp_path):
 def test_too_few_clients_stop_the_run_saved(tmp_path, capsys):
     faults = {"raise": [0, 1, 2, 3, 4], "round": 2}
     with pytest.raises(
-        FedPGPError, match="round 2: 1 of 6 clients gave a usable answer, 2 are needed .*client 0 fell over"
+        FedPGPError,
+        match="round 2: 1 of 6 clients gave a usable answer, 2 are needed .*client 0 fell over",
     ):
-        run(tmp_path / "a", "participation=1", "runtime.min_clients=2", "evaluate_every=0", faults=faults)
+        run(
+            tmp_path / "a",
+            "participation=1",
+            "runtime.min_clients=2",
+            "evaluate_every=0",
+            faults=faults,
+        )
     assert "asking the others again" in capsys.readouterr().out
     assert final(tmp_path / "a")[1]["round"] == 1
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
@@ -80,12 +100,15 @@ def test_clients_come_from_seed_and_round(tmp_path):
     committed = final(tmp_path / "a")[0]["committed"]
     expected = np.zeros(6, dtype=int)
     for server_round in (1, 2, 3):
-        expected[generator(0, "participants", server_round).choice(range(6), size=4, replace=False)] = server_round
+        expected[
+            generator(0, "participants", server_round).choice(range(6), size=4, replace=False)
+        ] = server_round
     assert committed.tolist() == expected.tolist()
 
 
 def test_all_clients_may_train_in_the_first_round(tmp_path):
-    """TianyuCuiOvO/FedPGP, d43045b33f42, federated_main.py 330-334: all users in epoch 0, a fraction of them later."""
+    """TianyuCuiOvO/FedPGP, d43045b33f42, federated_main.py 330-334: all users in epoch 0, a
+    fraction of them later."""
     run(tmp_path / "a", "evaluate_every=0", "first_round=all")
     assert [line["clients"] for line in metrics(tmp_path / "a", "train")] == [6, 4, 4]
     run(tmp_path / "b", "evaluate_every=0")
@@ -93,7 +116,8 @@ def test_all_clients_may_train_in_the_first_round(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("clients", "fraction", "count"), [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)]
+    ("clients", "fraction", "count"),
+    [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)],
 )
 def test_number_of_participants(clients, fraction, count):
     assert participants({"participation": fraction}, clients) == count
@@ -102,7 +126,9 @@ def test_number_of_participants(clients, fraction, count):
 def test_metrics_say_what_was_sent(tmp_path):
     summary = run(tmp_path / "a", "evaluate_every=0")
     trains, evals = metrics(tmp_path / "a", "train"), metrics(tmp_path / "a", "eval")
-    assert [line["round"] for line in trains] == [1, 2, 3] and [line["round"] for line in evals] == [0, 3]
+    assert [line["round"] for line in trains] == [1, 2, 3] and [
+        line["round"] for line in evals
+    ] == [0, 3]
     prompt = 4 * 32 * 8
     for line in trains:
         assert line["clients"] == 4 and 4 * prompt < line["bytes_up"] < 4 * prompt + 4 * 256
@@ -117,7 +143,8 @@ def test_other_methods(tmp_path, method):
     assert summary["status"] == "finished"
     assert (summary["accuracy"]["global"] is None) == (method == "coop")
     assert (
-        summary["accuracy"]["personal"]["local"] is not None and summary["accuracy"]["zero_shot"]["local"] is not None
+        summary["accuracy"]["personal"]["local"] is not None
+        and summary["accuracy"]["zero_shot"]["local"] is not None
     )
     assert len(metrics(tmp_path / "a", "train")) == (0 if method == "zero_shot" else 2)
 
@@ -125,7 +152,12 @@ def test_other_methods(tmp_path, method):
 @pytest.mark.parametrize("strategy", ["fedadam", "fedavgm"])
 def test_momentum_survives_a_restart(tmp_path, strategy):
     """Stopped in round 3 and resumed: the same as never stopped, to the bit."""
-    common = ("participation=1", f"strategy={strategy}", "evaluate_every=0", "runtime.min_clients=6")
+    common = (
+        "participation=1",
+        f"strategy={strategy}",
+        "evaluate_every=0",
+        "runtime.min_clients=6",
+    )
     run(tmp_path / "whole", *common)
     marker = tmp_path / "mended"
     with pytest.raises(FedPGPError):

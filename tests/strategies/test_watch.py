@@ -1,4 +1,5 @@
-"""How far the clients are while the server waits: answers, and what workers tell of those still at work."""
+"""How far the clients are while the server waits: answers, and what workers tell of those still at
+work."""
 
 import threading
 

@@ -13,10 +13,11 @@ from tests.small import small_config, small_federation
 EQUAL = {"dp_fpl", "ditto", "scaffold", "fedtpg", "fedmvp", "fedclip"}
 """Alike: linhhtran/DP-FPL, cce74b479525, federated_main.py 163; litian96/ditto, 26d9b29a62f3,
 flearn/trainers_MTL/ditto.py 165; boschresearch/FedTPG, f141c2994b5a, federated/server.py 160;
-mainaksingha01/FedMVP, 246800efae53, federated/server.py 146; microsoft/PersonalizedFL, 441670edb574,
-fedclip/methods/fed_at_clip.py 159; SCAFFOLD's paper, algorithm 1. By images: average_weights with datanumber_client of
-HongxiaLee/FedOTP, 9948611a2325; TianyuCuiOvO/FedPGP, d43045b33f42; CYFang6/FedPHA, 1ab33df39520; ljaiverson/pFedMoAP,
-a481de35edc7; sajjad-ucsb/pFedMMA, 84197bb89b6d; and PanBikang/PromptFolio, 8f729aab78b2."""
+mainaksingha01/FedMVP, 246800efae53, federated/server.py 146; microsoft/PersonalizedFL,
+441670edb574, fedclip/methods/fed_at_clip.py 159; SCAFFOLD's paper, algorithm 1. By images:
+average_weights with datanumber_client of HongxiaLee/FedOTP, 9948611a2325; TianyuCuiOvO/FedPGP,
+d43045b33f42; CYFang6/FedPHA, 1ab33df39520; ljaiverson/pFedMoAP, a481de35edc7; sajjad-ucsb/pFedMMA,
+84197bb89b6d; and PanBikang/PromptFolio, 8f729aab78b2."""
 
 
 def test_methods_weigh_as_their_code_does():
@@ -34,7 +35,9 @@ def test_methods_weigh_as_their_code_does():
     ],
 )
 def test_a_round_of_unequal_clients(tmp_path, name, more, equal):
-    config = small_config(tmp_path / "run", f"method={name}", *more, "participation=1", "rounds=1", "evaluate_every=0")
+    config = small_config(
+        tmp_path / "run", f"method={name}", *more, "participation=1", "rounds=1", "evaluate_every=0"
+    )
     start(config, federation_of=small_federation)
     server, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
     fed = small_federation(json.dumps(config))

@@ -1,4 +1,5 @@
-"""What made the embedded federation and its models still works, without a network and without training for minutes."""
+"""What made the embedded federation and its models still works, without a network and without
+training for minutes."""
 
 import csv
 import subprocess
@@ -37,7 +38,9 @@ def test_readme_names_every_command_and_each_starts(command):
     name = f"tools.embedded.{command}"
     root = ASSETS.parents[1]
     assert f"python -m {name}" in (root / "tools/embedded/README.md").read_text(encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", name, "--help"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", name, "--help"], cwd=root, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
 
 
@@ -55,7 +58,9 @@ def test_stem_as_a_matrix_product_gives_the_convolution_and_its_gradient():
     image_tower.speed_up_stem(visual)
     got = conv(pictures)
     assert torch.allclose(got, wanted, atol=1e-12)
-    assert torch.allclose(torch.autograd.grad(got.square().sum(), conv.weight)[0], gradient, atol=1e-9)
+    assert torch.allclose(
+        torch.autograd.grad(got.square().sum(), conv.weight)[0], gradient, atol=1e-9
+    )
 
 
 def test_compact_text_tower_gives_the_features_of_the_whole_one():
@@ -65,7 +70,10 @@ def test_compact_text_tower_gives_the_features_of_the_whole_one():
     tower = CompactText(model, texts)
     tower.write_table()
     with torch.no_grad():
-        got, whole = tower(texts), model.encode_text(open_clip.SimpleTokenizer()(texts, TEXT_CFG["context_length"]))
+        got, whole = (
+            tower(texts),
+            model.encode_text(open_clip.SimpleTokenizer()(texts, TEXT_CFG["context_length"])),
+        )
     assert torch.allclose(got, F.normalize(whole, dim=-1), atol=1e-5)
 
 
@@ -85,9 +93,12 @@ def test_a_written_model_is_read_again_in_half_precision(tmp_path):
 
 
 def test_augmented_pictures_stay_in_range_and_hang_on_the_generator():
-    images = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (16, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     first, again, other = (
-        augment(images, 48, torch.ones(16, dtype=torch.bool), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        augment(images, 48, torch.ones(16, dtype=torch.bool), torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
     )
     assert first.shape == (16, 3, 48, 48) and first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -104,4 +115,6 @@ def test_a_pause_is_not_work(monkeypatch):
 def test_the_wheel_leaves_tools_out():
     project = tomllib.loads((ASSETS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     packages = project["tool"]["setuptools"]["packages"]
-    assert not any(pattern.startswith("tools") or pattern == "*" for pattern in packages["find"]["include"])
+    assert not any(
+        pattern.startswith("tools") or pattern == "*" for pattern in packages["find"]["include"]
+    )

@@ -1,11 +1,12 @@
-"""Builds the embedded federation's pictures, `fedpgp/assets/emoji/`, from pinned packages; the same bytes every time.
+"""Builds the embedded federation's pictures, `fedpgp/assets/emoji/`, from pinned packages;
+the same bytes every time.
 
     python -m tools.embedded.build_data            # writes fedpgp/assets/emoji
-    python -m tools.embedded.build_data --check    # builds elsewhere and compares with what is there
+    python -m tools.embedded.build_data --check    # builds elsewhere and compares
 
-The domain is the vendor, the class one or more Unicode subgroups. An emoji is used when every vendor's picture of it
-can be rendered or is absent; it is train or test in all domains alike. Needs node, npm and Linux on x86-64 (the pinned
-renderer).
+The domain is the vendor, the class one or more Unicode subgroups. An emoji is used when every
+vendor's picture of it can be rendered or is absent; it is train or test in all domains alike. Needs
+node, npm and Linux on x86-64 (the pinned renderer).
 """
 
 import argparse
@@ -33,9 +34,10 @@ DOMAINS = {  # domain → package
     "high_contrast": "@iconify-json/fluent-emoji-high-contrast",
     "openmoji": "@iconify-json/openmoji",
 }
-# Label order. Protocols take the first half as base and the second half as novel classes, so each half has its animals,
-# plants, food, faces, people, vehicles, things and signs. Left out of Unicode's larger subgroups: religion, game,
-# household and person-fantasy, whose members have little in common that can be seen.
+# Label order. Protocols take the first half as base and the second half as novel classes, so each
+# half has its animals, plants, food, faces, people, vehicles, things and signs. Left out of
+# Unicode's larger subgroups: religion, game, household and person-fantasy, whose members have
+# little in common that can be seen.
 CLASSES: list[tuple[str, tuple[str, ...]]] = [
     ("mammal", ("animal-mammal",)),
     ("insect", ("animal-bug",)),
@@ -106,7 +108,8 @@ NAMES_LICENCE = "MIT-emojibase-data"
 
 
 def render_domains(emoji: dict[str, Emoji], work: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Domain → code points → (64, 64, 3) uint8, without what fails in any domain and without copies inside a domain."""
+    """Domain → code points → (64, 64, 3) uint8, without what fails in any domain and without
+    copies inside a domain."""
     sources = src.load_sources()
     names = load_names(work, emoji)
     rendered: dict[str, dict[str, np.ndarray]] = {}
@@ -122,21 +125,34 @@ def render_domains(emoji: dict[str, Emoji], work: Path) -> dict[str, dict[str, n
         seen: set[bytes] = set()
         for codepoints, image in zip(usable, images, strict=True):
             if image is None:
-                print(f"left out everywhere: {emoji[codepoints].name} ({codepoints}) cannot be rendered in {domain}")
+                print(
+                    f"left out everywhere: {emoji[codepoints].name} ({codepoints}) cannot be "
+                    f"rendered in {domain}"
+                )
                 failed.add(codepoints)
             elif image.min() == 255:
                 print(f"left out of {domain}: {emoji[codepoints].name} is blank")
             elif image.tobytes() in seen:
-                print(f"left out of {domain}: {emoji[codepoints].name} is the same picture as another emoji")
+                print(
+                    f"left out of {domain}: {emoji[codepoints].name} is the same picture as "
+                    "another emoji"
+                )
             else:
                 seen.add(image.tobytes())
                 rendered[domain][codepoints] = image
-    return {domain: {c: i for c, i in images.items() if c not in failed} for domain, images in rendered.items()}
+    return {
+        domain: {c: i for c, i in images.items() if c not in failed}
+        for domain, images in rendered.items()
+    }
 
 
 def split_emoji(members: list[str]) -> dict[str, str]:
-    """Code points of one class → "train" or "test", decided by a hash, so that it hangs on nothing but the emoji."""
-    ordered = sorted(members, key=lambda codepoints: hashlib.sha256(f"{SPLIT_SEED}:{codepoints}".encode()).digest())
+    """Code points of one class → "train" or "test", decided by a hash, so that it hangs on
+    nothing but the emoji."""
+    ordered = sorted(
+        members,
+        key=lambda codepoints: hashlib.sha256(f"{SPLIT_SEED}:{codepoints}".encode()).digest(),
+    )
     train = set(ordered[: round(TRAIN_SHARE * len(ordered))])
     return {codepoints: "train" if codepoints in train else "test" for codepoints in members}
 
@@ -145,7 +161,9 @@ def _write_zip(path: Path, images: dict[str, np.ndarray]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for codepoints in sorted(images):
             buffer = io.BytesIO()
-            Image.fromarray(images[codepoints]).save(buffer, "WEBP", lossless=True, quality=80, method=4, exact=True)
+            Image.fromarray(images[codepoints]).save(
+                buffer, "WEBP", lossless=True, quality=80, method=4, exact=True
+            )
             info = zipfile.ZipInfo(f"{codepoints}.webp", date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
             info.create_system = 3
@@ -176,8 +194,8 @@ def _attribution(counts: dict[str, int]) -> str:
         entry = sources[package]
         licence = f"[{entry['licence']}](licences/{LICENCE_FILES[entry['licence']]}.txt)"
         rows.append(
-            f"| `{domain}.zip` | [{entry['title']}]({entry['url']}) | {entry['author']} | {licence} "
-            f"| `{package}` {entry['version']} | {counts[domain]} |"
+            f"| `{domain}.zip` | [{entry['title']}]({entry['url']}) | {entry['author']} | "
+            f"{licence} | `{package}` {entry['version']} | {counts[domain]} |"
         )
     base = sources["emojibase-data"]
     names_licence = f"[{base['licence']}](licences/{NAMES_LICENCE}.txt)"
@@ -189,23 +207,27 @@ def _attribution(counts: dict[str, int]) -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "**Changes made to all of them:** a selection (no skin tones, gender variants, directions, flags, no exact "
-            "copies inside a set); rendered",
-            "from SVG to 64x64 pixels on white; stored as lossless WebP, named by Unicode code points.",
+            "**Changes made to all of them:** a selection (no skin tones, gender variants, "
+            "directions, flags, no exact copies inside a set); rendered",
+            "from SVG to 64x64 pixels on white; stored as lossless WebP, named by Unicode code "
+            "points.",
             "",
-            '**OpenMoji is share-alike.** `openmoji.zip` is an adaptation of OpenMoji ("All emojis designed by '
+            "**OpenMoji is share-alike.** `openmoji.zip` is an adaptation of OpenMoji "
+            '("All emojis designed by '
             "OpenMoji – the open-source emoji and icon",
-            'project. License: CC BY-SA 4.0") and is itself under CC BY-SA 4.0: pass it on, and what you make of it, '
+            'project. License: CC BY-SA 4.0") and is itself under CC BY-SA 4.0: pass it on, '
+            "and what you make of it, "
             "under the same licence. The other",
             "archives are not share-alike; each keeps its own licence.",
             "",
-            "Twemoji graphics: copyright Twitter, Inc and other contributors, CC BY 4.0. Noto Emoji: copyright "
-            "Google LLC, Apache-2.0.",
+            "Twemoji graphics: copyright Twitter, Inc and other contributors, CC BY 4.0. Noto "
+            "Emoji: copyright Google LLC, Apache-2.0.",
             "Fluent Emoji (gradient, flat, high contrast): copyright Microsoft Corporation, MIT.",
-            f"Names and subgroups in `emoji.csv` and `classes.csv` follow Unicode CLDR, by way of `emojibase-data` "
-            f"{base['version']} ({names_licence}, {base['author']}).",
+            "Names and subgroups in `emoji.csv` and `classes.csv` follow Unicode CLDR, by way "
+            f"of `emojibase-data` {base['version']} ({names_licence}, {base['author']}).",
             "",
-            "Neither the vendors nor the Unicode Consortium have anything to do with this project or endorse it.",
+            "Neither the vendors nor the Unicode Consortium have anything to do with this "
+            "project or endorse it.",
             "",
         ]
     )
@@ -220,7 +242,9 @@ def build(target: Path, work: Path) -> None:
     used = sorted(set().union(*domains.values()))
     split: dict[str, str] = {}
     for name, _ in CLASSES:
-        split |= split_emoji([codepoints for codepoints in used if label_of[emoji[codepoints].subgroup] == name])
+        split |= split_emoji(
+            [codepoints for codepoints in used if label_of[emoji[codepoints].subgroup] == name]
+        )
 
     if target.exists():
         shutil.rmtree(target)
@@ -232,7 +256,9 @@ def build(target: Path, work: Path) -> None:
     rows = [[index, name, " ".join(subgroups)] for index, (name, subgroups) in enumerate(CLASSES)]
     _write_csv(target / "classes.csv", ["label", "class", "subgroups"], rows)
     for licence, file in LICENCE_FILES.items():
-        (target / "licences" / f"{file}.txt").write_text(_licence_text(licence, work), encoding="utf-8")
+        (target / "licences" / f"{file}.txt").write_text(
+            _licence_text(licence, work), encoding="utf-8"
+        )
     own = src.read(src.load_sources()["emojibase-data"], work, "LICENSE")
     if own is None:
         raise src.SourceError("emojibase-data has no LICENSE")
@@ -249,16 +275,31 @@ def build(target: Path, work: Path) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a folder, by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=src.DEFAULT_WORK, help="folder for packages (default %(default)s)")
-    parser.add_argument("--check", action="store_true", help="build into a temporary folder and compare")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=src.DEFAULT_WORK,
+        help="folder for packages (default %(default)s)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="build into a temporary folder and compare"
+    )
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    print(f"libwebp {features.version('webp')} (another version may encode the same pixels to other bytes)")
+    print(
+        f"libwebp {features.version('webp')} (another version may encode the same pixels to "
+        "other bytes)"
+    )
     if not arguments.check:
         build(ASSETS, arguments.work)
         return

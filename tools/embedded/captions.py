@@ -53,7 +53,9 @@ class Captions:
         else:
             tags = self.tags[emoji]
             said = random_.choice(tags) if tags and random_.random() < 0.35 else self.names[emoji]
-        return f"emoji {emoji}" if emoji >= 0 else f"icon {said}", random_.choice(TEMPLATES).format(said)
+        return f"emoji {emoji}" if emoji >= 0 else f"icon {said}", random_.choice(TEMPLATES).format(
+            said
+        )
 
     def all_texts(self) -> list[str]:
         """Every text that a caption can be made of; its tokens are the ones that are trained."""
@@ -62,9 +64,11 @@ class Captions:
 
 
 class CompactText(torch.nn.Module):
-    """open_clip's text tower with an embedding table of the used tokens only, on captions cut after their last token.
+    """open_clip's text tower with an embedding table of the used tokens only, on captions
+    cut after their last token.
 
-    The tower is causal and pools at the end token, so cutting changes nothing; the small table saves time.
+    The tower is causal and pools at the end token, so cutting changes nothing; the small table
+    saves time.
     """
 
     def __init__(self, model: torch.nn.Module, texts: list[str]):
@@ -76,7 +80,9 @@ class CompactText(torch.nn.Module):
         for text in texts:
             text = text.replace("{}", "")
             used.update(self.tokenizer.encode(text))
-            used.update(self.tokenizer.encode(text + "."))  # a full stop can melt into one token with a sign before it
+            used.update(
+                self.tokenizer.encode(text + ".")
+            )  # a full stop can melt into one token with a sign before it
         self.used = sorted(used)
         self.position = {token: index for index, token in enumerate(self.used)}
         self.table = torch.nn.Parameter(0.02 * torch.randn(len(self.used), TEXT_CFG["width"]))
@@ -96,7 +102,9 @@ class CompactText(torch.nn.Module):
         model = self.model
         x = F.embedding(ids, self.table) + model.positional_embedding[:length]
         x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-        return F.normalize((x[torch.arange(len(rows)), ends] @ model.text_projection).float(), dim=-1)
+        return F.normalize(
+            (x[torch.arange(len(rows)), ends] @ model.text_projection).float(), dim=-1
+        )
 
     @torch.no_grad()
     def write_table(self) -> None:

@@ -1,9 +1,10 @@
-"""The pretraining pictures: other art styles of emoji, and icon sets; never a picture of the federation's sets.
+"""The pretraining pictures: other art styles of emoji, and icon sets; never a picture
+of the federation's sets.
 
-    python -m tools.embedded.corpus     # renders all into the work folder (pretrain.py does it when need be)
+    python -m tools.embedded.corpus    # renders all into the work folder (pretrain.py does it too)
 
-Pictures that nearly equal a federation picture of the same emoji (mean absolute difference below 0.04 of the range, in
-any domain) are left out.
+Pictures that nearly equal a federation picture of the same emoji (mean absolute difference below
+0.04 of the range, in any domain) are left out.
 """
 
 import argparse
@@ -27,7 +28,8 @@ NEAR_COPY = 0.04  # mean absolute pixel difference, 1 = the full range
 MIN_WORD_COUNT = 4  # a word is a training target when so many names or tag lists hold it
 NOTO_EMOJI_WEIGHTS = (300, 500, 700)
 
-# Which drawings of an icon are used, where a set has each in several (outline, filled, …): a pattern of its name.
+# Which drawings of an icon are used, where a set has each in several (outline, filled, …):
+# a pattern of its name.
 ICON_FILTER = {
     "ph": r"(?!.*-(light|thin|bold)$)",
     "healthicons": r"(?!.*(negative|24px))",
@@ -35,7 +37,8 @@ ICON_FILTER = {
     "material-symbols": r"(?!.*-(outline|rounded|sharp))",
 }
 STYLE_WORDS = re.compile(
-    r"-(outline|outlined|filled|fill|flat|duo|duotone|bold|line|linear|rounded|sharp|alt|alternate|negative|variant|solid|oval|\d+)$"
+    r"-(outline|outlined|filled|fill|flat|duo|duotone|bold|line|linear|rounded|sharp|alt|alternate"
+    r"|negative|variant|solid|oval|\d+)$"
 )
 STOP_WORDS = frozenset(
     ["off", "on", "out", "of", "the", "and", "with", "in", "for", "to", "at", "by", "or"]
@@ -45,7 +48,8 @@ STOP_WORDS = frozenset(
 
 @dataclass
 class Corpus:
-    """Pictures and what they show. `emoji` and `source` index the two lists; -1 where a picture is no known emoji."""
+    """Pictures and what they show. `emoji` and `source` index the two lists; -1 where a
+    picture is no known emoji."""
 
     images: np.ndarray  # (N, 64, 64, 3) uint8
     names: list[str]  # N readable names: "cat with wry smile", "coffee bean"
@@ -73,9 +77,13 @@ def _font_pictures(data: bytes, emoji: list[Emoji]) -> dict[str, np.ndarray]:
         if image is None or (missing is not None and image.tobytes() == missing.tobytes()):
             continue
         scale = 58 / max(image.size)
-        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+        image = image.resize(
+            [max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS
+        )
         canvas = Image.new("RGB", (src.SIZE, src.SIZE), "white")
-        canvas.paste(image.convert("RGB"), ((src.SIZE - image.width) // 2, (src.SIZE - image.height) // 2))
+        canvas.paste(
+            image.convert("RGB"), ((src.SIZE - image.width) // 2, (src.SIZE - image.height) // 2)
+        )
         pictures[item.codepoints] = np.asarray(canvas).copy()
     return pictures
 
@@ -97,11 +105,20 @@ def _emoji_fonts(work: Path, emoji: dict[str, Emoji]) -> list[tuple[str, str, np
         points = _unicode_ranges(ranges)
         held = [item for item in emoji.values() if len(item.text) == 1 and ord(item.text) in points]
         for weight in NOTO_EMOJI_WEIGHTS:
-            data = src.read(noto, work, f"files/noto-emoji-{subset.strip('[]')}-{weight}-normal.woff")
+            data = src.read(
+                noto, work, f"files/noto-emoji-{subset.strip('[]')}-{weight}-normal.woff"
+            )
             if data is not None and held:
-                found += [(f"noto-emoji-{weight}", c, image) for c, image in _font_pictures(data, held).items()]
-    symbola = src.read(sources["fonts-symbola"], work, "usr/share/fonts/truetype/ancient-scripts/Symbola_hint.ttf")
-    found += [("symbola", c, image) for c, image in _font_pictures(symbola, list(emoji.values())).items()]
+                found += [
+                    (f"noto-emoji-{weight}", c, image)
+                    for c, image in _font_pictures(data, held).items()
+                ]
+    symbola = src.read(
+        sources["fonts-symbola"], work, "usr/share/fonts/truetype/ancient-scripts/Symbola_hint.ttf"
+    )
+    found += [
+        ("symbola", c, image) for c, image in _font_pictures(symbola, list(emoji.values())).items()
+    ]
     return found
 
 
@@ -151,17 +168,23 @@ def _build(work: Path) -> None:
             )
 
     for entry in sources.values():
-        if not entry["use"].startswith("pretraining") or not entry["name"].startswith("@iconify-json/"):
+        if not entry["use"].startswith("pretraining") or not entry["name"].startswith(
+            "@iconify-json/"
+        ):
             continue
         started = time.time()
         prefix = entry["name"].split("/")[1]
         icons = src.read_json(entry, work, "icons.json")
         wanted: list[tuple[str, str | None, str]] = []  # icon, code points, readable name
         if entry["use"] == "pretraining emoji":
-            matched = {icon: c for c, icon in iconify_pictures(entry["name"], work, emoji, names).items()}
+            matched = {
+                icon: c for c, icon in iconify_pictures(entry["name"], work, emoji, names).items()
+            }
             for icon in sorted(icons["icons"]):
                 codepoints = matched.get(icon) or match_name(icon, names)
-                if codepoints is None and (re.search(r"skin-tone|^flag-|^(wo)?man-", icon) or prefix == "fxemoji"):
+                if codepoints is None and (
+                    re.search(r"skin-tone|^flag-|^(wo)?man-", icon) or prefix == "fxemoji"
+                ):
                     continue  # variants, and names without word breaks, say little
                 wanted.append((icon, codepoints, icon.replace("-", " ")))
         else:
@@ -188,10 +211,20 @@ def _build(work: Path) -> None:
         "rows": rows,
         "left_out": dict(left_out),
         "counts": dict(counts),
-        "emoji": [[item.codepoints, item.name, item.subgroup, list(item.tags)] for item in emoji.values()],
+        "emoji": [
+            [item.codepoints, item.name, item.subgroup, list(item.tags)] for item in emoji.values()
+        ],
     }
     (folder / "table.json").write_text(json.dumps(table), encoding="utf-8")
-    print(json.dumps({"pictures": len(rows), "emoji": sum(row["emoji"] >= 0 for row in rows), "left_out": left_out}))
+    print(
+        json.dumps(
+            {
+                "pictures": len(rows),
+                "emoji": sum(row["emoji"] >= 0 for row in rows),
+                "left_out": left_out,
+            }
+        )
+    )
 
 
 def load_corpus(work: Path) -> Corpus:
@@ -207,7 +240,9 @@ def load_corpus(work: Path) -> Corpus:
         words=[row["words"] for row in rows],
         emoji=np.array([row["emoji"] for row in rows]),
         source=np.array([source_list.index(row["source"]) for row in rows]),
-        emoji_list=[Emoji(c, name, subgroup, tuple(tags)) for c, name, subgroup, tags in table["emoji"]],
+        emoji_list=[
+            Emoji(c, name, subgroup, tuple(tags)) for c, name, subgroup, tags in table["emoji"]
+        ],
         source_list=source_list,
     )
 
@@ -220,8 +255,12 @@ def vocabulary(corpus: Corpus) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)"
+    )
     _build(parser.parse_args().work)
 
 

@@ -13,21 +13,34 @@ from tools.embedded import sources as src
 from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.image_tower import BATCH
 from tools.embedded.labels import KIND_SHARES, Heads, Labels, sampler
-from tools.embedded.models import TINY_CFG, TINY_VIT_CFG, finished_image_tower, load_image_tower, new_clip, write_model
+from tools.embedded.models import (
+    TINY_CFG,
+    TINY_VIT_CFG,
+    finished_image_tower,
+    load_image_tower,
+    new_clip,
+    write_model,
+)
 from tools.embedded.pictures import augment, autocast, normalize, plain
 from tools.embedded.sittings import Budget, save_atomic
 
 open_clip = import_open_clip()
 
-DISTILL_VIEWS = 10_000  # augmented pictures with the teacher's features, drawn once and used many times
+DISTILL_VIEWS = (
+    10_000  # augmented pictures with the teacher's features, drawn once and used many times
+)
 DISTILL_RATE = 1e-3
-DROPPED_PATCHES = ((0.6, 0.5), (1.0, 0.0))  # part of the budget → share of patches the student does not see
+DROPPED_PATCHES = (
+    (0.6, 0.5),
+    (1.0, 0.0),
+)  # part of the budget → share of patches the student does not see
 
 
 def distill_views(
     work: Path, name: str, raw: bool, corpus: Corpus, labels: Labels, count: int
 ) -> dict[str, torch.Tensor]:
-    """Augmented pictures for the student, what the teacher makes of them, and their labels; kept in the work folder."""
+    """Augmented pictures for the student, what the teacher makes of them, and their labels;
+    kept in the work folder."""
     path = work / name / "views.pt"
     visual, state = load_image_tower(work, name, raw)
     if path.exists():
@@ -41,23 +54,41 @@ def distill_views(
     parts: dict[str, list[torch.Tensor]] = {"rows": [], "pictures": [], "features": []}
     while sum(map(len, parts["rows"])) < count:
         picked = torch.cat(
-            [r[torch.multinomial(w, n, generator=generator)] for r, w, n in zip(rows, weights, counts, strict=True)]
+            [
+                r[torch.multinomial(w, n, generator=generator)]
+                for r, w, n in zip(rows, weights, counts, strict=True)
+            ]
         )
-        large = augment(torch.from_numpy(corpus.images[picked.numpy()]), size, labels.flip[picked], generator)
+        large = augment(
+            torch.from_numpy(corpus.images[picked.numpy()]), size, labels.flip[picked], generator
+        )
         with torch.no_grad(), autocast():
             parts["features"].append(F.normalize(visual(normalize(large)).float(), dim=-1))
         small = F.interpolate(large, size=(src.SIZE, src.SIZE), mode="bilinear", antialias=True)
-        parts["pictures"].append((small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+        parts["pictures"].append(
+            (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        )
         parts["rows"].append(picked)
-    kept = {key: torch.cat(value) for key, value in parts.items()} | {"step": state["step"], "raw": raw}
+    kept = {key: torch.cat(value) for key, value in parts.items()} | {
+        "step": state["step"],
+        "raw": raw,
+    }
     save_atomic(kept, path)
     return kept
 
 
 def train_vit(
-    work: Path, minutes: float, seed: int, name: str, raw: bool, tiny: Path, target: Path, start: Path | None = None
+    work: Path,
+    minutes: float,
+    seed: int,
+    name: str,
+    raw: bool,
+    tiny: Path,
+    target: Path,
+    start: Path | None = None,
 ) -> None:
-    """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of them.
+    """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of
+    them.
 
     ``start`` is the folder of a finished ViT that the first sitting begins from.
     """
@@ -84,7 +115,11 @@ def train_vit(
     step, used = 0, 0.0
     if path.exists():
         resumed = torch.load(path, weights_only=True)
-        if [resumed.get(key) for key in ("image_step", "raw", "seed")] == [state["step"], raw, seed]:
+        if [resumed.get(key) for key in ("image_step", "raw", "seed")] == [
+            state["step"],
+            raw,
+            seed,
+        ]:
             visual.load_state_dict(resumed["visual"])
             optimizer.load_state_dict(resumed["optimizer"])
             generator.set_state(resumed["generator"])
@@ -92,16 +127,36 @@ def train_vit(
             print(f"resumed at step {step}", flush=True)
 
     def checkpoint() -> None:
-        held = {"visual": visual.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        save_atomic(held | {"step": step, "seconds": used, "image_step": state["step"], "raw": raw, "seed": seed}, path)
+        held = {
+            "visual": visual.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+        }
+        save_atomic(
+            held
+            | {
+                "step": step,
+                "seconds": used,
+                "image_step": state["step"],
+                "raw": raw,
+                "seed": seed,
+            },
+            path,
+        )
 
     budget, last_save = Budget(used), time.time()
     visual.train()
     while used < 60 * minutes:
         progress = used / (60 * minutes)
-        dropped = next(share for until, share in DROPPED_PATCHES if progress < until or until == 1.0)
-        visual.patch_dropout = open_clip.transformer.PatchDropout(dropped) if dropped else torch.nn.Identity()
-        rate = DISTILL_RATE * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        dropped = next(
+            share for until, share in DROPPED_PATCHES if progress < until or until == 1.0
+        )
+        visual.patch_dropout = (
+            open_clip.transformer.PatchDropout(dropped) if dropped else torch.nn.Identity()
+        )
+        rate = (
+            DISTILL_RATE * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         picked = torch.randint(len(views["rows"]), (BATCH,), generator=generator)
@@ -111,7 +166,9 @@ def train_vit(
         student = F.normalize(student.float(), dim=-1)
         loss = 4 * (1 - (student * teacher).sum(1)).mean()
         for ours, theirs in zip(heads(student)[:2], heads(teacher)[:2], strict=True):
-            loss = loss + F.kl_div(F.log_softmax(ours, 1), F.softmax(theirs, 1), reduction="batchmean")
+            loss = loss + F.kl_div(
+                F.log_softmax(ours, 1), F.softmax(theirs, 1), reduction="batchmean"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
@@ -119,7 +176,10 @@ def train_vit(
         step, used = step + 1, budget.tick()
         if step % 100 == 0:
             cosine = (student * teacher).sum(1).mean().item()
-            print(f"step {step} min {used / 60:.1f} loss {loss.item():.3f} cosine {cosine:.3f}", flush=True)
+            print(
+                f"step {step} min {used / 60:.1f} loss {loss.item():.3f} cosine {cosine:.3f}",
+                flush=True,
+            )
         if time.time() - last_save > 60:
             checkpoint()
             last_save = time.time()

@@ -1,4 +1,5 @@
-"""Which emoji there are, what they are called, and how a set's picture names are matched to them."""
+"""Which emoji there are, what they are called, and how a set's picture names are matched to
+them."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +11,8 @@ from tools.embedded import sources as src
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji, no skin tone, gender variant or direction. `codepoints`: lower-case hex joined by '-', no FE0F."""
+    """One emoji, no skin tone, gender variant or direction. `codepoints`: lower-case hex
+    joined by '-', no FE0F."""
 
     codepoints: str
     name: str
@@ -33,7 +35,8 @@ def _slug(name: str) -> str:
 
 
 def _is_variant(entry: dict) -> bool:
-    """Gendered sequences (a neutral one stands for all three), 'facing right', flags of countries and regions."""
+    """Gendered sequences (a neutral one stands for all three), 'facing right', flags of
+    countries and regions."""
     points = key(entry["hexcode"]).split("-")
     gendered = "200d" in points and ("gender" in entry or points[0] in ("1f468", "1f469"))
     return gendered or "facing right" in entry["label"].lower()
@@ -44,17 +47,28 @@ def load_emoji(work: Path) -> dict[str, Emoji]:
     package = src.load_sources()["emojibase-data"]
     subgroups = src.read_json(package, work, "meta/groups.json")["subgroups"]
     found = {}
-    for entry in sorted(src.read_json(package, work, "en/data.json"), key=lambda entry: entry.get("order", 10**6)):
+    for entry in sorted(
+        src.read_json(package, work, "en/data.json"), key=lambda entry: entry.get("order", 10**6)
+    ):
         subgroup = subgroups.get(str(entry.get("subgroup")))
-        if subgroup in (None, "country-flag", "subdivision-flag", "skin-tone", "hair-style") or _is_variant(entry):
+        if subgroup in (
+            None,
+            "country-flag",
+            "subdivision-flag",
+            "skin-tone",
+            "hair-style",
+        ) or _is_variant(entry):
             continue
         codepoints = key(entry["hexcode"])
-        found[codepoints] = Emoji(codepoints, entry["label"], subgroup, tuple(entry.get("tags", ())))
+        found[codepoints] = Emoji(
+            codepoints, entry["label"], subgroup, tuple(entry.get("tags", ()))
+        )
     return found
 
 
 def load_names(work: Path, emoji: dict[str, Emoji]) -> dict[str, str]:
-    """Slug of a name → code points, from every naming that is about; the first naming wins where two disagree."""
+    """Slug of a name → code points, from every naming that is about; the first naming
+    wins where two disagree."""
     sources = src.load_sources()
     base = sources["emojibase-data"]
     names: dict[str, str] = {}
@@ -66,28 +80,44 @@ def load_names(work: Path, emoji: dict[str, Emoji]) -> dict[str, str]:
 
     for item in emoji.values():
         add(item.name, item.codepoints)
-    for package in ("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "openmoji"):
+    for package in (
+        "noto",
+        "twemoji",
+        "fluent-emoji-flat",
+        "fluent-emoji-high-contrast",
+        "openmoji",
+    ):
         entry = sources[f"@iconify-json/{package}"]
         by_name: dict[str, list[str]] = {}
         for codepoints, name in sorted(src.read_json(entry, work, "chars.json").items()):
             by_name.setdefault(name, []).append(codepoints)
             add(name, codepoints)
-        for alias, target in sorted(src.read_json(entry, work, "icons.json").get("aliases", {}).items()):
+        for alias, target in sorted(
+            src.read_json(entry, work, "icons.json").get("aliases", {}).items()
+        ):
             if not set(target) - {"parent", "hidden"}:
                 for codepoints in by_name.get(target["parent"], ()):
                     add(alias, codepoints)
     for codepoints, name in sorted(src.read_json(base, work, "meta/unicode-names.json").items()):
         add(name, codepoints)
     for naming in ("cldr", "joypixels", "emojibase", "iamcal", "github"):
-        for codepoints, short in sorted(src.read_json(base, work, f"en/shortcodes/{naming}.json").items()):
+        for codepoints, short in sorted(
+            src.read_json(base, work, f"en/shortcodes/{naming}.json").items()
+        ):
             for name in [short] if isinstance(short, str) else short:
                 add(name, codepoints)
     return names
 
 
 def match_name(name: str, names: dict[str, str]) -> str | None:
-    """Code points of the emoji that a picture's name means ("clapping-hands-2", "faceNeutral"), or None."""
-    for candidate in (name, re.sub(r"-\d+$", "", name), re.sub(r"-face$", "", name), name + "-face"):
+    """Code points of the emoji that a picture's name means ("clapping-hands-2",
+    "faceNeutral"), or None."""
+    for candidate in (
+        name,
+        re.sub(r"-\d+$", "", name),
+        re.sub(r"-face$", "", name),
+        name + "-face",
+    ):
         if _slug(candidate) in names:
             return names[_slug(candidate)]
     return None
@@ -96,7 +126,8 @@ def match_name(name: str, names: dict[str, str]) -> str | None:
 def iconify_pictures(
     package: str, work: Path, emoji: dict[str, Emoji], names: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """Code points → icon name for one iconify set: by its own `chars.json`, and for the rest (with `names`) by name."""
+    """Code points → icon name for one iconify set: by its own `chars.json`, and for the rest
+    (with `names`) by name."""
     entry = src.load_sources()[package]
     icons = src.read_json(entry, work, "icons.json")
     pictures: dict[str, str] = {}

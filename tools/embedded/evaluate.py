@@ -1,12 +1,13 @@
-"""Zero-shot and linear-probe accuracy of a model on the embedded federation, per domain: the table of the model cards.
+"""Zero-shot and linear-probe accuracy of a model on the embedded federation, per domain: the
+table of the model cards.
 
-    python -m tools.embedded.evaluate fedpgp/assets/tiny                # test emoji: for the cards only
-    python -m tools.embedded.evaluate fedpgp/assets/tiny --on train     # train emoji in three folds: to choose by
+    python -m tools.embedded.evaluate fedpgp/assets/tiny               # test emoji: for the cards
+    python -m tools.embedded.evaluate fedpgp/assets/tiny --on train    # train emoji in three folds
 
-Zero-shot: "a photo of a {}." with the names of all classes. Linear probe: multinomial logistic regression on the
-unit-length image features of all six domains, its L2 weight chosen on a fifth of the training emoji; pooled = all test
-pictures together.
-The three folds of `--on train` and the fifth are cut by emoji, as train and test are, so no emoji is on both sides.
+Zero-shot: "a photo of a {}." with the names of all classes. Linear probe: multinomial logistic
+regression on the unit-length image features of all six domains, its L2 weight chosen on a fifth of
+the training emoji; pooled = all test pictures together. The three folds of `--on train` and the
+fifth are cut by emoji, as train and test are, so no emoji is on both sides.
 """
 
 import argparse
@@ -32,7 +33,8 @@ L2_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4)
 
 @dataclass
 class Pictures:
-    """Features (N, D) of unit length, with label, domain index, train/test side and emoji of each picture."""
+    """Features (N, D) of unit length, with label, domain index, train/test side and
+    emoji of each picture."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -73,16 +75,23 @@ def encode_federation(model: torch.nn.Module, preprocess) -> Pictures:
 @torch.no_grad()
 def zero_shot_logits(model: torch.nn.Module, tokenizer, pictures: Pictures) -> torch.Tensor:
     """(N, classes) logits of the template with every class name."""
-    texts = model.encode_text(tokenizer([TEMPLATE.format(name) for name in read_classes()]), normalize=True)
+    texts = model.encode_text(
+        tokenizer([TEMPLATE.format(name) for name in read_classes()]), normalize=True
+    )
     return model.logit_scale.exp() * pictures.features @ texts.T
 
 
-def fit_probe(features: torch.Tensor, labels: torch.Tensor, classes: int, l2: float) -> torch.nn.Linear:
-    """Logistic regression by L-BFGS from zero; `l2` weighs the mean square of the weights' sum in the mean loss."""
+def fit_probe(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, l2: float
+) -> torch.nn.Linear:
+    """Logistic regression by L-BFGS from zero; `l2` weighs the mean square of the weights'
+    sum in the mean loss."""
     probe = torch.nn.Linear(features.shape[1], classes)
     torch.nn.init.zeros_(probe.weight)
     torch.nn.init.zeros_(probe.bias)
-    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        probe.parameters(), max_iter=100, history_size=10, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -95,11 +104,16 @@ def fit_probe(features: torch.Tensor, labels: torch.Tensor, classes: int, l2: fl
 
 
 def _hash_part(emoji: list[str], parts: int, salt: str) -> torch.Tensor:
-    return torch.tensor([int(hashlib.sha256(f"{salt}:{c}".encode()).hexdigest(), 16) % parts for c in emoji])
+    return torch.tensor(
+        [int(hashlib.sha256(f"{salt}:{c}".encode()).hexdigest(), 16) % parts for c in emoji]
+    )
 
 
-def probe_right(pictures: Pictures, train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Whether the probe is right on each test picture, and the L2 weight it chose. train, test: masks (N,)."""
+def probe_right(
+    pictures: Pictures, train: torch.Tensor, test: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Whether the probe is right on each test picture, and the L2 weight it chose.
+    train, test: masks (N,)."""
     classes = len(read_classes())
     fold = _hash_part(pictures.emoji, 5, "validation")
     fit, check = train & (fold != 0), train & (fold == 0)
@@ -107,7 +121,12 @@ def probe_right(pictures: Pictures, train: torch.Tensor, test: torch.Tensor) -> 
     for l2 in L2_WEIGHTS:
         with torch.enable_grad():
             probe = fit_probe(pictures.features[fit], pictures.labels[fit], classes, l2)
-        accuracy[l2] = (probe(pictures.features[check]).argmax(1) == pictures.labels[check]).float().mean().item()
+        accuracy[l2] = (
+            (probe(pictures.features[check]).argmax(1) == pictures.labels[check])
+            .float()
+            .mean()
+            .item()
+        )
     best = max(accuracy, key=accuracy.get)
     probe = fit_probe(pictures.features[train], pictures.labels[train], classes, best)
     return probe(pictures.features[test]).argmax(1) == pictures.labels[test], best
@@ -136,7 +155,10 @@ def evaluate(folder: Path, on: str) -> dict[str, dict[str, float]]:
     table = {}
     for name, right in (("zero-shot", zero_shot[chosen]), ("linear probe", probe)):
         row = {"pooled": 100 * right.float().mean().item()}
-        row |= {domain: 100 * right[domains == i].float().mean().item() for i, domain in enumerate(DOMAINS)}
+        row |= {
+            domain: 100 * right[domains == i].float().mean().item()
+            for i, domain in enumerate(DOMAINS)
+        }
         table[name] = row
     return table
 
@@ -146,16 +168,25 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     columns = ["pooled", *DOMAINS]
     lines = ["| % | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     lines += [
-        f"| {name} | " + " | ".join(f"{row[column]:.1f}" for column in columns) + " |" for name, row in table.items()
+        f"| {name} | " + " | ".join(f"{row[column]:.1f}" for column in columns) + " |"
+        for name, row in table.items()
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder with open_clip_config.json and open_clip_model.safetensors")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="folder with open_clip_config.json and open_clip_model.safetensors",
+    )
     parser.add_argument("--on", choices=("test", "train"), default="test")
-    parser.add_argument("--threads", type=int, default=2, help="fewer where other work runs (default %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="fewer where other work runs (default %(default)s)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(markdown(evaluate(arguments.folder, arguments.on)))

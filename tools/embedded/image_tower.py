@@ -15,9 +15,10 @@ from tools.embedded.models import TINY_CFG, encode, finished_image_tower, new_cl
 from tools.embedded.pictures import augment, autocast, normalize
 from tools.embedded.sittings import Budget, save_atomic
 
-# Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may learn on small
-# pictures first, which is several times as fast, but has to end, at a rate that still moves it, on the size that the
-# model's configuration names: 128 pixels, 4x4 positions. `--size` holds the size for a sitting instead.
+# Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may
+# learn on small pictures first, which is several times as fast, but has to end, at a rate that
+# still moves it, on the size that the model's configuration names: 128 pixels, 4x4 positions.
+# `--size` holds the size for a sitting instead.
 RESOLUTIONS = ((0.45, 64), (0.65, 80), (0.75, 96), (1.0, 128))
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -29,7 +30,11 @@ EMA_DECAY = 0.999
 def _stem_forward(self: torch.nn.Conv2d, pictures: torch.Tensor) -> torch.Tensor:
     pictures = F.pad(pictures.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     height, width = (pictures.shape[1] - 1) // 2, (pictures.shape[2] - 1) // 2
-    patches = [pictures[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+    patches = [
+        pictures[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
+        for i in range(3)
+        for j in range(3)
+    ]
     weight = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1)
     return F.linear(torch.cat(patches, -1), weight).permute(0, 3, 1, 2)
 
@@ -37,16 +42,21 @@ def _stem_forward(self: torch.nn.Conv2d, pictures: torch.Tensor) -> torch.Tensor
 def speed_up_stem(visual: torch.nn.Module) -> None:
     """The first 3x3 stride-2 convolution as a matrix product: the same numbers.
 
-    The processor's convolution kernels need a third of a whole training step for the weight gradient of this one layer.
+    The processor's convolution kernels need a third of a whole training step for the weight
+    gradient of this one layer.
     """
     conv = visual.trunk.stem.conv
     conv.forward = types.MethodType(_stem_forward, conv)
 
 
 @torch.no_grad()
-def watch(visual: torch.nn.Module, heads: Heads, corpus: Corpus, labels: Labels, size: int) -> dict[str, float]:
+def watch(
+    visual: torch.nn.Module, heads: Heads, corpus: Corpus, labels: Labels, size: int
+) -> dict[str, float]:
     """Group and emoji accuracy (percent) on the watched style; for monitoring only."""
-    rows = np.flatnonzero((corpus.source == corpus.source_list.index(WATCHED)) & labels.in_classes.numpy())
+    rows = np.flatnonzero(
+        (corpus.source == corpus.source_list.index(WATCHED)) & labels.in_classes.numpy()
+    )
     features = encode(visual, corpus.images[rows], size)
     emoji, group, _ = heads(features)
     return {
@@ -64,7 +74,8 @@ def train_image(
     peak_rate: float = LEARNING_RATE,
     start: Path | None = None,
 ) -> None:
-    """Stage 1. The learning rate follows the used part of the time budget, however fast the machine is.
+    """Stage 1. The learning rate follows the used part of the time budget, however fast the machine
+    is.
 
     ``start`` is the folder of a finished model whose image tower the first sitting begins from.
     """
@@ -72,7 +83,8 @@ def train_image(
     labels = Labels(corpus)
     rows, weights = sampler(corpus, labels)
     print(
-        f"pictures: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words {len(labels.vocabulary)}",
+        f"pictures: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words "
+        f"{len(labels.vocabulary)}",
         flush=True,
     )
     torch.manual_seed(seed)
@@ -84,7 +96,10 @@ def train_image(
     matrices = [p for p in visual.parameters() if p.ndim > 1]
     others = [p for p in visual.parameters() if p.ndim <= 1] + list(heads.parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": WEIGHT_DECAY},
+            {"params": others, "weight_decay": 0.0},
+        ],
         lr=LEARNING_RATE,
         fused=True,
     )
@@ -123,20 +138,33 @@ def train_image(
     visual.train()
     while used < 60 * minutes:
         progress = used / (60 * minutes)
-        size = fixed_size or next(side for until, side in RESOLUTIONS if progress < until or until == 1.0)
-        rate = peak_rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        size = fixed_size or next(
+            side for until, side in RESOLUTIONS if progress < until or until == 1.0
+        )
+        rate = (
+            peak_rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         picked = torch.cat(
-            [r[torch.multinomial(w, n, generator=generator)] for r, w, n in zip(rows, weights, counts, strict=True)]
+            [
+                r[torch.multinomial(w, n, generator=generator)]
+                for r, w, n in zip(rows, weights, counts, strict=True)
+            ]
         )
-        pictures = augment(torch.from_numpy(corpus.images[picked.numpy()]), size, labels.flip[picked], generator)
+        pictures = augment(
+            torch.from_numpy(corpus.images[picked.numpy()]), size, labels.flip[picked], generator
+        )
         with autocast():
             features = visual(normalize(pictures))
         logits = heads(F.normalize(features.float(), dim=-1))
         known = labels.emoji[picked] >= 0
-        emoji_loss = F.cross_entropy(logits[0][known], labels.emoji[picked][known], label_smoothing=0.05)
-        group_loss = F.cross_entropy(logits[1][known], labels.group[picked][known], label_smoothing=0.05)
+        emoji_loss = F.cross_entropy(
+            logits[0][known], labels.emoji[picked][known], label_smoothing=0.05
+        )
+        group_loss = F.cross_entropy(
+            logits[1][known], labels.group[picked][known], label_smoothing=0.05
+        )
         word_loss = F.cross_entropy(logits[2], labels.word_targets(picked))
         loss = emoji_loss + group_loss + 0.7 * word_loss
         optimizer.zero_grad(set_to_none=True)
@@ -157,7 +185,8 @@ def train_image(
             per_step = {key: round(value / (step - log_step), 3) for key, value in log.items()}
             rate_now = BATCH * (step - log_step) / (time.time() - logged)
             print(
-                f"step {step} min {used / 60:.1f} size {size} lr {rate:.2e} {per_step} {rate_now:.0f} pictures/s",
+                f"step {step} min {used / 60:.1f} size {size} lr {rate:.2e} {per_step} "
+                f"{rate_now:.0f} pictures/s",
                 flush=True,
             )
             log, logged, log_step = dict.fromkeys(log, 0.0), time.time(), step
@@ -168,7 +197,10 @@ def train_image(
                 averaged = new_clip(TINY_CFG).visual
                 averaged.load_state_dict(average)
                 print(
-                    {key: round(value, 1) for key, value in watch(averaged, heads, corpus, labels, size).items()},
+                    {
+                        key: round(value, 1)
+                        for key, value in watch(averaged, heads, corpus, labels, size).items()
+                    },
                     flush=True,
                 )
     checkpoint()

@@ -1,4 +1,5 @@
-"""The pretraining pictures' labels (emoji, group, words), the classifiers over them, and how a batch is drawn."""
+"""The pretraining pictures' labels (emoji, group, words), the classifiers over them, and
+how a batch is drawn."""
 
 import math
 
@@ -13,7 +14,17 @@ from tools.embedded.models import EMBED_DIM
 WATCHED = "emojione-v1"
 KIND_SHARES = {"emoji": 0.68, "matched": 0.12, "icon": 0.20}  # of a batch
 UNFLIPPED = frozenset(
-    ["alphanum", "keycap", "zodiac", "arrow", "time", "av-symbol", "punctuation", "math", "currency"]
+    [
+        "alphanum",
+        "keycap",
+        "zodiac",
+        "arrow",
+        "time",
+        "av-symbol",
+        "punctuation",
+        "math",
+        "currency",
+    ]
 )  # mirrored = other sign
 
 
@@ -30,9 +41,13 @@ class Labels:
         self.vocabulary = vocabulary(corpus)
         index = {word: i for i, word in enumerate(self.vocabulary)}
         self.words = [[index[word] for word in held if word in index] for held in corpus.words]
-        flippable = torch.tensor([item.subgroup not in UNFLIPPED for item in corpus.emoji_list] + [True])
+        flippable = torch.tensor(
+            [item.subgroup not in UNFLIPPED for item in corpus.emoji_list] + [True]
+        )
         self.flip = flippable[self.emoji]
-        in_classes = torch.tensor([item.subgroup in label_of for item in corpus.emoji_list] + [False])
+        in_classes = torch.tensor(
+            [item.subgroup in label_of for item in corpus.emoji_list] + [False]
+        )
         self.in_classes = in_classes[self.emoji]
 
     def word_targets(self, rows: torch.Tensor) -> torch.Tensor:
@@ -45,7 +60,8 @@ class Labels:
 
 
 class Heads(torch.nn.Module):
-    """Cosine classifiers over emoji, groups and words on the normalized image features; thrown away afterwards."""
+    """Cosine classifiers over emoji, groups and words on the normalized image features;
+    thrown away afterwards."""
 
     def __init__(self, emoji: int, groups: int, words: int):
         super().__init__()
@@ -57,18 +73,31 @@ class Heads(torch.nn.Module):
         """features (B, D) of unit length → logits over emoji, groups, words."""
         cosines = features @ F.normalize(self.weight, dim=-1).T
         parts = cosines.split(self.sizes, dim=1)
-        return tuple(part * scale for part, scale in zip(parts, self.scale.exp().clamp(max=60), strict=True))
+        return tuple(
+            part * scale for part, scale in zip(parts, self.scale.exp().clamp(max=60), strict=True)
+        )
 
 
 def sampler(corpus: Corpus, labels: Labels) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Rows and weights of the three kinds of pictures, without the watched style."""
-    emoji_sources = {"emojione", "emojione-monotone", "fxemoji", "noto-v1", "streamline-emojis", "symbola"}
+    emoji_sources = {
+        "emojione",
+        "emojione-monotone",
+        "fxemoji",
+        "noto-v1",
+        "streamline-emojis",
+        "symbola",
+    }
     names = np.array(corpus.source_list)[corpus.source]
-    is_emoji_set = np.array([name in emoji_sources or name.startswith("noto-emoji") for name in names])
+    is_emoji_set = np.array(
+        [name in emoji_sources or name.startswith("noto-emoji") for name in names]
+    )
     known = corpus.emoji >= 0
     kept = (names != WATCHED) & np.array([bool(held) for held in labels.words])
     weight = np.where(labels.in_classes.numpy(), 1.0, 0.5)
-    weight = np.where(np.char.startswith(names, "noto-emoji"), 0.5 * weight, weight)  # three weights of one drawing
+    weight = np.where(
+        np.char.startswith(names, "noto-emoji"), 0.5 * weight, weight
+    )  # three weights of one drawing
     kinds = [is_emoji_set & known, ~is_emoji_set & known, ~known]
     rows = [torch.from_numpy(np.flatnonzero(kind & kept)) for kind in kinds]
     return rows, [torch.from_numpy(weight[r.numpy()]) for r in rows]

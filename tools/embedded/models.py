@@ -1,4 +1,5 @@
-"""The two small CLIP models: their configurations, their files, and the features of the image tower."""
+"""The two small CLIP models: their configurations, their files, and the features of the image
+tower."""
 
 import json
 import os
@@ -50,7 +51,9 @@ def new_clip(config: dict) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def encode(visual: torch.nn.Module, images: np.ndarray, size: int, batch: int = 256) -> torch.Tensor:
+def encode(
+    visual: torch.nn.Module, images: np.ndarray, size: int, batch: int = 256
+) -> torch.Tensor:
     """Unit-length features (N, D) of (N, 64, 64, 3) uint8 pictures, in evaluation mode, float32."""
     training = visual.training
     visual.eval()
@@ -73,7 +76,8 @@ def finished_image_tower(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_image_tower(work: Path, name: str, raw: bool) -> tuple[torch.nn.Module, dict]:
-    """The image tower of stage 1 in evaluation mode, averaged or (raw) as last trained, and its checkpoint."""
+    """The image tower of stage 1 in evaluation mode, averaged or (raw) as last
+    trained, and its checkpoint."""
     state = torch.load(work / name / "image.pt", weights_only=True)
     if raw:
         state["average"] = state["visual"]
@@ -83,9 +87,15 @@ def load_image_tower(work: Path, name: str, raw: bool) -> tuple[torch.nn.Module,
 
 
 def write_model(folder: Path, config: dict, model: torch.nn.Module) -> None:
-    """Writes open_clip's own format: `open_clip_config.json` and half-precision `open_clip_model.safetensors`."""
+    """Writes open_clip's own format: `open_clip_config.json` and half-precision
+    `open_clip_model.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {"mean": list(MEAN), "std": list(STD), "interpolation": "bilinear", "resize_mode": "shortest"}
+    preprocess = {
+        "mean": list(MEAN),
+        "std": list(STD),
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+    }
     text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
     (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
     state = {

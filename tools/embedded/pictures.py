@@ -1,4 +1,5 @@
-"""Pictures as the towers see them while they are trained: drawn in random styles and places, or plain."""
+"""Pictures as the towers see them while they are trained: drawn in random styles and places, or
+plain."""
 
 import math
 from pathlib import Path
@@ -15,11 +16,17 @@ MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 def autocast() -> torch.autocast:
     """bfloat16 where the processor multiplies it natively; elsewhere it is slower than float32."""
-    fast = "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    fast = (
+        "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+        if Path("/proc/cpuinfo").exists()
+        else False
+    )
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
 
-def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    images: torch.Tensor, size: int, flip: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """Random drawing styles and positions.
 
     images: (B, 64, 64, 3) uint8 on white; flip: (B,) bool, whether a picture may be mirrored.
@@ -45,9 +52,13 @@ def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torc
         grey = ink[chosen].mean(1, keepdim=True)
         edges = F.max_pool2d(grey, 3, 1, 1) + F.max_pool2d(-grey, 3, 1, 1)
         edges = (edges * (2 + 4 * rand(len(chosen), 1, 1, 1))).clamp_(0, 1)
-        ink[chosen] = torch.maximum(ink[chosen], edges) if chosen is outlined else edges.expand(-1, 3, -1, -1)
+        ink[chosen] = (
+            torch.maximum(ink[chosen], edges) if chosen is outlined else edges.expand(-1, 3, -1, -1)
+        )
     threshold = 0.2 + 0.4 * rand(len(hard), 1, 1, 1)
-    ink[hard] = torch.sigmoid((ink[hard].mean(1, keepdim=True) - threshold) * 25).expand(-1, 3, -1, -1)
+    ink[hard] = torch.sigmoid((ink[hard].mean(1, keepdim=True) - threshold) * 25).expand(
+        -1, 3, -1, -1
+    )
     ink[soft] = F.avg_pool2d(ink[soft], 3, 1, 1)
 
     # colours
@@ -57,10 +68,14 @@ def augment(images: torch.Tensor, size: int, flip: torch.Tensor, generator: torc
     ink = ink * (1 - dull) + ink.mean(1, keepdim=True) * dull
     tint = chance(0.3)
     ink = ink * (1 - tint * rand(batch, 3, 1, 1) * 0.9)
-    ink = ink.clamp_(1e-4, 1) ** torch.exp(chance(0.4) * 0.5 * torch.randn(batch, 1, 1, 1, generator=generator))
+    ink = ink.clamp_(1e-4, 1) ** torch.exp(
+        chance(0.4) * 0.5 * torch.randn(batch, 1, 1, 1, generator=generator)
+    )
 
     # position
-    scale = torch.exp(torch.empty(batch).uniform_(math.log(0.75), math.log(1.3), generator=generator))
+    scale = torch.exp(
+        torch.empty(batch).uniform_(math.log(0.75), math.log(1.3), generator=generator)
+    )
     stretch = torch.exp(0.08 * torch.randn(batch, generator=generator))
     angle = 0.14 * torch.randn(batch, generator=generator)
     shear = 0.08 * torch.randn(batch, generator=generator)
@@ -97,7 +112,8 @@ def normalize(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def plain(images: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, 64, 64, 3) uint8 → normalized (B, 3, size, size), as the model's own preprocessing does it."""
+    """(B, 64, 64, 3) uint8 → normalized (B, 3, size, size), as the model's own
+    preprocessing does it."""
     pictures = images.permute(0, 3, 1, 2).float().div_(255)
     if size != pictures.shape[-1]:
         pictures = F.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)

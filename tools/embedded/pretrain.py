@@ -1,23 +1,27 @@
-"""Pretrains the small CLIP models of the embedded federation on 2 CPU cores; each stage resumes where it stopped.
+"""Pretrains the small CLIP models of the embedded federation on 2 CPU cores; each stage
+resumes where it stopped.
 
-    python -m tools.embedded.pretrain image --minutes 60     # image tower of `tiny`, from labels, not captions
-    python -m tools.embedded.pretrain image --minutes 60 --start fedpgp/assets/tiny   # … from a finished one
-    python -m tools.embedded.pretrain text --minutes 5       # text tower on the frozen image tower; writes tiny
-    python -m tools.embedded.pretrain distill --minutes 30   # a ViT taught by the image tower; writes tiny_vit
+    python -m tools.embedded.pretrain image --minutes 60      # image tower of `tiny`, from labels
+    python -m tools.embedded.pretrain image --minutes 60 --start FOLDER     # … from a finished one
+    python -m tools.embedded.pretrain text --minutes 5        # text tower on it; writes tiny
+    python -m tools.embedded.pretrain distill --minutes 30    # a ViT it teaches; writes tiny_vit
 
-Why two stages for `tiny`: the image tower learns all that is known of a picture (which emoji it is, its Unicode
-subgroup, the words of its names and tags), so that its features are strong. The text tower then learns from names and
-tags and hardly ever from class names, so that zero-shot classification leaves something for a prompt to learn, as it
-does with CLIP on real data.
+Why two stages for `tiny`: the image tower learns all that is known of a picture (which emoji it is,
+its Unicode subgroup, the words of its names and tags), so that its features are strong. The text
+tower then learns from names and tags and hardly ever from class names, so that zero-shot
+classification leaves something for a prompt to learn, as it does with CLIP on real data.
 
-One style, `emojione-v1`, is kept out of training and only watched. No picture of the federation is used here.
+One style, `emojione-v1`, is kept out of training and only watched. No picture of the
+federation is used here.
 """
 
 import argparse
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse when something else uses the other core
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # spinning threads collapse when something else uses the other core
 
 import torch
 
@@ -29,29 +33,54 @@ from tools.embedded.text_tower import CLASS_SHARE, train_text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("image", "text", "distill"))
-    parser.add_argument("--minutes", type=float, required=True, help="time budget of the stage, over all its sittings")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        help="time budget of the stage, over all its sittings",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--name", default="tiny", help="folder for checkpoints inside the work folder (default %(default)s)"
+        "--name",
+        default="tiny",
+        help="folder for checkpoints inside the work folder (default %(default)s)",
     )
     parser.add_argument(
-        "--class-share", type=float, default=CLASS_SHARE, help="captions that name a class (default %(default)s)"
+        "--class-share",
+        type=float,
+        default=CLASS_SHARE,
+        help="captions that name a class (default %(default)s)",
     )
     parser.add_argument(
-        "--size", type=int, help="image stage: one picture size for this sitting instead of growing ones"
+        "--size",
+        type=int,
+        help="image stage: one picture size for this sitting instead of growing ones",
     )
     parser.add_argument(
-        "--rate", type=float, default=LEARNING_RATE, help="image stage: peak rate (default %(default)s)"
+        "--rate",
+        type=float,
+        default=LEARNING_RATE,
+        help="image stage: peak rate (default %(default)s)",
     )
-    parser.add_argument("--start", type=Path, help="image, distill: folder of a finished model to begin from")
     parser.add_argument(
-        "--raw", action="store_true", help="text, distill: the image tower's last weights, not their average"
+        "--start", type=Path, help="image, distill: folder of a finished model to begin from"
     )
-    parser.add_argument("--to", type=Path, help="folder of the model (default: fedpgp/assets/tiny or tiny_vit)")
-    parser.add_argument("--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="text, distill: the image tower's last weights, not their average",
+    )
+    parser.add_argument(
+        "--to", type=Path, help="folder of the model (default: fedpgp/assets/tiny or tiny_vit)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=src.DEFAULT_WORK, help="work folder (default %(default)s)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "image":

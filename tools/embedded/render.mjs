@@ -2,9 +2,10 @@
 //
 //   node render.mjs JOBS OUT
 //
-// JOBS is a JSON list of SVG documents; OUT receives 64*64*3 bytes for each, in order. A document that resvg cannot parse
-// gives an error on stderr and exit status 3; some documents make resvg abort the whole process (status 134), which is why
-// the caller renders in chunks and halves a chunk that fails. No fonts are loaded, so that every machine draws the same.
+// JOBS is a JSON list of SVG documents; OUT receives 64*64*3 bytes for each, in order. A document
+// that resvg cannot parse gives an error on stderr and exit status 3; some documents make resvg
+// abort the whole process (status 134), which is why the caller renders in chunks and halves a chunk
+// that fails. No fonts are loaded, so that every machine draws the same.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
@@ -21,7 +22,8 @@ documents.forEach((svg, index) => {
       fitTo: { mode: 'width', value: SIZE },
       font: { loadSystemFonts: false },
     }).render()
-    if (image.width !== SIZE || image.height !== SIZE) throw new Error(`is ${image.width}x${image.height}`)
+    if (image.width !== SIZE || image.height !== SIZE)
+      throw new Error(`is ${image.width}x${image.height}`)
     const rgba = image.pixels
     for (let p = 0, o = index * SIZE * SIZE * 3; p < rgba.length; p += 4) {
       pixels[o++] = rgba[p]

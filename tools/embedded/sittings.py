@@ -8,7 +8,8 @@ import torch
 
 
 class Budget:
-    """Seconds of work over all sittings. A step that took longer than ``LONGEST`` was paused; the pause is not work."""
+    """Seconds of work over all sittings. A step that took longer than ``LONGEST`` was paused;
+    the pause is not work."""
 
     LONGEST = 20.0
 

@@ -1,6 +1,8 @@
-"""The packages that the pictures come from: fetched through npm (and apt for one font), verified, read in place.
+"""The packages that the pictures come from: fetched through npm (and apt for one font),
+verified, read in place.
 
-`sources.json` pins each package's name, version and the SHA-256 of its archive. Only the renderer is unpacked to disk.
+`sources.json` pins each package's name, version and the SHA-256 of its archive. Only the
+renderer is unpacked to disk.
 """
 
 import hashlib
@@ -25,7 +27,10 @@ class SourceError(RuntimeError):
 
 def load_sources() -> dict[str, dict]:
     """`sources.json` by package name."""
-    return {entry["name"]: entry for entry in json.loads((HERE / "sources.json").read_text(encoding="utf-8"))}
+    return {
+        entry["name"]: entry
+        for entry in json.loads((HERE / "sources.json").read_text(encoding="utf-8"))
+    }
 
 
 def _archive_name(entry: dict) -> str:
@@ -35,7 +40,8 @@ def _archive_name(entry: dict) -> str:
 
 
 def fetch(entry: dict, work: Path) -> Path:
-    """The package's archive in `work/packages`, downloaded if it is not there; its SHA-256 is always checked."""
+    """The package's archive in `work/packages`, downloaded if it is not there; its
+    SHA-256 is always checked."""
     folder = work / "packages"
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / _archive_name(entry)
@@ -46,16 +52,20 @@ def fetch(entry: dict, work: Path) -> Path:
         else:
             command = ["npm", "pack", "--silent", f"{entry['name']}@{entry['version']}"]
         if shutil.which(command[0]) is None:
-            raise SourceError(f"{command[0]} is needed to fetch {wanted}; or put its archive at {archive}")
+            raise SourceError(
+                f"{command[0]} is needed to fetch {wanted}; or put its archive at {archive}"
+            )
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode or not archive.exists():
             raise SourceError(
-                f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}; or put the archive at {archive}"
+                f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}; or put the archive "
+                f"at {archive}"
             )
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != entry["sha256"]:
         raise SourceError(
-            f"{archive} has SHA-256 {digest}, but {wanted} is pinned to {entry['sha256']}; delete it and try again"
+            f"{archive} has SHA-256 {digest}, but {wanted} is pinned to {entry['sha256']}; "
+            "delete it and try again"
         )
     return archive
 
@@ -63,14 +73,20 @@ def fetch(entry: dict, work: Path) -> Path:
 @cache
 def _members(archive: Path) -> dict[str, bytes]:
     with tarfile.open(archive) as tar:
-        return {m.name.split("/", 1)[-1]: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}
+        return {
+            m.name.split("/", 1)[-1]: tar.extractfile(m).read()
+            for m in tar.getmembers()
+            if m.isfile()
+        }
 
 
 def read(entry: dict, work: Path, member: str) -> bytes | None:
     """One file of a package (path below its root), or None when the package has no such file."""
     archive = fetch(entry, work)
     if entry["manager"] == "apt":
-        tarball = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], check=True, capture_output=True).stdout
+        tarball = subprocess.run(
+            ["dpkg-deb", "--fsys-tarfile", archive], check=True, capture_output=True
+        ).stdout
         with tarfile.open(fileobj=io.BytesIO(tarball)) as tar:
             return tar.extractfile("./" + member).read()
     return _members(archive).get(member)
@@ -98,7 +114,8 @@ def _renderer(work: Path, sources: dict[str, dict]) -> Path:
 
 
 def icon_svg(icons: dict, name: str) -> str | None:
-    """The SVG document of one icon of an iconify set (aliases with a plain parent included), or None."""
+    """The SVG document of one icon of an iconify set (aliases with a plain parent included), or
+    None."""
     alias = icons.get("aliases", {}).get(name)
     if alias is not None:
         if set(alias) - {"parent", "hidden"}:  # rotated or flipped copies are of no use here
@@ -108,7 +125,10 @@ def icon_svg(icons: dict, name: str) -> str | None:
     if icon is None:
         return None
     left, top = icon.get("left", icons.get("left", 0)), icon.get("top", icons.get("top", 0))
-    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    width, height = (
+        icon.get("width", icons.get("width", 16)),
+        icon.get("height", icons.get("height", 16)),
+    )
     side = max(width, height)  # pictures that are not square are centred on a square
     box = f"{left - (side - width) / 2:g} {top - (side - height) / 2:g} {side:g} {side:g}"
     return (
@@ -117,24 +137,34 @@ def icon_svg(icons: dict, name: str) -> str | None:
     )
 
 
-def render(documents: list[str], work: Path, sources: dict[str, dict], chunk: int = 256) -> list[np.ndarray | None]:
-    """Each SVG document as (64, 64, 3) uint8 RGB on white, or None where the renderer fails on it."""
+def render(
+    documents: list[str], work: Path, sources: dict[str, dict], chunk: int = 256
+) -> list[np.ndarray | None]:
+    """Each SVG document as (64, 64, 3) uint8 RGB on white, or None where the
+    renderer fails on it."""
     root = _renderer(work, sources)
     jobs, out = root / "jobs.json", root / "pixels.bin"
     result: list[np.ndarray | None] = [None] * len(documents)
-    pending = [(start, min(start + chunk, len(documents))) for start in range(0, len(documents), chunk)]
+    pending = [
+        (start, min(start + chunk, len(documents))) for start in range(0, len(documents), chunk)
+    ]
     while pending:
         start, stop = pending.pop()
         jobs.write_text(json.dumps(documents[start:stop]), encoding="utf-8")
         out.unlink(missing_ok=True)
         done = subprocess.run(
-            ["node", str(HERE / "render.mjs"), str(jobs), str(out)], cwd=root, capture_output=True, text=True
+            ["node", str(HERE / "render.mjs"), str(jobs), str(out)],
+            cwd=root,
+            capture_output=True,
+            text=True,
         )
         if done.returncode == 0:
             pixels = np.frombuffer(out.read_bytes(), np.uint8).reshape(stop - start, SIZE, SIZE, 3)
             result[start:stop] = [picture.copy() for picture in pixels]
         elif "Cannot find module" in done.stderr:
-            raise SourceError(f"the renderer does not run on this machine: {done.stderr.strip()[-300:]}")
+            raise SourceError(
+                f"the renderer does not run on this machine: {done.stderr.strip()[-300:]}"
+            )
         elif stop - start > 1:  # halve until the document that fails stands alone
             middle = (start + stop) // 2
             pending += [(start, middle), (middle, stop)]

@@ -12,7 +12,14 @@ from tools.embedded.build_data import CLASSES
 from tools.embedded.captions import Captions, CompactText
 from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.labels import Labels, sampler
-from tools.embedded.models import EMBED_DIM, TINY_CFG, encode, load_image_tower, new_clip, write_model
+from tools.embedded.models import (
+    EMBED_DIM,
+    TINY_CFG,
+    encode,
+    load_image_tower,
+    new_clip,
+    write_model,
+)
 from tools.embedded.pictures import augment, autocast, normalize
 from tools.embedded.sittings import Budget, save_atomic
 
@@ -23,9 +30,16 @@ AUGMENTED_VIEWS = 1  # beside the plain one, of every emoji picture
 
 
 def text_features(
-    visual: torch.nn.Module, state: dict, raw: bool, corpus: Corpus, labels: Labels, work: Path, name: str
+    visual: torch.nn.Module,
+    state: dict,
+    raw: bool,
+    corpus: Corpus,
+    labels: Labels,
+    work: Path,
+    name: str,
 ) -> dict:
-    """Features of the pictures that captions are written for; kept beside the checkpoint they belong to."""
+    """Features of the pictures that captions are written for; kept beside the
+    checkpoint they belong to."""
     path = work / name / "features.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)
@@ -40,7 +54,9 @@ def text_features(
     for _ in range(AUGMENTED_VIEWS):
         for start in range(0, len(emoji_rows), 256):
             part = emoji_rows[start : start + 256]
-            pictures = augment(torch.from_numpy(corpus.images[part.numpy()]), size, labels.flip[part], generator)
+            pictures = augment(
+                torch.from_numpy(corpus.images[part.numpy()]), size, labels.flip[part], generator
+            )
             with torch.no_grad(), autocast():
                 features.append(F.normalize(visual(normalize(pictures)).float(), dim=-1))
         rows = torch.cat([rows, emoji_rows])
@@ -49,8 +65,11 @@ def text_features(
     return kept
 
 
-def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, class_share: float, target: Path) -> None:
-    """Stage 2. Contrastive: caption ↔ picture with several positives, and caption → mean picture of each emoji."""
+def train_text(
+    work: Path, minutes: float, seed: int, name: str, raw: bool, class_share: float, target: Path
+) -> None:
+    """Stage 2. Contrastive: caption ↔ picture with several positives, and caption → mean
+    picture of each emoji."""
     corpus = load_corpus(work)
     labels = Labels(corpus)
     visual, state = load_image_tower(work, name, raw)
@@ -67,13 +86,21 @@ def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, clas
     captions = Captions(corpus, class_share)
     tower = CompactText(model, captions.all_texts())
     known = sorted(set(emoji[emoji >= 0].tolist()))
-    prototypes = torch.stack([F.normalize(features[emoji == index].mean(0), dim=0) for index in known])
+    prototypes = torch.stack(
+        [F.normalize(features[emoji == index].mean(0), dim=0) for index in known]
+    )
     of_prototype = {index: i for i, index in enumerate(known)}
-    members: dict[str, torch.Tensor] = {f"emoji {index}": torch.tensor([i]) for i, index in enumerate(known)}
+    members: dict[str, torch.Tensor] = {
+        f"emoji {index}": torch.tensor([i]) for i, index in enumerate(known)
+    }
     for class_name, _ in CLASSES:
         held = [of_prototype[index] for index in known if captions.classes[index] == class_name]
         members[f"class {class_name}"] = torch.tensor(held)
-    parameters = [p for key, p in tower.named_parameters() if "visual" not in key and "token_embedding" not in key]
+    parameters = [
+        p
+        for key, p in tower.named_parameters()
+        if "visual" not in key and "token_embedding" not in key
+    ]
     decayed, plain_ = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain_, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=TEXT_RATE, betas=(0.9, 0.98), fused=True)
@@ -128,24 +155,38 @@ def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, clas
         said = [what for what, _ in drawn]
         with autocast():
             texts = tower([caption for _, caption in drawn])
-        pictures = F.normalize(features[picked] + 0.02 * torch.randn(len(picked), EMBED_DIM), dim=-1)
+        pictures = F.normalize(
+            features[picked] + 0.02 * torch.randn(len(picked), EMBED_DIM), dim=-1
+        )
         scale = model.logit_scale.exp()
         # a picture is right for a caption that says its emoji, its icon name or its class
-        own = [f"emoji {int(emoji[i])}" if emoji[i] >= 0 else what for i, what in zip(picked, said, strict=True)]
-        of_class = [f"class {captions.classes[int(emoji[i])]}" if emoji[i] >= 0 else "" for i in picked]
+        own = [
+            f"emoji {int(emoji[i])}" if emoji[i] >= 0 else what
+            for i, what in zip(picked, said, strict=True)
+        ]
+        of_class = [
+            f"class {captions.classes[int(emoji[i])]}" if emoji[i] >= 0 else "" for i in picked
+        ]
         right = torch.tensor(
-            [[what in (mine, group) for mine, group in zip(own, of_class, strict=True)] for what in said],
+            [
+                [what in (mine, group) for mine, group in zip(own, of_class, strict=True)]
+                for what in said
+            ],
             dtype=torch.float,
         )
         logits = scale * texts @ pictures.T
         loss = F.cross_entropy(logits, right / right.sum(1, keepdim=True))
-        loss = loss + F.cross_entropy(logits.T, right.T / right.T.sum(1, keepdim=True).clamp(min=1e-6))
+        loss = loss + F.cross_entropy(
+            logits.T, right.T / right.T.sum(1, keepdim=True).clamp(min=1e-6)
+        )
         named = [i for i, what in enumerate(said) if what in members]
         banked = torch.zeros(len(named), len(known))
         for i, position in enumerate(named):
             held = members[said[position]]
             banked[i, held] = 1 / len(held)
-        loss = 0.5 * loss + F.cross_entropy(scale * texts[named] @ prototypes.T, banked, label_smoothing=0.02)
+        loss = 0.5 * loss + F.cross_entropy(
+            scale * texts[named] @ prototypes.T, banked, label_smoothing=0.02
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -154,7 +195,10 @@ def train_text(work: Path, minutes: float, seed: int, name: str, raw: bool, clas
             model.logit_scale.clamp_(math.log(50), math.log(100))
         step, used = step + 1, budget.tick()
         if step % 50 == 0:
-            print(f"step {step} min {used / 60:.1f} loss {loss.item():.3f} scale {scale.item():.1f}", flush=True)
+            print(
+                f"step {step} min {used / 60:.1f} loss {loss.item():.3f} scale {scale.item():.1f}",
+                flush=True,
+            )
         if time.time() - last_save > 60:
             checkpoint()
             last_save = time.time()
