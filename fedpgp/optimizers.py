@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, unknown
 
 Rate = float | Tensor
-"""A learning rate; as a tensor it broadcasts to the parameter (K, …)."""
+"""A learning rate; as a tensor it broadcasts to the parameter (K, ...)."""
 
 
 class SGD:
@@ -28,7 +28,7 @@ class SGD:
     def update(
         self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor
     ) -> None:
-        """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
+        """One step in place: p, grad and each slot (K, ...), step (K,) counts from 1."""
         buffer = state["momentum"]
         buffer.mul_(self.momentum).add_(grad).add_(p, alpha=self.weight_decay)
         if isinstance(lr, Tensor):
@@ -60,7 +60,7 @@ class Adam:
     def update(
         self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], lr: Rate, step: Tensor
     ) -> None:
-        """One step in place: p, grad and each slot (K, …), step (K,) counts from 1."""
+        """One step in place: p, grad and each slot (K, ...), step (K,) counts from 1."""
         if self.decoupled:
             p.mul_(1 - lr * self.weight_decay)
         else:

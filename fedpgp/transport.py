@@ -1,7 +1,7 @@
 """Entropic optimal transport between an image's patches and a class's prompts: many problems at
 once, stable at any entropy.
 
-Costs are ``1 - cos``; each problem is M patches x N prompts with N of a few. No gradient goes
+Costs are ``1 - cos``; each problem is P patches x M prompts with M of a few. No gradient goes
 through a plan (FedOTP, PLOT): it only weighs the similarities.
 """
 
@@ -42,13 +42,13 @@ def plans(
     nothing that counts underflows in it.
 
     Args:
-        cost: (..., N, M).
+        cost: (..., M, P).
         mass: total mass of an unbalanced plan, at most 1.
         epsilon: of the entropy.
         threshold, iterations: when to stop.
 
     Returns:
-        (..., N, M), without gradient.
+        (..., M, P), without gradient.
     """
     columns, rows = cost.shape[-2:]
     log_a, log_b = -math.log(rows), math.log((mass if unbalanced else 1.0) / columns)
@@ -88,10 +88,10 @@ def plans(
     return plan.view(cost.shape)
 
 
-def similarities(patches: Tensor, features: Tensor) -> Tensor:
+def similarities(patches: Tensor, classifier: Tensor) -> Tensor:
     """Cosines of unit-norm patches (K, B, M, e) and prompts' class features (K, N,
     C, e): (K, B, C, N, M)."""
     clients, images, rows = patches.shape[:3]
-    columns, classes = features.shape[1:3]
-    flat = features.flatten(1, 2) @ patches.flatten(1, 2).transpose(1, 2)
+    columns, classes = classifier.shape[1:3]
+    flat = classifier.flatten(1, 2) @ patches.flatten(1, 2).transpose(1, 2)
     return flat.view(clients, columns, classes, images, rows).permute(0, 3, 2, 1, 4)
