@@ -198,7 +198,7 @@ def owner(folder: Path) -> tuple[str | None, int]:
 
     In a folder that a run has used and whose record was lost, the attempt is the seconds since the
     epoch: more than anybody ever counted to, so that the next one is the highest on every machine
-    that remembers the last.
+    that knows the last.
 
     Raises:
         FedPGPError: the record cannot be read.

@@ -26,8 +26,8 @@ BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
-class Told:
-    """So many of so many are done, in one process."""
+class Count:
+    """How many of how many are done, in one process."""
 
     what: str
     done: int
@@ -44,7 +44,7 @@ class Progress:
 
     def __init__(self, folder: Path | None):
         name = f"{socket.gethostname()}-{os.getpid()}.json"
-        self._file = None if folder is None else place(folder) / name
+        self._file = None if folder is None else progress_folder(folder) / name
         self._last, self._written = time.monotonic(), False
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -68,23 +68,23 @@ class Progress:
                 self._file.unlink()
 
 
-def place(folder: Path) -> Path:
+def progress_folder(folder: Path) -> Path:
     """Where the files are, below the folder of the private states."""
     return folder / "progress"
 
 
-def heard(folder: Path) -> list[Told]:
+def read_progress(folder: Path) -> list[Count]:
     """What the processes have told."""
     found = []
-    for file in place(folder).glob("[!.]*.json"):
+    for file in progress_folder(folder).glob("[!.]*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # gone again
             content = json.loads(file.read_text())
-            found.append(Told(str(content["what"]), int(content["done"]), int(content["total"])))
+            found.append(Count(str(content["what"]), int(content["done"]), int(content["total"])))
     return found
 
 
-def forget(folder: Path) -> None:
+def clear_progress(folder: Path) -> None:
     """Removes what processes that are dead have told."""
-    for file in place(folder).glob("*.json"):
+    for file in progress_folder(folder).glob("*.json"):
         with contextlib.suppress(OSError):
             file.unlink()

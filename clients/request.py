@@ -100,10 +100,10 @@ class ClientRequest:
         """
         text = self.store.configuration(self.job.config)
         if self.node_config is not None:
-            if strangers := set(self.job.clients) - {self.node_config.client}:
+            if others := set(self.job.clients) - {self.node_config.client}:
                 raise FedPGPError(
                     f"this is the node of client {self.node_config.client}, not of client "
-                    f"{min(strangers)}"
+                    f"{min(others)}"
                 )
             text = self.node_config.configured(text)
         federation = self._federation_of(text)

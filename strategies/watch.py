@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import MessageType
 
-from clients.progress import CLIENTS, forget, heard
+from clients.progress import CLIENTS, clear_progress, read_progress
 
 LOOK = 0.5
 """Seconds between two looks."""
@@ -57,15 +57,15 @@ class Watch:
         def look() -> None:
             most = 0
             while not ended.wait(LOOK):
-                told = heard(self._folder) if self._folder else []
-                if others := [each for each in told if each.what != CLIENTS]:
+                counts = read_progress(self._folder) if self._folder else []
+                if others := [each for each in counts if each.what != CLIENTS]:
                     slowest = min(others, key=lambda each: each.done / max(1, each.total))
                     self._tell(slowest.done, slowest.total, slowest.what)
                     continue
                 done, total = answered
-                total = max(total, sum(each.total for each in told))
+                total = max(total, sum(each.total for each in counts))
                 # A worker's count goes a moment before its answer is there.
-                most = max(most, min(total, done + sum(each.done for each in told)))
+                most = max(most, min(total, done + sum(each.done for each in counts)))
                 if total:
                     self._tell(most, total, what)
 
@@ -77,4 +77,4 @@ class Watch:
             ended.set()
             thread.join()
             if self._folder:
-                forget(self._folder)
+                clear_progress(self._folder)

@@ -141,7 +141,7 @@ def test_claiming_twice_is_harmless(tmp_path):
 
 
 def test_a_lost_record_does_not_set_the_count_back(tmp_path):
-    """Nodes remember the attempt they last heard of, and hear no lower one."""
+    """Nodes keep the highest attempt that they were told, and answer to no lower one."""
     server, node = store(tmp_path / "server", attempt=7), tmp_path / "node"
     server.give_configuration("{}")
     store(node, attempt=7)

@@ -3,34 +3,34 @@
 import json
 
 import clients.progress
-from clients.progress import Progress, Told, forget, heard, place
+from clients.progress import Count, Progress, clear_progress, progress_folder, read_progress
 
 
-def test_what_is_told_is_heard_until_it_is_over(tmp_path, monkeypatch):
+def test_what_is_told_is_read_until_it_is_over(tmp_path, monkeypatch):
     now = [50.0]
     monkeypatch.setattr(clients.progress.time, "monotonic", lambda: now[0])
     progress = Progress(tmp_path)
     progress(1, 10, "clients")  # what is short is not worth a file
-    assert heard(tmp_path) == []
+    assert read_progress(tmp_path) == []
     for done in (3, 4):  # the second at once after the first: not written
         now[0] += 1.0 if done == 3 else 0.0
         progress(done, 10, "clients")
-    assert heard(tmp_path) == [Told("clients", 3, 10)]
+    assert read_progress(tmp_path) == [Count("clients", 3, 10)]
     progress.end()
     progress.end()
-    assert heard(tmp_path) == []
+    assert read_progress(tmp_path) == []
 
 
 def test_rubbish_and_the_dead_are_forgotten(tmp_path):
-    place(tmp_path).mkdir()
-    (place(tmp_path) / "half.json").write_text('{"what": "cli')
-    (place(tmp_path) / "other.json").write_text(json.dumps(["clients"]))
-    (place(tmp_path) / "dead.json").write_text(
+    progress_folder(tmp_path).mkdir()
+    (progress_folder(tmp_path) / "half.json").write_text('{"what": "cli')
+    (progress_folder(tmp_path) / "other.json").write_text(json.dumps(["clients"]))
+    (progress_folder(tmp_path) / "dead.json").write_text(
         json.dumps({"what": "clients", "done": 2, "total": 5})
     )
-    assert heard(tmp_path) == [Told("clients", 2, 5)]
-    forget(tmp_path)
-    assert heard(tmp_path) == []
+    assert read_progress(tmp_path) == [Count("clients", 2, 5)]
+    clear_progress(tmp_path)
+    assert read_progress(tmp_path) == []
 
 
 def test_a_deployed_client_tells_its_log(monkeypatch, capsys):

@@ -33,7 +33,7 @@ CASES = [
 ]
 
 # The formulas. x: the sent tensors, one long vector; u: (clients, length), what came back; w:
-# weights, sum to one; s: what the server remembers from round to round.
+# weights, sum to one; s: the server's state from round to round.
 
 
 def fedavg(x, u, w, s, t):

@@ -375,7 +375,7 @@ def test_a_strategy_goes_back_too(tmp_path):
     same(tmp_path / "a", tmp_path / "b")
 
 
-def test_what_a_strategy_remembers_is_finite_too(tmp_path):
+def test_the_state_of_a_strategy_is_finite_too(tmp_path):
     """Adam's second moment would be infinite, and no later round would move anything."""
     with pytest.raises(
         FedPGPError, match="round 1: the aggregated tensor v_t.* is NaN or Inf; .*max_update_norm"
