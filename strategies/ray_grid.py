@@ -34,6 +34,10 @@ PROBE_PAUSE = 1.0
 """Seconds between two looks at whether a lost worker is back."""
 
 
+RETRY_PAUSE = 30.0
+"""Seconds before a worker that could not start is made anew, perhaps on another machine."""
+
+
 class RayGrid(LocalGrid):
     """The grid of a simulation.
 
@@ -50,10 +54,14 @@ class RayGrid(LocalGrid):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run_id, 1, 0
         # Spread over a cluster's machines; a worker that is lost is started again, anywhere.
         options = {"max_restarts": -1, "scheduling_strategy": "SPREAD", **resources}
-        worker = ray.remote(RayWorker).options(**options)
-        self._workers = [worker.remote(make_app, self._run_id, count) for _ in self._nodes]
+        actor = ray.remote(RayWorker).options(**options)
+        self._make_worker = lambda: actor.remote(make_app, self._run_id, count)
+        self._workers = [self._make_worker() for _ in self._nodes]
         self._free: deque = deque()
         self._probes = {each.ready.remote(): each for each in self._workers}
+        self._to_make: list[
+            float
+        ] = []  # when to make a worker in place of one that could not start
         self._paused: list[tuple[float, object]] = []  # lost workers, when to look at them again
         self._running: dict = {}  # Ray's future -> (worker, message)
         self._queue: deque[Message] = deque()
@@ -112,6 +120,7 @@ class RayGrid(LocalGrid):
     def _collect(self, seconds: float) -> None:
         """Take what Ray has finished, waiting for the first of it that long."""
         now = time.monotonic()
+        self._make_again(now)
         due = [worker for when, worker in self._paused if when <= now]
         self._paused = [entry for entry in self._paused if entry[0] > now]
         self._probes |= {worker.ready.remote(): worker for worker in due}
@@ -128,6 +137,14 @@ class RayGrid(LocalGrid):
         self._hand_out()
         self._give_up_if_alone()
 
+    def _make_again(self, now: float) -> None:
+        """Make workers in place of those that could not start, where their time has come."""
+        due = [when for when in self._to_make if when <= now]
+        self._to_make = [when for when in self._to_make if when > now]
+        for worker in [self._make_worker() for _ in due]:
+            self._workers.append(worker)
+            self._probes[worker.ready.remote()] = worker
+
     def _finish(self, future: object) -> None:
         message = None
         if future in self._probes:
@@ -141,7 +158,10 @@ class RayGrid(LocalGrid):
             result = Error(APP_FAILED, f"{type(cause).__name__}: {cause}")
         except RayError as error:
             self._lost = why_lost(error)
-            if not could_not_start(error):  # Ray starts no such worker again
+            if could_not_start(error):  # Ray starts no such worker again
+                self._workers = [each for each in self._workers if each is not worker]
+                self._to_make.append(time.monotonic() + RETRY_PAUSE)
+            else:
                 self._paused.append((time.monotonic() + PROBE_PAUSE, worker))
             if message is not None:
                 self._reply(Message(Error(WORKER_LOST, self._lost), reply_to=message))
@@ -156,15 +176,16 @@ class RayGrid(LocalGrid):
         self._replies[reply.metadata.reply_to_message_id] = reply
 
     def _give_up_if_alone(self) -> None:
-        """Fail what waits when no worker can come any more, or none has come for a long time."""
+        """Fail what waits when no worker could start, or none has come for a long time."""
         if self._free or self._running or not self._queue:
             self._without_workers = None
             return
         self._without_workers = self._without_workers or time.monotonic()
         gone = not (self._probes or self._paused)
         if gone or time.monotonic() - self._without_workers > self._patience:
-            reason = f"no worker of Ray has been there for {self._patience:g} seconds"
-            reason += f"; the last one: {self._lost}" if self._lost else "; is the cluster busy?"
+            guess = "is the cluster busy, or its memory full?"
+            reason = f"no worker of Ray has been there for {self._patience:g} seconds; "
+            reason += f"the last one: {self._lost}" if self._lost else guess
             reason = self._lost if gone else reason
             while self._queue:
                 self._reply(Message(Error(WORKER_LOST, reason), reply_to=self._queue.popleft()))

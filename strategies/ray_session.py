@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from fedpgp.errors import FedPGPError
+
 PREFIX = "fedpgp-ray-"
 """Beginning of the folders' names, in the folder for temporary files."""
 
@@ -51,6 +53,7 @@ class Session:
 _LOCK = ".lock"
 _NAMES = ("ray", "gcs_server")  # of Ray's processes: raylet, ray::IDLE …
 _sessions: list[Session] = []  # of this process
+_asks_for_token = False  # whether this process imported Ray with a token
 
 
 @contextmanager
@@ -59,7 +62,11 @@ def private_session() -> Iterator[Session]:
 
     At the end the environment is as before and the folder is gone. A folder that was left over, by
     a process that was killed, is removed by the next start on this machine.
+
+    Raises:
+        FedPGPError: Ray was imported before and asks for no token.
     """
+    _import_ray()
     for folder in _leftovers():
         remove_session(folder)
     session = Session(Path(tempfile.mkdtemp(prefix=PREFIX, dir=_root())))  # 0700
@@ -67,7 +74,6 @@ def private_session() -> Iterator[Session]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.replace(lock.name, session.folder / _LOCK)  # whoever finds it finds it locked
         _sessions.append(session)
-        _read_environment_again()
         try:
             yield session
         finally:
@@ -125,13 +131,22 @@ def _private_settings() -> dict[str, str]:
     }
 
 
-def _read_environment_again() -> None:
-    """Ray reads whether it asks for a token when it is imported, which a person's program
-    may have done before."""
-    raylet = sys.modules.get("ray._raylet")
-    if raylet is not None:
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+def _import_ray() -> None:
+    """Import Ray, which reads now whether it asks for a token.
+
+    Raises:
+        FedPGPError: a person's program has imported it before, when nothing asked for one.
+    """
+    global _asks_for_token
+    if "ray" in sys.modules and not _asks_for_token and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise FedPGPError(
+            "this program imported Ray before the run could have it ask for a token; set "
+            "RAY_AUTH_MODE=token before `import ray`, or start the run by itself: "
+            "python -m experiments.run"
+        )
+    with environment(_private_settings()):
+        import ray  # noqa: F401
+    _asks_for_token = True
 
 
 def _root() -> str:

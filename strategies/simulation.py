@@ -120,7 +120,7 @@ def _started(workers: Workers, verbose: bool) -> Iterator[Workers]:
     for name, value in START.items():
         os.environ.setdefault(name, value)
     with private_session() as session:
-        import ray  # reads the environment
+        import ray
 
         options = {
             "num_cpus": workers.count,
@@ -218,5 +218,7 @@ def quiet(verbose: bool) -> None:
         logger.setLevel(logging.DEBUG)
         return
     logger.setLevel(logging.CRITICAL + 1)
+    # What the raylet prints of a worker that died, whatever log_to_driver says; the run says it.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)

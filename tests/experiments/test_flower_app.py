@@ -139,7 +139,7 @@ def test_flwr_run_simulates_to_a_run_folder(tmp_path):
         return done.stdout
 
     try:
-        told = said("rounds=1 clients=4 n_ctx=2 run_dir=here")
+        told = said("rounds=1 clients=6 run_dir=here")
         mistaken = said("rounds=-1")
     finally:
         for process in psutil.process_iter(["cmdline"]):

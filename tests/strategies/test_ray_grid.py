@@ -3,17 +3,19 @@ alone, and comes back."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-import strategies.ray_grid
 from strategies.local_grid import with_id
-from strategies.ray_grid import APP_FAILED, WORKER_LOST, RayGrid, why_lost
 from strategies.simulation import ray_cluster
 
+ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = {"address": None, "workers": 2, "gpus_per_worker": 1.0}
 
 
@@ -41,6 +43,8 @@ def make_app() -> ClientApp:
 @pytest.fixture(scope="module")
 def grid():
     with ray_cluster(RUNTIME, "cpu", 6) as workers:
+        from strategies.ray_grid import RayGrid  # imports Ray, which asks for a token from now on
+
         grid = RayGrid(make_app, workers.count, workers.resources)
         yield grid
         grid.close()
@@ -73,7 +77,10 @@ def test_work_goes_to_whoever_is_free(grid):
 
 def test_an_exception_of_the_app_and_a_death_cost_their_own_message(grid):
     """The others are answered, and the worker that died works again."""
-    before = {a["pid"] for a in ask(grid, "0.2", "0.2")}
+    from strategies.ray_grid import APP_FAILED, WORKER_LOST
+
+    while len(before := {a["pid"] for a in ask(grid, "0.2", "0.2")}) < 2:
+        pass
     replies = grid.send_and_receive(messages(grid, "raise", "die", "x", "y"), timeout=90)
     errors = {reply.error.code: reply.error.reason for reply in replies if reply.has_error()}
     assert errors[APP_FAILED] == "ValueError: a bad image"
@@ -102,13 +109,15 @@ def test_waiting_ends_with_the_first_reply(grid):
     assert len(grid.pull_messages(ids)) == 1 and time.monotonic() - began < 15
 
 
-def test_a_worker_that_died_of_memory_is_named_with_what_to_do():
+def test_a_worker_that_died_of_memory_is_named_with_what_to_do(grid):
     from ray.exceptions import (
         ActorDiedError,
         ActorUnavailableError,
         OutOfMemoryError,
         RayActorError,
     )
+
+    from strategies.ray_grid import why_lost
 
     low = "Task was killed due to the node running low on memory."
     for error in (OutOfMemoryError(low), RayActorError(error_msg=low)):
@@ -129,25 +138,85 @@ def no_app() -> ClientApp:
     raise ModuleNotFoundError("no such module")
 
 
-def test_a_worker_that_cannot_start_says_why_at_once(grid):
-    """Nobody waits for it, then or later: Ray does not start it again."""
-    broken = RayGrid(no_app, 1, {"num_cpus": 0})
+@pytest.fixture
+def small_grid(grid):
+    """Makes further grids on the same Ray."""
+    from strategies.ray_grid import RayGrid
+
+    made = []
+
+    def make(*arguments) -> RayGrid:
+        made.append(RayGrid(*arguments))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_worker_that_cannot_start_says_why_at_once(small_grid):
+    """Nobody waits for it, then or later."""
+    from strategies.ray_grid import WORKER_LOST
+
+    broken = small_grid(no_app, 1, {"num_cpus": 0})
     for ask in ("a", "b"):
         (reply,) = broken.send_and_receive(messages(broken, ask), timeout=60)
         assert reply.error.code == WORKER_LOST
         assert reply.error.reason.endswith("could not start: ModuleNotFoundError: no such module")
-    broken.close()
 
 
-def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(grid, monkeypatch):
-    monkeypatch.setattr(strategies.ray_grid, "START_PATIENCE", 0.5)
-    waiting = RayGrid(make_app, 1, {"num_cpus": 1000})
+def test_a_worker_that_could_not_start_is_made_again_later(small_grid, tmp_path, monkeypatch):
+    """What it lacked is there by then; Ray itself gives such a worker up."""
+    monkeypatch.setattr("strategies.ray_grid.RETRY_PAUSE", 0.5)
+    lacking = tmp_path / "lacking"
+
+    def make_app_when_it_is_there() -> ClientApp:
+        if not lacking.exists():
+            raise FileNotFoundError(lacking)
+        return make_app()
+
+    late = small_grid(make_app_when_it_is_there, 1, {"num_cpus": 0})
+    (reply,) = late.send_and_receive(messages(late, "a"), timeout=60)
+    assert "could not start: FileNotFoundError" in reply.error.reason
+    lacking.touch()
+    end = time.monotonic() + 60
+    while reply.has_error() and time.monotonic() < end:
+        late.wait(0.2)
+        (reply,) = late.send_and_receive(messages(late, "b"), timeout=60)
+    assert reply.content["answer"]["what"] == "b"
+
+
+def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(
+    small_grid, monkeypatch
+):
+    monkeypatch.setattr("strategies.ray_grid.START_PATIENCE", 0.5)
+    waiting = small_grid(make_app, 1, {"num_cpus": 1000})
     (reply,) = waiting.send_and_receive(messages(waiting, "a"), timeout=60)
-    assert (
-        reply.error.reason
-        == "no worker of Ray has been there for 0.5 seconds; is the cluster busy?"
+    said = (
+        "no worker of Ray has been there for 0.5 seconds; is the cluster busy, or its memory full?"
     )
-    waiting.close()
+    assert reply.error.reason == said
+
+
+DEATH = """
+from tests.strategies.test_ray_grid import RUNTIME, make_app, messages
+from strategies.simulation import ray_cluster
+with ray_cluster(RUNTIME, "cpu", 1) as workers:
+    from strategies.ray_grid import RayGrid
+    grid = RayGrid(make_app, 1, workers.resources)
+    print([reply.has_error() for reply in grid.send_and_receive(messages(grid, "die"), timeout=90)])
+    grid.send_and_receive(messages(grid, "a"), timeout=90)  # Ray has time to speak
+    grid.close()
+"""
+
+
+def test_ray_itself_says_nothing_of_a_death():
+    """The run has its own line about it, which names the client."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_DEDUP_LOGS_SKIP_REGEX", None)  # which this process has set itself
+    command = [sys.executable, "-c", DEATH]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert said.stdout == "[True]\n" and "(raylet)" not in said.stderr, said.stderr
 
 
 def test_a_message_gets_an_id_and_keeps_the_rest():

@@ -76,10 +76,20 @@ def sessions(tmp_path_factory, monkeypatch) -> Path:
     folder.rmdir()
 
 
-@pytest.mark.parametrize("before", ["", "import ray"])
+WITH_TOKEN = "import os; os.environ['RAY_AUTH_MODE'] = 'token'; import ray"
+
+
+def test_a_program_that_imported_ray_before_is_told_what_to_do(sessions):
+    """Ray has read by then that it asks for no token. Nothing starts."""
+    owner = process("import ray" + START)
+    said, _ = owner.communicate("end\n", timeout=60)
+    assert owner.returncode == 1 and "set RAY_AUTH_MODE=token before `import ray`" in said
+    assert not list(sessions.iterdir())
+
+
+@pytest.mark.parametrize("before", ["", WITH_TOKEN])
 def test_nobody_joins_without_the_token(sessions, before):
-    """Nor enters the session's folder, nor comes over the network; and where a program had imported
-    Ray before, when there was no token yet."""
+    """Nor enters the session's folder, nor comes over the network."""
     owner, address, token, workers = started(before + START)
     assert workers == 2, "no more workers than clients"
     (folder,) = sessions.iterdir()
