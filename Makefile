@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process a core, and the tests of a file in the same one, which make its data once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run quick test slow lint clean
@@ -21,7 +23,7 @@ quick: $(STAMP) ## the tests that concern a method, for its author; under 2 minu
 		tests/docs tests/experiments/test_methods.py $(ARGS)
 
 test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests; `make slow` runs the rest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
