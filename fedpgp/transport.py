@@ -26,8 +26,8 @@ def plans(
 ) -> Tensor:
     """Transport plans by Sinkhorn's iteration.
 
-    Balanced: every row (patch) sends 1/M, every column (prompt) takes 1/N. Unbalanced (FedOTP): a
-    row sends at most 1/M, a column takes exactly ``mass``/N. With K = exp(-cost / epsilon), v = 1:
+    Balanced: every row (patch) sends 1/P, every column (prompt) takes 1/M. Unbalanced (FedOTP): a
+    row sends at most 1/P, a column takes exactly ``mass``/M. With K = exp(-cost / epsilon), v = 1:
 
         u = a / (K v)      unbalanced: min(1, .)        v = b / (K^T u)
 
@@ -35,11 +35,10 @@ def plans(
     in the batch does not change it, and it costs nothing any more. (Public code stops the whole
     batch, on the mean change of v.)
 
-    u and v are kept as logarithms. Behind the first iteration, two products with a kernel take
-    the place of two sums of
-    exponentials: K times an earlier v, each row divided by its largest value, made anew when v has
-    gone far from that one. After an iteration every column takes its share from some row, so
-    nothing that counts underflows in it.
+    u and v are kept as logarithms. Behind the first iteration, two products with a kernel take the
+    place of two sums of exponentials: K times an earlier v, each row divided by its largest value,
+    made anew when v has gone far from that one. After an iteration every column takes its share
+    from some row, so nothing that counts underflows in it.
 
     Args:
         cost: (..., M, P).
@@ -89,8 +88,8 @@ def plans(
 
 
 def similarities(patches: Tensor, classifier: Tensor) -> Tensor:
-    """Cosines of unit-norm patches (K, B, M, e) and prompts' class features (K, N,
-    C, e): (K, B, C, N, M)."""
+    """Return cosines of unit-norm patches (K, B, P, e) and a classifier (K, M, C, e):
+    (K, B, C, M, P)."""
     clients, images, rows = patches.shape[:3]
     columns, classes = classifier.shape[1:3]
     flat = classifier.flatten(1, 2) @ patches.flatten(1, 2).transpose(1, 2)

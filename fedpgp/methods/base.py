@@ -12,9 +12,9 @@ cohort is trained in one tensor program. A method never sees Flower or files; it
   sends to one client alone.
 
 Shapes, in the whole project: K clients, B images, C classes, M prompts, m context tokens, d width
-of the text tower, e embedding, b rank. Besides, W is the width of the image tower, R an image's
-side in pixels, S the clients of a round, n sequences that go through a tower together, and
-``...`` any leading axes.
+of the text tower, e embedding, b rank. Besides, W is the width of the image tower, P patches,
+R an image's side in pixels, S the clients of a round, n sequences that go through a tower
+together, and ``...`` any leading axes.
 
 ``docs/add_a_method.md`` walks through a new one.
 """
@@ -43,8 +43,7 @@ class Images:
 
     Attributes:
         features: pooled, unit norm, (..., e).
-        patches: tokens of the image tower projected to the joint space, unit norm, (..., patches,
-            e).
+        patches: tokens of the image tower projected to the joint space, unit norm, (..., P, e).
         pixels: preprocessed images, (..., 3, R, R).
         mirrored: as features, of the mirrored image.
         features_raw: as features, but as long as the image tower makes them.
