@@ -19,7 +19,6 @@ data-dir='/srv/images'"``:
   settings can only be stricter.
 """
 
-import hashlib
 import json
 import re
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 
 import fedpgp
 from fedpgp.atomic_files import owner_only, private_folder
+from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.plain_text import one_line, printable
 
@@ -242,7 +242,7 @@ def compatibility(federation) -> dict[str, str]:
     model weights, and which client owns which images of a public data set."""
     from fedpgp.data_record import split_digest  # torch, which a node's start does without
 
-    names = hashlib.sha256(json.dumps(federation.dataset.class_names).encode()).hexdigest()
+    names = digest(json.dumps(federation.dataset.class_names))
     found = {
         "fedpgp version": installed_version(),
         "class list": f"{len(federation.dataset.class_names)} classes, sha256 {names[:16]}",

@@ -11,13 +11,10 @@ earlier attempt can no longer write. A file lock closes the gap between looking 
 system drops it when its holder dies, so it is never stale.
 """
 
-import fcntl
-import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -28,13 +25,13 @@ from torch import Tensor
 from fedpgp.atomic_files import (
     cannot_write,
     flush_filesystem,
-    owner_only,
     private_folder,
     remove_leftovers,
     write_atomically,
 )
-from fedpgp.digests import tensor_digest
+from fedpgp.digests import digest, tensor_digest
 from fedpgp.errors import FedPGPError
+from fedpgp.locks import file_lock
 
 _STATE = re.compile(r"round_(\d+)\.safetensors")
 
@@ -64,7 +61,7 @@ class PrivateStore:
             FedPGPError: the folder belongs to another run, or cannot be written.
         """
         private_folder(self.folder)  # one of an earlier version was open
-        with self._locked(exclusive=True):
+        with self._locked():
             if self.attempt > self._owner():
                 record = {"run": self.run, "attempt": self.attempt}
                 write_atomically(
@@ -80,7 +77,7 @@ class PrivateStore:
         """Keeps the run's configuration (JSON text) beside the states; returns its name in
         messages: the beginning of its SHA-256.
         """
-        name = _short_digest(text.encode())
+        name = digest(text)[:16]
         write_atomically(self.folder / f"config_{name}.json", text.encode(), private=True)
         return name
 
@@ -97,7 +94,7 @@ class PrivateStore:
             raise FedPGPError(
                 f"the run's configuration cannot be read: {path} ({error.strerror})"
             ) from error
-        if _short_digest(data) != name:
+        if digest(data)[:16] != name:
             raise FedPGPError(f"the run's configuration is damaged: {path}")
         return data.decode()
 
@@ -119,7 +116,7 @@ class PrivateStore:
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         data = save(tensors, metadata={"sha256": _checksum(tensors)})
-        with self._locked(exclusive=False):
+        with self._locked(shared=True):
             self._owner()
             write_atomically(self._path(client, server_round), data, flush=False, private=True)
             older = sorted(r for r in self._rounds(client) if r < server_round)
@@ -181,16 +178,11 @@ class PrivateStore:
             )
         return attempt
 
-    @contextmanager
-    def _locked(self, *, exclusive: bool) -> Iterator[None]:
-        try:
-            # Closed below; opening errors are told apart from the body's.
-            file = open(self.folder / ".lock", "a", opener=owner_only)  # noqa: SIM115
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            yield
+    def _locked(self, shared: bool = False) -> AbstractContextManager[None]:
+        def refusal(path: Path, error: OSError) -> FedPGPError:
+            return cannot_write(path.parent, error)
+
+        return file_lock(self.folder / ".lock", shared=shared, private=True, refusal=refusal)
 
 
 def owner(folder: Path) -> tuple[str | None, int]:
@@ -226,10 +218,6 @@ def _claimed(folder: Path) -> tuple[str | None, int]:
 
 def _checksum(state: dict[str, Tensor]) -> str:
     return tensor_digest(" ".join(f"{name} {state[name].dtype}" for name in sorted(state)), state)
-
-
-def _short_digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def finite(state: dict[str, Tensor]) -> bool:

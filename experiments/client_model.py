@@ -21,6 +21,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, NeedsImages, Progress
 from fedpgp.methods import Classifier
 from fedpgp.plain_text import indented
+from fedpgp.prefixes import strip_prefix
 from fedpgp.task import ClassSet
 from strategies.checkpoint import latest_checkpoint
 
@@ -148,14 +149,7 @@ def load_client_model(
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
-    shared, server_state = (
-        {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        for prefix in ("shared/", "memory/")
-    )
+    shared, server_state = strip_prefix("shared/", tensors), strip_prefix("memory/", tensors)
     committed = _committed(tensors["committed"], client)
     if committed and state is None and config["runtime"]["name"] == "flower":
         raise FedPGPError(

@@ -32,6 +32,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import Progress
 from fedpgp.plain_text import indented, written_out
+from fedpgp.prefixes import strip_prefix
 from fedpgp.protocols import FederatedSplit, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 
@@ -155,8 +156,8 @@ def evaluate(
         )
     federation = build_federation(changed, federated_split)
     federation.progress = progress
-    shared = _below(tensors, "shared/")
-    server_state = _below(tensors, "memory/")
+    shared = strip_prefix("shared/", tensors)
+    server_state = strip_prefix("memory/", tensors)
     clients = range(federation.num_clients)
     client_only = (
         {client: federation.download_for(client, server_state) for client in clients}
@@ -318,14 +319,6 @@ def _same_training(federated_split: FederatedSplit, other: FederatedSplit) -> Fe
             "to train on: a trained run cannot be scored by them"
         )
     return other
-
-
-def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from fedpgp.build import method_settings
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.methods import method_class
+from fedpgp.prefixes import strip_prefix
 from strategies.checkpoint import latest_checkpoint
-from strategies.run_state import below
 
 
 def finished_already(folder: RunFolder, rounds: int) -> dict | None:
@@ -119,7 +119,7 @@ def prompts_of(
     if saved is None:
         raise FedPGPError(f"init_from={run}: this run saved nothing yet")
     tensors, info = saved
-    found, ours = below("shared/", tensors), federation.initial_shared()
+    found, ours = strip_prefix("shared/", tensors), federation.initial_shared()
     method, other = federation.method.name, theirs["method"]["name"]
     if not ours:
         raise FedPGPError(

@@ -1,12 +1,12 @@
 """Names of folders and files that stand for a setting: readable, and unique where a
 readable one could not be."""
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
 
 from experiments.settings import FIXED
+from fedpgp import digests
 
 LONGEST = 180
 """Bytes of a name; file systems allow 255, and names of temporary files are longer than their
@@ -45,7 +45,7 @@ def unique_name(text: str, unsafe: str) -> str:
     name = re.sub(unsafe, "-", text)
     if name == text and len(os.fsencode(name)) <= LONGEST:
         return name
-    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:DIGEST]
+    digest = digests.digest(os.fsencode(text))[:DIGEST]
     short = os.fsencode(name)[: LONGEST - DIGEST - 1].decode(errors="ignore")
     return f"{short}-{digest}"
 

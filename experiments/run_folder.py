@@ -1,6 +1,5 @@
 """A run's folder: made once, owned by one process, written as the run goes."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -20,6 +19,7 @@ from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import client_figures
 from fedpgp.figures import CLIENT_FIGURES, MODELS
+from fedpgp.locks import file_lock
 from strategies.checkpoint import remove_after
 
 PACKAGES = (
@@ -130,23 +130,8 @@ class RunFolder:
         Raises:
             FedPGPError: another process holds it.
         """
-        try:
-            file = open(self.path / ".lock", "a+")  # noqa: SIM115  (closed below)
-        except OSError as error:
-            raise cannot_write(self.path / ".lock", error) from error
-        with file:
-            end = time.monotonic() + GLANCE
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise FedPGPError(
-                            f"another process is at work in {self.path}; wait for it, or choose "
-                            "another run_dir"
-                        ) from None
-                time.sleep(0.02)
+        busy = f"another process is at work in {self.path}; wait for it, or choose another run_dir"
+        with file_lock(self.path / ".lock", wait=GLANCE, busy=busy):
             yield
 
     # Writing. -------------------------------------------------------------------------------------

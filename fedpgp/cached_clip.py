@@ -7,7 +7,6 @@ text tower and the class names' tokens alone. So each result is kept in a file, 
 loaded when a result is not there.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.data.store import write_cache
-from fedpgp.digests import tensor_digest
+from fedpgp.digests import digest, tensor_digest
 from fedpgp.frozen import Cached, FrozenCLIP, resolve_device
 
 FORMAT = 2
@@ -60,9 +59,7 @@ class CachedCLIP(FrozenCLIP):
         about = [str(FORMAT), resolve_device(device).type, name, str(pretrained)]
         for file in _weights(name, pretrained):
             about += [file.name, str(file.stat().st_size), str(file.stat().st_mtime_ns)]
-        return cls(
-            load, folder / hashlib.sha256("\n".join(about).encode()).hexdigest()[:32], device
-        )
+        return cls(load, folder / digest("\n".join(about))[:32], device)
 
     @cached_property
     def _clip(self) -> FrozenCLIP:
@@ -79,7 +76,7 @@ class CachedCLIP(FrozenCLIP):
 
     def cached(self, key: str, compute: Callable[[], Cached]) -> Cached:
         if key not in self._cached:
-            path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+            path = self._folder / f"{digest(key)[:32]}.safetensors"
             stamp = f"{key}\n{_version()}"
             found = _read(path, stamp, self.device)
             if found is MISSING:
@@ -131,9 +128,7 @@ def _version() -> str:
     """Return the version of the code and of torch: what another version has written is computed
     again."""
     folder = Path(__file__).parent
-    code = hashlib.sha256(
-        b"".join((folder / name).read_bytes() for name in COMPUTED_BY)
-    ).hexdigest()
+    code = digest(*((folder / name).read_bytes() for name in COMPUTED_BY))
     return f"{code} torch {torch.__version__}"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError
 from fedpgp.figures import ACCURACIES, MODELS
+from fedpgp.prefixes import strip_prefix
 
 LAST_FEW = 5
 ECE_BINS = 15
@@ -58,7 +59,9 @@ def client_figures(row: Mapping, model: str) -> dict[str, float | None]:
         "novel": novel,
         "hm3": harmonic_mean(local, base, novel),
         "hm2": harmonic_mean(base, novel),
-        "unseen": _mean(_named(row, f"{model}.datasets.").values()) if unseen is None else unseen,
+        "unseen": _mean(strip_prefix(f"{model}.datasets.", row).values())
+        if unseen is None
+        else unseen,
     }
 
 
@@ -96,7 +99,7 @@ def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
         return {domain: _mean(values) for domain, values in found.items()}
 
     def measured(kind: str) -> dict[str, float]:
-        own = [_named(row, f"{model}.{kind}.") for row in rows]
+        own = [strip_prefix(f"{model}.{kind}.", row) for row in rows]
         names = dict.fromkeys(name for figures in own for name in figures)
         return {name: _mean(figures.get(name) for figures in own) for name in names}
 
@@ -181,12 +184,6 @@ def _mean_block(blocks: Sequence[Mapping | None]) -> dict | None:
 
     block = {key: mean(block[key] for block in blocks) for key in blocks[0]}
     return {**block, **_with_means({name: block[name] for name in ACCURACIES})}
-
-
-def _named(row: Mapping, prefix: str) -> dict[str, float]:
-    return {
-        name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
-    }
 
 
 def _present(values: Iterable[float | None]) -> list[float]:

@@ -7,7 +7,6 @@ The checksum's rule is the same in every format version.
 """
 
 import contextlib
-import hashlib
 import json
 import re
 import struct
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedpgp.atomic_files import write_atomically
+from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
 
 FORMAT = 3
@@ -50,7 +50,7 @@ def save_checkpoint(
     if path.is_dir() and not path.is_symlink():  # not ours, and in the way
         path.rename(path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}"))
     write_atomically(
-        path, save(tensors, metadata={"fedpgp": text, "sha256": _digest(text, tensors)})
+        path, save(tensors, metadata={"fedpgp": text, "sha256": tensor_digest(text, tensors)})
     )
     for old in checkpoints(folder)[:-KEEP]:
         with contextlib.suppress(OSError):  # a folder of that name stays
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         (length,) = struct.unpack("<Q", data[:8])
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         tensors = load(data)
-        intact = metadata["sha256"] == _digest(metadata["fedpgp"], tensors)
+        intact = metadata["sha256"] == tensor_digest(metadata["fedpgp"], tensors)
         info = json.loads(metadata["fedpgp"])
     except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise Corrupted(f"the checkpoint {path} is damaged ({type(error).__name__})") from error
@@ -135,12 +135,3 @@ def checkpoints(folder: Path) -> list[Path]:
         int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))
     }
     return [found[server_round] for server_round in sorted(found)]
-
-
-def _digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype.str} {tensor.shape} ".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()

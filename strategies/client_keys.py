@@ -10,10 +10,11 @@ public key of a node, and the name under which an administrator registered that 
   when the run is resumed: another key in its place is rejected while the client is away.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Protocol
+
+from fedpgp.digests import digest
 
 _NAME = re.compile(r"client-(\d{1,9})")
 
@@ -87,4 +88,4 @@ def named(node: NodeInfo) -> int | None:
 
 def fingerprint(node: NodeInfo) -> str:
     """Return the beginning of the SHA-256 of a node's public key."""
-    return hashlib.sha256(node.public_key).hexdigest()[:32]
+    return digest(node.public_key)[:32]

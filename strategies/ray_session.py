@@ -7,7 +7,6 @@ https://docs.ray.io/en/latest/ray-security/token-auth.html.
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
@@ -22,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from fedpgp.errors import FedPGPError
+from fedpgp.locks import file_lock
 
 PREFIX = "fedpgp-ray-"
 """Beginning of the folders' names, in the folder for temporary files."""
@@ -70,9 +70,9 @@ def private_session() -> Iterator[Session]:
     for folder in _leftovers():
         remove_session(folder)
     session = Session(Path(tempfile.mkdtemp(prefix=PREFIX, dir=_root())))  # 0700
-    with open(session.folder / f"{_LOCK}.new", "w") as lock, environment(_private_settings()):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.replace(lock.name, session.folder / _LOCK)  # whoever finds it finds it locked
+    lock = session.folder / f"{_LOCK}.new"
+    with file_lock(lock), environment(_private_settings()):
+        os.replace(lock, session.folder / _LOCK)  # whoever finds it finds it locked
         _sessions.append(session)
         try:
             yield session
@@ -157,9 +157,10 @@ def _root() -> str:
 def _leftovers() -> Iterator[Path]:
     """This person's sessions whose process is gone."""
     for folder in Path(_root()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if folder.stat().st_uid != os.getuid():
+        lock = folder / _LOCK
+        with contextlib.suppress(OSError, FedPGPError):
+            if folder.stat().st_uid != os.getuid() or not lock.is_file():
                 continue
-            with open(folder / _LOCK) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with file_lock(lock, wait=0):
+                pass
             yield folder

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedpgp.prefixes import strip_prefix
 from strategies.grid import Traffic
 
 SECONDS = ("total", "encode", "train", "evaluate")
@@ -54,12 +55,13 @@ class RunState:
     def restored(cls, tensors: Mapping[str, np.ndarray], values: Mapping) -> "RunState":
         """From a checkpoint that holds :meth:`tensors` and :meth:`values`, beside others'
         perhaps."""
+        tensors = dict(sorted(tensors.items()))
         return cls(
             values["round"],
-            below("shared/", tensors),
+            strip_prefix("shared/", tensors),
             tensors["committed"].copy(),
-            below("memory/", tensors),
-            below("zero_shot/", tensors),
+            strip_prefix("memory/", tensors),
+            strip_prefix("zero_shot/", tensors),
             Traffic(**values["traffic"]),
             {**dict.fromkeys(SECONDS, 0.0), **values["seconds"]},
             values["images"],
@@ -83,12 +85,3 @@ class RunState:
             "images": self.images,
             "placed": self.placed,
         }
-
-
-def below(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors whose names start with ``prefix``, without it, in ascending order."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in sorted(tensors.items())
-        if name.startswith(prefix)
-    }

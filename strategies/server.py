@@ -38,6 +38,7 @@ from fedpgp.data_record import data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import is_evaluated, summarize
 from fedpgp.plain_text import called
+from fedpgp.prefixes import strip_prefix
 from fedpgp.seeding import generator
 from strategies.checkpoint import save_checkpoint
 from strategies.client_keys import KEY, ClientKeys
@@ -57,7 +58,7 @@ from strategies.reply_checks import (
     read_row,
     read_samples,
 )
-from strategies.run_state import RunState, below
+from strategies.run_state import RunState
 from strategies.screening import capped, too_large
 from strategies.watch import Watch
 
@@ -146,7 +147,7 @@ class Server:
             tensors, info = checkpoint
             self.state, self.table = RunState.restored(tensors, info), info["table"]
             self._client_keys = {int(client): key for client, key in info.get("seats", {}).items()}
-            restore_strategy(strategy, below("rule/", tensors), info["rule"])
+            restore_strategy(strategy, strip_prefix("rule/", tensors), info["rule"])
         else:
             self.state = RunState.fresh(federation, initial)
         self._reference = dict(self.state.shared)
@@ -274,7 +275,7 @@ class Server:
             RunState.restored(tensors, info),
             copy.deepcopy(self._unused_strategy),
         )
-        restore_strategy(self.strategy, below("rule/", tensors), info["rule"])
+        restore_strategy(self.strategy, strip_prefix("rule/", tensors), info["rule"])
         self.observer.go_back(info["observer"], info["round"])
 
     def _train(self, grid: CohortGrid, server_round: int) -> None:

@@ -6,7 +6,6 @@ i) alone, so views can be encoded once and kept like plain features, and every r
 worker sees the same ones.
 """
 
-import hashlib
 import math
 from functools import cached_property
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.data.base import Split
+from fedpgp.digests import digest
 from fedpgp.seeding import generator
 
 AREA = (0.08, 1.0)
@@ -69,7 +69,7 @@ class AugmentedSplit(Split):
             f"{self.split.fingerprint} view {self.view} of {self.size} pixels, area {AREA}, "
             f"ratio {RATIO}"
         )
-        return hashlib.sha256(drawn.encode()).hexdigest()
+        return digest(drawn)
 
     def _open(self, i: int) -> Image.Image:
         return random_resized_crop(

@@ -21,6 +21,7 @@ from PIL import Image
 from fedpgp.data.class_names import nfc
 from fedpgp.data.images import PUBLISHED, Reading, read_image
 from fedpgp.data.store import cache_folder, write_cache
+from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.plain_text import written_out
 from fedpgp.seeding import generator
@@ -182,15 +183,11 @@ class Subset(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(
-            self.split.fingerprint.encode() + self.rows.astype("<i8").tobytes()
-        ).hexdigest()
+        return digest(self.split.fingerprint, self.rows.astype("<i8").tobytes())
 
     @cached_property
     def signature(self) -> str:
-        return hashlib.sha256(
-            self.split.signature.encode() + self.rows.astype("<i8").tobytes()
-        ).hexdigest()
+        return digest(self.split.signature, self.rows.astype("<i8").tobytes())
 
     def _open(self, i: int) -> Image.Image:
         return self.split._open(int(self.rows[i]))

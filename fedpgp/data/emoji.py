@@ -7,7 +7,6 @@ those that validation takes.
 """
 
 import csv
-import hashlib
 import os
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +19,7 @@ from PIL import Image
 from fedpgp.assets_path import asset
 from fedpgp.data.base import VALIDATION_FRACTION, Dataset, Split, register
 from fedpgp.data.images import read_image
+from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError, unknown
 
 DOMAINS = ("noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji")
@@ -87,7 +87,7 @@ class ZipSplit(Split):
             f"{path.name}/{name} {crc}"
             for (path, name), crc in zip(self.members, self.checksums, strict=True)
         ]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return digest("\n".join(lines))
 
     def _open(self, i: int) -> Image.Image:
         path, name = self.members[i]
@@ -173,7 +173,7 @@ def _reserved(emoji: Sequence[Mapping[str, str]]) -> set[str]:
         codes = [
             row["codepoints"] for row in emoji if row["class"] == name and row["split"] == "train"
         ]
-        codes.sort(key=lambda code: hashlib.sha256(f"validation:{code}".encode()).digest())
+        codes.sort(key=lambda code: digest(f"validation:{code}"))
         taken.update(codes[: max(1, round(VALIDATION_FRACTION * len(codes)))])
     return taken
 

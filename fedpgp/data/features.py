@@ -9,7 +9,6 @@ is never used: it is made anew.
 import contextlib
 import errno
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from torch import Tensor
 from fedpgp.atomic_files import remove_leftovers
 from fedpgp.data.base import Split
 from fedpgp.data.store import cache_folder, cannot_write, locked, write_cache
+from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
@@ -133,7 +133,7 @@ def feature_key(clip: "FrozenCLIP", split: Split, what: str = "features") -> str
         split.fingerprint,
         *([what] if what != "features" else []),
     ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return digest("\n".join(parts))
 
 
 def _encode(
@@ -203,7 +203,7 @@ def _check_space(folder: Path, needed: int) -> None:
 def _write(path: Path, key: str, features: np.ndarray) -> None:
     payload = np.ascontiguousarray(features, dtype="<f4").data.cast("B")
     header = {
-        "__metadata__": {"key": key, "sha256": hashlib.sha256(payload).hexdigest()},
+        "__metadata__": {"key": key, "sha256": digest(payload)},
         "features": {
             "dtype": "F32",
             "shape": list(features.shape),
@@ -233,7 +233,7 @@ def _open_cached(path: Path, key: str, rows: int) -> np.ndarray | None:
         ):
             raise ValueError("wrong key or size")
         features = np.memmap(path, dtype="<f4", mode="r", offset=8 + length, shape=shape)
-        if hashlib.sha256(features.data).hexdigest() != metadata["sha256"]:
+        if digest(features.data) != metadata["sha256"]:
             raise ValueError("wrong checksum")
         return features
     except FileNotFoundError:

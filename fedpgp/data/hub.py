@@ -17,6 +17,7 @@ from fedpgp.data.class_names import as_names, check_names, check_template, nfc
 from fedpgp.data.domains import TEST_FRACTION
 from fedpgp.data.files import hold_out
 from fedpgp.data.images import Reading, as_rgb, read_image
+from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError, unknown
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -49,7 +50,7 @@ class HubSplit(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._fingerprint.encode()).hexdigest()
+        return digest(self._fingerprint)
 
     @cached_property
     def signature(self) -> str:

@@ -1,6 +1,5 @@
 """Several data sets as one: their classes one after the other, their images too."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from PIL import Image
 
 from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.base import Dataset, Split
+from fedpgp.digests import digest
 
 
 class Concat(Split):
@@ -35,13 +35,11 @@ class Concat(Split):
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(
-            "\n".join(part.fingerprint for part in self.parts).encode()
-        ).hexdigest()
+        return digest("\n".join(part.fingerprint for part in self.parts))
 
     @cached_property
     def signature(self) -> str:
-        return hashlib.sha256("\n".join(part.signature for part in self.parts).encode()).hexdigest()
+        return digest("\n".join(part.signature for part in self.parts))
 
     def _open(self, i: int) -> Image.Image:
         part, row = self._find(i)

@@ -3,13 +3,13 @@ die with their owner."""
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError
+from fedpgp.locks import file_lock
 
 CACHE_VARIABLE = "FEDPGP_CACHE"
 
@@ -48,17 +48,17 @@ def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> Fed
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of ``path``, once no other process has it. The kernel frees the lock
-    of a process that dies."""
+    """Hold the lock of ``path``, once no other process has it.
+
+    Where the file system has no locks, go on without: writing is atomic anyway, and the work is
+    only done twice.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never removed: a process that waits for a removed file would hold a lock
-        # that nobody else sees.
-        file = open(path.with_name(f".{path.name}.lock"), "ab")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise cannot_write(path.parent, error) from error
-    with file:
-        # A file system without locks: writing is atomic anyway, the work is only done twice.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = path.with_name(f".{path.name}.lock")
+    with file_lock(
+        lock, optional=True, refusal=lambda lock, error: cannot_write(lock.parent, error)
+    ):
         yield
