@@ -800,6 +800,7 @@ class Server:
     def _save(self) -> None:
         self._clock()
         strategy_tensors, strategy_values = strategy_state(self.strategy)
+        # "rule" and "seats" are names in the file: checkpoints of earlier versions have them.
         tensors = {
             **self.state.tensors(),
             **{f"rule/{path}": tensor for path, tensor in strategy_tensors.items()},
@@ -818,8 +819,8 @@ class Server:
         save_checkpoint(self.folder / "checkpoint", self.state.server_round, tensors, info)
 
     def _seed_libraries(self, server_round: int) -> None:
-        """Flower draws from the libraries' global generators (order of clients, noise
-        of privacy wrappers)."""
+        """Seed the libraries' global generators, from which Flower draws (order of clients,
+        noise of privacy wrappers); "rule" is the name of the stream."""
         seed = int(generator(self.config["seed"], "rule", server_round).integers(2**32))
         random.seed(seed)
         np.random.seed(seed)
