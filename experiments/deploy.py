@@ -19,15 +19,15 @@ from pathlib import Path
 from clients.node_config import LONGEST_NAME
 from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
-from experiments.certificates import make_certificates, make_node_key
 from experiments.command import BAD_INPUT, command
 from experiments.help import unknown_words
 from experiments.latest import point_latest
-from experiments.loopback import Loopback
 from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import changes_on_resume
 from experiments.run_folder import RunFolder, default_folder
+from experiments.runtimes.certificates import make_certificates, make_node_key
+from experiments.runtimes.local_processes import LocalProcesses
 from experiments.settings import check, check_overrides, check_runtime, composed
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
@@ -165,7 +165,7 @@ def _local(options: argparse.Namespace) -> int:
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         print(f"starting a SuperLink and {len(sites)} SuperNodes", flush=True)
-        with Loopback(run_dir.with_name(f"{run_dir.name}_nodes"), sites) as federation:
+        with LocalProcesses(run_dir.with_name(f"{run_dir.name}_nodes"), sites) as federation:
             try:
                 federation.run([*kept, where], lambda line: print(line, flush=True), options.typed)
             except _Asked as asked:

@@ -22,12 +22,12 @@ from clients.expiry import expiring
 from clients.watchdog import end_with_parent
 from experiments.flower_simulation import Failed, simulate
 from experiments.overrides import FOLDERS, flower_command, readable
+from experiments.quiet import quiet
 from experiments.run import changes_on_resume
 from experiments.runner import Stopped, resume, start
 from experiments.settings import check_overrides, composed
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented
-from strategies.simulation import quiet
 
 DEPLOYED = "runtime=flower"
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from flwr.supercore.exit import add_exit_handler
 
-from experiments.loopback import end_with_starter
 from experiments.overrides import RUN
+from experiments.runtimes.local_processes import end_with_starter
 from fedpgp.errors import FedPGPError
 
 

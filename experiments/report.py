@@ -20,7 +20,7 @@ from experiments.reporting import significance, tables
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.groups import group_runs
 from experiments.reporting.page import render_run
-from experiments.reporting.published import published_grid
+from experiments.reporting.published_figures import published_grid
 from experiments.reporting.runs import Run, find_runs, read_run
 from experiments.reporting.table_csv import as_csv
 from fedpgp.atomic_files import check_target, write_atomically
@@ -222,8 +222,8 @@ def _nothing_run(options: argparse.Namespace) -> None:
         grid = published_grid(name, [])
         if grid is None:
             raise FedPGPError(
-                f"no published figures stand beside the experiment {name!r} "
-                f"(conf/experiment/{name}.csv)"
+                f"there are no published figures for the experiment {name!r} "
+                f"(experiments/reporting/published/{name}.csv)"
             )
         (grid,), dropped = printing.fit([grid], _width(), ["note"])
         print(printing.as_text(grid))

@@ -36,9 +36,13 @@ from experiments.more_rounds import (
     say_finished,
 )
 from experiments.overrides import resume_command, user_path
+from experiments.quiet import quiet
 from experiments.reporting.formatting import format_privacy
 from experiments.reporting.page import write_report
 from experiments.run_folder import RunFolder, default_folder
+from experiments.runtimes.inline import InlineGrid, run_inline
+from experiments.runtimes.ray import ray_cluster
+from experiments.runtimes.ray_session import end_sessions
 from experiments.settings import RESUMABLE, check, check_runtime, flatten, may_change_on_resume
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError, RepeatingError
@@ -46,10 +50,7 @@ from fedpgp.evaluation import select
 from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
 from strategies.flower_strategies import make_strategy
 from strategies.grid import Interrupted
-from strategies.inline import InlineGrid, run_inline
-from strategies.ray_session import end_sessions
 from strategies.server import Server
-from strategies.simulation import quiet, ray_cluster
 
 HEAD_START = 1.0
 """Seconds that a run waits for its data set and model before it starts Ray beside them."""

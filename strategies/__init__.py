@@ -1,3 +1,3 @@
 """The server side in Flower: which clients, what is sent, how replies become the next global
-prompt, and the three runtimes.
+prompt.
 """

@@ -21,8 +21,8 @@ import psutil
 
 from clients.client_app import client_app
 from clients.messages import Job
-from experiments.loopback import Loopback
 from experiments.runner import resume, start
+from experiments.runtimes.local_processes import LocalProcesses
 from experiments.settings import composed
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
@@ -106,7 +106,7 @@ def deployments(folder: Path, servers: int, nodes: int, rng: np.random.Generator
     whole = folder / "whole"
     start(composed([*REAL, "runtime=inline", cache, f"run_dir={whole}"]))
     sites = [{"client-id": client, "cache-dir": str(folder / "features")} for client in range(2)]
-    with Loopback(folder / "nodes", sites) as federation:
+    with LocalProcesses(folder / "nodes", sites) as federation:
         for number in range(servers):
             run, moment = folder / f"server_{number}", float(rng.uniform(0, 50))
             words = [*REAL, "runtime.round_timeout=60", f"run_dir={run}"]
@@ -176,7 +176,7 @@ def replay(run: Path, drops: set[tuple[int, int]], sites: list[dict], cache: str
     start(composed(overrides), grid=Nodes(client_app(), configs, before))
 
 
-def _run(federation: Loopback, words: list[str]) -> None:
+def _run(federation: LocalProcesses, words: list[str]) -> None:
     federation.run(words, lambda line: None)
 
 

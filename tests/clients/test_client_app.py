@@ -11,8 +11,8 @@ from clients.messages import Job, pack
 from clients.node_config import NodeConfig
 from clients.private_state import PrivateStore
 from clients.request import ClientRequest
+from experiments.runtimes.inline import NODE, InlineGrid
 from fedpgp.errors import FedPGPError
-from strategies.inline import NODE, InlineGrid
 
 
 def node(tmp_path, node_config, private="chosen"):

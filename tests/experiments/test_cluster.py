@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.loopback import free_port
+from experiments.runtimes.local_processes import free_port
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import ROOT, launch, results, wait_for
 

@@ -29,10 +29,10 @@ from safetensors.numpy import load_file
 
 from clients.private_state import owner
 from experiments.admin_token import log_in, read_token
-from experiments.certificates import make_certificates, make_node_key
 from experiments.deploy import _sites, main
-from experiments.loopback import ROOT, Loopback
 from experiments.runner import start
+from experiments.runtimes.certificates import make_certificates, make_node_key
+from experiments.runtimes.local_processes import ROOT, LocalProcesses
 from experiments.settings import composed
 from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
@@ -72,7 +72,7 @@ def federation(tmp_path_factory, simulated):
     folder.chmod(0o755)  # other users of the machine come this far
     cache = str(simulated.parent.parent / "features")
     nodes = [{"client-id": client, "cache-dir": cache} for client in range(CLIENTS)]
-    with Loopback(folder / "nodes", nodes) as running:
+    with LocalProcesses(folder / "nodes", nodes) as running:
         yield running
         started = [running.superlink, *(node for node in running.supernodes if node.poll() is None)]
         members = [
@@ -286,11 +286,11 @@ def test_nobody_starts_an_app_without_the_token(federation, deployed, tmp_path):
     assert flwr("list", "lo") == ""
 
 
-def _lengths(federation: Loopback) -> list[int]:
+def _lengths(federation: LocalProcesses) -> list[int]:
     return [len(federation.log(name)) for name in ("superlink", "client_1")]
 
 
-def _said_since(federation: Loopback, lengths: list[int]) -> list[str]:
+def _said_since(federation: LocalProcesses, lengths: list[int]) -> list[str]:
     """What the SuperLink and the node of client 1 have said since."""
     return [
         federation.log(name)[n:] for name, n in zip(("superlink", "client_1"), lengths, strict=True)

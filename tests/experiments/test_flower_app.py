@@ -19,7 +19,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 import experiments.flower_app as flower_app
 from experiments.flower_simulation import Failed
-from experiments.loopback import ROOT, free_port
+from experiments.runtimes.local_processes import ROOT, free_port
 from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
 

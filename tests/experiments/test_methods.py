@@ -11,13 +11,13 @@ from flwr.app import ArrayRecord
 
 from clients.private_state import PrivateStore
 from experiments.runner import resume, start
+from experiments.runtimes.inline import InlineGrid
 from experiments.settings import CONF, choices, composed
 from fedpgp.build import method_settings
 from fedpgp.methods import METHODS
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
-from strategies.inline import InlineGrid
 from tests.small import small_config, small_federation
 
 LEARNING = [(name,) for name, method in METHODS.items() if method.learns]

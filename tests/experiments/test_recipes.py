@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+from experiments.reporting.published_figures import PUBLISHED as FIGURES
 from experiments.settings import CONF, check, composed, flatten
 from fedpgp.build import method_settings
 from fedpgp.methods import METHODS
@@ -242,7 +243,7 @@ def test_dp_fpls_own_baselines_stand_beside_what_they_are():
     context, "fedpgp" is global + U V; the loss is cross-entropy alone."""
     assert flat("experiment=dp_fpl_factors")["method.mu"] == 0
     rows = {
-        name: list(csv.DictReader((CONF / "experiment" / f"{name}.csv").open()))
+        name: list(csv.DictReader((FIGURES / f"{name}.csv").open()))
         for name in ("dp_fpl_neighbour", "dp_fpl_factors")
     }
     assert {row["method"] for row in rows["dp_fpl_neighbour"]} == {"promptfl"}
@@ -258,7 +259,7 @@ def test_published_rows_of_fedpgp_with_two_prompts_say_so():
     """weihao-bo/FedMGP, commit 3a026970df7b, configs/trainers/FedPGP/base2novel_vit_b16.yaml: N 2,
     mu 0.5; sajjad-ucsb/pFedMMA, commit 84197bb89b6d, scripts/base2new.sh: NUM_PROMPT 2, MU 0.5."""
     for name in ("fedmgp_base2novel", "paper_base2novel"):
-        for row in csv.DictReader((CONF / "experiment" / f"{name}.csv").open()):
+        for row in csv.DictReader((FIGURES / f"{name}.csv").open()):
             if row["method"] == "fedpgp" and row["source"] in ("FedMGP", "pFedMMA"):
                 assert "N = 2" in row["note"] and "mu 0.5" in row["note"]
 

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from experiments import site_check
-from experiments.certificates import make_certificates, make_node_key
 from experiments.deploy import main
+from experiments.runtimes.certificates import make_certificates, make_node_key
 from experiments.settings import composed
 from experiments.site_check import OK, WARNING, WRONG
 from experiments.supernode import main as supernode

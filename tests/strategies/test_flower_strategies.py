@@ -5,6 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping, FedAvg
 
+from experiments.runtimes.inline import InlineGrid
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
 from strategies.flower_strategies import (
@@ -14,7 +15,6 @@ from strategies.flower_strategies import (
     restore_strategy,
     strategy_state,
 )
-from strategies.inline import InlineGrid
 
 CLIENTS = 8
 

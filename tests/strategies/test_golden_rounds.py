@@ -196,8 +196,8 @@ def test_aggregation_is_weighted_by_images():
     """Flower's average of the stored copies, over all, some and one of the clients."""
     from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
+    from experiments.runtimes.inline import InlineGrid
     from strategies.flower_strategies import make_strategy
-    from strategies.inline import InlineGrid
 
     stored = golden("aggregate")
     for case in ("all", "subset", "single"):

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import strategies.ray_session as ray_session
-from strategies.ray_session import environment, private_session
+import experiments.runtimes.ray_session as ray_session
+from experiments.runtimes.ray_session import environment, private_session
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 JOIN = """
 import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -21,8 +21,8 @@ print("it ran:", ray.get(ray.remote(lambda: "code").remote()))
 """
 START = """
 import os, sys
-from strategies.ray_session import end_sessions
-from strategies.simulation import ray_cluster
+from experiments.runtimes.ray_session import end_sessions
+from experiments.runtimes.ray import ray_cluster
 with ray_cluster({"address": None, "workers": 64, "gpus_per_worker": 1.0}, "cpu", 2) as workers:
     import ray
     address = ray.get_runtime_context().gcs_address
@@ -146,7 +146,8 @@ def test_a_session_that_is_in_use_is_left_alone(sessions):
     with private_session() as one:
         (one.folder / "ray").mkdir()
         other = process(
-            "from strategies.ray_session import private_session\nwith private_session(): pass"
+            "from experiments.runtimes.ray_session import private_session\n"
+            "with private_session(): pass"
         )
         other.communicate(timeout=60)
         assert other.returncode == 0 and (one.folder / "ray").is_dir()

@@ -3,7 +3,6 @@ place that starts Ray."""
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from experiments.quiet import quiet
+from experiments.runtimes.ray_session import private_session
 from fedpgp.errors import FedPGPError
-from strategies.ray_session import private_session
 
 START = {
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
@@ -47,7 +47,7 @@ class Workers:
 
     def run(self, server_app: ServerApp, make_client_app: Callable[[], ClientApp]) -> None:
         """Run both apps to the end of the ServerApp. Ray has to be up (:func:`ray_cluster`)."""
-        from strategies.ray_grid import RayGrid
+        from experiments.runtimes.ray_grid import RayGrid
 
         grid = RayGrid(make_client_app, self.count, self.resources)
         try:
@@ -74,7 +74,7 @@ def ray_cluster(
     quiet(verbose)
     address = runtime["address"]
     paths = [
-        str(Path(__file__).resolve().parents[1]),
+        str(Path(__file__).resolve().parents[2]),
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
     ]
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -204,21 +204,3 @@ def visible_gpus(device: str) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def quiet(verbose: bool) -> None:
-    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors
-    that are reported anyway).
-    """
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logger = logging.getLogger("flwr")
-    if verbose:
-        logger.setLevel(logging.DEBUG)
-        return
-    logger.setLevel(logging.CRITICAL + 1)
-    # What the raylet prints of a worker that died, whatever log_to_driver says; the run says it.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -22,13 +22,13 @@ import psutil
 
 from clients.node_config import ERRORS
 from experiments.admin_token import log_in, make_token, read_token
-from experiments.certificates import make_certificates, make_node_key
 from experiments.overrides import toml
+from experiments.runtimes.certificates import make_certificates, make_node_key
 from experiments.superexec import flower
 from fedpgp.atomic_files import owner_only, private_folder, write_atomically
 from fedpgp.errors import FedPGPError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 START_SECONDS = 120
 STOP_SECONDS = 20
@@ -38,7 +38,7 @@ LEASE_SECONDS = 150
 before, the node is sent away, and ends."""
 
 
-class Loopback:
+class LocalProcesses:
     """The processes of a federation; a context manager that stops all it started.
 
     Args:
@@ -61,7 +61,7 @@ class Loopback:
         """Where a node talks to the processes that it starts."""
         return f"{HOST}:{self._node_ports[node]}"
 
-    def __enter__(self) -> "Loopback":
+    def __enter__(self) -> "LocalProcesses":
         if not (ROOT / "pyproject.toml").exists():
             raise FedPGPError(
                 "a deployment is started from a checkout of the project: Flower sends its code "

@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from experiments.runtimes.ray_worker import RayWorker
 from strategies.grid import readable
 from strategies.local_grid import LocalGrid, with_id
-from strategies.ray_worker import RayWorker
 
 APP_FAILED, WORKER_LOST = 2, 3
 """Codes of the error replies: the app raised; the worker's process ended."""

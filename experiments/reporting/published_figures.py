@@ -1,4 +1,4 @@
-"""Published figures beside ours. They stand in ``conf/experiment/NAME.csv``, beside the
+"""Published figures beside ours. They stand in ``published/NAME.csv``, by the name of the
 experiment that makes ours.
 
 A row is one figure: ``source`` (who reports it), ``figure`` (as in summary.json), ``prompt``
@@ -13,6 +13,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from experiments.reporting.formatting import format_mean_and_std
@@ -21,12 +22,14 @@ from experiments.reporting.runs import Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import column_name
 from experiments.reporting.titles import title
-from experiments.settings import CONF, flatten
+from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
 from fedpgp.figures import MODELS
 
 _KNOWN = ("source", "figure", "prompt", "value", "mean_of", "note")
 NOT_RUN = "not run"
+PUBLISHED = Path(__file__).parent / "published"
+"""The folder of these figures, a file an experiment."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,12 @@ class Published:
 
 
 def published(name: str) -> list[Published]:
-    """The published figures of an experiment; none where no file stands beside it.
+    """The published figures of an experiment; none where there is no file of its name.
 
     Raises:
-        FedPGPError: no such experiment; a damaged file.
+        FedPGPError: a damaged file.
     """
-    path = CONF / "experiment" / f"{name}.csv"
+    path = PUBLISHED / f"{name}.csv"
     if not path.exists():
         return []
     try:

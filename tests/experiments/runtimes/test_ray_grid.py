@@ -12,10 +12,10 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from experiments.runtimes.ray import ray_cluster
 from strategies.local_grid import with_id
-from strategies.simulation import ray_cluster
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RUNTIME = {"address": None, "workers": 2, "gpus_per_worker": 1.0}
 
 
@@ -43,7 +43,9 @@ def make_app() -> ClientApp:
 @pytest.fixture(scope="module")
 def grid():
     with ray_cluster(RUNTIME, "cpu", 6) as workers:
-        from strategies.ray_grid import RayGrid  # imports Ray, which asks for a token from now on
+        from experiments.runtimes.ray_grid import (
+            RayGrid,  # imports Ray, which asks for a token from now on
+        )
 
         grid = RayGrid(make_app, workers.count, workers.resources)
         yield grid
@@ -77,7 +79,7 @@ def test_work_goes_to_whoever_is_free(grid):
 
 def test_an_exception_of_the_app_and_a_death_cost_their_own_message(grid):
     """The others are answered, and the worker that died works again."""
-    from strategies.ray_grid import APP_FAILED, WORKER_LOST
+    from experiments.runtimes.ray_grid import APP_FAILED, WORKER_LOST
 
     while len(before := {a["pid"] for a in ask(grid, "0.2", "0.2")}) < 2:
         pass
@@ -117,7 +119,7 @@ def test_a_worker_that_died_of_memory_is_named_with_what_to_do(grid):
         RayActorError,
     )
 
-    from strategies.ray_grid import why_lost
+    from experiments.runtimes.ray_grid import why_lost
 
     low = "Task was killed due to the node running low on memory."
     for error in (OutOfMemoryError(low), RayActorError(error_msg=low)):
@@ -141,7 +143,7 @@ def no_app() -> ClientApp:
 @pytest.fixture
 def small_grid(grid):
     """Makes further grids on the same Ray."""
-    from strategies.ray_grid import RayGrid
+    from experiments.runtimes.ray_grid import RayGrid
 
     made = []
 
@@ -156,7 +158,7 @@ def small_grid(grid):
 
 def test_a_worker_that_cannot_start_says_why_at_once(small_grid):
     """Nobody waits for it, then or later."""
-    from strategies.ray_grid import WORKER_LOST
+    from experiments.runtimes.ray_grid import WORKER_LOST
 
     broken = small_grid(no_app, 1, {"num_cpus": 0})
     for ask in ("a", "b"):
@@ -167,7 +169,7 @@ def test_a_worker_that_cannot_start_says_why_at_once(small_grid):
 
 def test_a_worker_that_could_not_start_is_made_again_later(small_grid, tmp_path, monkeypatch):
     """What it lacked is there by then; Ray itself gives such a worker up."""
-    monkeypatch.setattr("strategies.ray_grid.RETRY_PAUSE", 0.5)
+    monkeypatch.setattr("experiments.runtimes.ray_grid.RETRY_PAUSE", 0.5)
     lacking = tmp_path / "lacking"
 
     def make_app_when_it_is_there() -> ClientApp:
@@ -189,7 +191,7 @@ def test_a_worker_that_could_not_start_is_made_again_later(small_grid, tmp_path,
 def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(
     small_grid, monkeypatch
 ):
-    monkeypatch.setattr("strategies.ray_grid.START_PATIENCE", 0.5)
+    monkeypatch.setattr("experiments.runtimes.ray_grid.START_PATIENCE", 0.5)
     waiting = small_grid(make_app, 1, {"num_cpus": 1000})
     (reply,) = waiting.send_and_receive(messages(waiting, "a"), timeout=60)
     said = (
@@ -200,9 +202,9 @@ def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(
 
 DEATH = """
 from tests.strategies.test_ray_grid import RUNTIME, make_app, messages
-from strategies.simulation import ray_cluster
+from experiments.runtimes.ray import ray_cluster
 with ray_cluster(RUNTIME, "cpu", 1) as workers:
-    from strategies.ray_grid import RayGrid
+    from experiments.runtimes.ray_grid import RayGrid
     grid = RayGrid(make_app, 1, workers.resources)
     print([reply.has_error() for reply in grid.send_and_receive(messages(grid, "die"), timeout=90)])
     grid.send_and_receive(messages(grid, "a"), timeout=90)  # Ray has time to speak

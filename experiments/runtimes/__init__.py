@@ -1,0 +1,3 @@
+"""Where server and clients run: in one process, on workers of Ray, as processes of a real
+federation on this machine.
+"""
