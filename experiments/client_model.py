@@ -12,8 +12,8 @@ import torch
 from rich.console import Console as RichConsole
 
 from clients.private_state import PrivateStore
+from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import user_path
-from experiments.progress import ProgressLine
 from experiments.run_folder import RunFolder, asked_run
 from fedpgp.build import build_federation
 from fedpgp.data_record import check_same_data, data_record, recorded_split

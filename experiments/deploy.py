@@ -20,9 +20,9 @@ from clients.node_config import LONGEST_NAME
 from experiments import site_check
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.command import BAD_INPUT, command
+from experiments.finished_run import finished_already, say_finished
 from experiments.help import unknown_words
 from experiments.latest import point_latest
-from experiments.more_rounds import finished_already, say_finished
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import changes_on_resume
 from experiments.run_folder import RunFolder, default_folder

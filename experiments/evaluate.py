@@ -17,12 +17,12 @@ import numpy as np
 from rich.console import Console as RichConsole
 
 from clients.private_state import PrivateStore
+from experiments.callbacks.console import accuracy_table
+from experiments.callbacks.progress import ProgressLine
 from experiments.command import command
-from experiments.console import accuracy_table
 from experiments.help import unknown_words
 from experiments.naming import job_name, named
 from experiments.overrides import readable, user_path
-from experiments.progress import ProgressLine
 from experiments.run_folder import RunFolder, asked_run
 from experiments.settings import check, check_overrides, choices, composed, flatten, parse
 from fedpgp.atomic_files import check_target

@@ -24,8 +24,9 @@ from experiments.flower_simulation import Failed, simulate
 from experiments.overrides import FOLDERS, flower_command, readable
 from experiments.quiet import quiet
 from experiments.run import changes_on_resume
-from experiments.runner import Stopped, resume, start
+from experiments.runner import resume, start
 from experiments.settings import check_overrides, composed
+from experiments.stopping import Stopped
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented
 

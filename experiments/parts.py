@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from experiments import report, runner
+from experiments.finished_run import finished_already, record_rounds, say_finished
 from experiments.latest import point_latest
-from experiments.more_rounds import finished_already, record_rounds, say_finished
 from experiments.naming import unique_name
 from experiments.run_folder import ABOUT, RunFolder, check_whole, default_folder
 from experiments.settings import check

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from rich.console import Console as RichConsole
 
+from experiments.callbacks.progress import ProgressLine
 from experiments.client_model import ClientModel, add_options, from_arguments
 from experiments.command import BAD_INPUT, command, complain
 from experiments.overrides import user_path
-from experiments.progress import ProgressLine
 from fedpgp.data.base import FileSplit
 from fedpgp.data.features import images_per_chunk
 from fedpgp.data.images import Reading

@@ -185,7 +185,7 @@ def _remember(failure: str) -> None:
 def _job(config: dict, arguments: list[str], sweep: Sweep | None) -> None:
     """One run: new, resumed, or (in a sweep) one that is finished already."""
     from experiments import parts  # torch and Flower: not needed for --help
-    from experiments.runner import Stopped
+    from experiments.stopping import Stopped
 
     context = HydraConfig.get()
     overrides = [o for o in context.overrides.task if not o.startswith("resume=")]
@@ -280,7 +280,7 @@ def _sweep_again(arguments: list[str]) -> list[str]:
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
     """Settings of this command line that a resumed run may take over; others are
     refused, and fewer rounds."""
-    from experiments.more_rounds import check_more_rounds
+    from experiments.finished_run import check_more_rounds
     from experiments.parts import stored as stored_in
 
     stored = stored_in(folder)

@@ -27,8 +27,8 @@ from rich.console import Console as RichConsole
 
 from clients.expiry import days_left, expiring
 from clients.node_config import NodeConfig, compatibility, installed_version
+from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import readable, user_path
-from experiments.progress import ProgressLine
 from experiments.run_folder import RunFolder
 from experiments.settings import check, check_overrides, composed
 from fedpgp.atomic_files import private_folder

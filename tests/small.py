@@ -185,7 +185,8 @@ def main(arguments: list[str]) -> int:
     """``start|resume RUN_DIR FAULTS [overrides]``: a run in a process of its own, to be killed;
     returns its exit status.
     """
-    from experiments.runner import Stopped, resume, start
+    from experiments.runner import resume, start
+    from experiments.stopping import Stopped
 
     verb, run_dir, faults, *overrides = arguments
     try:

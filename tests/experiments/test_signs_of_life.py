@@ -6,7 +6,7 @@ import pytest
 import clients.progress
 import strategies.watch
 from experiments import evaluate
-from experiments.console import Console
+from experiments.callbacks.console import Console
 from experiments.runner import start
 from experiments.settings import composed
 

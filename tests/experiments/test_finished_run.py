@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.more_rounds import prompts_of
+from experiments.finished_run import prompts_of
 from experiments.run import main
 from experiments.run_folder import RunFolder
 from experiments.runner import resume, start

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.console import Console
+from experiments.callbacks.console import Console
 
 
 class Terminal(io.StringIO):

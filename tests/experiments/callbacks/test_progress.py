@@ -6,15 +6,15 @@ import re
 import pytest
 from rich.console import Console as RichConsole
 
-import experiments.progress
-from experiments.progress import ProgressLine
+import experiments.callbacks.progress
+from experiments.callbacks.progress import ProgressLine
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that pass when a test says so."""
     now = [100.0]
-    monkeypatch.setattr(experiments.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(experiments.callbacks.progress.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -6,33 +6,32 @@ configuration and the run's page.
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import yaml
 
+from experiments.callbacks.base import Callback
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.figures import ACCURACIES
 
 
-class Logger(Protocol):
-    """Takes numbers as they come."""
+class Logger(Callback):
+    """Takes numbers as they come. This one keeps none: the run folder is enough."""
 
-    def log(self, record: Mapping) -> None: ...
-    def close(self, summary: Mapping | None) -> None: ...
+    def trained(self, record: dict) -> None:
+        self.log(record)
 
-
-class NoLogger:
-    """The run folder is enough."""
+    def evaluated(self, record: dict, rows: list[dict]) -> None:
+        self.log(record)
 
     def log(self, record: Mapping) -> None:
-        """Nothing."""
+        """Take the numbers of an object of ``metrics.jsonl``."""
 
     def close(self, summary: Mapping | None) -> None:
-        """Nothing."""
+        """End the log; ``summary`` is None where the run has none."""
 
 
-class WandbLogger:
+class WandbLogger(Logger):
     """Weights & Biases; ``WANDB_MODE=offline`` needs no network. A resumed run keeps the same
     id."""
 
@@ -77,7 +76,7 @@ class WandbLogger:
         self.run.finish()
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """TensorBoard files in ``RUN_DIR/tensorboard``."""
 
     def __init__(self, folder: Path, config: Mapping):
@@ -112,7 +111,7 @@ def make_logger(folder: Path, config: Mapping, run: str) -> Logger:
     """
     name = config["logger"]["name"]
     if name == "none":
-        return NoLogger()
+        return Logger()
     if name == "wandb":
         return WandbLogger(folder, config, run)
     if name == "tensorboard":

@@ -13,8 +13,9 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from experiments.callbacks.base import Callback
+from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import resume_command
-from experiments.progress import ProgressLine
 from experiments.reporting.formatting import format_bytes, format_percent, format_seconds
 from experiments.reporting.runs import block_figure, number
 from fedpgp.figures import FIGURES, MODELS
@@ -24,7 +25,7 @@ _COLUMNS = {name: figure.title for name, figure in FIGURES.items() if figure.phr
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 
 
-class Console:
+class Console(Callback):
     """The lines of one run.
 
     In a terminal the line of the stage at work is live (a bar, the time left) and stays as a
@@ -33,9 +34,16 @@ class Console:
     live line holds the cursor.
     """
 
-    def __init__(self, total_rounds: int, stream: TextIO | None = None):
-        """`stream`: where to write, standard output by default."""
+    def __init__(
+        self, total_rounds: int, stream: TextIO | None = None, *, tracebacks: bool = False
+    ):
+        """`stream`: where to write, standard output by default; `tracebacks`: show those of a
+        method's code.
+        """
         self.total_rounds = total_rounds
+        self._tracebacks = tracebacks
+        self._train: dict | None = None
+        self._evaluation: dict | None = None
         self.names: dict[int, str] = {}  # client -> its name, where its node has told one
         self.one_prompt = (
             False  # whether the method has one prompt for all, which the server finds out
@@ -68,6 +76,28 @@ class Console:
     def progress(self, done: int, total: int, what: str) -> None:
         """How far something is that takes long: `encoding test images 1,200/4,800`."""
         self._line_of_progress.progress(done, total, what)
+
+    def traceback(self, text: str) -> None:
+        if self._tracebacks:
+            self.note(text)
+
+    def clients(self, table: list[dict]) -> None:
+        self.names = {row["id"]: row["name"] for row in table if row.get("name")}
+
+    def trained(self, record: dict) -> None:
+        self._train = record
+
+    def evaluated(self, record: dict, rows: list[dict]) -> None:
+        self._evaluation = record
+
+    def mark(self) -> dict:
+        """Print the round: it is complete."""
+        self.round(self._train, self._evaluation)
+        self._train = self._evaluation = None
+        return {}
+
+    def go_back(self, mark: dict, server_round: int) -> None:
+        self._train = self._evaluation = None
 
     def round(self, train: dict | None, evaluation: dict | None) -> None:
         """A round is done. Takes the objects of metrics.jsonl; no `train` for the evaluation

@@ -1,0 +1,170 @@
+"""One attempt at a run: what is there already of it, and what its server is made of."""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from clients.messages import Job
+from clients.private_state import PrivateStore, owner
+from experiments.callbacks.base import Callbacks
+from experiments.callbacks.checkpoint import CheckpointMark, marked_length
+from experiments.callbacks.console import Console
+from experiments.callbacks.logger import make_logger
+from experiments.callbacks.run_folder import RunFolderCallback
+from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
+from experiments.overrides import user_path
+from experiments.reporting.formatting import format_privacy
+from experiments.run_folder import RunFolder
+from experiments.settings import flatten, may_change_on_resume
+from fedpgp.data_record import check_same_data, data_record
+from fedpgp.errors import FedPGPError
+from fedpgp.federation import Federation
+from strategies.checkpoint import check_complete, latest_checkpoint
+from strategies.flower_strategies import make_strategy
+from strategies.server import Server
+
+
+class Attempt:
+    """One attempt at a run; a resumed run has several.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        console: says what a person should know.
+        stop: set when the person wants to stop.
+        federation_of: configuration as JSON text -> federation.
+        resumed: whether there was an attempt before.
+        deployed: whether the clients are on nodes of their own.
+        began: when the attempt began (``time.perf_counter``).
+
+    Attributes:
+        checkpoint: (tensors, info) to resume from; None where the run begins.
+        job: run id, attempt and configuration, as every message carries them.
+        record: writes the run's folder.
+        logger: of the configuration.
+
+    Raises:
+        FedPGPError: a checkpoint of another configuration, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Mapping,
+        console: Console,
+        stop: threading.Event,
+        federation_of: Callable,
+        *,
+        resumed: bool,
+        deployed: bool,
+        began: float,
+    ):
+        self.folder, self.config, self.console = folder, config, console
+        self._stop, self._federation_of, self._began = stop, federation_of, began
+        self._deployed = deployed
+        self._initial: dict[str, np.ndarray] = {}
+        self.checkpoint = self._checkpoint() if resumed else None
+        info = self.checkpoint[1] if self.checkpoint else None
+        folder.cut_metrics(marked_length(info))
+        private = folder.path / "private"
+        run, attempt = owner(private)
+        run = run or (info["run"] if info else uuid.uuid4().hex)
+        store = PrivateStore(private, run, attempt + 1)
+        store.claim()
+        self._text = json.dumps(_for_clients(config))
+        place = "" if deployed else str(private.resolve())
+        self.job = Job(run, store.attempt, store.give_configuration(self._text), place, 0)
+        self.record = RunFolderCallback(folder, config["partition"])
+        self.logger = make_logger(folder.path, config, run)
+        self._callbacks = Callbacks([self.record, console, self.logger, CheckpointMark(folder)])
+
+    @property
+    def encoded_before(self) -> float:
+        """Seconds of encoding images that earlier attempts took."""
+        return self.checkpoint[1]["seconds"].get("encode", 0.0) if self.checkpoint else 0.0
+
+    def federation(self) -> Federation:
+        """Return the federation, its model loaded; of a run that is resumed, with the same data."""
+        federation = self._federation_of(self._text)
+        if self.checkpoint:
+            recorded = self.checkpoint[1].get("data")
+            current = data_record(federation.federated_split)
+            if said := check_same_data(self.folder.path, recorded, current):
+                self.console.note(said)
+        elif self.config.get("init_from"):
+            other = user_path(self.config["init_from"])
+            self._initial.update(prompts_of(other, federation, self.console.warn))
+        federation.initial_shared()  # loads the model, or its cached parts
+        return federation
+
+    def server(self, job: Job, federation: Federation, nodes: int = 1) -> Server:
+        """Return the server.
+
+        Args:
+            job: the attempt's, completed by the runtime.
+            federation: the server's.
+            nodes: number of nodes, in a simulation.
+        """
+        config, dataset, method = self.config, federation.dataset, federation.method
+        self.record.class_names, self.record.notes = dataset.class_names, dataset.notes
+        self.console.one_prompt = method.shares_one_model
+        for note in dataset.notes:
+            self.console.note(note)
+        if privacy := method.privacy(config["rounds"]):
+            self.console.warn(f"method={config['method']['name']}: {format_privacy(privacy)}")
+        strategy = make_strategy(config["strategy"]["name"], config["strategy"])
+        if self.checkpoint and self.checkpoint[1]["config"]["rounds"] < config["rounds"]:
+            begin_more_rounds(self.folder, config["rounds"])
+        return Server(
+            config,
+            federation,
+            strategy,
+            self.folder.path,
+            job,
+            self._callbacks,
+            stop=self._stop,
+            checkpoint=self.checkpoint,
+            initial=self._initial or None,
+            nodes=nodes,
+            configuration=self._text if self._deployed else None,
+            began=self._began,
+        )
+
+    def _checkpoint(self) -> tuple[dict[str, np.ndarray], dict] | None:
+        """The newest checkpoint, of this configuration; None where nothing was trained yet."""
+        found = latest_checkpoint(self.folder.path / "checkpoint", self.console.warn)
+        if found is None:
+            self.folder.refuse_lost_rounds()
+            return None
+        check_complete(self.folder.path / "checkpoint", found[1])
+        _same_configuration(found[1]["config"], self.config)
+        return found
+
+
+def _same_configuration(saved: Mapping, config: Mapping) -> None:
+    """Refuses a config.yaml that is not the one the checkpoint was made with; more
+    rounds may be possible."""
+    check_more_rounds(saved, saved["rounds"], config["rounds"])
+    old, new = flatten(saved), flatten(config)
+    differing = sorted(
+        k
+        for k in {**old, **new}
+        if not may_change_on_resume(k) and k != "rounds" and old.get(k) != new.get(k)
+    )
+    if differing:
+        shown = ", ".join(
+            f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing
+        )
+        raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")
+
+
+def _for_clients(config: Mapping) -> dict:
+    """The configuration as clients get it: without what is the server's business alone."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in ("run_dir", "resume", "init_from", "verbose", "experiment_name", "logger")
+    }

@@ -1,0 +1,84 @@
+"""What a run leaves at its end: summary.json and report.html."""
+
+import os
+import shlex
+from collections.abc import Mapping
+
+from clients.failures import describe
+from clients.machine import peak_rss_mb
+from experiments.callbacks.console import Console
+from experiments.reporting.page import write_report
+from experiments.run_folder import RunFolder
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import select
+from strategies.server import Server
+
+
+def finish(
+    folder: RunFolder, config: Mapping, server: Server | None, status: str, console: Console
+) -> dict:
+    """Writes summary.json and report.html; a page that cannot be made is a warning,
+    and the result stands."""
+    selection = config["protocol"].get("selection", "last")
+    accuracy, rounds = select(folder.evaluations, selection)
+    summary = {
+        "method": config["method"]["name"],
+        "dataset": config["dataset"]["name"],
+        "model": config["model"]["name"],
+        "partition": config["partition"]["scheme"],
+        "protocol": config["protocol"]["name"],
+        "seed": config["seed"],
+        "rounds": config["rounds"],
+        "clients": len(folder.table) or config["clients"],
+        "status": status,
+        "accuracy": accuracy,
+        "evaluated_clients": folder.evaluations[-1].get("clients") if folder.evaluations else None,
+    }
+    if selection != "last":
+        summary["selected_rounds"] = rounds
+    if server is not None:
+        summary["one_prompt"] = server.federation.method.shares_one_model
+        summary["privacy"] = server.federation.method.privacy(server.state.server_round)
+        summary |= _cost(server)
+        folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
+    folder.json("summary.json", summary)
+    try:
+        write_report(folder.path)
+    except Exception as error:
+        again = shlex.join(["python", "-m", "experiments.report", str(folder.path)])
+        console.warn(
+            f"report.html could not be made ({describe(error)}); the result stands. Try again: "
+            f"{again}"
+        )
+    return summary
+
+
+def _cost(server: Server) -> dict:
+    state, traffic = server.state, server.state.traffic
+    busy = sum(state.seconds[what] for what in ("encode", "train", "evaluate"))
+    own = peak_rss_mb()
+    mine = f"/{os.getpid()}"
+    return {
+        "bytes_up": traffic.up,
+        "bytes_down": traffic.down,
+        "wire_bytes_up": traffic.wire_up,
+        "wire_bytes_down": traffic.wire_down,
+        "seconds": {**state.seconds, "overhead": max(0.0, state.seconds["total"] - busy)},
+        "images_per_second": state.images / state.seconds["train"]
+        if state.seconds["train"]
+        else None,
+        "peak_rss_mb": own
+        + sum(peak for process, peak in server.peak_memory.items() if not process.endswith(mine)),
+        "peak_gpu_mb": sum(server.peak_gpu_memory.values()) or None,
+    }
+
+
+def save_what_there_is(
+    folder: RunFolder, config: Mapping, server: Server | None, console: Console
+) -> dict:
+    """Write the summary of a run that did not finish, as far as that is possible."""
+    try:
+        return finish(folder, config, server, "interrupted", console)
+    except FedPGPError as error:  # a full disk must not hide why the run stopped
+        console.warn(str(error))
+        return {"status": "interrupted", "accuracy": None}
