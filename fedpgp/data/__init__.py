@@ -12,7 +12,8 @@ from fedpgp.data.base import (
     load_dataset,
     register,
 )
-from fedpgp.data.partition import BY_DOMAIN, SCHEMES, partition
+from fedpgp.data.partition import partition
+from fedpgp.data.schemes import BY_DOMAIN, SCHEMES
 from fedpgp.data.subsets import base_novel, few_shot
 
 import_all()

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedpgp.data.partition import BY_DOMAIN, SCHEMES, apportion, partition, reference_classes
+from fedpgp.data.partition import partition
+from fedpgp.data.pool import apportion
+from fedpgp.data.schemes import BY_DOMAIN, SCHEMES, reference_classes
 from fedpgp.errors import FedPGPError
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "partitions.safetensors")

@@ -66,7 +66,7 @@ def test_the_partition_page(monkeypatch):
         yaml.safe_load(block("add_a_partition.md", "yaml")),
     )
     monkeypatch.setitem(SCHEMES, "halves", None)
-    execute("halves", code, monkeypatch, vars(sys.modules["fedpgp.data.partition"]))
+    execute("halves", code, monkeypatch, vars(sys.modules["fedpgp.data.schemes"]))
     labels = np.repeat(np.arange(5), 200)
     name = options.pop("scheme")
     parts = partition(labels, 4, name, 0, **options)
