@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+from experiments.reporting.client_panels import by_client
 from experiments.reporting.formatting import format_points
 from experiments.reporting.runs import Run
 from experiments.reporting.statistics import mean_std
@@ -37,6 +38,48 @@ def headline(run: Run) -> str:
     else:
         first = _personal_against_global(run, own)
     return f"{first}.{_unseen(run)}"
+
+
+def lead(run: Run) -> str:
+    """Who was helped, and how far training went."""
+    clients = by_client(run)
+    sentences = []
+    if clients and not run.one_prompt:
+        against = "global" if run.accuracy["global"] else "zero_shot"
+        differences = [
+            row["personal"]["local"] - row[against]["local"]
+            for row in clients
+            if against in row and "personal" in row
+        ]
+        differences = [d for d in differences if not math.isnan(d)]
+        if differences:
+            better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+            other = "the global one" if against == "global" else "zero-shot CLIP"
+            with_own = f"better off with their own prompt than with {other}"
+            if not better:
+                sentence = f"No client is {with_own.replace('their', 'its')}"
+            elif len(differences) == 1:
+                sentence = f"The client is {with_own.replace('their', 'its')}"
+            elif better == len(differences):
+                sentence = f"All {better} clients are {with_own}"
+            else:
+                sentence = (
+                    f"{better} of {len(differences)} clients {'is' if better == 1 else 'are'} "
+                    f"{with_own}"
+                )
+                sentence = sentence.replace("their", "its") if better == 1 else sentence
+            if worse:
+                sentence += f", {worse} {'is' if worse == 1 else 'are'} worse off"
+            sentences.append(sentence + ".")
+    zero, personal = run.figure("zero_shot", "local"), run.figure("personal", "local")
+    if not math.isnan(zero) and run.accuracy["global"] and not run.one_prompt:
+        sentences.append(
+            f"Locally, zero-shot CLIP starts at {zero:.1f}\u00a0%; the personal prompts end at "
+            f"{personal:.1f}\u00a0%."
+        )
+    if run.status != "finished":
+        sentences.append(f"The run is {run.status}; these are its figures so far.")
+    return " ".join(sentences)
 
 
 def _personal_against_global(run: Run, own: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,33 @@ import jinja2
 
 from experiments.overrides import again_command
 from experiments.reporting import charts
-from experiments.reporting.client_panels import by_client, client_panels, distinct_models, grouped
+from experiments.reporting.client_panels import client_panels, distinct_models, grouped
+from experiments.reporting.drawing import swatch
 from experiments.reporting.formatting import (
     format_bytes,
-    format_megabytes,
-    format_percent,
-    format_privacy,
     format_seconds,
     format_setting,
 )
-from experiments.reporting.headlines import headline
+from experiments.reporting.headlines import headline, lead
+from experiments.reporting.page_facts import SIMULATED, run_facts
+from experiments.reporting.page_tables import (
+    domain_table,
+    reading,
+    shown_columns,
+    summary_table,
+    table_of,
+)
 from experiments.reporting.runs import Run, number, read_run
 from experiments.reporting.titles import title
 from experiments.run_folder import ABOUT
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.atomic_files import write_atomically
-from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, FIGURES, UNSEEN
+from fedpgp.figures import ACCURACIES, FIGURES
 from fedpgp.plain_text import called
 
 _CLIENTS_AS_BUBBLES = 120
 _TILES_A_DOMAIN = 12
-_IN_ONE_PROCESS_TREE = ("ray", "inline")  # the runtimes of a simulation; any other is a deployment
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -57,15 +62,15 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals["swatch"] = charts.swatch
+    templates.globals["swatch"] = swatch
     return templates
 
 
 def render_run(run: Run) -> str:
     """The page of one run as HTML text."""
     tables = [
-        ("Domain by domain", _domain_table(run)),
-        ("Other data sets", _table_of(run, "datasets")),
+        ("Domain by domain", domain_table(run)),
+        ("Other data sets", table_of(run, "datasets")),
     ]
     panels, client_words = client_panels(run)
     bubbles, partition_words = partition_bubbles(run)
@@ -79,12 +84,12 @@ def render_run(run: Run) -> str:
             seed=run.seed,
             badge=_badge(run),
             headline=headline(run),
-            lead=_lead(run),
+            lead=lead(run),
             rounds_done=run.rounds_done,
-            reading=_reading(run),
-            columns=[FIGURES[name].title for name in _columns(run)],
-            table=_summary_table(run),
-            facts=_facts(run),
+            reading=reading(run),
+            columns=[FIGURES[name].title for name in shown_columns(run)],
+            table=summary_table(run),
+            facts=run_facts(run),
             model_keys=distinct_models(run),
             curves=_curves(run),
             partial=partial_words(run.partial),
@@ -141,178 +146,6 @@ def _badge(run: Run) -> str:
     return f"{run.status}: round {run.rounds_done} of {run.rounds}"
 
 
-def _lead(run: Run) -> str:
-    """Who was helped, and how far training went."""
-    clients = by_client(run)
-    sentences = []
-    if clients and not run.one_prompt:
-        against = "global" if run.accuracy["global"] else "zero_shot"
-        differences = [
-            row["personal"]["local"] - row[against]["local"]
-            for row in clients
-            if against in row and "personal" in row
-        ]
-        differences = [d for d in differences if not math.isnan(d)]
-        if differences:
-            better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-            other = "the global one" if against == "global" else "zero-shot CLIP"
-            with_own = f"better off with their own prompt than with {other}"
-            if not better:
-                sentence = f"No client is {with_own.replace('their', 'its')}"
-            elif len(differences) == 1:
-                sentence = f"The client is {with_own.replace('their', 'its')}"
-            elif better == len(differences):
-                sentence = f"All {better} clients are {with_own}"
-            else:
-                sentence = (
-                    f"{better} of {len(differences)} clients {'is' if better == 1 else 'are'} "
-                    f"{with_own}"
-                )
-                sentence = sentence.replace("their", "its") if better == 1 else sentence
-            if worse:
-                sentence += f", {worse} {'is' if worse == 1 else 'are'} worse off"
-            sentences.append(sentence + ".")
-    zero, personal = run.figure("zero_shot", "local"), run.figure("personal", "local")
-    if not math.isnan(zero) and run.accuracy["global"] and not run.one_prompt:
-        sentences.append(
-            f"Locally, zero-shot CLIP starts at {zero:.1f}\u00a0%; the personal prompts end at "
-            f"{personal:.1f}\u00a0%."
-        )
-    if run.status != "finished":
-        sentences.append(f"The run is {run.status}; these are its figures so far.")
-    return " ".join(sentences)
-
-
-def _reading(run: Run) -> str:
-    """What the columns mean, as far as the protocol has them, and how far to trust one run."""
-    meaning = {name: FIGURES[name].meaning for name in _columns(run)}
-    if "unseen" in meaning and run.choice("protocol") in UNSEEN:
-        _, meaning["unseen"] = UNSEEN[run.choice("protocol")]
-    titles = {name: FIGURES[name].title for name in meaning}
-    words = [
-        f"{titles[name][0].upper()}{titles[name][1:]}: {what}." for name, what in meaning.items()
-    ]
-    answered, clients = run.reported_clients
-    if answered < clients:
-        words.append(
-            f"Of {answered} of {clients} clients: the others did not answer the last evaluation."
-        )
-    if run.choice("partition") == "own":
-        words.append(
-            "Clients round the figures of their own images to what the number of these allows."
-        )
-    if run.choice("method") == "zero_shot":
-        pass
-    elif run.one_prompt:
-        words.append("This method has one prompt for all.")
-    elif not run.accuracy["global"]:
-        words.append("This method has no global prompt.")
-    if len(distinct_models(run)) > 1:
-        words.append(
-            "Small figures: the difference from the row above. Bold: the best of a column."
-        )
-    words.append("One seed; repeat with others to see how much is chance.")
-    return " ".join(words)
-
-
-def _columns(run: Run) -> list[str]:
-    """The figures that the protocol has, the local one always."""
-    return [
-        name
-        for name in CLIENT_FIGURES
-        if name == "local" or not math.isnan(run.figure("personal", name))
-    ]
-
-
-def _summary_table(run: Run) -> list[dict]:
-    """A row a model: (text, difference from the row above, whether it is the best of
-    its column) a figure."""
-    rows, above = [], None
-    models, columns = distinct_models(run), _columns(run)
-    printed = {
-        column: [format_percent(run.figure(key, column)) for _, key in models] for column in columns
-    }
-    for index, (name, key) in enumerate(models):
-        cells = []
-        for column in columns:
-            difference = run.figure(key, column) - run.figure(above, column) if above else math.nan
-            delta = (
-                ""
-                if math.isnan(difference) or _rounds_to_zero(difference)
-                else f"{difference:+.1f}".replace("-", "−")
-            )
-            cells.append((printed[column][index], delta, is_best(printed[column], index)))
-        rows.append({"key": key, "name": name, "cells": cells})
-        above = key
-    return rows
-
-
-def _facts(run: Run) -> list[tuple[str, str, str]]:
-    """(name, value, note) of the figures beside accuracy; those that were not
-    measured are left out."""
-    summary, facts = run.summary or {}, []
-    seconds = summary.get("seconds") or {}
-    if seconds.get("total") is not None:
-        parts = [("encoding images", "encode"), ("training", "train"), ("testing", "evaluate")]
-        parts += [("overhead", "overhead")]
-        shown = ", ".join(
-            f"{format_seconds(seconds[key])} {name}"
-            for name, key in parts
-            if number(seconds.get(key)) >= 0.05
-        )
-        facts.append(("Time", format_seconds(seconds["total"]), shown))
-    up, down = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
-    if math.isnan(up) and run.trains:
-        up, down = (
-            sum(number(row.get(key)) for row in run.trains) for key in ("bytes_up", "bytes_down")
-        )
-    if not math.isnan(up):
-        facts.append(
-            (
-                "Sent by the clients",
-                format_bytes(up),
-                f"{format_bytes(down)} received, as a deployment would",
-            )
-        )
-    wire_up, wire_down = (
-        number(summary.get("wire_bytes_up")),
-        number(summary.get("wire_bytes_down")),
-    )
-    if not math.isnan(wire_up):
-        simulated = run.choice("runtime") in _IN_ONE_PROCESS_TREE
-        name, note = (
-            ("Sent in this simulation", "clients share a node")
-            if simulated
-            else ("Sent", "with their headers")
-        )
-        facts.append((name, format_bytes(wire_up + wire_down), f"both ways, {note}"))
-    speed = number(summary.get("images_per_second"))
-    if not math.isnan(speed):
-        facts.append(("Images a second", f"{speed:,.0f}", "in training"))
-    memory, gpu = number(summary.get("peak_rss_mb")), number(summary.get("peak_gpu_mb"))
-    if not math.isnan(memory):
-        facts.append(
-            (
-                "Memory",
-                format_megabytes(memory),
-                f"and {format_megabytes(gpu)} on the GPU" if gpu > 0 else "",
-            )
-        )
-    placed = run.machines
-    if len(placed) > 1 and run.choice("runtime") in _IN_ONE_PROCESS_TREE:
-        shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())
-        facts.append(("Machines", f"{len(placed)}", f"clients trained, over all rounds: {shown}"))
-    if privacy := summary.get("privacy"):
-        facts.append(("Privacy", "no guarantee", format_privacy(privacy)))
-    error = run.figure("personal", "ece")
-    if not math.isnan(error):
-        facts.append((FIGURES["ece"].caption, f"{error:.1f} %", "personal prompt, expected"))
-    worst = run.figure("personal", "worst10")
-    if not math.isnan(worst):
-        facts.append(("Worst tenth of clients", f"{worst:.1f} %", "local, personal prompt"))
-    return facts
-
-
 def _curves(run: Run) -> list[tuple[str, Any]]:
     drawn = []
     partial = set(run.partial)
@@ -331,33 +164,6 @@ def _curves(run: Run) -> list[tuple[str, Any]]:
 
 def _clients(count: int) -> str:
     return f"{count} client{'s' * (count != 1)}"
-
-
-def _domain_table(run: Run) -> dict | None:
-    """Accuracy of each domain; None without domains, or with one client each (the bars show it)."""
-    clients = by_client(run)
-    domains = (run.accuracy["personal"] or {}).get("domains") or {}
-    if len(domains) < 2 or (clients and len(clients) <= len(domains)):
-        return None
-    return _table_of(run, "domains")
-
-
-def _table_of(run: Run, kind: str) -> dict | None:
-    """A table of a figure that is one number a domain or data set; None where there is none."""
-    names = list((run.accuracy["personal"] or {}).get(kind) or {})
-    rows = [
-        {
-            "key": key,
-            "name": name,
-            "cells": [format_percent(run.figure(key, f"{kind}.{one}")) for one in names],
-        }
-        for name, key in distinct_models(run)
-    ]
-    for k in range(len(names)):
-        column = [row["cells"][k] for row in rows]
-        for index, row in enumerate(rows):
-            row["cells"][k] = (column[index], is_best(column, index))
-    return {"names": names, "rows": rows} if names else None
 
 
 def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:
@@ -402,7 +208,7 @@ def _samples(run: Run) -> dict[str, Any]:
         groups.append(
             {"name": heading, "tiles": tiles, "right": right, "wrong": len(shown) - right}
         )
-    deployed = run.choice("runtime") not in _IN_ONE_PROCESS_TREE
+    deployed = run.choice("runtime") not in SIMULATED
     none = (
         "Kept by the client: in a deployment no image leaves its owner."
         if deployed
@@ -437,12 +243,6 @@ def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
         if isinstance(group, dict) and group
     ]
     return [("", top), *groups]
-
-
-def is_best(printed: Sequence[str], index: int) -> bool:
-    """Whether a printed figure is the greatest of its column, where they are not all alike."""
-    values = [float(text) for text in printed if text != "–"]
-    return len(set(values)) > 1 and printed[index] != "–" and float(printed[index]) == max(values)
 
 
 def partial_words(partial: Mapping[int, tuple[int, int]], of: str = "") -> str:
@@ -490,7 +290,3 @@ def _dropped_words(run: Run) -> str:
 def _client_name(row: dict) -> str:
     called = row.get("name") or row.get("domain")
     return f"{row['id']} · {called}" if called else f"client {row['id']}"
-
-
-def _rounds_to_zero(difference: float) -> bool:
-    return abs(difference) < 0.05

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from experiments.reporting.charts import (
+from experiments.reporting.drawing import (
     PAGE_WIDTH,
     WIDTH,
     axes,

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import report
 from experiments.reporting import read_run, write_report
-from experiments.reporting.charts import nice_ticks, plain
+from experiments.reporting.drawing import nice_ticks, plain
 from experiments.reporting.headlines import headline
 from experiments.reporting.scatter import Mark, label_places, scatter
 from experiments.reporting.styles import row_styles
