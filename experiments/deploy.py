@@ -23,12 +23,13 @@ from experiments.command import BAD_INPUT, command
 from experiments.finished_run import finished_already, say_finished
 from experiments.help import unknown_words
 from experiments.latest import point_latest
+from experiments.override_checks import check_overrides
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import changes_on_resume
 from experiments.run_folder import RunFolder, default_folder
 from experiments.runtimes.certificates import make_certificates, make_node_key
 from experiments.runtimes.local_processes import LocalProcesses
-from experiments.settings import check, check_overrides, check_runtime, composed
+from experiments.settings import check, check_runtime, composed
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders

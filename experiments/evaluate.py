@@ -22,9 +22,10 @@ from experiments.callbacks.progress import ProgressLine
 from experiments.command import command
 from experiments.help import unknown_words
 from experiments.naming import job_name, named
+from experiments.override_checks import check_overrides
 from experiments.overrides import readable, user_path
 from experiments.run_folder import RunFolder, asked_run
-from experiments.settings import check, check_overrides, choices, composed, flatten, parse
+from experiments.settings import check, choices, composed, flatten, parse
 from fedpgp.atomic_files import check_target
 from fedpgp.build import build_federation, load_configured, split_configured
 from fedpgp.data_record import check_same_data, data_record

@@ -21,11 +21,12 @@ from flwr.superlink.grid import InMemoryGrid
 from clients.expiry import expiring
 from clients.watchdog import end_with_parent
 from experiments.flower_simulation import Failed, simulate
+from experiments.override_checks import check_overrides
 from experiments.overrides import FOLDERS, flower_command, readable
 from experiments.quiet import quiet
 from experiments.run import changes_on_resume
 from experiments.runner import resume, start
-from experiments.settings import check_overrides, composed
+from experiments.settings import composed
 from experiments.stopping import Stopped
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented

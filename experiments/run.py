@@ -25,11 +25,11 @@ from experiments.command import command, complain
 from experiments.help import explain, explain_top, settings_as_flags
 from experiments.latest import point_latest
 from experiments.naming import job_name, older_job_name
+from experiments.override_checks import check_overrides
 from experiments.overrides import RUN, readable, typed
 from experiments.settings import (
     CONF,
     changed_on_resume,
-    check_overrides,
     flatten,
     may_change_on_resume,
     parse,

@@ -4,9 +4,7 @@ refused with the nearest valid ones.
 Hydra finds such things too, in its own words; here they are said in a line, before anything starts.
 """
 
-import itertools
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,13 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.overrides import typed
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.plain_text import written_out
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-MOST_COMBINATIONS = 64
-"""Combinations of group choices in a sweep that are looked at before it starts."""
 
 RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
 """Settings that do not change a run's numbers (but for rounding), and so may change when it is
@@ -178,53 +173,6 @@ def check_runtime(config: Mapping, *, deployed: bool) -> None:
         )
 
 
-def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> None:
-    """Refuses overrides that name a group, choice or key that does not exist, or that
-    promise what cannot be kept.
-
-    Args:
-        arguments: the overrides.
-        sweep: whether several values of a key are asked for (``-m``); None where a command has no
-            sweeps.
-
-    Raises:
-        FedPGPError: with the nearest names that do exist.
-    """
-    overrides = parse(arguments)
-    groups = choices()
-    for override in overrides:
-        if (
-            override.is_sweep_override()
-            and not sweep
-            and not override.key_or_group.startswith("hydra")
-        ):
-            raise FedPGPError(_several_values(override, groups, sweep))
-    chosen: dict[str, list[str]] = {}
-    for override in overrides:
-        key = override.key_or_group
-        if key in groups:
-            chosen[key] = [_text(value) for value in _values(override)]
-            for value in chosen[key]:
-                if value not in groups[key] and value != "null":
-                    raise FedPGPError(unknown(key, value, groups[key]))
-    keys = [
-        o
-        for o in overrides
-        if o.key_or_group not in groups and not o.key_or_group.startswith("hydra")
-    ]
-    combinations = itertools.product(
-        *([f"{group}={value}" for value in values] for group, values in chosen.items())
-    )
-    for combination in itertools.islice(combinations, MOST_COMBINATIONS):
-        config = composed(combination)
-        known = _nodes(config)
-        for override in keys:
-            if override.key_or_group not in known and not override.is_add():
-                raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
-            if override.is_add() and override.key_or_group.split(".")[0] not in config:
-                raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
-
-
 def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping) -> list[str]:
     """Keys that the command line of a resume sets to something else than the run was started with.
 
@@ -345,57 +293,6 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(
             "few_shot", lambda shots, few, full: full if shots is None else few
         )
-
-
-def _nodes(config: Mapping, prefix: str = "") -> set[str]:
-    """Every key of a nested mapping, inner nodes too."""
-    names: set[str] = set()
-    for key, value in config.items():
-        names.add(f"{prefix}{key}")
-        if isinstance(value, Mapping):
-            names |= _nodes(value, f"{prefix}{key}.")
-    return names
-
-
-def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> str:
-    head, dot, tail = key.rpartition(".")
-    inside = sorted(name for name in known if name.startswith(f"{head}.")) if dot else []
-    if head in groups and inside:
-        return (
-            unknown("setting", key, inside)
-            + f" ({head} has: {', '.join(n.removeprefix(head + '.') for n in inside)})"
-        )
-    leaves = {name.rpartition(".")[2]: name for name in sorted(known)}
-    if tail in leaves and leaves[tail] != key:
-        return f"unknown setting {key!r}; did you mean {leaves[tail]}?"
-    return unknown("setting", key, sorted(known | set(groups)))
-
-
-def _several_values(override: Override, groups: Mapping[str, list[str]], sweep: bool | None) -> str:
-    """The message for ``seed=0,1`` where one value is needed."""
-    key, text = override.key_or_group, override.input_line.partition("=")[2]
-    what = (
-        "a sweep is started with experiments.run -m"
-        if sweep is None
-        else "add -m to run each of them (a sweep)"
-    )
-    if key in groups:
-        return f"{key}={text} has several values: {what}"
-    a_list = shlex.quote(f"{key}=[{text}]")
-    return (
-        f"{key}={text} has several values: {what}; a list is {a_list}, one text {typed(key, text)}"
-    )
-
-
-def _values(override: Override) -> list:
-    if override.is_sweep_override():
-        return list(override.sweep_iterator())
-    value = override.value()
-    return value if isinstance(value, list) else [value]
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def _shown(value: object) -> str:

@@ -28,9 +28,10 @@ from rich.console import Console as RichConsole
 from clients.expiry import days_left, expiring
 from clients.node_config import NodeConfig, compatibility, installed_version
 from experiments.callbacks.progress import ProgressLine
+from experiments.override_checks import check_overrides
 from experiments.overrides import readable, user_path
 from experiments.run_folder import RunFolder
-from experiments.settings import check, check_overrides, composed
+from experiments.settings import check, composed
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data import Split

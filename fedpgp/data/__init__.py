@@ -9,9 +9,9 @@ from fedpgp.data.base import (
     Split,
     Subset,
     import_all,
-    load_dataset,
     register,
 )
+from fedpgp.data.loading import load_dataset
 from fedpgp.data.partition import partition
 from fedpgp.data.schemes import BY_DOMAIN, SCHEMES
 from fedpgp.data.subsets import base_novel, few_shot

@@ -10,7 +10,8 @@ from PIL import Image
 from experiments.settings import composed
 from fedpgp.build import split_configured
 from fedpgp.data import DATASETS, ArraySplit, Dataset, FileSplit, Subset, load_dataset, register
-from fedpgp.data.base import data_root, validation_as_test, without_broken
+from fedpgp.data.base import data_root
+from fedpgp.data.loading import validation_as_test, without_broken
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 

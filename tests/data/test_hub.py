@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.base import without_broken
 from fedpgp.data.hub import HubSplit
 from fedpgp.data.images import Reading
+from fedpgp.data.loading import without_broken
 from fedpgp.errors import FedPGPError
 
 datasets = pytest.importorskip("datasets")
