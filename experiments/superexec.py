@@ -11,27 +11,29 @@ import sys
 from pathlib import Path
 
 
-def start_superexec(address: str, root_certificates: str | None) -> list[str]:
-    """Starts ``flower-superexec``, which ends with this process.
+def make_secret() -> bytes:
+    """Return a secret that nobody can guess."""
+    return secrets.token_hex(32).encode()
+
+
+def start_superexec(address: str, root_certificates: str | None, secret: bytes) -> None:
+    """Start ``flower-superexec``, which ends with this process.
 
     Args:
         address: of the Runtime API that this process is going to serve.
         root_certificates: file of the authority that signed that API's certificate;
             None where it has no TLS.
-
-    Returns:
-        the options with which this process's SuperLink or SuperNode knows it again.
+        secret: by which this process's SuperLink or SuperNode knows it.
     """
-    secret = secrets.token_hex(32).encode()
-    theirs, ours = _readable(secret), _readable(secret)
+    theirs = readable_once(secret)
     command = [
         *(flower("flower-superexec"), "--runtime-api-address", address),
         *(["--root-certificates", root_certificates] if root_certificates else ["--insecure"]),
-        *("--superexec-auth-secret-file", f"/dev/fd/{theirs}", "--parent-pid", str(os.getpid())),
+        *("--superexec-auth-secret-file", theirs, "--parent-pid", str(os.getpid())),
     ]
-    subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs])
-    os.close(theirs)
-    return ["--isolation", "process", "--superexec-auth-secret-file", f"/dev/fd/{ours}"]
+    descriptor = int(theirs.rpartition("/")[2])
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[descriptor])
+    os.close(descriptor)
 
 
 def flower(name: str) -> str:
@@ -39,10 +41,11 @@ def flower(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _readable(data: bytes) -> int:
-    """A file descriptor that gives ``data`` to one reader: the secret is in no file."""
+def readable_once(data: bytes) -> str:
+    """Return the path of a file descriptor that gives ``data`` to one reader: the secret is in
+    no file."""
     reader, writer = os.pipe()
     os.write(writer, data)
     os.close(writer)
     os.set_inheritable(reader, True)
-    return reader
+    return f"/dev/fd/{reader}"

@@ -5,19 +5,28 @@ Flower reads FLWR_TELEMETRY_ENABLED when it is imported: a command sets it befor
 file.
 """
 
+import argparse
 import hmac
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
-from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.common.constant import (
+    ACCESS_TOKEN_KEY,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    TRANSPORT_TYPE_GRPC_RERE,
+)
 from flwr.supercore.auth.typing import AccountAuthCredentials, AccountAuthLoginDetails, AccountInfo
 from flwr.supercore.http_logging import get_uvicorn_log_config
 from flwr.superlink.auth_plugin import ControlAuthnPlugin
-from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+
+from fedpgp.errors import FedPGPError
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -84,14 +93,8 @@ _OPEN = re.compile(
 )
 
 
-def serve(token: str) -> None:
-    """Run the SuperLink that this process's command line (``sys.argv``, Flower's
-    options) describes, to its end.
-
-    Args:
-        token: the administrator's.
-    """
-    config = replace(_parse_superlink_lifespan_config(), authn_plugin=AdminToken(token))
+def serve(config: SuperLinkLifespanConfig) -> None:
+    """Run a SuperLink to its end."""
     uvicorn.run(
         Narrowed(create_app(config, SuperLinkLifespan)),
         host=config.host,
@@ -100,3 +103,61 @@ def serve(token: str) -> None:
         ssl_certfile=config.ssl_certfile,
         log_config=get_uvicorn_log_config(logging.INFO),
     )
+
+
+def configuration(
+    options: argparse.Namespace, token: str, secret: bytes
+) -> SuperLinkLifespanConfig:
+    """Return Flower's configuration of a SuperLink.
+
+    Args:
+        options: of ``experiments.superlink``.
+        token: the administrator's.
+        secret: with which the process that starts its apps is known.
+
+    Raises:
+        FedPGPError: a file of TLS is missing or cannot be read.
+    """
+    files = {
+        "ssl_ca_certfile": options.ssl_ca_certfile,
+        "ssl_certfile": options.ssl_certfile,
+        "ssl_keyfile": options.ssl_keyfile,
+    }
+    if options.insecure:
+        if options.enable_supernode_auth:
+            raise FedPGPError("--enable-supernode-auth needs TLS: leave --insecure out")
+        files = dict.fromkeys(files)
+    elif not all(files.values()):
+        wanted = ", ".join(
+            f"--{name.replace('_', '-')}" for name, file in files.items() if not file
+        )
+        raise FedPGPError(f"TLS needs {wanted} too; for a test on this machine alone: --insecure")
+    return SuperLinkLifespanConfig(
+        host=options.host,
+        port=options.port,
+        insecure=options.insecure,
+        certificates=None if options.insecure else tuple(map(_content, files.values())),
+        **files,
+        superexec_auth_secret=secret,
+        isolation="process",  # the process that starts its apps is ours
+        runtime_dependency_install=False,
+        authn_plugin=AdminToken(token),
+        enable_supernode_auth=options.enable_supernode_auth,
+        database=options.database,
+        health_server_address=options.health_server_address,
+        simulation=False,
+        enable_event_log=False,
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        artifact_provider=None,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,  # of interfaces that are off
+        fleet_api_address=None,
+        control_address="",
+    )
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FedPGPError(f"{path} cannot be read: {error.strerror}") from error

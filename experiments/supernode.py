@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from clients.expiry import VARIABLE, expiring
 from clients.node_config import NodeConfig
 from experiments.command import command
-from experiments.superexec import flower, start_superexec
+from experiments.superexec import flower, make_secret, readable_once, start_superexec
 
 
 @command
@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[VARIABLE] = os.path.abspath(options.root_certificates)
         for text in expiring():
             print(f"warning: {text}", file=sys.stderr, flush=True)
-        arguments += start_superexec(f"{options.host}:{options.port}", options.ssl_ca_certfile)
+        secret = make_secret()
+        start_superexec(f"{options.host}:{options.port}", options.ssl_ca_certfile, secret)
+        arguments += ["--isolation", "process"]
+        arguments += ["--superexec-auth-secret-file", readable_once(secret)]
     command = [flower("flower-supernode"), *arguments]
     os.execv(command[0], command)
 

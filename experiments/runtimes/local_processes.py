@@ -222,13 +222,7 @@ class LocalProcesses:
         command = [
             *(sys.executable, "-m", "experiments.superlink", "--admin-token", self._file(TOKEN)),
             *(*self._own_tls(), "--enable-supernode-auth"),
-            *(
-                "--disable-runtime-dependency-installation",
-                "--host",
-                HOST,
-                "--port",
-                str(self._port),
-            ),
+            *("--host", HOST, "--port", str(self._port)),
         ]
         self.superlink = self._popen(command, "superlink")
         end = time.monotonic() + START_SECONDS

@@ -13,15 +13,15 @@ import pytest
 from flwr.cli import constant
 from flwr.common.constant import ACCESS_TOKEN_KEY
 from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
-from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.routers.control import router as control
 from flwr.superlink.routers.fleet.router import router as fleet
 
+from clients.expiry import VARIABLE
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.deploy import main as deploy
-from experiments.runtimes.local_processes import ROOT, free_port
-from experiments.superlink import main
-from experiments.superlink_app import AdminToken, Narrowed
+from experiments.loopback import ROOT, free_port
+from experiments.superlink import _parser, main
+from experiments.superlink_app import AdminToken, Narrowed, configuration
 from fedpgp.errors import FedPGPError
 
 
@@ -124,11 +124,39 @@ def test_what_is_no_token_is_refused(tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_flower_s_configuration_still_takes_a_plugin():
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "TLS needs --ssl-ca-certfile, --ssl-certfile, --ssl-keyfile too"),
+        (["--ssl-certfile", "a", "--ssl-ca-certfile", "b"], "TLS needs --ssl-keyfile too"),
+        (["--insecure", "--enable-supernode-auth"], "--enable-supernode-auth needs TLS"),
+        (
+            ["--ssl-certfile", "a", "--ssl-ca-certfile", "nowhere", "--ssl-keyfile", "c"],
+            "nowhere cannot be read: No such file",
+        ),
+    ],
+)
+def test_what_cannot_work_is_one_line(options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "")
+    make_token(tmp_path / "admin.token")
+    assert main(["--admin-token", str(tmp_path / "admin.token"), *options]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+
+
+def test_flower_is_told_everything_it_asks(tmp_path):
     """Another version may build its SuperLink in another way."""
-    assert {"authn_plugin", "host", "port", "ssl_certfile", "ssl_keyfile"} <= set(
-        SuperLinkLifespanConfig.__annotations__
-    )
+    for name in ("ca", "certificate", "key"):
+        (tmp_path / name).write_text(name)
+    tls = ["--ssl-ca-certfile", "ca", "--ssl-certfile", "certificate", "--ssl-keyfile", "key"]
+    words = [word if word.startswith("--") else str(tmp_path / word) for word in tls]
+    words += ["--enable-supernode-auth", "--database", "file", "--port", "8443"]
+    config = configuration(_parser().parse_args(["--admin-token", "t", *words]), "secret", b"x")
+    assert config.certificates == (b"ca", b"certificate", b"key")
+    assert config.ssl_keyfile == str(tmp_path / "key") and config.port == 8443
+    assert config.enable_supernode_auth and not config.insecure and config.database == "file"
+    assert config.superexec_auth_secret == b"x" and config.isolation == "process"
+    assert config.authn_plugin.validate_tokens_in_metadata([(ACCESS_TOKEN_KEY, "secret")])[0]
 
 
 @pytest.mark.slow
