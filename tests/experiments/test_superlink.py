@@ -19,7 +19,7 @@ from flwr.superlink.routers.fleet.router import router as fleet
 from clients.expiry import VARIABLE
 from experiments.admin_token import log_in, make_token, read_token
 from experiments.deploy import main as deploy
-from experiments.loopback import ROOT, free_port
+from experiments.runtimes.local_processes import ROOT, free_port
 from experiments.superlink import _parser, main
 from experiments.superlink_app import AdminToken, Narrowed, configuration
 from fedpgp.errors import FedPGPError
