@@ -25,7 +25,7 @@ from experiments.reporting.runs import Run, find_runs, read_run
 from experiments.reporting.table_csv import as_csv
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.figures import CLIENT_FIGURES, MODELS
+from fedpgp.evaluation.figures import CLIENT_FIGURES, MODELS
 from fedpgp.plain_text import written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")

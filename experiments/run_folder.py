@@ -18,7 +18,7 @@ from experiments.spreadsheet import csv_text
 from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import client_figures
-from fedpgp.figures import CLIENT_FIGURES, MODELS
+from fedpgp.evaluation.figures import CLIENT_FIGURES, MODELS
 from fedpgp.locks import file_lock
 from strategies.checkpoint import remove_after
 

@@ -26,7 +26,7 @@ from flwr.app import (
 
 from clients.messages import BARE, count_bytes, full
 from clients.node_config import LONGEST_NAME
-from fedpgp.figures import MODELS
+from fedpgp.evaluation.figures import MODELS
 from fedpgp.plain_text import one_line, printable
 
 UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")

@@ -18,7 +18,7 @@ from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import resume_command
 from experiments.reporting.formatting import format_bytes, format_percent, format_seconds
 from experiments.reporting.runs import block_figure, number
-from fedpgp.figures import FIGURES, MODELS
+from fedpgp.evaluation.figures import FIGURES, MODELS
 from fedpgp.plain_text import called, indented
 
 _COLUMNS = {name: figure.title for name, figure in FIGURES.items() if figure.phrase}

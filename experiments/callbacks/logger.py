@@ -12,7 +12,7 @@ import yaml
 
 from experiments.callbacks.base import Callback
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.figures import ACCURACIES
+from fedpgp.evaluation.figures import ACCURACIES
 
 
 class Logger(Callback):

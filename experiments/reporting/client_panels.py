@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.reporting import charts
 from experiments.reporting.runs import Run
-from fedpgp.figures import MODELS
+from fedpgp.evaluation.figures import MODELS
 
 _CLIENTS_AS_BARS = 120
 _CLIENTS_A_PANEL = 12

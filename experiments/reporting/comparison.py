@@ -17,7 +17,7 @@ from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
-from fedpgp.figures import ACCURACIES
+from fedpgp.evaluation.figures import ACCURACIES
 
 _MANY = 8  # rows more than fit a narrow chart with their names
 

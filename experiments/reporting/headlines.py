@@ -12,7 +12,7 @@ from experiments.reporting.runs import Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import Row
 from experiments.reporting.titles import title
-from fedpgp.figures import FIGURES, MODELS, UNSEEN
+from fedpgp.evaluation.figures import FIGURES, MODELS, UNSEEN
 
 _FEWEST_CLIENTS = 3  # of a spread over clients
 _COMPARED = {name: figure.phrase for name, figure in FIGURES.items() if figure.phrase}

@@ -34,7 +34,7 @@ from experiments.run_folder import ABOUT
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.atomic_files import write_atomically
-from fedpgp.figures import ACCURACIES, FIGURES
+from fedpgp.evaluation.figures import ACCURACIES, FIGURES
 from fedpgp.plain_text import called
 
 _CLIENTS_AS_BUBBLES = 120

@@ -11,7 +11,7 @@ from experiments.reporting.formatting import (
     format_seconds,
 )
 from experiments.reporting.runs import Run, number
-from fedpgp.figures import FIGURES
+from fedpgp.evaluation.figures import FIGURES
 
 SIMULATED = ("ray", "inline")
 """The runtimes of a simulation; any other is a deployment."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from experiments.reporting.client_panels import by_client, distinct_models
 from experiments.reporting.formatting import format_percent
 from experiments.reporting.runs import Run
-from fedpgp.figures import CLIENT_FIGURES, FIGURES, UNSEEN
+from fedpgp.evaluation.figures import CLIENT_FIGURES, FIGURES, UNSEEN
 
 
 def shown_columns(run: Run) -> list[str]:

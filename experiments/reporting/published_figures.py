@@ -24,7 +24,7 @@ from experiments.reporting.tables import column_name
 from experiments.reporting.titles import title
 from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
-from fedpgp.figures import MODELS
+from fedpgp.evaluation.figures import MODELS
 
 _KNOWN = ("source", "figure", "prompt", "value", "mean_of", "note")
 NOT_RUN = "not run"

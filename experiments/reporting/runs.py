@@ -16,7 +16,7 @@ import yaml
 
 from experiments.spreadsheet import text_of
 from fedpgp.errors import FedPGPError
-from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, MODELS
+from fedpgp.evaluation.figures import ACCURACIES, CLIENT_FIGURES, MODELS
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own
 #: .hydra/config.yaml has none).

@@ -21,7 +21,7 @@ from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
 from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
-from fedpgp.figures import CLIENT_FIGURES, FIGURES, GROUPED, MODELS
+from fedpgp.evaluation.figures import CLIENT_FIGURES, FIGURES, GROUPED, MODELS
 
 COSTS = ("bytes", "seconds", "peak_rss_mb")
 _PARTS = ("protocol.held_out",)  # options that a protocol runs through, a run each

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from experiments.reporting.tables import column_name
 from fedpgp.evaluation import client_figures, summarize
-from fedpgp.figures import ACCURACIES, CLIENT_FIGURES, FIGURES, GROUPED, MODELS
+from fedpgp.evaluation.figures import ACCURACIES, CLIENT_FIGURES, FIGURES, GROUPED, MODELS
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocols.md").read_text(encoding="utf-8")
 
 
 def test_an_evaluation_has_the_figures_of_the_list_for_each_model():

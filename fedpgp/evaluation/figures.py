@@ -3,7 +3,7 @@ and docs/protocols.md read.
 
 A figure is measured for each of three models: zero-shot CLIP, the global prompt, each client's own.
 A protocol that does not have a figure leaves it None. A new figure is a line of :data:`FIGURES` and
-its computation in :mod:`fedpgp.evaluation`.
+its computation in :mod:`fedpgp.evaluation.metrics`.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError
-from fedpgp.figures import ACCURACIES, MODELS
+from fedpgp.evaluation.figures import ACCURACIES, MODELS
 from fedpgp.prefixes import strip_prefix
 
 LAST_FEW = 5
@@ -46,8 +46,8 @@ def harmonic_mean(*values: float | None) -> float | None:
 
 
 def client_figures(row: Mapping, model: str) -> dict[str, float | None]:
-    """A client's figures (:data:`fedpgp.figures.CLIENT_FIGURES`) under one model, from its flat row
-    (``"personal.local"`` …).
+    """A client's figures (:data:`fedpgp.evaluation.figures.CLIENT_FIGURES`) under one model, from
+    its flat row (``"personal.local"`` …).
 
     ``unseen`` is its own figure of that name, or the mean over the data sets it was tested on
     (``"personal.datasets.X"``).
