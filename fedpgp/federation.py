@@ -31,11 +31,11 @@ from fedpgp.data.lookup import (
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation import accuracy, calibration_error
 from fedpgp.methods import Batch, Classifier, Images, Method, Params, RoundContext, cosine_logits
-from fedpgp.optimizers import fresh_state
 from fedpgp.protocols import EvalSet, FederatedSplit
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
 from fedpgp.training import CohortResult, TrainingSettings, gather, train_cohort
+from fedpgp.training.optimizers import fresh_state
 
 log = logging.getLogger(__name__)
 

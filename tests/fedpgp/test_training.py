@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS, Images
-from fedpgp.optimizers import Adam
 from fedpgp.seeding import generator
 from fedpgp.training import TrainingSettings, batches, train_cohort
+from fedpgp.training.optimizers import Adam
 
 SIZES = [7, 20, 1, 12]
 

@@ -7,7 +7,6 @@ tensor; one that has finished costs nothing any more. What a client computes dep
 and on (seed, client, server_round) alone, not on the clients it trains with.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,93 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number, unknown
-from fedpgp.methods.base import Batch, Images, Method, Params, StepContext
-from fedpgp.optimizers import SGD, Adam, fresh_state, make_optimizer
-from fedpgp.seeding import generator
+from fedpgp.methods.base import Images, Method, Params, StepContext
 from fedpgp.task import ClassSet
-
-MOST_EPOCHS = 2**20
-"""More than anybody has in a round: what the numbers of new views are made of."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a client trains in one round.
-
-    Attributes:
-        epochs: passes over the client's images (E).
-        batch_size: images a step.
-        lr: learning rate at its highest.
-        optimizer: ``sgd``, ``adam`` or ``adamw``.
-        momentum: of SGD.
-        betas, eps: of Adam and AdamW.
-        weight_decay: on every learned tensor.
-        schedule: ``constant``, ``cosine`` (to zero at the last round) or ``step`` (times ``gamma``
-            every ``step_rounds`` rounds).
-        warmup_rounds: rounds over which the rate rises linearly to ``lr``.
-        step_rounds, gamma: of the ``step`` schedule.
-        rounds: of the whole run, for ``cosine``.
-        shuffle: a new order every epoch; False walks the images in stored order.
-        drop_last: leave out an epoch's last partial batch (when there is a full one).
-        views: views of each training image: 1 is the plain image, V > 1 draws one of V augmented
-            ones for every image and epoch, None has a new one every time.
-    """
-
-    epochs: int = 2
-    batch_size: int = 32
-    lr: float = 0.001
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    betas: Sequence[float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 5e-4
-    schedule: str = "constant"
-    warmup_rounds: int = 0
-    step_rounds: int = 10
-    gamma: float = 0.1
-    rounds: int = 1
-    shuffle: bool = True
-    drop_last: bool = False
-    views: int | None = 1
-
-    def __post_init__(self):
-        if self.schedule not in ("constant", "cosine", "step"):
-            raise FedPGPError(
-                unknown("training.schedule", self.schedule, ["constant", "cosine", "step"])
-            )
-        check_number("training.step_rounds", self.step_rounds, least=1, whole=True)
-        check_number("training.gamma", self.gamma, above=0)
-        betas = self.betas
-        if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
-            raise FedPGPError(
-                f"training.betas={betas!r} cannot work; it is two numbers, [0.9,0.999]"
-            )
-        for beta in self.betas:
-            check_number("training.betas", beta, above=0, below=1)
-        check_number("training.eps", self.eps, above=0)
-        self.make_optimizer()
-
-    def make_optimizer(self) -> SGD | Adam:
-        """Return the optimizer; its state is :func:`fedpgp.optimizers.fresh_state`."""
-        return make_optimizer(
-            self.optimizer, self.momentum, self.weight_decay, self.betas, self.eps
-        )
-
-    def learning_rate(self, server_round: int) -> float:
-        """The rate of a round (from 1); the same for every client, whenever it was last sampled."""
-        if server_round <= self.warmup_rounds:
-            return self.lr * server_round / (self.warmup_rounds + 1)
-        done = server_round - 1 - self.warmup_rounds
-        if self.schedule == "cosine":
-            return (
-                self.lr
-                * 0.5
-                * (1 + math.cos(math.pi * done / max(1, self.rounds - self.warmup_rounds)))
-            )
-        if self.schedule == "step":
-            return self.lr * self.gamma ** (done // self.step_rounds)
-        return self.lr
+from fedpgp.training.batches import batches, drawn_views, gather
+from fedpgp.training.optimizers import fresh_state
+from fedpgp.training.settings import TrainingSettings
 
 
 @dataclass
@@ -110,7 +27,7 @@ class CohortResult:
 
     Attributes:
         params: name -> (K, ...).
-        optimizer_state: as :func:`fedpgp.optimizers.fresh_state`.
+        optimizer_state: as :func:`fedpgp.training.optimizers.fresh_state`.
         loss: mean loss over a client's steps, (K,) float64.
         steps: steps a client made, (K,).
         failure: for each client None, or why its update must not be used ("loss is
@@ -122,39 +39,6 @@ class CohortResult:
     loss: np.ndarray
     steps: np.ndarray
     failure: list[str | None]
-
-
-def batches(
-    images: int, settings: TrainingSettings, seed: int, client: int, server_round: int
-) -> list[np.ndarray]:
-    """A client's batches in one round: positions among its images, each (<= batch_size,).
-
-    The order of epoch e comes from (seed, client, server_round, e) alone.
-    """
-    chunks = []
-    for epoch in range(settings.epochs):
-        order = np.arange(images)
-        if settings.shuffle:
-            order = generator(seed, "batches", client, server_round, epoch).permutation(images)
-        parts = [order[i : i + settings.batch_size] for i in range(0, images, settings.batch_size)]
-        if settings.drop_last and len(parts) > 1 and len(parts[-1]) < settings.batch_size:
-            parts.pop()
-        chunks += parts
-    return chunks
-
-
-def drawn_views(
-    images: int, settings: TrainingSettings, seed: int, client: int, server_round: int
-) -> np.ndarray:
-    """Which view of each of a client's images is seen in each epoch of a round,
-    (epochs, images) from 0."""
-    if settings.views is None:
-        epochs = server_round * MOST_EPOCHS + np.arange(
-            settings.epochs
-        )  # a slow client has fewer in some rounds
-        return np.repeat(epochs[:, None], images, axis=1)
-    rng = generator(seed, "views", client, server_round)
-    return rng.integers(settings.views, size=(settings.epochs, images))
 
 
 def train_cohort(
@@ -265,16 +149,3 @@ def train_cohort(
         steps,
         failure,
     )
-
-
-def gather(images: Images, labels: Tensor, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
-    """The images of these rows, one list of rows a client. A shorter list is padded with its own
-    images again, at weight zero. Row ``v * N + i`` is view v of image i of N."""
-    counts = [len(members) for members in rows]
-    size = max([1, *counts])
-    counts = torch.tensor(counts, device=labels.device).unsqueeze(1)
-    index = torch.as_tensor(
-        np.stack([np.resize(members, size) for members in rows]), device=labels.device
-    )
-    inside = torch.arange(size, device=labels.device) < counts
-    return Batch(images[index], labels[index % len(labels)], inside.to(dtype) / counts.clamp(min=1))
