@@ -97,7 +97,7 @@ class Attempt:
         elif self.config.get("init_from"):
             other = user_path(self.config["init_from"])
             self._initial.update(prompts_of(other, federation, self.console.warn))
-        federation.initial_shared()  # loads the model, or its cached parts
+        federation.models.initial_shared()  # loads the model, or its cached parts
         return federation
 
     def server(self, job: Job, federation: Federation, nodes: int = 1) -> Server:

@@ -16,9 +16,10 @@ from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import user_path
 from experiments.run_folder import RunFolder, asked_run
 from fedpgp.build import build_federation
+from fedpgp.client_models import NeedsImages
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
-from fedpgp.federation import Federation, NeedsImages, Progress
+from fedpgp.federation import Federation, Progress
 from fedpgp.methods import Classifier
 from fedpgp.plain_text import indented
 from fedpgp.prefixes import strip_prefix
@@ -174,9 +175,11 @@ def load_client_model(
         classes = federation.class_set(tuple(names))
         if committed:
             client_only = (
-                {client: federation.download_for(client, server_state)} if server_state else None
+                {client: federation.server.download_for(client, server_state)}
+                if server_state
+                else None
             )
-            (classifier,) = federation.personal_classifier(
+            (classifier,) = federation.models.personal_classifier(
                 shared,
                 [client],
                 lambda wanted: store.load(wanted, committed),
@@ -184,7 +187,7 @@ def load_client_model(
                 client_only,
             )
         else:  # a method without personal tensors, or a client that never took part
-            classifier = federation.global_classifier(shared, classes)
+            classifier = federation.models.global_classifier(shared, classes)
             if classifier is None:
                 who = (
                     "there is no global prompt"

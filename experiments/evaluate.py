@@ -161,7 +161,7 @@ def evaluate(
     server_state = strip_prefix("memory/", tensors)
     clients = range(federation.num_clients)
     client_only = (
-        {client: federation.download_for(client, server_state) for client in clients}
+        {client: federation.server.download_for(client, server_state) for client in clients}
         if server_state
         else None
     )

@@ -119,7 +119,7 @@ def prompts_of(
     if saved is None:
         raise FedPGPError(f"init_from={run}: this run saved nothing yet")
     tensors, info = saved
-    found, ours = strip_prefix("shared/", tensors), federation.initial_shared()
+    found, ours = strip_prefix("shared/", tensors), federation.models.initial_shared()
     method, other = federation.method.name, theirs["method"]["name"]
     if not ours:
         raise FedPGPError(

@@ -43,12 +43,12 @@ class RunState:
     def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "RunState":
         """Before the first round of a :class:`fedpgp.federation.Federation`, with other shared
         tensors where they are given."""
-        shared = dict(sorted((initial or federation.initial_shared()).items()))
+        shared = dict(sorted((initial or federation.models.initial_shared()).items()))
         return cls(
             0,
             shared,
             np.zeros(federation.num_clients, dtype=np.int64),
-            federation.initial_server_state(),
+            federation.server.initial_state(),
         )
 
     @classmethod

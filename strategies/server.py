@@ -360,7 +360,7 @@ class Server:
         if (
             most is None
             or not self.federation.federated_split.private_data
-            or self.federation.equal_weights
+            or self.federation.server.equal_weights
         ):
             return {}
         caps = capped(images, most)
@@ -384,7 +384,7 @@ class Server:
     def _aggregate(self, server_round: int, good: Mapping[int, Message]) -> None:
         """The strategy's average of the replies, then what the method makes of it."""
         replies = {client: good[client].content for client in sorted(good)}
-        if self.federation.equal_weights:
+        if self.federation.server.equal_weights:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
         # Before the strategy has them: some of Flower's take the arrays out of the replies.
@@ -404,7 +404,7 @@ class Server:
             for name, tensor in self._reference.items()
         }
         _check_finite(server_round, {**averaged, **strategy_state(self.strategy)[0]})
-        shared, self.state.server_state = self.federation.update_server(
+        shared, self.state.server_state = self.federation.server.update(
             averaged,
             server_round=server_round,
             num_rounds=self.rounds,
@@ -603,7 +603,7 @@ class Server:
     def _with_client_only(self, message: Message) -> Message:
         """Add the tensors that the method sends to this message's client alone."""
         client, server_state = message.metadata.dst_node_id, self.state.server_state
-        tensors = self.federation.download_for(client, server_state) if server_state else {}
+        tensors = self.federation.server.download_for(client, server_state) if server_state else {}
         if tensors:
             record = ArrayRecord({name: Array(array) for name, array in tensors.items()})
             message.content = RecordDict({**message.content, CLIENT_ONLY: record})

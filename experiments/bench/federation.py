@@ -66,7 +66,7 @@ def _round(arguments: argparse.Namespace, clients: int) -> dict:
     config = composed([*overrides, *([f"model={arguments.model}"] if arguments.model else [])])
     federation = build_federation(config)
     federation.encode()
-    shared = federation.initial_shared()
+    shared = federation.models.initial_shared()
     chosen = list(range(0, clients, max(1, clients // CLIENTS_IN_ROUND)))[:CLIENTS_IN_ROUND]
 
     def ours() -> list[np.ndarray]:
@@ -103,7 +103,7 @@ def _textbook_client(
     task = method.task
     start = {
         **{n: torch.from_numpy(a) for n, a in shared.items()},
-        **federation.initial_state(client),
+        **federation.models.initial_state(client),
     }
     leaves = {
         name: tensor.to(task.device, task.dtype).clone().requires_grad_()
@@ -116,7 +116,10 @@ def _textbook_client(
         weight_decay=settings.weight_decay,
     )
     classes = federation.class_set(client_split.classes)
-    images, labels = federation.images("train"), federation.labels("train", client_split.classes)
+    images, labels = (
+        federation.inputs.images("train"),
+        federation.inputs.labels("train", client_split.classes),
+    )
     for positions in batches(len(client_split.train), settings, federation.seed, client, 1):
         index = torch.from_numpy(client_split.train[positions])
         weights = torch.full((len(index),), 1 / len(index), dtype=task.dtype, device=task.device)

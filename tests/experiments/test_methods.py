@@ -113,7 +113,7 @@ def test_a_run(tmp_path, messages, name, more):
 
     # What leaves a client.
     fed = small_federation(json.dumps(config))
-    shared = fed.initial_shared()
+    shared = fed.models.initial_shared()
     newest = checkpoints(tmp_path / "run" / "checkpoint")[-1]
     server, info = read_checkpoint(newest)
     states = [private_state(tmp_path / "run", info["run"], client) for client in range(3)]
@@ -139,7 +139,7 @@ def test_a_run(tmp_path, messages, name, more):
             )
     sent_back = sum(tensor.nbytes for tensor in shared.values())
     received = sent_back + sum(
-        tensor.nbytes for tensor in fed.download_for(0, fed.initial_server_state()).values()
+        tensor.nbytes for tensor in fed.server.download_for(0, fed.server.initial_state()).values()
     )
     assert summary["bytes_up"] >= 2 * 3 * sent_back and summary["bytes_down"] >= 5 * 3 * received
 
@@ -151,7 +151,7 @@ def test_a_run(tmp_path, messages, name, more):
         server_state = {
             n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")
         }
-        client_only = {0: fed.download_for(0, server_state)} if server_state else None
+        client_only = {0: fed.server.download_for(0, server_state)} if server_state else None
         mine, others = (answers(fed, now, states[k], client_only) for k in (0, 1))
         assert (mine - others).abs().max() > 1e-10
 
@@ -227,10 +227,10 @@ def private_state(run_dir, run, client) -> dict:
 @torch.no_grad()
 def answers(fed, shared, state, client_only) -> torch.Tensor:
     """Client 0's logits for some test images, with this private state."""
-    (classifier,) = fed.personal_classifier(
+    (classifier,) = fed.models.personal_classifier(
         shared, [0], lambda client: state, [fed.base], client_only
     )
-    return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)
+    return fed.method.logits(classifier, fed.inputs.images("test")[torch.arange(4)[None]], fed.base)
 
 
 def test_the_comparison_has_every_method():

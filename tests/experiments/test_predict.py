@@ -72,7 +72,7 @@ def images(run, clients, tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for row in client_split.test:
         federation.dataset.test.image(int(row)).save(folder / f"{row:05d}.png")
-    return sorted(folder.iterdir()), federation.labels(
+    return sorted(folder.iterdir()), federation.inputs.labels(
         "test", federation.federated_split.base_classes
     )[client_split.test]
 
@@ -454,8 +454,8 @@ def deployed(method: str) -> Federation:
 def test_a_client_is_answered_for_without_its_images(method):
     federation = deployed(method)
     classes = federation.class_set(federation.federated_split.base_classes)
-    (classifier,) = federation.personal_classifier(
-        federation.initial_shared(), [0], federation.initial_state, [classes]
+    (classifier,) = federation.models.personal_classifier(
+        federation.models.initial_shared(), [0], federation.models.initial_state, [classes]
     )
     assert classifier.shape[:2] == (1, 4)
 
@@ -467,6 +467,6 @@ def test_a_method_that_needs_the_images_says_so(method):
     with pytest.raises(
         FedPGPError, match=f"method {method} needs the client's own training images"
     ):
-        federation.personal_classifier(
-            federation.initial_shared(), [0], federation.initial_state, [classes]
+        federation.models.personal_classifier(
+            federation.models.initial_shared(), [0], federation.models.initial_state, [classes]
         )

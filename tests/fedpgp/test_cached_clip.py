@@ -25,7 +25,7 @@ import sys, json
 from fedpgp.build import build_federation
 
 federation = build_federation(json.loads(sys.argv[1]))
-shared = federation.initial_shared()
+shared = federation.models.initial_shared()
 list(federation.train(shared, [0], 1, lambda client: None))
 list(federation.evaluate(shared, [0], lambda client: None, zero_shot=True))
 print(sorted({"open_clip", "torchvision", "timm"} & set(sys.modules)))

@@ -30,9 +30,12 @@ def federation(*overrides: str):
 
 def gradients(fed) -> dict:
     """Two clients' gradients of one batch."""
-    shared = fed.initial_shared()
-    params = fed._params(shared, [0, 1], [fed.initial_state(c) for c in (0, 1)], None)
-    images, labels = fed.images("train")[torch.arange(6).view(2, 3)], torch.arange(6).view(2, 3)
+    shared = fed.models.initial_shared()
+    params = fed.models.params(shared, [0, 1], [fed.models.initial_state(c) for c in (0, 1)], None)
+    images, labels = (
+        fed.inputs.images("train")[torch.arange(6).view(2, 3)],
+        torch.arange(6).view(2, 3),
+    )
     batch = Batch(images, labels, torch.full((2, 3), 1 / 3).double())
     return fed.method.gradients(params, batch, fed.base, STEP)[1]
 

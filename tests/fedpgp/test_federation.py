@@ -68,7 +68,7 @@ def federation(
 
 
 def one_round(fed: Federation) -> tuple[dict, dict]:
-    shared, states = fed.initial_shared(), {}
+    shared, states = fed.models.initial_shared(), {}
     updates = []
     for result in fed.train(shared, range(fed.num_clients), 1, states.get):
         states[result.client] = result.state
@@ -154,14 +154,14 @@ def test_methods_report_the_models_they_have():
 
 def test_only_declared_tensors_are_updates_and_states_differ():
     fed = federation()
-    results = list(fed.train(fed.initial_shared(), range(4), 1, lambda client: None))
+    results = list(fed.train(fed.models.initial_shared(), range(4), 1, lambda client: None))
     assert all(set(r.update) == {"p_G"} and set(r.state) == {"U", "V"} for r in results)
     assert not torch.equal(results[0].state["U"], results[1].state["U"])
 
 
 @pytest.mark.parametrize("name", ["fedpgp", "coop"])
 def test_cohort_size_changes_nothing(name):
-    shared = federation(name).initial_shared()
+    shared = federation(name).models.initial_shared()
     whole, single = (
         {
             r.client: r
@@ -176,7 +176,9 @@ def test_cohort_size_changes_nothing(name):
 
 def test_kept_optimizer_state_stays_with_its_client():
     fed = federation(keep_optimizer=True)
-    first = {r.client: r for r in fed.train(fed.initial_shared(), [0, 1], 1, lambda client: None)}
+    first = {
+        r.client: r for r in fed.train(fed.models.initial_shared(), [0, 1], 1, lambda client: None)
+    }
     assert set(first[0].state) == {"U", "V", "optimizer/step"} | {
         f"optimizer/momentum/{n}" for n in ("p_G", "U", "V")
     }
@@ -196,7 +198,7 @@ def test_local_labels_own_never_answers_another_class():
     fed = federation(
         protocol={"local_labels": "own"}, scheme={"scheme": "pathological"}, clients=3
     )  # one class a client
-    result = next(iter(fed.evaluate(fed.initial_shared(), [0], lambda client: None)))
+    result = next(iter(fed.evaluate(fed.models.initial_shared(), [0], lambda client: None)))
     assert result.metrics["personal.local"] == 100.0
     assert result.metrics["personal.base"] < 100.0
 
@@ -205,7 +207,7 @@ def test_a_sample_is_a_small_image():
     """A photograph of megabytes is not sent to be shown at the width of a thumb; a small
     image stays as it is."""
     fed = federation()
-    fed.dataset = replace(
+    fed.inputs.dataset = replace(
         DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels)
     )
     shared, states = one_round(fed)
@@ -288,9 +290,12 @@ def test_fewer_context_vectors_than_the_phrase_has_leave_its_other_words_before_
 @pytest.mark.parametrize(("name", "what"), [("fedmvp", "mirrored"), ("promptsrc", "features")])
 def test_what_training_alone_reads_is_not_made_of_test_images(name, what):
     fed = federation(name)
-    assert getattr(fed.images("train"), what).shape == (len(DATASET.train), 16)
-    assert fed.images("train").pixels is not None and fed.images("test").pixels is not None
-    assert getattr(fed.images("test"), what) is None
+    assert getattr(fed.inputs.images("train"), what).shape == (len(DATASET.train), 16)
+    assert (
+        fed.inputs.images("train").pixels is not None
+        and fed.inputs.images("test").pixels is not None
+    )
+    assert getattr(fed.inputs.images("test"), what) is None
 
 
 @pytest.mark.parametrize("all_rows", [True, False])
@@ -325,7 +330,7 @@ def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_pa
     plain = [path for path in tmp_path.glob("*-train-*.safetensors") if "-view" not in path.name]
     parts = 2 if all_rows else 1  # of both kinds, plain and mirrored
     assert len(plain) == (2 * parts if views == 1 else 0), "nobody reads them"
-    seen = fed.training_images()
+    seen = fed.inputs.training_images()
     for view in range(views or 2):
         index = torch.tensor(rows) + view * len(joint.train)
         pixels, found = seen.pixels[index], seen.mirrored[index]
@@ -358,12 +363,16 @@ def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
     cached, live = made(4), made(None)
     cached.encode()
     index = torch.tensor([[0, 241], [500, 3 * 240 + 7]])
-    found = cached.training_images().features[index]
+    found = cached.inputs.training_images().features[index]
     # The cache keeps float32.
-    torch.testing.assert_close(found, live.training_images().features[index], rtol=0, atol=1e-6)
-    assert not torch.allclose(found[0, 0], cached.features("train")[0])  # augmented, not plain
+    torch.testing.assert_close(
+        found, live.inputs.training_images().features[index], rtol=0, atol=1e-6
+    )
+    assert not torch.allclose(
+        found[0, 0], cached.inputs.features("train")[0]
+    )  # augmented, not plain
     for fed in (cached, live):
-        before = fed.initial_shared()
+        before = fed.models.initial_shared()
         assert all(
             not np.array_equal(r.update["p_G"], before["p_G"])
             for r in fed.train(before, [0, 1], 1, {}.get)

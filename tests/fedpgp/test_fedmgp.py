@@ -17,12 +17,12 @@ def federation(*overrides: str):
 
 
 def a_round(fed, server_round, clients, shared, server_state, states):
-    client_only = {c: fed.download_for(c, server_state) for c in clients}
+    client_only = {c: fed.server.download_for(c, server_state) for c in clients}
     results = list(fed.train(shared, clients, server_round, states.get, client_only))
     states |= {r.client: r.state for r in results}
     averaged = {n: sum(r.update[n] / len(results) for r in results) for n in shared}
     updates, weights = {r.client: r.update for r in results}, dict.fromkeys(clients, 1.0)
-    return fed.update_server(
+    return fed.server.update(
         averaged,
         server_round=server_round,
         num_rounds=9,
@@ -35,8 +35,8 @@ def a_round(fed, server_round, clients, shared, server_state, states):
 
 def groups(fed, client, shared, server_state, states) -> dict:
     """What the client answers with now."""
-    params = fed._params(
-        shared, [client], [states[client]], {client: fed.download_for(client, server_state)}
+    params = fed.models.params(
+        shared, [client], [states[client]], {client: fed.server.download_for(client, server_state)}
     )
     return {kind: params[kind][0] for kind, _ in KINDS}
 
@@ -46,7 +46,7 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
     rank (weihao-bo/FedMGP, 3a026970df7bf409a29c342ed4d1635882c79f99,
     federated_core/trainers/fedmgp_learner.py 73-81 and 552-592)."""
     fed, states = federation("method.groups=4"), {}
-    shared, server_state = fed.initial_shared(), fed.initial_server_state()
+    shared, server_state = fed.models.initial_shared(), fed.server.initial_state()
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
     first = {n: torch.from_numpy(a) for n, a in shared.items()}
     now = {c: groups(fed, c, shared, server_state, states) for c in (0, 1)}
@@ -68,8 +68,8 @@ def test_a_client_keeps_its_groups_in_rounds_without_it():
 
 def test_nothing_is_replaced_before_the_first_round():
     fed = federation()
-    states = {0: fed.initial_state(0)}
-    now = groups(fed, 0, fed.initial_shared(), fed.initial_server_state(), states)
+    states = {0: fed.models.initial_state(0)}
+    now = groups(fed, 0, fed.models.initial_shared(), fed.server.initial_state(), states)
     assert all(torch.equal(now[kind], states[0][kind].double()) for kind, _ in KINDS)
 
 
@@ -77,7 +77,7 @@ def test_text_and_image_groups_are_drawn_with_the_same_random_numbers():
     """In round 1 that is the same groups for both (fedmgp_learner.py 150-172: one
     seed a client for both)."""
     fed, states = federation("method.groups=5", "clients=6"), {}
-    a_round(fed, 1, range(6), fed.initial_shared(), fed.initial_server_state(), states)
+    a_round(fed, 1, range(6), fed.models.initial_shared(), fed.server.initial_state(), states)
     drawn = [tuple(states[c]["sent_T"].long().tolist()) for c in range(6)]
     assert drawn == [tuple(states[c]["sent_V"].long().tolist()) for c in range(6)]
     assert len(set(drawn)) > 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedpgp.federation import NeedsImages
+from fedpgp.client_models import NeedsImages
 from fedpgp.methods import METHODS, cosine_logits
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.small import small_config, small_federation
@@ -24,12 +24,12 @@ def federation(name: str, *overrides: str):
 def a_round(fed, server_round: int, clients, shared, server_state, states):
     """Train these clients and average; return shared tensors and server state, and put the
     clients' states in place."""
-    client_only = {c: fed.download_for(c, server_state) for c in clients}
+    client_only = {c: fed.server.download_for(c, server_state) for c in clients}
     results = list(fed.train(shared, clients, server_round, states.get, client_only))
     states |= {r.client: r.state for r in results}
     weight = 1 / len(results)
     averaged = {n: sum(weight * r.update[n] for r in results) for n in shared}
-    return fed.update_server(
+    return fed.server.update(
         averaged,
         server_round=server_round,
         num_rounds=9,
@@ -42,15 +42,19 @@ def a_round(fed, server_round: int, clients, shared, server_state, states):
 
 @torch.no_grad()
 def answers(fed, client: int, shared, server_state, states) -> torch.Tensor:
-    client_only = {client: fed.download_for(client, server_state)}
-    (classifier,) = fed.personal_classifier(shared, [client], states.get, [fed.base], client_only)
-    return fed.method.logits(classifier, fed.images("test")[torch.arange(4)[None]], fed.base)[0]
+    client_only = {client: fed.server.download_for(client, server_state)}
+    (classifier,) = fed.models.personal_classifier(
+        shared, [client], states.get, [fed.base], client_only
+    )
+    return fed.method.logits(
+        classifier, fed.inputs.images("test")[torch.arange(4)[None]], fed.base
+    )[0]
 
 
 def plain(fed, context) -> torch.Tensor:
     """CLIP's logits with this context."""
     text = fed.base.encoder(fed.method.task.n_ctx)(torch.as_tensor(context)[None])[0]
-    return cosine_logits(text, fed.features("test")[:4], fed.method.task.logit_scale)
+    return cosine_logits(text, fed.inputs.features("test")[:4], fed.method.task.logit_scale)
 
 
 def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
@@ -59,7 +63,7 @@ def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
     client without one answers with its own prompt (372-379), or the average where it has none
     (380-381), through lambda-free logits (trainers/pfedmoap.py 228-237)."""
     fed = federation("pfedmoap")
-    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state, states = fed.models.initial_shared(), fed.server.initial_state(), {}
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
     for client in (0, 1):
         assert server_state["known"][client] == 1
@@ -67,7 +71,7 @@ def test_pfedmoap_answers_through_its_gate_once_the_gate_was_trained():
             answers(fed, client, shared, server_state, states), plain(fed, states[client]["p"])
         )
     assert_close(answers(fed, 2, shared, server_state, states), plain(fed, shared["p_G"]))
-    start = fed.initial_state(0)
+    start = fed.models.initial_state(0)
     assert all(torch.equal(states[0][n], start[n].double()) for n in start if n.startswith("gate."))
     # The first client's second round, the third's first.
     shared, server_state = a_round(fed, 2, [0, 2], shared, server_state, states)
@@ -90,9 +94,11 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
     (configs/trainers/PFEDMOAP/vit_b16.yaml)."""
     fed = federation("pfedmoap", f"method.{setting}")
     method, classes, rng = fed.method, fed.base, np.random.default_rng(0)
-    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state, states = fed.models.initial_shared(), fed.server.initial_state(), {}
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
-    params = fed._params(shared, [0], [states[0]], {0: fed.download_for(0, server_state)})
+    params = fed.models.params(
+        shared, [0], [states[0]], {0: fed.server.download_for(0, server_state)}
+    )
     rows, schedule = np.arange(4), {"schedule": "cosine", "rounds": 3}  # 0.75 of lr in round 2
     settings = TrainingSettings(
         epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3, **schedule
@@ -101,7 +107,7 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
     result = train_cohort(
         method,
         params,
-        fed.images("train"),
+        fed.inputs.images("train"),
         labels,
         [rows],
         classes,
@@ -122,7 +128,7 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
             now, method.global_classifier(now, classes), now["pooled"], now["known"]
         )
         logits = method.logits(
-            classifier, fed.images("train")[torch.from_numpy(rows)[None]], classes
+            classifier, fed.inputs.images("train")[torch.from_numpy(rows)[None]], classes
         )[0]
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -145,9 +151,9 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
     its answers, and nor have its training images: predict and export do without (but for
     pFedPrompt, whose model is a memory of them)."""
     fed = federation(name)
-    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state, states = fed.models.initial_shared(), fed.server.initial_state(), {}
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
-    expected, start = answers(fed, 0, shared, server_state, states), fed.initial_state(0)
+    expected, start = answers(fed, 0, shared, server_state, states), fed.models.initial_state(0)
     rng = torch.Generator().manual_seed(0)
     for n, tensor in start.items():
         drawn = tensor.numel() > 1 and tensor.to(states[0][n]).abs().max() > 0
@@ -156,7 +162,7 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
                 tensor.shape, generator=rng, dtype=states[0][n].dtype
             )
     assert_close(answers(fed, 0, shared, server_state, states), expected)
-    fed.dataset = replace(fed.dataset, train=None)
+    fed.inputs.dataset = replace(fed.dataset, train=None)
     if name == "pfedprompt":
         with pytest.raises(NeedsImages, match="needs the client's own training images"):
             answers(fed, 0, shared, server_state, states)
@@ -168,7 +174,7 @@ def test_no_answer_depends_on_what_never_trained_or_on_training_images(name):
 def test_a_client_that_never_trained_answers_with_the_newest_shared_prompt(name):
     """Where the personal part is nothing at the start."""
     fed = federation(name)
-    shared, server_state, states = fed.initial_shared(), fed.initial_server_state(), {}
+    shared, server_state, states = fed.models.initial_shared(), fed.server.initial_state(), {}
     first = answers(fed, 2, shared, server_state, states)
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
     alone = answers(fed, 2, shared, server_state, states)

@@ -32,11 +32,13 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.learns])
 def test_all_clients_start_alike_unless_told(task, name):
-    start, other = (federation(task, name).initial_state(client) for client in (0, 5))
+    start, other = (federation(task, name).models.initial_state(client) for client in (0, 5))
     assert same(start, other)
-    own, others = (federation(task, name, "per_client").initial_state(client) for client in (0, 5))
+    own, others = (
+        federation(task, name, "per_client").models.initial_state(client) for client in (0, 5)
+    )
     drawn = not same(own, others)
-    assert drawn != same(start, federation(task, name, seed=1).initial_state(0))
+    assert drawn != same(start, federation(task, name, seed=1).models.initial_state(0))
     assert drawn == ("personal_start" in composed([f"method={name}"])["method"])
 
 
@@ -44,15 +46,18 @@ def test_some_private_prompts_start_at_the_shared_one(task):
     """Ditto, algorithm 1: v_k starts at w_0 (arXiv 2012.04221). FedAMP, FedPer and local CoOp: all
     clients load the one model that was built (PanBikang/PromptFolio,
     8f729aab78b27ad78ad441b75deebb0e51d5b26c, federated_main.py)."""
-    p_G = torch.from_numpy(federation(task, "promptfl").initial_shared()["p_G"])
+    p_G = torch.from_numpy(federation(task, "promptfl").models.initial_shared()["p_G"])
     assert p_G.std() > 0.01
     for name in ("ditto", "fedamp", "coop"):
-        assert torch.equal(federation(task, name).initial_state(3)["p"], p_G), name
-        assert not torch.equal(federation(task, name, "per_client").initial_state(3)["p"], p_G), (
-            name
-        )
+        assert torch.equal(federation(task, name).models.initial_state(3)["p"], p_G), name
+        assert not torch.equal(
+            federation(task, name, "per_client").models.initial_state(3)["p"], p_G
+        ), name
     fedper = federation(task, "fedper")
-    halves = torch.from_numpy(fedper.initial_shared()["p_G"]), fedper.initial_state(3)["p"]
+    halves = (
+        torch.from_numpy(fedper.models.initial_shared()["p_G"]),
+        fedper.models.initial_state(3)["p"],
+    )
     assert torch.equal(torch.cat(halves), p_G)
 
 
@@ -66,10 +71,10 @@ def test_other_second_prompts_are_draws_of_their_own(task, name, private):
     trainers/PromptFolio.py 116-117; CYFang6/FedPHA, 1ab33df39520, trainers/GL_SVDMSE.py 92-97;
     linhhtran/DP-FPL, cce74b479525, trainers/DP_FPL.py 119-127."""
     fed = federation(task, name)
-    p_G = torch.from_numpy(fed.initial_shared()["p_G"])
+    p_G = torch.from_numpy(fed.models.initial_shared()["p_G"])
     assert (
         torch.nn.functional.cosine_similarity(
-            p_G.flatten(), fed.initial_state(0)[private].flatten(), 0
+            p_G.flatten(), fed.models.initial_state(0)[private].flatten(), 0
         ).abs()
         < 0.4
     )
@@ -81,7 +86,7 @@ def small(name: str, *overrides: str) -> Federation:
 
 
 def first_updates(fed: Federation) -> list[dict]:
-    shared = fed.initial_shared()
+    shared = fed.models.initial_shared()
     return [r.update for r in fed.train(shared, range(2), 1, {}.get)]
 
 
@@ -99,16 +104,16 @@ def test_fedamp_attention_is_alive_from_random_prompts(start, alike):
     )
     fed.method.task.context_init = "normal"
     updates = dict(enumerate(first_updates(fed)))
-    shared, server_state = fed.update_server(
+    shared, server_state = fed.server.update(
         updates[0],
         server_round=1,
         num_rounds=2,
-        global_params=fed.initial_shared(),
+        global_params=fed.models.initial_shared(),
         updates=updates,
         weights={0: 1, 1: 1},
-        server_state=fed.initial_server_state(),
+        server_state=fed.server.initial_state(),
     )
-    u = fed.download_for(0, server_state)["u"]
+    u = fed.server.download_for(0, server_state)["u"]
     p, other = (torch.from_numpy(updates[k]["p_G"]) for k in (0, 1))
     weight = (torch.from_numpy(u) - p).norm() / (other - p).norm()
     assert (weight > 0.2) == alike and (weight < 1e-3) == (not alike), weight
@@ -137,7 +142,7 @@ def test_pfedmma_clients_move_the_shared_matrix_alike(start, least, most):
             ]
         )
     )
-    shared = fed.initial_shared()
+    shared = fed.models.initial_shared()
     a, b = (
         torch.from_numpy(u["middle.weight"] - shared["middle.weight"]).flatten()
         for u in first_updates(fed)

@@ -86,7 +86,7 @@ def np_dtype():
 
 def run(fed: Federation, rounds: int = 2) -> list[dict]:
     """A few rounds by hand; the rows of the last evaluation."""
-    shared, states = fed.initial_shared(), {}
+    shared, states = fed.models.initial_shared(), {}
     able = [c for c, client_split in enumerate(fed.federated_split.clients) if client_split.trains]
     for round in range(1, rounds + 1):
         results = list(fed.train(shared, able, round, states.get))

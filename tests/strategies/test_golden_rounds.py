@@ -34,16 +34,6 @@ def client_data(client: int) -> tuple[torch.Tensor, torch.Tensor]:
     ]
 
 
-class GoldenFederation(Federation):
-    """Every client starts from the stored tensors."""
-
-    def initial_shared(self):
-        return {"p_G": golden("inputs")["n16/p_G"].double().numpy()}
-
-    def initial_state(self, client):
-        return {name: golden("inputs")[f"n16_r{RANK}/{name}"].double() for name in ("U", "V")}
-
-
 def golden_federation(text: str) -> Federation:
     config = json.loads(text)
     features, labels = (
@@ -58,7 +48,7 @@ def golden_federation(text: str) -> Federation:
         Dataset("golden", names, "a photo of a {}.", split, None, split),
         tuple(range(5)),
     )
-    return GoldenFederation(
+    federation = Federation(
         method(
             method.Settings(**method_settings(config)),
             Task(golden_clip(), names, n_ctx=16, dtype=torch.float64),
@@ -76,6 +66,12 @@ def golden_federation(text: str) -> Federation:
         ),
         seed=config["seed"],
     )
+    # Every client starts from the stored tensors.
+    federation.models.initial_shared = lambda: {"p_G": golden("inputs")["n16/p_G"].double().numpy()}
+    federation.models.initial_state = lambda client: {
+        name: golden("inputs")[f"n16_r{RANK}/{name}"].double() for name in ("U", "V")
+    }
+    return federation
 
 
 def golden_config(run_dir, mode: str) -> dict:

@@ -96,7 +96,11 @@ def crafted(site, tmp_path_factory) -> tuple[dict, list[dict], Federation]:
     client's federation)."""
     own = NodeConfig.of({**site, "state-dir": str(tmp_path_factory.mktemp("state"))})
     federation = build_federation(json.loads(own.configured(configuration())))
-    start, task, classes = federation.initial_shared(), federation.method.task, federation.base
+    start, task, classes = (
+        federation.models.initial_shared(),
+        federation.method.task,
+        federation.base,
+    )
     emoji = load_dataset("emoji")
     public = [emoji.test.image(i) for i in range(0, len(emoji.test), len(emoji.test) // 128)]
     features = task.clip.encode_images(

@@ -41,7 +41,7 @@ def test_a_round_of_unequal_clients(tmp_path, name, more, equal):
     start(config, federation_of=small_federation)
     server, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
     fed = small_federation(json.dumps(config))
-    results = list(fed.train(fed.initial_shared(), range(6), 1, {}.get))
+    results = list(fed.train(fed.models.initial_shared(), range(6), 1, {}.get))
     images = np.array([r.num_examples for r in results], dtype=float)
     assert len(set(images)) > 1
     updates = np.stack([r.update["p_G"] for r in results])

@@ -1,0 +1,152 @@
+"""The models of clients: where their tensors start, and the classifiers that are made of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.arrays import Arrays, to_arrays
+from fedpgp.errors import FedPGPError
+from fedpgp.inputs import Inputs
+from fedpgp.methods import Batch, Classifier, Images, Method, Params
+from fedpgp.protocols import FederatedSplit
+from fedpgp.seeding import generator
+from fedpgp.server_update import ServerUpdate
+from fedpgp.task import ClassSet
+from fedpgp.training.batches import gather
+
+State = dict[str, Tensor]
+LoadState = Callable[[int], State | None]
+"""A client's newest private tensors; None for a client that never trained."""
+
+PERSONAL_STARTS = ("shared", "per_client")
+"""Values of ``method.personal_start``."""
+
+
+class NeedsImages(FedPGPError):
+    """A client's model is made from its own training images, and this federation has none."""
+
+
+class ClientModels:
+    """Shared and private tensors of clients, and their classifiers.
+
+    Args:
+        method: makes them.
+        federated_split: the clients, their images and classes.
+        inputs: of the method, for what it computes of a client's training images.
+        server: what it sends to a client alone.
+        seed: of the starting tensors.
+        personal_start: one of :data:`PERSONAL_STARTS`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        federated_split: FederatedSplit,
+        inputs: Inputs,
+        server: ServerUpdate,
+        seed: int,
+        personal_start: str,
+    ):
+        self.method, self.federated_split, self.inputs = method, federated_split, inputs
+        self.server, self.seed, self.personal_start = server, seed, personal_start
+
+    def initial_shared(self) -> dict[str, np.ndarray]:
+        """The global tensors before round 1; private ones are tried too, so that
+        impossible settings show here."""
+        self.initial_state(0)
+        return to_arrays(
+            self.method.init_shared(generator(self.seed, "shared")), self.method.task.dtype
+        )
+
+    def initial_state(self, client: int) -> State:
+        """A client's private tensors before its first round."""
+        if self.personal_start == "per_client":
+            rng = generator(self.seed, "personal", client)
+        else:
+            rng = generator(self.seed, "shared" if self.method.starts_as_shared else "personal")
+        return self.method.init_personal(rng)
+
+    @cached_property
+    def personal_names(self) -> tuple[str, ...]:
+        """Names of a client's private tensors."""
+        return tuple(self.initial_state(0))
+
+    def params(
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        states: Sequence[State],
+        client_only: Mapping[int, Arrays] | None,
+        training: bool = True,
+    ) -> Params:
+        """Return all tensors of these clients: shared, client-only, personal, and what
+        the method precomputes."""
+        task, method = self.method.task, self.method
+
+        def tensor(array: np.ndarray | Tensor) -> Tensor:
+            return torch.as_tensor(array).to(task.device, task.dtype)
+
+        params = {
+            name: tensor(array).expand(len(clients), *np.shape(array))
+            for name, array in shared.items()
+        }
+        server_state = {} if client_only else self.server.initial_state()
+        client_only = client_only or {
+            client: self.server.download_for(client, server_state)
+            for client in clients
+            if server_state
+        }
+        for name in client_only.get(clients[0], ()):
+            params[name] = torch.stack([tensor(client_only[client][name]) for client in clients])
+        for name in self.personal_names:
+            params[name] = torch.stack([tensor(state[name]) for state in states])
+        if type(method).precompute is not Method.precompute and (
+            training or method.precomputes_for_evaluation
+        ):
+            rows = [self.federated_split.clients[client].train for client in clients]
+            classes = self.federated_split.clients[clients[0]].classes
+
+            def load_batch(images: bool = True) -> Batch:
+                if self.inputs.dataset.train is None:
+                    raise NeedsImages(
+                        f"method {method.name} needs the client's own training images, and here "
+                        "are none"
+                    )
+                read = self.inputs.images("train") if images else Images()
+                return gather(read, self.inputs.labels("train", classes), rows, task.dtype)
+
+            with torch.no_grad():
+                params |= method.precompute(params, load_batch, self.method.task.class_set(classes))
+        if extra := set(params) - set(shared) - set(self.personal_names) - set(method.buffers):
+            raise FedPGPError(
+                f"method {method.name}: {sorted(extra)} are not trainable, so they belong into "
+                "`buffers`"
+            )
+        return params
+
+    def personal_classifier(
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        load_state: LoadState,
+        class_sets: Sequence[ClassSet],
+        client_only: Mapping[int, Arrays] | None = None,
+    ) -> list[Classifier]:
+        """Return the classifiers of these clients' personal models, (K, ...), for each set of
+        classes."""
+        states = [load_state(client) or self.initial_state(client) for client in clients]
+        params = self.params(shared, clients, states, client_only, training=False)
+        return [self.method.personal_classifier(params, classes) for classes in class_sets]
+
+    def global_classifier(self, shared: Arrays, classes: ClassSet) -> Classifier | None:
+        """Return the global model's classifier, with a client axis of one; None
+        where the method has none."""
+        task = self.method.task
+        params = {
+            n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0)
+            for n, a in shared.items()
+        }
+        return self.method.global_classifier(params, classes)

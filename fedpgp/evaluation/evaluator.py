@@ -1,0 +1,217 @@
+"""Scores the models of clients on their eval sets."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.arrays import Arrays
+from fedpgp.client_models import ClientModels, LoadState
+from fedpgp.evaluation.metrics import accuracy, calibration_error
+from fedpgp.inputs import Inputs
+from fedpgp.methods import Classifier, Method, cosine_logits
+from fedpgp.protocols import EvalSet, FederatedSplit
+from fedpgp.training.cohort_size import Cohorts
+from fedpgp.training.trainer import Trainer
+
+EVAL_CHUNK = 512
+"""Test images that are evaluated in one chunk."""
+
+EvalKey = tuple[str, tuple[int, ...]]
+"""Split and classes of an eval set: eval sets alike in both are scored by the same classifier."""
+Answer = Callable[[np.ndarray], Tensor]
+"""A model at work on such a split and classes: indices (n,) -> logits (n, C)."""
+
+
+@dataclass
+class EvalResult:
+    """One client's figures in percent, flat: ``"<model>.<figure>"``; what the
+    protocol lacks is absent."""
+
+    client: int
+    num_examples: int
+    metrics: dict[str, float]
+
+
+class Evaluator:
+    """Scores zero-shot CLIP, the global model and every client's personal one.
+
+    Args:
+        method: gives the logits.
+        federated_split: the clients and their eval sets.
+        inputs: of the method.
+        models: the clients' classifiers.
+        cohorts: which clients go through together.
+        trainer: for clients that adapt before they are tested.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        federated_split: FederatedSplit,
+        inputs: Inputs,
+        models: ClientModels,
+        cohorts: Cohorts,
+        trainer: Trainer,
+    ):
+        self.method, self.federated_split, self.inputs = method, federated_split, inputs
+        self.models, self.cohorts, self.trainer = models, cohorts, trainer
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        load_state: LoadState,
+        client_only: Mapping[int, Arrays] | None = None,
+        *,
+        zero_shot: bool = False,
+    ) -> Iterator[EvalResult]:
+        """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on
+        that client's test images."""
+        needed: dict[EvalKey, list[np.ndarray]] = {}
+        for client in clients:
+            for eval_set in self.federated_split.clients[client].eval_sets.values():
+                needed.setdefault(eval_key(eval_set), []).append(eval_set.indices)
+        common: dict[str, dict[EvalKey, Answer]] = {"zero_shot": {}, "global": {}}
+        for key, lists in needed.items():
+            classes, rows = self.method.task.class_set(key[1]), np.unique(np.concatenate(lists))
+            if zero_shot:
+                common["zero_shot"][key] = _looked_up(rows, partial(self._zero_shot, key))
+            classifier = self.models.global_classifier(shared, classes)
+            if classifier is not None:
+                common["global"][key] = _looked_up(rows, partial(self.answer, key, classifier))
+        common = {model: answers for model, answers in common.items() if answers}
+        adapts = [
+            c
+            for c in clients
+            if self.federated_split.adapt_epochs and not self.federated_split.clients[c].trains
+        ]
+        others = [c for c in clients if c not in adapts]
+        for cohort in (
+            *self.cohorts.of(others, gradients=False),
+            *self.cohorts.of(adapts, gradients=True),
+        ):
+            client_splits = [self.federated_split.clients[client] for client in cohort]
+            lists = list(
+                dict.fromkeys(
+                    eval_set.classes
+                    for client_split in client_splits
+                    for eval_set in client_split.eval_sets.values()
+                )
+            )
+            classifiers = self._client_classifiers(
+                shared, cohort, load_state, client_only, lists, "global" in common
+            )
+            for k, client in enumerate(cohort):
+                figures: dict[str, float] = {}
+                for name, eval_set in client_splits[k].eval_sets.items():
+                    key, labels = (
+                        eval_key(eval_set),
+                        self.inputs.labels(eval_set.split, eval_set.classes)[eval_set.indices],
+                    )
+                    answers = {model: answers[key] for model, answers in common.items()}
+                    answers["personal"] = answers.get("global")
+                    if classifiers:
+                        answers["personal"] = partial(
+                            self.answer, key, _of_client(classifiers[eval_set.classes], k)
+                        )
+                    for model, answer in answers.items() if len(labels) else ():
+                        logits = allowed(eval_set, answer(eval_set.indices))
+                        figures[f"{model}.{name}"] = accuracy(logits, labels)
+                        if eval_set is client_splits[k].local_eval_set:
+                            figures[f"{model}.ece"] = calibration_error(logits, labels)
+                yield EvalResult(client, len(client_splits[k].test), figures)
+
+    def _client_classifiers(
+        self,
+        shared: Arrays,
+        cohort: Sequence[int],
+        load_state: LoadState,
+        client_only: Mapping[int, Arrays] | None,
+        lists: Sequence[tuple[int, ...]],
+        has_global: bool,
+    ) -> dict[tuple[int, ...], Classifier]:
+        """Return the classifiers of these clients' models for each list of classes; none where the
+        global model is theirs too."""
+        class_sets = [self.method.task.class_set(ids) for ids in lists]
+        if self.federated_split.clients[cohort[0]].trains:
+            if self.method.shares_one_model:
+                return {}
+        elif self.federated_split.adapt_epochs:
+            adapted = self.trainer.adapt(
+                shared, cohort, load_state, client_only, self.federated_split.adapt_epochs
+            )
+            return {
+                classes.ids: self.method.personal_classifier(adapted, classes)
+                for classes in class_sets
+            }
+        elif has_global:
+            return {}
+        return dict(
+            zip(
+                lists,
+                self.models.personal_classifier(
+                    shared, cohort, load_state, class_sets, client_only
+                ),
+                strict=True,
+            )
+        )
+
+    def answer(self, key: EvalKey, classifier: Classifier, rows: np.ndarray) -> Tensor:
+        """What one of the method's models (a classifier with a client axis of one) says to
+        these images: logits."""
+        split, ids = key
+        images, classes = self.inputs.images(split), self.method.task.class_set(ids)
+        index = torch.from_numpy(rows).to(self.method.task.device)
+        chunks = index.unsqueeze(0).split(EVAL_CHUNK, dim=1)
+        return torch.cat(
+            [self.method.logits(classifier, images[chunk], classes)[0] for chunk in chunks]
+        )
+
+    def _zero_shot(self, key: EvalKey, rows: np.ndarray) -> Tensor:
+        """CLIP's own answer, whatever the method does with its own models."""
+        split, ids = key
+        return cosine_logits(
+            self.method.task.class_set(ids).zero_shot,
+            self.inputs.features(split)[rows],
+            self.method.task.logit_scale,
+        )
+
+
+def eval_key(eval_set: EvalSet) -> EvalKey:
+    """Split and classes of an eval set."""
+    return eval_set.split, eval_set.classes
+
+
+def allowed(eval_set: EvalSet, logits: Tensor) -> Tensor:
+    """Logits of an eval set; what may not be answered is at -inf."""
+    if eval_set.allowed_labels is None:
+        return logits
+    shut = torch.tensor(
+        [label not in eval_set.allowed_labels for label in eval_set.classes], device=logits.device
+    )
+    return logits.masked_fill(shut, float("-inf"))
+
+
+def _looked_up(rows: np.ndarray, answer: Answer) -> Answer:
+    """The same model for many clients: all images are answered once, the first time one is asked
+    for."""
+    answers: list[Tensor] = []
+
+    def look_up(wanted: np.ndarray) -> Tensor:
+        if not answers:
+            answers.append(answer(rows))
+        return answers[0][torch.from_numpy(np.searchsorted(rows, wanted)).to(answers[0].device)]
+
+    return look_up
+
+
+def _of_client(classifier: Classifier, k: int) -> Classifier:
+    """Return one client's classifier, with a client axis of one."""
+    if isinstance(classifier, Tensor):
+        return classifier[k : k + 1]
+    return {name: tensor[k : k + 1] for name, tensor in classifier.items()}
