@@ -12,7 +12,7 @@ from clients.private_state import PrivateStore, owner
 from experiments.callbacks.base import Callbacks
 from experiments.callbacks.checkpoint import CheckpointMark, marked_length
 from experiments.callbacks.console import Console
-from experiments.callbacks.logger import make_logger
+from experiments.callbacks.loggers.base import make_logger
 from experiments.callbacks.run_folder import RunFolderCallback
 from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
 from experiments.overrides import user_path

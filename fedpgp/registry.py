@@ -1,35 +1,86 @@
-"""Finds the classes of a folder, so that a new file needs no mention anywhere else."""
+"""Things of one kind by name. The files of a folder register their own: a new file needs no mention
+elsewhere."""
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import TypeVar
+
+Thing = TypeVar("Thing")
 
 
-def named_classes(package: str, base: type, skip: Iterable[str] = ()) -> dict[str, type]:
-    """Return every class of a package that derives from ``base`` and has a name of its own.
+class Registry(MutableMapping[str, Thing]):
+    """Name -> thing, in the order of the names. The folder's files are imported when it is first
+    read.
 
     Args:
-        package: its modules are imported, in the order of their names.
-        base: what they derive from.
-        skip: modules that are left alone.
+        package: the folder's dotted name.
+        base: what registered classes derive from; each gets its name as the attribute ``name``.
+            None: anything may be registered, and stays as it is.
 
-    Returns:
-        name -> class, a module's classes in their order.
-
-    Raises:
-        TypeError: two classes have the same name.
+    Example:
+        >>> METHODS = Registry("fedpgp.methods", Method)
+        >>> @METHODS.register("mine")
+        ... class Mine(Method): ...
+        >>> METHODS["mine"]
     """
-    found: dict[str, type] = {}
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if module.name in skip:
-            continue
-        for value in vars(importlib.import_module(f"{package}.{module.name}")).values():
-            own = inspect.isclass(value) and value.__module__ == f"{package}.{module.name}"
-            if own and issubclass(value, base) and isinstance(vars(value).get("name"), str):
-                if value.name in found:
-                    raise TypeError(
-                        f"{value} and {found[value.name]} are both named {value.name!r}"
-                    )
-                found[value.name] = value
-    return found
+
+    def __init__(self, package: str, base: type | None = None):
+        self._package, self._base = package, base
+        self._things: dict[str, Thing] = {}
+        self._searched = False
+
+    def register(self, name: str) -> Callable[[Thing], Thing]:
+        """Decorate a class or function so that it is known under a name.
+
+        Raises:
+            TypeError: the name is another one's, or the class does not derive from the base.
+        """
+
+        def add(thing: Thing) -> Thing:
+            there = self._things.get(name)
+            if there is not None and _place(there) != _place(thing):
+                raise TypeError(f"{_place(there)} and {_place(thing)} are both named {name!r}")
+            if self._base is not None:
+                if not (inspect.isclass(thing) and issubclass(thing, self._base)):
+                    base = self._base.__name__
+                    raise TypeError(f"{_place(thing)} is no class that derives from {base}")
+                thing.name = name
+            self._things[name] = thing
+            return thing
+
+        return add
+
+    def __getitem__(self, name: str) -> Thing:
+        return self._all()[name]
+
+    def __setitem__(self, name: str, thing: Thing) -> None:
+        self._all()[name] = thing
+
+    def __delitem__(self, name: str) -> None:
+        del self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all()))
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return f"Registry({self._package!r}: {', '.join(self)})"
+
+    def _all(self) -> dict[str, Thing]:
+        if not self._searched:
+            self._searched = True  # a file of the folder may look while it is imported
+            try:
+                for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
+                    importlib.import_module(f"{self._package}.{module.name}")
+            except BaseException:
+                self._searched = False
+                raise
+        return self._things
+
+
+def _place(thing: object) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing)}"

@@ -13,21 +13,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
 from fedpgp.errors import FedPGPError, unknown
-from strategies import corrected
-
-STRATEGIES: dict[str, type[flower.FedAvg]] = {
-    "fedavg": flower.FedAvg,
-    "fedavgm": corrected.FedAvgM,
-    "fedadam": flower.FedAdam,
-    "fedyogi": flower.FedYogi,
-    "fedadagrad": flower.FedAdagrad,
-    "fedmedian": flower.FedMedian,
-    "fedtrimmedavg": flower.FedTrimmedAvg,
-    "krum": flower.Krum,
-    "multikrum": flower.MultiKrum,
-    "bulyan": corrected.Bulyan,
-}
-"""Name -> Flower strategy; the same names as conf/strategy/."""
+from strategies.aggregation.base import STRATEGIES
 
 SERVERS = ("name", "max_update_norm", "max_weight")
 """Keys of the configuration's group that are no options of a strategy: the server sees to them."""

@@ -8,18 +8,14 @@ from fedpgp.data.base import (
     FileSplit,
     Split,
     Subset,
-    import_all,
     register,
 )
 from fedpgp.data.loading import load_dataset
 from fedpgp.data.partition import partition
-from fedpgp.data.schemes import BY_DOMAIN, SCHEMES
+from fedpgp.data.partitions.base import SCHEMES
 from fedpgp.data.subsets import base_novel, few_shot
 
-import_all()
-
 __all__ = [
-    "BY_DOMAIN",
     "DATASETS",
     "SCHEMES",
     "ArraySplit",

@@ -2,9 +2,7 @@
 template; and the list of all."""
 
 import hashlib
-import importlib
 import os
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from fedpgp.data.images import PUBLISHED, Reading, read_image
 from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import written_out
+from fedpgp.registry import Registry
 
 DATA_VARIABLE = "FEDPGP_DATA"
 VALIDATION_FRACTION = 0.2
@@ -222,27 +221,11 @@ class Dataset:
 
 
 Loader = Callable[..., Dataset]
-DATASETS: dict[str, Loader] = {}
-"""Name -> loader ``(root, *, download, **its own options) -> Dataset``. Filled by
-:func:`register`."""
+DATASETS: Registry[Loader] = Registry("fedpgp.data")
+"""Name -> loader ``(root, *, download, **its own options) -> Dataset``. A new file in this folder
+needs no mention anywhere else."""
 
-
-def register(name: str) -> Callable[[Loader], Loader]:
-    """Makes a loader known under a name. A file of ``fedpgp/data`` that uses it needs no
-    mention anywhere else."""
-
-    def add(loader: Loader) -> Loader:
-        DATASETS[name] = loader
-        return loader
-
-    return add
-
-
-def import_all() -> None:
-    """Imports every module of ``fedpgp.data``, so that each data set registers itself."""
-    package = importlib.import_module("fedpgp.data")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"fedpgp.data.{module.name}")
+register = DATASETS.register
 
 
 def data_root(root: str | Path | None = None) -> Path:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedpgp.data.partitions.base import SCHEMES
 from fedpgp.data.pool import LabelledPool, Parts, follow
-from fedpgp.data.schemes import BY_DOMAIN, SCHEMES, UNEVEN, natural
 from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.seeding import generator
 
@@ -65,7 +65,8 @@ def partition(
     """
     if scheme not in SCHEMES:
         raise FedPGPError(unknown("partition", scheme, sorted(SCHEMES)))
-    assign = SCHEMES[scheme]
+    chosen = SCHEMES[scheme]
+    assign = chosen.assign
     valid = [
         p.name for p in inspect.signature(assign).parameters.values() if p.kind is p.KEYWORD_ONLY
     ]
@@ -76,7 +77,7 @@ def partition(
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
     check_number("partition.min_size", min_size, least=1, whole=True)
     check_number("partition.min_test_size", min_test_size, least=1, whole=True)
-    if scheme not in BY_DOMAIN:
+    if not chosen.by_domain:
         domains = test_domains = None  # they do not matter, in training or test
     elif domains is None or (test_labels is not None and test_domains is None):
         raise FedPGPError(
@@ -106,9 +107,9 @@ def partition(
             return train if test_parts is None else (train, test_parts)
         if smallest is None or worst[0] > smallest[0]:
             smallest = worst
-        if assign not in UNEVEN:
+        if not chosen.evened_by:
             break
-    if assign is natural:
+    if scheme == "natural":
         raise FedPGPError(
             f"partition natural: site {pool.domain_names[smallest[1]]} has {_images(smallest)}; "
             "give it more, or leave it out"
@@ -177,16 +178,18 @@ def _refusal(
 ) -> str:
     _, client, split = smallest
     has = f"client {client} would have {_images(smallest)}"
-    if SCHEMES[scheme] not in UNEVEN:
+    chosen = SCHEMES[scheme]
+    if not chosen.evened_by:
         return (
             f"partition {scheme} with {clients} clients: {has}; use fewer clients, or more images"
         )
-    beta = options.get("beta", inspect.signature(SCHEMES[scheme]).parameters["beta"].default)
+    more = chosen.evened_by
+    value = options.get(more, inspect.signature(chosen.assign).parameters[more].default)
     option = "min_size" if split == "training" else "min_test_size"
     return (
-        f"partition {scheme} with beta={beta} and {clients} clients: in the best of {MAX_DRAWS} "
-        f"draws {has} (partition.{option}={least[split]}); raise partition.beta, use fewer "
-        "clients, or give more images (shots)"
+        f"partition {scheme} with {more}={value} and {clients} clients: in the best of {MAX_DRAWS} "
+        f"draws {has} (partition.{option}={least[split]}); raise partition.{more}, use "
+        f"fewer clients, or give more images (shots)"
     )
 
 

@@ -1,6 +1,7 @@
 """Methods: one file each, which is all that a new one needs here (docs/add_a_method.md)."""
 
 from fedpgp.methods.base import (
+    METHODS,
     Batch,
     Classifier,
     Images,
@@ -10,8 +11,9 @@ from fedpgp.methods.base import (
     RoundContext,
     StepContext,
     cosine_logits,
+    register,
 )
-from fedpgp.methods.registry import METHODS, method_class
+from fedpgp.methods.component import method_class
 
 __all__ = [
     "METHODS",
@@ -25,4 +27,5 @@ __all__ = [
     "StepContext",
     "cosine_logits",
     "method_class",
+    "register",
 ]

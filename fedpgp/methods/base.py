@@ -30,6 +30,7 @@ from torch import Tensor
 
 from fedpgp.errors import MethodError
 from fedpgp.losses import cross_entropy
+from fedpgp.registry import Registry
 from fedpgp.task import ClassSet, Task
 
 Params = dict[str, Tensor]
@@ -160,7 +161,8 @@ class Method(ABC):
         task: the model, the classes, how prompts start.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "component"
+    """As in ``conf/method/``; :func:`register` sets it."""
     Settings: ClassVar[type] = NoSettings
     learns: ClassVar[bool] = True
     """False for a method without rounds (zero-shot)."""
@@ -352,6 +354,12 @@ class Method(ABC):
         """Return tensors for one client alone, sent along with the shared ones; they belong
         into :attr:`buffers`."""
         return {}
+
+
+METHODS: Registry[type[Method]] = Registry("fedpgp.methods", Method)
+"""Name -> method. A new file in this folder needs no mention anywhere else."""
+
+register = METHODS.register
 
 
 def cosine_logits(features: Tensor, images: Tensor, scale: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.layers import linear, linear_start
-from fedpgp.methods.base import Batch, Images, Method, Params, StepContext
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 
@@ -20,10 +20,9 @@ CHUNK = 8
 """Images of a client whose texts are encoded in one chunk."""
 
 
+@register("cocoop")
 class CoCoOp(Method):
     """Shared: p_G (m, d), W1 (e/16, e), W2 (d, e/16) and their biases. Nothing personal."""
-
-    name = "cocoop"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task, embed = self.task, self.task.clip.embed

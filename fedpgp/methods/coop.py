@@ -8,15 +8,15 @@ methods (public "local" baselines restart from the initial weights every round).
 import numpy as np
 from torch import Tensor
 
-from fedpgp.methods.base import Method, Params
+from fedpgp.methods.base import Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 
 
+@register("coop")
 class CoOp(Method):
     """One personal context (m, d), nothing shared and so no global model."""
 
-    name = "coop"
     starts_as_shared = True
 
     def init_personal(self, rng: np.random.Generator) -> Params:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, StepContext
+from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -35,10 +35,10 @@ class DittoSettings:
         check_number("method.pull", self.pull, least=0)
 
 
+@register("ditto")
 class Ditto(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
-    name = "ditto"
     equal_weights = True
     starts_as_shared = True
     Settings = DittoSettings

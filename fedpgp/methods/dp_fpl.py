@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
-from fedpgp.methods.base import Batch, Params, RoundContext, StepContext
+from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator, secret_normal
@@ -77,10 +77,10 @@ class DPFPLSettings:
         )
 
 
+@register("dp_fpl")
 class DPFPL(PromptFL):
     """Shared: p_G (m, d). Personal: p_L (m, d)."""
 
-    name = "dp_fpl"
     Settings = DPFPLSettings
     equal_weights = True  # what the server's noise is computed for
 

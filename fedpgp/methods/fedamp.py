@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_number
-from fedpgp.methods.base import Batch, Params, RoundContext, StepContext
+from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -43,10 +43,10 @@ class FedAMPSettings:
         check_number("method.alpha", self.alpha, least=0, most=1)
 
 
+@register("fedamp")
 class FedAMP(PromptFL):
     """Shared: p_G (m, d), the average of the clients' prompts. Personal, and sent: p (m, d)."""
 
-    name = "fedamp"
     starts_as_shared = True
     Settings = FedAMPSettings
     buffers = ("p_G", "u", "known")

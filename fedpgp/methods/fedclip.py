@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice
 from fedpgp.layers import linear, linear_start
-from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits, register
 from fedpgp.task import ClassSet
 
 PICTURE = "a picture of a {}"
@@ -47,10 +47,10 @@ class FedCLIPSettings:
         check_choice("method.text", self.text, ("picture", "template"))
 
 
+@register("fedclip")
 class FedCLIP(Method):
     """Shared: W1, W2 (e, e), b1, b2 (e). Nothing personal."""
 
-    name = "fedclip"
     Settings = FedCLIPSettings
     inputs = ("features_raw",)
     equal_weights = True

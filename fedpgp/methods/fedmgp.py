@@ -34,6 +34,7 @@ from fedpgp.methods.base import (
     Params,
     RoundContext,
     StepContext,
+    register,
 )
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
@@ -76,11 +77,11 @@ class FedMGPSettings:
             )
 
 
+@register("fedmgp")
 class FedMGP(Method):
     """Shared: t (s, m, d), v (s, n_v, W), rank by rank. Personal: T (G, m, d), V (G, n_v,
     W), and which were sent."""
 
-    name = "fedmgp"
     Settings = FedMGPSettings
     inputs = ("pixels",)
     buffers = ("t", "v", "last_t", "last_v", "sent_T", "sent_V")

@@ -46,6 +46,7 @@ from fedpgp.methods.base import (
     StepContext,
     cosine_logits,
     mask_other_classes,
+    register,
 )
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator
@@ -88,11 +89,11 @@ class FedMVPSettings:
         check_choice("method.loss_classes", self.loss_classes, ("all", "own"))
 
 
+@register("fedmvp")
 class FedMVP(Method):
     """Shared: projection, attention, feed-forward, low-rank part. Personal: whether it has
     gone over to the last."""
 
-    name = "fedmvp"
     Settings = FedMVPSettings
     inputs = ("pixels",)
     training_inputs = ("features", "mirrored")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
-from fedpgp.methods.base import Images, Method, Params
+from fedpgp.methods.base import Images, Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 from fedpgp.transport import plans, similarities
@@ -47,10 +47,10 @@ class FedOTPSettings:
         check_number("method.iterations", self.iterations, least=1, whole=True)
 
 
+@register("fedotp")
 class FedOTP(Method):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
-    name = "fedotp"
     Settings = FedOTPSettings
     inputs = ("patches",)
 

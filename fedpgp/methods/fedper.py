@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError
-from fedpgp.methods.base import Method, Params
+from fedpgp.methods.base import Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 
 
+@register("fedper")
 class FedPer(Method):
     """Shared: p_G (m//2, d). Personal: p (m - m//2, d)."""
 
-    name = "fedper"
     starts_as_shared = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

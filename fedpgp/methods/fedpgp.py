@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
-from fedpgp.methods.base import Batch, LoadClientBatch, Method, Params, StepContext
+from fedpgp.methods.base import Batch, LoadClientBatch, Method, Params, StepContext, register
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet, Task
@@ -71,10 +71,10 @@ class FedPGPSettings:
         check_choice("method.contrast", self.contrast, ("both", "positive", "negative"))
 
 
+@register("fedpgp")
 class FedPGP(Method):
     """Shared: p_G (m, d). Personal: U (m, b), V (b, d)."""
 
-    name = "fedpgp"
     Settings = FedPGPSettings
     settings: FedPGPSettings
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, StepContext
+from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -45,10 +45,10 @@ class FedPHASettings:
         check_choice("method.through_svd", self.through_svd, (False, True))
 
 
+@register("fedpha")
 class FedPHA(PromptFL):
     """Shared: p_G (m, d). Personal: p_L (m, d)."""
 
-    name = "fedpha"
     Settings = FedPHASettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:

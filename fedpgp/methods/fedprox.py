@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedpgp.errors import check_number
-from fedpgp.methods.base import Batch, Params, StepContext
+from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -31,10 +31,10 @@ class FedProxSettings:
         check_number("method.mu", self.mu, least=0)
 
 
+@register("fedprox")
 class FedProx(PromptFL):
     """One shared context (m, d), no personal tensor."""
 
-    name = "fedprox"
     Settings = FedProxSettings
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:

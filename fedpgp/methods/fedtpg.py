@@ -26,6 +26,7 @@ from fedpgp.methods.base import (
     Params,
     StepContext,
     mask_other_classes,
+    register,
 )
 from fedpgp.prompts import normal
 from fedpgp.task import ClassSet
@@ -48,10 +49,10 @@ class FedTPGSettings:
         check_choice("method.loss_classes", self.loss_classes, ("all", "own"))
 
 
+@register("fedtpg")
 class FedTPG(Method):
     """Shared: the generator (about 4.2 million numbers at width 512). Nothing personal."""
 
-    name = "fedtpg"
     Settings = FedTPGSettings
     buffers = ("client_classes",)
     precomputes_for_evaluation = False

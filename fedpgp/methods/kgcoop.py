@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, StepContext
+from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -31,10 +31,10 @@ class KgCoOpSettings:
         check_number("method.weight", self.weight, least=0)
 
 
+@register("kgcoop")
 class KgCoOp(PromptFL):
     """One shared context (m, d), no personal tensor."""
 
-    name = "kgcoop"
     Settings = KgCoOpSettings
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:

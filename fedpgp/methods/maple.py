@@ -17,7 +17,7 @@ import torch
 from fedpgp.errors import check_number
 from fedpgp.image_tower import check_depth
 from fedpgp.layers import linear_start
-from fedpgp.methods.base import Params
+from fedpgp.methods.base import Params, register
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal, starting_context
 from fedpgp.task import ClassSet
@@ -37,10 +37,10 @@ class MaPLeSettings:
         check_number("method.depth", self.depth, least=1, whole=True)
 
 
+@register("maple")
 class MaPLe(VPT):
     """Shared: t (J, m, d), W (J, W, d), b (J, W). Nothing personal."""
 
-    name = "maple"
     Settings = MaPLeSettings
 
     def init_shared(self, rng: np.random.Generator) -> Params:

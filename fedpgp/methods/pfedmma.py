@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.image_tower import ImageTower, check_depth
-from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits
+from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits, register
 from fedpgp.task import ClassSet
 
 PHRASE = "a photo of a"
@@ -49,10 +49,10 @@ class PFedMMASettings:
             raise FedPGPError(f"method.first={self.first} is behind method.last={self.last}")
 
 
+@register("pfedmma")
 class PFedMMA(Method):
     """Shared: S (L, 32, 32) and bias. Personal: down and up of both towers (L, ...)."""
 
-    name = "pfedmma"
     Settings = PFedMMASettings
     inputs = ("pixels",)
 

@@ -34,6 +34,7 @@ from fedpgp.methods.base import (
     RoundContext,
     StepContext,
     cosine_logits,
+    register,
 )
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
@@ -77,11 +78,11 @@ class PFedMoAPSettings:
             )
 
 
+@register("pfedmoap")
 class PFedMoAP(PromptFL):
     """Shared: p_G (m, d). Personal: the gate (4 x 128 x 128 and biases), and the prompt p
     (m, d) as it was sent."""
 
-    name = "pfedmoap"
     Settings = PFedMoAPSettings
     buffers = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
     precomputes_for_evaluation = False

@@ -25,6 +25,7 @@ from fedpgp.methods.base import (
     Params,
     StepContext,
     cosine_logits,
+    register,
 )
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
@@ -47,10 +48,10 @@ class PFedPromptSettings:
         check_number("method.beta", self.beta, above=0)
 
 
+@register("pfedprompt")
 class PFedPrompt(PromptFL):
     """Shared: p_G (m, d). Personal: the memory, which is no state."""
 
-    name = "pfedprompt"
     Settings = PFedPromptSettings
     buffers = ("keys", "ids", "real")
 

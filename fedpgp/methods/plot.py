@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
-from fedpgp.methods.base import Images, Method, Params, cosine_logits
+from fedpgp.methods.base import Images, Method, Params, cosine_logits, register
 from fedpgp.prompts import starting_contexts
 from fedpgp.task import ClassSet, Task
 from fedpgp.transport import plans, similarities
@@ -46,10 +46,10 @@ class PlotSettings:
         check_choice("method.pooled", self.pooled, (False, True))
 
 
+@register("plot")
 class Plot(Method):
     """Shared: p_G (M, m, d). Nothing personal."""
 
-    name = "plot"
     Settings = PlotSettings
 
     def __init__(self, settings: PlotSettings, task: Task):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Method, Params, StepContext
+from fedpgp.methods.base import Batch, Method, Params, StepContext, register
 from fedpgp.prompts import starting_contexts
 from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
@@ -52,10 +52,10 @@ class ProDASettings:
             )
 
 
+@register("proda")
 class ProDA(Method):
     """Shared: p_G (M, m, d). Nothing personal."""
 
-    name = "proda"
     Settings = ProDASettings
 
     def init_shared(self, rng: np.random.Generator) -> Params:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, StepContext, cosine_logits
+from fedpgp.methods.base import Batch, Params, StepContext, cosine_logits, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -36,10 +36,10 @@ class ProGradSettings:
         check_number("method.temperature", self.temperature, above=0)
 
 
+@register("prograd")
 class ProGrad(PromptFL):
     """One shared context (m, d), no personal tensor."""
 
-    name = "prograd"
     Settings = ProGradSettings
 
     def gradients(

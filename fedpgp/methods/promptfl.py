@@ -7,15 +7,14 @@ the number of images (the original code averages unweighted, all later ones weig
 import numpy as np
 from torch import Tensor
 
-from fedpgp.methods.base import Method, Params
+from fedpgp.methods.base import Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
 
 
+@register("promptfl")
 class PromptFL(Method):
     """One shared context (m, d), no personal tensor."""
-
-    name = "promptfl"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {

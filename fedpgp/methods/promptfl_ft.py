@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.methods.base import Batch, Params, StepContext
+from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
 
+@register("promptfl_ft")
 class PromptFLFT(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d), the fine-tuned copy, and whether there is one yet."""
 
-    name = "promptfl_ft"
     buffers = ("p", "tuned")
 
     def init_personal(self, rng: np.random.Generator) -> Params:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_number
-from fedpgp.methods.base import Params
+from fedpgp.methods.base import Params, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -32,10 +32,10 @@ class PromptFolioSettings:
         check_number("method.theta", self.theta, least=0, most=1)
 
 
+@register("promptfolio")
 class PromptFolio(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
-    name = "promptfolio"
     Settings = PromptFolioSettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:

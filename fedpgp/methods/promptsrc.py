@@ -22,7 +22,7 @@ from torch import Tensor
 from fedpgp.errors import check_number
 from fedpgp.image_tower import check_depth
 from fedpgp.losses import cross_entropy
-from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, cosine_logits
+from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, cosine_logits, register
 from fedpgp.methods.maple import deep_text_prompts
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal
@@ -53,10 +53,10 @@ class PromptSRCSettings:
             check_number(f"method.{name}", getattr(self, name), least=0)
 
 
+@register("promptsrc")
 class PromptSRC(VPT):
     """Shared: t (J, m, d), v (J, m, W). Nothing personal."""
 
-    name = "promptsrc"
     Settings = PromptSRCSettings
     training_inputs = ("features",)
 

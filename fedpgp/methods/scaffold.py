@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.methods.base import Batch, LoadClientBatch, Params, RoundContext, StepContext
+from fedpgp.methods.base import Batch, LoadClientBatch, Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
 
+@register("scaffold")
 class Scaffold(PromptFL):
     """Shared: p_G (m, d) and its control variate c (m, d). Personal: the client's
     control variate c_i (m, d)."""
 
-    name = "scaffold"
     buffers = ("c", "c_i", "mean")
     delta_params = ("c",)
     equal_weights = True

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.image_tower import ImageTower, check_depth
-from fedpgp.methods.base import Images, Method, Params, cosine_logits
+from fedpgp.methods.base import Images, Method, Params, cosine_logits, register
 from fedpgp.prompts import normal
 from fedpgp.task import ClassSet
 from fedpgp.templates import PLAIN
@@ -43,10 +43,10 @@ class VPTSettings:
         check_choice("method.text", self.text, ("plain", "template"))
 
 
+@register("vpt")
 class VPT(Method):
     """Shared: v (depth, n, W). Nothing personal."""
 
-    name = "vpt"
     Settings = VPTSettings
     inputs = ("pixels",)
 

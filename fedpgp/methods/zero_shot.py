@@ -3,14 +3,14 @@
 
 from torch import Tensor
 
-from fedpgp.methods.base import Method, Params
+from fedpgp.methods.base import Method, Params, register
 from fedpgp.task import ClassSet
 
 
+@register("zero_shot")
 class ZeroShot(Method):
     """The hand-written template's features for everybody (``protocol.template``)."""
 
-    name = "zero_shot"
     learns = False
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:

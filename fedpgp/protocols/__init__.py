@@ -5,14 +5,15 @@ from collections.abc import Mapping
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.protocols.base import ClientSplit, EvalProtocol, EvalSet, FederatedSplit, Load
-from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
-from fedpgp.registry import named_classes
-
-PROTOCOLS: dict[str, type[EvalProtocol]] = named_classes(
-    "fedpgp.protocols", EvalProtocol, skip=("base",)
+from fedpgp.protocols.base import (
+    PROTOCOLS,
+    ClientSplit,
+    EvalProtocol,
+    EvalSet,
+    FederatedSplit,
+    Load,
 )
-"""Name -> protocol: the classes in this folder; the same names as conf/protocol/."""
+from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
 
 
 def make_protocol(config: Mapping) -> EvalProtocol:

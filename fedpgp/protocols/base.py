@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpgp.data import BY_DOMAIN, Dataset, Split, partition
+from fedpgp.data import SCHEMES, Dataset, Split, partition
 from fedpgp.data.subsets import few_shot
 from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.registry import Registry
 from fedpgp.seeding import generator
 
 Load = Callable[[Mapping], Dataset]
@@ -137,7 +138,8 @@ class EvalProtocol(ABC):
             ``selection=validation``.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
+    """As in ``conf/protocol/``; :func:`register` sets it."""
     parts: ClassVar[str | None] = None
     """The option that makes a run of its own of each of its values, when it is not set
     (``held_out``)."""
@@ -186,6 +188,12 @@ class EvalProtocol(ABC):
                 )
             client_splits.append(client_split)
         return replace(federated_split, clients=client_splits)
+
+
+PROTOCOLS: Registry[type[EvalProtocol]] = Registry("fedpgp.protocols", EvalProtocol)
+"""Name -> protocol. A new file in this folder needs no mention anywhere else."""
+
+register = PROTOCOLS.register
 
 
 def one_of(option: str, value: object, valid: Sequence[str | None]) -> None:
@@ -313,7 +321,7 @@ def indices_of(split: Split, classes: Sequence[int], domain: str | None = None) 
 
 def splits_by_domain(scheme: Mapping) -> bool:
     """Whether a partition gives every client images of one domain."""
-    return scheme["scheme"] in BY_DOMAIN
+    return scheme["scheme"] in SCHEMES and SCHEMES[scheme["scheme"]].by_domain
 
 
 def domains_of(dataset: Dataset, protocol: str) -> list[str]:

@@ -8,7 +8,6 @@ paper's main table (there with classes split without overlap).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel
@@ -22,16 +21,17 @@ from fedpgp.protocols.base import (
     indices_of,
     local_eval_set,
     one_of,
+    register,
 )
 from fedpgp.protocols.personal import base_eval_set, not_empty
 
 
+@register("base2novel")
 @dataclass(frozen=True)
 class Base2Novel(EvalProtocol):
     """Options: ``class_order``, what the halves go by: ``label`` (CoOp) or ``alphabet`` (FLiP);
     ``base``, images of base accuracy: ``all``, or ``others`` (without the client's own classes)."""
 
-    name: ClassVar[str] = "base2novel"
     class_order: str = "label"
     base: str = "all"
 

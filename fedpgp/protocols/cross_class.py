@@ -12,7 +12,6 @@ On the embedded federation the data sets are eight groups of emoji (animals, foo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from fedpgp.protocols.base import (
     FederatedSplit,
     Load,
     one_of,
+    register,
     splits,
 )
 from fedpgp.protocols.cross_dataset import Spec, as_specs, label_of
@@ -47,13 +47,13 @@ NINE = (
 GROUPS = ("animals", "food", "people", "faces", "travel", "activities", "objects", "symbols")
 
 
+@register("cross_class")
 @dataclass(frozen=True)
 class CrossClass(EvalProtocol):
     """Options: ``datasets`` of the federation, names or mappings of ``name`` and options, the
     run's own among them; None takes the usual ones. ``class_order``, what the halves go by:
     ``label`` or ``alphabet``."""
 
-    name: ClassVar[str] = "cross_class"
     local_labels: str = "own"
     datasets: Sequence[str | Spec] | None = None
     class_order: str = "label"

@@ -7,7 +7,6 @@ trained; travel, activities, objects and symbols are the others.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.data.joint import join
@@ -23,6 +22,7 @@ from fedpgp.protocols.base import (
     assign,
     local_eval_set,
     one_of,
+    register,
 )
 
 TEN = (
@@ -43,6 +43,7 @@ TEN = (
 Spec = Mapping[str, object]
 
 
+@register("cross_dataset")
 @dataclass(frozen=True)
 class CrossDataset(EvalProtocol):
     """Options: ``targets``, the data sets that are only tested on: names, or mappings of ``name``
@@ -51,7 +52,6 @@ class CrossDataset(EvalProtocol):
     ``all``, or the client's ``own``, as in FedTPG's code (boschresearch/FedTPG, commit
     f141c2994b5a, federated/client.py: the model is given the client's classes alone)."""
 
-    name: ClassVar[str] = "cross_dataset"
     targets: Sequence[str | Spec] | None = None
     source: Spec | None = None
     train_labels: str = "all"

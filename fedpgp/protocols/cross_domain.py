@@ -7,21 +7,20 @@ On the embedded federation: trained on Noto's emoji, tested on the five other ve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
+from fedpgp.protocols.base import register
 from fedpgp.protocols.cross_dataset import CrossDataset, Spec
 
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 OTHER_STYLES = ("twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji")
 
 
+@register("cross_domain")
 @dataclass(frozen=True)
 class CrossDomain(CrossDataset):
     """Options: as ``cross_dataset``; a target's classes must all be trained ones."""
-
-    name: ClassVar[str] = "cross_domain"
 
     def usual(self, dataset: str) -> tuple[Spec, Sequence[str | Spec]]:
         if dataset == "emoji":

@@ -7,21 +7,19 @@ CIFAR-100's public split is Pachinko.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import FederatedSplit, Load
+from fedpgp.protocols.base import FederatedSplit, Load, register
 from fedpgp.protocols.personal import Personal
 
 SCHEMES = ("dirichlet", "pachinko", "domain_dirichlet")
 
 
+@register("dirichlet")
 @dataclass(frozen=True)
 class Dirichlet(Personal):
     """Options: as ``personal``."""
-
-    name: ClassVar[str] = "dirichlet"
 
     def split_clients(
         self,

@@ -26,11 +26,13 @@ from fedpgp.protocols.base import (
     indices_of,
     local_eval_set,
     one_of,
+    register,
     splits,
 )
 from fedpgp.protocols.multidomain import by_domain
 
 
+@register("leave_one_domain_out")
 @dataclass(frozen=True)
 class LeaveOneDomainOut(EvalProtocol):
     """Options: ``held_out``, the domain that is left out; None makes a run of each.
@@ -43,7 +45,6 @@ class LeaveOneDomainOut(EvalProtocol):
     the held-out domain show what was trained on in other domains.
     """
 
-    name: ClassVar[str] = "leave_one_domain_out"
     parts: ClassVar[str | None] = "held_out"
     held_out: str | None = None
     held_out_images: str = "test"

@@ -7,7 +7,6 @@ domain's whole test split).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
@@ -23,17 +22,18 @@ from fedpgp.protocols.base import (
     indices_of,
     local_eval_set,
     one_of,
+    register,
     splits_by_domain,
 )
 
 
+@register("multidomain")
 @dataclass(frozen=True)
 class MultiDomain(EvalProtocol):
     """Options: ``domains``, what a domain's accuracy is: ``own``, the mean local
     accuracy of its clients; or ``all``, the mean over all clients' models of their
     accuracy on its whole test split."""
 
-    name: ClassVar[str] = "multidomain"
     domains: str = "own"
 
     def __post_init__(self):

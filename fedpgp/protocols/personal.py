@@ -8,7 +8,6 @@ prompt) and "dual" benchmarks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -26,16 +25,17 @@ from fedpgp.protocols.base import (
     indices_of,
     local_eval_set,
     one_of,
+    register,
 )
 
 
+@register("personal")
 @dataclass(frozen=True)
 class Personal(EvalProtocol):
     """Options: ``base``, a second eval set of all test images (``all``), or on those of other
     classes than the client's own (``others``); None has none. With a partition by domain the images
     are of the client's own domain."""
 
-    name: ClassVar[str] = "personal"
     base: str | None = None
 
     def __post_init__(self):

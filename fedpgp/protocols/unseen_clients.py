@@ -6,22 +6,21 @@ With ``adapt_epochs`` such a client first trains its own copy for a few local ep
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, check_number
-from fedpgp.protocols.base import FederatedSplit, Load
+from fedpgp.protocols.base import FederatedSplit, Load, register
 from fedpgp.protocols.personal import Personal
 from fedpgp.seeding import generator
 
 
+@register("unseen_clients")
 @dataclass(frozen=True)
 class UnseenClients(Personal):
     """Options: ``share``, the fraction of clients that never train, drawn from the seed;
     ``adapt_epochs``, local epochs of such a client before it is tested (0: none); and
     those of ``personal``."""
 
-    name: ClassVar[str] = "unseen_clients"
     share: float = 0.25
     adapt_epochs: int = 0
 

@@ -58,7 +58,7 @@ def test_partition_file(path):
         and f"partition={path.stem}" in text.splitlines()[0]
     )
     assert content.pop("scheme") == path.stem
-    assert set(content) <= options(SCHEMES[path.stem]) | set(COMMON)
+    assert set(content) <= options(SCHEMES[path.stem].assign) | set(COMMON)
     assert (content["min_size"], content["min_test_size"], content.get("pooled", False)) == (
         1,
         1,

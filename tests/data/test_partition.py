@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fedpgp.data.partition import partition
+from fedpgp.data.partitions.base import SCHEMES
+from fedpgp.data.partitions.pathological import reference_classes
 from fedpgp.data.pool import apportion
-from fedpgp.data.schemes import BY_DOMAIN, SCHEMES, reference_classes
 from fedpgp.errors import FedPGPError
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "partitions.safetensors")
@@ -61,7 +62,7 @@ def test_every_scheme_assigns_all_images_once_and_test_follows_train(
     labels, test_labels = made_labels(seed, images, classes), made_labels(seed + 1, images, classes)
     rng = np.random.default_rng(seed)
     domains, test_domains = None, None
-    if scheme in BY_DOMAIN:
+    if SCHEMES[scheme].by_domain:
         clients = 3 if scheme == "natural" else 3 * ((clients + 2) // 3)
         domains, test_domains = (
             list(np.array(["ink", "oil", "pen"])[rng.permutation(np.arange(images) % 3)])

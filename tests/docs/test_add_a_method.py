@@ -14,8 +14,7 @@ from experiments.runner import start
 from experiments.settings import check, composed
 from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
-from fedpgp.methods import METHODS, Method, method_class
-from fedpgp.registry import named_classes
+from fedpgp.methods import METHODS, method_class
 from tests.docs.pages import block
 from tests.small import small_config, small_federation
 
@@ -25,10 +24,10 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md").read_t
 def test_the_page_works_in_under_forty_lines(tmp_path, monkeypatch):
     code = block("add_a_method.md", "python")
     assert len(code.splitlines()) < 40
+    monkeypatch.setitem(METHODS, "scaled_prompt", None)
     module = types.ModuleType("scaled_prompt")
     monkeypatch.setitem(sys.modules, "scaled_prompt", module)  # a dataclass looks its module up
     exec(compile(code, "scaled_prompt.py", "exec"), vars(module))
-    monkeypatch.setitem(METHODS, "scaled_prompt", module.ScaledPrompt)
     config = {
         **small_config(tmp_path / "run", "rounds=2"),
         "method": yaml.safe_load(block("add_a_method.md", "yaml")),
@@ -47,6 +46,7 @@ def test_the_files_it_points_to_exist():
 
 def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
     """No file of the project knows it; its settings are given on the command line."""
+    monkeypatch.setitem(METHODS, "scaled_prompt", None)
     (tmp_path / "my_package.py").write_text(block("add_a_method.md", "python"))
     monkeypatch.syspath_prepend(tmp_path)
     command = re.search(r"method=component.*", PAGE)[0]
@@ -68,16 +68,3 @@ def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
         build_federation(composed(["method=fedpgp", "+method.component=my_package.ScaledPrompt"]))
     with pytest.raises(FedPGPError, match="method.component has no value; give it one"):
         check(composed(["method=component"]))
-
-
-def test_two_methods_of_one_name_are_refused(tmp_path, monkeypatch):
-    package = tmp_path / "twice"
-    package.mkdir()
-    code = (
-        "from fedpgp.methods.promptfl import PromptFL\nclass Mine(PromptFL):\n    name = 'mine'\n"
-    )
-    for file, text in (("__init__", ""), ("a", code), ("b", code)):
-        (package / f"{file}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(TypeError, match="both named 'mine'"):
-        named_classes("twice", Method)

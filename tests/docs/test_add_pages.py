@@ -13,17 +13,17 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.errors import FedPGPError
-from strategies.flower_strategies import STRATEGIES, make_strategy
+from strategies.aggregation.base import STRATEGIES
+from strategies.flower_strategies import make_strategy
 from tests.docs.pages import block
 from tests.small import small_config, small_federation
 
 
-def execute(name: str, code: str, monkeypatch, into: dict | None = None) -> types.ModuleType:
+def execute(name: str, code: str, monkeypatch) -> None:
+    """Run a page's code as a module, which registers what it adds."""
     module = types.ModuleType(name)
-    module.__dict__.update(into or {})
     monkeypatch.setitem(sys.modules, name, module)
     exec(compile(code, f"{name}.py", "exec"), vars(module))
-    return module
 
 
 def test_the_data_set_page(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_the_partition_page(monkeypatch):
         yaml.safe_load(block("add_a_partition.md", "yaml")),
     )
     monkeypatch.setitem(SCHEMES, "halves", None)
-    execute("halves", code, monkeypatch, vars(sys.modules["fedpgp.data.schemes"]))
+    execute("halves", code, monkeypatch)
     labels = np.repeat(np.arange(5), 200)
     name = options.pop("scheme")
     parts = partition(labels, 4, name, 0, **options)
@@ -78,8 +78,8 @@ def test_the_partition_page(monkeypatch):
 
 def test_the_strategy_page(tmp_path, monkeypatch):
     """One round of FedCenter with part 0.25 moves a quarter of the way that FedAvg moves."""
-    module = execute("fedcenter", block("add_a_strategy.md", "python"), monkeypatch)
-    monkeypatch.setitem(STRATEGIES, "fedcenter", module.FedCenter)
+    monkeypatch.setitem(STRATEGIES, "fedcenter", None)
+    execute("fedcenter", block("add_a_strategy.md", "python"), monkeypatch)
     with pytest.raises(FedPGPError, match="part=2 cannot work"):
         make_strategy("fedcenter", {"part": 2})
     from strategies.checkpoint import checkpoints, read_checkpoint

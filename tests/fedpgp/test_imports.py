@@ -135,9 +135,10 @@ def test_no_file_does_anything_when_it_is_imported():
             writes = isinstance(
                 node, ast.Assign | ast.AugAssign | ast.Delete
             ) and "environ" in ast.unparse(node)
-            if expression or writes:
+            registers = ast.unparse(node).startswith("register(")
+            if (expression and not registers) or writes:
                 found.append(f"{module}: {ast.unparse(node)}")
-    assert found == ["fedpgp.data: import_all()"]  # which registers the data sets
+    assert not found
 
 
 def test_torchvision_is_fixed_before_anything_imports_it():

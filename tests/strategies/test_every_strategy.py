@@ -20,8 +20,8 @@ from clients.messages import full
 from experiments.runner import start
 from experiments.settings import choices
 from strategies import node_registry
+from strategies.aggregation.bulyan import Bulyan
 from strategies.checkpoint import checkpoints, read_checkpoint
-from strategies.corrected import Bulyan
 from tests.nodes import Nodes
 from tests.small import small_config, small_federation
 

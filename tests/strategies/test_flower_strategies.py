@@ -8,8 +8,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClippin
 from experiments.runtimes.inline import InlineGrid
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
+from strategies.aggregation.base import STRATEGIES
 from strategies.flower_strategies import (
-    STRATEGIES,
     clients_needed,
     make_strategy,
     restore_strategy,

@@ -19,7 +19,8 @@ from flwr.serverapp.strategy import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.messages import Job, count_bytes, pack_reply, unpack
-from strategies.flower_strategies import STRATEGIES, make_strategy
+from strategies.aggregation.base import STRATEGIES
+from strategies.flower_strategies import make_strategy
 from strategies.grid import CohortGrid, Interrupted, balance, readable
 
 CLIENTS = 10

@@ -1,11 +1,14 @@
-"""Flower's strategies where they take longer than they need, or start from the wrong tensors."""
+"""``bulyan``: Flower's, in less time."""
 
 from collections.abc import Iterable
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid, strategy
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import strategy
+
+from strategies.aggregation.base import register
 
 
+@register("bulyan")
 class Bulyan(strategy.Bulyan):
     """Flower's Bulyan without its collection of garbage for every client, which takes most of the
     time.
@@ -31,17 +34,3 @@ class _Kept(ArrayRecord):
 
     def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list:
         return super().to_numpy_ndarrays()
-
-
-class FedAvgM(strategy.FedAvgM):
-    """Flower's FedAvgM with steps from the tensors that were sent. Flower's own go from
-    those of its last step, which are others where a method adds to a round's result, or
-    a round is done again."""
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        self.current_arrays = ArrayRecord(
-            {name: Array(array.numpy()) for name, array in arrays.items()}
-        )
-        return super().configure_train(server_round, arrays, config, grid)

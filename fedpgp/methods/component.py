@@ -1,17 +1,11 @@
-"""Methods by name, and a method of one's own by its import path."""
+"""The class of a configured method: by its name, or one of one's own by its import path."""
 
 import importlib
 import inspect
 from collections.abc import Mapping
 
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.methods.base import Method
-from fedpgp.registry import named_classes
-
-METHODS: dict[str, type[Method]] = named_classes(
-    "fedpgp.methods", Method, skip=("base", "registry")
-)
-"""Name -> method: the classes in this folder. A new file here needs no mention anywhere else."""
+from fedpgp.methods.base import METHODS, Method
 
 
 def method_class(chosen: Mapping) -> type[Method]:
@@ -37,7 +31,7 @@ def method_class(chosen: Mapping) -> type[Method]:
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise FedPGPError(
             f"method.component={path}: {error}; write package.module.Class of a package that "
             "Python finds (PYTHONPATH)"
