@@ -1,7 +1,6 @@
 """The parts of a federation: a split data set, a frozen model, a method, and what works with them.
 
-Each is made when it is first used: a server that only averages never opens an image. No Flower
-here: prompts come and go as numpy arrays.
+Each is made when it is first used: a server that only averages never opens an image. No Flower.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -95,8 +94,8 @@ class Federation:
 
     @cached_property
     def cohorts(self) -> Cohorts:
-        size, most = self.training.batch_size, self._cohort_size
-        return Cohorts(self.method, self.federated_split, size, most)
+        about = (self.method, self.federated_split, self.training)
+        return Cohorts(*about, self._cohort_size)
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -138,14 +137,13 @@ class Federation:
         self, shared, clients, load_state, client_only=None, *, zero_shot=False
     ) -> Iterator[EvalResult]:
         """See :meth:`Evaluator.evaluate`."""
-        return self.evaluator.evaluate(
-            shared, clients, load_state, client_only, zero_shot=zero_shot
-        )
+        about = (shared, clients, load_state, client_only)
+        return self.evaluator.evaluate(*about, zero_shot=zero_shot)
 
     def samples(self, shared, clients, load_state, per_client, client_only=None) -> list[dict]:
         """See :func:`fedpgp.evaluation.samples.samples`."""
-        about = (shared, clients, load_state, per_client, client_only)
-        return samples(self.evaluator, *about, seed=self.seed)
+        about = (shared, clients, load_state, per_client, self.seed, client_only)
+        return samples(self.evaluator, *about)
 
     def client_table(self) -> list[dict]:
         """See :func:`fedpgp.client_table.client_table`."""

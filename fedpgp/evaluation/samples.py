@@ -22,9 +22,8 @@ def samples(
     clients: Sequence[int],
     load_state: LoadState,
     per_client: int,
-    client_only: Mapping[int, Arrays] | None = None,
-    *,
     seed: int,
+    client_only: Mapping[int, Arrays] | None = None,
 ) -> list[dict]:
     """A few of each client's own test images with its personal model's answers,
     right and wrong ones in turn.

@@ -9,6 +9,7 @@ import torch
 from fedpgp.methods import Method
 from fedpgp.protocols import FederatedSplit
 from fedpgp.task import ClassSet
+from fedpgp.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +23,19 @@ class Cohorts:
     Args:
         method: what goes through the towers.
         federated_split: the clients.
-        batch_size: images a step.
+        training: images a step.
         size: clients in a cohort; None takes what memory allows.
     """
 
     def __init__(
-        self, method: Method, federated_split: FederatedSplit, batch_size: int, size: int | None
+        self,
+        method: Method,
+        federated_split: FederatedSplit,
+        training: TrainingSettings,
+        size: int | None,
     ):
         self.method, self.federated_split = method, federated_split
-        self.batch_size, self.size = batch_size, size
+        self.training, self.size = training, size
 
     def of(
         self, clients: Sequence[int], gradients: bool, epochs: Mapping[int, int] | None = None
@@ -97,5 +102,5 @@ class Cohorts:
         tokens = encoder.tokens * kept + encoder.padding * attention
         values = self.method.contexts(gradients) * tokens * task.clip.width
         if gradients:
-            values += 12 * self.method.image_values(self.batch_size)
+            values += 12 * self.method.image_values(self.training.batch_size)
         return values * torch.finfo(task.dtype).bits / 8
