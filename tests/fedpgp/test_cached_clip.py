@@ -142,7 +142,7 @@ def test_a_method_inside_the_image_tower_starts_from_memory(tmp_path):
     config = composed(["method=promptsrc", "model=tiny_vit", "runtime=inline"])
     config["model"]["memory"] = str(tmp_path / "models")
     code = "import json, sys; from fedpgp.build import build_federation; "
-    code += "build_federation(json.loads(sys.argv[1])).initial_shared()"
+    code += "build_federation(json.loads(sys.argv[1])).models.initial_shared()"
     for _ in range(2):
         command = [sys.executable, "-c", code, json.dumps(config)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

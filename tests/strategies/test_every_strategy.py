@@ -170,7 +170,7 @@ def test_the_strategy_is_the_paper_s(tmp_path, monkeypatch, name, method):
     )
     start(config, federation_of=small_federation, grid=nodes)
 
-    sent, state, known = small_federation(json.dumps(config)).initial_shared(), {}, {}
+    sent, state, known = small_federation(json.dumps(config)).models.initial_shared(), {}, {}
     rounds = uploads_of(nodes)
     assert [len(updates) for updates in rounds] == [CLIENTS, CLIENTS]
     for t, (path, updates) in enumerate(
