@@ -9,7 +9,6 @@ python -m experiments.deploy check --data FOLDER --run RUN [--state FOLDER]
 """
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -187,7 +186,7 @@ def _local(options: argparse.Namespace) -> int:
             signal.signal(number, handler)
     if not config["run_dir"] and not config["resume"] and run_dir.is_dir():
         point_latest(run_dir)
-    if not _finished(run_dir):
+    if RunFolder(run_dir).summary().get("status") != "finished":
         return BAD_INPUT
     print(f"run folder: {run_dir}\nreport:     {run_dir / 'report.html'}")
     return 0
@@ -243,13 +242,6 @@ def _login(options: argparse.Namespace) -> int:
     log_in(options.address, read_token(options.token))
     print(f"Flower's commands on this machine send the token to {options.address}")
     return 0
-
-
-def _finished(run_dir: Path) -> bool:
-    try:
-        return json.loads((run_dir / "summary.json").read_text())["status"] == "finished"
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 if __name__ == "__main__":
