@@ -161,7 +161,7 @@ def test_a_cohort_trains_as_on_the_cpu(optimizer):
         params = {
             name: tensor.to(device) for name, tensor in start(method, range(len(SIZES))).items()
         }
-        options = {"seed": 5, "clients": list(range(len(SIZES))), "round": 2}
+        options = {"seed": 5, "clients": list(range(len(SIZES))), "server_round": 2}
         images, labels = Images(features.to(device)), labels.to(device)
         results.append(
             train_cohort(method, params, images, labels, rows, classes, settings, **options)
