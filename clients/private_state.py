@@ -14,6 +14,7 @@ system drops it when its holder dies, so it is never stale.
 import json
 import re
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from clients.messages import Job
 from fedpgp.atomic_files import (
     cannot_write,
     flush_filesystem,
@@ -199,6 +201,21 @@ def owner(folder: Path) -> tuple[str | None, int]:
     if run is None and any(folder.glob("config_*.json")):
         attempt = int(time.time())
     return run, attempt
+
+
+def supersede_workers(folder: Path, job: Job, warn: Callable[[str], None]) -> None:
+    """End the work that is still under way at a run: a newer attempt's claim does
+    (:mod:`clients.watchdog`).
+
+    Args:
+        folder: of the private states.
+        job: of the attempt that is over.
+        warn: told when the claim cannot be written.
+    """
+    try:
+        PrivateStore(folder, job.run, job.attempt + 1).claim()
+    except FedPGPError as error:
+        warn(str(error))
 
 
 def _claimed(folder: Path) -> tuple[str | None, int]:

@@ -24,8 +24,8 @@ from experiments.stopping import Stopped, Stopper
 from experiments.summary import finish, save_what_there_is
 from fedpgp.errors import FedPGPError, RepeatingError
 from strategies.checkpoint import checkpoints
+from strategies.exchange import Interrupted
 from strategies.flower_strategies import make_strategy
-from strategies.grid import Interrupted
 from strategies.server import Server
 
 

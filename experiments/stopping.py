@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from experiments.runtimes.ray_session import end_sessions
-from strategies.grid import Interrupted
+from strategies.exchange import Interrupted
 
 
 class Stopped(Exception):

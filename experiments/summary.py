@@ -68,8 +68,10 @@ def _cost(server: Server) -> dict:
         if state.seconds["train"]
         else None,
         "peak_rss_mb": own
-        + sum(peak for process, peak in server.peak_memory.items() if not process.endswith(mine)),
-        "peak_gpu_mb": sum(server.peak_gpu_memory.values()) or None,
+        + sum(
+            peak for process, peak in server.costs.peak_memory.items() if not process.endswith(mine)
+        ),
+        "peak_gpu_mb": sum(server.costs.peak_gpu_memory.values()) or None,
     }
 
 

@@ -6,6 +6,7 @@ clients, so each runs with fraction 1.
 """
 
 import inspect
+import random
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.seeding import generator
 from strategies.aggregation.base import STRATEGIES
 
 SERVERS = ("name", "max_update_norm", "max_weight")
@@ -55,6 +57,14 @@ def clients_needed(strategy: flower.Strategy) -> int:
     if isinstance(strategy, flower.MultiKrum):
         return max(getattr(strategy, "num_nodes_to_select", 1), malicious + 3)
     return 1
+
+
+def seed_libraries(seed: int, server_round: int) -> None:
+    """Seed the libraries' global generators, from which Flower draws (order of clients, noise of
+    privacy wrappers); "rule" is the name of the stream."""
+    drawn = int(generator(seed, "rule", server_round).integers(2**32))
+    random.seed(drawn)
+    np.random.seed(drawn)
 
 
 # A strategy's state between rounds (momentum, second moments, clipping norms …) has to survive a

@@ -42,3 +42,39 @@ def checkpoint_before(
         if info["round"] < server_round:
             return tensors, info
     return None
+
+
+class GoingBack:
+    """Finds the checkpoint that a run goes back to, once from each round.
+
+    Args:
+        folder: of the checkpoints.
+        warn: told why, and of damaged checkpoints.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]):
+        self._folder, self._warn = folder, warn
+        self._done: set[int] = set()  # rounds from which the run has gone back
+
+    def checkpoint(
+        self, server_round: int, lost: NoUsableAnswer
+    ) -> tuple[dict[str, np.ndarray], dict]:
+        """Return the checkpoint before the state of which no client made a usable answer.
+
+        Args:
+            server_round: the round that is lost; the state is that after the round before it.
+            lost: what happened.
+
+        Raises:
+            NoUsableAnswer: the run went back from this round already, or there is no such
+                checkpoint.
+        """
+        earlier = checkpoint_before(self._folder, server_round - 1, self._warn)
+        if earlier is None or server_round in self._done:
+            raise lost
+        self._done.add(server_round)
+        self._warn(
+            f"{lost}. The tensors after round {server_round - 1} may be spoiled: going back to "
+            f"those after round {earlier[1]['round']}"
+        )
+        return earlier

@@ -10,13 +10,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from clients.messages import Job, count_bytes, pack
 from fedpgp.plain_text import one_line
+from strategies.exchange import CLIENT_FAILED, NO_ANSWER, Exchange, Interrupted
 from strategies.local_grid import with_id
 from strategies.node_registry import NodeRegistry
 from strategies.pulling import pull
@@ -25,40 +26,11 @@ from strategies.reply_checks import Unusable, contained, open_reply
 NOT_CONNECTED = -1
 """The node of clients that are not connected."""
 
-NO_ANSWER, CLIENT_FAILED = 1, 2
-"""Codes of the error replies made here."""
-
 RESTART_PAUSE = 1.0
 """Seconds before a message is sent again to a process that is being started again."""
 
 LONGEST_REASON = 2**16
 """Characters of an error's text, from its end, that are looked at."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The person asked to stop (Ctrl-C or SIGTERM)."""
-
-
-@dataclass
-class Traffic:
-    """Bytes of records, both ways.
-
-    ``down``/``up`` are what a deployment sends, one message a logical client, counted as the
-    strategy wrote it and the client answered; ``wire_down``/``wire_up`` are what was really sent,
-    packed, with the job's own fields.
-    """
-
-    down: int = 0
-    up: int = 0
-    wire_down: int = 0
-    wire_up: int = 0
-
-    def __iadd__(self, other: "Traffic") -> "Traffic":
-        self.down += other.down
-        self.up += other.up
-        self.wire_down += other.wire_down
-        self.wire_up += other.wire_up
-        return self
 
 
 @dataclass(frozen=True)
@@ -76,23 +48,6 @@ class PackedMessage:
     messages: dict[int, Message]
     tries: int = 0
     due: float = 0.0
-
-
-@dataclass
-class Exchange:
-    """What one ``send_and_receive`` cost.
-
-    Attributes:
-        traffic: bytes.
-        accounts: what each node said about its part (``seconds, process, rss_mb``, …).
-        kept: clients that keep a private state of this round.
-        began: when it began, in monotonic seconds.
-    """
-
-    traffic: Traffic = field(default_factory=Traffic)
-    accounts: list[dict] = field(default_factory=list)
-    kept: set[int] = field(default_factory=set)
-    began: float = field(default_factory=time.monotonic)
 
 
 class CohortGrid(Grid):

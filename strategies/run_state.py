@@ -1,13 +1,19 @@
 """All that a server must not lose: how a run stands after a round, and how that is
 put into a checkpoint."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
 
 from fedpgp.prefixes import strip_prefix
-from strategies.grid import Traffic
+from strategies.checkpoint import save_checkpoint
+from strategies.exchange import Traffic
+from strategies.flower_strategies import restore_strategy, strategy_state
 
 SECONDS = ("total", "encode", "train", "evaluate")
 
@@ -68,6 +74,48 @@ class RunState:
             dict(values["placed"]),
         )
 
+    def arrays(self) -> ArrayRecord:
+        """The global tensors as clients are sent them."""
+        return ArrayRecord({name: Array(tensor) for name, tensor in self.shared.items()})
+
+    def finish_round(
+        self,
+        server_round: int,
+        committed: Iterable[int],
+        images: Mapping[int, int],
+        epochs: Mapping[int, float],
+    ) -> None:
+        """Count a round as finished.
+
+        Args:
+            server_round: the round.
+            committed: clients whose private state of this round counts from now on.
+            images: client -> its training images, of those that count.
+            epochs: client -> epochs that it trained.
+        """
+        for client in committed:
+            self.committed[client] = server_round
+        self.server_round = server_round
+        self.images += sum(int(images[client] * epochs[client]) for client in images)
+
+    def keep_zero_shot(self, figures: Mapping[int, Mapping[str, float]]) -> None:
+        """Keep the zero-shot figures among the clients' figures (client -> figure -> value)."""
+        names = {name for own in figures.values() for name in own if name.startswith("zero_shot.")}
+        self.zero_shot = {
+            name: np.array(
+                [figures.get(client, {}).get(name, np.nan) for client in range(len(self.committed))]
+            )
+            for name in sorted(names)
+        }
+
+    def zero_shot_of(self, client: int) -> dict[str, float]:
+        """A client's zero-shot figures."""
+        return {
+            name: float(values[client])
+            for name, values in self.zero_shot.items()
+            if not np.isnan(values[client])
+        }
+
     def tensors(self) -> dict[str, np.ndarray]:
         """What of it is arrays, by name."""
         return {
@@ -85,3 +133,35 @@ class RunState:
             "images": self.images,
             "placed": self.placed,
         }
+
+
+def save_run(folder: Path, state: RunState, strategy: Strategy, about: Mapping) -> None:
+    """Write the checkpoint of a run's last finished round.
+
+    Args:
+        folder: of the checkpoints.
+        state, strategy: how they stand.
+        about: what it says of the run beside them.
+
+    Raises:
+        FedPGPError: it could not be written.
+    """
+    of_strategy, values = strategy_state(strategy)
+    # "rule" is a name in the file: checkpoints of earlier versions have it.
+    tensors = {**state.tensors(), **{f"rule/{path}": array for path, array in of_strategy.items()}}
+    info = {**about, "rule": values, **state.values()}
+    save_checkpoint(folder, state.server_round, tensors, info)
+
+
+def restore_run(
+    tensors: Mapping[str, np.ndarray], info: Mapping, unused: Strategy
+) -> tuple[RunState, Strategy]:
+    """Return a run's state and strategy from a checkpoint.
+
+    Args:
+        tensors, info: the checkpoint.
+        unused: the strategy as it is before the first round; it is copied.
+    """
+    strategy = copy.deepcopy(unused)
+    restore_strategy(strategy, strip_prefix("rule/", tensors), info["rule"])
+    return RunState.restored(tensors, info), strategy

@@ -1,10 +1,11 @@
 """What one client's update may weigh in a round: bounds by the round's own median, which no
 minority can move far."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from statistics import median_low
 
 import numpy as np
+from flwr.app import Message, MetricRecord
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -98,3 +99,68 @@ def capped(images: Mapping[int, int], most: float) -> dict[int, int]:
     """
     bound = max(1, int(most * median_low(images.values())))
     return {client: bound for client, count in sorted(images.items()) if count > bound}
+
+
+class UpdateBounds:
+    """The bounds of a run (``strategy.max_update_norm``, ``strategy.max_weight``).
+
+    Args:
+        settings: the configuration's ``strategy``.
+        delta_params: see :func:`update_norms`.
+        counted: whether somebody else than the client counts its images, or all weigh the same;
+            then no weight is capped.
+        warn: told of a client whose weight is capped, once.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping,
+        delta_params: Collection[str],
+        counted: bool,
+        warn: Callable[[str], None],
+    ):
+        self._max_norm, self._max_weight = (
+            settings.get("max_update_norm"),
+            settings.get("max_weight"),
+        )
+        self._delta_params, self._counted, self._warn = delta_params, counted, warn
+        self._capped: set[int] = set()  # clients whose weight was capped, and said so
+
+    def screen(
+        self, good: Mapping[int, Message], global_params: Arrays, needed: int
+    ) -> dict[int, str]:
+        """Return the clients whose update is out of proportion, and why.
+
+        Args:
+            good: client -> its reply.
+            global_params: what the clients were sent.
+            needed: as many clients are left to the strategy.
+        """
+        if self._max_norm is None or not global_params:
+            return {}
+        updates = {
+            c: {n: a.numpy() for n, a in reply.content["arrays"].items()}
+            for c, reply in good.items()
+        }
+        spare = len(good) - needed
+        return too_large(updates, global_params, self._delta_params, self._max_norm, spare)
+
+    def cap(self, metrics: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
+        """Cap the weights of clients whose images nobody else has counted; return those that are.
+
+        Args:
+            metrics: client -> the metrics of its training; ``num-examples`` is changed in place.
+            images: client -> images it says it has.
+        """
+        if self._max_weight is None or self._counted:
+            return {}
+        caps = capped(images, self._max_weight)
+        for client, weight in caps.items():
+            metrics[client]["num-examples"] = weight
+        for client in caps.keys() - self._capped:
+            self._warn(
+                f"client {client} says it has {images[client]:,} images and counts as "
+                f"{caps[client]:,} (strategy.max_weight={self._max_weight:g})"
+            )
+        self._capped |= caps.keys()
+        return caps

@@ -1,4 +1,4 @@
-"""A callback: the server tells it what happens (:class:`strategies.server.Observer`)."""
+"""A callback: the server tells it what happens (:class:`strategies.observer.Observer`)."""
 
 from collections.abc import Sequence
 

@@ -51,15 +51,15 @@ def test_killed_on_the_way_to_more_rounds(run, whole, monkeypatch):
     """Then it is not finished, and resumes to the new number without being told again."""
     from strategies.server import Server
 
-    train, rounds = Server._train, []
+    one_round, rounds = Server._round, []
 
-    def killed(self, grid, server_round):
+    def killed(self, server_round):
         rounds.append(server_round)
         if server_round == 4:
             raise MemoryError("killed")
-        train(self, grid, server_round)
+        one_round(self, server_round)
 
-    monkeypatch.setattr(Server, "_train", killed)
+    monkeypatch.setattr(Server, "_round", killed)
     with pytest.raises(MemoryError):
         resume(run, {"rounds": 4}, federation_of=small_federation)
     monkeypatch.undo()

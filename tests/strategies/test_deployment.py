@@ -12,7 +12,6 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from safetensors.numpy import load_file
 
-import strategies.server as server
 from clients.client_app import client_app
 from clients.messages import Job
 from clients.node_config import NodeConfig, compatibility
@@ -20,7 +19,7 @@ from clients.private_state import owner
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
-from strategies import node_registry
+from strategies import node_registry, queries
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.nodes import Hangs, Nodes
 from tests.small import small_config, small_federation
@@ -189,7 +188,7 @@ def handshake(message: Message) -> bool:
 def test_a_node_that_does_not_answer_its_greeting_is_waited_for_once(tmp_path, monkeypatch):
     """It is left out of every round after that, at once, and takes part again when it has
     answered."""
-    monkeypatch.setattr(server, "RETURN_PATIENCE", 0.1)
+    monkeypatch.setattr(queries, "RETURN_PATIENCE", 0.1)
     waits = []
     give_up = node_registry.NodeRegistry.stop_waiting
     monkeypatch.setattr(
@@ -279,7 +278,7 @@ def test_another_key_does_not_get_a_client_s_seat(tmp_path, capsys, monkeypatch)
     assert "client 1, which came with another key before" in capsys.readouterr().out
     dropped = metrics(tmp_path / "a", "train")[1]["dropped"]
     assert dropped == [{"client": 1, "reason": "its node is not connected"}]
-    monkeypatch.setattr(server, "RETURN_PATIENCE", 0.3)
+    monkeypatch.setattr(queries, "RETURN_PATIENCE", 0.3)
     nodes = Nodes(client_app(small_federation), configs)
     del nodes.since[1]
     resume(tmp_path / "a", {"rounds": 3}, federation_of=small_federation, grid=nodes)

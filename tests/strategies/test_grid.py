@@ -20,8 +20,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.messages import Job, count_bytes, pack_reply, unpack
 from strategies.aggregation.base import STRATEGIES
+from strategies.exchange import Interrupted
 from strategies.flower_strategies import make_strategy
-from strategies.grid import CohortGrid, Interrupted, balance, readable
+from strategies.grid import CohortGrid, balance, readable
 
 CLIENTS = 10
 START = np.random.default_rng(0).normal(size=(3, 4))

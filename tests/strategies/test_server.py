@@ -10,7 +10,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
-from strategies.server import participants
+from strategies.sampling import participants
 from tests.small import small_config, small_federation
 
 

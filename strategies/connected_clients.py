@@ -1,0 +1,132 @@
+"""The clients of a run as the server sees them: their table, and how they are asked."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+from flwr.serverapp import Grid
+
+from clients.messages import Job
+from clients.node_config import compatibility
+from strategies import queries
+from strategies.client_keys import KEY, ClientKeys
+from strategies.exchange import Exchange
+from strategies.grid import CohortGrid
+from strategies.node_registry import NodeRegistry
+from strategies.observer import Observer, Rows
+from strategies.requests import Answers, Request, Requester
+from strategies.run_state import RunState
+
+
+class ConnectedClients:
+    """The clients behind a grid of Flower's.
+
+    Args:
+        inner: Flower's own grid.
+        federation: the server's :class:`fedpgp.federation.Federation`.
+        job: what every message carries.
+        runtime: of the configuration.
+        observer: who is told.
+        stop: set when the person wants to stop.
+        configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
+        nodes: number of nodes, in a simulation.
+        saved: what :meth:`saved` returned, of a run that is resumed.
+
+    Attributes:
+        grid: a grid whose nodes are the clients.
+        table: the clients' rows.
+    """
+
+    def __init__(
+        self,
+        inner: Grid,
+        federation,
+        job: Job,
+        runtime: Mapping,
+        observer: Observer,
+        *,
+        stop: threading.Event,
+        configuration: str | None,
+        nodes: int,
+        saved: Mapping,
+    ):
+        self._runtime, self._observer, self._stop = runtime, observer, stop
+        self._number = federation.num_clients
+        self._private_data = federation.federated_split.private_data
+        self._registry: NodeRegistry | None = None
+        self.table: Rows = saved.get("table", [])
+        if configuration is not None:
+            keys = {int(client): key for client, key in saved.get("seats", {}).items()}
+            self._registry = NodeRegistry(
+                inner,
+                self._number,
+                replace(job, ask="handshake"),
+                configuration,
+                compatibility(federation),
+                None if self._private_data else federation.client_table(),
+                observer.warn,
+                ClientKeys(runtime.get("seats", KEY), keys),
+            )
+        self.grid = CohortGrid(
+            inner,
+            self._number,
+            job,
+            registry=self._registry,
+            nodes=nodes,
+            stop=stop,
+            # Seconds between two looks; over a network they cost something.
+            poll=0.1 if self._registry is None else 0.5,
+        )
+        self._requester = Requester(
+            self.grid, job, runtime, observer, federation.server.download_for
+        )
+
+    def set_up(self, state: RunState) -> Exchange:
+        """Learn what every client has; return what that cost.
+
+        Raises:
+            FedPGPError: clients are missing.
+            Interrupted: the person asked to stop.
+        """
+        self._observer.stage("setting up the clients, encoding their images")
+        exchange = Exchange()
+        if self._registry is None:
+            self.table, exchange = queries.ask_table(self.ask, state)
+        else:
+            self.table = queries.wait_for_clients(
+                self._registry,
+                self._number,
+                self.table,
+                self._runtime["round_timeout"],
+                self._stop,
+                self._observer.progress,
+            )
+        self.grid.work = [max(1, row["train_images"]) for row in self.table]
+        self._observer.clients(self.table)
+        return exchange
+
+    def warn_without_figures(self) -> None:
+        """Warn of clients that have too few images of their own to tell a figure."""
+        least = self._runtime.get("min_report", 0)
+        if self._private_data and (said := queries.without_figures(self.table, least)):
+            self._observer.warn(said)
+
+    def ask(self, request: Request, state: RunState) -> Answers:
+        """Ask clients, those too whose nodes have just come back (:meth:`Requester.ask`)."""
+        if self._registry is not None:
+            queries.wait_for_returning(self._registry, self._stop)
+        return self._requester.ask(request, state)
+
+    def train_images(self, client: int) -> int:
+        """Return how many training images a client has; where they are private, what its node said
+        when it last came."""
+        if self._registry is not None and self._private_data:
+            self.table[client] = self._registry.rows.get(client, self.table[client])
+        return self.table[client]["train_images"]
+
+    def saved(self) -> dict:
+        """Return what a checkpoint keeps of the clients of a deployment: their rows, and their keys
+        by a name of earlier versions."""
+        if self._registry is None:
+            return {"table": [], "seats": {}}
+        return {"table": self.table, "seats": self._registry.keys.fingerprints}

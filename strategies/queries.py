@@ -1,0 +1,185 @@
+"""What clients are asked beside training and evaluation: what they have, and samples. In a
+deployment the first is waited for until their nodes are there."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from fedpgp.errors import FedPGPError
+from strategies.exchange import Exchange, Interrupted
+from strategies.node_registry import NodeRegistry
+from strategies.observer import Rows
+from strategies.reply_checks import ROW_BYTES, SAMPLES_BYTES, json_answer, read_row, read_samples
+from strategies.requests import Answers, Request
+from strategies.run_state import RunState
+
+RETURN_PATIENCE = 60.0
+"""Seconds that a resumed run, or a round, waits for nodes that are on their way."""
+
+Ask = Callable[[Request, RunState], Answers]
+
+
+def ask_table(ask: Ask, state: RunState) -> tuple[Rows, Exchange]:
+    """Ask every client for its row of the table: domain, numbers of images, classes.
+
+    Args:
+        ask: sends a request.
+        state: of the run.
+
+    Returns:
+        (the rows, what it cost).
+    """
+    rows: dict[int, dict] = {}
+
+    def check(client: int, content: RecordDict) -> None:
+        rows[client] = read_row(json_answer(content, ROW_BYTES), client, simulated=True)
+
+    clients = list(range(len(state.committed)))
+    content = RecordDict({"config": ConfigRecord()})
+    answers = ask(_query(state, clients, content, check, len(clients), "clients"), state)
+    return [rows[client] for client in clients], answers.exchange
+
+
+def ask_samples(
+    ask: Ask, state: RunState, table: Rows, per_client: int = 6, most: int = 8
+) -> tuple[Rows, Exchange]:
+    """Ask for images with answers: the first client of each domain, or the first few clients.
+
+    Args:
+        ask: sends a request.
+        state: of the run.
+        table: the clients' rows.
+        per_client: images of each.
+        most: clients.
+
+    Returns:
+        (the samples, what it cost).
+    """
+    first: dict[object, int] = {}
+    for client, row in enumerate(table):
+        if row["test_images"]:
+            first.setdefault(row["domain"] if row["domain"] is not None else client, client)
+    clients = sorted(first.values())[:most]
+    if not clients:
+        return [], Exchange()
+    samples: dict[int, Rows] = {}
+
+    def check(client: int, content: RecordDict) -> None:
+        samples[client] = read_samples(json_answer(content, SAMPLES_BYTES), client)
+
+    config = ConfigRecord({"per-client": per_client})
+    content = RecordDict({"config": config, "arrays": state.arrays()})
+    answers = ask(_query(state, clients, content, check, 0, "samples"), state)
+    return [sample for c in sorted(answers.good) for sample in samples[c]], answers.exchange
+
+
+def _query(
+    state: RunState,
+    clients: Sequence[int],
+    content: RecordDict,
+    check: Callable[[int, RecordDict], None],
+    need: int,
+    ask: str,
+) -> Request:
+    """The same question to each of these clients."""
+
+    def configure() -> list[Message]:
+        return [
+            Message(content, dst_node_id=client, message_type=MessageType.QUERY)
+            for client in clients
+        ]
+
+    return Request(state.server_round, clients, configure, check, need, ask)
+
+
+def wait_for_clients(
+    registry: NodeRegistry,
+    clients: int,
+    table: Rows,
+    timeout: float | None,
+    stop: threading.Event,
+    progress: Callable[[int, int, str], None],
+) -> Rows:
+    """Wait for the clients' nodes; return every client's row of the table.
+
+    A new run needs all of them; it is refused early when only those are missing whose nodes cannot
+    take part. A resumed one needs no more than a round does: who is missing has its row from the
+    checkpoint.
+
+    Args:
+        registry: of the nodes.
+        clients: number of clients.
+        table: the rows of a resumed run; empty in a new one.
+        timeout: seconds to wait at most; None waits without end.
+        stop: ends the wait.
+        progress: called with (clients that are there, clients, what is counted).
+
+    Raises:
+        FedPGPError: clients are missing of which there is no row.
+        Interrupted: ``stop`` was set.
+    """
+    rows = {row["id"]: row for row in table}
+    patience = RETURN_PATIENCE if rows else math.inf
+    end = time.monotonic() + min(patience, timeout or math.inf)
+    here = 0
+    registry.refresh()
+    while missing := [client for client in range(clients) if client not in registry.rows]:
+        if stop.is_set():
+            raise Interrupted
+        if len(registry.rows) > here:
+            here = len(registry.rows)
+            progress(here, clients, "clients that are there")
+        hopeless = not registry.waiting and registry.rejected_for_good.issuperset(missing)
+        if time.monotonic() > end or hopeless:
+            if unknown := [client for client in missing if client not in rows]:
+                reasons = [_not_there(unknown, registry.waiting), *registry.rejected.values()]
+                raise FedPGPError("; ".join(reasons))
+            registry.stop_waiting()
+            break
+        time.sleep(0.2)
+        registry.refresh()
+    return [registry.rows.get(client) or rows[client] for client in range(clients)]
+
+
+def wait_for_returning(registry: NodeRegistry, stop: threading.Event) -> None:
+    """Wait until nodes that have just come (back) have answered the handshake, so that the next
+    round has them: once, and no more before they answer."""
+    end = time.monotonic() + RETURN_PATIENCE
+    registry.refresh()
+    while registry.waiting and not stop.is_set():
+        if time.monotonic() > end:
+            registry.stop_waiting()
+            break
+        time.sleep(0.2)
+        registry.refresh()
+
+
+def without_figures(table: Sequence[Mapping], least: int) -> str:
+    """Say which clients have too few images to tell a figure (:mod:`clients.disclosure`); an empty
+    text where there are none.
+
+    Args:
+        table: rows of clients whose images are their own.
+        least: test images that a client tells figures from (``runtime.min_report``).
+    """
+    few = [row for row in table if row["test_images"] < least]
+    if not few:
+        return ""
+    return (
+        f"{len(few)} of {len(table)} clients tell no figures: they have fewer than {least} test "
+        f"images (runtime.min_report), client {few[0]['id']} {few[0]['test_images']}"
+    )
+
+
+def _not_there(clients: Sequence[int], waiting: int) -> str:
+    """What to say of clients that were waited for in vain."""
+    text = f"the nodes of clients {', '.join(map(str, clients))} are not there"
+    if waiting:
+        text += (
+            f"; {waiting} that are connected did not answer yet: if they are still encoding "
+            "their images, give the next run more seconds (runtime.round_timeout)"
+        )
+    return text

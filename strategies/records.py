@@ -1,0 +1,87 @@
+"""The records of a round, as ``metrics.jsonl`` has them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flwr.app import MetricRecord
+
+from fedpgp.evaluation import summarize
+from strategies.exchange import Traffic
+from strategies.observer import Rows
+from strategies.run_state import RunState
+
+
+def train_record(
+    server_round: int,
+    metrics: Mapping[int, MetricRecord],
+    weights: Mapping[int, float],
+    dropped: Mapping[int, str],
+    seconds: float,
+    traffic: Traffic,
+) -> dict:
+    """Return the record of a training round.
+
+    Args:
+        server_round: the round.
+        metrics: client -> the metrics of its training, of the clients that count.
+        weights: client -> its weight in the round's loss.
+        dropped: client -> why it does not count.
+        seconds: that the round took.
+        traffic: bytes of the round.
+    """
+    losses = [said["loss"] for said in metrics.values()]
+    loss = np.average(losses, weights=np.array(list(weights.values()), dtype=np.float64))
+    return {
+        "kind": "train",
+        "round": server_round,
+        "loss": float(loss),
+        "clients": len(metrics),
+        "seconds": seconds,
+        "bytes_up": traffic.up,
+        "bytes_down": traffic.down,
+        "dropped": [{"client": c, "reason": reason} for c, reason in sorted(dropped.items())],
+    }
+
+
+def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: RunState) -> Rows:
+    """Return one row for each client that was evaluated: who it is and its figures.
+
+    Args:
+        table: the clients' rows.
+        figures: client -> the metrics of its evaluation.
+        state: of the run, which has the zero-shot figures.
+    """
+    return [
+        {
+            "id": row["id"],
+            "domain": row["domain"],
+            **state.zero_shot_of(client),
+            **{name: value for name, value in figures[client].items() if "." in name},
+        }
+        for client, row in enumerate(table)
+        if client in figures
+    ]
+
+
+def evaluation_record(
+    server_round: int, rows: Sequence[Mapping], clients: int, seconds: float, traffic: Traffic
+) -> dict:
+    """Return the record of an evaluation.
+
+    Args:
+        server_round: the round.
+        rows: of the clients that were evaluated.
+        clients: number of all clients.
+        seconds: that it took.
+        traffic: bytes of the evaluation.
+    """
+    return {
+        "kind": "eval",
+        "round": server_round,
+        "clients": len(rows),
+        "all_clients": clients,
+        **summarize(rows),
+        "seconds": seconds,
+        "bytes_up": traffic.up,
+        "bytes_down": traffic.down,
+    }

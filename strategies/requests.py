@@ -1,0 +1,201 @@
+"""Requests to logical clients: sent, sent again where too few answer, every answer checked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+from clients.messages import CLIENT_ONLY, Job
+from strategies.exchange import NO_ANSWER, Exchange
+from strategies.failures import lost_round, tell
+from strategies.going_back import NoUsableAnswer, about_numbers
+from strategies.grid import CohortGrid
+from strategies.observer import Observer
+from strategies.reply_checks import Unusable, contained
+from strategies.run_state import RunState
+from strategies.watch import Watch
+
+TRIES = 2
+"""Times clients are asked before the run stops."""
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What clients are asked.
+
+    Attributes:
+        server_round: in which round.
+        clients: who can be asked.
+        configure: makes the messages; a strategy's finds these clients in the grid.
+        check: raises :class:`Unusable` for a client's answer that cannot be used.
+        need: the fewest usable answers.
+        ask: what a query or an evaluation wants beside the usual (:class:`clients.messages.Job`).
+        screen: usable replies -> why some are not, beside the others.
+    """
+
+    server_round: int
+    clients: Sequence[int]
+    configure: Callable[[], list[Message]]
+    check: Callable[[int, RecordDict], None]
+    need: int
+    ask: str = ""
+    screen: Callable[[Mapping[int, Message]], dict[int, str]] = lambda good: {}
+
+
+@dataclass
+class Answers:
+    """What came of a request.
+
+    Attributes:
+        exchange: what it cost.
+        asked: number of clients that were asked.
+        good: client -> usable reply.
+        dropped: client -> why it is left out.
+        silent: of those, the ones that did not answer at all.
+        exceptions: the reasons that are exceptions in the code of a method.
+    """
+
+    exchange: Exchange
+    asked: int = 0
+    good: dict[int, Message] = field(default_factory=dict)
+    dropped: dict[int, str] = field(default_factory=dict)
+    silent: set[int] = field(default_factory=set)
+    exceptions: set[str] = field(default_factory=set)
+
+
+class Requester:
+    """Sends requests to clients.
+
+    Args:
+        grid: of the logical clients.
+        job: what every message carries.
+        runtime: of the configuration.
+        observer: who is told.
+        download_for: (client, server state) -> tensors that this client alone is sent.
+    """
+
+    def __init__(
+        self,
+        grid: CohortGrid,
+        job: Job,
+        runtime: Mapping,
+        observer: Observer,
+        download_for: Callable[[int, Tensors], Tensors],
+    ):
+        self._grid, self._job, self._observer = grid, job, observer
+        self._download_for = download_for
+        self._timeout, self._min_clients = runtime["round_timeout"], runtime["min_clients"]
+        self._debug = bool(runtime.get("debug", False))
+        self._watch = Watch(Path(job.private) if job.private else None, observer.progress)
+
+    def ask(self, request: Request, state: RunState) -> Answers:
+        """Ask clients; when fewer than ``need`` give a usable answer, ask the others once more.
+
+        Args:
+            request: what they are asked.
+            state: of the run, before the request.
+
+        Raises:
+            FedPGPError: fewer than ``need`` again.
+            NoUsableAnswer: most of those asked answered, and no answer can be used.
+        """
+        what, grid = f"round {request.server_round}", self._grid
+        grid.available, grid.exchange = list(request.clients), Exchange()
+        grid.committed = {client: int(state.committed[client]) for client in request.clients}
+        grid.job = replace(
+            self._job, server_round=request.server_round, ask=request.ask, debug=self._debug
+        )
+        messages = {
+            message.metadata.dst_node_id: self._with_client_only(message, state.server_state)
+            for message in request.configure()
+        }
+        answers = Answers(grid.exchange, len(messages))
+        told = 0  # accounts whose exceptions have been reported
+        for attempt in range(1, TRIES + 1):
+            replies = self._send(request, messages, sorted(set(messages) - set(answers.good)))
+            accounts = grid.exchange.accounts
+            answers.exceptions |= tell(what, accounts[told:], self._observer, debug=self._debug)
+            told = len(accounts)
+            _sort(replies, request, answers)
+            if len(answers.good) >= request.need:
+                break
+            if attempt < TRIES:
+                again = "asking the others again" if answers.good else "asking all again"
+                self._observer.warn(f"{what}: {self._few(request, answers)}; {again}")
+        if grid.registry is not None:
+            for client in answers.dropped:
+                grid.registry.recheck(client)
+        if len(answers.good) < request.need:
+            raise self._lost(request, answers)
+        return answers
+
+    def _send(
+        self, request: Request, messages: Mapping[int, Message], clients: Sequence[int]
+    ) -> list[Message]:
+        """Send these clients' messages, and wait for the replies."""
+        kind = {client: messages[client].metadata.message_type for client in clients}
+        fresh = [Message(messages[c].content, dst_node_id=c, message_type=kind[c]) for c in clients]
+        kinds = set(kind.values())
+        with self._watch.during(request.server_round, *kinds, request.ask) as self._grid.progress:
+            return self._grid.send_and_receive(fresh, timeout=self._timeout)
+
+    def _with_client_only(self, message: Message, server_state: Tensors) -> Message:
+        """Add the tensors that the method sends to this message's client alone."""
+        client = message.metadata.dst_node_id
+        tensors = self._download_for(client, server_state) if server_state else {}
+        if tensors:
+            record = ArrayRecord({name: Array(array) for name, array in tensors.items()})
+            message.content = RecordDict({**message.content, CLIENT_ONLY: record})
+        return message
+
+    def _lost(self, request: Request, answers: Answers) -> Exception:
+        """Return the error of a request that too few clients answered."""
+        failed = answers.dropped
+        failure = lost_round(
+            f"round {request.server_round}: {self._few(request, answers)}",
+            failed,
+            answers.exceptions,
+        )
+        # An exception of code has nothing to do with the round before.
+        of_code = answers.exceptions.issuperset(failed.values())
+        spoiled = not of_code and about_numbers(failed.values())
+        if not answers.good and len(answers.silent) < len(failed) / 2 and spoiled:
+            return NoUsableAnswer(failure)
+        return failure
+
+    def _few(self, request: Request, answers: Answers) -> str:
+        """Say how many clients answered, and why the first of the others did not."""
+        text = (
+            f"{len(answers.good)} of {answers.asked} clients gave a usable answer, "
+            f"{request.need} are needed"
+        )
+        if request.need == self._min_clients:
+            text += " (runtime.min_clients)"
+        if answers.dropped:
+            client = min(answers.dropped)
+            text += f". Client {client}: {answers.dropped[client]}"
+        return text
+
+
+def _sort(replies: Sequence[Message], request: Request, answers: Answers) -> None:
+    """Check replies one by one, then beside each other, and sort them into the answers."""
+    for reply in replies:
+        client = reply.metadata.src_node_id
+        answers.silent.discard(client)
+        try:
+            if reply.has_error():
+                answers.silent |= {client} if reply.error.code == NO_ANSWER else set()
+                raise Unusable(reply.error.reason.removeprefix(f"client {client}: "))
+            contained(partial(request.check, client, reply.content))
+            answers.good[client] = reply
+            answers.dropped.pop(client, None)
+        except Unusable as reason:
+            answers.dropped[client] = str(reason)
+    for client, reason in request.screen(answers.good).items():
+        answers.dropped[client] = reason
+        del answers.good[client]
