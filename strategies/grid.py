@@ -21,7 +21,8 @@ from strategies.exchange import CLIENT_FAILED, NO_ANSWER, Exchange, Interrupted
 from strategies.local_grid import with_id
 from strategies.node_registry import NodeRegistry
 from strategies.pulling import pull
-from strategies.reply_checks import Unusable, contained, open_reply
+from strategies.reply_checks import open_reply
+from strategies.unusable import Unusable, contained
 
 NOT_CONNECTED = -1
 """The node of clients that are not connected."""

@@ -22,8 +22,9 @@ from flwr.serverapp import Grid
 from clients.messages import Job
 from fedpgp.plain_text import called, one_line
 from strategies.client_keys import ClientKeys, NodeInfo
+from strategies.json_answers import read_handshake, read_row
 from strategies.pulling import pull
-from strategies.reply_checks import Unusable, contained, read_handshake, read_row
+from strategies.unusable import Unusable, contained
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""

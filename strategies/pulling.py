@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from strategies.reply_checks import Unusable, contained
+from strategies.unusable import Unusable, contained
 
 
 def pull(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]:

@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedpgp.errors import FedPGPError
 from strategies.exchange import Exchange, Interrupted
+from strategies.json_answers import ROW_BYTES, SAMPLES_BYTES, json_answer, read_row, read_samples
 from strategies.node_registry import NodeRegistry
 from strategies.observer import Rows
-from strategies.reply_checks import ROW_BYTES, SAMPLES_BYTES, json_answer, read_row, read_samples
 from strategies.requests import Answers, Request
 from strategies.run_state import RunState
 

@@ -14,8 +14,8 @@ from strategies.failures import lost_round, tell
 from strategies.going_back import NoUsableAnswer, about_numbers
 from strategies.grid import CohortGrid
 from strategies.observer import Observer
-from strategies.reply_checks import Unusable, contained
 from strategies.run_state import RunState
+from strategies.unusable import Unusable, contained
 from strategies.watch import Watch
 
 TRIES = 2

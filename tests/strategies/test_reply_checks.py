@@ -16,21 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.messages import pack_reply
-from strategies.reply_checks import (
-    MOST,
+from strategies.json_answers import (
     ROW_BYTES,
     SAMPLES_BYTES,
-    Unusable,
-    check_figures,
-    check_update,
-    contained,
     json_answer,
-    open_reply,
     read_handshake,
     read_json,
     read_row,
     read_samples,
 )
+from strategies.reply_checks import check_figures, check_update, open_reply
+from strategies.unusable import MOST, Unusable, contained
 
 SHAPE = (4, 8)
 REFERENCE = {"c": np.zeros(SHAPE), "p_G": np.ones(SHAPE)}

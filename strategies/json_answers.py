@@ -1,0 +1,157 @@
+"""What a node answers in JSON: its size and depth are checked before it is decoded, then every
+value that is used."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from flwr.app import ConfigRecord, RecordDict
+
+from clients.node_config import LONGEST_NAME
+from fedpgp.plain_text import one_line
+from strategies.unusable import MOST, Unusable, check_range, contained, shown
+
+ROW_BYTES, SAMPLES_BYTES, CLIENT_BYTES = 2**22, 2**23, 32
+"""Most bytes of JSON for a row of the table, for a client's samples, and for each client in a
+node's account."""
+
+BRACKETS = 4096
+"""Most brackets in a JSON text, and so its depth."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def read_handshake(content: RecordDict) -> dict:
+    """A node's first answer (:meth:`clients.request.ClientRequest.handshake`): ``client`` and its
+    ``name``, and ``row``, or ``rejection`` and ``transient``.
+
+    Raises:
+        Unusable: it cannot be read.
+    """
+
+    def read() -> dict:
+        said = json_answer(content, ROW_BYTES)
+        if not isinstance(said, dict):
+            raise Unusable("sent a first answer that is none")
+        client = said.get("client")
+        if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client <= MOST:
+            raise Unusable(f"says it is client {shown(client)}")
+        name = said.get("name", "")
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            raise Unusable(f"says that client {client} is called {shown(name)}")
+        found = {"client": client, "name": one_line(name), "row": said.get("row")}
+        if rejection := said.get("rejection"):
+            found |= {
+                "rejection": one_line(str(rejection)),
+                "transient": bool(said.get("transient")),
+            }
+        return found
+
+    return contained(read)
+
+
+def read_row(
+    value: object, client: int, table: Sequence[Mapping] | None = None, *, simulated: bool = False
+) -> dict:
+    """A client's row of the table.
+
+    Args:
+        value: what its node says.
+        client: whose it is.
+        table: the rows of clients whose images the server splits; None where their images are their
+            own, and what they say of them is believed.
+        simulated: the node is this run's own, and tells how many images of which class the client
+            has.
+
+    Raises:
+        Unusable: it is none, or not what the server assigned.
+    """
+    if table is not None and value != table[client]:
+        raise Unusable(f"client {client} does not have the images that it was assigned")
+    if not isinstance(value, dict):
+        raise Unusable(f"the row of client {client} is none")
+    for name in ("train_images", "test_images"):
+        count = value.get(name)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST:
+            raise Unusable(f"client {client} says {name}={shown(count)}")
+    domain, trains = value.get("domain"), value.get("trains")
+    if not isinstance(domain, str | None) or not isinstance(trains, bool):
+        raise Unusable(f"the row of client {client} is none")
+    counts = {"train_images": value["train_images"], "test_images": value["test_images"]}
+    row = {
+        "id": client,
+        "domain": None if domain is None else one_line(domain),
+        **counts,
+        "trains": trains,
+    }
+    if table is not None:
+        return {**table[client], **row}
+    return {**value, **row} if simulated else row
+
+
+def read_samples(value: object, client: int) -> list[dict]:
+    """Images with a client's answers (:meth:`fedpgp.federation.Federation.samples`), the images in
+    base64.
+
+    Raises:
+        Unusable: they are none.
+    """
+    if not isinstance(value, list):
+        raise Unusable("sent no samples")
+    rows = []
+    for row in value:
+        png = base64.b64decode(row["png"], validate=True)
+        texts = {name: row[name] for name in ("label", "predicted")}
+        domain = row["domain"]
+        if not png.startswith(_PNG) or not all(isinstance(text, str) for text in texts.values()):
+            raise Unusable("sent samples that are none")
+        if not isinstance(domain, str | None) or not isinstance(row["correct"], bool):
+            raise Unusable("sent samples that are none")
+        check_range("confidence", row["confidence"], 0, 1 + 1e-6)
+        about = {"client": client, "domain": None if domain is None else one_line(domain)}
+        said = {
+            "correct": row["correct"],
+            "confidence": float(row["confidence"]),
+            "png": row["png"],
+        }
+        rows.append({**about, **{name: one_line(text) for name, text in texts.items()}, **said})
+    return rows
+
+
+def json_answer(content: RecordDict, most: int) -> object:
+    """The JSON in an answer to a question.
+
+    Args:
+        content: the answer.
+        most: bytes it may have.
+
+    Raises:
+        Unusable: there is none, it is too long or too deep, or has numbers that are none.
+    """
+    record = content.get("answer")
+    if not isinstance(record, ConfigRecord) or "json" not in record:
+        raise Unusable("sent no answer")
+    return read_json(record["json"], most)
+
+
+def read_json(text: object, most: int) -> object:
+    """JSON that somebody else wrote.
+
+    Raises:
+        Unusable: it is too long, too deep, or no JSON; it has an infinite number.
+    """
+    if not isinstance(text, str):
+        raise Unusable("sent no text where JSON belongs")
+    if len(text) > most:
+        raise Unusable(f"sent {len(text):,} bytes where {most:,} are the most")
+    if text.count("[") + text.count("{") > max(BRACKETS, most // CLIENT_BYTES):
+        raise Unusable("sent JSON that is too deep")
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise Unusable(f"sent a number that is {shown(digits)}")
+        return value
+
+    return contained(lambda: json.loads(text, parse_float=number, parse_constant=number))
