@@ -14,7 +14,7 @@ from fedpgp.data.partitions.pathological import reference_classes
 from fedpgp.data.pool import apportion
 from fedpgp.errors import FedPGPError
 
-GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "partitions.safetensors")
+GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "partitions.safetensors")
 EXAMPLES = settings(max_examples=40, deadline=None)
 
 

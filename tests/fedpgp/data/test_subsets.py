@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from fedpgp.data.subsets import base_novel, few_shot
 from fedpgp.errors import FedPGPError
 
-GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "partitions.safetensors")
+GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "partitions.safetensors")
 
 
 @given(st.integers(0, 9), st.integers(1, 12), st.lists(st.integers(0, 6), min_size=30, max_size=90))

@@ -188,7 +188,7 @@ def test_a_damaged_file_is_made_anew(clip, tmp_path, counted, damage, caplog):
 
 def test_several_processes_at_once_encode_once(tmp_path):
     command = [sys.executable, "-c", CHILDREN, __file__, str(tmp_path / "cache")]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=120
     ).stdout

@@ -12,7 +12,7 @@ from fedpgp.data.partition import COMMON
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import split_clients
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 DATASET_FILES = sorted((CONF / "dataset").glob("*.yaml"))
 PARTITION_FILES = sorted(
     path for path in (CONF / "partition").glob("*.yaml") if path.stem != "own"
