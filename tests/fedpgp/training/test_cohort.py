@@ -232,7 +232,7 @@ def test_training_on_views_equals_training_on_the_views_drawn(task):
 
     def run(images, settings):
         params = start(method, range(4))
-        options = {"seed": 5, "clients": [0, 1, 2, 3], "round": 2}
+        options = {"seed": 5, "clients": [0, 1, 2, 3], "server_round": 2}
         return train_cohort(
             method, params, Images(images), labels, rows, classes, settings, **options
         )
