@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick test slow lint clean
+.PHONY: help setup run quick test slow lint docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ slow: $(STAMP) ## the tests that take minutes
 
 lint: $(STAMP) ## ruff: style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: $(STAMP) ## the pages of docs/ as a site, into build/site
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^mkdocs-material==' constraints.txt)"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "wrote build/site/index.html"
 
 clean: ## removes the environment and Python's caches, not your runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
