@@ -14,3 +14,4 @@ os.environ.setdefault(
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("COLUMNS", None)  # pytest-xdist's: tables are as wide as without a terminal

@@ -3,11 +3,12 @@ sequences, one class at a time."""
 
 from unittest import mock
 
+import ftfy
 import pytest
 import torch
 import torch.nn.functional as F
 from golden import golden_clip
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -98,6 +99,9 @@ words = st.text(
     pads=st.sampled_from([(), ("cpu",)]),
 )
 def test_any_names_lengths_and_axes(names, n_ctx, leading, pads):
+    # ftfy reads a few names, such as "Ć¢", by the words beside them: they have no tokens of
+    # their own.
+    assume(all(ftfy.fix_text(f"X {name}.") == f"X {ftfy.fix_text(name)}." for name in names))
     clip = golden_clip()
     context = torch.randn(*leading, n_ctx, 32, dtype=torch.float64)
     with mock.patch.object(fedpgp.text, "PADS", pads):
