@@ -20,7 +20,7 @@ run: $(STAMP) ## the main job: FedPGP on the embedded federation, a minute on tw
 
 quick: $(STAMP) ## the tests that concern a method, for its author; under 2 minutes on two idle cores
 	@$(BIN)/python -m pytest tests/fedpgp/test_methods.py tests/fedpgp/training \
-		tests/docs tests/experiments/test_methods.py $(ARGS)
+		tests/docs/test_add_a_method.py tests/docs/test_methods_page.py tests/experiments/test_methods.py $(ARGS)
 
 test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests; `make slow` runs the rest)
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
@@ -32,7 +32,7 @@ lint: $(STAMP) ## ruff: style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 docs: $(STAMP) ## the pages of docs/ as a site, into build/site
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^mkdocs-material==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "wrote build/site/index.html"
 
 clean: ## removes the environment and Python's caches, not your runs
