@@ -5,7 +5,6 @@ Every message goes through Flower's own serialization, and what the nodes send i
 byte.
 """
 
-import secrets
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
@@ -15,6 +14,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
+
+from strategies.local_grid import with_id
 
 
 class Hangs(Exception):
@@ -74,10 +75,12 @@ class Nodes(Grid):
     def push_messages(self, messages):
         ids = []
         for message in messages:
-            ids.append(secrets.token_hex(8) if message.metadata.dst_node_id in self.since else "")
-            message.metadata.__dict__["_message_id"] = ids[-1]
-            if ids[-1]:
-                self.waiting[ids[-1]] = message
+            if message.metadata.dst_node_id in self.since:
+                named = with_id(message)
+                ids.append(named.metadata.message_id)
+                self.waiting[ids[-1]] = named
+            else:
+                ids.append("")
         return ids
 
     def pull_messages(self, message_ids):
@@ -92,12 +95,7 @@ class Nodes(Grid):
                 if self.waiting.pop(id, None) is None:
                     continue
                 context = Context(1, node, {"inline": True, **self.configs[node]}, RecordDict(), {})
-                asked = Message(
-                    _through(message.content, self.received),
-                    dst_node_id=node,
-                    message_type=message.metadata.message_type,
-                )
-                asked.metadata.__dict__["_message_id"] = id
+                asked = Message(_through(message.content, self.received), metadata=message.metadata)
                 reply = self.app(asked, context)
                 self.replies.append(reply.content)
                 replies.append(Message(_through(reply.content, self.sent), reply_to=message))

@@ -22,7 +22,8 @@ from clients.messages import Job, count_bytes, pack_reply, unpack
 from strategies.aggregation.base import STRATEGIES
 from strategies.exchange import Interrupted
 from strategies.flower_strategies import make_strategy
-from strategies.grid import CohortGrid, balance, readable
+from strategies.grid import CohortGrid, Interrupted, balance, readable
+from strategies.local_grid import with_id
 
 CLIENTS = 10
 START = np.random.default_rng(0).normal(size=(3, 4))
@@ -58,13 +59,10 @@ class Nodes(Grid):
         return [100 + i for i in range(self.count)] if self.cohort else list(range(self.count))
 
     def push_messages(self, messages):
-        ids = []
-        for message in messages:
-            ids.append(f"m{len(self.sent)}")
-            message.metadata.__dict__["_message_id"] = ids[-1]
-            self.sent.append(message)
-            self.waiting[ids[-1]] = message
-        return ids
+        named = [with_id(message) for message in messages]
+        self.sent += named
+        self.waiting |= {message.metadata.message_id: message for message in named}
+        return [message.metadata.message_id for message in named]
 
     def pull_messages(self, message_ids):
         ready = [self.waiting[i] for i in message_ids if i in self.waiting]
