@@ -16,13 +16,13 @@ from io import StringIO
 from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.command import command, complain
 from experiments.help import explain, explain_top, settings_as_flags
+from experiments.hydra_options import split_options
 from experiments.latest import point_latest
 from experiments.naming import job_name, older_job_name
 from experiments.override_checks import check_overrides
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(explain(words))
         return 0
     arguments = _sweep_again(_together(readable(arguments)))
-    asked = get_args_parser().parse_args(arguments)
+    asked, _ = split_options(arguments)
     check_overrides(asked.overrides, sweep=_is_sweep(asked))
     sys.argv = [RUN, *arguments]
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
@@ -121,7 +121,7 @@ def _together(arguments: list[str]) -> list[str]:
     Raises:
         FedPGPError: an option that does not exist.
     """
-    asked, late = get_args_parser().parse_known_args(arguments)
+    asked, late = split_options(arguments)
     if any(word.startswith("-") for word in late):
         raise FedPGPError(
             f"unknown option {next(w for w in late if w[0] == '-')}; see {RUN} --help"
@@ -249,7 +249,7 @@ def _sweep_again(arguments: list[str]) -> list[str]:
     Raises:
         FedPGPError: nothing can be resumed there, or a part of the first command line is missing.
     """
-    parsed = get_args_parser().parse_args(arguments)
+    parsed, _ = split_options(arguments)
     given = parse(parsed.overrides)
     folders = [Path(str(o.value())) for o in given if o.key_or_group == "resume" and o.value()]
     if not parsed.multirun or not folders:

@@ -13,11 +13,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {"fedpgp", "strategies", "clients", "experiments", "tests", "tools", "conf"}
-FILES = [path for folder in sorted(OURS) for path in sorted((ROOT / folder).rglob("*.py"))]
+HERE = Path(__file__).resolve()
+FILES = [
+    path
+    for folder in sorted(OURS)
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path != HERE
+]
 ALLOWED = {
     # The softmax's backward pass from its output alone: autograd would keep the input too.
     "torch._softmax_backward_data",
 }
+LIBRARIES = {"ray", "flwr", "hydra", "torch", "torchvision", "open_clip"}
 SETTINGS = {
     # Attributes that the library offers to be set.
     "TaskIdentity.run_id",
@@ -66,18 +73,14 @@ def found(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
             if root(node.args[0]) in names:
                 yield node.lineno, ast.unparse(node)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            words = node.value.replace("/", ".").split(".")
-            if (
-                node.value.isascii()
-                and len(words) > 1
-                and foreign(node.value)
-                and " " not in node.value
-            ):
-                if words[0] in names | {"ray", "flwr", "hydra", "torch"} and any(
-                    map(private, words)
-                ):
-                    yield node.lineno, node.value  # import_module("…"), sys.modules["…"]
+        elif isinstance(node, ast.Constant) and names_a_module(node.value):
+            yield node.lineno, node.value  # import_module("…"), sys.modules["…"]
+
+
+def names_a_module(text: object) -> bool:
+    """Whether a text is the name of a library's private module."""
+    words = text.split(".") if isinstance(text, str) else []
+    return bool(words) and words[0] in LIBRARIES and any(map(private, words))
 
 
 def root(node: ast.AST) -> str:

@@ -244,7 +244,7 @@ def test_a_deployment_s_report_names_the_command_that_made_it(tmp_path, shell, c
         client_app(),
         [{"client-id": i, "state-dir": str(tmp_path / f"state_{i}")} for i in range(2)],
     )
-    flower_app._run(nodes, words, command)
+    flower_app._run(nodes, flower_app._split(shlex.join(words)), command)
     page = (folder / "report.html").read_text()
     again = shell(html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.DOTALL)[1]))
     if command:
