@@ -22,7 +22,7 @@ from clients.messages import Job, count_bytes, pack_reply, unpack
 from strategies.aggregation.base import STRATEGIES
 from strategies.exchange import Interrupted
 from strategies.flower_strategies import make_strategy
-from strategies.grid import CohortGrid, Interrupted, balance, readable
+from strategies.grid import CohortGrid, balance, readable
 from strategies.local_grid import with_id
 
 CLIENTS = 10
