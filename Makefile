@@ -6,8 +6,11 @@ STAMP := $(VENV)/.installed
 # A process a core, and the tests of a file in the same one, which make its data once.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
+NEWEST := $(CURDIR)/build/newest
+VERSION := 'import importlib.metadata as m; print(m.version("flwr"))'
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick test slow lint docs clean
+.PHONY: help setup run quick test slow lint newest docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +34,15 @@ slow: $(STAMP) ## the tests that take minutes
 
 lint: $(STAMP) ## ruff: style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+newest: $(STAMP) ## the newest Flower beside the pinned one (build/newest), and the tests that touch it most
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEWEST) flwr \
+		|| { echo "note: the newest Flower cannot be fetched; nothing was tested"; exit 0; }; \
+	have=$$($(BIN)/python -c $(VERSION)); newest=$$(PYTHONPATH=$(NEWEST) $(BIN)/python -c $(VERSION)); \
+	if [ "$$have" = "$$newest" ]; then echo "flwr $$have is the newest"; exit 0; fi; \
+	echo "flwr $$newest in the place of $$have"; \
+	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest tests/strategies/test_grid.py tests/strategies/test_flower_strategies.py \
+		tests/clients/test_client_app.py tests/experiments/test_superlink.py tests/experiments/test_flower_app.py $(ARGS)
 
 docs: $(STAMP) ## the pages of docs/ as a site, into build/site
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

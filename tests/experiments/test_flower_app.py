@@ -74,7 +74,6 @@ def simulation_grid() -> InMemoryGrid:
     [
         ("methd=coop", "did you mean method"),
         ("clients='2", "No closing quotation"),
-        ("runtime=flower", "flwr run"),
     ],
 )
 def test_a_mistake_in_a_simulation_is_one_line_too(overrides, said, capsys):
