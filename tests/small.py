@@ -29,14 +29,6 @@ from fedpgp.training import TrainingSettings
 
 CLASSES = ["cat", "golden retriever", "airplane", "clover", "swimming pool", "tea cup"]
 EMBED = 16
-SMALL = {
-    "fedpgp": {"rank": 2},
-    "dp_fpl": {"rank": 2},
-    "pfedmoap": {"width": 16},
-    "pfedmma": {"first": 1, "last": 2},
-    **dict.fromkeys(("vpt", "maple", "promptsrc"), {"depth": 2}),
-}
-"""Settings that fit the small model."""
 
 
 def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = None) -> dict:
@@ -58,7 +50,7 @@ def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = Non
             *overrides,
         ]
     )
-    config["method"] |= SMALL.get(config["method"]["name"], {})
+    config["method"] |= METHODS[config["method"]["name"]].small
     config["dataset"]["faults"] = faults or {}
     return config
 

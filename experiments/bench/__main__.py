@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=BENCHES, help="what to measure")
     parser.add_argument(
-        "--methods", nargs="+", choices=methods.WORK, metavar="NAME", help="methods: these, not all"
+        "--methods",
+        nargs="+",
+        choices=methods.learning(),
+        metavar="NAME",
+        help="methods: these, not all",
     )
     parser.add_argument(
         "--classes",

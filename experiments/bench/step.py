@@ -18,6 +18,7 @@ from fedpgp.clip import load_clip, resolve_device
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods import METHODS, Batch, Images, Method, Params, StepContext
 from fedpgp.seeding import generator
+from fedpgp.step_work import StepSize
 from fedpgp.task import ClassSet, Task
 
 MODEL, IMAGES, CONTEXT, RANK, PATCHES = "ViT-B-16", 32, 16, 8, 196
@@ -170,37 +171,6 @@ def plain_step(
     return torch.stack(losses), {name: torch.stack(parts) for name, parts in grads.items()}
 
 
-def tower_gflop(
-    width: int, blocks: int, tokens: int, *, read: int, constant: int = 0, unread: int = 0
-) -> float:
-    """GFLOP of the linear layers of a transformer that cannot be avoided, for one sequence in one
-    direction (forward, or backward to the inputs).
-
-    Args:
-        width, blocks: of the transformer; its MLP is four times as wide.
-        tokens: of the sequence.
-        read: tokens that are read behind the last block: it has queries, output and MLP of these
-            alone.
-        constant: tokens of which the first block knows queries, keys and values, since they
-            depend on nothing learned.
-        unread: tokens behind some block that the next one replaces (summed over the blocks): they
-            are keys and values alone.
-    """
-    middle = 12 * tokens * (blocks - 1) - 10 * unread
-    return 2 * width**2 * (middle + 2 * tokens + 10 * read - 3 * constant) / 1e9
-
-
-def linear_gflop(classes: ClassSet, clients: int) -> float:
-    """GFLOP of the linear layers of one step that cannot be avoided: both passes, forward and
-    (inputs only) backward, for all clients."""
-    encoder = classes.encoder(classes.task.n_ctx)
-    tower, suffix = encoder.tower, encoder.tokens - 1 - encoder.n_ctx
-    one = tower_gflop(
-        tower.width, len(tower.blocks), encoder.tokens, read=len(classes.names), constant=suffix
-    )
-    return 2 * 2 * clients * one
-
-
 def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One client's step against the textbook step, for each number of classes."""
     for count in arguments.classes:
@@ -230,7 +200,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
 def speed(classes: ClassSet, clients: int, seconds: float) -> dict:
     """Achieved GFLOP/s of a step, this machine's GEMM speed at its shapes, and the fraction."""
     encoder = classes.encoder(classes.task.n_ctx)
-    achieved = linear_gflop(classes, clients) / seconds
+    achieved = clients * StepSize(IMAGES, classes).texts(2).gflop / seconds
     tower = encoder.tower
     peak = gemm_gflops(2 * encoder.tokens * clients, tower.width, tower.device, tower.compute)
     return {"gflops": achieved, "gemm_gflops": peak, "share_of_gemm": achieved / peak}

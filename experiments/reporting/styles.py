@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.reporting.tables import Row
-from experiments.reporting.titles import METHOD_TITLES
+from experiments.reporting.titles import in_order
 
 COLOURS = 10
 _LINES = ("", " dashed", " dotted")  # each with a mark of its own: circle, square, triangle
@@ -20,8 +20,8 @@ def row_styles(rows: Sequence[Row]) -> list[str]:
     trained = [index for index, row in enumerate(rows) if row.model != "zero_shot"]
     if len({setups[index] for index in trained}) <= 1:
         return [row.model for row in rows]
-    methods = [name for name in METHOD_TITLES if name != "zero_shot"]
-    methods += sorted({rows[index].labels["method"] for index in trained} - set(METHOD_TITLES))
+    methods = [name for name in in_order() if name != "zero_shot"]
+    methods += sorted({rows[index].labels["method"] for index in trained} - set(methods))
     place: dict[tuple, int] = {}
     for index in trained:  # first each method's own place
         slot = methods.index(rows[index].labels["method"])

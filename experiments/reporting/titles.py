@@ -1,41 +1,20 @@
 """The methods' names as their papers write them, for tables, pages and charts. Keys stay in
 CSV and configurations."""
 
-METHOD_TITLES = {
-    "zero_shot": "Zero-shot CLIP",
-    "fedpgp": "FedPGP",
-    "promptfl": "PromptFL",
-    "coop": "CoOp",
-    "promptfl_ft": "PromptFL + fine-tuning",
-    "fedprox": "FedProx",
-    "fedper": "FedPer",
-    "ditto": "Ditto",
-    "scaffold": "SCAFFOLD",
-    "fedamp": "FedAMP",
-    "fedotp": "FedOTP",
-    "promptfolio": "PromptFolio",
-    "fedtpg": "FedTPG",
-    "dp_fpl": "DP-FPL",
-    "fedpha": "FedPHA",
-    "pfedmoap": "pFedMoAP",
-    "pfedprompt": "pFedPrompt",
-    "fedclip": "FedCLIP",
-    "pfedmma": "pFedMMA",
-    "fedmgp": "FedMGP",
-    "fedmvp": "FedMVP",
-    "cocoop": "CoCoOp",
-    "kgcoop": "KgCoOp",
-    "prograd": "ProGrad",
-    "plot": "PLOT",
-    "proda": "ProDA",
-    "promptsrc": "PromptSRC",
-    "maple": "MaPLe",
-    "vpt": "VPT",
-}
-"""By configuration name. The order gives a method its colour and line on every page:
-add new ones at the end."""
+from fedpgp.methods import METHODS
 
 
 def title(method: str) -> str:
-    """The method's name as its paper writes it; its key where it has none here."""
-    return METHOD_TITLES.get(method, method)
+    """The method's name as its paper writes it; its key where it is none of the project's."""
+    return METHODS[method].about.title if method in METHODS else method
+
+
+def in_order() -> list[str]:
+    """The methods' keys in the order of tables, which gives each its colour and line on pages: a
+    new method is behind those that have a place of their own."""
+
+    def place(method: str) -> tuple:
+        order = METHODS[method].about.order
+        return order is None, order or 0, method
+
+    return sorted(METHODS, key=place)

@@ -1,5 +1,6 @@
 """Methods: one file each, which is all that a new one needs here (docs/add_a_method.md)."""
 
+from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     METHODS,
     Batch,
@@ -17,6 +18,7 @@ from fedpgp.methods.component import method_class
 
 __all__ = [
     "METHODS",
+    "About",
     "Batch",
     "Classifier",
     "Images",

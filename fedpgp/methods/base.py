@@ -20,7 +20,7 @@ together, and ``...`` any leading axes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -30,7 +30,9 @@ from torch import Tensor
 
 from fedpgp.errors import MethodError
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.registry import Registry
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
 
 Params = dict[str, Tensor]
@@ -163,6 +165,12 @@ class Method(ABC):
 
     name: ClassVar[str] = "component"
     """As in ``conf/method/``; :func:`register` sets it."""
+    about: ClassVar[About]
+    """What is said of it on pages and in tables."""
+    small: ClassVar[Mapping[str, object]] = {}
+    """Settings for a model of two blocks a tower and features of 16 numbers, as tests have it."""
+    sent_copies: ClassVar[tuple[str, ...]] = ()
+    """Personal tensors that are copies of what the client sends: nothing that is private."""
     Settings: ClassVar[type] = NoSettings
     learns: ClassVar[bool] = True
     """False for a method without rounds (zero-shot)."""
@@ -193,6 +201,16 @@ class Method(ABC):
     def shares_one_model(self) -> bool:
         """Whether all clients use one model, the global one: nothing of it is personal."""
         return type(self).personal_classifier is Method.personal_classifier
+
+    @classmethod
+    def settings_of(cls, blocks: int) -> object:
+        """Return settings for a model of so many blocks a tower: the defaults, where they fit."""
+        return cls.Settings()
+
+    def step_work(self, size: StepSize) -> Work:
+        """Return the matrix products that one client's step cannot do without: by default, one
+        context through the text tower and back."""
+        return size.texts()
 
     # What is trained. -----------------------------------------------------------------------------
 

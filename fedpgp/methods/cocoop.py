@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fedpgp.layers import linear, linear_start
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, register
 from fedpgp.prompts import starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 CHUNK = 8
@@ -24,9 +26,20 @@ CHUNK = 8
 class CoCoOp(Method):
     """Shared: p_G (m, d), W1 (e/16, e), W2 (d, e/16) and their biases. Nothing personal."""
 
+    about = About(
+        title="CoCoOp",
+        paper="Zhou et al., CVPR 2022",
+        family="prompt_learning",
+        shared="context, meta-network",
+        sent="m*d + max(8, e//16)*(e + d + 1) + d",
+        passes="one for each image",
+        official="exact (run): KaiyangZhou/CoOp at ff61507",
+        order=21,
+    )
+
     def init_shared(self, rng: np.random.Generator) -> Params:
         task, embed = self.task, self.task.clip.embed
-        hidden = max(8, embed // 16)  # small models would be left with none
+        hidden = self._hidden(embed)
         return {
             "p_G": starting_context(task.clip, task.n_ctx, task.context_init, rng),
             **linear_start("1", hidden, embed, rng),
@@ -59,3 +72,12 @@ class CoCoOp(Method):
             [encoder(part) for part in context.split(CHUNK, dim=1)], dim=1
         )  # (K, B, C, e)
         return self.task.logit_scale * (texts @ x.unsqueeze(-1)).squeeze(-1)
+
+    def _hidden(self, embed: int) -> int:
+        return max(8, embed // 16)  # small models would be left with none
+
+    def step_work(self, size: StepSize) -> Work:
+        d, e = self.task.clip.width, self.task.clip.embed
+        hidden = self._hidden(e)
+        meta = size.layer(size.images, e, hidden, 2) + size.layer(size.images, hidden, d)
+        return size.texts(size.images) + meta

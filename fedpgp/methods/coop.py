@@ -8,6 +8,7 @@ methods (public "local" baselines restart from the initial weights every round).
 import numpy as np
 from torch import Tensor
 
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -17,6 +18,14 @@ from fedpgp.task import ClassSet
 class CoOp(Method):
     """One personal context (m, d), nothing shared and so no global model."""
 
+    about = About(
+        title="CoOp",
+        paper="Zhou et al., IJCV 2022; each client alone",
+        family="prompts",
+        personal="context",
+        official="exact (run): KaiyangZhou/CoOp at ff61507",
+        order=3,
+    )
     starts_as_shared = True
 
     def init_personal(self, rng: np.random.Generator) -> Params:

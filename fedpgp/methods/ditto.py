@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 
@@ -39,6 +41,17 @@ class DittoSettings:
 class Ditto(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
+    about = About(
+        title="Ditto",
+        paper="Li et al., ICML 2021",
+        family="federated",
+        shared="context",
+        personal="second context",
+        sent="m*d",
+        passes="2",
+        official="exact (read): litian96/ditto at 26d9b29",
+        order=7,
+    )
     equal_weights = True
     starts_as_shared = True
     Settings = DittoSettings
@@ -59,3 +72,6 @@ class Ditto(PromptFL):
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p"])
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(2)

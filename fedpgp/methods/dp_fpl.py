@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import normal
@@ -81,6 +82,20 @@ class DPFPLSettings:
 class DPFPL(PromptFL):
     """Shared: p_G (m, d). Personal: p_L (m, d)."""
 
+    about = About(
+        title="DP-FPL",
+        paper="Tran et al., ICLR 2025",
+        family="federated_prompts",
+        shared="context",
+        personal="second context",
+        sent="m*d",
+        official=(
+            "declared difference: linhhtran/DP-FPL at cce74b4 adds the projection and divides by "
+            "10; exact (run) without these"
+        ),
+        order=13,
+    )
+    small = {"rank": 2}
     Settings = DPFPLSettings
     equal_weights = True  # what the server's noise is computed for
 

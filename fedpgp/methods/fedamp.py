@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_number
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
@@ -47,6 +48,20 @@ class FedAMPSettings:
 class FedAMP(PromptFL):
     """Shared: p_G (m, d), the average of the clients' prompts. Personal, and sent: p (m, d)."""
 
+    about = About(
+        title="FedAMP",
+        paper="Huang et al., AAAI 2021",
+        family="federated",
+        shared="every client's context, sent",
+        personal="nothing private",
+        sent="m*d",
+        official=(
+            "declared difference: PanBikang/PromptFolio at 8f729aa has the kernel `1 - "
+            "exp(+d/sigma)` and a pull without a gradient; none by the authors"
+        ),
+        order=9,
+    )
+    sent_copies = ("p",)
     starts_as_shared = True
     Settings = FedAMPSettings
     buffers = ("p_G", "u", "known")

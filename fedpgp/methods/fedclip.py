@@ -23,7 +23,9 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice
 from fedpgp.layers import linear, linear_start
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits, register
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 PICTURE = "a picture of a {}"
@@ -51,6 +53,16 @@ class FedCLIPSettings:
 class FedCLIP(Method):
     """Shared: W1, W2 (e, e), b1, b2 (e). Nothing personal."""
 
+    about = About(
+        title="FedCLIP",
+        paper="Lu et al., IEEE DEB 2023",
+        family="federated_prompts",
+        shared="image-feature adapter",
+        sent="2*e*e + 2*e",
+        passes="none",
+        official="exact (run): microsoft/PersonalizedFL at 441670e",
+        order=17,
+    )
     Settings = FedCLIPSettings
     inputs = ("features_raw",)
     equal_weights = True
@@ -93,3 +105,7 @@ class FedCLIP(Method):
         return cosine_logits(
             classifier["texts"], self.adapted(classifier, images), self.task.logit_scale
         )
+
+    def step_work(self, size: StepSize) -> Work:
+        e = self.task.clip.embed
+        return size.layer(size.images, e, e, 2) + size.layer(size.images, e, e)

@@ -26,6 +26,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     Batch,
     Images,
@@ -38,6 +39,7 @@ from fedpgp.methods.base import (
 )
 from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 SPREAD = 0.01
@@ -82,6 +84,21 @@ class FedMGP(Method):
     """Shared: t (s, m, d), v (s, n_v, W), rank by rank. Personal: T (G, m, d), V (G, n_v,
     W), and which were sent."""
 
+    about = About(
+        title="FedMGP",
+        paper="Bo et al., NeurIPS 2025",
+        family="federated_prompts",
+        shared="some groups of text and image prompts",
+        personal="the other groups",
+        sent="sent*(m*d + tokens*W)",
+        passes="`groups`",
+        official=(
+            "exact (run) with `method.penalty=l1` `method.weighting=equal`: weihao-bo/FedMGP at "
+            "3a02697"
+        ),
+        model="tiny_vit",
+        order=19,
+    )
     Settings = FedMGPSettings
     inputs = ("pixels",)
     buffers = ("t", "v", "last_t", "last_v", "sent_T", "sent_V")
@@ -221,3 +238,7 @@ class FedMGP(Method):
         return self.task.logit_scale * (
             self.prompted_images(classifier["v"], images) @ classifier["texts"].mT
         ).mean(1)
+
+    def step_work(self, size: StepSize) -> Work:
+        groups = self.settings.groups
+        return size.texts(groups) + size.through_image_tower(self.settings.tokens, groups=groups)

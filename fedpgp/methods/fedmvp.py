@@ -37,6 +37,7 @@ from fedpgp.layers import (
     norm_start,
 )
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     Batch,
     Images,
@@ -50,6 +51,7 @@ from fedpgp.methods.base import (
 )
 from fedpgp.prompts import normal
 from fedpgp.seeding import generator
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 from fedpgp.templates import SEVEN
 
@@ -94,6 +96,22 @@ class FedMVP(Method):
     """Shared: projection, attention, feed-forward, low-rank part. Personal: whether it has
     gone over to the last."""
 
+    about = About(
+        title="FedMVP",
+        paper="Singha et al., ICCV 2025",
+        family="federated_prompts",
+        shared="image-prompt generator",
+        personal="whether it has gone over to the low-rank part",
+        sent="16*W*W + e*W + 20*W + 6*rank*W",
+        passes="none",
+        official=(
+            "declared difference: mainaksingha01/FedMVP at 246800e reads descriptions of a "
+            "language model; on our templates exact (run) with `method.loss_classes=own` "
+            "`method.low_rank_init=normal`"
+        ),
+        model="tiny_vit",
+        order=20,
+    )
     Settings = FedMVPSettings
     inputs = ("pixels",)
     training_inputs = ("features", "mirrored")
@@ -231,3 +249,11 @@ class FedMVP(Method):
             self.prompted_images(classifier, images, low_rank),
             self.task.logit_scale,
         )
+
+    def step_work(self, size: StepSize) -> Work:
+        width, patches = self.tower.width, size.images * (self.tower.tokens - 1)
+        described = len(SEVEN) * len(size.classes.names)
+        keys = size.layer(described, self.task.clip.embed, width, 2)
+        keys += size.layer(described, width, 2 * width)
+        reader = size.layer(patches, width, 14 * width + 2 * described)
+        return size.through_image_tower(POOLED) + keys + reader

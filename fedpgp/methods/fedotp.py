@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Images, Method, Params, register
 from fedpgp.prompts import starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 from fedpgp.transport import plans, similarities
 
@@ -51,6 +53,20 @@ class FedOTPSettings:
 class FedOTP(Method):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
+    about = About(
+        title="FedOTP",
+        paper="Li et al., CVPR 2024",
+        family="federated_prompts",
+        shared="context",
+        personal="second context",
+        sent="m*d",
+        passes="2",
+        official=(
+            "declared difference: HongxiaLee/FedOTP at 9948611 stops the transport of a whole "
+            "batch at once; exact (run) where it converges"
+        ),
+        order=10,
+    )
     Settings = FedOTPSettings
     inputs = ("patches",)
 
@@ -82,3 +98,6 @@ class FedOTP(Method):
             unbalanced=s.transport == "unbalanced",
         )
         return self.task.logit_scale * (plan * sim).sum((-2, -1))
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(2) + size.similarities(2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -19,6 +20,16 @@ from fedpgp.task import ClassSet
 class FedPer(Method):
     """Shared: p_G (m//2, d). Personal: p (m - m//2, d)."""
 
+    about = About(
+        title="FedPer",
+        paper="Arivazhagan et al., 2019",
+        family="federated",
+        shared="first half of the context",
+        personal="second half",
+        sent="m//2*d",
+        official="exact (read): PanBikang/PromptFolio at 8f729aa; none by the authors",
+        order=6,
+    )
     starts_as_shared = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, LoadClientBatch, Method, Params, StepContext, register
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.prompts import starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
 from fedpgp.templates import PLAIN
 
@@ -75,6 +77,21 @@ class FedPGPSettings:
 class FedPGP(Method):
     """Shared: p_G (m, d). Personal: U (m, b), V (b, d)."""
 
+    about = About(
+        title="FedPGP",
+        paper="Cui et al., ICML 2024",
+        family="federated_prompts",
+        shared="context",
+        personal="low-rank term",
+        sent="m*d",
+        passes="2; 1 with `method.mu=0`",
+        official=(
+            "exact (run) with `method.guidance=context` `method.personal_init=normal`: "
+            "TianyuCuiOvO/FedPGP at d43045b"
+        ),
+        order=1,
+    )
+    small = {"rank": 2}
     Settings = FedPGPSettings
     settings: FedPGPSettings
 
@@ -148,3 +165,6 @@ class FedPGP(Method):
 
     def _encode(self, context: Tensor, classes: ClassSet) -> Tensor:
         return classes.encoder(context.shape[-2])(context)
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(1 if self.settings.mu == 0 else 2)

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 
@@ -49,6 +51,17 @@ class FedPHASettings:
 class FedPHA(PromptFL):
     """Shared: p_G (m, d). Personal: p_L (m, d)."""
 
+    about = About(
+        title="FedPHA",
+        paper="Fang et al., ICML 2025",
+        family="federated_prompts",
+        shared="context",
+        personal="second context",
+        sent="m*d",
+        passes="3",
+        official="exact (run) with `method.through_svd=true`: CYFang6/FedPHA at 1ab33df",
+        order=14,
+    )
     Settings = FedPHASettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:
@@ -80,3 +93,6 @@ class FedPHA(PromptFL):
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_L"])
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(3)

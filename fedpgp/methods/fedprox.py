@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedpgp.errors import check_number
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
@@ -35,6 +36,15 @@ class FedProxSettings:
 class FedProx(PromptFL):
     """One shared context (m, d), no personal tensor."""
 
+    about = About(
+        title="FedProx",
+        paper="Li et al., MLSys 2020",
+        family="federated",
+        shared="context",
+        sent="m*d",
+        official="exact (read): litian96/FedProx at 6be8d40",
+        order=5,
+    )
     Settings = FedProxSettings
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:

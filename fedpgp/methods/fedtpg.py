@@ -19,6 +19,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.layers import attention, attention_start, gated, gated_start, norm, norm_start
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     Batch,
     LoadClientBatch,
@@ -29,6 +30,7 @@ from fedpgp.methods.base import (
     register,
 )
 from fedpgp.prompts import normal
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 
@@ -53,6 +55,15 @@ class FedTPGSettings:
 class FedTPG(Method):
     """Shared: the generator (about 4.2 million numbers at width 512). Nothing personal."""
 
+    about = About(
+        title="FedTPG",
+        paper="Qiu et al., ICLR 2024",
+        family="federated_prompts",
+        shared="prompt generator",
+        sent="m*d + 14*d*d + 2*e*d + 17*d + 2*e",
+        official="exact (run) with `method.loss_classes=own`: boschresearch/FedTPG at f141c29",
+        order=12,
+    )
     Settings = FedTPGSettings
     buffers = ("client_classes",)
     precomputes_for_evaluation = False
@@ -93,3 +104,8 @@ class FedTPG(Method):
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(self.context(shared, classes))
+
+    def step_work(self, size: StepSize) -> Work:
+        m, d, e = self.task.n_ctx, self.task.clip.width, self.task.clip.embed
+        queries, names = size.layer(m, d, 14 * d), size.layer(len(size.classes.names), e, 2 * d)
+        return size.texts() + queries + names

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
@@ -35,6 +36,15 @@ class KgCoOpSettings:
 class KgCoOp(PromptFL):
     """One shared context (m, d), no personal tensor."""
 
+    about = About(
+        title="KgCoOp",
+        paper="Yao et al., CVPR 2023",
+        family="prompt_learning",
+        shared="context",
+        sent="m*d",
+        official="exact (run): htyao89/KgCoOp at c43ccc3",
+        order=22,
+    )
     Settings = KgCoOpSettings
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:

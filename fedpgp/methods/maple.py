@@ -17,9 +17,11 @@ import torch
 from fedpgp.errors import check_number
 from fedpgp.image_tower import check_depth
 from fedpgp.layers import linear_start
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Params, register
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal, starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 
@@ -41,6 +43,17 @@ class MaPLeSettings:
 class MaPLe(VPT):
     """Shared: t (J, m, d), W (J, W, d), b (J, W). Nothing personal."""
 
+    about = About(
+        title="MaPLe",
+        paper="Khattak et al., CVPR 2023",
+        family="prompt_learning",
+        shared="deep text prompts, couplings",
+        sent="depth*(m*d + d*W + W)",
+        official="exact (run): muzairkhattak/multimodal-prompt-learning at 69bce21",
+        model="tiny_vit",
+        order=27,
+    )
+    small = {"depth": 2}
     Settings = MaPLeSettings
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -64,6 +77,14 @@ class MaPLe(VPT):
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         v = shared["t"] @ shared["W"].mT + shared["b"].unsqueeze(-2)
         return {"v": v, "texts": classes.encoder(self.task.n_ctx).encode_deep(shared["t"])}
+
+    @classmethod
+    def settings_of(cls, blocks: int):
+        return cls.Settings(depth=min(9, blocks))
+
+    def step_work(self, size: StepSize) -> Work:
+        depth = self.settings.depth
+        return size.texts(depth=depth) + size.through_image_tower(self.task.n_ctx, depth=depth)
 
 
 def deep_text_prompts(task, depth: int, rng: np.random.Generator) -> Params:

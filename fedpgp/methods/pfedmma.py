@@ -19,7 +19,9 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.image_tower import ImageTower, check_depth
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits, register
+from fedpgp.step_work import StepSize, Work, tower_gflop
 from fedpgp.task import ClassSet
 
 PHRASE = "a photo of a"
@@ -53,6 +55,18 @@ class PFedMMASettings:
 class PFedMMA(Method):
     """Shared: S (L, 32, 32) and bias. Personal: down and up of both towers (L, ...)."""
 
+    about = About(
+        title="pFedMMA",
+        paper="Ghiasvand et al., ICLR 2026",
+        family="federated_prompts",
+        shared="middle of the adapters",
+        personal="the rest of them, in both towers",
+        sent="(last - first + 1)*(size*size + size)",
+        official="exact (run): sajjad-ucsb/pFedMMA at 84197bb",
+        model="tiny_vit",
+        order=18,
+    )
+    small = {"first": 1, "last": 2}
     Settings = PFedMMASettings
     inputs = ("pixels",)
 
@@ -128,3 +142,27 @@ class PFedMMA(Method):
 
         x = self.tower(images.pixels, adapter=adapter)
         return cosine_logits(classifier["texts"], x, self.task.logit_scale)
+
+    @classmethod
+    def settings_of(cls, blocks: int):
+        return cls.Settings(first=min(5, blocks), last=min(12, blocks))
+
+    def step_work(self, size: StepSize) -> Work:
+        """Forward through both towers, of the text without the blocks before the first adapter,
+        which have nothing to do with an image or a client; backward through the blocks behind
+        it."""
+        settings, tower, count = self.settings, self.tower, len(size.classes.names)
+        encoder, images = size.classes.encoder(4), size.images
+        adapters, behind = settings.last - settings.first, tower.depth - settings.first
+        text_blocks = len(encoder.tower.blocks) - settings.first + 1
+        work = Work(images * size.embedding(), images * tower.tokens, tower.width)
+        for copies, width, tokens, read, blocks in (
+            (images, tower.width, tower.tokens, 1, tower.depth),
+            (1, self.task.clip.width, encoder.tokens, count, text_blocks),
+        ):
+            forward = tower_gflop(width, blocks, tokens, read=read)
+            backward = tower_gflop(width, behind, tokens, read=read) if behind else 0.0
+            work += Work(copies * (forward + backward), copies * tokens, width)
+            rows = copies * (adapters * tokens + read)
+            work += size.layer(rows, settings.size, 2 * width + settings.size)
+        return work

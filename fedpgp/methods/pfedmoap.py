@@ -25,6 +25,7 @@ from torch import Tensor
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.layers import linear, linear_start
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     Batch,
     Classifier,
@@ -37,6 +38,7 @@ from fedpgp.methods.base import (
     register,
 )
 from fedpgp.methods.promptfl import PromptFL
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 SHARPNESS = 10.0
@@ -83,6 +85,22 @@ class PFedMoAP(PromptFL):
     """Shared: p_G (m, d). Personal: the gate (4 x 128 x 128 and biases), and the prompt p
     (m, d) as it was sent."""
 
+    about = About(
+        title="pFedMoAP",
+        paper="Luo et al., ICLR 2025",
+        family="federated_prompts",
+        shared="context, a pool of all",
+        personal="gate",
+        sent="m*d",
+        passes="1, and `experts - 1` once a round without gradients",
+        official=(
+            "declared difference: ljaiverson/pFedMoAP at a481de3 takes the same experts in every "
+            "round; loss and gradients are exact (run)"
+        ),
+        order=15,
+    )
+    small = {"width": 16}
+    sent_copies = ("p",)
     Settings = PFedMoAPSettings
     buffers = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
     precomputes_for_evaluation = False
@@ -206,3 +224,10 @@ class PFedMoAP(PromptFL):
         mixed = mixed + query @ classifier["gate.o.bias"].unsqueeze(-1)
         text = cosine_logits(texts, x, scale)
         return torch.where(classifier["gated"] > 0, self.settings.text * text + scale * mixed, text)
+
+    def step_work(self, size: StepSize) -> Work:
+        settings, pairs = self.settings, size.images * len(size.classes.names)
+        width, experts = settings.width, settings.experts
+        tokens = size.layer(experts * len(size.classes.names), width, 2 * width)
+        gate = size.layer(size.images, width, 2 * width) + size.layer(pairs, width, 2 * experts)
+        return size.texts() + tokens + gate

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     Batch,
     Classifier,
@@ -52,6 +53,15 @@ class PFedPromptSettings:
 class PFedPrompt(PromptFL):
     """Shared: p_G (m, d). Personal: the memory, which is no state."""
 
+    about = About(
+        title="pFedPrompt",
+        paper="Guo et al., WWW 2023 (reconstructed)",
+        family="federated_prompts",
+        shared="context",
+        personal="memory of its images",
+        sent="m*d",
+        order=16,
+    )
     Settings = PFedPromptSettings
     buffers = ("keys", "ids", "real")
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Images, Method, Params, cosine_logits, register
 from fedpgp.prompts import starting_contexts
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
 from fedpgp.transport import plans, similarities
 
@@ -50,6 +52,19 @@ class PlotSettings:
 class Plot(Method):
     """Shared: p_G (M, m, d). Nothing personal."""
 
+    about = About(
+        title="PLOT",
+        paper="Chen et al., ICLR 2023",
+        family="prompt_learning",
+        shared="contexts",
+        sent="prompts*m*d",
+        passes="`prompts`",
+        official=(
+            "declared difference: CHENGY12/PLOT at 728539f stops the transport of a whole batch "
+            "at once; exact (run) where it converges, for ImageNet with `method.pooled=true`"
+        ),
+        order=24,
+    )
     Settings = PlotSettings
 
     def __init__(self, settings: PlotSettings, task: Task):
@@ -83,3 +98,6 @@ class Plot(Method):
             return logits
         pooled = F.normalize(classifier.mean(1), dim=-1)
         return logits + cosine_logits(pooled, images.features, self.task.logit_scale)
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(self.settings.prompts) + size.similarities(self.settings.prompts)

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Method, Params, StepContext, register
 from fedpgp.prompts import starting_contexts
 from fedpgp.seeding import generator
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 from fedpgp.text import PromptedTextEncoder
 
@@ -56,6 +58,16 @@ class ProDASettings:
 class ProDA(Method):
     """Shared: p_G (M, m, d). Nothing personal."""
 
+    about = About(
+        title="ProDA",
+        paper="Lu et al., CVPR 2022",
+        family="prompt_learning",
+        shared="contexts",
+        sent="prompts*m*d",
+        passes="`a_step`",
+        official="no code exists (bbbdylan/proda holds a page of text)",
+        order=25,
+    )
     Settings = ProDASettings
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -109,3 +121,7 @@ class ProDA(Method):
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(shared["p_G"]).mean(1)
+
+    def step_work(self, size: StepSize) -> Work:
+        prompts = self.settings.a_step
+        return size.texts(prompts) + size.texts(prompts, names=0)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, StepContext, cosine_logits, register
 from fedpgp.methods.promptfl import PromptFL
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 
@@ -40,6 +42,15 @@ class ProGradSettings:
 class ProGrad(PromptFL):
     """One shared context (m, d), no personal tensor."""
 
+    about = About(
+        title="ProGrad",
+        paper="Zhu et al., ICCV 2023",
+        family="prompt_learning",
+        shared="context",
+        sent="m*d",
+        official="exact (run): BeierZhu/Prompt-align at 1b76203",
+        order=23,
+    )
     Settings = ProGradSettings
 
     def gradients(
@@ -62,3 +73,6 @@ class ProGrad(PromptFL):
         square = g_b.square().sum((-2, -1), keepdim=True)
         against = torch.where((agreement < 0) & (square > 0), agreement / square, 0)
         return loss.detach(), {"p_G": g_a - self.settings.strength * against * g_b}
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(backward=2)

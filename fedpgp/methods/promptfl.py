@@ -7,6 +7,7 @@ the number of images (the original code averages unweighted, all later ones weig
 import numpy as np
 from torch import Tensor
 
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -15,6 +16,19 @@ from fedpgp.task import ClassSet
 @register("promptfl")
 class PromptFL(Method):
     """One shared context (m, d), no personal tensor."""
+
+    about = About(
+        title="PromptFL",
+        paper="Guo et al., IEEE TMC 2023",
+        family="prompts",
+        shared="context",
+        sent="m*d",
+        official=(
+            "exact (run) with `method.weighting=equal`: PEILab-Federated-Learning/PromptFL at "
+            "da401e7"
+        ),
+        order=2,
+    )
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
@@ -19,6 +20,20 @@ from fedpgp.task import ClassSet
 class PromptFLFT(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d), the fine-tuned copy, and whether there is one yet."""
 
+    about = About(
+        title="PromptFL + fine-tuning",
+        paper="Guo et al., IEEE TMC 2023",
+        family="prompts",
+        shared="context",
+        personal="its fine-tuned copy",
+        sent="m*d",
+        official=(
+            "declared difference: PanBikang/PromptFolio at 8f729aa trains and averages the text "
+            "projection too, and tunes nothing afterwards"
+        ),
+        order=4,
+    )
+    sent_copies = ("p",)
     buffers = ("p", "tuned")
 
     def init_personal(self, rng: np.random.Generator) -> Params:

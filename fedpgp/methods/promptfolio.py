@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_number
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Params, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 
 
@@ -36,6 +38,17 @@ class PromptFolioSettings:
 class PromptFolio(PromptFL):
     """Shared: p_G (m, d). Personal: p (m, d)."""
 
+    about = About(
+        title="PromptFolio",
+        paper="Pan et al., NeurIPS 2024",
+        family="federated_prompts",
+        shared="context",
+        personal="second context",
+        sent="m*d",
+        passes="2",
+        official="exact (run): PanBikang/PromptFolio at 8f729aa",
+        order=11,
+    )
     Settings = PromptFolioSettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:
@@ -44,3 +57,6 @@ class PromptFolio(PromptFL):
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         z_G, z_i = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         return torch.lerp(z_G, z_i, self.settings.theta)
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.texts(2)

@@ -22,10 +22,12 @@ from torch import Tensor
 from fedpgp.errors import check_number
 from fedpgp.image_tower import check_depth
 from fedpgp.losses import cross_entropy
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, cosine_logits, register
 from fedpgp.methods.maple import deep_text_prompts
 from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 from fedpgp.templates import SIXTY
 
@@ -57,6 +59,17 @@ class PromptSRCSettings:
 class PromptSRC(VPT):
     """Shared: t (J, m, d), v (J, m, W). Nothing personal."""
 
+    about = About(
+        title="PromptSRC",
+        paper="Khattak et al., ICCV 2023",
+        family="prompt_learning",
+        shared="deep prompts of both towers",
+        sent="depth*m*(d + W)",
+        official="exact (run): muzairkhattak/PromptSRC at bb95c77",
+        model="tiny_vit",
+        order=26,
+    )
+    small = {"depth": 2}
     Settings = PromptSRCSettings
     training_inputs = ("features",)
 
@@ -114,3 +127,11 @@ class PromptSRC(VPT):
             for name, sum_so_far in context.server_state.items()
         }
         return (total if context.server_round == context.num_rounds else averaged), total
+
+    @classmethod
+    def settings_of(cls, blocks: int):
+        return cls.Settings(depth=min(9, blocks))
+
+    def step_work(self, size: StepSize) -> Work:
+        depth = self.settings.depth
+        return size.texts(depth=depth) + size.through_image_tower(self.task.n_ctx, depth=depth)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, LoadClientBatch, Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
@@ -23,6 +24,16 @@ class Scaffold(PromptFL):
     """Shared: p_G (m, d) and its control variate c (m, d). Personal: the client's
     control variate c_i (m, d)."""
 
+    about = About(
+        title="SCAFFOLD",
+        paper="Karimireddy et al., ICML 2020",
+        family="federated",
+        shared="context, control variate",
+        personal="control variate",
+        sent="2*m*d",
+        official="no code exists by the authors",
+        order=8,
+    )
     buffers = ("c", "c_i", "mean")
     delta_params = ("c",)
     equal_weights = True

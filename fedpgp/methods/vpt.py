@@ -17,8 +17,10 @@ from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
 from fedpgp.image_tower import ImageTower, check_depth
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Images, Method, Params, cosine_logits, register
 from fedpgp.prompts import normal
+from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
 from fedpgp.templates import PLAIN
 
@@ -47,6 +49,21 @@ class VPTSettings:
 class VPT(Method):
     """Shared: v (depth, n, W). Nothing personal."""
 
+    about = About(
+        title="VPT",
+        paper="Jia et al., ECCV 2022",
+        family="prompt_learning",
+        shared="image prompts, shallow or deep",
+        sent="depth*tokens*W",
+        passes="none",
+        official=(
+            "exact (run) with `method.text=plain`: muzairkhattak/multimodal-prompt-learning at "
+            "69bce21"
+        ),
+        model="tiny_vit",
+        order=28,
+    )
+    small = {"depth": 2}
     Settings = VPTSettings
     inputs = ("pixels",)
 
@@ -76,3 +93,10 @@ class VPT(Method):
         return cosine_logits(
             classifier["texts"], self.tower(images.pixels, classifier["v"]), self.task.logit_scale
         )
+
+    @classmethod
+    def settings_of(cls, blocks: int):
+        return cls.Settings(depth=min(9, blocks))
+
+    def step_work(self, size: StepSize) -> Work:
+        return size.through_image_tower(self.settings.tokens, depth=self.settings.depth)

@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from fedpgp.methods.about import About
 from fedpgp.methods.base import Method, Params, register
 from fedpgp.task import ClassSet
 
@@ -11,6 +12,14 @@ from fedpgp.task import ClassSet
 class ZeroShot(Method):
     """The hand-written template's features for everybody (``protocol.template``)."""
 
+    about = About(
+        title="Zero-shot CLIP",
+        paper="Radford et al., ICML 2021",
+        family="prompts",
+        passes="none",
+        official="exact (read): KaiyangZhou/CoOp at ff61507, the same templates",
+        order=0,
+    )
     learns = False
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:

@@ -21,9 +21,9 @@ from tests.small import small_config, small_federation
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md").read_text()
 
 
-def test_the_page_works_in_under_forty_lines(tmp_path, monkeypatch):
+def test_the_page_works_in_under_fifty_lines(tmp_path, monkeypatch):
     code = block("add_a_method.md", "python")
-    assert len(code.splitlines()) < 40
+    assert len(code.splitlines()) < 50
     monkeypatch.setitem(METHODS, "scaled_prompt", None)
     module = types.ModuleType("scaled_prompt")
     monkeypatch.setitem(sys.modules, "scaled_prompt", module)  # a dataclass looks its module up

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from experiments.bench import measure, methods, step
-from fedpgp.methods import METHODS
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
 
@@ -33,17 +32,13 @@ def test_peak_memory_sees_an_allocation_whatever_was_freed_before():
     assert measure.peak_memory(lambda: None) < 20
 
 
-def test_own_work_is_known_of_every_method_that_learns():
-    assert set(methods.WORK) == {name for name, method in METHODS.items() if method.learns}
-
-
 @pytest.mark.filterwarnings("ignore:.*RANDOM weights")
 def test_no_method_multiplies_much_more_than_its_equations_need():
     task = step.task_of(10, argparse.Namespace(model="tiny_vit", device="cpu", dtype="float32"))
-    for name, needed in methods.WORK.items():
+    for name in methods.learning():
         case = methods.Case.of(methods.method_of(name, task))
         case.run()  # what is frozen is computed in the first step
-        executed, own = measure.gflop(case.run), needed(case).gflop
+        executed, own = measure.gflop(case.run), case.work.gflop
         assert own < executed < 1.1 * own, name  # attention
 
 

@@ -22,10 +22,6 @@ from tests.small import small_config, small_federation
 
 LEARNING = [(name,) for name, method in METHODS.items() if method.learns]
 LEARNING += [("fedpgp", f"method.personal={term}") for term in TERMS if term != "low_rank"]
-SENT_BY_DESIGN = {"promptfl_ft": {"p"}, "pfedmoap": {"p"}, "fedamp": {"p"}}
-"""Personal tensors that are a copy of what the client sends as well."""
-NOT_ANSWERING = {"scaffold"}
-"""Methods whose personal tensors serve training alone."""
 
 
 @pytest.fixture
@@ -120,7 +116,7 @@ def test_a_run(tmp_path, messages, name, more):
     personal = {
         n for n, t in fed.method.init_personal(generator(0, "personal", 0)).items() if t.numel() > 1
     }
-    private = personal - SENT_BY_DESIGN.get(name, set())
+    private = personal - set(fed.method.sent_copies)
     sent = [tensors for way, _, tensors in messages if way == "from train"]
     assert len(sent) == 6
     for tensors in sent:
@@ -144,9 +140,9 @@ def test_a_run(tmp_path, messages, name, more):
     assert summary["bytes_up"] >= 2 * 3 * sent_back and summary["bytes_down"] >= 5 * 3 * received
 
     # Personal tensors differ, and the client's own model is made of them.
-    for n in personal - {"sent_T", "sent_V"}:  # FedMGP's draws may be the same
-        assert not torch.equal(states[0][n], states[1][n]), n
-    if personal and name not in NOT_ANSWERING:
+    differing = {n for n in personal if not torch.equal(states[0][n], states[1][n])}
+    assert personal - set(fed.method.buffers) <= differing and (differing or not personal)
+    if personal and not fed.method.shares_one_model:
         now = {n.removeprefix("shared/"): t for n, t in server.items() if n.startswith("shared/")}
         server_state = {
             n.removeprefix("memory/"): t for n, t in server.items() if n.startswith("memory/")

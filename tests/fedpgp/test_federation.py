@@ -24,7 +24,6 @@ from fedpgp.prompts import starting_context
 from fedpgp.protocols import split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
-from tests.small import SMALL
 
 NAMES = ["cat", "dog", "airplane", "ship", "clover", "rose"]
 DOMAINS = ["photo", "sketch"]
@@ -50,7 +49,7 @@ def federation(
     name="fedpgp", protocol=None, scheme=None, clients=4, shots=None, **options
 ) -> Federation:
     method = METHODS[name]
-    settings = {"personal_init": "normal", "rank": 2} if name == "fedpgp" else SMALL.get(name, {})
+    settings = {"personal_init": "normal", "rank": 2} if name == "fedpgp" else METHODS[name].small
     task = Task(golden_clip(), NAMES, n_ctx=4, dtype=torch.float64)
     protocol = {"name": "base2novel", **(protocol or {})}
     scheme = scheme or {"scheme": "domain_dirichlet", "beta": 0.5}

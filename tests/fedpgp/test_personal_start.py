@@ -10,11 +10,11 @@ from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
-from tests.small import SMALL, small_config, small_federation
+from tests.small import small_config, small_federation
 
 
 def federation(task, name: str, personal_start: str = "shared", seed: int = 0) -> Federation:
-    settings = METHODS[name].Settings(**SMALL.get(name, {}))
+    settings = METHODS[name].Settings(**METHODS[name].small)
     return Federation(
         METHODS[name](settings, task),
         None,

@@ -14,7 +14,7 @@ from experiments.reporting.headlines import headline
 from experiments.reporting.scatter import Mark, label_places, scatter
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
-from experiments.reporting.titles import METHOD_TITLES
+from experiments.reporting.titles import in_order, title
 from tests.written import page, write_run
 
 
@@ -82,8 +82,7 @@ def test_missing_clients_are_named_in_a_comparison(tmp_path, capsys):
 def test_a_method_has_one_style_on_every_page_and_no_two_are_alike():
     few = [row("zero_shot", "zero_shot"), row("coop"), row("fedpgp"), row("scaffold", "global")]
     many = [
-        row(method, "zero_shot" if method == "zero_shot" else "personal")
-        for method in METHOD_TITLES
+        row(method, "zero_shot" if method == "zero_shot" else "personal") for method in in_order()
     ]
     many += [row(f"own{k}") for k in range(1, 3)]
     styles = row_styles(many)
@@ -112,14 +111,14 @@ def test_a_method_has_one_style_on_every_page_and_no_two_are_alike():
 
 
 def test_twelve_methods_are_named_at_their_lines(tmp_path):
-    methods = [method for method in METHOD_TITLES if method != "zero_shot"][:12]
+    methods = [method for method in in_order() if method != "zero_shot"][:12]
     for method in methods:
         write_run(tmp_path / method, method, rounds=2, clients=4)
     text = html(tmp_path)
     curve = re.search(r'<svg [^>]*aria-label="Local accuracy, %".*?</svg>', text)[0]
     for method in methods:
         assert re.search(
-            rf'class="end [^"]*"[^>]*>[\d.]+ {re.escape(METHOD_TITLES[method])}</text>', curve
+            rf'class="end [^"]*"[^>]*>[\d.]+ {re.escape(title(method))}</text>', curve
         ), method
     assert len(set(re.findall(r'class="line (c\d[^"]*)"', curve))) == 12
 
