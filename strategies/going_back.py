@@ -57,24 +57,26 @@ class GoingBack:
         self._done: set[int] = set()  # rounds from which the run has gone back
 
     def checkpoint(
-        self, server_round: int, lost: NoUsableAnswer
+        self, server_round: int, state_round: int, lost: NoUsableAnswer
     ) -> tuple[dict[str, np.ndarray], dict]:
         """Return the checkpoint before the state of which no client made a usable answer.
 
         Args:
-            server_round: the round that is lost; the state is that after the round before it.
+            server_round: the round that is lost.
+            state_round: the round after which the state is: the one before, or this one where its
+                evaluation is lost.
             lost: what happened.
 
         Raises:
             NoUsableAnswer: the run went back from this round already, or there is no such
                 checkpoint.
         """
-        earlier = checkpoint_before(self._folder, server_round - 1, self._warn)
+        earlier = checkpoint_before(self._folder, state_round, self._warn)
         if earlier is None or server_round in self._done:
             raise lost
         self._done.add(server_round)
         self._warn(
-            f"{lost}. The tensors after round {server_round - 1} may be spoiled: going back to "
+            f"{lost}. The tensors after round {state_round} may be spoiled: going back to "
             f"those after round {earlier[1]['round']}"
         )
         return earlier

@@ -153,7 +153,8 @@ class Server:
             try:
                 self._round(server_round)
             except NoUsableAnswer as lost:
-                tensors, info = self._going_back.checkpoint(server_round, lost)
+                spoiled = self.state.server_round
+                tensors, info = self._going_back.checkpoint(server_round, spoiled, lost)
                 self.state, self.strategy = restore_run(tensors, info, self._unused_strategy)
                 self.observer.go_back(info["observer"], info["round"])
         samples, exchange = ask_samples(clients.ask, self.state, clients.table)
