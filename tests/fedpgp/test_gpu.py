@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from golden import golden_clip
-from test_training import SIZES, start, world
 from torch.testing import assert_close
 
 from fedpgp.clip import FrozenCLIP
@@ -22,6 +21,7 @@ from fedpgp.methods import METHODS, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
 from fedpgp.training import TrainingSettings, train_cohort
+from tests.fedpgp.training.test_cohort import SIZES, start, world
 
 pytestmark = [
     pytest.mark.gpu,

@@ -201,7 +201,7 @@ def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(
 
 
 DEATH = """
-from tests.strategies.test_ray_grid import RUNTIME, make_app, messages
+from tests.experiments.runtimes.test_ray_grid import RUNTIME, make_app, messages
 from experiments.runtimes.ray import ray_cluster
 with ray_cluster(RUNTIME, "cpu", 1) as workers:
     from experiments.runtimes.ray_grid import RayGrid
