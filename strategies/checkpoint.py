@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         (length,) = struct.unpack("<Q", data[:8])
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        tensors = load(data)
+        tensors = dict(sorted(load(data).items()))  # safetensors gives them in any order
         intact = metadata["sha256"] == tensor_digest(metadata["fedpgp"], tensors)
         info = json.loads(metadata["fedpgp"])
     except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
