@@ -2,7 +2,7 @@
 free.
 
 Private states are in a folder that every worker sees, so any worker can serve any client. A worker
-whose process or machine is lost is started again by Ray; until then the others work on.
+whose process or machine is lost is made again; until then the others work on.
 """
 
 import secrets
@@ -30,12 +30,11 @@ START_PATIENCE = 600.0
 """The same before the first worker is up: it imports torch, perhaps over a network, and
 a cluster may be busy."""
 
-PROBE_PAUSE = 1.0
-"""Seconds between two looks at whether a lost worker is back."""
-
+REPLACE_PAUSE = 1.0
+"""Seconds before a worker is made in the place of one that died."""
 
 RETRY_PAUSE = 30.0
-"""Seconds before a worker that could not start is made anew, perhaps on another machine."""
+"""The same where it could not start: it may do so later, or on another machine."""
 
 
 class RayGrid(LocalGrid):
@@ -52,17 +51,15 @@ class RayGrid(LocalGrid):
     ):
         self._run_id, self._nodes = secrets.randbits(63), range(1, count + 1)
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self._run_id, 1, 0
-        # Spread over a cluster's machines; a worker that is lost is started again, anywhere.
-        options = {"max_restarts": -1, "scheduling_strategy": "SPREAD", **resources}
+        # Spread over a cluster's machines. Where Ray restarts a worker it does not say why the
+        # last one died, so it is made anew here.
+        options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", **resources}
         actor = ray.remote(RayWorker).options(**options)
         self._make_worker = lambda: actor.remote(make_app, self._run_id, count)
         self._workers = [self._make_worker() for _ in self._nodes]
         self._free: deque = deque()
         self._probes = {each.ready.remote(): each for each in self._workers}
-        self._to_make: list[
-            float
-        ] = []  # when to make a worker in place of one that could not start
-        self._paused: list[tuple[float, object]] = []  # lost workers, when to look at them again
+        self._to_make: list[tuple[float, bool]] = []  # when, and whether the last one had started
         self._running: dict = {}  # Ray's future -> (worker, message)
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
@@ -120,13 +117,10 @@ class RayGrid(LocalGrid):
     def _collect(self, seconds: float) -> None:
         """Take what Ray has finished, waiting for the first of it that long."""
         now = time.monotonic()
-        self._make_again(now)
-        due = [worker for when, worker in self._paused if when <= now]
-        self._paused = [entry for entry in self._paused if entry[0] > now]
-        self._probes |= {worker.ready.remote(): worker for worker in due}
+        self._make_due_workers(now)
         pending = [*self._running, *self._probes]
-        if self._paused:
-            seconds = min(seconds, PROBE_PAUSE)
+        if self._to_make:
+            seconds = min(seconds, max(0.0, min(self._to_make)[0] - now))
         if pending:
             done, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
             done = done or ray.wait(pending, num_returns=1, timeout=seconds)[0]
@@ -137,10 +131,10 @@ class RayGrid(LocalGrid):
         self._hand_out()
         self._give_up_if_alone()
 
-    def _make_again(self, now: float) -> None:
-        """Make workers in place of those that could not start, where their time has come."""
-        due = [when for when in self._to_make if when <= now]
-        self._to_make = [when for when in self._to_make if when > now]
+    def _make_due_workers(self, now: float) -> None:
+        """Make workers in place of those that were lost, where their time has come."""
+        due = [entry for entry in self._to_make if entry[0] <= now]
+        self._to_make = [entry for entry in self._to_make if entry[0] > now]
         for worker in [self._make_worker() for _ in due]:
             self._workers.append(worker)
             self._probes[worker.ready.remote()] = worker
@@ -158,11 +152,7 @@ class RayGrid(LocalGrid):
             result = Error(APP_FAILED, f"{type(cause).__name__}: {cause}")
         except RayError as error:
             self._lost = why_lost(error)
-            if could_not_start(error):  # Ray starts no such worker again
-                self._workers = [each for each in self._workers if each is not worker]
-                self._to_make.append(time.monotonic() + RETRY_PAUSE)
-            else:
-                self._paused.append((time.monotonic() + PROBE_PAUSE, worker))
+            self._replace(worker, started=not could_not_start(error))
             if message is not None:
                 self._reply(Message(Error(WORKER_LOST, self._lost), reply_to=message))
             return
@@ -171,6 +161,12 @@ class RayGrid(LocalGrid):
         if message is not None:
             is_reply = isinstance(result, Message)
             self._reply(result if is_reply else Message(result, reply_to=message))
+
+    def _replace(self, worker: object, started: bool) -> None:
+        ray.kill(worker)  # it may live where only the connection was lost
+        self._workers = [each for each in self._workers if each is not worker]
+        pause = REPLACE_PAUSE if started else RETRY_PAUSE
+        self._to_make.append((time.monotonic() + pause, started))
 
     def _reply(self, reply: Message) -> None:
         self._replies[reply.metadata.reply_to_message_id] = reply
@@ -181,7 +177,7 @@ class RayGrid(LocalGrid):
             self._without_workers = None
             return
         self._without_workers = self._without_workers or time.monotonic()
-        gone = not (self._probes or self._paused)
+        gone = not self._probes and not any(started for _, started in self._to_make)
         if gone or time.monotonic() - self._without_workers > self._patience:
             guess = "is the cluster busy, or its memory full?"
             reason = f"no worker of Ray has been there for {self._patience:g} seconds; "

@@ -168,7 +168,7 @@ def test_a_worker_that_cannot_start_says_why_at_once(small_grid):
 
 
 def test_a_worker_that_could_not_start_is_made_again_later(small_grid, tmp_path, monkeypatch):
-    """What it lacked is there by then; Ray itself gives such a worker up."""
+    """What it lacked is there by then."""
     monkeypatch.setattr("experiments.runtimes.ray_grid.RETRY_PAUSE", 0.5)
     lacking = tmp_path / "lacking"
 
@@ -198,6 +198,44 @@ def test_a_worker_for_which_there_is_no_room_is_waited_for_no_longer_than_said(
         "no worker of Ray has been there for 0.5 seconds; is the cluster busy, or its memory full?"
     )
     assert reply.error.reason == said
+
+
+MEMORY = """
+import os, time, psutil
+used = lambda: 1 - psutil.virtual_memory().available / psutil.virtual_memory().total
+threshold = used() + 1.5e9 / psutil.virtual_memory().total
+os.environ |= {"RAY_memory_usage_threshold": str(threshold), "RAY_memory_monitor_refresh_ms": "250"}
+from flwr.clientapp import ClientApp
+from tests.experiments.runtimes.test_ray_grid import RUNTIME, messages
+from experiments.runtimes.ray import ray_cluster
+
+def make_app():
+    app, kept = ClientApp(), []
+
+    @app.query()
+    def query(message, context):
+        while used() < threshold + 0.02 and len(kept) < 50:
+            kept.append(b"x" * 100_000_000)
+        time.sleep(60)
+
+    return app
+
+with ray_cluster(RUNTIME, "cpu", 1) as workers:
+    from experiments.runtimes.ray_grid import RayGrid
+    grid = RayGrid(make_app, 1, workers.resources)
+    (reply,) = grid.send_and_receive(messages(grid, "much"), timeout=90)
+    print(reply.error.reason)
+    grid.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_the_machine_s_memory_is_named_with_what_to_do():
+    """For real: Ray ends it where little memory is left, here 1.5 GB more than is used now."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEMORY]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert "the machine ran out of memory; use fewer runtime.workers" in said.stdout, said.stderr
 
 
 DEATH = """
