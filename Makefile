@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A process a core, and the tests of a file in the same one, which make its data once.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# A process a core, and the tests of a file in the same one, which make its data once; in the order
+# of folders, since the files with the most tests are not those that take longest.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 NEWEST := $(CURDIR)/build/newest
 VERSION := 'import importlib.metadata as m; print(m.version("flwr"))'
