@@ -23,7 +23,7 @@ from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
 from fedpgp.private_data import split_private_data
 from fedpgp.process import set_up_process
-from fedpgp.protocols import FederatedSplit, split_clients
+from fedpgp.protocols import FederatedSplit, SplitRequest, split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -68,15 +68,15 @@ def split_configured(config: Mapping) -> FederatedSplit:
     """Who owns what, by a configuration."""
     if config["partition"]["scheme"] == "own":
         return split_private_data(config, load_configured)
-    return split_clients(
+    request = SplitRequest(
         load_configured(config),
         config["clients"],
         config["seed"],
         config["shots"],
-        config["protocol"],
         config["partition"],
         lambda spec: load_configured(config, spec),
     )
+    return split_clients(request, config["protocol"])
 
 
 def build_federation(config: Mapping, federated_split: FederatedSplit | None = None) -> Federation:

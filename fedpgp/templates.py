@@ -1,4 +1,4 @@
-"""Hand-written templates that belong to no data set. Each has one ``{}``, the place of the class
+"""Templates that belong to no data set. Each has one ``{}``, the place of the class
 name."""
 
 PLAIN = "a photo of a {}."

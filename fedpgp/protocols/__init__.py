@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols.base import (
     PROTOCOLS,
@@ -11,7 +10,7 @@ from fedpgp.protocols.base import (
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
 )
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
 
@@ -36,33 +35,19 @@ def make_protocol(config: Mapping) -> EvalProtocol:
         raise FedPGPError(f"protocol={protocol.name}: {error}") from error
 
 
-def split_clients(
-    dataset: Dataset,
-    clients: int,
-    seed: int,
-    shots: int | None,
-    protocol: Mapping,
-    scheme: Mapping,
-    load: Load | None = None,
-) -> FederatedSplit:
+def split_clients(request: SplitRequest, protocol: Mapping) -> FederatedSplit:
     """Split a data set over clients.
 
     Args:
-        dataset: with train and test split.
-        clients: number of logical clients.
-        seed: of everything random in it.
-        shots: training images a class (a class and domain, where images are split by
-            domain); None keeps all.
+        request: what is split, and how.
         protocol: its ``name`` and options.
-        scheme: the partition: ``scheme`` and its options.
-        load: finds other data sets, for the protocols that need some.
 
     Raises:
         FedPGPError: unknown protocol or option; a data set without the split it needs; a
             partition that cannot work.
     """
     chosen = make_protocol(protocol)
-    return chosen.finish(chosen.split_clients(dataset, clients, seed, shots, scheme, load), seed)
+    return chosen.finish(chosen.split_clients(request), request.seed)
 
 
 __all__ = [
@@ -71,6 +56,7 @@ __all__ = [
     "EvalProtocol",
     "EvalSet",
     "FederatedSplit",
+    "SplitRequest",
     "as_spec",
     "label_of",
     "make_protocol",

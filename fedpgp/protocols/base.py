@@ -124,6 +124,28 @@ class FederatedSplit:
 
 
 @dataclass(frozen=True)
+class SplitRequest:
+    """What a protocol splits over clients, and how.
+
+    Attributes:
+        dataset: with train and test split.
+        clients: number of logical clients.
+        seed: of everything random in it.
+        shots: training images a class (a class and domain, where images are split by
+            domain); None keeps all.
+        scheme: the partition: ``scheme`` and its options.
+        load: finds other data sets, for the protocols that need some; None where there are none.
+    """
+
+    dataset: Dataset
+    clients: int
+    seed: int
+    shots: int | None
+    scheme: Mapping
+    load: Load | None = None
+
+
+@dataclass(frozen=True)
 class EvalProtocol(ABC):
     """A protocol and the options that all have.
 
@@ -156,15 +178,12 @@ class EvalProtocol(ABC):
         check_number("protocol.validation_share", self.validation_share, above=0, below=1)
 
     @abstractmethod
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit: ...
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        """Give every client its training images and its eval sets.
+
+        Raises:
+            FedPGPError: a data set or a partition that this protocol cannot work with.
+        """
 
     def values(self, dataset: Dataset) -> Sequence[str]:
         """The values of the option :attr:`parts` with this data set."""
@@ -234,38 +253,26 @@ class ClientIndices:
     labels: tuple[int, ...]
 
 
-def assign(
-    dataset: Dataset,
-    classes: Sequence[int],
-    clients: int,
-    seed: int,
-    shots: int | None,
-    scheme: Mapping,
-) -> list[ClientIndices]:
+def assign(request: SplitRequest, classes: Sequence[int]) -> list[ClientIndices]:
     """Assign the images of some classes to clients, train and test by the same draw.
 
     Args:
-        dataset: with train and test split.
+        request: what is split, and how.
         classes: labels that are assigned.
-        clients: number of logical clients.
-        seed: of the few-shot sample and the partition.
-        shots: training images a class (a class and domain, where images are split by
-            domain); None keeps all.
-        scheme: the partition: ``scheme`` and its options.
 
     Raises:
         FedPGPError: a data set without the split it needs; a partition that cannot work.
     """
+    dataset, scheme = request.dataset, request.scheme
     train, test = splits(dataset)
     train_indices, test_indices = (indices_of(split, classes) for split in (train, test))
     by_domain = splits_by_domain(scheme) and train.domains is not None
     train_domains, test_domains = (
         None if s.domains is None else np.asarray(s.domains) for s in (train, test)
     )
-    if shots is not None:
-        train_indices = train_indices[
-            few_shot(_shot_keys(dataset, train_indices, by_domain), shots, seed)
-        ]
+    if request.shots is not None:
+        keys = _shot_keys(dataset, train_indices, by_domain)
+        train_indices = train_indices[few_shot(keys, request.shots, request.seed)]
     column = np.full(len(dataset.class_names), -1, dtype=np.int64)
     column[list(classes)] = np.arange(len(classes))
     options = {key: value for key, value in scheme.items() if key not in ("scheme", "name")}
@@ -273,9 +280,9 @@ def assign(
         options["superclasses"] = dataset.superclasses[list(classes)]
     train_parts, test_parts = partition(
         column[train.labels[train_indices]],
-        clients,
+        request.clients,
         scheme["scheme"],
-        seed,
+        request.seed,
         domains=None if train_domains is None else train_domains[train_indices].tolist(),
         test_labels=column[test.labels[test_indices]],
         test_domains=None if test_domains is None else test_domains[test_indices].tolist(),

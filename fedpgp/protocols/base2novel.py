@@ -6,17 +6,15 @@ ones. With a partition by domain, base and novel are taken from the client's own
 paper's main table (there with classes split without overlap).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedpgp.data import Dataset
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel
 from fedpgp.protocols.base import (
     ClientSplit,
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
     assign,
     indices_of,
     local_eval_set,
@@ -40,20 +38,13 @@ class Base2Novel(EvalProtocol):
         one_of("base", self.base, ("all", "others"))
         one_of("class_order", self.class_order, CLASS_ORDERS)
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        dataset, scheme = request.dataset, request.scheme
         base, novel = (
             tuple(ids) for ids in base_novel(dataset.class_names, order=self.class_order)
         )
         client_splits = []
-        for assigned in assign(dataset, base, clients, seed, shots, scheme):
+        for assigned in assign(request, base):
             rows = indices_of(dataset.test, novel, assigned.domain)
             eval_sets = {
                 "local": local_eval_set(assigned, base, self.local_labels),

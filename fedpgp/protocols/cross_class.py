@@ -10,7 +10,7 @@ all novel classes of its data set. FedTPG: nine data sets, blocks of about 20 cl
 On the embedded federation the data sets are eight groups of emoji (animals, food, faces …).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from fedpgp.protocols.base import (
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
     one_of,
     register,
     splits,
@@ -62,15 +62,8 @@ class CrossClass(EvalProtocol):
         super().__post_init__()
         one_of("class_order", self.class_order, CLASS_ORDERS)
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        dataset, scheme = request.dataset, request.scheme
         if scheme["scheme"] != "pathological":
             raise FedPGPError(
                 "protocol cross_class splits blocks of classes without overlap: "
@@ -86,14 +79,14 @@ class CrossClass(EvalProtocol):
                 f"of the federation's ({', '.join(str(spec['name']) for spec in specs)})"
             )
         labels = [label_of(spec) for spec in specs]
-        joint, members = join([load(spec) for spec in specs])
+        joint, members = join([request.load(spec) for spec in specs])
         train, test = splits(joint)
         halves = [self._halves(joint, member) for member in members]
         base = tuple(c for half, _ in halves for c in half)
         novel = tuple(c for _, half in halves for c in half)
         client_splits = []
         for label, (mine, new), many in zip(
-            labels, halves, self._clients(halves, clients), strict=True
+            labels, halves, self._clients(halves, request.clients), strict=True
         ):
             eval_sets = {
                 "base": EvalSet(np.flatnonzero(np.isin(test.labels, mine)), mine),
@@ -102,8 +95,8 @@ class CrossClass(EvalProtocol):
             for block in np.array_split(np.array(mine), many):
                 classes = tuple(int(c) for c in block)
                 rows = np.flatnonzero(np.isin(train.labels, classes))
-                if shots is not None:
-                    rows = rows[few_shot(train.labels[rows], shots, seed)]
+                if request.shots is not None:
+                    rows = rows[few_shot(train.labels[rows], request.shots, request.seed)]
                 own = np.flatnonzero(np.isin(test.labels, classes))
                 asked = classes if self.local_labels == "own" else mine
                 client_splits.append(

@@ -17,7 +17,7 @@ from fedpgp.protocols.base import (
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
     all_classes,
     assign,
     local_eval_set,
@@ -72,15 +72,8 @@ class CrossDataset(EvalProtocol):
     def accept(self, source: Dataset, target: Dataset) -> None:
         """Refuses a target that the protocol is not meant for."""
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        dataset, load = request.dataset, request.load
         narrowing, usual = self.usual(dataset.name)
         narrowing = narrowing if self.source is None else self.source
         if not isinstance(narrowing, Mapping):
@@ -101,7 +94,7 @@ class CrossDataset(EvalProtocol):
                 {"local": local_eval_set(assigned, classes, self.local_labels)},
                 assigned.domain,
             )
-            for assigned in assign(dataset, classes, clients, seed, shots, scheme)
+            for assigned in assign(replace(request, dataset=dataset), classes)
         ]
         targets = {label_of(spec): load(spec) for spec in specs}
         for target in targets.values():

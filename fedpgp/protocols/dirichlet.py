@@ -5,12 +5,10 @@ The FedPGP paper's CIFAR tables: Dirichlet(0.3) over labels, 100 clients, a tent
 CIFAR-100's public split is Pachinko.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import FederatedSplit, Load, register
+from fedpgp.protocols.base import FederatedSplit, SplitRequest, register
 from fedpgp.protocols.personal import Personal
 
 SCHEMES = ("dirichlet", "pachinko", "domain_dirichlet")
@@ -21,18 +19,11 @@ SCHEMES = ("dirichlet", "pachinko", "domain_dirichlet")
 class Dirichlet(Personal):
     """Options: as ``personal``."""
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
-        if scheme["scheme"] not in SCHEMES:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        scheme = request.scheme["scheme"]
+        if scheme not in SCHEMES:
             raise FedPGPError(
-                f"protocol dirichlet is about label shift; partition={scheme['scheme']} has "
-                f"none: choose one of {', '.join(SCHEMES)}, or protocol=personal"
+                f"protocol dirichlet is about label shift; partition={scheme} has none: "
+                f"choose one of {', '.join(SCHEMES)}, or protocol=personal"
             )
-        return super().split_clients(dataset, clients, seed, shots, scheme, load)
+        return super().split_clients(request)

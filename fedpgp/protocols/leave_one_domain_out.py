@@ -5,7 +5,7 @@ DomainNet and Office-Caltech10.
 Without ``held_out`` every domain is held out in turn, a run each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from fedpgp.protocols.base import (
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
     all_classes,
     assign,
     domains_of,
@@ -56,17 +56,10 @@ class LeaveOneDomainOut(EvalProtocol):
     def values(self, dataset: Dataset) -> Sequence[str]:
         return domains_of(dataset, self.name)
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        dataset = request.dataset
         classes, names = all_classes(dataset), domains_of(dataset, self.name)
-        by_domain(self.name, scheme)
+        by_domain(self.name, request.scheme)
         if self.held_out is None:
             raise FedPGPError(
                 f"protocol.held_out has no value; a run leaves out one of {', '.join(names)}"
@@ -92,7 +85,7 @@ class LeaveOneDomainOut(EvalProtocol):
                 },
                 assigned.domain,
             )
-            for assigned in assign(dataset, classes, clients, seed, shots, scheme)
+            for assigned in assign(request, classes)
             if assigned.domain != self.held_out
         ]
         return FederatedSplit(tested, classes, (), client_splits)

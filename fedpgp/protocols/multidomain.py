@@ -8,14 +8,13 @@ domain's whole test split).
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
     ClientSplit,
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
     all_classes,
     assign,
     domains_of,
@@ -40,17 +39,10 @@ class MultiDomain(EvalProtocol):
         super().__post_init__()
         one_of("domains", self.domains, ("own", "all"))
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        dataset = request.dataset
         classes, names = all_classes(dataset), domains_of(dataset, self.name)
-        by_domain(self.name, scheme)
+        by_domain(self.name, request.scheme)
         eval_sets = {}
         if self.domains == "all":
             eval_sets = {
@@ -64,7 +56,7 @@ class MultiDomain(EvalProtocol):
                 {"local": local_eval_set(assigned, classes, self.local_labels), **eval_sets},
                 assigned.domain,
             )
-            for assigned in assign(dataset, classes, clients, seed, shots, scheme)
+            for assigned in assign(request, classes)
         ]
         return FederatedSplit(dataset, classes, (), client_splits)
 

@@ -19,7 +19,7 @@ from fedpgp.protocols.base import (
     EvalProtocol,
     EvalSet,
     FederatedSplit,
-    Load,
+    SplitRequest,
     all_classes,
     assign,
     indices_of,
@@ -42,18 +42,11 @@ class Personal(EvalProtocol):
         super().__post_init__()
         one_of("base", self.base, (None, "all", "others"))
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        dataset, scheme = request.dataset, request.scheme
         classes = all_classes(dataset)
         client_splits = []
-        for assigned in assign(dataset, classes, clients, seed, shots, scheme):
+        for assigned in assign(request, classes):
             eval_sets = {"local": local_eval_set(assigned, classes, self.local_labels)}
             if self.base is not None:
                 eval_sets["base"] = base_eval_set(

@@ -4,12 +4,10 @@ on their own test images.
 With ``adapt_epochs`` such a client first trains its own copy for a few local epochs, and keeps it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError, check_number
-from fedpgp.protocols.base import FederatedSplit, Load, register
+from fedpgp.protocols.base import FederatedSplit, SplitRequest, register
 from fedpgp.protocols.personal import Personal
 from fedpgp.seeding import generator
 
@@ -29,24 +27,19 @@ class UnseenClients(Personal):
         check_number("protocol.share", self.share, above=0, below=1)
         check_number("protocol.adapt_epochs", self.adapt_epochs, least=0, whole=True)
 
-    def split_clients(
-        self,
-        dataset: Dataset,
-        clients: int,
-        seed: int,
-        shots: int | None,
-        scheme: Mapping,
-        load: Load,
-    ) -> FederatedSplit:
+    def split_clients(self, request: SplitRequest) -> FederatedSplit:
+        clients = request.clients
         if clients < 2:
             raise FedPGPError(
                 f"clients={clients}: protocol unseen_clients needs 2 or more, one that trains "
                 "and one not"
             )
-        federated_split = super().split_clients(dataset, clients, seed, shots, scheme, load)
+        federated_split = super().split_clients(request)
         many = min(clients - 1, max(1, round(self.share * clients)))
         unseen = set(
-            generator(seed, "unseen clients").choice(clients, size=many, replace=False).tolist()
+            generator(request.seed, "unseen clients")
+            .choice(clients, size=many, replace=False)
+            .tolist()
         )
         client_splits = [
             replace(

@@ -6,7 +6,7 @@ import yaml
 
 from experiments.settings import CONF, check, choices, composed, flatten, may_change_on_resume
 from fedpgp.build import load_configured
-from fedpgp.protocols import PROTOCOLS, split_clients
+from fedpgp.protocols import PROTOCOLS, SplitRequest, split_clients
 
 NAMES = sorted(set(choices()["experiment"]) - {"smoke"})
 
@@ -50,15 +50,15 @@ def test_its_embedded_variant_can_be_split(name):
         chosen = PROTOCOLS[protocol["name"]]
         if chosen.parts:
             protocol[chosen.parts] = chosen().values(data)[0]
-        given = split_clients(
+        request = SplitRequest(
             data,
             config["clients"],
             0,
             config["shots"],
-            protocol,
             config["partition"],
             lambda spec, config=config: load_configured(config, spec),
         )
+        given = split_clients(request, protocol)
         assert all(
             len(client_split.train) and client_split.eval_sets for client_split in given.clients
         )

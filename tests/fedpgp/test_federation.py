@@ -21,7 +21,7 @@ from fedpgp.evaluation import summarize
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.prompts import starting_context
-from fedpgp.protocols import split_clients
+from fedpgp.protocols import SplitRequest, split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -56,7 +56,7 @@ def federation(
     return Federation(
         method(method.Settings(**settings), task),
         DATASET,
-        split_clients(DATASET, clients, 0, shots, protocol, scheme),
+        split_clients(SplitRequest(DATASET, clients, 0, shots, scheme), protocol),
         lambda part: FEATURES[part].numpy(),
         TrainingSettings(epochs=1, batch_size=8, lr=0.05),
         patches=lambda part: FEATURES[part][:, None].numpy(),
@@ -320,7 +320,7 @@ def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_pa
     fed = Federation(
         METHODS["fedmvp"](METHODS["fedmvp"].Settings(), task),
         joint,
-        split_clients(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"}),
+        split_clients(SplitRequest(DATASET, 2, 0, 4, {"scheme": "iid"}), {"name": "personal"}),
         partial(encoded, "features"),
         TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views),
         mirrored=partial(encoded, "mirrored"),
@@ -356,7 +356,9 @@ def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
         settings = TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views)
         task = Task(clip, NAMES, n_ctx=4, dtype=torch.float64)
         method = METHODS["promptfl"](METHODS["promptfl"].Settings(), task)
-        federated_split = split_clients(DATASET, 2, 0, 4, {"name": "personal"}, {"scheme": "iid"})
+        federated_split = split_clients(
+            SplitRequest(DATASET, 2, 0, 4, {"scheme": "iid"}), {"name": "personal"}
+        )
         return Federation(method, DATASET, federated_split, source, settings)
 
     cached, live = made(4), made(None)

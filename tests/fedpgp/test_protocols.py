@@ -15,7 +15,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select, summarize
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
-from fedpgp.protocols import PROTOCOLS, label_of, split_clients
+from fedpgp.protocols import PROTOCOLS, SplitRequest, label_of, split_clients
 from fedpgp.protocols.base import _hold_out
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
@@ -53,9 +53,8 @@ def load(spec) -> Dataset:
 def split_data(
     protocol: str, scheme=BY_DOMAIN, clients=6, shots=None, seed=0, data="animals", **options
 ):
-    return split_clients(
-        WORLD[data], clients, seed, shots, {"name": protocol, **options}, scheme, load
-    )
+    request = SplitRequest(WORLD[data], clients, seed, shots, scheme, load)
+    return split_clients(request, {"name": protocol, **options})
 
 
 def federation(federated_split, name="fedpgp", **options) -> Federation:
@@ -383,15 +382,9 @@ def test_every_protocol_splits_the_embedded_federation_with_its_defaults(name, c
         ["noto", "twemoji", "fluent", "fluent_flat", "high_contrast", "openmoji"] if parts else ()
     )
     protocol = {**config["protocol"], **({PROTOCOLS[name].parts: parts[0]} if parts else {})}
-    given = split_clients(
-        emoji,
-        clients,
-        0,
-        None,
-        protocol,
-        config["partition"],
-        lambda s: load_dataset(**{k: v for k, v in s.items()}),
-    )
+    scheme = config["partition"]
+    request = SplitRequest(emoji, clients, 0, None, scheme, lambda spec: load_dataset(**spec))
+    given = split_clients(request, protocol)
     assert len(given.clients) == (20 if parts else clients)
     if name == "cross_dataset":
         trained = {given.dataset.class_names[c] for c in given.base_classes}

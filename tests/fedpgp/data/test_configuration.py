@@ -10,7 +10,7 @@ import yaml
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.data.partition import COMMON
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols import split_clients
+from fedpgp.protocols import SplitRequest, split_clients
 
 CONF = Path(__file__).parents[3] / "conf"
 DATASET_FILES = sorted((CONF / "dataset").glob("*.yaml"))
@@ -72,7 +72,7 @@ def test_partition_file(path):
 def test_pachinko_splits_by_the_superclasses_of_the_classes_that_are_trained(protocol):
     data = load_dataset("emoji", domains="noto")
     scheme = yaml.safe_load((CONF / "partition" / "pachinko.yaml").read_text())
-    federated_split = split_clients(data, 3, 0, None, protocol, scheme)
+    federated_split = split_clients(SplitRequest(data, 3, 0, None, scheme), protocol)
     base = list(federated_split.base_classes)
     rows = np.flatnonzero(np.isin(data.train.labels, base))
     columns = [base.index(label) for label in data.train.labels[rows]]
@@ -96,10 +96,6 @@ def test_pachinko_needs_superclasses(tmp_path, draw):
         FedPGPError, match="pachinko needs a data set whose classes have superclasses"
     ):
         split_clients(
-            load_dataset("folder", tmp_path),
-            2,
-            0,
-            None,
+            SplitRequest(load_dataset("folder", tmp_path), 2, 0, None, {"scheme": "pachinko"}),
             {"name": "personal"},
-            {"scheme": "pachinko"},
         )

@@ -5,7 +5,7 @@ from PIL import Image
 
 from fedpgp.data import load_dataset
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols import split_clients
+from fedpgp.protocols import SplitRequest, split_clients
 
 IDS = {
     "n01440764": "tench",
@@ -85,7 +85,7 @@ def test_variants_have_their_own_labels_and_no_training_images(tmp_path, name, f
     assert dataset.train is None and dataset.val is None
     assert dataset.test.labels.tolist() == [0, 1, 1]
     with pytest.raises(FedPGPError, match=f"data set {name} has no training images"):
-        split_clients(dataset, 2, 0, None, {"name": "personal"}, {"scheme": "iid"})
+        split_clients(SplitRequest(dataset, 2, 0, None, {"scheme": "iid"}), {"name": "personal"})
     touch(tmp_path / folder, "n99999999/a.jpg")
     with pytest.raises(FedPGPError, match="n99999999 is no class"):
         load_dataset(name, tmp_path)
