@@ -236,12 +236,9 @@ def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
         "start", tmp_path / "run", "runtime=ray", "runtime.workers=2", faults={"slow": 1.5}
     )
     wait_for(process, "round 1/3")
-    workers = [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if p.name().startswith("ray::RayWorker")
-    ]
-    assert len(workers) == 2
+    # All of them: a Ray worker takes its name when it pleases.
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert "raylet" in {one.name() for one in family}
     time.sleep(0.5)
     process.kill()
     process.communicate()
@@ -251,8 +248,8 @@ def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
     output, _ = gone_on.communicate(timeout=240)
     assert gone_on.returncode == 0, output
     assert not re.search("Traceback|raylet|Deprecat", output), output
-    psutil.wait_procs(workers, timeout=10)
-    assert not [w for w in workers if w.is_running() and w.status() != psutil.STATUS_ZOMBIE]
+    psutil.wait_procs(family, timeout=10)
+    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     with pytest.raises(Superseded):
         PrivateStore(tmp_path / "run" / "private", run, attempt).save(0, 3, {}, 0)
     ours, theirs = (
