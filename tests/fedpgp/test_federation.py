@@ -1,4 +1,4 @@
-"""The facade on a small made-up federation with two domains: who is scored on what,
+"""A federation on small made-up data with two domains: who is scored on what,
 compared with plain loops."""
 
 import io
