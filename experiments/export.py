@@ -21,7 +21,7 @@ from experiments.client_model import ClientModel, add_options, from_arguments
 from experiments.command import command
 from experiments.overrides import user_path
 from fedpgp.atomic_files import check_target, write_atomically
-from fedpgp.clip import resolve_name
+from fedpgp.clip.loading import resolve_name
 from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import Method

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedpgp.cached_clip import CachedCLIP
+from fedpgp.clip import FrozenCLIP, resolve_device
+from fedpgp.clip.disk_cache import CachedCLIP
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.base import Subset
 from fedpgp.data.features import encode_split, encoded_before
@@ -19,7 +20,6 @@ from fedpgp.data.lookup import PartialFeatures
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
-from fedpgp.frozen import FrozenCLIP, resolve_device
 from fedpgp.methods import Method, method_class
 from fedpgp.private_data import split_private_data
 from fedpgp.process import set_up_process
@@ -165,7 +165,7 @@ def _clip(config: Mapping) -> FrozenCLIP:
     name, pretrained = model["name"], model.get("pretrained")
 
     def load() -> FrozenCLIP:
-        from fedpgp.clip import load_clip  # seconds, with open_clip and torchvision
+        from fedpgp.clip.loading import load_clip  # seconds, with open_clip and torchvision
 
         return load_clip(name, pretrained, resolve_device(device))
 

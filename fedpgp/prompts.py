@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError
-from fedpgp.frozen import FrozenCLIP
 
 INIT_STD = 0.02
 """Standard deviation of every random start (CoOp and FedPGP)."""

@@ -7,8 +7,8 @@ is frozen costs nothing after the first step.
 
 from dataclasses import dataclass
 
-from fedpgp.image_tower import ImageTower
 from fedpgp.task import ClassSet
+from fedpgp.towers.image import ImageTower
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError
-from fedpgp.frozen import FrozenCLIP
 from fedpgp.prompts import context_length, fixed_words
-from fedpgp.templates import PLAIN
 from fedpgp.text import PromptedTextEncoder
+from fedpgp.text.templates import PLAIN
 
 
 class ClassSet:

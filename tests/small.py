@@ -19,12 +19,12 @@ from experiments.overrides import override_of
 from experiments.settings import composed
 from fedpgp.build import DTYPES, method_settings
 from fedpgp.clip import FrozenCLIP
+from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
-from fedpgp.torchvision_fix import import_open_clip
 from fedpgp.training import TrainingSettings
 
 CLASSES = ["cat", "golden retriever", "airplane", "clover", "swimming pool", "tea cup"]

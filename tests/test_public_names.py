@@ -120,7 +120,7 @@ def test_what_it_finds(code):
 @pytest.mark.parametrize(
     "code",
     [
-        "from fedpgp.clip import _silent\nfedpgp.clip._x",
+        "from fedpgp.clip.loading import _silent\nfedpgp.clip._x",
         "from flwr.supercore.task_identity import TaskIdentity\nTaskIdentity.run_id = 1",
         "self._x = torch.ones(1)\nself.x.__dict__",
         "import os\nos._exit(1)",

@@ -26,7 +26,7 @@ from experiments.bench.measure import machine
 from experiments.command import command
 from experiments.overrides import user_path
 from fedpgp.atomic_files import check_target, write_atomically
-from fedpgp.cuda_graphs import Graphs
+from fedpgp.towers.cuda_graphs import Graphs
 
 BENCHES = {
     "step": step.rows,

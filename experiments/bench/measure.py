@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.memory import start_peak, status_mb
-from fedpgp.cuda_graphs import RUNS_FIRST, eager
+from fedpgp.towers.cuda_graphs import RUNS_FIRST, eager
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[list[float], list[float]]:

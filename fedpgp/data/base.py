@@ -221,7 +221,7 @@ class Dataset:
 
 
 Loader = Callable[..., Dataset]
-DATASETS: Registry[Loader] = Registry("fedpgp.data")
+DATASETS: Registry[Loader] = Registry("fedpgp.data.datasets")
 """Name -> loader ``(root, *, download, **its own options) -> Dataset``. A new file in this folder
 needs no mention anywhere else."""
 

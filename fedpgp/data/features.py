@@ -31,7 +31,7 @@ from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
-    from fedpgp.frozen import FrozenCLIP
+    from fedpgp.clip import FrozenCLIP
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fedpgp.clip.torchvision_fix import fix_torchvision
 from fedpgp.data.base import DATA_VARIABLE
 from fedpgp.data.store import locked
 from fedpgp.errors import FedPGPError
-from fedpgp.torchvision_fix import fix_torchvision
 
 IGNORED = {"__MACOSX"}
 """Folders that unpacking leaves behind; they do not count, as hidden ones do not."""

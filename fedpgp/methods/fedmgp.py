@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
-from fedpgp.image_tower import ImageTower
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.about import About
 from fedpgp.methods.base import (
@@ -41,6 +40,7 @@ from fedpgp.prompts import normal, starting_context
 from fedpgp.seeding import generator
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
+from fedpgp.towers.image import ImageTower
 
 SPREAD = 0.01
 """Standard deviation of the groups' text prompts around the starting phrase."""

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
-from fedpgp.image_tower import ImageTower
 from fedpgp.layers import (
     attention,
     attention_start,
@@ -53,7 +52,8 @@ from fedpgp.prompts import normal
 from fedpgp.seeding import generator
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
-from fedpgp.templates import SEVEN
+from fedpgp.text.templates import SEVEN
+from fedpgp.towers.image import ImageTower
 
 POOLED = 4
 """m, image prompts of an image."""

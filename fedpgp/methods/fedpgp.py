@@ -25,7 +25,7 @@ from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.prompts import starting_context
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
-from fedpgp.templates import PLAIN
+from fedpgp.text.templates import PLAIN
 
 GUIDANCES = ("plain", "photo", "context")
 

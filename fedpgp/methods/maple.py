@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from fedpgp.errors import check_number
-from fedpgp.image_tower import check_depth
 from fedpgp.layers import linear_start
 from fedpgp.methods.about import About
 from fedpgp.methods.base import Params, register
@@ -23,6 +22,7 @@ from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal, starting_context
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
+from fedpgp.towers.image import check_depth
 
 
 @dataclass(frozen=True)

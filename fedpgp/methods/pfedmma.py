@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number
-from fedpgp.image_tower import ImageTower, check_depth
 from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, cosine_logits, register
 from fedpgp.step_work import StepSize, Work, tower_gflop
 from fedpgp.task import ClassSet
+from fedpgp.towers.image import ImageTower, check_depth
 
 PHRASE = "a photo of a"
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from fedpgp.errors import check_number
-from fedpgp.image_tower import check_depth
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.about import About
 from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, cosine_logits, register
@@ -29,7 +28,8 @@ from fedpgp.methods.vpt import VPT
 from fedpgp.prompts import normal
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
-from fedpgp.templates import SIXTY
+from fedpgp.text.templates import SIXTY
+from fedpgp.towers.image import check_depth
 
 
 @dataclass(frozen=True)

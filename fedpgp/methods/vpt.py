@@ -16,13 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from fedpgp.errors import check_choice, check_number
-from fedpgp.image_tower import ImageTower, check_depth
 from fedpgp.methods.about import About
 from fedpgp.methods.base import Images, Method, Params, cosine_logits, register
 from fedpgp.prompts import normal
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
-from fedpgp.templates import PLAIN
+from fedpgp.text.templates import PLAIN
+from fedpgp.towers.image import ImageTower, check_depth
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from experiments.run_folder import RunFolder
 from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.build import build_federation
+from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
-from fedpgp.torchvision_fix import import_open_clip
 from tests.docs.pages import block
 from tests.nodes import Nodes
 

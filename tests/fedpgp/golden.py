@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fedpgp.clip import FrozenCLIP
+from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.methods import StepContext
-from fedpgp.torchvision_fix import import_open_clip
 
 STEP = StepContext(server_round=1, step=0, clients=(0,), global_params={}, lr=0.1, seed=0)
 """For methods that need nothing of it."""

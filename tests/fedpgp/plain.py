@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fedpgp.seeding import generator
-from fedpgp.templates import SIXTY
+from fedpgp.text.templates import SIXTY
 
 PLAIN: list[tuple] = []
 """(method, its settings, function)."""

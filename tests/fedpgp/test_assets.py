@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fedpgp
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 
 open_clip = import_open_clip()
 

@@ -16,10 +16,10 @@ from golden import golden_clip
 from torch.testing import assert_close
 
 from fedpgp.clip import FrozenCLIP
-from fedpgp.cuda_graphs import RUNS_FIRST, Graphs
 from fedpgp.methods import METHODS, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
+from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.fedpgp.training.test_cohort import SIZES, start, world
 
@@ -126,7 +126,7 @@ def test_two_gradients_of_one_replay(monkeypatch):
 
 FAILS = """
 import torch
-from fedpgp.cuda_graphs import RUNS_FIRST, Graphs
+from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs
 
 def waits_for_the_gpu(x):
     return x * x.detach().sum().item()

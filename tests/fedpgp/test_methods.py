@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from fedpgp.clip import load_clip
 from fedpgp.errors import FedPGPError
-from fedpgp.image_tower import ImageTower
 from fedpgp.methods import METHODS, Batch, Images, RoundContext, StepContext
 from fedpgp.seeding import generator
 from fedpgp.task import Task
-from fedpgp.templates import SEVEN, SIXTY
+from fedpgp.text.templates import SEVEN, SIXTY
+from fedpgp.towers.image import ImageTower
 
 K, B, C = 3, 5, 5
 

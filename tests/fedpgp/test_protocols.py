@@ -9,7 +9,7 @@ from golden import golden_clip
 
 from experiments.settings import choices, composed
 from fedpgp.data import ArraySplit, Dataset, load_dataset
-from fedpgp.data.emoji import GROUPS
+from fedpgp.data.datasets.emoji import GROUPS
 from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select, summarize

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import tools.embedded.image_tower as image_tower
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded.build_data import CLASSES
 from tools.embedded.captions import CompactText
 from tools.embedded.models import (

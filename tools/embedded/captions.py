@@ -5,7 +5,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded.build_data import CLASSES
 from tools.embedded.corpus import Corpus
 from tools.embedded.models import TEXT_CFG

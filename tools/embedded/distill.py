@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded import sources as src
 from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.image_tower import BATCH

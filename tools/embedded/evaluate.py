@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded.build_data import ASSETS, DOMAINS
 
 open_clip = import_open_clip()

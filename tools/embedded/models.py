@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded import sources as src
 from tools.embedded.pictures import MEAN, STD, autocast, plain
 

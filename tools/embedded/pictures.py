@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedpgp.torchvision_fix import import_open_clip
+from fedpgp.clip.torchvision_fix import import_open_clip
 
 open_clip = import_open_clip()
 

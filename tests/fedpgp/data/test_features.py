@@ -12,10 +12,10 @@ import torch
 from safetensors.numpy import load_file
 
 from fedpgp.clip import FrozenCLIP
+from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import ArraySplit, FileSplit, Subset
 from fedpgp.data.features import encode_split, feature_key
 from fedpgp.errors import FedPGPError
-from fedpgp.torchvision_fix import import_open_clip
 
 # What a process of its own runs: three children start together; each prints how many
 # batches it encoded, and a sum. They are forked before torch computes anything: it does not

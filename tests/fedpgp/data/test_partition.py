@@ -415,7 +415,7 @@ def test_pooled_pachinko_draws_on_training_and_test_images_together():
 
 def test_golden_pachinko_by_its_invariants():
     theirs = GOLDEN["cifar100/noniid-labeldir100_clients100_beta0.3/train_class_counts"].astype(int)
-    from fedpgp.data.cifar import SUPERCLASSES
+    from fedpgp.data.datasets.cifar import SUPERCLASSES
 
     labels = np.tile(np.arange(100), 500)
     parts = partition(labels, 100, "pachinko", 7, superclasses=SUPERCLASSES, beta=0.3)

@@ -1,0 +1,1 @@
+"""The transformer towers of CLIP with frozen weights: their blocks, attention, CUDA graphs."""

@@ -1,0 +1,173 @@
+"""CLIP's vision transformer with the clients' prompts among its tokens and their adapters at its
+blocks.
+
+The weights are frozen; prompts and adapters carry the client axis. Every client's images go through
+in one batch. Image features cannot be cached for such methods, and the tower is most of their cost.
+"""
+
+import re
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpgp.clip.model import FrozenCLIP
+from fedpgp.clip.torchvision_fix import import_open_clip
+from fedpgp.errors import FedPGPError
+from fedpgp.towers.folded import QUICK_GELU, Block, FoldedTower, fold_block, linear
+
+
+class ImageTower(FoldedTower):
+    """The image tower of a model, in one precision.
+
+    Args:
+        clip: the frozen model.
+        dtype: of the computation.
+        method: who asks, for the error.
+
+    Raises:
+        FedPGPError: the image tower is not a CLIP ViT.
+    """
+
+    def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, method: str):
+        tower = clip.model.visual
+        blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+        if (
+            blocks is None
+            or getattr(tower, "pool_type", None) != "tok"
+            or getattr(tower, "attn_pool", None) is not None
+            or not isinstance(getattr(blocks[0], "attn", None), nn.MultiheadAttention)
+            or not isinstance(blocks[0].ls_1, nn.Identity)
+        ):
+            raise FedPGPError(
+                f"method={method} works inside the image tower, which {type(tower).__name__} "
+                "does not allow: it needs a CLIP vision transformer (model=tiny_vit, vit_b16, "
+                "vit_b32, vit_l14 ...)"
+            )
+        self.dtype, self.heads, self.eps = dtype, blocks[0].attn.num_heads, blocks[0].ln_1.eps
+        quick = isinstance(blocks[0].mlp.gelu, import_open_clip().transformer.QuickGELU)
+        self.activation = F.silu if quick else blocks[0].mlp.gelu
+        self.blocks = []
+        for block in blocks:
+            folded = fold_block(block, QUICK_GELU if quick else 1.0)
+            self.blocks.append(
+                Block(**{name: tensor.to(clip.device, dtype) for name, tensor in folded.items()})
+            )
+        self.weights = {
+            name: tensor.detach().to(dtype)
+            for name, tensor in tower.state_dict().items()
+            if not re.search(r"\.(attn|mlp)\.", name)
+        }
+        self.stride = tower.conv1.stride
+        self.depth, self.width = len(blocks), tower.conv1.out_channels
+        self.tokens = 1 + tower.grid_size[0] * tower.grid_size[1]
+
+    def __call__(
+        self,
+        pixels: Tensor,
+        prompts: Tensor | None = None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None = None,
+    ) -> Tensor:
+        """Image features.
+
+        Args:
+            pixels: preprocessed images, (K, B, 3, R, R).
+            prompts: (K, depth, n, W). The first n stand behind the patches; at the input of block l
+                < depth their outputs are replaced by the l-th ones.
+            adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B *
+                tokens, W) is its input (in the last block the class tokens alone), each token by
+                itself. None adds nothing.
+
+        Returns:
+            unit norm, (K, B, e).
+        """
+        return self.encode(self.embed(pixels), prompts, adapter)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R)
+        -> (K, B, tokens, W)."""
+        w = self.weights
+        x = F.conv2d(pixels.flatten(0, 1).to(self.dtype), w["conv1.weight"], stride=self.stride)
+        x = x.flatten(2).transpose(1, 2)
+        x = (
+            torch.cat([w["class_embedding"].expand(len(x), 1, -1), x], dim=1)
+            + w["positional_embedding"]
+        )
+        return x.view(*pixels.shape[:2], *x.shape[1:])
+
+    def encode(
+        self,
+        x: Tensor,
+        prompts: Tensor | None = None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None = None,
+    ) -> Tensor:
+        """Return image features from what :meth:`embed` gives, as the call does; on a
+        CPU in chunks of images."""
+        clients, images, tokens, _ = x.shape
+        size = self.chunk_size(
+            images, clients * (tokens + (0 if prompts is None else prompts.shape[2]))
+        )
+        if images <= size:
+            return self._encode(x, prompts, adapter)
+        return torch.cat(
+            [self._encode(chunk, prompts, adapter) for chunk in x.split(size, dim=1)], dim=1
+        )
+
+    def _encode(
+        self,
+        x: Tensor,
+        prompts: Tensor | None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None,
+    ) -> Tensor:
+        clients, images = x.shape[:2]
+        x = x.flatten(0, 1)
+
+        def of_block(block: int) -> Tensor:
+            of_images = prompts[:, block].unsqueeze(1).expand(-1, images, -1, -1)
+            return of_images.flatten(0, 1).to(self.dtype)
+
+        count = 0 if prompts is None else prompts.shape[2]
+        depth = 0 if prompts is None else prompts.shape[1]
+        if count:
+            x = torch.cat([x, of_block(0)], dim=1)
+        x = self.norm("ln_pre", x) if "ln_pre.weight" in self.weights else x
+        for block in range(self.depth):
+            if 0 < block < depth:
+                x = torch.cat([x, of_block(block)], dim=1)
+            read = 1 if block + 1 == self.depth else x.shape[1] - count * (block + 1 < depth)
+            before = x[:, :read]
+            x = self._block(self.blocks[block], x, read)
+            added = (
+                None if adapter is None else adapter(block, before.reshape(clients, -1, self.width))
+            )
+            if added is not None:
+                x = x + added.view_as(x)
+        features = self.norm("ln_post", x[:, 0]) @ self.weights["proj"]
+        return F.normalize(features, dim=-1).view(clients, images, -1)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """A layer norm of the tower by name (``ln_pre``, ``ln_post``,
+        ``transformer.resblocks.0.ln_1`` ...)."""
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+    def _block(self, block: Block, x: Tensor, read: int) -> Tensor:
+        """(n, tokens, W) -> (n, read, W): the first tokens, all that the next block reads; the
+        others are keys and values alone."""
+        width, normal = self.width, self.normalize(x)
+        q = linear(normal[:, :read], block.in_weight[:width], block.in_bias[:width])
+        k, v = linear(normal, block.in_weight[width:], block.in_bias[width:]).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+        return self.mlp(block, x[:, :read] + linear(mixed, block.out_weight, block.out_bias))
+
+
+def check_depth(name: str, depth: int, blocks: int, tower: str) -> None:
+    """Refuses prompts or adapters in more blocks than there are.
+
+    Raises:
+        FedPGPError: naming the setting.
+    """
+    if depth > blocks:
+        raise FedPGPError(f"{name}={depth}: the {tower} tower of this model has {blocks} blocks")
