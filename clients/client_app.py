@@ -18,7 +18,9 @@ from flwr.clientapp import ClientApp
 from clients.disclosure import two_digits
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_answer
+from fedpgp.client_table import client_table
 from fedpgp.errors import FedPGPError
+from fedpgp.evaluation.samples import samples
 from fedpgp.process import set_up_process
 
 _federation: tuple[str, object] | None = None  # of this process: (configuration, Federation)
@@ -136,11 +138,13 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             if request.job.ask == "samples":
-                rows = federation.samples(
+                rows = samples(
+                    federation.evaluator,
                     shared,
                     clients,
                     request.load_state,
                     int(request.config()["per-client"]),
+                    federation.seed,
                     client_only,
                 )
                 for client in clients:
@@ -153,13 +157,13 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             else:
                 # Encoded now, or found in the cache, so that no round pays for it.
                 try:
-                    federation.encode()
+                    federation.inputs.encode()
                 except (
                     FedPGPError
                 ) as error:  # the same for each of them: they are not tried one by one
                     yield from ((client, request.reason(error)) for client in clients)
                     return
-                table = {row["id"]: row for row in federation.client_table()}
+                table = {row["id"]: row for row in client_table(federation.federated_split)}
                 for client in clients:
                     yield client, json_answer(table[client])
 

@@ -22,6 +22,7 @@ from clients.node_config import ERRORS, IncompatibleNode, NodeConfig, compatibil
 from clients.private_state import PrivateStore
 from clients.progress import CLIENTS, Progress
 from clients.watchdog import watched
+from fedpgp.client_table import client_table
 from fedpgp.errors import FedPGPError, MethodError
 
 Shared = dict[str, np.ndarray]
@@ -132,11 +133,11 @@ class ClientRequest:
             ):
                 raise IncompatibleNode(differing)
             # Encoded now, or found in the cache, so that no round pays for it.
-            federation.encode()
+            federation.inputs.encode()
             if self.node_config.data_dir is not None:  # of its own images its own log speaks
                 for note in federation.dataset.notes:
                     print(f"note: {note}", file=sys.stderr, flush=True)
-            answer["row"] = federation.client_table()[self.node_config.client]
+            answer["row"] = client_table(federation.federated_split)[self.node_config.client]
         except IncompatibleNode as error:
             answer["rejection"] = str(error)
         except Exception as error:

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from fedpgp.client_models import PERSONAL_STARTS, ClientModels
-from fedpgp.client_table import client_table
 from fedpgp.data import Dataset
 from fedpgp.errors import check_choice
 from fedpgp.evaluation.evaluator import EvalResult, Evaluator
-from fedpgp.evaluation.samples import samples
 from fedpgp.inputs import FeatureSource, Inputs
 from fedpgp.methods import Method
 from fedpgp.protocols import FederatedSplit
@@ -84,29 +82,44 @@ class Federation:
 
     @cached_property
     def server(self) -> ServerUpdate:
-        about = (self.method, self.federated_split, self.training)
-        return ServerUpdate(*about, self.seed, self._weighting)
+        return ServerUpdate(
+            self.method, self.federated_split, self.training, self.seed, self._weighting
+        )
 
     @cached_property
     def models(self) -> ClientModels:
-        about = (self.method, self.federated_split, self.inputs, self.server)
-        return ClientModels(*about, self.seed, self._personal_start)
+        return ClientModels(
+            method=self.method,
+            federated_split=self.federated_split,
+            inputs=self.inputs,
+            server=self.server,
+            seed=self.seed,
+            personal_start=self._personal_start,
+        )
 
     @cached_property
     def cohorts(self) -> Cohorts:
-        about = (self.method, self.federated_split, self.training)
-        return Cohorts(*about, self._cohort_size)
+        return Cohorts(self.method, self.federated_split, self.training, self._cohort_size)
 
     @cached_property
     def trainer(self) -> Trainer:
-        about = (self.method, self.federated_split, self.inputs, self.models, self.cohorts)
-        options = (self.training, self.seed, self._keep_optimizer, self._slow_clients)
-        return Trainer(*about, *options)
+        return Trainer(
+            method=self.method,
+            federated_split=self.federated_split,
+            inputs=self.inputs,
+            models=self.models,
+            cohorts=self.cohorts,
+            settings=self.training,
+            seed=self.seed,
+            keep_optimizer=self._keep_optimizer,
+            slow_clients=self._slow_clients,
+        )
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        about = (self.method, self.federated_split, self.inputs, self.models, self.cohorts)
-        return Evaluator(*about, self.trainer)
+        return Evaluator(
+            self.method, self.federated_split, self.inputs, self.models, self.cohorts, self.trainer
+        )
 
     @property
     def num_clients(self) -> int:
@@ -121,12 +134,6 @@ class Federation:
         """The classes with these labels."""
         return self.method.task.class_set(classes)
 
-    # What a node is asked for. --------------------------------------------------------------------
-
-    def encode(self) -> None:
-        """See :meth:`Inputs.encode`."""
-        self.inputs.encode()
-
     def train(
         self, shared, clients, server_round, load_state, client_only=None
     ) -> Iterator[TrainResult]:
@@ -137,14 +144,6 @@ class Federation:
         self, shared, clients, load_state, client_only=None, *, zero_shot=False
     ) -> Iterator[EvalResult]:
         """See :meth:`Evaluator.evaluate`."""
-        about = (shared, clients, load_state, client_only)
-        return self.evaluator.evaluate(*about, zero_shot=zero_shot)
-
-    def samples(self, shared, clients, load_state, per_client, client_only=None) -> list[dict]:
-        """See :func:`fedpgp.evaluation.samples.samples`."""
-        about = (shared, clients, load_state, per_client, self.seed, client_only)
-        return samples(self.evaluator, *about)
-
-    def client_table(self) -> list[dict]:
-        """See :func:`fedpgp.client_table.client_table`."""
-        return client_table(self.federated_split)
+        return self.evaluator.evaluate(
+            shared, clients, load_state, client_only, zero_shot=zero_shot
+        )

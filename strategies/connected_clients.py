@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from clients.messages import Job
 from clients.node_config import compatibility
+from fedpgp.client_table import client_table
 from strategies import queries
 from strategies.client_keys import KEY, ClientKeys
 from strategies.exchange import Exchange
@@ -63,7 +64,7 @@ class ConnectedClients:
                 replace(job, ask="handshake"),
                 configuration,
                 compatibility(federation),
-                None if self._private_data else federation.client_table(),
+                None if self._private_data else client_table(federation.federated_split),
                 observer.warn,
                 ClientKeys(runtime.get("seats", KEY), keys),
             )

@@ -91,7 +91,7 @@ def read_row(
 
 
 def read_samples(value: object, client: int) -> list[dict]:
-    """Images with a client's answers (:meth:`fedpgp.federation.Federation.samples`), the images in
+    """Images with a client's answers (:func:`fedpgp.evaluation.samples.samples`), the images in
     base64.
 
     Raises:

@@ -65,7 +65,7 @@ def _round(arguments: argparse.Namespace, clients: int) -> dict:
     overrides = [f"clients={clients}", "runtime=inline", f"device={arguments.device}"]
     config = composed([*overrides, *([f"model={arguments.model}"] if arguments.model else [])])
     federation = build_federation(config)
-    federation.encode()
+    federation.inputs.encode()
     shared = federation.models.initial_shared()
     chosen = list(range(0, clients, max(1, clients // CLIENTS_IN_ROUND)))[:CLIENTS_IN_ROUND]
 

@@ -12,12 +12,14 @@ from golden import golden_clip
 from PIL import Image
 
 from fedpgp.build import _encoded
+from fedpgp.client_table import client_table
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.data.augment import AugmentedSplit
 from fedpgp.data.features import encode_split
 from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
+from fedpgp.evaluation.samples import samples
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.prompts import starting_context
@@ -123,7 +125,9 @@ def test_a_client_owns_one_domain_and_no_novel_image():
     fed = federation()
     seen = np.concatenate([client_split.train for client_split in fed.federated_split.clients])
     assert len(seen) == len(set(seen.tolist())) == int((DATASET.train.labels < 3).sum())
-    for client_split, row in zip(fed.federated_split.clients, fed.client_table(), strict=True):
+    for client_split, row in zip(
+        fed.federated_split.clients, client_table(fed.federated_split), strict=True
+    ):
         assert {DATASET.train.domains[i] for i in client_split.train} == {client_split.domain}
         assert {DATASET.test.domains[i] for i in client_split.test} == {client_split.domain}
         assert row["train_images"] == len(client_split.train) == sum(row["train_counts"].values())
@@ -135,7 +139,7 @@ def test_methods_report_the_models_they_have():
     for name in METHODS:
         fed = federation(name)
         shared, states = one_round(fed) if fed.method.learns else ({}, {})
-        table = {row["id"]: row["domain"] for row in fed.client_table()}
+        table = {row["id"]: row["domain"] for row in client_table(fed.federated_split)}
         results = fed.evaluate(shared, range(4), states.get, zero_shot=True)
         rows[name] = summarize(
             [{"id": r.client, "domain": table[r.client], **r.metrics} for r in results]
@@ -210,19 +214,19 @@ def test_a_sample_is_a_small_image():
         DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels)
     )
     shared, states = one_round(fed)
-    (sample,) = fed.samples(shared, [1], states.get, per_client=1)
+    (sample,) = samples(fed.evaluator, shared, [1], states.get, 1, fed.seed)
     assert Image.open(io.BytesIO(sample["png"])).size == (128, 256)
 
 
 def test_samples_show_test_images_with_the_personal_answer():
     fed = federation()
     shared, states = one_round(fed)
-    samples = fed.samples(shared, [1], states.get, per_client=4)
-    assert len(samples) == 4 and all(
-        s["client"] == 1 and s["png"].startswith(b"\x89PNG") for s in samples
+    found = samples(fed.evaluator, shared, [1], states.get, 4, fed.seed)
+    assert len(found) == 4 and all(
+        s["client"] == 1 and s["png"].startswith(b"\x89PNG") for s in found
     )
     assert all(
-        s["correct"] == (s["label"] == s["predicted"]) and 0 < s["confidence"] <= 1 for s in samples
+        s["correct"] == (s["label"] == s["predicted"]) and 0 < s["confidence"] <= 1 for s in found
     )
 
 
@@ -325,7 +329,7 @@ def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_pa
         TrainingSettings(epochs=2, batch_size=8, lr=0.05, views=views),
         mirrored=partial(encoded, "mirrored"),
     )
-    fed.encode()
+    fed.inputs.encode()
     plain = [path for path in tmp_path.glob("*-train-*.safetensors") if "-view" not in path.name]
     parts = 2 if all_rows else 1  # of both kinds, plain and mirrored
     assert len(plain) == (2 * parts if views == 1 else 0), "nobody reads them"
@@ -362,7 +366,7 @@ def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
         return Federation(method, DATASET, federated_split, source, settings)
 
     cached, live = made(4), made(None)
-    cached.encode()
+    cached.inputs.encode()
     index = torch.tensor([[0, 241], [500, 3 * 240 + 7]])
     found = cached.inputs.training_images().features[index]
     # The cache keeps float32.

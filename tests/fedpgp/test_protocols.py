@@ -8,6 +8,7 @@ import pytest
 from golden import golden_clip
 
 from experiments.settings import choices, composed
+from fedpgp.client_table import client_table
 from fedpgp.data import ArraySplit, Dataset, load_dataset
 from fedpgp.data.datasets.emoji import GROUPS
 from fedpgp.data.joint import join
@@ -91,7 +92,7 @@ def run(fed: Federation, rounds: int = 2) -> list[dict]:
         results = list(fed.train(shared, able, round, states.get))
         states |= {r.client: r.state for r in results}
         shared = {name: np.mean([r.update[name] for r in results], axis=0) for name in shared}
-    table = {row["id"]: row["domain"] for row in fed.client_table()}
+    table = {row["id"]: row["domain"] for row in client_table(fed.federated_split)}
     results = fed.evaluate(shared, range(fed.num_clients), states.get, zero_shot=True)
     return [
         {"id": r.client, "domain": table[r.client], **r.metrics}
@@ -278,7 +279,10 @@ def test_unseen_clients_get_the_global_prompt_or_adapt_it():
             == rows_adapted[client]["global.unseen"]
         )
         assert "personal.local" not in rows[client]
-    assert {row["trains"] for row in federation(adapted).client_table()} == {True, False}
+    assert {row["trains"] for row in client_table(federation(adapted).federated_split)} == {
+        True,
+        False,
+    }
     for name in ("coop", "promptfl"):
         assert "personal.unseen" in run(federation(plain, name))[unseen[0]]
 
