@@ -106,7 +106,12 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 }
                 disclosure.count({**shared, **alone}, request.job.server_round)
             for result in federation.evaluate(
-                shared, clients, request.load_state, client_only, zero_shot=zero_shot
+                shared,
+                clients,
+                request.load_state,
+                client_only,
+                zero_shot=zero_shot,
+                server_round=request.job.server_round,
             ):
                 if disclosure:
                     client_split = federation.federated_split.clients[result.client]
@@ -146,6 +151,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     int(request.config()["per-client"]),
                     federation.seed,
                     client_only,
+                    server_round=request.job.server_round,
                 )
                 for client in clients:
                     answers = [

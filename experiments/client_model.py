@@ -185,6 +185,7 @@ def load_client_model(
                 lambda wanted: store.load(wanted, committed),
                 [classes],
                 client_only,
+                server_round=info["round"],
             )
         else:  # a method without personal tensors, or a client that never took part
             classifier = federation.models.global_classifier(shared, classes)

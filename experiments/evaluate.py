@@ -34,7 +34,7 @@ from fedpgp.evaluation import summarize
 from fedpgp.federation import Progress
 from fedpgp.plain_text import indented, written_out
 from fedpgp.prefixes import strip_prefix
-from fedpgp.protocols import FederatedSplit, label_of, transfer
+from fedpgp.protocols import ClientSplit, FederatedSplit, label_of, transfer
 from strategies.checkpoint import latest_checkpoint
 
 GROUPS = ("dataset", "protocol", "runtime")
@@ -171,7 +171,9 @@ def evaluate(
     def load_state(client: int):
         return store.load(client, int(committed[client]))
 
-    results = federation.evaluate(shared, clients, load_state, client_only, zero_shot=True)
+    results = federation.evaluate(
+        shared, clients, load_state, client_only, zero_shot=True, server_round=info["round"]
+    )
     domains = [client_split.domain for client_split in federated_split.clients]
     rows: list[dict] = []
     for result in results:
@@ -311,15 +313,29 @@ def _same_training(federated_split: FederatedSplit, other: FederatedSplit) -> Fe
         FedPGPError: they would not.
     """
     before, after = federated_split.clients, other.clients
-    if len(before) != len(after) or any(
-        a.classes != b.classes or a.trains != b.trains or not np.array_equal(a.train, b.train)
-        for a, b in zip(before, after, strict=True)
-    ):
+    if len(before) != len(after) or not all(map(_train_alike, before, after)):
         raise FedPGPError(
             "these overrides of protocol would have given the clients other images or classes "
             "to train on: a trained run cannot be scored by them"
         )
     return other
+
+
+def _train_alike(one: ClientSplit, other: ClientSplit) -> bool:
+    """Whether two clients train on the same images and classes in every round."""
+
+    def changes(client_split: ClientSplit) -> list[int]:
+        return [phase.since for phase in client_split.phases]
+
+    return (
+        one.trains == other.trains
+        and changes(one) == changes(other)
+        and all(
+            one.classes_at(since) == other.classes_at(since)
+            and np.array_equal(one.train_at(since), other.train_at(since))
+            for since in (0, *changes(one))
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -81,9 +81,11 @@ class ClientModels:
         states: Sequence[State],
         client_only: Mapping[int, Arrays] | None,
         training: bool = True,
+        *,
+        server_round: int,
     ) -> Params:
-        """Return all tensors of these clients: shared, client-only, personal, and what
-        the method precomputes."""
+        """Return all tensors of these clients: shared, client-only, personal, and what the method
+        precomputes of the images and classes that they have in a round."""
         task, method = self.method.task, self.method
 
         def tensor(array: np.ndarray | Tensor) -> Tensor:
@@ -106,8 +108,9 @@ class ClientModels:
         if type(method).precompute is not Method.precompute and (
             training or method.precomputes_for_evaluation
         ):
-            rows = [self.federated_split.clients[client].train for client in clients]
-            classes = self.federated_split.clients[clients[0]].classes
+            client_splits = [self.federated_split.clients[client] for client in clients]
+            rows = [client_split.train_at(server_round) for client_split in client_splits]
+            classes = client_splits[0].classes_at(server_round)
 
             def load_batch(images: bool = True) -> Batch:
                 if self.inputs.dataset.train is None:
@@ -134,11 +137,15 @@ class ClientModels:
         load_state: LoadState,
         class_sets: Sequence[ClassSet],
         client_only: Mapping[int, Arrays] | None = None,
+        *,
+        server_round: int,
     ) -> list[Classifier]:
-        """Return the classifiers of these clients' personal models, (K, ...), for each set of
-        classes."""
+        """Return the classifiers of these clients' personal models after a round, (K, ...), for
+        each set of classes."""
         states = [load_state(client) or self.initial_state(client) for client in clients]
-        params = self.params(shared, clients, states, client_only, training=False)
+        params = self.params(
+            shared, clients, states, client_only, training=False, server_round=server_round
+        )
         return [self.method.personal_classifier(params, classes) for classes in class_sets]
 
     def global_classifier(self, shared: Arrays, classes: ClassSet) -> Classifier | None:

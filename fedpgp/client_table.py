@@ -1,5 +1,7 @@
 """Who owns how many images of which class, a row a client."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fedpgp.protocols import FederatedSplit
@@ -8,6 +10,9 @@ from fedpgp.protocols import FederatedSplit
 def client_table(federated_split: FederatedSplit) -> list[dict]:
     """A row a client: id, domain, numbers of train and test images, whether it trains, and how
     many of which class (nobody else's business where the images are the clients' own).
+
+    A client whose training images change has ``phases`` too: from which round on it trains on how
+    many; ``train_images`` counts those of all rounds.
     """
     dataset = federated_split.dataset
     names = dataset.class_names
@@ -20,7 +25,7 @@ def client_table(federated_split: FederatedSplit) -> list[dict]:
         {
             "id": client,
             "domain": client_split.domain,
-            "train_images": len(client_split.train),
+            "train_images": len(client_split.train_indices),
             "test_images": len(client_split.test),
             "trains": client_split.trains,
         }
@@ -28,9 +33,26 @@ def client_table(federated_split: FederatedSplit) -> list[dict]:
             {}
             if federated_split.private_data
             else {
-                "train_counts": counts(dataset.train.labels[client_split.train]),
+                "train_counts": counts(dataset.train.labels[client_split.train_indices]),
                 "test_counts": counts(dataset.test.labels[client_split.test]),
             }
         )
+        | (
+            {
+                "phases": [
+                    {"since": since, "train_images": len(client_split.train_at(since))}
+                    for since in (0, *(phase.since for phase in client_split.phases))
+                ]
+            }
+            if client_split.phases
+            else {}
+        )
         for client, client_split in enumerate(federated_split.clients)
     ]
+
+
+def train_images_at(row: Mapping, server_round: int) -> int:
+    """Return how many images the client of a row trains on in a round."""
+    phases = row.get("phases", ())
+    begun = [phase["train_images"] for phase in phases if phase["since"] <= server_round]
+    return begun[-1] if begun else row["train_images"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedpgp.data import Dataset, Split
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit, Phase
 
 PARTS = ("train", "val", "test")
 SHOWN = 5
@@ -26,10 +26,20 @@ def data_record(federated_split: FederatedSplit) -> Record:
     Where the images are the clients' own, it says nothing of them.
     """
     dataset = federated_split.dataset
-    lists = list(dict.fromkeys(client_split.classes for client_split in federated_split.clients))
+    clients = federated_split.clients
+    lists = list(
+        dict.fromkeys(
+            [client_split.classes for client_split in clients]
+            + [phase.classes for client_split in clients for phase in client_split.phases]
+        )
+    )
     place = {classes: i for i, classes in enumerate(lists)}
     alike = len(lists) == 1
-    return {
+    phases = [
+        [[phase.since, place[phase.classes]] for phase in client_split.phases]
+        for client_split in clients
+    ]
+    return ({"phases": phases} if any(phases) else {}) | {
         "class_names": list(dataset.class_names),
         "template": dataset.template
         if isinstance(dataset.template, str)
@@ -37,9 +47,7 @@ def data_record(federated_split: FederatedSplit) -> Record:
         "base_classes": list(federated_split.base_classes),
         "clients": len(federated_split.clients),
         "classes": [list(classes) for classes in lists],
-        "classes_of": None
-        if alike
-        else [place[client_split.classes] for client_split in federated_split.clients],
+        "classes_of": None if alike else [place[client_split.classes] for client_split in clients],
         "pictures": {
             part: _summary(getattr(dataset, part))
             for part in PARTS
@@ -67,9 +75,13 @@ def split_digest(federated_split: FederatedSplit) -> str:
             f"{client_split.classes} {client_split.domain} {client_split.trains} ".encode()
             + rows(client_split.train)
         )
+        for phase in client_split.phases:
+            digest.update(f"{phase.since} {phase.classes} ".encode() + rows(phase.train))
         for figure, eval_set in sorted(client_split.eval_sets.items()):
+            since = f"since {eval_set.since} " if eval_set.since else ""
             digest.update(
                 f"{figure} {eval_set.split} {eval_set.classes} {eval_set.allowed_labels} ".encode()
+                + since.encode()
                 + rows(eval_set.indices)
             )
     return digest.hexdigest()
@@ -90,8 +102,15 @@ def recorded_split(record: Record, name: str) -> FederatedSplit:
     lists = [tuple(classes) for classes in record["classes"]]
     of = record["classes_of"] or [0] * record["clients"]
     nothing = np.empty(0, dtype=np.int64)
+    phases = record.get("phases") or [()] * len(of)
     client_splits = [
-        ClientSplit(nothing, lists[i], {"local": EvalSet(nothing, lists[i])}) for i in of
+        ClientSplit(
+            nothing,
+            lists[i],
+            {"local": EvalSet(nothing, lists[i])},
+            phases=tuple(Phase(since, nothing, lists[j]) for since, j in own),
+        )
+        for i, own in zip(of, phases, strict=True)
     ]
     return FederatedSplit(
         Dataset(name, names, template, None, None, None),

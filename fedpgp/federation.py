@@ -141,9 +141,14 @@ class Federation:
         return self.trainer.train(shared, clients, server_round, load_state, client_only)
 
     def evaluate(
-        self, shared, clients, load_state, client_only=None, *, zero_shot=False
+        self, shared, clients, load_state, client_only=None, *, zero_shot=False, server_round=None
     ) -> Iterator[EvalResult]:
-        """See :meth:`Evaluator.evaluate`."""
+        """See :meth:`Evaluator.evaluate`; by default after the last round."""
         return self.evaluator.evaluate(
-            shared, clients, load_state, client_only, zero_shot=zero_shot
+            shared,
+            clients,
+            load_state,
+            client_only,
+            server_round=self.training.rounds if server_round is None else server_round,
+            zero_shot=zero_shot,
         )

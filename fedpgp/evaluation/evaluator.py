@@ -68,13 +68,20 @@ class Evaluator:
         load_state: LoadState,
         client_only: Mapping[int, Arrays] | None = None,
         *,
+        server_round: int,
         zero_shot: bool = False,
     ) -> Iterator[EvalResult]:
-        """Scores the global and every client's personal model (and, when asked, zero-shot CLIP) on
-        that client's test images."""
+        """Scores the global and every client's personal model (and, when asked, zero-shot CLIP)
+        after a round, on the client's eval sets that count by then."""
+        client_splits = self.federated_split.clients
+        eval_sets = {c: client_splits[c].eval_sets_at(server_round) for c in clients}
+        for client in clients:
+            if not eval_sets[client]:
+                yield EvalResult(client, len(client_splits[client].test), {})
+        clients = [client for client in clients if eval_sets[client]]
         needed: dict[EvalKey, list[np.ndarray]] = {}
         for client in clients:
-            for eval_set in self.federated_split.clients[client].eval_sets.values():
+            for eval_set in eval_sets[client].values():
                 needed.setdefault(eval_key(eval_set), []).append(eval_set.indices)
         common: dict[str, dict[EvalKey, Answer]] = {"zero_shot": {}, "global": {}}
         for key, lists in needed.items():
@@ -86,29 +93,24 @@ class Evaluator:
                 common["global"][key] = _looked_up(rows, partial(self.answer, key, classifier))
         common = {model: answers for model, answers in common.items() if answers}
         adapts = [
-            c
-            for c in clients
-            if self.federated_split.adapt_epochs and not self.federated_split.clients[c].trains
+            c for c in clients if self.federated_split.adapt_epochs and not client_splits[c].trains
         ]
         others = [c for c in clients if c not in adapts]
         for cohort in (
-            *self.cohorts.of(others, gradients=False),
-            *self.cohorts.of(adapts, gradients=True),
+            *self.cohorts.of(others, server_round, gradients=False),
+            *self.cohorts.of(adapts, server_round, gradients=True),
         ):
-            client_splits = [self.federated_split.clients[client] for client in cohort]
             lists = list(
                 dict.fromkeys(
-                    eval_set.classes
-                    for client_split in client_splits
-                    for eval_set in client_split.eval_sets.values()
+                    eval_set.classes for client in cohort for eval_set in eval_sets[client].values()
                 )
             )
             classifiers = self._client_classifiers(
-                shared, cohort, load_state, client_only, lists, "global" in common
+                shared, cohort, load_state, client_only, lists, "global" in common, server_round
             )
             for k, client in enumerate(cohort):
                 figures: dict[str, float] = {}
-                for name, eval_set in client_splits[k].eval_sets.items():
+                for name, eval_set in eval_sets[client].items():
                     key, labels = (
                         eval_key(eval_set),
                         self.inputs.labels(eval_set.split, eval_set.classes)[eval_set.indices],
@@ -122,9 +124,9 @@ class Evaluator:
                     for model, answer in answers.items() if len(labels) else ():
                         logits = allowed(eval_set, answer(eval_set.indices))
                         figures[f"{model}.{name}"] = accuracy(logits, labels)
-                        if eval_set is client_splits[k].local_eval_set:
+                        if eval_set is client_splits[client].local_eval_set:
                             figures[f"{model}.ece"] = calibration_error(logits, labels)
-                yield EvalResult(client, len(client_splits[k].test), figures)
+                yield EvalResult(client, len(client_splits[client].test), figures)
 
     def _client_classifiers(
         self,
@@ -134,6 +136,7 @@ class Evaluator:
         client_only: Mapping[int, Arrays] | None,
         lists: Sequence[tuple[int, ...]],
         has_global: bool,
+        server_round: int,
     ) -> dict[tuple[int, ...], Classifier]:
         """Return the classifiers of these clients' models for each list of classes; none where the
         global model is theirs too."""
@@ -142,8 +145,9 @@ class Evaluator:
             if self.method.shares_one_model:
                 return {}
         elif self.federated_split.adapt_epochs:
+            epochs = self.federated_split.adapt_epochs
             adapted = self.trainer.adapt(
-                shared, cohort, load_state, client_only, self.federated_split.adapt_epochs
+                shared, cohort, load_state, client_only, epochs, server_round
             )
             return {
                 classes.ids: self.method.personal_classifier(adapted, classes)
@@ -155,7 +159,7 @@ class Evaluator:
             zip(
                 lists,
                 self.models.personal_classifier(
-                    shared, cohort, load_state, class_sets, client_only
+                    shared, cohort, load_state, class_sets, client_only, server_round=server_round
                 ),
                 strict=True,
             )

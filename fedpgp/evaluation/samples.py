@@ -24,6 +24,8 @@ def samples(
     per_client: int,
     seed: int,
     client_only: Mapping[int, Arrays] | None = None,
+    *,
+    server_round: int,
 ) -> list[dict]:
     """A few of each client's own test images with its personal model's answers,
     right and wrong ones in turn.
@@ -36,19 +38,17 @@ def samples(
     found = []
     for client in [] if federated_split.private_data else clients:
         client_split = federated_split.clients[client]
-        if not len(client_split.test):
+        own = client_split.local_eval_set
+        if own is None or own.since > server_round or not len(own.indices):
             continue
-        classes = evaluator.method.task.class_set(client_split.local_eval_set.classes)
+        classes = evaluator.method.task.class_set(own.classes)
         (classifier,) = models.personal_classifier(
-            shared, [client], load_state, [classes], client_only
+            shared, [client], load_state, [classes], client_only, server_round=server_round
         )
-        logits = allowed(
-            client_split.local_eval_set,
-            evaluator.answer(eval_key(client_split.local_eval_set), classifier, client_split.test),
-        )
+        logits = allowed(own, evaluator.answer(eval_key(own), classifier, own.indices))
         confidence, predicted = (t.cpu().numpy() for t in logits.softmax(-1).max(-1))
-        truth = inputs.labels("test", classes.ids)[client_split.test].cpu().numpy()
-        order = generator(seed, "samples", client).permutation(len(client_split.test))
+        truth = inputs.labels("test", classes.ids)[own.indices].cpu().numpy()
+        order = generator(seed, "samples", client).permutation(len(own.indices))
         right, wrong = (
             [i for i in order if (predicted[i] == truth[i]) == hit] for hit in (True, False)
         )
@@ -56,7 +56,7 @@ def samples(
         chosen += [i for i in order if i not in chosen]
         for i in chosen[:per_client]:
             buffer = io.BytesIO()
-            image = inputs.dataset.test.image(int(client_split.test[i]))
+            image = inputs.dataset.test.image(int(own.indices[i]))
             image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
             image.save(buffer, format="PNG")
             found.append(

@@ -4,15 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.protocols.base import (
-    PROTOCOLS,
-    ClientSplit,
-    EvalProtocol,
-    EvalSet,
-    FederatedSplit,
-    SplitRequest,
-)
+from fedpgp.protocols.base import PROTOCOLS, EvalProtocol, SplitRequest
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, Phase
 
 
 def make_protocol(config: Mapping) -> EvalProtocol:
@@ -56,6 +50,7 @@ __all__ = [
     "EvalProtocol",
     "EvalSet",
     "FederatedSplit",
+    "Phase",
     "SplitRequest",
     "as_spec",
     "label_of",

@@ -15,6 +15,7 @@ import numpy as np
 from fedpgp.data import SCHEMES, Dataset, Split, partition
 from fedpgp.data.subsets import few_shot
 from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.protocols.splits import EvalSet, FederatedSplit
 from fedpgp.registry import Registry
 from fedpgp.seeding import generator
 
@@ -25,102 +26,6 @@ the run finds its data."""
 LABELS = ("all", "own")
 TEMPLATES = ("dataset", "plain")
 SELECTIONS = ("last", "last_five", "validation")
-
-
-@dataclass(frozen=True)
-class EvalSet:
-    """Images that a client's models have to name, and the classes they choose among.
-
-    Attributes:
-        indices: of the images in the split, (n,) int64.
-        classes: labels to choose among.
-        allowed_labels: labels that may be answered, some of ``classes``; None is all.
-        split: ``test``, or ``train`` for images kept out of training.
-    """
-
-    indices: np.ndarray
-    classes: tuple[int, ...]
-    allowed_labels: tuple[int, ...] | None = None
-    split: str = "test"
-
-
-@dataclass(frozen=True)
-class ClientSplit:
-    """The images of one logical client, and what it is tested on.
-
-    Attributes:
-        train: indices in the train split.
-        classes: labels to choose among in training.
-        eval_sets: figure -> eval set. ``local`` holds the client's own test images, ``unseen``
-            those of a client that never trains; ``base`` and ``novel``; ``domains.NAME`` and
-            ``datasets.NAME``; ``val``, which only selects a round.
-        domain: its domain, where images are split by domain.
-        trains: False for a client that never trains.
-    """
-
-    train: np.ndarray
-    classes: tuple[int, ...]
-    eval_sets: dict[str, EvalSet]
-    domain: str | None = None
-    trains: bool = True
-
-    @property
-    def local_eval_set(self) -> EvalSet | None:
-        """The eval set of its own test images; None where it is only tested on other data."""
-        return self.eval_sets.get("local" if self.trains else "unseen")
-
-    @property
-    def test(self) -> np.ndarray:
-        """Indices of its own test images."""
-        return (
-            np.empty(0, dtype=np.int64)
-            if self.local_eval_set is None
-            else self.local_eval_set.indices
-        )
-
-
-@dataclass(frozen=True)
-class FederatedSplit:
-    """A data set split over clients.
-
-    Attributes:
-        dataset: what the indices and labels are of; several data sets joined, where
-            a protocol needs several.
-        base_classes: labels that some client trains.
-        novel_classes: labels nobody trains, of the eval set of that name; empty
-            where the protocol has none.
-        clients: one entry a client.
-        adapt_epochs: epochs for which a client that never trains adapts its copy before it is
-            tested.
-        private_data: the images are the clients' own (:mod:`fedpgp.private_data`): nobody
-            else may know their labels.
-    """
-
-    dataset: Dataset
-    base_classes: tuple[int, ...]
-    novel_classes: tuple[int, ...]
-    clients: list[ClientSplit]
-    adapt_epochs: int = 0
-    private_data: bool = False
-
-    @property
-    def train_indices(self) -> np.ndarray:
-        """Indices in the train split that some client trains on, or is tested on, ascending."""
-        eval_sets = [
-            eval_set.indices
-            for client_split in self.clients
-            for eval_set in client_split.eval_sets.values()
-            if eval_set.split == "train"
-        ]
-        return np.unique(
-            np.concatenate(
-                [
-                    np.empty(0, np.int64),
-                    *(client_split.train for client_split in self.clients),
-                    *eval_sets,
-                ]
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -165,6 +70,9 @@ class EvalProtocol(ABC):
     parts: ClassVar[str | None] = None
     """The option that makes a run of its own of each of its values, when it is not set
     (``held_out``)."""
+    images_arrive: ClassVar[bool] = False
+    """Whether a client's own folder of images (``partition=own``) may grow during the run: the
+    server takes the number of images that each reply tells."""
 
     local_labels: str = "all"
     selection: str = "last"
@@ -193,6 +101,12 @@ class EvalProtocol(ABC):
         """What all protocols do alike: keep validation images out of training."""
         if self.selection != "validation":
             return federated_split
+        if any(client_split.phases for client_split in federated_split.clients):
+            raise FedPGPError(
+                f"protocol.selection=validation cannot work with protocol {self.name}: what its "
+                "clients train on changes, and rounds would be compared on images that are not "
+                "there yet; use last or last_five"
+            )
         labels = federated_split.dataset.train.labels
         client_splits = []
         for client, client_split in enumerate(federated_split.clients):

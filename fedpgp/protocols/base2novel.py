@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel
 from fedpgp.protocols.base import (
-    ClientSplit,
     EvalProtocol,
-    EvalSet,
-    FederatedSplit,
     SplitRequest,
     assign,
     indices_of,
@@ -22,6 +19,7 @@ from fedpgp.protocols.base import (
     register,
 )
 from fedpgp.protocols.personal import base_eval_set, not_empty
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 
 
 @register("base2novel")

@@ -20,16 +20,14 @@ from fedpgp.data.joint import Member, join
 from fedpgp.data.subsets import CLASS_ORDERS, base_novel, few_shot
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
-    ClientSplit,
     EvalProtocol,
-    EvalSet,
-    FederatedSplit,
     SplitRequest,
     one_of,
     register,
     splits,
 )
 from fedpgp.protocols.cross_dataset import Spec, as_specs, label_of
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 
 NINE = (
     *(

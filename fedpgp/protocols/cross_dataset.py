@@ -13,10 +13,7 @@ from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
     LABELS,
-    ClientSplit,
     EvalProtocol,
-    EvalSet,
-    FederatedSplit,
     SplitRequest,
     all_classes,
     assign,
@@ -24,6 +21,7 @@ from fedpgp.protocols.base import (
     one_of,
     register,
 )
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 
 TEN = (
     *(

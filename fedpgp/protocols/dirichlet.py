@@ -8,8 +8,12 @@ CIFAR-100's public split is Pachinko.
 from dataclasses import dataclass
 
 from fedpgp.errors import FedPGPError
-from fedpgp.protocols.base import FederatedSplit, SplitRequest, register
+from fedpgp.protocols.base import (
+    SplitRequest,
+    register,
+)
 from fedpgp.protocols.personal import Personal
+from fedpgp.protocols.splits import FederatedSplit
 
 SCHEMES = ("dirichlet", "pachinko", "domain_dirichlet")
 

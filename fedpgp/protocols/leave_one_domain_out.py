@@ -15,10 +15,7 @@ from fedpgp.data import Dataset, Subset
 from fedpgp.data.joint import Concat
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols.base import (
-    ClientSplit,
     EvalProtocol,
-    EvalSet,
-    FederatedSplit,
     SplitRequest,
     all_classes,
     assign,
@@ -30,6 +27,7 @@ from fedpgp.protocols.base import (
     splits,
 )
 from fedpgp.protocols.multidomain import by_domain
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 
 
 @register("leave_one_domain_out")

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
-    ClientSplit,
     EvalProtocol,
-    EvalSet,
-    FederatedSplit,
     SplitRequest,
     all_classes,
     assign,
@@ -24,6 +21,7 @@ from fedpgp.protocols.base import (
     register,
     splits_by_domain,
 )
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 
 
 @register("multidomain")

@@ -15,10 +15,7 @@ from fedpgp.data import Dataset
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols.base import (
     ClientIndices,
-    ClientSplit,
     EvalProtocol,
-    EvalSet,
-    FederatedSplit,
     SplitRequest,
     all_classes,
     assign,
@@ -27,6 +24,7 @@ from fedpgp.protocols.base import (
     one_of,
     register,
 )
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 
 
 @register("personal")

@@ -7,8 +7,12 @@ With ``adapt_epochs`` such a client first trains its own copy for a few local ep
 from dataclasses import dataclass, replace
 
 from fedpgp.errors import FedPGPError, check_number
-from fedpgp.protocols.base import FederatedSplit, SplitRequest, register
+from fedpgp.protocols.base import (
+    SplitRequest,
+    register,
+)
 from fedpgp.protocols.personal import Personal
+from fedpgp.protocols.splits import FederatedSplit
 from fedpgp.seeding import generator
 
 

@@ -38,16 +38,22 @@ class Cohorts:
         self.training, self.size = training, size
 
     def of(
-        self, clients: Sequence[int], gradients: bool, epochs: Mapping[int, int] | None = None
+        self,
+        clients: Sequence[int],
+        server_round: int,
+        gradients: bool,
+        epochs: Mapping[int, int] | None = None,
     ) -> Iterator[list[int]]:
-        """Clients that go through in one tensor program: of the same classes, and alike in whether
-        and how long they train."""
+        """Clients that go through in one tensor program: of the same classes in this round, and
+        alike in whether and how long they train."""
         client_splits = self.federated_split.clients
         alike: dict[tuple, list[int]] = {}
         # Equal lengths finish together.
-        for client in sorted(clients, key=lambda c: (-len(client_splits[c].train), c)):
+        for client in sorted(
+            clients, key=lambda c: (-len(client_splits[c].train_at(server_round)), c)
+        ):
             key = (
-                client_splits[client].classes,
+                client_splits[client].classes_at(server_round),
                 client_splits[client].trains,
                 epochs[client] if epochs else None,
             )
@@ -56,7 +62,11 @@ class Cohorts:
             lists = (
                 {classes}
                 if gradients
-                else {e.classes for c in members for e in client_splits[c].eval_sets.values()}
+                else {
+                    eval_set.classes
+                    for c in members
+                    for eval_set in client_splits[c].eval_sets_at(server_round).values()
+                }
             )
             size = self.size or min(
                 self._affordable(self.method.task.class_set(ids), gradients) for ids in lists

@@ -86,7 +86,7 @@ class Trainer:
         """
         task = self.method.task
         epochs = {client: self._epochs(client, server_round) for client in clients}
-        for cohort in self.cohorts.of(clients, gradients=True, epochs=epochs):
+        for cohort in self.cohorts.of(clients, server_round, gradients=True, epochs=epochs):
             settings = replace(self.settings, epochs=epochs[cohort[0]])
             result = self._train_cohort(
                 shared, cohort, server_round, load_state, client_only, settings
@@ -112,7 +112,7 @@ class Trainer:
                     client,
                     update,
                     state,
-                    len(self.federated_split.clients[client].train),
+                    len(self.federated_split.clients[client].train_at(server_round)),
                     metrics,
                     error,
                 )
@@ -124,11 +124,14 @@ class Trainer:
         load_state: LoadState,
         client_only: Mapping[int, Arrays] | None,
         epochs: int,
+        server_round: int,
     ) -> Params:
-        """Return the tensors of clients that never train, after so many epochs on their images."""
+        """Return the tensors of clients that never train, after so many epochs on the images that
+        they have in a round. Batches and learning rate are those of the last round."""
         settings = replace(self.settings, epochs=epochs)
+        last = self.settings.rounds
         return self._train_cohort(
-            shared, cohort, self.settings.rounds, load_state, client_only, settings
+            shared, cohort, last, load_state, client_only, settings, images_of=server_round
         ).params
 
     def _epochs(self, client: int, server_round: int) -> int:
@@ -159,20 +162,24 @@ class Trainer:
         load_state: LoadState,
         client_only: Mapping[int, Arrays] | None,
         settings: TrainingSettings,
+        images_of: int | None = None,
     ) -> CohortResult:
+        """Train a cohort on the images of a round (``images_of``; None: of ``server_round``)."""
+        of = server_round if images_of is None else images_of
+        client_splits = [self.federated_split.clients[client] for client in cohort]
         stored = [load_state(client) for client in cohort]
         states = [
             s if s is not None else self.models.initial_state(c)
             for s, c in zip(stored, cohort, strict=True)
         ]
-        params = self.models.params(shared, cohort, states, client_only)
-        classes = self.federated_split.clients[cohort[0]].classes
+        params = self.models.params(shared, cohort, states, client_only, server_round=of)
+        classes = client_splits[0].classes_at(of)
         return train_cohort(
             self.method,
             params,
             self.inputs.training_images(),
             self.inputs.labels("train", classes),
-            [self.federated_split.clients[client].train for client in cohort],
+            [client_split.train_at(of) for client_split in client_splits],
             self.method.task.class_set(classes),
             settings,
             global_params={name: params[name] for name in shared},

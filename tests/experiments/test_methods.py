@@ -224,7 +224,7 @@ def private_state(run_dir, run, client) -> dict:
 def answers(fed, shared, state, client_only) -> torch.Tensor:
     """Client 0's logits for some test images, with this private state."""
     (classifier,) = fed.models.personal_classifier(
-        shared, [0], lambda client: state, [fed.base], client_only
+        shared, [0], lambda client: state, [fed.base], client_only, server_round=1
     )
     return fed.method.logits(classifier, fed.inputs.images("test")[torch.arange(4)[None]], fed.base)
 

@@ -455,7 +455,11 @@ def test_a_client_is_answered_for_without_its_images(method):
     federation = deployed(method)
     classes = federation.class_set(federation.federated_split.base_classes)
     (classifier,) = federation.models.personal_classifier(
-        federation.models.initial_shared(), [0], federation.models.initial_state, [classes]
+        federation.models.initial_shared(),
+        [0],
+        federation.models.initial_state,
+        [classes],
+        server_round=1,
     )
     assert classifier.shape[:2] == (1, 4)
 
@@ -468,5 +472,9 @@ def test_a_method_that_needs_the_images_says_so(method):
         FedPGPError, match=f"method {method} needs the client's own training images"
     ):
         federation.models.personal_classifier(
-            federation.models.initial_shared(), [0], federation.models.initial_state, [classes]
+            federation.models.initial_shared(),
+            [0],
+            federation.models.initial_state,
+            [classes],
+            server_round=1,
         )

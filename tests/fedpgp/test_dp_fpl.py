@@ -31,7 +31,8 @@ def federation(*overrides: str):
 def gradients(fed) -> dict:
     """Two clients' gradients of one batch."""
     shared = fed.models.initial_shared()
-    params = fed.models.params(shared, [0, 1], [fed.models.initial_state(c) for c in (0, 1)], None)
+    states = [fed.models.initial_state(client) for client in (0, 1)]
+    params = fed.models.params(shared, [0, 1], states, None, server_round=1)
     images, labels = (
         fed.inputs.images("train")[torch.arange(6).view(2, 3)],
         torch.arange(6).view(2, 3),

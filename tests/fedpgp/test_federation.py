@@ -214,14 +214,14 @@ def test_a_sample_is_a_small_image():
         DATASET, test=ArraySplit(np.zeros((120, 600, 300, 3), dtype=np.uint8), DATASET.test.labels)
     )
     shared, states = one_round(fed)
-    (sample,) = samples(fed.evaluator, shared, [1], states.get, 1, fed.seed)
+    (sample,) = samples(fed.evaluator, shared, [1], states.get, 1, fed.seed, server_round=1)
     assert Image.open(io.BytesIO(sample["png"])).size == (128, 256)
 
 
 def test_samples_show_test_images_with_the_personal_answer():
     fed = federation()
     shared, states = one_round(fed)
-    found = samples(fed.evaluator, shared, [1], states.get, 4, fed.seed)
+    found = samples(fed.evaluator, shared, [1], states.get, 4, fed.seed, server_round=1)
     assert len(found) == 4 and all(
         s["client"] == 1 and s["png"].startswith(b"\x89PNG") for s in found
     )

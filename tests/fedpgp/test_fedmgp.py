@@ -35,9 +35,8 @@ def a_round(fed, server_round, clients, shared, server_state, states):
 
 def groups(fed, client, shared, server_state, states) -> dict:
     """What the client answers with now."""
-    params = fed.models.params(
-        shared, [client], [states[client]], {client: fed.server.download_for(client, server_state)}
-    )
+    client_only = {client: fed.server.download_for(client, server_state)}
+    params = fed.models.params(shared, [client], [states[client]], client_only, server_round=1)
     return {kind: params[kind][0] for kind, _ in KINDS}
 
 

@@ -44,7 +44,7 @@ def a_round(fed, server_round: int, clients, shared, server_state, states):
 def answers(fed, client: int, shared, server_state, states) -> torch.Tensor:
     client_only = {client: fed.server.download_for(client, server_state)}
     (classifier,) = fed.models.personal_classifier(
-        shared, [client], states.get, [fed.base], client_only
+        shared, [client], states.get, [fed.base], client_only, server_round=1
     )
     return fed.method.logits(
         classifier, fed.inputs.images("test")[torch.arange(4)[None]], fed.base
@@ -96,9 +96,8 @@ def test_pfedmoap_gate_has_an_optimizer_of_its_own(setting):
     method, classes, rng = fed.method, fed.base, np.random.default_rng(0)
     shared, server_state, states = fed.models.initial_shared(), fed.server.initial_state(), {}
     shared, server_state = a_round(fed, 1, [0, 1], shared, server_state, states)
-    params = fed.models.params(
-        shared, [0], [states[0]], {0: fed.server.download_for(0, server_state)}
-    )
+    client_only = {0: fed.server.download_for(0, server_state)}
+    params = fed.models.params(shared, [0], [states[0]], client_only, server_round=1)
     rows, schedule = np.arange(4), {"schedule": "cosine", "rounds": 3}  # 0.75 of lr in round 2
     settings = TrainingSettings(
         epochs=3, batch_size=4, lr=0.02, momentum=0.9, weight_decay=0.3, **schedule

@@ -1,0 +1,159 @@
+"""A data set split over clients: what each client trains on, in which round, and what its models
+are tested on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpgp.data import Dataset
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Images that a client's models have to name, and the classes they choose among.
+
+    Attributes:
+        indices: of the images in the split, (n,) int64.
+        classes: labels to choose among.
+        allowed_labels: labels that may be answered, some of ``classes``; None is all.
+        split: ``test``, or ``train`` for images kept out of training.
+        since: the first round after which it counts; an evaluation before it has no such figure.
+    """
+
+    indices: np.ndarray
+    classes: tuple[int, ...]
+    allowed_labels: tuple[int, ...] | None = None
+    split: str = "test"
+    since: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a client trains on from a round on, in the place of what it had before.
+
+    Attributes:
+        since: the round, from 1.
+        train: indices in the train split.
+        classes: labels to choose among in training.
+    """
+
+    since: int
+    train: np.ndarray
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClientSplit:
+    """The images of one logical client, and what it is tested on.
+
+    Attributes:
+        train: indices in the train split; of the first rounds, where there are ``phases``.
+        classes: labels to choose among in training; likewise.
+        eval_sets: figure -> eval set. ``local`` holds the client's own test images, ``unseen``
+            those of a client that never trains; ``base`` and ``novel``; ``domains.NAME`` and
+            ``datasets.NAME``; ``val``, which only selects a round.
+        domain: its domain, where images are split by domain.
+        trains: False for a client that never trains.
+        phases: how ``train`` and ``classes`` change, in the order of their rounds; empty: never.
+
+    Example:
+        >>> late = Phase(3, np.arange(8), (0, 1))
+        >>> client = ClientSplit(np.arange(0), (0, 1), {}, phases=(late,))
+        >>> [len(client.train_at(server_round)) for server_round in (1, 2, 3, 4)]
+        [0, 0, 8, 8]
+    """
+
+    train: np.ndarray
+    classes: tuple[int, ...]
+    eval_sets: dict[str, EvalSet]
+    domain: str | None = None
+    trains: bool = True
+    phases: tuple[Phase, ...] = ()
+
+    def train_at(self, server_round: int) -> np.ndarray:
+        """Return the indices in the train split that the client trains on in a round."""
+        phase = self._phase(server_round)
+        return self.train if phase is None else phase.train
+
+    def classes_at(self, server_round: int) -> tuple[int, ...]:
+        """Return the labels that the client chooses among when it trains in a round."""
+        phase = self._phase(server_round)
+        return self.classes if phase is None else phase.classes
+
+    def eval_sets_at(self, server_round: int) -> dict[str, EvalSet]:
+        """Return the eval sets that count in an evaluation after a round (0: before training)."""
+        return {
+            figure: eval_set
+            for figure, eval_set in self.eval_sets.items()
+            if eval_set.since <= server_round
+        }
+
+    def _phase(self, server_round: int) -> Phase | None:
+        """The newest phase that has begun; None before the first."""
+        begun = [phase for phase in self.phases if phase.since <= server_round]
+        return begun[-1] if begun else None
+
+    @property
+    def train_indices(self) -> np.ndarray:
+        """Indices in the train split that it trains on in some round."""
+        if not self.phases:
+            return self.train
+        return np.unique(np.concatenate([self.train, *(phase.train for phase in self.phases)]))
+
+    @property
+    def local_eval_set(self) -> EvalSet | None:
+        """The eval set of its own test images; None where it is only tested on other data."""
+        return self.eval_sets.get("local" if self.trains else "unseen")
+
+    @property
+    def test(self) -> np.ndarray:
+        """Indices of its own test images."""
+        return (
+            np.empty(0, dtype=np.int64)
+            if self.local_eval_set is None
+            else self.local_eval_set.indices
+        )
+
+
+@dataclass(frozen=True)
+class FederatedSplit:
+    """A data set split over clients.
+
+    Attributes:
+        dataset: what the indices and labels are of; several data sets joined, where
+            a protocol needs several.
+        base_classes: labels that some client trains.
+        novel_classes: labels nobody trains, of the eval set of that name; empty
+            where the protocol has none.
+        clients: one entry a client.
+        adapt_epochs: epochs for which a client that never trains adapts its copy before it is
+            tested.
+        private_data: the images are the clients' own (:mod:`fedpgp.private_data`): nobody
+            else may know their labels.
+    """
+
+    dataset: Dataset
+    base_classes: tuple[int, ...]
+    novel_classes: tuple[int, ...]
+    clients: list[ClientSplit]
+    adapt_epochs: int = 0
+    private_data: bool = False
+
+    @property
+    def train_indices(self) -> np.ndarray:
+        """Indices in the train split that some client trains on, or is tested on, ascending."""
+        eval_sets = [
+            eval_set.indices
+            for client_split in self.clients
+            for eval_set in client_split.eval_sets.values()
+            if eval_set.split == "train"
+        ]
+        return np.unique(
+            np.concatenate(
+                [
+                    np.empty(0, np.int64),
+                    *(client_split.train_indices for client_split in self.clients),
+                    *eval_sets,
+                ]
+            )
+        )
