@@ -58,6 +58,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             disclosure = request.disclosure(federation)
             if disclosure:
                 disclosure.admit(shared, request.job.server_round - 1)
+            steps = request.update_steps(federation)
             for result in federation.train(
                 shared, clients, request.job.server_round, request.load_state, client_only
             ):
@@ -72,15 +73,13 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 if disclosure:
                     disclosure.trained(shared, result.update)
                     result.metrics["loss"] = two_digits(result.metrics["loss"])
+                sent, said = steps(result.client, result.update, shared, result.num_examples)
                 metrics = {
                     "num-examples": int(result.num_examples),
-                    **{k: float(v) for k, v in result.metrics.items()},
+                    **{k: float(v) for k, v in {**result.metrics, **said}.items()},
                 }
                 arrays = ArrayRecord(
-                    {
-                        name: Array(np.ascontiguousarray(value))
-                        for name, value in result.update.items()
-                    }
+                    {name: Array(np.ascontiguousarray(value)) for name, value in sent.items()}
                 )
                 yield (
                     result.client,

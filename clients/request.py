@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,18 @@ class ClientRequest:
         runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
         return Disclosure(
             self.store, Limits.of(self.node_config, runtime), federation.method.delta_params
+        )
+
+    def update_steps(self, federation) -> Callable[..., tuple[Shared, dict[str, float]]]:
+        """What a client's update goes through before it is sent: called with the client, its
+        tensors, those it was sent and its number of images; see
+        :meth:`fedpgp.updates.pipeline.UpdatePipeline.on_client`."""
+        from fedpgp.updates.pipeline import UpdatePipeline  # torch: when there is work, not before
+
+        config = json.loads(self.store.configuration(self.job.config))
+        pipeline = UpdatePipeline(config, federation.method, federation.num_clients)
+        return partial(
+            pipeline.on_client, server_round=self.job.server_round, broadcast=self.config()
         )
 
     def load_state(self, client: int):

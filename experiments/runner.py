@@ -23,6 +23,7 @@ from experiments.settings import RESUMABLE, check, check_runtime
 from experiments.stopping import Stopped, Stopper
 from experiments.summary import finish, save_what_there_is
 from fedpgp.errors import FedPGPError, RepeatingError
+from fedpgp.updates.pipeline import configured_steps
 from strategies.checkpoint import checkpoints
 from strategies.exchange import Interrupted
 from strategies.flower_strategies import make_strategy
@@ -57,6 +58,7 @@ def start(
     check(config)
     check_runtime(config, deployed=grid is not None)
     make_strategy(config["strategy"]["name"], config["strategy"])
+    configured_steps(config)
     if config.get("init_from"):  # before this run is the latest itself
         config = {**config, "init_from": str(followed(user_path(config["init_from"])))}
     own_name = not config["run_dir"]

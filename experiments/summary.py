@@ -38,7 +38,11 @@ def finish(
         summary["selected_rounds"] = rounds
     if server is not None:
         summary["one_prompt"] = server.federation.method.shares_one_model
-        summary["privacy"] = server.federation.method.privacy(server.state.server_round)
+        done = server.state.server_round
+        of_steps = server.steps.privacy(server.state.step_state, done)
+        summary["privacy"] = of_steps or server.federation.method.privacy(done)
+        if server.state.stopped:
+            summary["stopped"] = server.state.stopped
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)

@@ -1,11 +1,13 @@
 """The server's part of a method: its state, what one client is sent, the next global tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedpgp.arrays import Arrays, to_arrays, to_tensors
+from fedpgp.errors import MethodError
 from fedpgp.methods import Method, RoundContext
 from fedpgp.protocols import FederatedSplit
 from fedpgp.training.settings import TrainingSettings
@@ -60,9 +62,9 @@ class ServerUpdate:
         server_round: int,
         num_rounds: int,
         global_params: Arrays,
-        updates: Mapping[int, Arrays],
         weights: Mapping[int, float],
         server_state: Arrays,
+        updates: Mapping[int, Arrays] | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return the next shared tensors and the next server state.
 
@@ -70,15 +72,13 @@ class ServerUpdate:
             averaged: what the strategy made of the updates.
             server_round, num_rounds: this round, and how many the run has.
             global_params: the shared tensors as the server sent them.
-            updates, weights: of each client whose update counts.
+            weights: of each client whose update counts.
             server_state: before this round.
+            updates: of the same clients; only for a method that
+                :attr:`~fedpgp.methods.Method.needs_each_update`.
         """
-        clients = sorted(updates)
+        clients = sorted(weights)
         weight = torch.tensor([weights[client] for client in clients], dtype=torch.float64)
-        stacked = {
-            n: torch.stack([torch.from_numpy(np.array(updates[c][n])) for c in clients])
-            for n in global_params
-        }
         shared, server_state = self.method.update_server(
             to_tensors(averaged),
             RoundContext(
@@ -88,7 +88,7 @@ class ServerUpdate:
                 num_clients=len(self.federated_split.clients),
                 weights=(weight / weight.sum()).to(self.method.task.dtype),
                 global_params=to_tensors(global_params),
-                updates=stacked,
+                updates=self._stacked(updates, clients, global_params),
                 server_state=to_tensors(server_state),
                 lr=self.training.learning_rate(server_round),
                 seed=self.seed,
@@ -96,3 +96,38 @@ class ServerUpdate:
         )
         dtype = self.method.task.dtype
         return to_arrays(shared, dtype), to_arrays(server_state, dtype)
+
+    def _stacked(
+        self, updates: Mapping[int, Arrays] | None, clients: list[int], names: Iterable[str]
+    ) -> Mapping[str, Tensor]:
+        """The clients' tensors on a leading axis, where the method reads them."""
+        if not self.method.needs_each_update:
+            return _NotKept(self.method)
+        return {
+            n: torch.stack([torch.from_numpy(np.array(updates[c][n])) for c in clients])
+            for n in names
+        }
+
+
+class _NotKept(Mapping):
+    """The updates of a method that does not say that it needs each of them."""
+
+    def __init__(self, method: Method):
+        self._method = method
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise self._error()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._error()
+
+    def __len__(self) -> int:
+        raise self._error()
+
+    def _error(self) -> MethodError:
+        code = type(self._method).update_server.__code__
+        return MethodError(
+            f"method {self._method.name}: its update_server reads context.updates, which a server "
+            "has only for a class with needs_each_update = True "
+            f"({code.co_filename}:{code.co_firstlineno})"
+        )

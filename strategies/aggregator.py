@@ -8,6 +8,7 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from fedpgp.errors import FedPGPError
+from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.flower_strategies import strategy_state
 from strategies.run_state import RunState
 
@@ -18,19 +19,31 @@ class Aggregator:
     Args:
         federation: the server's :class:`fedpgp.federation.Federation`; only its weighting and its
             method are used.
-        name: of the strategy, for messages.
-        num_rounds: of the run.
+        steps: what the aggregate goes through before the method has it.
+        config: of the run.
         reference: the global tensors: their names, order and types.
     """
 
-    def __init__(self, federation, name: str, num_rounds: int, reference: Mapping[str, np.ndarray]):
-        self._federation, self._name, self._num_rounds = federation, name, num_rounds
-        self._reference = reference
+    def __init__(
+        self,
+        federation,
+        steps: UpdatePipeline,
+        config: Mapping,
+        reference: Mapping[str, np.ndarray],
+    ):
+        self._federation, self._steps, self._reference = federation, steps, reference
+        self._name, self._num_rounds = config["strategy"]["name"], config["rounds"]
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether clients are averaged alike, not by their number of images."""
+        return self._federation.server.equal_weights or self._steps.equal_weights
 
     def aggregate(
         self, strategy: Strategy, state: RunState, server_round: int, good: Mapping[int, Message]
-    ) -> None:
-        """Put the next global tensors, and the method's server state, into the run's state.
+    ) -> dict[str, dict[str, float]]:
+        """Put the next global tensors, and the states of the method's server part and of the update
+        steps, into the run's state; return what the steps say of the round.
 
         Args:
             strategy: averages the replies.
@@ -41,14 +54,18 @@ class Aggregator:
         Raises:
             FedPGPError: the strategy could not aggregate, or a tensor is NaN or Inf.
         """
+        if not state.shared:
+            return {}
         replies = {client: good[client].content for client in sorted(good)}
-        if self._federation.server.equal_weights:
+        if self.equal_weights:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
-        # Before the strategy has them: some of Flower's take the arrays out of the replies.
-        updates = {
-            c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()
-        }
+        updates = None
+        if self._federation.method.needs_each_update:
+            # Before the strategy has them: some of Flower's take the arrays out of the replies.
+            updates = {
+                c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()
+            }
         aggregated, _ = strategy.aggregate_train(
             server_round, [good[client] for client in sorted(good)]
         )
@@ -61,19 +78,30 @@ class Aggregator:
             for name, tensor in self._reference.items()
         }
         _check_finite(server_round, {**averaged, **strategy_state(strategy)[0]})
-        shared, state.server_state = self._federation.server.update(
+        metrics = {client: dict(content["metrics"]) for client, content in replies.items()}
+        weights = {client: said["num-examples"] for client, said in metrics.items()}
+        averaged, told, step_state = self._steps.on_server(
+            averaged,
+            state.shared,
+            state.step_state,
+            server_round=server_round,
+            weights=weights,
+            metrics=metrics,
+            lr=self._federation.training.learning_rate(server_round),
+        )
+        shared, server_state = self._federation.server.update(
             averaged,
             server_round=server_round,
             num_rounds=self._num_rounds,
             global_params=state.shared,
-            updates=updates,
-            weights={
-                client: content["metrics"]["num-examples"] for client, content in replies.items()
-            },
+            weights=weights,
             server_state=state.server_state,
+            updates=updates,
         )
         _check_finite(server_round, shared)
         state.shared = {name: shared[name] for name in self._reference}
+        state.server_state, state.step_state = server_state, step_state
+        return told
 
 
 def _check_finite(server_round: int, shared: Mapping[str, np.ndarray]) -> None:

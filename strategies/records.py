@@ -43,6 +43,21 @@ def train_record(
     }
 
 
+def extras(
+    images: Mapping[int, int], caps: Mapping[int, int], told: Mapping[str, Mapping[str, float]]
+) -> dict:
+    """Return what the record of a training round has beside :func:`train_record`'s, where there is
+    something to say.
+
+    Args:
+        images: client -> its images.
+        caps: client -> its weight, of those that have more images than they count for.
+        told: update step -> what it says of the round.
+    """
+    capped = [{"client": c, "images": images[c], "weight": caps[c]} for c in caps]
+    return {key: value for key, value in {"capped": capped, "updates": told}.items() if value}
+
+
 def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: RunState) -> Rows:
     """Return one row for each client that was evaluated: who it is and its figures.
 

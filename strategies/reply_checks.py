@@ -107,7 +107,11 @@ def open_reply(
 
 
 def check_update(
-    content: RecordDict, images: int, reference: Mapping[str, np.ndarray], epochs: float = math.inf
+    content: RecordDict,
+    images: int,
+    reference: Mapping[str, np.ndarray],
+    epochs: float = math.inf,
+    step_metrics: Collection[str] = (),
 ) -> None:
     """Checks the reply to a training message, and leaves in it what every reply has: Flower's
     strategies refuse all replies when one has more than another.
@@ -122,13 +126,16 @@ def check_update(
         Unusable: a metric is missing, no number or out of range, the count is wrong, or the tensors
             are: others, of another shape or type, or not finite.
     """
-    metrics = _metrics(content, *UPDATE_METRICS)
+    wanted_metrics = (*UPDATE_METRICS, *step_metrics)
+    metrics = _metrics(content, *wanted_metrics)
     count = metrics["num-examples"]
     if count != images:
         raise Unusable(f"says it trained on {count} images, but it has {images}")
     check_range("loss", metrics["loss"], -MOST, MOST)
     check_range("steps", metrics["steps"], 0, MOST)
     check_range("epochs", metrics["epochs"], 0, epochs)
+    for name in step_metrics:
+        check_range(name, metrics[name], -MOST, MOST)
     arrays = content.get("arrays")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != set(reference):
         raise Unusable(f"sent tensors {sorted(arrays or ())} instead of {sorted(reference)}")
@@ -141,7 +148,7 @@ def check_update(
             raise Unusable(f"tensor {name} of its update is NaN or Inf")
     # In the order of the global tensors: some strategies pair tensors by position.
     content["arrays"] = ArrayRecord({name: arrays[name] for name in reference})
-    content["metrics"] = MetricRecord({name: metrics[name] for name in UPDATE_METRICS})
+    content["metrics"] = MetricRecord({name: metrics[name] for name in wanted_metrics})
     for name in set(content) - {"arrays", "metrics"}:
         del content[name]
 

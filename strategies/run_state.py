@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedpgp.prefixes import strip_prefix
+from fedpgp.updates.base import State
 from strategies.checkpoint import save_checkpoint
 from strategies.exchange import Traffic
 from strategies.flower_strategies import restore_strategy, strategy_state
@@ -27,6 +28,8 @@ class RunState:
         shared: the global tensors, names in ascending order.
         committed: for each client the last round whose private state counts, 0 for none.
         server_state: what the method's server side keeps beside them.
+        step_state: update step -> what it keeps (:mod:`fedpgp.updates.base`).
+        stopped: why an update step ended the training; empty: none did.
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
         traffic: bytes so far.
         seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's
@@ -44,6 +47,8 @@ class RunState:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SECONDS, 0.0))
     images: int = 0
     placed: dict[str, int] = field(default_factory=dict)
+    step_state: dict[str, State] = field(default_factory=dict)
+    stopped: str = ""
 
     @classmethod
     def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "RunState":
@@ -72,6 +77,8 @@ class RunState:
             {**dict.fromkeys(SECONDS, 0.0), **values["seconds"]},
             values["images"],
             dict(values["placed"]),
+            _step_state(tensors, values.get("updates", {})),
+            values.get("stopped", ""),
         )
 
     def arrays(self) -> ArrayRecord:
@@ -122,6 +129,12 @@ class RunState:
             **{f"shared/{name}": tensor for name, tensor in self.shared.items()},
             **{f"memory/{name}": tensor for name, tensor in self.server_state.items()},
             **{f"zero_shot/{name}": values for name, values in self.zero_shot.items()},
+            **{
+                f"updates/{step}/{name}": value
+                for step, state in self.step_state.items()
+                for name, value in state.items()
+                if isinstance(value, np.ndarray)
+            },
             "committed": self.committed,
         }
 
@@ -132,7 +145,23 @@ class RunState:
             "seconds": self.seconds,
             "images": self.images,
             "placed": self.placed,
+            "updates": {
+                step: {n: v for n, v in state.items() if not isinstance(v, np.ndarray)}
+                for step, state in self.step_state.items()
+            },
+            "stopped": self.stopped,
         }
+
+
+def _step_state(
+    tensors: Mapping[str, np.ndarray], values: Mapping[str, Mapping]
+) -> dict[str, State]:
+    """The update steps' states, from a checkpoint."""
+    states = {step: dict(state) for step, state in values.items()}
+    for name, array in strip_prefix("updates/", tensors).items():
+        step, _, key = name.partition("/")
+        states[step][key] = array.copy()
+    return states
 
 
 def save_run(folder: Path, state: RunState, strategy: Strategy, about: Mapping) -> None:

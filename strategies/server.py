@@ -23,6 +23,8 @@ from clients.private_state import supersede_workers
 from fedpgp.data_record import data_record
 from fedpgp.evaluation import is_evaluated
 from fedpgp.plain_text import called
+from fedpgp.updates import StopTraining
+from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.aggregator import Aggregator
 from strategies.connected_clients import ConnectedClients
 from strategies.costs import Costs
@@ -30,7 +32,7 @@ from strategies.flower_strategies import clients_needed, seed_libraries
 from strategies.going_back import GoingBack, NoUsableAnswer
 from strategies.observer import Observer
 from strategies.queries import ask_samples
-from strategies.records import evaluation_record, evaluation_rows, train_record
+from strategies.records import evaluation_record, evaluation_rows, extras, train_record
 from strategies.run_state import RunState, restore_run, save_run
 from strategies.sampling import check_enough, draw_clients, drop_out
 from strategies.screening import UpdateBounds
@@ -76,10 +78,9 @@ class Server:
         self.config, self.federation, self.strategy = config, federation, strategy
         self.folder, self.job, self.observer = folder, job, observer
         self.stop, self.configuration, self.nodes = stop or threading.Event(), configuration, nodes
-        self.runtime = config["runtime"]
+        self.runtime, self._saved = config["runtime"], checkpoint[1] if checkpoint else {}
         self.rounds = config["rounds"] if federation.method.learns else 0
         self.failure: BaseException | None = None
-        self._saved = checkpoint[1] if checkpoint else {}
         self._unused_strategy = copy.deepcopy(strategy)
         if checkpoint:
             self.state, self.strategy = restore_run(*checkpoint, self._unused_strategy)
@@ -88,8 +89,10 @@ class Server:
         self.costs = Costs(self.state.seconds["total"], began)
         self._split, settings = federation.federated_split, config["strategy"]
         self._reference = dict(self.state.shared)  # names, shapes and types
-        self._aggregator = Aggregator(federation, settings["name"], self.rounds, self._reference)
-        counted = not self._split.private_data or federation.server.equal_weights
+        self.steps = UpdatePipeline(config, federation.method, federation.num_clients)
+        self.state.step_state = {**self.steps.initial_state(), **self.state.step_state}
+        self._aggregator = Aggregator(federation, self.steps, config, self._reference)
+        counted = not self._split.private_data or self._aggregator.equal_weights
         deltas = federation.method.delta_params
         self._bounds = UpdateBounds(settings, deltas, counted, observer.warn)
         self._going_back = GoingBack(folder / "checkpoint", observer.warn)
@@ -139,6 +142,7 @@ class Server:
             self._split,
             self._reference,
             self._bounds,
+            self.steps,
             clients.train_images,
         )
         self.costs.add(self.state, clients.set_up(self.state), "encode")
@@ -152,6 +156,9 @@ class Server:
         while (server_round := self.state.server_round + 1) <= self.rounds:
             try:
                 self._round(server_round)
+            except StopTraining as reason:
+                self._end_early(str(reason))
+                break
             except NoUsableAnswer as lost:
                 spoiled = self.state.server_round
                 tensors, info = self._going_back.checkpoint(server_round, spoiled, lost)
@@ -165,6 +172,7 @@ class Server:
     def _round(self, server_round: int) -> None:
         state, began = self.state, time.perf_counter()
         seed_libraries(self.config["seed"], server_round)
+        state.step_state = self.steps.before_round(server_round, state.step_state)
 
         # Step 1: draw the clients that take part.
         need = max(self.runtime["min_clients"], self._needed())
@@ -182,23 +190,32 @@ class Server:
         weights = {client: said["num-examples"] for client, said in metrics.items()}
 
         # Step 4: aggregate them to the next global tensors.
-        if state.shared:
-            self._aggregator.aggregate(self.strategy, state, server_round, answers.good)
+        told = self._aggregator.aggregate(self.strategy, state, server_round, answers.good)
         epochs = {client: said["epochs"] for client, said in metrics.items()}
         state.finish_round(server_round, answers.exchange.kept & set(answers.good), images, epochs)
         self.costs.add(state, answers.exchange, "train")
         dropped, traffic = {**gone, **answers.dropped}, answers.exchange.traffic
         seconds = time.perf_counter() - began
         record = train_record(server_round, metrics, weights, dropped, seconds, traffic)
-        if caps:
-            record["capped"] = [{"client": c, "images": images[c], "weight": caps[c]} for c in caps]
-        self.observer.trained(record)
+        self.observer.trained(record | extras(images, caps, told))
 
         # Step 5: evaluate, and save.
-        every, selection = self.config["evaluate_every"], self.config["protocol"]["selection"]
-        if is_evaluated(server_round, self.rounds, every, selection):
+        if self._evaluated_after(server_round):
             self._evaluate(server_round)
         self._save()
+
+    def _end_early(self, reason: str) -> None:
+        """Evaluate the last model, unless that is done, and save, as after the last round."""
+        done = self.state.server_round
+        self.observer.warn(f"the training ends after round {done} of {self.rounds}: {reason}")
+        if done and not (self.state.stopped or self._evaluated_after(done)):
+            self._evaluate(done)
+        self.state.stopped = reason
+        self._save()
+
+    def _evaluated_after(self, server_round: int) -> bool:
+        every, selection = self.config["evaluate_every"], self.config["protocol"]["selection"]
+        return is_evaluated(server_round, self.rounds, every, selection)
 
     def _evaluate(self, server_round: int) -> None:
         """Ask all clients for the figures of their models."""

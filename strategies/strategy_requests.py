@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.flower_strategies import clients_needed
 from strategies.reply_checks import check_figures, check_update
 from strategies.requests import Request
@@ -23,6 +24,7 @@ class StrategyRequests:
         split: the server's :class:`fedpgp.protocols.base.FederatedSplit`.
         reference: the global tensors: names, shapes and types of an update's.
         bounds: of updates.
+        steps: that updates go through.
         train_images: client -> how many training images it has.
     """
 
@@ -33,24 +35,27 @@ class StrategyRequests:
         split,
         reference: Mapping[str, np.ndarray],
         bounds: UpdateBounds,
+        steps: UpdatePipeline,
         train_images: Callable[[int], int],
     ):
         self._grid, self._config, self._split = grid, config, split
-        self._reference, self._bounds, self._train_images = reference, bounds, train_images
+        self._reference, self._bounds, self._steps = reference, bounds, steps
+        self._train_images = train_images
 
     def training(
         self, strategy: Strategy, state: RunState, server_round: int, clients: list[int], need: int
     ) -> Request:
         """Return the request to these clients to train; their updates are checked one by one, then
         beside each other."""
-        arrays = state.arrays()
+        arrays, broadcast = state.arrays(), self._steps.broadcast(state.step_state)
+        epochs, metrics = self._config["local_epochs"], self._steps.client_metrics
 
         def configure() -> list[Message]:
-            return list(strategy.configure_train(server_round, arrays, ConfigRecord(), self._grid))
+            config = ConfigRecord(broadcast)
+            return list(strategy.configure_train(server_round, arrays, config, self._grid))
 
         def check(client: int, content: RecordDict) -> None:
-            epochs = self._config["local_epochs"]
-            check_update(content, self._train_images(client), self._reference, epochs)
+            check_update(content, self._train_images(client), self._reference, epochs, metrics)
 
         def screen(good: Mapping[int, Message]) -> dict[int, str]:
             return self._bounds.screen(good, state.shared, clients_needed(strategy))

@@ -34,6 +34,7 @@ from fedpgp.methods.about import About
 from fedpgp.registry import Registry
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
+from fedpgp.updates.base import UpdateStep
 
 Params = dict[str, Tensor]
 Classifier = Tensor | Params
@@ -132,7 +133,7 @@ class RoundContext:
         num_clients: of the whole federation.
         weights: of the S clients in an average, (S,), sum to one.
         global_params: the shared tensors as the server sent them.
-        updates: name -> (S, ...), the shared tensors as the clients sent them back.
+        updates: name -> (S, ...), what the clients sent; with :attr:`Method.needs_each_update`.
         server_state: the server's own tensors before this round.
         lr: learning rate of the round.
         seed: of the run.
@@ -190,9 +191,10 @@ class Method(ABC):
     equal_weights: ClassVar[bool] = False
     """True: the server averages clients alike; False: by their number of images.
     ``method.weighting`` says otherwise where a method's configuration has it."""
+    needs_each_update: ClassVar[bool] = False
+    """True: :meth:`update_server` reads ``context.updates``; False: their average is enough."""
     delta_params: ClassVar[tuple[str, ...]] = ()
-    """Shared tensors whose update is a difference, not a new value: its norm is measured as it
-    is."""
+    """Shared tensors whose update is a difference, not a new value."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
@@ -349,6 +351,10 @@ class Method(ABC):
 
     # What the server does beyond the strategy's averaging. ----------------------------------------
 
+    def update_steps(self) -> Sequence[UpdateStep]:
+        """Return the steps of this method that updates go through, before a configuration's."""
+        return ()
+
     def init_server_state(self, clients: int) -> Params:
         """Return the tensors that the server keeps from round to round, at the start."""
         return {}
@@ -369,8 +375,7 @@ class Method(ABC):
         return averaged, context.server_state
 
     def download_for(self, client: int, server_state: Params) -> Params:
-        """Return tensors for one client alone, sent along with the shared ones; they belong
-        into :attr:`buffers`."""
+        """Return tensors that one client alone is sent; they belong into :attr:`buffers`."""
         return {}
 
 

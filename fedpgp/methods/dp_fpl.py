@@ -29,11 +29,14 @@ from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.methods.about import About
-from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, register
+from fedpgp.methods.base import Batch, Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import normal
-from fedpgp.seeding import generator, secret_normal
+from fedpgp.seeding import generator
 from fedpgp.task import ClassSet
+from fedpgp.updates.base import Metrics, ServerContext, Update, UpdateStep
+from fedpgp.updates.clipping import clipped
+from fedpgp.updates.gaussian import standard_normal
 
 
 @dataclass(frozen=True)
@@ -127,28 +130,18 @@ class DPFPL(PromptFL):
         v = torch.linalg.qr(params["p_L"].mT @ u)[0].mT
         g_u, g_v = g @ v.mT, u.mT @ g
         if s.epsilon > 0:
-            g, g_u, g_v = (clipped(gradient, s.clip) for gradient in (g, g_u, g_v))
+            g, g_u, g_v = (clipped({"": part}, s.clip)[0][""] for part in (g, g_u, g_v))
             g_u, g_v = (gradient + s.std * self._noise(gradient, draws) for gradient in (g_u, g_v))
         return loss, {"p_G": g, "p_L": g_u @ v + u @ g_v - u @ (u.mT @ g_u) @ v}
 
-    def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
-        p_G = averaged["p_G"]
-        if self.settings.epsilon > 0:
-            (noise,) = self._noise(
-                p_G.unsqueeze(0), [generator(context.seed, "dp_fpl server", context.server_round)]
-            )
-            p_G = p_G + context.lr * self.settings.std / len(context.clients) * noise
-        return {"p_G": p_G}, {}
+    def update_steps(self) -> Sequence[UpdateStep]:
+        return [ServerNoise(self.settings)] if self.settings.epsilon > 0 else []
 
     def _noise(self, like: Tensor, seeded: Sequence[np.random.Generator]) -> Tensor:
         """Standard normal numbers, (K, ...); ``seeded``: a generator a client."""
-        shape = tuple(like.shape[1:])
-        draw = (
-            (lambda rng: rng.normal(size=shape))
-            if self.settings.seeded_noise
-            else lambda rng: secret_normal(shape)
-        )
-        return torch.stack([torch.from_numpy(draw(rng)) for rng in seeded]).to(like)
+        shape, repeat = tuple(like.shape[1:]), self.settings.seeded_noise
+        draws = [standard_normal(shape, rng if repeat else None) for rng in seeded]
+        return torch.stack(draws).to(like)
 
     def privacy(self, rounds: int) -> dict | None:
         s = self.settings
@@ -168,7 +161,16 @@ class DPFPL(PromptFL):
         }
 
 
-def clipped(gradient: Tensor, largest: float) -> Tensor:
-    """Each client's gradient (K, ..., ...), scaled to a norm of at most ``largest``."""
-    norm = gradient.flatten(1).norm(dim=1).view(-1, 1, 1)
-    return gradient * (largest / norm.clamp(min=largest))
+class ServerNoise(UpdateStep):
+    """The server's noise on the average, N(0, (lr std/|S|)^2)."""
+
+    name = "dp_fpl"
+    Settings = DPFPLSettings
+
+    def on_server(self, aggregate: Update, context: ServerContext) -> tuple[Update, Metrics]:
+        seeded = None
+        if self.settings.seeded_noise:
+            seeded = generator(context.seed, "dp_fpl server", context.server_round)
+        noise = standard_normal(tuple(aggregate["p_G"].shape), seeded)
+        deviation = context.lr * self.settings.std / len(context.clients)
+        return {**aggregate, "p_G": aggregate["p_G"] + deviation * noise}, {}

@@ -62,6 +62,7 @@ class FedAMP(PromptFL):
         order=9,
     )
     sent_copies = ("p",)
+    needs_each_update = True
     starts_as_shared = True
     Settings = FedAMPSettings
     buffers = ("p_G", "u", "known")

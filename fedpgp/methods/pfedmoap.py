@@ -101,6 +101,7 @@ class PFedMoAP(PromptFL):
     )
     small = {"width": 16}
     sent_copies = ("p",)
+    needs_each_update = True
     Settings = PFedMoAPSettings
     buffers = ("p", "tuned", "gated", "experts", "real", "known", "pooled")
     precomputes_for_evaluation = False

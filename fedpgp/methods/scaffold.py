@@ -36,6 +36,7 @@ class Scaffold(PromptFL):
     )
     buffers = ("c", "c_i", "mean")
     delta_params = ("c",)
+    needs_each_update = True  # c moves by the plain mean of all, not by the strategy's average
     equal_weights = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

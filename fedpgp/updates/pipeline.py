@@ -1,0 +1,270 @@
+"""All update steps of a run, one after the other: those that the method brings, that of
+``privacy``, and those named in ``updates``."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.arrays import Arrays, to_tensors
+from fedpgp.errors import FedPGPError, MethodError, unknown
+from fedpgp.prefixes import strip_prefix
+from fedpgp.updates.base import (
+    UPDATE_STEPS,
+    ClientContext,
+    Metrics,
+    RoundStart,
+    ServerContext,
+    State,
+    Update,
+    UpdateStep,
+    Value,
+)
+
+GROUPS = ("privacy",)
+"""Groups of the configuration whose choice is a step, with its settings; ``none`` is none."""
+Fact = bool | int | float | str
+"""A value of a message's configuration record."""
+
+
+def configured_steps(config: Mapping) -> list[UpdateStep]:
+    """Return the steps that a configuration names, in their order.
+
+    Args:
+        config: resolved. ``updates`` holds names, or mappings of a name and settings. A run of an
+            earlier version has no such keys, and no steps.
+
+    Raises:
+        FedPGPError: an unknown step or setting, a value that cannot work, a step named twice.
+    """
+    chosen = [dict(config[group]) for group in GROUPS if group in config]
+    chosen = [options for options in chosen if options["name"] != "none"]
+    named = config.get("updates") or []
+    if isinstance(named, str) or not isinstance(named, Sequence):
+        raise FedPGPError(f"updates={named!r} cannot work; it is a list of steps: [{named}]")
+    chosen += [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in named]
+    steps = [_make(options) for options in chosen]
+    _check_names(steps)
+    return steps
+
+
+def _make(options: dict) -> UpdateStep:
+    name = options.pop("name", None)
+    if name not in UPDATE_STEPS:
+        raise FedPGPError(unknown("update step", name, list(UPDATE_STEPS)))
+    step = UPDATE_STEPS[name]
+    valid = [field.name for field in fields(step.Settings)]
+    for option in options:
+        if option not in valid:
+            raise FedPGPError(unknown(f"setting of update step {name}", option, valid))
+    try:
+        return step(step.Settings(**options))
+    except TypeError as error:
+        raise FedPGPError(f"update step {name}: {error}") from error
+
+
+def _check_names(steps: Sequence[UpdateStep]) -> None:
+    names = [step.name for step in steps]
+    for name in names:
+        if names.count(name) > 1:
+            raise FedPGPError(f"the update step {name} is named twice; name each once")
+
+
+class UpdatePipeline:
+    """The update steps of a run, one after the other. The client's and the server's are made of
+    the same configuration.
+
+    Args:
+        config: resolved.
+        method: brings steps of its own, which come first.
+        num_clients: of the federation.
+
+    Raises:
+        FedPGPError: as :func:`configured_steps`, or a step refuses the run.
+    """
+
+    def __init__(self, config: Mapping, method, num_clients: int):
+        self.steps = [*method.update_steps(), *configured_steps(config)]
+        _check_names(self.steps)
+        for step in self.steps:
+            step.check(config, method)
+        self._delta_params = tuple(method.delta_params)
+        self._run = {
+            "num_rounds": config["rounds"],
+            "num_clients": num_clients,
+            "participation": config["participation"],
+            "seed": config["seed"],
+        }
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether a step wants clients averaged alike."""
+        return any(step.equal_weights for step in self.steps)
+
+    @property
+    def client_metrics(self) -> list[str]:
+        """Names of the numbers that clients send with an update: ``<step>.<metric>``."""
+        return [f"{step.name}.{metric}" for step in self.steps for metric in step.client_metrics]
+
+    def initial_state(self) -> dict[str, State]:
+        """Return the state of each step before the first round, of those that have one."""
+        states = {step.name: step.init_state() for step in self.steps}
+        return {name: state for name, state in states.items() if state}
+
+    def privacy(self, states: Mapping[str, State], rounds: int) -> dict | None:
+        """Return what the first step that guarantees something guarantees after so many rounds."""
+        said = (step.privacy(states.get(step.name, {}), rounds) for step in self.steps)
+        return next(filter(None, said), None)
+
+    def broadcast(self, states: Mapping[str, State]) -> dict[str, Fact]:
+        """Return what clients have to know in a round: ``<step>.<name>`` -> value."""
+        return {
+            f"{step.name}.{name}": value
+            for step in self.steps
+            for name, value in step.broadcast(states.get(step.name, {})).items()
+        }
+
+    def before_round(self, server_round: int, states: Mapping[str, State]) -> dict[str, State]:
+        """Ask each step whether a round may begin; return their states.
+
+        Raises:
+            StopTraining: one of them says no.
+        """
+        states = copy.deepcopy(dict(states))
+        for step in self.steps:
+            state = states.get(step.name, {})
+            step.before_round(RoundStart(server_round=server_round, state=state, **self._run))
+            if state:
+                states[step.name] = state
+        return states
+
+    def on_client(
+        self,
+        client: int,
+        sent: Arrays,
+        global_params: Arrays,
+        num_examples: int,
+        *,
+        server_round: int,
+        broadcast: Mapping[str, Value],
+    ) -> tuple[Arrays, dict[str, float]]:
+        """Return what a client sends, and its numbers of :attr:`client_metrics`. Without steps for
+        clients the tensors are what they were, to the last bit.
+
+        Args:
+            client: logical id.
+            sent: the shared tensors as its training left them.
+            global_params: as the server sent them.
+            num_examples: training images of the client.
+            server_round: the round.
+            broadcast: what :meth:`broadcast` gave.
+        """
+        steps = [s for s in self.steps if type(s).on_client is not UpdateStep.on_client]
+        if not steps:
+            return sent, {}
+        before = to_tensors(global_params)
+        update, metrics = self._update(sent, before), {}
+        for step in steps:
+            context = ClientContext(
+                client=client,
+                server_round=server_round,
+                num_examples=num_examples,
+                global_params=before,
+                delta_params=self._delta_params,
+                broadcast=strip_prefix(f"{step.name}.", broadcast),
+                **self._run,
+            )
+            update, said = _checked(step, update, step.on_client(update, context))
+            if set(said) != set(step.client_metrics):
+                raise MethodError(
+                    f"update step {step.name}: on_client gives the metrics {sorted(said)}, and "
+                    f"client_metrics names {sorted(step.client_metrics)}"
+                )
+            metrics |= {f"{step.name}.{name}": float(value) for name, value in said.items()}
+        return self._applied(update, before), metrics
+
+    def on_server(
+        self,
+        averaged: Arrays,
+        global_params: Arrays,
+        states: Mapping[str, State],
+        *,
+        server_round: int,
+        weights: Mapping[int, float],
+        metrics: Mapping[int, Metrics],
+        lr: float,
+    ) -> tuple[Arrays, dict[str, dict[str, float]], dict[str, State]]:
+        """Return the shared tensors that the method's server part has, what each step says of the
+        round, and the steps' states after it. Without steps for the server the tensors are what
+        they were, to the last bit.
+
+        Args:
+            averaged: the shared tensors as the strategy made them.
+            global_params: as the clients were sent them.
+            states: of the steps before the round.
+            server_round: the round.
+            weights: of each client whose update counts.
+            metrics: of each of these, all its numbers.
+            lr: the clients' learning rate.
+        """
+        steps = [s for s in self.steps if type(s).on_server is not UpdateStep.on_server]
+        if not steps:
+            return averaged, {}, dict(states)
+        before, states, told = to_tensors(global_params), copy.deepcopy(dict(states)), {}
+        aggregate, total = self._update(averaged, before), sum(weights.values())
+        for step in steps:
+            context = ServerContext(
+                server_round=server_round,
+                clients=sorted(weights),
+                weights={client: weight / total for client, weight in weights.items()},
+                metrics={c: strip_prefix(f"{step.name}.", said) for c, said in metrics.items()},
+                global_params=before,
+                delta_params=self._delta_params,
+                lr=lr,
+                state=states.get(step.name, {}),
+                **self._run,
+            )
+            aggregate, said = _checked(step, aggregate, step.on_server(aggregate, context))
+            if said:
+                told[step.name] = {name: float(value) for name, value in said.items()}
+            if context.state:
+                states[step.name] = context.state
+        return self._applied(aggregate, before), told, states
+
+    def _update(self, after: Arrays, before: Mapping[str, Tensor]) -> Update:
+        """Changes of the shared tensors; differences as they are."""
+        values = {name: tensor.double() for name, tensor in to_tensors(after).items()}
+        return {
+            name: values[name] if name in self._delta_params else values[name] - tensor.double()
+            for name, tensor in before.items()
+        }
+
+    def _applied(self, update: Update, before: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The inverse of :meth:`_update`, in the precision of the tensors."""
+        return {
+            name: (update[name] if name in self._delta_params else tensor.double() + update[name])
+            .to(tensor.dtype)
+            .numpy()
+            for name, tensor in before.items()
+        }
+
+
+def _checked(
+    step: UpdateStep, before: Update, result: tuple[Update, Metrics]
+) -> tuple[Update, Metrics]:
+    """Refuse what is no update of the same tensors.
+
+    Raises:
+        MethodError: naming the step.
+    """
+    after, metrics = result
+    shapes = {name: tuple(tensor.shape) for name, tensor in before.items()}
+    if {name: tuple(torch.as_tensor(t).shape) for name, t in after.items()} != shapes:
+        raise MethodError(
+            f"update step {step.name} gives other tensors than it was given: names and shapes "
+            f"must stay {shapes}"
+        )
+    return after, metrics
