@@ -8,7 +8,9 @@ from torch import Tensor
 
 def norms(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return each client's L2 norm over all tensors together: name -> (K, ...) gives (K,)."""
-    return torch.cat([tensor.flatten(1) for tensor in tensors.values()], dim=1).norm(dim=1)
+    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors.values()], dim=1).norm(
+        dim=1
+    )
 
 
 def clipped(tensors: Mapping[str, Tensor], largest: float) -> tuple[dict[str, Tensor], Tensor]:

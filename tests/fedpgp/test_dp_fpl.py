@@ -3,14 +3,16 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
-from fedpgp.methods import METHODS, Batch, RoundContext, StepContext
+from fedpgp.methods import METHODS, Batch, StepContext
 from fedpgp.seeding import generator, secret_normal
+from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.small import small_config, small_federation
 
@@ -42,12 +44,20 @@ def gradients(fed) -> dict:
 
 
 def update_server(method, clients: int = 4):
-    p_G = torch.zeros(method.task.n_ctx, method.task.clip.width, dtype=torch.float64)
-    weights = torch.full((clients,), 1 / clients)
-    end = RoundContext(
-        2, 9, range(clients), 9, weights, {"p_G": p_G}, {"p_G": p_G}, {}, lr=0.1, seed=0
+    """What the server makes of an average of zeros."""
+    zeros = {"p_G": np.zeros((method.task.n_ctx, method.task.clip.width))}
+    config = {"rounds": 9, "participation": 1.0, "seed": 0}
+    after, said, state = UpdatePipeline(config, method, 9).on_server(
+        zeros,
+        zeros,
+        {},
+        server_round=2,
+        weights=dict.fromkeys(range(clients), 3),
+        metrics={},
+        lr=0.1,
     )
-    return method.update_server({"p_G": p_G}, end)[0]["p_G"]
+    assert not said and not state
+    return torch.from_numpy(after["p_G"])
 
 
 def test_secret_numbers_are_standard_normal():
