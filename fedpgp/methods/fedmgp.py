@@ -128,9 +128,7 @@ class FedMGP(Method):
         return self.settings.groups
 
     def image_values(self, images: int) -> int:
-        return (
-            self.settings.groups * images * self.tower.tokens * self.tower.width * self.tower.depth
-        )
+        return self.tower.values(self.settings.groups * images)
 
     # Which groups travel. -------------------------------------------------------------------------
 

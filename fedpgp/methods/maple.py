@@ -71,9 +71,6 @@ class MaPLe(VPT):
             "b": torch.stack([x["layer.bias"] for x in layers]),
         }
 
-    def contexts(self, training: bool) -> int:
-        return 1
-
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         v = shared["t"] @ shared["W"].mT + shared["b"].unsqueeze(-2)
         return {"v": v, "texts": classes.encoder(self.task.n_ctx).encode_deep(shared["t"])}

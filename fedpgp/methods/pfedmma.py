@@ -96,7 +96,7 @@ class PFedMMA(Method):
         return 1
 
     def image_values(self, images: int) -> int:
-        return images * self.tower.tokens * self.tower.width * self.tower.depth
+        return self.tower.values(images)
 
     def gradients(
         self, params: Params, batch: Batch, classes: ClassSet, step: StepContext

@@ -78,9 +78,6 @@ class PromptSRC(VPT):
         v = normal((self.settings.depth, self.task.n_ctx, self.tower.width), rng)
         return {**deep_text_prompts(self.task, self.settings.depth, rng), "v": v}
 
-    def contexts(self, training: bool) -> int:
-        return 1
-
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         s, scale = self.settings, self.task.logit_scale
         classifier = self.global_classifier(params, classes)

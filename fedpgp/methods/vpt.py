@@ -79,7 +79,7 @@ class VPT(Method):
         return 1
 
     def image_values(self, images: int) -> int:
-        return images * self.tower.tokens * self.tower.width * self.tower.depth
+        return self.tower.values(images)
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         texts = (

@@ -84,6 +84,10 @@ class ImageTower(FoldedTower):
         """
         return self.encode(self.embed(pixels), prompts, adapter)
 
+    def values(self, images: int) -> int:
+        """Return tokens x W x blocks of so many images."""
+        return images * self.tokens * self.width * self.depth
+
     def embed(self, pixels: Tensor) -> Tensor:
         """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R)
         -> (K, B, tokens, W)."""
