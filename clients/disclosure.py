@@ -9,7 +9,7 @@ its labels. A node cannot know what a model was made for, and does alone what on
 * a figure of fewer images than ``min-report`` is not told;
 * a run has one choice of data: with another class list, order of classes or number of shots, the
   counts that a node tells would be of other classes, and several of them its labels;
-* of a round, two models are scored at most (the second where a run went back a checkpoint);
+* of a round, two models are scored at most (the second where a run was rolled back);
 * tensors that are farther from the last ones than ``max-step`` times the median of the
   node's own updates, for each round between them, are not answered to, neither with
   figures nor with an update.

@@ -21,7 +21,7 @@ from experiments.admin_token import log_in, make_token, read_token
 from experiments.command import BAD_INPUT, command
 from experiments.finished_run import finished_already, say_finished
 from experiments.help import unknown_words
-from experiments.latest import point_latest
+from experiments.latest_link import link_latest
 from experiments.override_checks import check_overrides
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import changes_on_resume
@@ -185,7 +185,7 @@ def _local(options: argparse.Namespace) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not config["run_dir"] and not config["resume"] and run_dir.is_dir():
-        point_latest(run_dir)
+        link_latest(run_dir)
     if RunFolder(run_dir).summary().get("status") != "finished":
         return BAD_INPUT
     print(f"run folder: {run_dir}\nreport:     {run_dir / 'report.html'}")

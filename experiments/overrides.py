@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from experiments.latest import LATEST, followed
+from experiments.latest_link import LATEST, resolve_latest
 from fedpgp.errors import FedPGPError
 
 RUN = "python -m experiments.run"
@@ -73,7 +73,7 @@ def _readable(argument: str, absolute: bool) -> str:
             text = value
     path = os.path.expanduser(text)
     if key in ("resume", "init_from") and path.rstrip("/").endswith(LATEST):
-        path = str(followed(Path(path)))
+        path = str(resolve_latest(Path(path)))
     if absolute and (key != "model.pretrained" or os.path.exists(path)):
         path = os.path.abspath(path)
     return plus + override_of(key, path)

@@ -8,7 +8,7 @@ import yaml
 
 from experiments import report, runner
 from experiments.finished_run import finished_already, record_rounds, say_finished
-from experiments.latest import point_latest
+from experiments.latest_link import link_latest
 from experiments.naming import unique_name
 from experiments.run_folder import ABOUT, RunFolder, check_whole, default_folder
 from experiments.settings import check
@@ -45,7 +45,7 @@ def start(config: dict, command: str) -> None:
     text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
     write_atomically(path / WHOLE, text.encode())
     if not config["run_dir"]:
-        point_latest(path)
+        link_latest(path)
     _all(path, {})
 
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.command import command, complain
 from experiments.help import explain, explain_top, settings_as_flags
 from experiments.hydra_options import split_options
-from experiments.latest import point_latest
+from experiments.latest_link import link_latest
 from experiments.naming import job_name, older_job_name
 from experiments.override_checks import check_overrides
 from experiments.overrides import RUN, readable, typed
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             total = jobs(asked.overrides, context.sweeper.get("params") or {}) if here else None
             sweep.append((Sweep(total), Path(context.sweep.dir)))
             if not config.run_dir and not config.resume:
-                point_latest(sweep[0][1])
+                link_latest(sweep[0][1])
         try:
             _job(
                 OmegaConf.to_container(config, resolve=True),

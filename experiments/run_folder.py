@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments.latest import followed
+from experiments.latest_link import resolve_latest
 from experiments.overrides import typed
 from experiments.spreadsheet import csv_text
 from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
@@ -208,7 +208,7 @@ class RunFolder:
                 f"{path} is damaged ({error}); restore it, or start a new run"
             ) from error
 
-    def go_back(self, length: int, server_round: int) -> None:
+    def roll_back(self, length: int, server_round: int) -> None:
         """Drops the rounds after this one, with the next line that is written: where none follows
         (the disk is full), what was saved stays, and can be resumed.
 
@@ -273,7 +273,7 @@ def asked_run(path: Path) -> Path:
     Raises:
         FedPGPError: a sweep's folder: its runs differ, and one of them has to be named.
     """
-    path = followed(path)
+    path = resolve_latest(path)
     if not path.is_dir() or (path / "config.yaml").exists():
         return path
     found: dict[Path, tuple[float, Path]] = {}

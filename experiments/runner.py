@@ -13,7 +13,7 @@ from clients.client_app import client_app, federation_of
 from experiments.attempt import Attempt
 from experiments.callbacks.console import Console
 from experiments.finished_run import finished_already, say_finished
-from experiments.latest import followed, point_latest
+from experiments.latest_link import link_latest, resolve_latest
 from experiments.memory import start_peak
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
@@ -60,13 +60,13 @@ def start(
     make_strategy(config["strategy"]["name"], config["strategy"])
     configured_steps(config)
     if config.get("init_from"):  # before this run is the latest itself
-        config = {**config, "init_from": str(followed(user_path(config["init_from"])))}
+        config = {**config, "init_from": str(resolve_latest(user_path(config["init_from"])))}
     own_name = not config["run_dir"]
     path = default_folder(config["experiment_name"]) if own_name else user_path(config["run_dir"])
     config = {**config, "run_dir": str(path), "resume": None}
     folder = RunFolder.create(path, config, command)
     if own_name:
-        point_latest(path)
+        link_latest(path)
     with folder.locked():
         return _run(folder, config, began, federation_of, resumed=False, grid=grid)
 
@@ -90,7 +90,7 @@ def resume(
     Returns, raises: as :func:`start`.
     """
     began = time.perf_counter()
-    path = followed(path)
+    path = resolve_latest(path)
     folder, config = RunFolder.open(path)
     config |= {
         key: value for key, value in (changes or {}).items() if key in (*RESUMABLE, "rounds")

@@ -18,11 +18,11 @@ from flwr.serverapp import Grid
 from clients.messages import Job, count_bytes, pack
 from fedpgp.plain_text import one_line
 from strategies.exchange import CLIENT_FAILED, NO_ANSWER, Exchange, Interrupted
+from strategies.invalid_reply import InvalidReply, checked
 from strategies.local_grid import with_id
 from strategies.node_registry import NodeRegistry
-from strategies.pulling import pull
+from strategies.replies import pull_replies
 from strategies.reply_checks import open_reply
-from strategies.unusable import Unusable, contained
 
 NOT_CONNECTED = -1
 """The node of clients that are not connected."""
@@ -155,7 +155,7 @@ class CohortGrid(Grid):
             for id in [id for id, packed in self._sent.items() if packed.node == node]:
                 self._node_failed(self._sent.pop(id), reason)
         if self._sent:
-            replies, broken = pull(self.inner, list(self._sent))
+            replies, broken = pull_replies(self.inner, list(self._sent))
             for reply in replies:
                 self._take(reply)
             for id, reason in broken.items():
@@ -212,8 +212,8 @@ class CohortGrid(Grid):
             return
         try:
             opened = open_reply(reply.content, packed.messages, failures=self.registry is None)
-            wire_up = contained(lambda: count_bytes([reply.content]))
-        except Unusable as reason:
+            wire_up = checked(lambda: count_bytes([reply.content]))
+        except InvalidReply as reason:
             self._fail(packed.messages, CLIENT_FAILED, str(reason))
             return
         if (

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from clients.node_config import LONGEST_NAME
 from fedpgp.plain_text import one_line
-from strategies.unusable import MOST, Unusable, check_range, contained, shown
+from strategies.invalid_reply import MOST, InvalidReply, check_range, checked, shown
 
 ROW_BYTES, SAMPLES_BYTES, CLIENT_BYTES = 2**22, 2**23, 32
 """Most bytes of JSON for a row of the table, for a client's samples, and for each client in a
@@ -27,19 +27,19 @@ def read_handshake(content: RecordDict) -> dict:
     ``name``, and ``row``, or ``rejection`` and ``transient``.
 
     Raises:
-        Unusable: it cannot be read.
+        InvalidReply: it cannot be read.
     """
 
     def read() -> dict:
         said = json_answer(content, ROW_BYTES)
         if not isinstance(said, dict):
-            raise Unusable("sent a first answer that is none")
+            raise InvalidReply("sent a first answer that is none")
         client = said.get("client")
         if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client <= MOST:
-            raise Unusable(f"says it is client {shown(client)}")
+            raise InvalidReply(f"says it is client {shown(client)}")
         name = said.get("name", "")
         if not isinstance(name, str) or len(name) > LONGEST_NAME:
-            raise Unusable(f"says that client {client} is called {shown(name)}")
+            raise InvalidReply(f"says that client {client} is called {shown(name)}")
         found = {"client": client, "name": one_line(name), "row": said.get("row")}
         if rejection := said.get("rejection"):
             found |= {
@@ -48,7 +48,7 @@ def read_handshake(content: RecordDict) -> dict:
             }
         return found
 
-    return contained(read)
+    return checked(read)
 
 
 def read_row(
@@ -65,19 +65,19 @@ def read_row(
             has.
 
     Raises:
-        Unusable: it is none, or not what the server assigned.
+        InvalidReply: it is none, or not what the server assigned.
     """
     if table is not None and value != table[client]:
-        raise Unusable(f"client {client} does not have the images that it was assigned")
+        raise InvalidReply(f"client {client} does not have the images that it was assigned")
     if not isinstance(value, dict):
-        raise Unusable(f"the row of client {client} is none")
+        raise InvalidReply(f"the row of client {client} is none")
     for name in ("train_images", "test_images"):
         count = value.get(name)
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST:
-            raise Unusable(f"client {client} says {name}={shown(count)}")
+            raise InvalidReply(f"client {client} says {name}={shown(count)}")
     domain, trains = value.get("domain"), value.get("trains")
     if not isinstance(domain, str | None) or not isinstance(trains, bool):
-        raise Unusable(f"the row of client {client} is none")
+        raise InvalidReply(f"the row of client {client} is none")
     counts = {"train_images": value["train_images"], "test_images": value["test_images"]}
     row = {
         "id": client,
@@ -95,19 +95,19 @@ def read_samples(value: object, client: int) -> list[dict]:
     base64.
 
     Raises:
-        Unusable: they are none.
+        InvalidReply: they are none.
     """
     if not isinstance(value, list):
-        raise Unusable("sent no samples")
+        raise InvalidReply("sent no samples")
     rows = []
     for row in value:
         png = base64.b64decode(row["png"], validate=True)
         texts = {name: row[name] for name in ("label", "predicted")}
         domain = row["domain"]
         if not png.startswith(_PNG) or not all(isinstance(text, str) for text in texts.values()):
-            raise Unusable("sent samples that are none")
+            raise InvalidReply("sent samples that are none")
         if not isinstance(domain, str | None) or not isinstance(row["correct"], bool):
-            raise Unusable("sent samples that are none")
+            raise InvalidReply("sent samples that are none")
         check_range("confidence", row["confidence"], 0, 1 + 1e-6)
         about = {"client": client, "domain": None if domain is None else one_line(domain)}
         said = {
@@ -127,11 +127,11 @@ def json_answer(content: RecordDict, most: int) -> object:
         most: bytes it may have.
 
     Raises:
-        Unusable: there is none, it is too long or too deep, or has numbers that are none.
+        InvalidReply: there is none, it is too long or too deep, or has numbers that are none.
     """
     record = content.get("answer")
     if not isinstance(record, ConfigRecord) or "json" not in record:
-        raise Unusable("sent no answer")
+        raise InvalidReply("sent no answer")
     return read_json(record["json"], most)
 
 
@@ -139,19 +139,19 @@ def read_json(text: object, most: int) -> object:
     """JSON that somebody else wrote.
 
     Raises:
-        Unusable: it is too long, too deep, or no JSON; it has an infinite number.
+        InvalidReply: it is too long, too deep, or no JSON; it has an infinite number.
     """
     if not isinstance(text, str):
-        raise Unusable("sent no text where JSON belongs")
+        raise InvalidReply("sent no text where JSON belongs")
     if len(text) > most:
-        raise Unusable(f"sent {len(text):,} bytes where {most:,} are the most")
+        raise InvalidReply(f"sent {len(text):,} bytes where {most:,} are the most")
     if text.count("[") + text.count("{") > max(BRACKETS, most // CLIENT_BYTES):
-        raise Unusable("sent JSON that is too deep")
+        raise InvalidReply("sent JSON that is too deep")
 
     def number(digits: str) -> float:
         value = float(digits)
         if not math.isfinite(value):
-            raise Unusable(f"sent a number that is {shown(digits)}")
+            raise InvalidReply(f"sent a number that is {shown(digits)}")
         return value
 
-    return contained(lambda: json.loads(text, parse_float=number, parse_constant=number))
+    return checked(lambda: json.loads(text, parse_float=number, parse_constant=number))

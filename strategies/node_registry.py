@@ -22,9 +22,9 @@ from flwr.serverapp import Grid
 from clients.messages import Job
 from fedpgp.plain_text import called, one_line
 from strategies.client_keys import ClientKeys, NodeInfo
+from strategies.invalid_reply import InvalidReply, checked
 from strategies.json_answers import read_handshake, read_row
-from strategies.pulling import pull
-from strategies.unusable import Unusable, contained
+from strategies.replies import pull_replies
 
 INTERVAL = 2.0
 """Seconds between two looks at who is connected."""
@@ -180,7 +180,7 @@ class NodeRegistry:
                 self._send_handshake(node, entry, since)
         asked = {entry.handshake: node for node, entry in self._entries.items() if entry.handshake}
         if asked:
-            replies, broken = pull(self._grid, list(asked))
+            replies, broken = pull_replies(self._grid, list(asked))
             for reply in replies:
                 self._on_reply(asked[reply.metadata.reply_to_message_id], reply)
             for id, reason in broken.items():
@@ -220,7 +220,7 @@ class NodeRegistry:
         client = None
         try:
             if isinstance(reply, str):
-                raise Unusable(reply)
+                raise InvalidReply(reply)
             if reply.has_error():
                 reason = one_line(reply.error.reason or "failed without saying why")
                 self._reject(
@@ -254,10 +254,10 @@ class NodeRegistry:
                 )
                 self._reject(entry, reason, client, duplicate=True)
             else:
-                row = contained(lambda: read_row(answer.get("row"), client, self._table))
+                row = checked(lambda: read_row(answer.get("row"), client, self._table))
                 self.rows[client] = {**row, "name": answer["name"]} if answer["name"] else row
                 self._bind(node, client)
-        except Unusable as reason:
+        except InvalidReply as reason:
             self._reject(entry, f"a node cannot take part: {reason}", client)
 
     def _displaced(self, holder: int, client: int) -> bool:

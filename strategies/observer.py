@@ -20,6 +20,6 @@ class Observer(Protocol):
         """What the observer needs to resume from here; saved in the checkpoint."""
         ...
 
-    def go_back(self, mark: dict, server_round: int) -> None:
+    def roll_back(self, mark: dict, server_round: int) -> None:
         """Forget what came after this mark, made after that round."""
         ...

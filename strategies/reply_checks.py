@@ -1,9 +1,8 @@
-"""The gate for all that a node says: nothing passes that could end a run, fill its disk, or forge
-its log.
+"""Checks of every reply: none passes that could end a run, fill its disk, or forge its log.
 
 Size comes first, before anything is copied or decoded; then names, types, lengths, depth and
-ranges. Whatever is wrong is :class:`Unusable`, for the clients of that node alone, and says why in
-a line. What nobody asked for is left where it is: it is neither copied nor counted.
+ranges. Whatever is wrong is :class:`InvalidReply`, for the clients of that node alone, and says why
+in a line. What nobody asked for is left where it is: it is neither copied nor counted.
 """
 
 import math
@@ -24,8 +23,8 @@ from flwr.app import (
 from clients.messages import BARE, count_bytes, full
 from fedpgp.evaluation.figures import MODELS
 from fedpgp.plain_text import one_line, printable
+from strategies.invalid_reply import MOST, InvalidReply, check_range, checked, shown
 from strategies.json_answers import CLIENT_BYTES, read_json
-from strategies.unusable import MOST, Unusable, check_range, contained, shown
 
 UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")
 """What every client says of its training."""
@@ -80,12 +79,12 @@ def open_reply(
             node's say nothing of them.
 
     Raises:
-        Unusable: the node's account, or the whole, cannot be read.
+        InvalidReply: the node's account, or the whole, cannot be read.
     """
-    account = contained(lambda: _account(content, asked, failures))
+    account = checked(lambda: _account(content, asked, failures))
     errors = content.get("errors")
     if not isinstance(errors, ConfigRecord):
-        raise Unusable("its answer cannot be read (it has no errors record)")
+        raise InvalidReply("its answer cannot be read (it has no errors record)")
     names = {str(client): client for client in asked}
     raw: dict[int, dict] = {}
     for name, record in content.items():
@@ -100,8 +99,8 @@ def open_reply(
             rejected[client] = one_line(reason) if isinstance(reason, str) else "unknown"
             continue
         try:
-            contents[client] = contained(lambda client=client: _records(raw[client], asked[client]))
-        except Unusable as reason:
+            contents[client] = checked(lambda client=client: _records(raw[client], asked[client]))
+        except InvalidReply as reason:
             rejected[client] = str(reason)
     return Opened(contents, rejected, account, count_bytes(contents.values()))
 
@@ -123,14 +122,14 @@ def check_update(
         epochs: the most it can have trained.
 
     Raises:
-        Unusable: a metric is missing, no number or out of range, the count is wrong, or the tensors
-            are: others, of another shape or type, or not finite.
+        InvalidReply: a metric is missing, no number or out of range, the count is wrong, or the
+            tensors are: others, of another shape or type, or not finite.
     """
     wanted_metrics = (*UPDATE_METRICS, *step_metrics)
     metrics = _metrics(content, *wanted_metrics)
     count = metrics["num-examples"]
     if count != images:
-        raise Unusable(f"says it trained on {count} images, but it has {images}")
+        raise InvalidReply(f"says it trained on {count} images, but it has {images}")
     check_range("loss", metrics["loss"], -MOST, MOST)
     check_range("steps", metrics["steps"], 0, MOST)
     check_range("epochs", metrics["epochs"], 0, epochs)
@@ -138,14 +137,14 @@ def check_update(
         check_range(name, metrics[name], -MOST, MOST)
     arrays = content.get("arrays")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != set(reference):
-        raise Unusable(f"sent tensors {sorted(arrays or ())} instead of {sorted(reference)}")
+        raise InvalidReply(f"sent tensors {sorted(arrays or ())} instead of {sorted(reference)}")
     for name, wanted in reference.items():
         tensor = arrays[name].numpy()
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             got, expected = (f"{t.dtype}{list(t.shape)}" for t in (tensor, wanted))
-            raise Unusable(f"tensor {name} is {got} instead of {expected}")
+            raise InvalidReply(f"tensor {name} is {got} instead of {expected}")
         if not np.isfinite(tensor).all():
-            raise Unusable(f"tensor {name} of its update is NaN or Inf")
+            raise InvalidReply(f"tensor {name} of its update is NaN or Inf")
     # In the order of the global tensors: some strategies pair tensors by position.
     content["arrays"] = ArrayRecord({name: arrays[name] for name in reference})
     content["metrics"] = MetricRecord({name: metrics[name] for name in wanted_metrics})
@@ -161,7 +160,7 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
         figures: names of what the client is scored on.
 
     Raises:
-        Unusable: a metric is missing or no number, or a figure is no percentage.
+        InvalidReply: a metric is missing or no number, or a figure is no percentage.
     """
     metrics = _metrics(content, "num-examples")
     known = {f"{model}.{figure}" for model in MODELS for figure in figures}
@@ -208,12 +207,12 @@ def _records(records: Mapping[str, object], message: Message) -> RecordDict:
     found = RecordDict()
     for name, record in records.items():
         if not isinstance(record, kinds[name]):
-            raise Unusable(f"sent {name} that are none")
+            raise InvalidReply(f"sent {name} that are none")
         if isinstance(record, MetricRecord) and len(record) > METRICS:
-            raise Unusable(f"sent {len(record):,} metrics")
+            raise InvalidReply(f"sent {len(record):,} metrics")
         if isinstance(record, ArrayRecord):
             if (size := sum(len(array.data) for array in record.values())) > sent:
-                raise Unusable(f"sent tensors of {size:,} bytes; it was sent {sent:,}")
+                raise InvalidReply(f"sent tensors of {size:,} bytes; it was sent {sent:,}")
             for tensor, array in record.items():
                 _check_array(tensor, array)
         found[name] = full(record)
@@ -228,13 +227,13 @@ def _check_array(name: str, array: Array) -> None:
         or len(shape) > 16
         or min(shape, default=0) < 0
     ):
-        raise Unusable(f"sent a tensor {shown(name)} that is none")
+        raise InvalidReply(f"sent a tensor {shown(name)} that is none")
     if math.prod(shape) * np.dtype(array.dtype).itemsize != len(array.data):
-        raise Unusable(f"sent a tensor {shown(name)} whose bytes are not those of its shape")
+        raise InvalidReply(f"sent a tensor {shown(name)} whose bytes are not those of its shape")
 
 
 def _metrics(content: RecordDict, *names: str) -> MetricRecord:
     metrics = content.get("metrics")
     if not isinstance(metrics, MetricRecord) or not set(names) <= set(metrics):
-        raise Unusable(f"did not send the metrics {', '.join(names)}")
+        raise InvalidReply(f"did not send the metrics {', '.join(names)}")
     return metrics

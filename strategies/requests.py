@@ -11,11 +11,11 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from clients.messages import CLIENT_ONLY, Job
 from strategies.exchange import NO_ANSWER, Exchange
 from strategies.failures import lost_round, tell
-from strategies.going_back import NoUsableAnswer, about_numbers
 from strategies.grid import CohortGrid
+from strategies.invalid_reply import InvalidReply, checked
 from strategies.observer import Observer
+from strategies.rollback import NoUsableReply, about_numbers
 from strategies.run_state import RunState
-from strategies.unusable import Unusable, contained
 from strategies.watch import Watch
 
 TRIES = 2
@@ -32,7 +32,7 @@ class Request:
         server_round: in which round.
         clients: who can be asked.
         configure: makes the messages; a strategy's finds these clients in the grid.
-        check: raises :class:`Unusable` for a client's answer that cannot be used.
+        check: raises :class:`InvalidReply` for a client's answer that cannot be used.
         need: the fewest usable answers.
         ask: what a query or an evaluation wants beside the usual (:class:`clients.messages.Job`).
         screen: usable replies -> why some are not, beside the others.
@@ -102,7 +102,7 @@ class Requester:
 
         Raises:
             FedPGPError: fewer than ``need`` again.
-            NoUsableAnswer: most of those asked answered, and no answer can be used.
+            NoUsableReply: most of those asked answered, and no answer can be used.
         """
         what, grid = f"round {request.server_round}", self._grid
         grid.available, grid.exchange = list(request.clients), Exchange()
@@ -165,7 +165,7 @@ class Requester:
         of_code = answers.exceptions.issuperset(failed.values())
         spoiled = not of_code and about_numbers(failed.values())
         if not answers.good and len(answers.silent) < len(failed) / 2 and spoiled:
-            return NoUsableAnswer(failure)
+            return NoUsableReply(failure)
         return failure
 
     def _few(self, request: Request, answers: Answers) -> str:
@@ -190,11 +190,11 @@ def _sort(replies: Sequence[Message], request: Request, answers: Answers) -> Non
         try:
             if reply.has_error():
                 answers.silent |= {client} if reply.error.code == NO_ANSWER else set()
-                raise Unusable(reply.error.reason.removeprefix(f"client {client}: "))
-            contained(partial(request.check, client, reply.content))
+                raise InvalidReply(reply.error.reason.removeprefix(f"client {client}: "))
+            checked(partial(request.check, client, reply.content))
             answers.good[client] = reply
             answers.dropped.pop(client, None)
-        except Unusable as reason:
+        except InvalidReply as reason:
             answers.dropped[client] = str(reason)
     for client, reason in request.screen(answers.good).items():
         answers.dropped[client] = reason

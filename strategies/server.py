@@ -29,10 +29,10 @@ from strategies.aggregator import Aggregator
 from strategies.connected_clients import ConnectedClients
 from strategies.costs import Costs
 from strategies.flower_strategies import clients_needed, seed_libraries
-from strategies.going_back import GoingBack, NoUsableAnswer
 from strategies.observer import Observer
 from strategies.queries import ask_samples
 from strategies.records import evaluation_record, evaluation_rows, extras, train_record
+from strategies.rollback import NoUsableReply, Rollback
 from strategies.run_state import RunState, restore_run, save_run
 from strategies.sampling import check_enough, draw_clients, drop_out
 from strategies.screening import UpdateBounds
@@ -95,7 +95,7 @@ class Server:
         counted = not self._split.private_data or self._aggregator.equal_weights
         deltas = federation.method.delta_params
         self._bounds = UpdateBounds(settings, deltas, counted, observer.warn)
-        self._going_back = GoingBack(folder / "checkpoint", observer.warn)
+        self._rollback = Rollback(folder / "checkpoint", observer.warn)
 
     def app(self) -> ServerApp:
         """Return the Flower ServerApp of this run."""
@@ -113,7 +113,7 @@ class Server:
         try:
             self.run(grid)
         except BaseException as failure:  # also Interrupted
-            self.failure = failure.failure if isinstance(failure, NoUsableAnswer) else failure
+            self.failure = failure.failure if isinstance(failure, NoUsableReply) else failure
             # Work still under way is of no use any more.
             supersede_workers(self.folder / "private", self.job, self.observer.warn)
 
@@ -159,11 +159,11 @@ class Server:
             except StopTraining as reason:
                 self._end_early(str(reason))
                 break
-            except NoUsableAnswer as lost:
+            except NoUsableReply as lost:
                 spoiled = self.state.server_round
-                tensors, info = self._going_back.checkpoint(server_round, spoiled, lost)
+                tensors, info = self._rollback.checkpoint(server_round, spoiled, lost)
                 self.state, self.strategy = restore_run(tensors, info, self._unused_strategy)
-                self.observer.go_back(info["observer"], info["round"])
+                self.observer.roll_back(info["observer"], info["round"])
         samples, exchange = ask_samples(clients.ask, self.state, clients.table)
         self.costs.add(self.state, exchange, None)
         self.observer.samples(samples)

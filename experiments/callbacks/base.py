@@ -34,7 +34,7 @@ class Callback:
         """Return what the callback needs to resume from here; saved in the checkpoint."""
         return {}
 
-    def go_back(self, mark: dict, server_round: int) -> None:
+    def roll_back(self, mark: dict, server_round: int) -> None:
         """Forget what came after this mark, made after that round."""
 
 
@@ -80,6 +80,6 @@ class Callbacks(Callback):
         """Return what all of them need, in one mapping."""
         return {key: value for each in self._all for key, value in each.mark().items()}
 
-    def go_back(self, mark: dict, server_round: int) -> None:
+    def roll_back(self, mark: dict, server_round: int) -> None:
         for each in self._all:
-            each.go_back(mark, server_round)
+            each.roll_back(mark, server_round)

@@ -17,8 +17,8 @@ class CheckpointMark(Callback):
     def mark(self) -> dict:
         return {"metrics_bytes": self._folder.metrics_length()}
 
-    def go_back(self, mark: dict, server_round: int) -> None:
-        self._folder.go_back(mark["metrics_bytes"], server_round)
+    def roll_back(self, mark: dict, server_round: int) -> None:
+        self._folder.roll_back(mark["metrics_bytes"], server_round)
 
 
 def marked_length(info: dict | None) -> int:

@@ -96,7 +96,7 @@ class Console(Callback):
         self._train = self._evaluation = None
         return {}
 
-    def go_back(self, mark: dict, server_round: int) -> None:
+    def roll_back(self, mark: dict, server_round: int) -> None:
         self._train = self._evaluation = None
 
     def round(self, train: dict | None, evaluation: dict | None) -> None:

@@ -49,7 +49,7 @@ def test_there_is_no_other_way_in():
 
 
 def answered(path: str, kind: str = "http") -> str:
-    """What an application behind the gate gives for a path: "whole" where it is asked at all."""
+    """What the narrowed application gives for a path: "whole" where the whole one is asked."""
     said: list[dict] = []
 
     async def whole(scope, receive, send):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from experiments.latest import LATEST, followed, point_latest
+from experiments.latest_link import LATEST, link_latest, resolve_latest
 from experiments.run import main
 from experiments.sweep import Sweep, jobs
 
@@ -85,18 +85,18 @@ def test_without_links_a_file_names_the_latest(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
     (tmp_path / "one").mkdir()
-    point_latest(tmp_path / "one")
+    link_latest(tmp_path / "one")
     assert (tmp_path / LATEST).read_text() == "one\n" and not os.path.islink(tmp_path / LATEST)
-    assert followed(tmp_path / LATEST) == tmp_path / "one"
+    assert resolve_latest(tmp_path / LATEST) == tmp_path / "one"
 
 
 def test_a_folder_that_is_called_latest_stays(tmp_path):
     (tmp_path / LATEST / "thesis").mkdir(parents=True)
-    point_latest(tmp_path / "one")
+    link_latest(tmp_path / "one")
     assert [path.name for path in tmp_path.iterdir()] == [LATEST] and (
         tmp_path / LATEST / "thesis"
     ).is_dir()
-    assert followed(tmp_path / LATEST) == tmp_path / LATEST
+    assert resolve_latest(tmp_path / LATEST) == tmp_path / LATEST
 
 
 def test_the_latest_run_is_resumed_where_it_is(tmp_path, monkeypatch, capsys):

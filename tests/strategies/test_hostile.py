@@ -15,7 +15,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
-from strategies.going_back import about_numbers
+from strategies.rollback import about_numbers
 from tests.nodes import Nodes
 from tests.small import small_config, small_federation
 
@@ -340,13 +340,13 @@ POISON = ("rounds=4", "evaluate_every=0", "strategy.max_update_norm=null")
 
 
 def test_a_spoiled_round_is_done_again(tmp_path, capsys):
-    """Without the bound, nobody can answer in round 3: the run goes back to round 1, and
+    """Without the bound, nobody can answer in round 3: the run is rolled back to round 1, and
     ends as an honest one."""
     federation(tmp_path / "a", scaled(1e200, 2), *POISON)
     said = capsys.readouterr().out
     assert (
         "round 3: 0 of 3 clients gave a usable answer" in said
-        and "going back to those after round 1" in said
+        and "rolling back to those after round 1" in said
     )
     federation(tmp_path / "b", honest, *POISON)
     same(tmp_path / "a", tmp_path / "b")
@@ -362,7 +362,7 @@ def test_a_run_that_was_spoiled_can_be_resumed(tmp_path, capsys):
     resume(
         tmp_path / "a", federation_of=small_federation, grid=Hostile(tmp_path / "a_nodes", honest)
     )
-    assert "going back to those after round 1" in capsys.readouterr().out
+    assert "rolling back to those after round 1" in capsys.readouterr().out
     federation(tmp_path / "b", honest, *POISON)
     same(tmp_path / "a", tmp_path / "b")
 
@@ -430,4 +430,4 @@ def test_clients_that_are_away_are_no_reason_to_go_back(tmp_path, capsys):
             federation_of=small_federation,
             grid=Away(tmp_path / "nodes", honest),
         )
-    assert "going back" not in capsys.readouterr().out
+    assert "rolling back" not in capsys.readouterr().out

@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies.invalid_reply import MOST, InvalidReply, checked
 from strategies.json_answers import (
     SAMPLES_BYTES,
     json_answer,
@@ -16,7 +17,6 @@ from strategies.json_answers import (
     read_json,
     read_samples,
 )
-from strategies.unusable import MOST, Unusable, contained
 from tests.strategies.replies import PNG, SAMPLE, answer, junk, record_of, row_texts
 
 
@@ -25,7 +25,7 @@ from tests.strategies.replies import PNG, SAMPLE, answer, junk, record_of, row_t
 def test_malformed_greetings_are_refused(text):
     try:
         said = read_handshake(RecordDict({"answer": record_of(text)}))
-    except Unusable:
+    except InvalidReply:
         return
     assert 0 <= said["client"] <= MOST and len(said.get("rejection", "").encode()) <= 1000
 
@@ -45,7 +45,7 @@ def test_malformed_greetings_are_refused(text):
     ],
 )
 def test_json_that_is_none_or_endless(text):
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidReply):
         read_json(text, 10**6)
 
 
@@ -53,7 +53,7 @@ def test_json_that_is_none_or_endless(text):
     "client", ["Infinity", "1e400", '"0"', "true", "null", "-1", "1.0", "1e12", "[" * 9000]
 )
 def test_a_greeting_from_a_client_that_is_none(client):
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidReply):
         read_handshake(answer(f'{{"client": {client}, "row": null}}'))
 
 
@@ -75,8 +75,8 @@ def test_a_greeting_from_a_client_that_is_none(client):
 )
 def test_samples_that_are_none(samples):
     text = samples if samples == "no JSON" else json.dumps(samples)
-    with pytest.raises(Unusable):
-        contained(lambda: read_samples(json_answer(answer(text), SAMPLES_BYTES), 1))
+    with pytest.raises(InvalidReply):
+        checked(lambda: read_samples(json_answer(answer(text), SAMPLES_BYTES), 1))
 
 
 def test_samples_speak_for_their_client():
@@ -86,6 +86,6 @@ def test_samples_speak_for_their_client():
 
 def test_a_huge_answer_is_refused_before_it_is_decoded():
     began = time.perf_counter()
-    with pytest.raises(Unusable, match="bytes where"):
+    with pytest.raises(InvalidReply, match="bytes where"):
         json_answer(answer("[" + "1," * 20_000_000 + "1]"), SAMPLES_BYTES)
     assert time.perf_counter() - began < 1

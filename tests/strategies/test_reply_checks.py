@@ -1,5 +1,5 @@
-"""The gate: what a hostile node says costs its own clients at most, and what passes
-is what it should be."""
+"""Checks of replies: what a hostile node says costs its own clients at most, and what passes is
+what it should be."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 
 from clients.messages import pack_reply
+from strategies.invalid_reply import MOST, InvalidReply, checked
 from strategies.json_answers import ROW_BYTES, json_answer, read_row
 from strategies.reply_checks import check_figures, check_update, open_reply
-from strategies.unusable import MOST, Unusable, contained
 from tests.strategies.replies import (
     ACCOUNT,
     EPOCHS,
@@ -42,15 +42,15 @@ def usable(kind: str, packed: RecordDict) -> object:
     opened = open_reply(packed, asked(kind))
     assert set(opened.contents) | set(opened.rejected) == {1}
     if 1 in opened.rejected:
-        raise Unusable(opened.rejected[1])
+        raise InvalidReply(opened.rejected[1])
     content = opened.contents[1]
     if kind == "train":
-        contained(lambda: check_update(content, IMAGES, REFERENCE, EPOCHS))
+        checked(lambda: check_update(content, IMAGES, REFERENCE, EPOCHS))
         return opened, content
     if kind == "evaluate":
-        contained(lambda: check_figures(content, FIGURES))
+        checked(lambda: check_figures(content, FIGURES))
         return opened, content
-    row = contained(lambda: read_row(json_answer(content, ROW_BYTES), 1))
+    row = checked(lambda: read_row(json_answer(content, ROW_BYTES), 1))
     return opened, row
 
 
@@ -135,8 +135,8 @@ def check_passed(kind: str, opened, taken) -> None:
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
 def test_malformed_replies_cost_their_client_at_most(kind):
-    """2,100 in a run of the suite; any other exception than Unusable, and any value out of range,
-    fails."""
+    """2,100 in a run of the suite; any other exception than InvalidReply, and any value out of
+    range, fails."""
     counts = {"passed": 0, "refused": 0}
 
     @settings(
@@ -146,7 +146,7 @@ def test_malformed_replies_cost_their_client_at_most(kind):
     def one(packed):
         try:
             opened, taken = usable(kind, packed)
-        except Unusable as reason:
+        except InvalidReply as reason:
             counts["refused"] += 1
             text = str(reason)
             assert (
@@ -180,7 +180,7 @@ def test_an_update_s_numbers(name, value):
     content = RecordDict(
         {"arrays": update(), "metrics": MetricRecord({**GOOD_METRICS, name: value})}
     )
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidReply):
         usable("train", pack_reply({1: content}, {}, ACCOUNT))
 
 
@@ -188,7 +188,7 @@ def test_an_update_s_numbers(name, value):
 def test_an_accuracy_is_a_percentage(value):
     content = RecordDict({"metrics": MetricRecord({"num-examples": 2, "personal.local": value})})
     with pytest.raises(
-        Unusable, match=r"metric personal.local is .*; it is a number from 0 to 100"
+        InvalidReply, match=r"metric personal.local is .*; it is a number from 0 to 100"
     ):
         usable("evaluate", pack_reply({1: content}, {}, ACCOUNT))
 
@@ -205,7 +205,7 @@ def test_an_accuracy_is_a_percentage(value):
     ],
 )
 def test_an_account_s_numbers(account):
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidReply):
         usable("train", pack_reply({1: RecordDict()}, {}, {**ACCOUNT, **account}))
 
 
@@ -215,7 +215,7 @@ def test_long_texts_are_cut():
     assert (
         len(opened.rejected[1].encode()) <= 1000 and len(opened.account["process"].encode()) <= 128
     )
-    with pytest.raises(Unusable, match="sent 5,000,0.. bytes where"):
+    with pytest.raises(InvalidReply, match="sent 5,000,0.. bytes where"):
         open_reply(pack_reply({}, {}, {**ACCOUNT, "process": "p" * 5_000_000}), asked("train"))
     assert len(read_row({**ROW, "domain": "d" * 5_000_000}, 1)["domain"].encode()) == 1000
 

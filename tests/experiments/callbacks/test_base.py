@@ -45,7 +45,7 @@ def test_what_was_written_after_a_mark_is_dropped_when_the_run_goes_back(tmp_pat
     folder.metric({"kind": "train", "round": 1})
     mark = callback.mark()
     folder.metric({"kind": "train", "round": 2})
-    callback.go_back(mark, 1)
+    callback.roll_back(mark, 1)
     folder.metric({"kind": "eval", "round": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert lines == ['{"kind": "train", "round": 1}', '{"kind": "eval", "round": 1}']

@@ -9,7 +9,7 @@ LATEST = "latest"
 links are not possible."""
 
 
-def point_latest(folder: Path) -> None:
+def link_latest(folder: Path) -> None:
     """Let ``latest`` beside a new default folder name it. Nothing depends on it: a
     failure is passed over."""
     link = folder.parent / LATEST
@@ -25,7 +25,7 @@ def point_latest(folder: Path) -> None:
         temporary.unlink()  # where a folder of that name stands
 
 
-def followed(path: Path) -> Path:
+def resolve_latest(path: Path) -> Path:
     """Return the folder that ``.../latest`` names now, any other path as it is: while a command
     works in it, another run may become the newest."""
     if path.name != LATEST:

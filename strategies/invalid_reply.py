@@ -8,31 +8,33 @@ MOST = 1e9
 """Largest count, loss, number of steps, of seconds or of megabytes that is believed."""
 
 
-class Unusable(Exception):
+class InvalidReply(Exception):
     """Why a reply is left out; a line that is safe to print."""
 
     def __init__(self, reason: str):
         super().__init__(one_line(reason))
 
 
-def contained(check: Callable[[], object]) -> object:
+def checked(check: Callable[[], object]) -> object:
     """Run a check of what a node says; any exception is that node's.
 
     Raises:
-        Unusable: the check raised it, or anything else.
+        InvalidReply: the check raised it, or anything else.
     """
     try:
         return check()
-    except Unusable:
+    except InvalidReply:
         raise
     except Exception as error:
-        raise Unusable(f"its answer cannot be read ({type(error).__name__}: {error})") from error
+        raise InvalidReply(
+            f"its answer cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def check_range(name: str, value: object, least: float, most: float) -> None:
-    """Raise :class:`Unusable` unless a metric is a number from ``least`` to ``most``."""
+    """Raise :class:`InvalidReply` unless a metric is a number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise Unusable(
+        raise InvalidReply(
             f"metric {name} is {shown(value)}; it is a number from {least:g} to {most:g}"
         )
 

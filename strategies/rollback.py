@@ -1,5 +1,5 @@
-"""Going back a checkpoint: where a round's result is of no use to any client, the round
-before it may be the cause."""
+"""Rollback to an earlier checkpoint: where no client can use a round's result, the round before it
+may be the cause."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from fedpgp.errors import FedPGPError
 from strategies.checkpoint import Corrupted, checkpoints, read_checkpoint
 
 
-class NoUsableAnswer(Exception):
+class NoUsableReply(Exception):
     """Clients answered, and not one of their answers can be used; ``failure`` is
     what a person is told."""
 
@@ -44,8 +44,8 @@ def checkpoint_before(
     return None
 
 
-class GoingBack:
-    """Finds the checkpoint that a run goes back to, once from each round.
+class Rollback:
+    """Finds the checkpoint that a run is rolled back to, once from each round.
 
     Args:
         folder: of the checkpoints.
@@ -54,10 +54,10 @@ class GoingBack:
 
     def __init__(self, folder: Path, warn: Callable[[str], None]):
         self._folder, self._warn = folder, warn
-        self._done: set[int] = set()  # rounds from which the run has gone back
+        self._done: set[int] = set()  # rounds that were rolled back
 
     def checkpoint(
-        self, server_round: int, state_round: int, lost: NoUsableAnswer
+        self, server_round: int, state_round: int, lost: NoUsableReply
     ) -> tuple[dict[str, np.ndarray], dict]:
         """Return the checkpoint before the state of which no client made a usable answer.
 
@@ -68,7 +68,7 @@ class GoingBack:
             lost: what happened.
 
         Raises:
-            NoUsableAnswer: the run went back from this round already, or there is no such
+            NoUsableReply: the run was rolled back from this round already, or there is no such
                 checkpoint.
         """
         earlier = checkpoint_before(self._folder, state_round, self._warn)
@@ -76,7 +76,7 @@ class GoingBack:
             raise lost
         self._done.add(server_round)
         self._warn(
-            f"{lost}. The tensors after round {state_round} may be spoiled: going back to "
+            f"{lost}. The tensors after round {state_round} may be spoiled: rolling back to "
             f"those after round {earlier[1]['round']}"
         )
         return earlier

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from strategies.unusable import Unusable, contained
+from strategies.invalid_reply import InvalidReply, checked
 
 
-def pull(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]:
+def pull_replies(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]:
     """Pull the replies to these messages that have come.
 
     Where Flower raises on one of them, they are pulled one by one. When each of several
@@ -28,8 +28,8 @@ def pull(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]
         broken: dict[str, str] = {}
         for id in ids:
             try:
-                replies += contained(lambda id=id: list(grid.pull_messages([id])))
-            except Unusable as reason:
+                replies += checked(lambda id=id: list(grid.pull_messages([id])))
+            except InvalidReply as reason:
                 broken[id] = str(reason)
         if len(broken) == len(ids) > 1:
             raise error
