@@ -23,8 +23,8 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from strategies.checkpoint import check_complete, latest_checkpoint
-from strategies.flower_strategies import make_strategy
 from strategies.server import Server
+from strategies.wrappers import NOISE, configured_strategy
 
 
 class Attempt:
@@ -115,7 +115,9 @@ class Attempt:
             self.console.note(note)
         if privacy := method.privacy(config["rounds"]):
             self.console.warn(f"method={config['method']['name']}: {format_privacy(privacy)}")
-        strategy = make_strategy(config["strategy"]["name"], config["strategy"])
+        strategy = configured_strategy(config)
+        if config["strategy"].get("wrap"):
+            self.console.warn(NOISE)
         if self.checkpoint and self.checkpoint[1]["config"]["rounds"] < config["rounds"]:
             begin_more_rounds(self.folder, config["rounds"])
         return Server(

@@ -26,8 +26,8 @@ from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.updates.pipeline import configured_steps
 from strategies.checkpoint import checkpoints
 from strategies.exchange import Interrupted
-from strategies.flower_strategies import make_strategy
 from strategies.server import Server
+from strategies.wrappers import configured_strategy
 
 
 def start(
@@ -57,7 +57,7 @@ def start(
     quiet(config["verbose"])
     check(config)
     check_runtime(config, deployed=grid is not None)
-    make_strategy(config["strategy"]["name"], config["strategy"])
+    configured_strategy(config)
     configured_steps(config)
     if config.get("init_from"):  # before this run is the latest itself
         config = {**config, "init_from": str(resolve_latest(user_path(config["init_from"])))}

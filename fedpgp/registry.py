@@ -4,8 +4,10 @@ elsewhere."""
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TypeVar
+
+from fedpgp.errors import FedPGPError
 
 Thing = TypeVar("Thing")
 
@@ -80,6 +82,56 @@ class Registry(MutableMapping[str, Thing]):
                 self._searched = False
                 raise
         return self._things
+
+
+def imported_class(key: str, path: object, base: type) -> type:
+    """Return a class of somebody's own package by its import path.
+
+    Args:
+        key: of the configuration, for messages.
+        path: ``package.module.Class``.
+        base: what it derives from.
+
+    Raises:
+        FedPGPError: no such class, or one that does not derive from the base.
+    """
+    module, _, name = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise FedPGPError(
+            f"{key}={path}: {error}; write package.module.Class of a package that Python finds "
+            "(PYTHONPATH)"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        package = base.__module__.removesuffix(".base")
+        raise FedPGPError(f"{key}={path} is no class that derives from {package}.{base.__name__}")
+    return found
+
+
+def named_entries(key: str, entries: object) -> list[dict]:
+    """Return a configuration's list of things by name, each as a mapping with a ``name``.
+
+    Args:
+        key: of the configuration.
+        entries: names, or mappings of a name and settings; None: there is none.
+
+    Raises:
+        FedPGPError: it is no such list.
+    """
+    found = [
+        {"name": entry} if isinstance(entry, str) else dict(entry)
+        for entry in (entries if isinstance(entries, list | tuple) else [])
+        if isinstance(entry, str | Mapping)
+    ]
+    if len(found) != (0 if entries is None else len(entries)) or any(
+        "name" not in e for e in found
+    ):
+        raise FedPGPError(
+            f"{key}={entries!r} cannot work; it is a list of names, or of names with settings: "
+            "[{name: ..., setting: ...}]"
+        )
+    return found
 
 
 def _place(thing: object) -> str:

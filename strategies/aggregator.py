@@ -66,9 +66,14 @@ class Aggregator:
             updates = {
                 c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()
             }
-        aggregated, _ = strategy.aggregate_train(
-            server_round, [good[client] for client in sorted(good)]
-        )
+        messages = [good[client] for client in sorted(good)]
+        try:
+            aggregated, _ = strategy.aggregate_train(server_round, messages)
+        except ZeroDivisionError as error:  # Flower's wrappers divide by an update's norm
+            raise FedPGPError(
+                f"round {server_round}: strategy.wrap cannot clip the update of a client that did "
+                "not move"
+            ) from error
         if aggregated is None:
             raise FedPGPError(
                 f"round {server_round}: strategy={self._name} could not aggregate the replies"

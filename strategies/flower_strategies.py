@@ -17,7 +17,7 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.seeding import generator
 from strategies.aggregation.base import STRATEGIES
 
-SERVERS = ("name", "max_update_norm", "max_weight")
+SERVERS = ("name", "wrap", "max_update_norm", "max_weight")
 """Keys of the configuration's group that are no options of a strategy: the server sees to them."""
 
 _OURS = {
@@ -50,7 +50,9 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
 
 
 def clients_needed(strategy: flower.Strategy) -> int:
-    """The fewest clients a strategy can aggregate."""
+    """The fewest clients a strategy can aggregate, whatever is wrapped around it."""
+    while isinstance(inner := getattr(strategy, "strategy", None), flower.Strategy):
+        strategy = inner
     malicious = getattr(strategy, "num_malicious_nodes", 0)
     if isinstance(strategy, flower.Bulyan):
         return 4 * malicious + 3

@@ -4,6 +4,7 @@ python -m tools.methods_page
 """
 
 import re
+import textwrap
 from pathlib import Path
 
 from fedpgp.methods import METHODS
@@ -47,6 +48,16 @@ def passes_table() -> str:
     return table(("passes", "methods"), rows)
 
 
+def updates_text() -> str:
+    """Whose server reads what each client sent."""
+    named = [about.title for name, about in facts().items() if METHODS[name].needs_each_update]
+    text = (
+        f"The server reads what each client sent of: {', '.join(named)}. Of every other method it "
+        "needs their average alone."
+    )
+    return textwrap.fill(text, 100)
+
+
 def _by_cost(group: tuple[str, list[str]]) -> tuple:
     passes, _ = group
     number = re.match(r"\d+", passes)
@@ -61,7 +72,8 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def rendered(page: str) -> str:
     """The page with its tables as the methods' files have them."""
-    for name, text in (("methods", methods_tables()), ("passes", passes_table())):
+    blocks = {"methods": methods_tables(), "updates": updates_text(), "passes": passes_table()}
+    for name, text in blocks.items():
         begin, end = f"<!-- {name}: python -m tools.methods_page -->", f"<!-- end of {name} -->"
         start = page.index(begin) + len(begin)
         page = f"{page[:start]}\n\n{text}\n\n{page[page.index(end, start) :]}"

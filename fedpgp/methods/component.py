@@ -1,11 +1,11 @@
 """The class of a configured method: by its name, or one of one's own by its import path."""
 
-import importlib
 import inspect
 from collections.abc import Mapping
 
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.methods.base import METHODS, Method
+from fedpgp.registry import imported_class
 
 
 def method_class(chosen: Mapping) -> type[Method]:
@@ -28,18 +28,7 @@ def method_class(chosen: Mapping) -> type[Method]:
             f"method.component={path} beside method={chosen['name']}, whose settings it would "
             "not read: write method=component, and settings as '+method.settings.KEY=VALUE'"
         )
-    module, _, name = str(path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise FedPGPError(
-            f"method.component={path}: {error}; write package.module.Class of a package that "
-            "Python finds (PYTHONPATH)"
-        ) from error
-    if not (inspect.isclass(found) and issubclass(found, Method)):
-        raise FedPGPError(
-            f"method.component={path} is no class that derives from fedpgp.methods.Method"
-        )
+    found = imported_class("method.component", path, Method)
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(found.__abstractmethods__))
         raise FedPGPError(f"method.component={path} is not complete: it must define {lacking}")

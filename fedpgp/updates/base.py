@@ -134,8 +134,8 @@ class UpdateStep:
         ...         return {name: change / 2 for name, change in update.items()}, {}
     """
 
-    name: ClassVar[str] = "step"
-    """As a configuration calls it; :func:`register` sets it."""
+    name: str = "step"
+    """As a configuration calls it: its registered name, or its import path."""
     Settings: ClassVar[type] = NoSettings
     """A frozen dataclass; it refuses values that cannot work."""
     equal_weights: ClassVar[bool] = False

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedpgp.arrays import Arrays, to_tensors
 from fedpgp.errors import FedPGPError, MethodError, unknown
 from fedpgp.prefixes import strip_prefix
+from fedpgp.registry import imported_class, named_entries
 from fedpgp.updates.base import (
     UPDATE_STEPS,
     ClientContext,
@@ -34,36 +35,39 @@ def configured_steps(config: Mapping) -> list[UpdateStep]:
     """Return the steps that a configuration names, in their order.
 
     Args:
-        config: resolved. ``updates`` holds names, or mappings of a name and settings. A run of an
-            earlier version has no such keys, and no steps.
+        config: resolved. ``updates`` holds names, or mappings of a name and settings; a name with
+            dots is the import path of a class. A run of an earlier version has no such keys, and no
+            steps.
 
     Raises:
         FedPGPError: an unknown step or setting, a value that cannot work, a step named twice.
     """
     chosen = [dict(config[group]) for group in GROUPS if group in config]
     chosen = [options for options in chosen if options["name"] != "none"]
-    named = config.get("updates") or []
-    if isinstance(named, str) or not isinstance(named, Sequence):
-        raise FedPGPError(f"updates={named!r} cannot work; it is a list of steps: [{named}]")
-    chosen += [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in named]
+    chosen += named_entries("updates", config.get("updates"))
     steps = [_make(options) for options in chosen]
     _check_names(steps)
     return steps
 
 
 def _make(options: dict) -> UpdateStep:
-    name = options.pop("name", None)
-    if name not in UPDATE_STEPS:
+    name = options.pop("name")
+    if "." in str(name):
+        found = imported_class("updates", name, UpdateStep)
+    elif name in UPDATE_STEPS:
+        found = UPDATE_STEPS[name]
+    else:
         raise FedPGPError(unknown("update step", name, list(UPDATE_STEPS)))
-    step = UPDATE_STEPS[name]
-    valid = [field.name for field in fields(step.Settings)]
+    valid = [field.name for field in fields(found.Settings)]
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of update step {name}", option, valid))
     try:
-        return step(step.Settings(**options))
+        step = found(found.Settings(**options))
     except TypeError as error:
         raise FedPGPError(f"update step {name}: {error}") from error
+    step.name = name
+    return step
 
 
 def _check_names(steps: Sequence[UpdateStep]) -> None:

@@ -1,6 +1,7 @@
-"""The pages that add a data set, a partition and a strategy, followed to the letter: their
-file, their YAML, a run."""
+"""The pages that add a data set, a partition, a strategy and an update step, followed to the
+letter: their file, their YAML, a run."""
 
+import json
 import sys
 import types
 
@@ -13,7 +14,10 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.errors import FedPGPError
+from fedpgp.updates import UPDATE_STEPS
+from fedpgp.updates.pipeline import configured_steps
 from strategies.aggregation.base import STRATEGIES
+from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import make_strategy
 from tests.docs.pages import block
 from tests.small import small_config, small_federation
@@ -82,7 +86,6 @@ def test_the_strategy_page(tmp_path, monkeypatch):
     execute("fedcenter", block("add_a_strategy.md", "python"), monkeypatch)
     with pytest.raises(FedPGPError, match="part=2 cannot work"):
         make_strategy("fedcenter", {"part": 2})
-    from strategies.checkpoint import checkpoints, read_checkpoint
 
     def last(run_dir, strategy):
         common = ("rounds=1", "participation=1", "evaluate_every=0", "method=promptfl")
@@ -98,3 +101,53 @@ def test_the_strategy_page(tmp_path, monkeypatch):
     _, moved = last(tmp_path / "b", {**options, "part": 0.25})
     assert abs(mean - first).max() > 1e-4
     np.testing.assert_allclose(moved, first + 0.25 * (mean - first), rtol=0, atol=1e-12)
+
+
+def test_the_update_step_page(tmp_path, monkeypatch):
+    """With one level every change is none or as large as the largest, also after the mean of one
+    client; the YAML's choice does the same as the list's entry."""
+    monkeypatch.setitem(UPDATE_STEPS, "coarse", None)
+    execute("coarse", block("add_an_update_step.md", "python"), monkeypatch)
+    common = ("rounds=1", "clients=1", "participation=1", "evaluate_every=0", "method=promptfl")
+    common += ("runtime.min_clients=1",)
+    options = yaml.safe_load(block("add_an_update_step.md", "yaml"))
+    assert options == {"name": "coarse", "levels": UPDATE_STEPS["coarse"].Settings().levels}
+
+    def last(run_dir, *overrides, **choices):
+        config = {**small_config(run_dir, *common, *overrides), **choices}
+        start(config, federation_of=small_federation)
+        tensors = [read_checkpoint(file)[0] for file in checkpoints(run_dir / "checkpoint")]
+        (line,) = (
+            json.loads(text)
+            for text in (run_dir / "metrics.jsonl").read_text().splitlines()
+            if '"train"' in text
+        )
+        return tensors[1]["shared/p_G"] - tensors[0]["shared/p_G"], line.get("updates")
+
+    (plain, nothing), (listed, said) = (
+        last(tmp_path / "plain"),
+        last(tmp_path / "listed", "updates=[{name: coarse, levels: 1}]"),
+    )
+    chosen, _ = last(tmp_path / "chosen", privacy={**options, "levels": 1})
+    largest = abs(plain).max()
+    expected = np.where(abs(plain) > largest / 2, np.sign(plain) * largest, 0)
+    assert nothing is None and said == {"coarse": {"zeros": np.mean(expected == 0)}}
+    np.testing.assert_allclose(listed, expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(chosen, listed)
+    with pytest.raises(FedPGPError, match="levels=0 cannot work"):
+        last(tmp_path / "refused", "updates=[{name: coarse, levels: 0}]")
+
+
+def test_an_update_step_in_a_package_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(UPDATE_STEPS, "coarse", None)
+    (tmp_path / "my_steps.py").write_text(block("add_an_update_step.md", "python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (step,) = configured_steps({"updates": [{"name": "my_steps.Coarse", "levels": 2}]})
+    assert step.settings.levels == 2 and step.name == "my_steps.Coarse"
+    for name, said in (
+        ("my_steps.Fine", "has no attribute"),
+        ("nowhere.Step", "No module named"),
+        ("pathlib.Path", "no class that derives from fedpgp.updates.UpdateStep"),
+    ):
+        with pytest.raises(FedPGPError, match=said):
+            configured_steps({"updates": [name]})

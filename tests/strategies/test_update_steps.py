@@ -164,7 +164,8 @@ def test_a_step_can_end_the_training(tmp_path, capsys, every):
         (["updates=[{name: shrink, facto: 1}]"], "setting of update step shrink.*mean factor"),
         (["updates=[{name: shrink, factor: 0}]"], "factor=0 cannot work"),
         (["updates=[shrink,shrink]"], "named twice"),
-        (["updates=shrink"], r"it is a list of steps: \[shrink\]"),
+        (["updates=[{factor: 1}]"], "it is a list of names"),
+        (["updates=shrink"], r"updates='shrink' cannot work; it is a list"),
         (["updates=[shrink]", "method=scaffold"], "shrink cannot work with method=scaffold"),
     ],
 )

@@ -1,0 +1,80 @@
+"""Flower's wrappers of strategies, composed from the configuration (``strategy.wrap``)."""
+
+import inspect
+from collections.abc import Mapping
+
+from flwr.serverapp import strategy as flower
+
+from fedpgp.errors import FedPGPError, unknown
+from fedpgp.methods import method_class
+from fedpgp.registry import named_entries
+from strategies.flower_strategies import make_strategy
+from strategies.sampling import participants
+
+WRAPPERS = {
+    "server_side_fixed_clipping": flower.DifferentialPrivacyServerSideFixedClipping,
+    "server_side_adaptive_clipping": flower.DifferentialPrivacyServerSideAdaptiveClipping,
+}
+"""Name -> Flower's class."""
+NEED_MODS = {
+    "client_side_fixed_clipping": "fixedclipping_mod",
+    "client_side_adaptive_clipping": "adaptiveclipping_mod",
+}
+"""Name of a wrapper that cannot work here -> Flower's mod of the ClientApp that it relies on."""
+NOISE = (
+    "strategy.wrap: the noise of Flower's wrappers comes from the run's seed, so that the run can "
+    "be repeated: who knows the seed takes it off again, and no epsilon is accounted"
+)
+"""What a person should know."""
+_OURS = ("strategy", "accountant")  # not for a configuration
+
+
+def configured_strategy(config: Mapping) -> flower.Strategy:
+    """Return the strategy of a configuration inside of its wrappers, the first one innermost.
+
+    Args:
+        config: resolved; ``strategy.wrap`` holds names, or mappings of a name and options. A run of
+            an earlier version has no such key, and no wrapper.
+
+    Raises:
+        FedPGPError: an unknown name or option, a value that is refused, a wrapper that cannot work
+            with this server or with the method.
+    """
+    settings = config["strategy"]
+    strategy: flower.Strategy = make_strategy(settings["name"], settings)
+    for options in named_entries("strategy.wrap", settings.get("wrap")):
+        strategy = _wrapped(strategy, config, options)
+    return strategy
+
+
+def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flower.Strategy:
+    name = options.pop("name")
+    if name in NEED_MODS:
+        raise FedPGPError(
+            f"strategy.wrap={name} relies on {NEED_MODS[name]} of Flower, which clips one client a "
+            "message; here a message is for all clients of a node. Take "
+            f"{name.replace('client', 'server')}, or a step on the client (docs/"
+            "add_an_update_step.md)"
+        )
+    if name not in WRAPPERS:
+        raise FedPGPError(unknown("wrapper in strategy.wrap", name, [*WRAPPERS, *NEED_MODS]))
+    method = method_class(config["method"])
+    if method.delta_params:
+        raise FedPGPError(
+            f"strategy.wrap={name} takes {', '.join(method.delta_params)} for a new value, and "
+            f"method={method.name} sends a difference: its clipping would be of something else"
+        )
+    parameters = inspect.signature(WRAPPERS[name]).parameters
+    valid = [option for option in parameters if option not in _OURS]
+    for option in options:
+        if option not in valid:
+            raise FedPGPError(unknown(f"setting of the wrapper {name}", option, valid))
+    options = {"num_sampled_clients": participants(config, config["clients"]), **options}
+    needed = [o for o in valid if parameters[o].default is inspect.Parameter.empty]
+    if missing := [option for option in needed if option not in options]:
+        shown = ", ".join(f"{option}: ..." for option in missing)
+        raise FedPGPError(f"strategy.wrap={name} needs settings: [{{name: {name}, {shown}}}]")
+    try:
+        return WRAPPERS[name](strategy, **options)
+    except (ValueError, TypeError) as error:
+        raise FedPGPError(f"strategy.wrap={name}: {error}") from error
