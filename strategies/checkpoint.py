@@ -85,7 +85,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         known = ", ".join(map(str, sorted((FORMAT, *OLDER))))
         raise FedPGPError(
             f"the checkpoint {path} has format {info.get('format')}; this version of fedpgp "
-            f"reads the formats {known}"
+            f"reads the formats {known}. Use the version that wrote it (git_commit in "
+            "config.yaml), or start the run anew with another run_dir; experiments.report reads "
+            "its figures"
         )
     return tensors, {**OLDER.get(info["format"], {}), **info}
 
