@@ -169,7 +169,7 @@ class Counting(METHODS["promptfl"]):
 
     name = "counting"
     buffers = ("told", "said")
-    equal_weights = True
+    equal_weights = needs_each_update = True
 
     def init_shared(self, rng):
         return {**super().init_shared(rng), "said": torch.zeros(1)}
