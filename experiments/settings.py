@@ -43,6 +43,7 @@ _INTEGERS = {  # key: (least, what it is)
 }
 _INTEGERS_OR_NULL = {
     "shots": (1, "1 or more, or null for all images"),
+    "evaluate_clients": (1, "1 or more, or null for all clients"),
     "n_ctx": (1, "1 or more"),
     "runtime.workers": (1, "1 or more"),
 }

@@ -18,6 +18,8 @@ from fedpgp.protocols.base import indices_of
 from fedpgp.protocols.base2novel import Base2Novel
 
 PROTOCOLS = ("base2novel", "personal")
+"""Those that work with clients' own images, beside any that says ``images_arrive``."""
+
 NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -47,7 +49,7 @@ def split_private_data(config: Mapping, load: Callable[[Mapping], Dataset]) -> F
     names = as_names(names)
     check_template(config["dataset"]["template"])
     protocol = make_protocol(config["protocol"])
-    if protocol.name not in PROTOCOLS:
+    if protocol.name not in PROTOCOLS and not protocol.images_arrive:
         raise FedPGPError(
             unknown("protocol for clients with their own images", protocol.name, PROTOCOLS)
         )

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from clients.messages import Job
 from clients.node_config import compatibility
-from fedpgp.client_table import client_table
+from fedpgp.client_table import client_table, train_images_at
 from strategies import queries
 from strategies.client_keys import KEY, ClientKeys
 from strategies.exchange import Exchange
@@ -118,12 +118,12 @@ class ConnectedClients:
             queries.wait_for_returning(self._registry, self._stop)
         return self._requester.ask(request, state)
 
-    def train_images(self, client: int) -> int:
-        """Return how many training images a client has; where they are private, what its node said
-        when it last came."""
+    def train_images(self, client: int, server_round: int) -> int:
+        """Return how many images a client trains on in a round; where they are private, what its
+        node said when it last came."""
         if self._registry is not None and self._private_data:
             self.table[client] = self._registry.rows.get(client, self.table[client])
-        return self.table[client]["train_images"]
+        return train_images_at(self.table[client], server_round)
 
     def saved(self) -> dict:
         """Return what a checkpoint keeps of the clients of a deployment: their rows, and their keys

@@ -8,6 +8,7 @@ from flwr.app import MetricRecord
 from fedpgp.evaluation import summarize
 from strategies.exchange import Traffic
 from strategies.observer import Rows
+from strategies.requests import Request
 from strategies.run_state import RunState
 
 
@@ -79,12 +80,13 @@ def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: Run
 
 
 def evaluation_record(
-    server_round: int, rows: Sequence[Mapping], clients: int, seconds: float, traffic: Traffic
+    request: Request, rows: Sequence[Mapping], clients: int, seconds: float, traffic: Traffic
 ) -> dict:
-    """Return the record of an evaluation.
+    """Return the record of an evaluation; ``drawn_clients`` says how many were asked, where it was
+    not all of them.
 
     Args:
-        server_round: the round.
+        request: to the clients.
         rows: of the clients that were evaluated.
         clients: number of all clients.
         seconds: that it took.
@@ -92,9 +94,10 @@ def evaluation_record(
     """
     return {
         "kind": "eval",
-        "round": server_round,
+        "round": request.server_round,
         "clients": len(rows),
         "all_clients": clients,
+        **({"drawn_clients": len(request.clients)} if len(request.clients) < clients else {}),
         **summarize(rows),
         "seconds": seconds,
         "bytes_up": traffic.up,

@@ -107,7 +107,7 @@ def open_reply(
 
 def check_update(
     content: RecordDict,
-    images: int,
+    images: int | None,
     reference: Mapping[str, np.ndarray],
     epochs: float = math.inf,
     step_metrics: Collection[str] = (),
@@ -117,7 +117,8 @@ def check_update(
 
     Args:
         content: the reply; changed in place.
-        images: how many training images the client has.
+        images: how many images the client trains on in this round; None where it alone knows, as
+            its folder grows (:attr:`fedpgp.protocols.EvalProtocol.images_arrive`).
         reference: the global tensors: names, shapes and types of an update's.
         epochs: the most it can have trained.
 
@@ -128,7 +129,11 @@ def check_update(
     wanted_metrics = (*UPDATE_METRICS, *step_metrics)
     metrics = _metrics(content, *wanted_metrics)
     count = metrics["num-examples"]
-    if count != images:
+    if images is None:
+        check_range("num-examples", count, 1, MOST)
+        if count != int(count):
+            raise InvalidReply(f"says it trained on {shown(count)} images")
+    elif count != images:
         raise InvalidReply(f"says it trained on {count} images, but it has {images}")
     check_range("loss", metrics["loss"], -MOST, MOST)
     check_range("steps", metrics["steps"], 0, MOST)

@@ -2,7 +2,7 @@
 put into a checkpoint."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class RunState:
         step_state: update step -> what it keeps (:mod:`fedpgp.updates.base`).
         stopped: why an update step ended the training; empty: none did.
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
+        zero_shot_asked: for each client after which round it was last asked for them, -1 for never;
+            None: after round 0 where there are some.
         traffic: bytes so far.
         seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's
             time, summed over messages.
@@ -49,6 +51,11 @@ class RunState:
     placed: dict[str, int] = field(default_factory=dict)
     step_state: dict[str, State] = field(default_factory=dict)
     stopped: str = ""
+    zero_shot_asked: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.zero_shot_asked is None:
+            self.zero_shot_asked = np.full(len(self.committed), 0 if self.zero_shot else -1)
 
     @classmethod
     def fresh(cls, federation, initial: Mapping[str, np.ndarray] | None = None) -> "RunState":
@@ -79,6 +86,7 @@ class RunState:
             dict(values["placed"]),
             _step_state(tensors, values.get("updates", {})),
             values.get("stopped", ""),
+            tensors["zero_shot_asked"].copy() if "zero_shot_asked" in tensors else None,
         )
 
     def arrays(self) -> ArrayRecord:
@@ -105,15 +113,25 @@ class RunState:
         self.server_round = server_round
         self.images += sum(int(images[client] * epochs[client]) for client in images)
 
-    def keep_zero_shot(self, figures: Mapping[int, Mapping[str, float]]) -> None:
-        """Keep the zero-shot figures among the clients' figures (client -> figure -> value)."""
-        names = {name for own in figures.values() for name in own if name.startswith("zero_shot.")}
-        self.zero_shot = {
-            name: np.array(
-                [figures.get(client, {}).get(name, np.nan) for client in range(len(self.committed))]
-            )
-            for name in sorted(names)
-        }
+    def keep_zero_shot(
+        self, figures: Mapping[int, Mapping[str, float]], asked: Sequence[int], server_round: int
+    ) -> None:
+        """Keep the zero-shot figures among the clients' figures; those that are known stay.
+
+        Args:
+            figures: client -> figure -> value.
+            asked: the clients that were asked.
+            server_round: after which round.
+        """
+        kept = {name: values.copy() for name, values in self.zero_shot.items()}
+        for client, own in figures.items():
+            for name in own:
+                if name.startswith("zero_shot."):
+                    nothing = np.full(len(self.committed), np.nan)
+                    values = kept.setdefault(name, nothing)
+                    values[client] = own[name] if np.isnan(values[client]) else values[client]
+        self.zero_shot = dict(sorted(kept.items()))
+        self.zero_shot_asked[list(asked)] = server_round
 
     def zero_shot_of(self, client: int) -> dict[str, float]:
         """A client's zero-shot figures."""
@@ -136,6 +154,7 @@ class RunState:
                 if isinstance(value, np.ndarray)
             },
             "committed": self.committed,
+            "zero_shot_asked": self.zero_shot_asked,
         }
 
     def values(self) -> dict:

@@ -1,25 +1,29 @@
-"""Which clients take part in a round: who can, who is drawn, who drops out.
+"""Which clients take part in a round, and which are evaluated: who can, who is drawn, who drops
+out.
 
 All draws come from (seed, purpose, round), so that a run that is resumed draws the same clients.
 """
 
 from collections.abc import Mapping, Sequence
 
+from fedpgp.client_table import train_images_at
 from fedpgp.errors import FedPGPError
+from fedpgp.protocols import FederatedSplit
 from fedpgp.seeding import generator
 
 
-def able_clients(table: Sequence[Mapping]) -> list[int]:
-    """Return the clients that can train: they have images to train on, and are not of those that
-    never do.
+def able_clients(table: Sequence[Mapping], server_round: int) -> list[int]:
+    """Return the clients that can train: they have images to train on in this round, and are not of
+    those that never do.
 
     Args:
         table: the clients' rows.
+        server_round: the round.
     """
     return [
         client
         for client, row in enumerate(table)
-        if row["train_images"] > 0 and row.get("trains", True)
+        if train_images_at(row, server_round) > 0 and row.get("trains", True)
     ]
 
 
@@ -39,27 +43,63 @@ def check_enough(config: Mapping, table: Sequence[Mapping], needed: int) -> None
     Raises:
         FedPGPError: fewer take part than ``runtime.min_clients`` or the strategy needs.
     """
-    taking_part = participants(config, len(able_clients(table)))
     least = config["runtime"]["min_clients"]
-    if least > taking_part:
-        raise FedPGPError(
-            f"runtime.min_clients={least} is more than the {taking_part} clients that take part in "
-            "a round"
-        )
-    if needed > taking_part:
-        raise FedPGPError(
-            f"strategy={config['strategy']['name']} needs {needed} clients in a round; clients and "
-            f"participation give {taking_part}"
-        )
+    changes = {phase["since"] for row in table for phase in row.get("phases", ())}
+    for server_round in sorted({1, *changes} & set(range(1, config["rounds"] + 1))):
+        taking_part = participants(config, len(able_clients(table, server_round)))
+        which = f"round {server_round}" if changes else "a round"
+        if least > taking_part:
+            raise FedPGPError(
+                f"runtime.min_clients={least} is more than the {taking_part} clients that take "
+                f"part in {which}"
+            )
+        if needed > taking_part:
+            raise FedPGPError(
+                f"strategy={config['strategy']['name']} needs {needed} clients in a round; clients "
+                f"and participation give {taking_part}{f' in {which}' if changes else ''}"
+            )
 
 
 def draw_clients(config: Mapping, table: Sequence[Mapping], server_round: int) -> list[int]:
     """Draw the clients of a round among those that can train, from (seed, round) alone."""
-    able = able_clients(table)
+    able = able_clients(table, server_round)
     if server_round == 1 and config.get("first_round") == "all":
         return able
     drawn = generator(config["seed"], "participants", server_round).choice(
         able, size=participants(config, len(able)), replace=False
+    )
+    return sorted(int(client) for client in drawn)
+
+
+def check_evaluate_clients(config: Mapping) -> None:
+    """Refuse evaluations of some clients where the best round is chosen among evaluations.
+
+    Raises:
+        FedPGPError: saying which settings do not go together.
+    """
+    if config.get("evaluate_clients") and config["protocol"]["selection"] == "validation":
+        raise FedPGPError(
+            f"evaluate_clients={config['evaluate_clients']} draws other clients in each round, and "
+            "protocol.selection=validation would compare their rounds; set evaluate_clients=null, "
+            "or selection to last or last_five"
+        )
+
+
+def draw_evaluated(config: Mapping, split: FederatedSplit, server_round: int) -> list[int]:
+    """Draw the clients that are evaluated after a round, from (seed, round) alone: as many
+    as ``evaluate_clients`` says of those that are tested on something by then; None: all clients.
+
+    Args:
+        config: of the run.
+        split: the server's.
+        server_round: the round; 0 is before training.
+    """
+    clients = list(range(len(split.clients)))
+    if config.get("evaluate_clients") is None:
+        return clients
+    able = [c for c in clients if split.clients[c].eval_sets_at(server_round)] or clients
+    drawn = generator(config["seed"], "evaluate", server_round).choice(
+        able, size=min(config["evaluate_clients"], len(able)), replace=False
     )
     return sorted(int(client) for client in drawn)
 

@@ -218,20 +218,20 @@ class Server:
         return is_evaluated(server_round, self.rounds, every, selection)
 
     def _evaluate(self, server_round: int) -> None:
-        """Ask all clients for the figures of their models."""
+        """Ask the clients, or those drawn, for the figures of their models."""
         state, began = self.state, time.perf_counter()
         evaluation = self._requests.evaluation(self.strategy, state, server_round)
         answers = self.clients.ask(evaluation, state)
         figures = {client: r.content["metrics"] for client, r in answers.good.items()}
-        if not state.zero_shot:
-            state.keep_zero_shot(figures)
+        if evaluation.ask:
+            state.keep_zero_shot(figures, evaluation.clients, server_round)
         rows = evaluation_rows(self.clients.table, figures, state)
         self.costs.add(state, answers.exchange, "evaluate")
         for client, reason in sorted(answers.dropped.items()):
             who = called(self.clients.table[client])
             self.observer.warn(f"round {server_round}: {who} is not in the evaluation: {reason}")
         seconds, traffic = time.perf_counter() - began, answers.exchange.traffic
-        record = evaluation_record(server_round, rows, len(self.clients.table), seconds, traffic)
+        record = evaluation_record(evaluation, rows, len(self.clients.table), seconds, traffic)
         self.observer.evaluated(record, rows)
 
     def _needed(self) -> int:

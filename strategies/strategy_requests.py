@@ -7,11 +7,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedpgp.protocols import PROTOCOLS
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.flower_strategies import clients_needed
 from strategies.reply_checks import check_figures, check_update
 from strategies.requests import Request
 from strategies.run_state import RunState
+from strategies.sampling import check_evaluate_clients, draw_evaluated
 from strategies.screening import UpdateBounds
 
 
@@ -21,11 +23,14 @@ class StrategyRequests:
     Args:
         grid: from which the strategy takes the clients.
         config: of the run.
-        split: the server's :class:`fedpgp.protocols.base.FederatedSplit`.
+        split: the server's :class:`fedpgp.protocols.splits.FederatedSplit`.
         reference: the global tensors: names, shapes and types of an update's.
         bounds: of updates.
         steps: that updates go through.
-        train_images: client -> how many training images it has.
+        train_images: (client, round) -> how many images it trains on.
+
+    Raises:
+        FedPGPError: settings of the evaluation that do not go together.
     """
 
     def __init__(
@@ -36,11 +41,14 @@ class StrategyRequests:
         reference: Mapping[str, np.ndarray],
         bounds: UpdateBounds,
         steps: UpdatePipeline,
-        train_images: Callable[[int], int],
+        train_images: Callable[[int, int], int],
     ):
+        check_evaluate_clients(config)
         self._grid, self._config, self._split = grid, config, split
         self._reference, self._bounds, self._steps = reference, bounds, steps
         self._train_images = train_images
+        arrive = PROTOCOLS[config["protocol"]["name"]].images_arrive
+        self._count_themselves = split.private_data and arrive
 
     def training(
         self, strategy: Strategy, state: RunState, server_round: int, clients: list[int], need: int
@@ -55,7 +63,10 @@ class StrategyRequests:
             return list(strategy.configure_train(server_round, arrays, config, self._grid))
 
         def check(client: int, content: RecordDict) -> None:
-            check_update(content, self._train_images(client), self._reference, epochs, metrics)
+            images = self._train_images(client, server_round)
+            if self._count_themselves:
+                images = None
+            check_update(content, images, self._reference, epochs, metrics)
 
         def screen(good: Mapping[int, Message]) -> dict[int, str]:
             return self._bounds.screen(good, state.shared, clients_needed(strategy))
@@ -63,22 +74,23 @@ class StrategyRequests:
         return Request(server_round, clients, configure, check, need, screen=screen)
 
     def evaluation(self, strategy: Strategy, state: RunState, server_round: int) -> Request:
-        """Return the request to all clients for the figures of their models; the first one asks for
-        those of zero-shot CLIP too."""
-        arrays, clients = state.arrays(), list(range(len(state.committed)))
+        """Return the request to all clients, or those drawn, for the figures of their models; of
+        zero-shot CLIP too, where one of them was not asked for all of these yet."""
+        arrays, clients = state.arrays(), draw_evaluated(self._config, self._split, server_round)
+        eval_sets = {c: self._split.clients[c].eval_sets_at(server_round) for c in clients}
+        beside = {"ece", "base", "novel"} if self._split.private_data else {"ece"}
 
         def configure() -> list[Message]:
             configured = strategy.configure_evaluate
             return list(configured(server_round, arrays, ConfigRecord(), self._grid))
 
         def check(client: int, content: RecordDict) -> None:
-            check_figures(content, self._figures_of(client))
+            check_figures(content, {*eval_sets[client]} | beside)
+
+        def lacks_zero_shot(client: int) -> bool:
+            asked = state.zero_shot_asked[client]
+            return asked < 0 or any(asked < e.since for e in eval_sets[client].values())
 
         need = min(self._config["runtime"]["min_clients"], len(clients))
-        ask = "" if state.zero_shot else "zero_shot"
+        ask = "zero_shot" if any(map(lacks_zero_shot, clients)) else ""
         return Request(server_round, clients, configure, check, need, ask)
-
-    def _figures_of(self, client: int) -> set[str]:
-        """What a client is scored on."""
-        own = {"base", "novel"} if self._split.private_data else set()
-        return {*self._split.clients[client].eval_sets, "ece"} | own

@@ -91,6 +91,7 @@ KEYS = [  # groups as choices, then values; the later ones need the earlier choi
     "n_ctx=4",
     "context_init=normal",
     "evaluate_every=2",
+    "evaluate_clients=2",
     "run_dir=somewhere",
     "resume=null",
     "init_from=null",

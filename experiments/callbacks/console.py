@@ -52,7 +52,7 @@ class Console(Callback):
             file=stream or sys.stdout, highlight=False, markup=False, emoji=False
         )
         self._line_of_progress = ProgressLine(self._out)
-        self._answered = ""  # of how many clients the last evaluation is, where some did not answer
+        self._answered = ""  # of how many clients the last evaluation is, where it is not all
         self._stage: tuple[str, float] | None = None
         self._rounds: deque[float] = deque(maxlen=_ROUNDS_REMEMBERED)
         self._rounds_seen = 0
@@ -196,7 +196,9 @@ class Console(Callback):
             text.append(f" (zero-shot {format_percent(zero)})")
         self._answered = clients_answered(evaluation)
         if self._answered:
-            text.append(f" ({self._answered})", style="yellow")
+            drawn = number(evaluation.get("drawn_clients"))
+            as_drawn = number(evaluation.get("clients")) == drawn
+            text.append(f" ({self._answered})", style="dim" if as_drawn else "yellow")
         return text
 
     def _took(self, seconds: float) -> None:
@@ -232,7 +234,8 @@ class Console(Callback):
 
 
 def clients_answered(evaluation: dict) -> str:
-    """`5 of 6 clients`, where some did not answer the evaluation; else nothing."""
+    """`5 of 6 clients`, where some were not drawn for the evaluation or did not answer it; else
+    nothing."""
     answered, clients = number(evaluation.get("clients")), number(evaluation.get("all_clients"))
     return f"{answered:.0f} of {clients:.0f} clients" if answered < clients else ""
 

@@ -54,9 +54,10 @@ def reading(run: Run) -> str:
     ]
     answered, clients = run.reported_clients
     if answered < clients:
-        words.append(
-            f"Of {answered} of {clients} clients: the others did not answer the last evaluation."
-        )
+        why = "the others did not answer the last evaluation"
+        if not run.evaluates_all:
+            why = f"each evaluation draws evaluate_clients={run.config['evaluate_clients']}"
+        words.append(f"Of {answered} of {clients} clients: {why}.")
     if run.choice("partition") == "own":
         words.append(
             "Clients round the figures of their own images to what the number of these allows."

@@ -111,13 +111,14 @@ class Run:
 
     @property
     def partial(self) -> dict[int, tuple[int, int]]:
-        """Round -> (clients that answered, all clients) of the evaluations that not
+        """Round -> (clients that answered, clients that were asked) of the evaluations that not
         all clients answered."""
-        asked = [row for row in self.evals if isinstance(row.get("all_clients"), int)]
+        rows = [row for row in self.evals if isinstance(row.get("all_clients"), int)]
+        asked = {row["round"]: row.get("drawn_clients", row["all_clients"]) for row in rows}
         return {
-            row["round"]: (row["clients"], row["all_clients"])
-            for row in asked
-            if row["clients"] < row["all_clients"]
+            row["round"]: (row["clients"], asked[row["round"]])
+            for row in rows
+            if row["clients"] < asked[row["round"]]
         }
 
     @property
@@ -133,6 +134,11 @@ class Run:
             if row["round"] in rounds and isinstance(row.get("all_clients"), int)
         ]
         return min(((row["clients"], row["all_clients"]) for row in of), default=(0, 0))
+
+    @property
+    def evaluates_all(self) -> bool:
+        """Whether an evaluation asks all clients, and does not draw some (``evaluate_clients``)."""
+        return self.config.get("evaluate_clients") is None
 
     @property
     def dropped(self) -> list[dict]:

@@ -75,9 +75,11 @@ def missing_clients(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         answered, clients = run.reported_clients
         if answered < clients:
+            why = "the others did not answer"
+            if not run.evaluates_all:
+                why = "the others were not drawn (evaluate_clients), or did not answer"
             notes.append(
-                f"{describe(run)}: figures of {answered} of {clients} clients, the others did "
-                f"not answer; {run.path}"
+                f"{describe(run)}: figures of {answered} of {clients} clients, {why}; {run.path}"
             )
     return notes
 
