@@ -8,6 +8,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def block(page: str, language: str) -> str:
     """Return the first code block of this language on a page."""
-    found = re.search(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    return blocks(page, language)[0]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of this language on a page."""
+    found = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found, f"docs/{page} has no {language} block"
-    return found[1]
+    return found

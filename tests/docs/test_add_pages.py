@@ -1,5 +1,5 @@
-"""The pages that add a data set, a partition, a strategy and an update step, followed to the
-letter: their file, their YAML, a run."""
+"""The pages that add a data set, a partition, a strategy, an update step and a protocol, followed
+to the letter: their file, their YAML, a run."""
 
 import json
 import sys
@@ -14,12 +14,13 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.errors import FedPGPError
+from fedpgp.protocols import PROTOCOLS, make_protocol
 from fedpgp.updates import UPDATE_STEPS
 from fedpgp.updates.pipeline import configured_steps
 from strategies.aggregation.base import STRATEGIES
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import make_strategy
-from tests.docs.pages import block
+from tests.docs.pages import block, blocks
 from tests.small import small_config, small_federation
 
 
@@ -151,3 +152,24 @@ def test_an_update_step_in_a_package_of_ones_own(tmp_path, monkeypatch):
     ):
         with pytest.raises(FedPGPError, match=said):
             configured_steps({"updates": [name]})
+
+
+def test_the_protocol_page(tmp_path, monkeypatch):
+    """Its protocol runs, and so does the one whose classes arrive late."""
+    first, late = blocks("add_a_protocol.md", "python")
+    options = yaml.safe_load(block("add_a_protocol.md", "yaml"))
+    for name, code in (("first_classes", first), ("late_classes", late)):
+        monkeypatch.setitem(PROTOCOLS, name, None)
+        execute(f"fedpgp.protocols.{name}", code, monkeypatch)
+        assert make_protocol({**options, "name": name}) == PROTOCOLS[name]()
+    words = ["runtime=inline", "partition=iid", "clients=2", "rounds=2", "local_epochs=1"]
+    words += ["shots=2", "method=promptfl"]
+    for name, since in (("first_classes", {}), ("late_classes", {"since": 2})):
+        config = composed([*words, f"run_dir={tmp_path / name}"])
+        config["protocol"] = {**options, "name": name, **since}
+        assert start(config)["accuracy"]["personal"]["novel"] is not None
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        novel = [line["global"]["novel"] for line in lines if line["kind"] == "eval"]
+        assert [value is None for value in novel] == [bool(since), bool(since), False]
+    with pytest.raises(FedPGPError, match="count=46 leaves no class: data set emoji has 46"):
+        start({**config, "protocol": {**options, "count": 46}, "run_dir": str(tmp_path / "none")})
