@@ -32,6 +32,7 @@ PATHS = (
 )
 """Settings that are paths; a sweep may have several of those that are not of :data:`FOLDERS`."""
 _HOW_MANY = ("--clients", "--data")
+_INTERPOLATION = "${"
 
 
 # Reading. -----------------------------------------------------------------------------------------
@@ -42,7 +43,8 @@ def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
 
     Hydra's grammar has no ``~``, letters beyond ASCII, or ``, = ( ) &`` in a value without
     quotes, which a person at a shell cannot know;
-    ``resume=outputs/compare/method=fedpgp,seed=1`` is a path all the same.
+    ``resume=outputs/compare/method=fedpgp,seed=1`` is a path all the same. An interpolation
+    (``${now:%Y-%m-%d}``, ``${seed}``) is left to Hydra; ``\\${`` is a path with these letters.
 
     Args:
         arguments: as the shell gave them.
@@ -72,6 +74,10 @@ def _readable(argument: str, absolute: bool) -> str:
         if isinstance(value, str):
             text = value
     path = os.path.expanduser(text)
+    if _INTERPOLATION in path:
+        if absolute and not path.startswith(_INTERPOLATION):
+            path = os.path.abspath(path)
+        return f"{plus}{key}={_quoted(path)}"
     if key in ("resume", "init_from") and path.rstrip("/").endswith(LATEST):
         path = str(resolve_latest(Path(path)))
     if absolute and (key != "model.pretrained" or os.path.exists(path)):
@@ -93,11 +99,15 @@ def override_of(key: str, value: object) -> str:
         plain is not None
         and not plain.is_sweep_override()
         and plain.value() == text
-        and "${" not in text
+        and _INTERPOLATION not in text
     ):
         return f"{key}={text}"
     literal = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)  # no interpolation
-    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+    return f"{key}={_quoted(literal)}"
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def typed(key: str, value: object) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.command import command, complain
 from experiments.help import explain, explain_top, settings_as_flags
@@ -34,6 +34,7 @@ from experiments.settings import (
     may_change_on_resume,
     parse,
     register_resolvers,
+    resolved,
     swept_by,
 )
 from experiments.sweep import Sweep, jobs, show_table
@@ -65,11 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not config.run_dir and not config.resume:
                 link_latest(sweep[0][1])
         try:
-            _job(
-                OmegaConf.to_container(config, resolve=True),
-                arguments,
-                sweep[0][0] if sweep else None,
-            )
+            _job(resolved(config), arguments, sweep[0][0] if sweep else None)
         except FedPGPError as error:
             _remember(str(error))
             failures.append(complain(error))

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpgp.errors import FedPGPError, unknown
@@ -212,13 +212,23 @@ def composed(overrides: Iterable[str] = ()) -> dict:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(
-                compose("config", overrides=list(overrides)), resolve=True
-            )
-    except (HydraException, OmegaConfBaseException) as error:
+            return resolved(compose("config", overrides=list(overrides)))
+    except HydraException as error:
         raise FedPGPError(" ".join(str(error).split())) from error
     finally:
         GlobalHydra.instance().hydra = active
+
+
+def resolved(config: DictConfig) -> dict:
+    """A configuration as a plain nested dict, with its interpolations resolved.
+
+    Raises:
+        FedPGPError: what OmegaConf refuses, in a line: an interpolation of a key that is not there.
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise FedPGPError(" ".join(str(error).split())) from error
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:

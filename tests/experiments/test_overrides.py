@@ -157,7 +157,12 @@ def test_a_run_is_made_again_in_a_folder_of_its_own(shell):
         ("run_dir=[x]", "[x]"),
         ("run_dir=2026", "2026"),
         ("run_dir=1.50", "1.50"),
-        (f"run_dir=/tmp/{AWKWARD}", f"/tmp/{AWKWARD}"),
+        (f"run_dir=/tmp/{AWKWARD}".replace("${", "\\${"), f"/tmp/{AWKWARD}"),
+        ("run_dir=runs/${experiment_name}/${seed},0", "runs/default/0,0"),
+        ("run_dir='~/my runs/${seed}'", os.path.expanduser("~/my runs/0")),
+        ("run_dir=${now:%%}-${seed}", "%-0"),
+        ("dataset.root=${oc.env:PATH}/images", f"{os.environ['PATH']}/images"),
+        ("init_from=runs/\\${seed}", "runs/${seed}"),
         ('run_dir="/a, b"', "/a, b"),
         ("++dataset.root=~", os.path.expanduser("~")),
         ("dataset.root=/schöne bilder (2)", "/schöne bilder (2)"),
@@ -171,6 +176,21 @@ def test_a_path_is_read_as_it_was_typed(typed_by_hand, path):
     for part in key.split("."):
         config = config[part]
     assert config == path
+
+
+def test_an_interpolation_of_nothing_is_said_in_a_line(capsys):
+    assert main([*SMALL, "run_dir=runs/${sed}"]) == 2
+    said = capsys.readouterr().err
+    assert "Interpolation key 'sed' not found" in said and "Traceback" not in said
+
+
+def test_a_path_that_begins_with_an_interpolation_stays_as_it_is():
+    """It may be a whole path; of one that begins with a folder the working directory is known."""
+    words = ["run_dir=${oc.env:PATH}/a", "run_dir=a/${seed}"]
+    assert [composed([word])["run_dir"] for word in readable(words, absolute=True)] == [
+        f"{os.environ['PATH']}/a",
+        f"{os.getcwd()}/a/0",
+    ]
 
 
 def test_what_is_no_path_is_left_alone():
@@ -193,12 +213,13 @@ def test_all_that_a_run_prints_can_be_pasted(tmp_path, small, capsys, shell, mon
     """Hints to resume, and the report's command, which makes the run again."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / AWKWARD
-    assert main([*SMALL, f"run_dir={folder}"]) == 0
+    assert main([*SMALL, override_of("run_dir", folder)]) == 0
     page = (folder / "report.html").read_text()
     capsys.readouterr()
-    assert main([f"resume={folder}"]) == 0
-    assert main([*SMALL, f"run_dir={folder}"]) == 2
-    assert main([f"resume={folder}", "lr=1"]) == 2
+    resume = override_of("resume", folder)
+    assert main([resume]) == 0
+    assert main([*SMALL, override_of("run_dir", folder)]) == 2
+    assert main([resume, "lr=1"]) == 2
     said = capsys.readouterr()
     commands = [line.partition(": ")[2] for line in said.out.splitlines() if ": python -m" in line]
     hints = [found[1].partition("prompts: ")[2] or found[1] for found in HINT.finditer(said.err)]
