@@ -50,6 +50,12 @@ class ClientModel:
     client: int | None
     has_own_prompt: bool
 
+    @property
+    def class_names(self) -> list[str]:
+        """What each class is called, in the order of :attr:`classes`; no two of several data sets
+        alike."""
+        return [self.federation.dataset.shown_names[i] for i in self.classes.ids]
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`from_arguments` takes."""
@@ -102,7 +108,9 @@ def from_arguments(options: argparse.Namespace) -> ClientModel:
             f"client {model.client} has no prompt of its own: the global one answers",
             file=sys.stderr,
         )
-    known, all_of_them = len(model.classes.names), len(model.federation.dataset.class_names)
+    dataset = model.federation.dataset
+    known = len(model.class_names)
+    all_of_them = len(dataset.without_repeats(range(len(dataset.class_names))))
     if known < all_of_them:
         print(
             f"among the {known} classes that were trained; --all-classes: among all {all_of_them}",
@@ -172,7 +180,7 @@ def load_client_model(
             if all_classes
             else federation.federated_split.base_classes
         )
-        classes = federation.class_set(tuple(names))
+        classes = federation.class_set(federation.dataset.without_repeats(names))
         if committed:
             client_only = (
                 {client: federation.server.download_for(client, server_state)}

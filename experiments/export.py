@@ -56,7 +56,7 @@ def export(model: ClientModel, to: Path) -> None:
         raise FedPGPError(
             f"method={method.name} answers by more than one feature a class: it cannot be exported"
         )
-    config = model.config
+    config, dataset = model.config, model.federation.dataset
     architecture, pretrained = resolve_name(
         config["model"]["name"], config["model"].get("pretrained")
     )
@@ -64,8 +64,10 @@ def export(model: ClientModel, to: Path) -> None:
         "model": architecture,
         "pretrained": pretrained,
         "model_sha256": task.clip.fingerprint,
-        "classes": model.classes.names,
-        "template": model.federation.dataset.template,
+        "classes": model.class_names,
+        "template": dataset.template
+        if isinstance(dataset.template, str)
+        else [dataset.template[i] for i in model.classes.ids],
         "pictures": Reading.of(config["dataset"]).record(),
         "temperature": 1 / task.logit_scale,
         "method": method.name,

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 line.stop()  # both may go to the same terminal
                 print(
-                    f"{written_out(path)}: {one_line(_in_words(answer, model.classes.names))}",
+                    f"{written_out(path)}: {one_line(_in_words(answer, model.class_names))}",
                     flush=True,
                 )
             line.progress(number, len(options.images), "images")

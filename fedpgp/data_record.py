@@ -6,6 +6,7 @@ they are; a client's classifier takes its class names from it and needs no image
 
 import hashlib
 from collections.abc import Mapping
+from itertools import groupby
 
 import numpy as np
 
@@ -44,6 +45,7 @@ def data_record(federated_split: FederatedSplit) -> Record:
         "template": dataset.template
         if isinstance(dataset.template, str)
         else list(dataset.template),
+        "data_sets": [[name, len(list(classes))] for name, classes in groupby(dataset.sources)],
         "base_classes": list(federated_split.base_classes),
         "clients": len(federated_split.clients),
         "classes": [list(classes) for classes in lists],
@@ -113,7 +115,15 @@ def recorded_split(record: Record, name: str) -> FederatedSplit:
         for i, own in zip(of, phases, strict=True)
     ]
     return FederatedSplit(
-        Dataset(name, names, template, None, None, None),
+        Dataset(
+            name,
+            names,
+            template,
+            None,
+            None,
+            None,
+            sources=tuple(n for n, size in record.get("data_sets", ()) for _ in range(size)),
+        ),
         tuple(record["base_classes"]),
         (),
         client_splits,

@@ -30,18 +30,19 @@ class ClassSet:
         self._refuse_same_tokens()
 
     def _refuse_same_tokens(self) -> None:
-        """Refuses names that are different texts and the same tokens. (Published lists have a name
-        twice, as ImageNet has "missile"; that is their own.)
+        """Refuses names of one data set that are different texts and the same tokens. (Published
+        lists have a name twice, as ImageNet has "missile"; that is their own.)
 
         Raises:
             FedPGPError: naming two.
         """
-        seen: dict[tuple[int, ...], str] = {}
-        for name in self.names:
+        seen: dict[tuple[str, tuple[int, ...]], str] = {}
+        for i, name in zip(self.ids, self.names, strict=True):
             tokens = tuple(self.task.clip.token_ids(f"{name.replace('_', ' ')}."))
-            if seen.setdefault(tokens, name) != name:
+            key = self.task.sources[i] if self.task.sources else "", tokens
+            if seen.setdefault(key, name) != name:
                 raise FedPGPError(
-                    f"classes {seen[tokens]!r} and {name!r} are the same tokens to this model, "
+                    f"classes {seen[key]!r} and {name!r} are the same tokens to this model, "
                     "which cannot tell them apart: rename one"
                 )
 
@@ -111,6 +112,7 @@ class Task:
         clip: the frozen model.
         class_names: of the whole data set, in label order.
         template: the hand-written template of the data set, with one ``{}``; or one for each class.
+        sources: the data set that each class is of, where several are joined.
         n_ctx: number of context vectors; None takes it from the phrase in ``context_init``.
         context_init: ``"normal"`` or a phrase, of which ``n_ctx`` tokens are learned and the rest
             is fixed.
@@ -129,6 +131,7 @@ class Task:
         class_names: Sequence[str],
         *,
         template: str | Sequence[str] = PLAIN,
+        sources: Sequence[str] = (),
         plain_zero_shot: bool = False,
         n_ctx: int | None = 16,
         context_init: str = "normal",
@@ -139,7 +142,7 @@ class Task:
         self.templates = (
             [template] * len(self.class_names) if isinstance(template, str) else list(template)
         )
-        self.plain_zero_shot = plain_zero_shot
+        self.sources, self.plain_zero_shot = list(sources), plain_zero_shot
         self.n_ctx = context_length(clip, n_ctx, context_init)
         self.fixed_words = fixed_words(clip, self.n_ctx, context_init)
         self.context_init, self.dtype, self.compute = context_init, dtype, compute

@@ -4,7 +4,8 @@ template; and the list of all."""
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedpgp.data.class_names import nfc
+from fedpgp.data.class_names import nfc, spoken
 from fedpgp.data.images import PUBLISHED, Reading, read_image
 from fedpgp.digests import digest
 from fedpgp.errors import FedPGPError
@@ -196,6 +197,7 @@ class Dataset:
         superclasses: (classes,) int64, which superclass a class belongs to, or None (what the
             pachinko partition needs).
         notes: what a run should say of it: which of several splits was used, what was left out.
+        sources: the data set that each class is of, where several are joined; empty for one.
     """
 
     name: str
@@ -206,6 +208,7 @@ class Dataset:
     test: Split | None
     superclasses: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())
+    sources: tuple[str, ...] = field(default=())
 
     def __post_init__(self):
         object.__setattr__(self, "class_names", [nfc(name) for name in self.class_names])
@@ -218,6 +221,32 @@ class Dataset:
             if isinstance(self.template, str)
             else self.template
         )
+
+    @cached_property
+    def shown_names(self) -> list[str]:
+        """Class names for people: one that several joined data sets have is named with its data
+        set, ``dog (oxford_pets)``."""
+        if not self.sources:
+            return self.class_names
+        pairs = list(zip(self.class_names, self.sources, strict=True))
+        of = defaultdict(set)
+        for name, source in pairs:
+            of[spoken(name)].add(source)
+        return [
+            f"{name} ({source})" if len(of[spoken(name)]) > 1 else name for name, source in pairs
+        ]
+
+    def without_repeats(self, labels: Iterable[int]) -> tuple[int, ...]:
+        """Labels without the classes that an earlier data set has too, with name and template: a
+        variant's classes are those of the original."""
+        first: dict[tuple[str, str], str] = {}
+        kept = []
+        for label in labels:
+            source = self.sources[label] if self.sources else ""
+            key = spoken(self.class_names[label]), self.templates[label]
+            if first.setdefault(key, source) == source:
+                kept.append(label)
+        return tuple(kept)
 
 
 Loader = Callable[..., Dataset]

@@ -66,11 +66,15 @@ class Member:
     test: np.ndarray
 
 
-def join(datasets: Sequence[Dataset]) -> tuple[Dataset, list[Member]]:
+def join(datasets: Sequence[Dataset], labels: Sequence[str]) -> tuple[Dataset, list[Member]]:
     """The joint data set, named after the first, and each one's place in it.
 
     A data set without a train split has no images in the joint one's. Class names may occur twice;
     templates stay each data set's own.
+
+    Args:
+        datasets: what is joined.
+        labels: what each is called where a class name alone would not do.
     """
     sizes = [len(dataset.class_names) for dataset in datasets]
     offsets = np.cumsum([0, *sizes[:-1]])
@@ -91,6 +95,11 @@ def join(datasets: Sequence[Dataset]) -> tuple[Dataset, list[Member]]:
         None,
         test,
         notes=tuple(dict.fromkeys(note for dataset in datasets for note in dataset.notes)),
+        sources=tuple(
+            label
+            for label, dataset in zip(labels, datasets, strict=True)
+            for _ in dataset.class_names
+        ),
     )
     members = [
         Member(tuple(range(offset, offset + size)), np.arange(start, stop))

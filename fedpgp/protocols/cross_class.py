@@ -77,7 +77,7 @@ class CrossClass(EvalProtocol):
                 f"of the federation's ({', '.join(str(spec['name']) for spec in specs)})"
             )
         labels = [label_of(spec) for spec in specs]
-        joint, members = join([request.load(spec) for spec in specs])
+        joint, members = join([request.load(spec) for spec in specs], labels)
         train, test = splits(joint)
         halves = [self._halves(joint, member) for member in members]
         base = tuple(c for half, _ in halves for c in half)

@@ -109,7 +109,8 @@ def transfer(federated_split: FederatedSplit, targets: Mapping[str, Dataset]) ->
     for label, target in targets.items():
         if target.test is None or not len(target.test):
             raise FedPGPError(f"data set {label} has no test images: nothing can be tested on it")
-    joint, members = join([federated_split.dataset, *targets.values()])
+    trained = federated_split.dataset
+    joint, members = join([trained, *targets.values()], [trained.name, *targets])
     eval_sets = {
         f"datasets.{label}": EvalSet(member.test, member.classes)
         for label, member in zip(targets, members[1:], strict=True)

@@ -436,6 +436,36 @@ def test_images_that_a_method_needs_and_that_are_elsewhere(tmp_path, capsys):
     )
 
 
+def test_classes_of_several_data_sets_that_have_one_name(tmp_path, capsys):
+    """A variant's class is the original's; one that is asked for in other words is its own."""
+    for folder, names in {"trained": "cat dog", "pets": "Dog owl", "sketches": "dog cat"}.items():
+        for split in ("train", "test"):
+            for shade, name in enumerate(names.split()):
+                where = tmp_path / folder / split / name
+                where.mkdir(parents=True)
+                for i in range(2):
+                    Image.new("RGB", (16, 16), (99 * shade, 9 * i, 9)).save(where / f"{i}.png")
+    pets, sketches = (f"name:folder,root:'{tmp_path / name}'" for name in ("pets", "sketches"))
+    words = [
+        *("dataset=folder", f"dataset.root={tmp_path / 'trained'}", "partition=iid", "clients=2"),
+        *("protocol=cross_dataset", "method=promptfl", "runtime=inline", "rounds=1"),
+        f"protocol.targets=[{{{pets},template:'a photo of a {{}}, a pet.'}},{{{sketches}}}]",
+        *("local_epochs=1", "evaluate_every=0", f"runtime.cache_dir={tmp_path}"),
+    ]
+    start(composed([*words, f"run_dir={tmp_path / 'run'}"]))
+    whose = ["--run", str(tmp_path / "run"), "--global"]
+    assert predict.main([*whose, str(tmp_path / "pets/test/owl/0.png")]) == 0
+    assert "among the 2 classes that were trained; --all-classes: among all 4" in (
+        capsys.readouterr().err
+    )
+    assert export.main([*whose, "--all-classes", "--to", str(tmp_path)]) == 0
+    exported = json.loads((tmp_path / "classifier.json").read_text())
+    label = f"folder {tmp_path / 'pets'} a photo of a {{}}, a pet."
+    assert exported["classes"] == ["cat (folder)", "dog (folder)", f"Dog ({label})", "owl"]
+    assert exported["template"] == [*["a photo of a {}."] * 2, *["a photo of a {}, a pet."] * 2]
+    assert len(load_file(tmp_path / "classifier.safetensors")["class_embeddings"]) == 4
+
+
 def deployed(method: str) -> Federation:
     """What the machine of a run knows when the images are the clients' own: none of them."""
     words = [

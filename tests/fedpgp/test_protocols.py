@@ -355,7 +355,7 @@ def test_which_round_is_reported():
 
 
 def test_the_joint_data_set_is_its_members_one_after_the_other():
-    joint, members = join([WORLD["animals"], WORLD["things"]])
+    joint, members = join([WORLD["animals"], WORLD["things"]], ["animals", "things"])
     assert joint.class_names == ANIMALS + THINGS and len(joint.test) == 240
     assert members[1].classes == (6, 7, 8, 9) and members[1].test.tolist() == list(range(120, 240))
     assert (np.asarray(joint.test.image(125)) == WORLD["things"].test.pixels[5]).all()
