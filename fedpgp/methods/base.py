@@ -290,8 +290,8 @@ class Method(ABC):
         """Return learning rates of single tensors, relative to the run's: name -> factor
         that broadcasts to (K, ...).
 
-        The other tensors have the run's rate. At 0 a tensor stays as it is, without weight
-        decay."""
+        The other tensors have the run's rate. At 0 a tensor and its optimizer state stay as they
+        are, without weight decay, as torch leaves a tensor without a gradient."""
         return {}
 
     def finish_client(self, params: Params, step: StepContext) -> Params:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedpgp.methods.base import Images, Method, Params, StepContext
 from fedpgp.task import ClassSet
 from fedpgp.training.batches import batches, drawn_views, gather
-from fedpgp.training.optimizers import fresh_state
+from fedpgp.training.optimizers import fresh_state, train_step
 from fedpgp.training.settings import TrainingSettings
 
 
@@ -119,13 +119,12 @@ def train_cohort(
         start = {name: tensor[:active] for name, tensor in global_params.items()}
         context = StepContext(server_round, step, ids[:active], start, lr, seed)
         loss, grads = method.gradients(now, batch, classes, context)
-        state["step"][:active] += 1
         rates = method.rates(now, context)
         for name in trainable:
             p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
-            rate = lr * rates[name] if name in rates else lr
-            optimizer.update(p, grads[name], slots, rate, state["step"][:active])
+            count = state[f"step/{name}"][:active]
+            train_step(optimizer, p, grads[name], slots, count, lr, rates.get(name))
         total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
         for p in (now[name] for name in trainable):

@@ -91,14 +91,47 @@ def make_optimizer(
     raise FedPGPError(unknown("training.optimizer", name, ["sgd", "adam", "adamw"]))
 
 
+def train_step(
+    optimizer: SGD | Adam,
+    p: Tensor,
+    grad: Tensor,
+    slots: Mapping[str, Tensor],
+    count: Tensor,
+    lr: float,
+    factor: Tensor | None = None,
+) -> None:
+    """One step of a tensor in place.
+
+    Args:
+        optimizer: makes it.
+        p, grad: (K, ...).
+        slots: the optimizer's tensors for it, each (K, ...).
+        count: steps that each client trained it before, (K,).
+        lr: of the run.
+        factor: times ``lr``, broadcasts to p. Where it is 0, tensor, slots and count stay as they
+            are, as torch leaves a parameter without a gradient.
+    """
+    if factor is None:
+        count += 1
+        optimizer.update(p, grad, slots, lr, count)
+        return
+    trains = (factor != 0).expand_as(p)
+    before = {slot: tensor.clone() for slot, tensor in slots.items()}
+    count += trains.reshape(len(p), -1).any(1)
+    # Before its first step a tensor would have Adam divide by 0.
+    optimizer.update(p, grad, slots, lr * factor, count.clamp(min=1))
+    for slot, tensor in before.items():
+        slots[slot].copy_(torch.where(trains, slots[slot], tensor))
+
+
 def fresh_state(optimizer: SGD | Adam, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zero state for these parameters: ``slot/name`` -> like the parameter, and ``step`` ->
-    (K,)."""
+    """Zero state for these parameters: ``slot/name`` -> like the parameter, and ``step/name`` ->
+    (K,), the steps that each client trained it."""
     state = {
         f"{slot}/{name}": torch.zeros_like(p)
         for slot in optimizer.slots
         for name, p in params.items()
     }
-    clients = next(iter(params.values()))
-    state["step"] = torch.zeros(len(clients), dtype=torch.int64, device=clients.device)
+    for name, p in params.items():
+        state[f"step/{name}"] = torch.zeros(len(p), dtype=torch.int64, device=p.device)
     return state

@@ -197,6 +197,9 @@ class Trainer:
         )
         for k, stored in enumerate(states):
             for name, tensor in state.items():
-                if OPTIMIZER + name in stored:
-                    tensor[k] = stored[OPTIMIZER + name].to(tensor)
+                found = stored.get(OPTIMIZER + name)
+                if found is None and name.startswith("step/"):  # older: one count for all tensors
+                    found = stored.get(OPTIMIZER + "step")
+                if found is not None:
+                    tensor[k] = found.to(tensor)
         return state

@@ -240,3 +240,46 @@ def test_training_on_views_equals_training_on_the_views_drawn(task):
     drawn = run(views.flatten(0, 1), settings)
     plain = run(seen, TrainingSettings(epochs=1, batch_size=5, lr=0.05))
     assert torch.equal(drawn.params["p_G"], plain.params["p_G"])
+
+
+class Frozen(METHODS["promptfl"]):
+    """The first of two clients does not train its prompt in round 2."""
+
+    def rates(self, params, step):
+        trains = torch.tensor([client > 0 or step.server_round > 2 for client in step.clients])
+        return {"p_G": trains.to(params["p_G"]).view(-1, 1, 1)}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_what_is_not_trained_gathers_no_optimizer_state(task, optimizer):
+    """A tensor that torch has no gradient of keeps momentum, means and step count."""
+    settings = TrainingSettings(epochs=2, batch_size=5, optimizer=optimizer, weight_decay=0.3)
+    method = Frozen(METHODS["promptfl"].Settings(), task)
+    features, labels, rows, classes = world(task)
+
+    def train_round(params, server_round, state):
+        return train_cohort(
+            method,
+            params,
+            Images(features),
+            labels,
+            rows[:2],
+            classes,
+            settings,
+            seed=5,
+            clients=[0, 1],
+            server_round=server_round,
+            optimizer_state=state,
+        )
+
+    params = start(method, [0, 1])
+    first = train_round(params, 2, None)
+    assert torch.equal(first.params["p_G"][0], params["p_G"][0])
+    assert not torch.equal(first.params["p_G"][1], params["p_G"][1])
+    assert first.optimizer_state["step/p_G"].tolist() == [0, 8]
+    for name, tensor in first.optimizer_state.items():
+        assert not tensor[0].any() and tensor[1].any(), name
+    kept, fresh = (
+        train_round(first.params, 3, state).params["p_G"] for state in (first.optimizer_state, None)
+    )
+    assert torch.equal(kept[0], fresh[0]) and not torch.equal(kept[1], fresh[1])
