@@ -13,7 +13,7 @@ import numpy as np
 
 from fedpgp.data.partitions.base import SCHEMES
 from fedpgp.data.pool import LabelledPool, Parts, follow
-from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.errors import FedPGPError, check_choice, check_number, unknown
 from fedpgp.seeding import generator
 
 COMMON = ("min_size", "min_test_size", "pooled")
@@ -61,7 +61,8 @@ def partition(
 
     Raises:
         FedPGPError: unknown scheme or option; a partition that cannot work, such as a client
-            without images. The message names what to change.
+            without images; an option of test images without ``test_labels``. The message names
+            what to change.
     """
     if scheme not in SCHEMES:
         raise FedPGPError(unknown("partition", scheme, sorted(SCHEMES)))
@@ -77,6 +78,12 @@ def partition(
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
     check_number("partition.min_size", min_size, least=1, whole=True)
     check_number("partition.min_test_size", min_test_size, least=1, whole=True)
+    check_choice("partition.pooled", pooled, (False, True))
+    if test_labels is None and (asked := _of_tests(pooled, min_test_size, test_domains)):
+        raise FedPGPError(
+            f"{asked} is about test images, and no test labels are given: give test_labels, or "
+            "leave it out"
+        )
     if not chosen.by_domain:
         domains = test_domains = None  # they do not matter, in training or test
     elif domains is None or (test_labels is not None and test_domains is None):
@@ -117,6 +124,15 @@ def partition(
     raise FedPGPError(
         _refusal(scheme, clients, {"training": min_size, "test": min_test_size}, smallest, options)
     )
+
+
+def _of_tests(pooled: bool, min_test_size: int, test_domains: Sequence[str] | None) -> str:
+    """What is asked for that needs test images; empty for nothing."""
+    if pooled:
+        return "partition.pooled=true"
+    if min_test_size > 1:
+        return f"partition.min_test_size={min_test_size}"
+    return "" if test_domains is None else "test_domains"
 
 
 def _pools(labels, domains, test_labels, test_domains) -> tuple[LabelledPool, LabelledPool | None]:

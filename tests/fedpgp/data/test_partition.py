@@ -457,3 +457,22 @@ def test_natural_makes_every_site_a_client_with_all_that_it_has():
         )
     with pytest.raises(FedPGPError, match="needs a data set with domains"):
         partition(labels, 3, "natural", 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"pooled": True}, "partition.pooled=true"),
+        ({"min_test_size": 2}, "partition.min_test_size=2"),
+        ({"test_domains": ["a", "b"]}, "test_domains"),
+    ],
+)
+def test_what_is_about_test_images_needs_some(asked, named):
+    with pytest.raises(FedPGPError, match=f"{named} is about test images, and no test labels"):
+        partition(made_labels(0, 100, 5), 4, "iid", 0, **asked)
+
+
+def test_pooled_is_true_or_false():
+    labels = made_labels(0, 100, 5)
+    with pytest.raises(FedPGPError, match="value of partition.pooled 'both'"):
+        partition(labels, 4, "iid", 0, test_labels=labels, pooled="both")
