@@ -1,4 +1,5 @@
-"""What every test may rely on: the repository is importable (also in Ray's workers), no network."""
+"""What every test may rely on: the repository is importable (also in Ray's workers), no network,
+and none of a user's own settings."""
 
 import os
 import sys
@@ -14,4 +15,14 @@ os.environ.setdefault(
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.pop("COLUMNS", None)  # pytest-xdist's: tables are as wide as without a terminal
+# What somebody has set for runs of their own, or for their terminal, changes no test.
+for name in (
+    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"),
+    *("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"),
+    *("FEDPGP_DATA", "FEDPGP_ASSETS", "FLWR_HOME", "FEDPGP_CERTIFICATES"),
+    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+    *("HYDRA_FULL_ERROR", "PYTHONWARNINGS"),
+    # pytest-xdist sets COLUMNS too: tables are as wide as without a terminal.
+    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+):
+    os.environ.pop(name, None)

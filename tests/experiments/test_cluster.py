@@ -37,22 +37,26 @@ def cluster(tmp_path_factory, monkeypatch):
         "--object-store-memory=80000000",
     ]
     started: list[subprocess.Popen] = []
+    log = tmp_path_factory.mktemp("cluster") / "said"
     # In the foreground, each in a session of its own: ended by its process group, and nobody else's
     # Ray is touched. Where Ray looks for a running cluster by itself, it is not to find this one.
     folder = tempfile.mkdtemp(dir="/tmp")
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     for options in (head, [f"--address=127.0.0.1:{port}"]):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        started.append(
-            subprocess.Popen(
-                [RAY, "start", *options, *common, "--block"],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
+        with log.open("w") as said:
+            started.append(
+                subprocess.Popen(
+                    [RAY, "start", *options, *common, "--block"],
+                    env=environment,
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             )
-        )
-        time.sleep(12)
+        latest = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text() and time.monotonic() < latest:
+            time.sleep(0.2)
     try:
         yield f"127.0.0.1:{port}", started[1]
     finally:

@@ -15,7 +15,7 @@ from experiments import report
 from experiments.settings import composed
 from fedpgp.build import build_federation
 from fedpgp.clip import load_clip
-from fedpgp.process import set_up_process
+from fedpgp.process import THREADS_CHOSEN, set_up_process
 
 ROOT = Path(__file__).parents[2]
 SET_UP = "from fedpgp.process import set_up_process; set_up_process()"
@@ -33,11 +33,15 @@ print(time.process_time() - before)
 """
 
 
+def unset() -> dict[str, str]:
+    """The environment without what says how threads wait: a test sets up this process too."""
+    return {name: value for name, value in os.environ.items() if name not in THREADS_CHOSEN}
+
+
 def processor_seconds(first: str, **environment: str) -> float:
     """Seconds of processor time that a process takes for next to nothing, with two OpenMP
     threads."""
-    clean = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment = {**clean, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), **environment}
+    environment = {**unset(), "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
         [sys.executable, "-c", first + WORK],
         env=environment,
@@ -76,7 +80,8 @@ def node() -> None:
     ids=["model", "federation", "node", "command"],
 )
 def test_every_use_sets_up_the_process(use, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in THREADS_CHOSEN:
+        monkeypatch.delenv(name, raising=False)
     set_up_process.cache_clear()
     use()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -84,8 +89,7 @@ def test_every_use_sets_up_the_process(use, monkeypatch):
 
 def test_a_process_of_one_thread_is_left_alone():
     code = f"import torch, threading\n{SET_UP}\nassert threading.active_count() == 1"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("OMP_WAIT_POLICY", None)
+    environment = {**unset(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
