@@ -13,7 +13,7 @@ import torch
 from fedpgp.clip import FrozenCLIP, resolve_device
 from fedpgp.clip.disk_cache import CachedCLIP
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.base import Subset
+from fedpgp.data.base import Split, Subset
 from fedpgp.data.features import encode_split, encoded_before
 from fedpgp.data.joint import Concat, augmented
 from fedpgp.data.lookup import PartialFeatures
@@ -148,6 +148,7 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
             clip,
             dataset.class_names,
             template=dataset.templates,
+            sources=dataset.sources,
             plain_zero_shot=config["protocol"].get("template") == "plain",
             n_ctx=config["n_ctx"],
             context_init=config["context_init"],
@@ -207,6 +208,18 @@ def _encoded(
     encode = partial(
         encode_split, clip(), progress=lambda done, total: tell(done, total, in_words), **options
     )
+
+    def features(part: Split) -> np.ndarray:
+        """Features of a part; of training images that are tested on (a held-out domain's) from
+        what training reads."""
+        of_train = isinstance(part, Subset) and part.split is dataset.train and split != "train"
+        if of_train and not isinstance(part.split, Concat):
+            most = 2 * len(train_indices()) >= len(part.split)
+            read = encode if most else partial(encoded_before, clip(), **options)
+            if (trained := read(part.split, split_name="train")) is not None:
+                return trained[part.rows]
+        return encode(part, split_name=name)
+
     rows = train_indices() if split == "train" else np.arange(len(whole))
     if 2 * len(rows) < len(whole):  # of many images few are used (shots): only those are encoded
         found = [encoded_before(clip(), part, split_name=name, **options) for part in parts]
@@ -214,5 +227,5 @@ def _encoded(
             some = encode(Subset(whole, rows), split_name=f"{name}-some")
             return PartialFeatures(some, rows, len(whole))
     else:
-        found = [encode(part, split_name=name) for part in parts]
+        found = [features(part) for part in parts]
     return found[0] if len(found) == 1 else np.concatenate(found)

@@ -82,8 +82,8 @@ class Inputs:
     def encode(self) -> None:
         """Computes, or finds in the cache, all image features that training and
         evaluation will ask for."""
+        self.images("test")  # first: raw features give those of unit norm too
         self.features("test")
-        self.images("test")
         if self.method.learns:
             for what in self._inputs("train") if self.training.views == 1 else self.method.inputs:
                 self._read("train", what)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.atomic_files import remove_leftovers
@@ -81,7 +82,16 @@ def encode_split(
         remove_leftovers(path.parent, f".{path.name}.*.tmp")
         found = _open_cached(path, key, len(split))  # made by another process while this one waited
         if found is None:
-            _write(path, key, _encode(clip, split, what, path.parent, batch_size, progress))
+            made = None
+            if what == "features":
+                places = {"cache_dir": cache_dir, "dataset_name": dataset_name}
+                raw = encoded_before(
+                    clip, split, **places, split_name=split_name, what="features_raw"
+                )
+                made = None if raw is None else _unit_norm(clip, raw, batch_size)
+            if made is None:
+                made = _encode(clip, split, what, path.parent, batch_size, progress)
+            _write(path, key, made)
             found = _open_cached(path, key, len(split))
     if found is None:
         raise FedPGPError(
@@ -164,6 +174,17 @@ def _encode(
             f"{split.describe(int(bad[0]))}; check its weights"
         )
     return features
+
+
+def _unit_norm(clip: "FrozenCLIP", raw: np.ndarray, batch_size: int) -> np.ndarray | None:
+    """``features`` of ``features_raw``, without another pass through the image tower: the same to
+    the last bit, by the same batches on the same device. None for a model in float64, whose raw
+    features have lost digits in the file."""
+    if clip.dtype == torch.float64:
+        return None
+    batches = torch.from_numpy(np.array(raw)).split(batch_size)
+    found = [F.normalize(batch.to(clip.device), dim=-1).cpu().numpy() for batch in batches]
+    return np.concatenate(found)
 
 
 def _batches(clip: "FrozenCLIP", split: Split, batch_size: int) -> Iterator[Tensor]:

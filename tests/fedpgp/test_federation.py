@@ -182,8 +182,8 @@ def test_kept_optimizer_state_stays_with_its_client():
     first = {
         r.client: r for r in fed.train(fed.models.initial_shared(), [0, 1], 1, lambda client: None)
     }
-    assert set(first[0].state) == {"U", "V", "optimizer/step"} | {
-        f"optimizer/momentum/{n}" for n in ("p_G", "U", "V")
+    assert set(first[0].state) == {"U", "V"} | {
+        f"optimizer/{what}/{n}" for what in ("momentum", "step") for n in ("p_G", "U", "V")
     }
     shared = {"p_G": first[0].update["p_G"]}
     both = {r.client: r for r in fed.train(shared, [0, 1], 2, lambda c: first[c].state)}
@@ -195,6 +195,18 @@ def test_kept_optimizer_state_stays_with_its_client():
         )
     )
     assert not torch.equal(alone.state["U"], fresh.state["U"])
+
+
+def test_an_optimizer_state_of_one_count_is_read():
+    """As private states were written before every tensor had its own."""
+    fed = federation(keep_optimizer=True)
+    shared = fed.models.initial_shared()
+    now = next(iter(fed.train(shared, [1], 1, lambda client: None))).state
+    old = {n: t for n, t in now.items() if not n.startswith("optimizer/step/")}
+    old["optimizer/step"] = now["optimizer/step/U"]
+    results = [next(iter(fed.train(shared, [1], 2, lambda c, s=s: s))).state for s in (now, old)]
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 def test_local_labels_own_never_answers_another_class():
@@ -301,13 +313,42 @@ def test_what_training_alone_reads_is_not_made_of_test_images(name, what):
     assert getattr(fed.inputs.images("test"), what) is None
 
 
+@pytest.mark.parametrize("trained", [240, 9])
+def test_training_images_of_a_held_out_domain_are_encoded_once(trained, tmp_path):
+    """With the others of the training split; where training reads few of them, alone."""
+    federated_split = split_clients(
+        SplitRequest(DATASET, 2, 0, None, {"scheme": "domain"}),
+        {"name": "leave_one_domain_out", "held_out": "sketch", "held_out_images": "all"},
+    )
+    dataset, clip, told = federated_split.dataset, golden_clip(), []
+    encoded = partial(
+        _encoded,
+        {"runtime": {"cache_dir": str(tmp_path)}},
+        dataset,
+        lambda: clip,
+        lambda: np.arange(trained),
+        lambda done, total, what: told.append(total if done == total else 0),
+        "features",
+    )
+    features, held_out = encoded("test"), DATASET.train.domains.count("sketch")
+    encoded("train")
+    assert sum(told) == (120 + 240 if trained == 240 else 120 + held_out + 9)
+    pixels = torch.stack([clip.preprocess(dataset.test.image(i)) for i in range(len(dataset.test))])
+    torch.testing.assert_close(
+        torch.from_numpy(features), clip.encode_images(pixels).float(), rtol=0, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("all_rows", [True, False])
 @pytest.mark.parametrize("views", [1, 3, None])
 def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_path):
     """In a joint data set too, whose parts are encoded one by one, and where only a few images
     are."""
     (joint, _), clip = (
-        join([DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))]),
+        join(
+            [DATASET, Dataset("other", NAMES, "{}", split(60, 9), None, split(6, 10))],
+            ["made up", "other"],
+        ),
         golden_clip(),
     )
     rows = [0, 7, len(DATASET.train), len(joint.train) - 1]

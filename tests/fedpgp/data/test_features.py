@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ from safetensors.numpy import load_file
 
 from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
-from fedpgp.data import ArraySplit, FileSplit, Subset
+from fedpgp.data import ArraySplit, Dataset, FileSplit, Subset
 from fedpgp.data.features import encode_split, feature_key
 from fedpgp.errors import FedPGPError
+from fedpgp.inputs import Inputs
+from fedpgp.methods import METHODS
+from fedpgp.task import Task
+from fedpgp.training import TrainingSettings
 
 # What a process of its own runs: three children start together; each prints how many
 # batches it encoded, and a sum. They are forked before torch computes anything: it does not
@@ -238,3 +243,37 @@ def test_a_float64_model_gives_float32_features(tmp_path):
     features = encode(clip, make_split(), tmp_path)
     assert features.dtype == np.float32
     assert feature_key(clip, make_split()) != feature_key(make_clip(), make_split())
+
+
+def test_raw_features_give_those_of_unit_norm_to_the_last_bit(clip, tmp_path, counted):
+    """FedCLIP reads the one of its test images, and zero-shot CLIP the other."""
+    alone = encode(clip, make_split(), tmp_path / "alone")
+    encode(clip, make_split(), tmp_path / "both", what="features_raw")
+    found = encode(clip, make_split(), tmp_path / "both", progress=counted.progress)
+    assert not counted.calls and found.tobytes() == alone.tobytes()
+
+
+def test_raw_features_in_a_file_have_too_few_digits_for_a_float64_model(tmp_path, counted):
+    clip = FrozenCLIP(make_clip().model.double())
+    alone = encode(clip, make_split(), tmp_path / "alone")
+    encode(clip, make_split(), tmp_path / "both", what="features_raw")
+    found = encode(clip, make_split(), tmp_path / "both", progress=counted.progress)
+    assert counted.calls and found.tobytes() == alone.tobytes()
+
+
+def test_all_that_is_read_of_test_images_takes_one_pass(clip, tmp_path, counted):
+    """Whatever is asked for first by a federation's inputs."""
+    asked = []
+
+    def source(what, split, view=None):
+        asked.append((what, split))
+        return encode(
+            clip, make_split(), tmp_path, what=what, batch_size=50, progress=counted.progress
+        )
+
+    dataset = Dataset("made", ["cat"], "a {}.", make_split(), None, make_split())
+    method = METHODS["fedclip"](METHODS["fedclip"].Settings(), Task(clip, ["cat"], n_ctx=4))
+    sources = {what: partial(source, what) for what in ("features", "features_raw")}
+    Inputs(method, dataset, sources, TrainingSettings()).encode()
+    assert {("features", "test"), ("features_raw", "test")} <= set(asked)
+    assert counted.calls == [(50, 50)]
