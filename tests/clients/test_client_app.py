@@ -107,7 +107,10 @@ def test_images_that_cannot_be_encoded_are_not_tried_again_for_each_client(tmp_p
     times to the same image."""
 
     class Broken:
+        """A federation, and its inputs."""
+
         tries = 0
+        inputs = property(lambda self: self)
 
         def encode(self):
             self.tries += 1
