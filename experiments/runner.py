@@ -147,8 +147,9 @@ def _run(
             console.note(f"what is done is saved; {_what_helps(error, again)}")
         elif not resumed and not checkpoints(folder.path / "checkpoint"):
             # Refused before anything was done: the same run_dir is free for the next try.
-            if attempt is not None and attempt.record.last_traceback:
-                console.note(attempt.record.last_traceback)  # errors.log goes with the folder
+            known = attempt.record.last_traceback if attempt is not None else ""
+            if known not in str(error) and not config["verbose"]:
+                console.note(known)  # errors.log goes with the folder
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     except Interrupted:

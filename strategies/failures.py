@@ -30,7 +30,7 @@ def tell(what: str, accounts: Iterable[Mapping], listener: Listener, *, debug: b
         the reasons.
 
     Raises:
-        FedPGPError: with the traceback, when ``debug`` is set and there is one.
+        RepeatingError: with the traceback, when ``debug`` is set and there is one.
     """
     found: dict[str, dict] = {}
     for failure in (failure for account in accounts for failure in account.get("failures", ())):
@@ -39,8 +39,10 @@ def tell(what: str, accounts: Iterable[Mapping], listener: Listener, *, debug: b
     for reason, failure in found.items():
         listener.traceback(f"{what}: {reason}\n{failure['traceback']}")
         if debug:
-            raise FedPGPError(
-                f"{what}: {reason}\n{failure['traceback']}(stopped by runtime.debug=true)"
+            raise RepeatingError(
+                f"{what}: {reason}\n{failure['traceback']}(stopped by runtime.debug=true)",
+                "mend the code first, or add runtime.debug=false (clients that failed together are "
+                "tried one by one), then",
             )
         if failure["clients"] > 1:
             listener.warn(
@@ -59,11 +61,12 @@ def lost_round(text: str, failed: Mapping[int, str], exceptions: set[str]) -> Fe
         exceptions: the reasons that are exceptions of code.
     """
     reasons: Sequence[str] = list(failed.values())
-    if reasons and all(reason in exceptions for reason in reasons):
-        return RepeatingError(
-            f"{text}. The traceback is in errors.log", "mend the code first, then"
-        )
-    if reasons and all(NOT_FINITE in reason for reason in reasons):
+    of_code = [reason in exceptions for reason in reasons]
+    if not all(code or NOT_FINITE in r for code, r in zip(of_code, reasons, strict=True)):
+        return FedPGPError(text)
+    if any(of_code):
+        return RepeatingError(text, "the traceback is in errors.log: mend the code first, then")
+    if reasons:
         return RepeatingError(
             text, "a resume would meet the same numbers: start a new run with a smaller lr", False
         )

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
+from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.methods import METHODS
 from fedpgp.methods.base import cosine_logits
 from fedpgp.methods.promptfl import PromptFL
+from strategies.failures import lost_round
 from tests.small import small_config, small_federation
 
 
@@ -73,6 +75,34 @@ def test_debug_stops_at_the_first_exception_with_its_traceback(tmp_path):
         FedPGPError, match=r'(?s)test_failures.py:\d+\).*Traceback.*\["t"\].exp\(\) \* logits'
     ):
         run(tmp_path / "a", "works_alone", "batch_size=3", "runtime.debug=true")
+
+
+def test_debug_advises_what_helps(tmp_path, capsys):
+    """The same code fails again; without debug its clients are tried one by one."""
+    with pytest.raises(FedPGPError, match="stopped by runtime.debug=true"):
+        run(tmp_path / "a", "works_alone", "batch_size=3", "runtime.debug=true")
+    out = capsys.readouterr().out
+    assert "mend the code first, or add runtime.debug=false" in out
+    assert f"then resume with: python -m experiments.run resume={tmp_path / 'a'}" in out
+    assert "Traceback" not in out, "the error has it"
+    runtime = RunFolder.open(tmp_path / "a")[1]["runtime"] | {"debug": False}
+    resumed = resume(tmp_path / "a", {"runtime": runtime}, federation_of=small_federation)
+    assert resumed["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "advice"),
+    [
+        (["KeyError: 'a' (m.py:3)", "loss is NaN or Inf at round 3"], "mend the code first, then"),
+        (["loss is NaN or Inf at round 3"], "a resume would meet the same numbers"),
+        (["KeyError: 'a' (m.py:3)", "no answer in 5 s"], None),
+        ([], None),
+    ],
+)
+def test_what_can_only_fail_again_is_known_by_its_reasons(reasons, advice):
+    error = lost_round("round 3", dict(enumerate(reasons)), {"KeyError: 'a' (m.py:3)"})
+    assert isinstance(error, RepeatingError) == (advice is not None)
+    assert advice is None or advice in error.advice
 
 
 def test_verbose_prints_the_traceback(tmp_path, capsys):
