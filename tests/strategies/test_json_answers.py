@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 
 import pytest
 from flwr.app import RecordDict
@@ -85,7 +84,6 @@ def test_samples_speak_for_their_client():
 
 
 def test_a_huge_answer_is_refused_before_it_is_decoded():
-    began = time.perf_counter()
+    """What is said is its size, not that it is no JSON."""
     with pytest.raises(InvalidReply, match="bytes where"):
-        json_answer(answer("[" + "1," * 20_000_000 + "1]"), SAMPLES_BYTES)
-    assert time.perf_counter() - began < 1
+        json_answer(answer("[" + "1," * 20_000_000), SAMPLES_BYTES)

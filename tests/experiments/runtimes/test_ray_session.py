@@ -120,7 +120,7 @@ def test_nobody_joins_without_the_token(sessions, before):
     assert "it ran: code" in said, said
     said, _ = owner.communicate("end\n", timeout=60)
     assert "the environment is as before" in said
-    psutil.wait_procs(family, timeout=5)
+    psutil.wait_procs(family, timeout=60)
     assert not alive(family) and not list(sessions.iterdir())
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_left_of_a_process_that_does_not_end_in_the_usual_way(session
             assert list(sessions.iterdir()) == [session.folder]
     else:
         owner.communicate(f"{how}\n", timeout=60)
-    psutil.wait_procs(family, timeout=5)
+    psutil.wait_procs(family, timeout=60)
     assert not alive(family) and not list(sessions.iterdir())
 
 
