@@ -63,6 +63,21 @@ def test_a_mean_over_fewer_clients_is_an_open_dot_with_a_note(tmp_path):
     assert 'class="open' not in write_report(tmp_path / "run").read_text()
 
 
+def test_clients_that_were_not_drawn_are_no_missing_ones(tmp_path):
+    """An open dot is a client that was asked and did not answer."""
+    write_run(tmp_path / "run")
+
+    def drawn(line):
+        if line["kind"] == "eval":
+            answered = 3 - (line["round"] == 2)
+            line |= {"clients": answered, "drawn_clients": 3, "all_clients": 8}
+
+    edit(tmp_path / "run", drawn)
+    text = write_report(tmp_path / "run").read_text()
+    assert text.count('class="open personal"') == 3  # local, base, novel
+    assert "not all clients answered (2 of 3 in round 2)" in text
+
+
 def test_missing_clients_are_named_in_a_comparison(tmp_path, capsys):
     for seed in (1, 2):
         write_run(tmp_path / f"fedpgp{seed}", "fedpgp", seed)
