@@ -2,13 +2,14 @@
 there is."""
 
 import itertools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.types import Override
 
-from experiments.overrides import typed
-from experiments.settings import choices, composed, parse
+from experiments.overrides import FOLDERS, typed
+from experiments.settings import choices, composed, parse, swept_by
 from fedpgp.errors import FedPGPError, unknown
 
 MOST_COMBINATIONS = 64
@@ -36,6 +37,8 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
             and not override.key_or_group.startswith("hydra")
         ):
             raise FedPGPError(_several_values(override, groups, sweep))
+    if sweep:
+        _check_sweep_folder(overrides)
     chosen: dict[str, list[str]] = {}
     for override in overrides:
         key = override.key_or_group
@@ -60,6 +63,23 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
                 raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
             if override.is_add() and override.key_or_group.split(".")[0] not in config:
                 raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
+
+
+def _check_sweep_folder(overrides: Sequence[Override]) -> None:
+    """Refuses a folder that hangs on what a sweep varies: the jobs would not find each other."""
+    swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
+    for override in overrides:
+        if override.key_or_group == "experiment":
+            swept |= {key for value in _values(override) for key in swept_by(_text(value))}
+    for override in overrides:
+        if override.key_or_group not in FOLDERS:
+            continue
+        for key in re.findall(r"(?<!\\)\$\{([\w.]+)\}", _text(override.value())):
+            if any(key == name or key.startswith(f"{name}.") for name in swept):
+                raise FedPGPError(
+                    f"{override.key_or_group} has ${{{key}}}, which the sweep varies: a sweep has "
+                    f"one folder, and each job its own in it; leave ${{{key}}} out"
+                )
 
 
 def _nodes(config: Mapping, prefix: str = "") -> set[str]:

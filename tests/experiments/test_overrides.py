@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 import experiments.flower_app as flower_app
 from clients.client_app import client_app
+from experiments.override_checks import check_overrides
 from experiments.overrides import (
     LOCAL,
     RUN,
@@ -182,6 +183,25 @@ def test_an_interpolation_of_nothing_is_said_in_a_line(capsys):
     assert main([*SMALL, "run_dir=runs/${sed}"]) == 2
     said = capsys.readouterr().err
     assert "Interpolation key 'sed' not found" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["seed=0,1", "run_dir=runs/${seed}"], "seed"),
+        (["method=fedpgp,coop", "run_dir='runs/${method.name}'"], "method.name"),
+        (["experiment=compare_all", "run_dir=runs/${method.name}"], "method.name"),
+    ],
+)
+def test_the_folder_of_a_sweep_does_not_hang_on_what_is_swept(words, key, capsys):
+    assert main(["-m", *words]) == 2
+    assert f"run_dir has ${{{key}}}, which the sweep varies" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_sweep_may_hang_on_anything_else():
+    words = ["seed=0,1", "run_dir='runs/${lr}_\\${seed}'"]
+    check_overrides(words, sweep=True)
+    check_overrides(["run_dir=runs/${seed}"], sweep=False)
 
 
 def test_a_path_that_begins_with_an_interpolation_stays_as_it_is():
