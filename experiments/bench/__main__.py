@@ -82,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--axes", nargs="+", choices=growth.AXES, help="growth: what varies (default: each in turn)"
     )
     parser.add_argument(
-        "--plot", type=user_path, metavar="FILE", help="growth: draw the rows to FILE (.png, .svg)"
+        "--plot",
+        type=user_path,
+        metavar="FILE",
+        help="growth: draw the rows to FILE (.png, .svg); needs fedpgp[plots]",
     )
     parser.add_argument(
         "--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE"
@@ -95,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _bench(arguments: argparse.Namespace) -> None:
     for file in filter(None, (arguments.plot, arguments.json)):
         check_target(file)
+    if arguments.plot:
+        growth.check_plot()
     Graphs.enabled = not arguments.eager
     found = []
     for row in BENCHES[arguments.what](arguments):

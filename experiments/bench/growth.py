@@ -2,11 +2,13 @@
 from one middle point."""
 
 import argparse
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.bench.measure import median_seconds, peak_memory
 from experiments.bench.step import CONTEXT, RANK, STEP, setting
+from fedpgp.errors import FedPGPError
 
 MIDDLE = {"classes": 50, "n_ctx": CONTEXT, "clients": 1, "rank": RANK}
 AXES = {
@@ -42,6 +44,16 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
                 "ms": 1e3 * median_seconds(step, arguments.repeats),
                 "peak_mb": peak_memory(step),
             }
+
+
+def check_plot() -> None:
+    """Refuse to plot where the package that draws is missing.
+
+    Raises:
+        FedPGPError: saying what to install.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise FedPGPError("--plot needs the package matplotlib: pip install 'fedpgp[plots]'")
 
 
 def plot(found: Sequence[dict], path: Path) -> None:

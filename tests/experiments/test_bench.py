@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from experiments.bench import measure, methods, step
+from experiments.bench.__main__ import main
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
 
@@ -65,6 +66,14 @@ def test_the_command_writes_its_rows(tmp_path, what):
     (row,) = json.loads(target.read_text())["rows"]
     assert row["gflops"] > 0 and row["peak_mb"] > 0 and f"wrote {target}" in run.stdout
     assert row.get("loss_difference", 0) < 1e-5 and row.get("largest_difference", 0) < 1e-5
+
+
+def test_a_plot_without_the_package_that_draws_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["growth", "--plot", str(tmp_path / "growth.png")]) == 2
+    assert capsys.readouterr().err == (
+        "error: --plot needs the package matplotlib: pip install 'fedpgp[plots]'\n"
+    )
 
 
 @pytest.mark.slow

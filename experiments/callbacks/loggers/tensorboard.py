@@ -19,7 +19,8 @@ class TensorBoardLogger(Logger):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise FedPGPError(
-                "logger=tensorboard needs the package tensorboard: pip install tensorboard"
+                "logger=tensorboard needs the package tensorboard: pip install "
+                "'fedpgp[tensorboard]'"
             ) from None
         self.folder = folder
         self.writer = SummaryWriter(str(folder / "tensorboard"))

@@ -16,7 +16,9 @@ class WandbLogger(Logger):
         try:
             import wandb
         except ImportError:
-            raise FedPGPError("logger=wandb needs the package wandb: pip install wandb") from None
+            raise FedPGPError(
+                "logger=wandb needs the package wandb: pip install 'fedpgp[wandb]'"
+            ) from None
         self.folder = folder
         settings = wandb.Settings(silent=not config["verbose"])
         project = config["logger"].get("project", "fedpgp")

@@ -180,7 +180,7 @@ def _tables(
         import datasets
     except ImportError as error:
         raise FedPGPError(
-            "data set hub needs the package datasets: pip install datasets"
+            "data set hub needs the package datasets: pip install 'fedpgp[hub]'"
         ) from error
     folder = root / repo
     local = folder.is_dir()
