@@ -32,8 +32,7 @@ class Federation:
         federated_split: which client has which images.
         features: image features of the train and the test split.
         training: how a client trains in a round.
-        patches, mirrored, features_raw: patch features, features of the mirrored images, and
-            features that are not of unit norm, likewise, for methods that read them.
+        patches, mirrored, features_raw: other features (:class:`fedpgp.methods.base.Images`).
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
         keep_optimizer: a client keeps its own optimizer state from round to round.
@@ -144,11 +143,7 @@ class Federation:
         self, shared, clients, load_state, client_only=None, *, zero_shot=False, server_round=None
     ) -> Iterator[EvalResult]:
         """See :meth:`Evaluator.evaluate`; by default after the last round."""
+        after = self.training.rounds if server_round is None else server_round
         return self.evaluator.evaluate(
-            shared,
-            clients,
-            load_state,
-            client_only,
-            server_round=self.training.rounds if server_round is None else server_round,
-            zero_shot=zero_shot,
+            shared, clients, load_state, client_only, server_round=after, zero_shot=zero_shot
         )
