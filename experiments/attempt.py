@@ -17,8 +17,9 @@ from experiments.callbacks.run_folder import RunFolderCallback
 from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
 from experiments.overrides import user_path
 from experiments.reporting.formatting import format_privacy
+from experiments.resume_rules import may_change_on_resume
 from experiments.run_folder import RunFolder
-from experiments.settings import flatten, may_change_on_resume
+from experiments.settings import flatten
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation

@@ -25,9 +25,9 @@ from experiments.naming import job_name, named
 from experiments.override_checks import check_overrides
 from experiments.overrides import readable, user_path
 from experiments.run_folder import RunFolder, asked_run
-from experiments.settings import check, choices, composed, flatten, parse
+from experiments.settings import choices, composed, flatten, parse
 from fedpgp.atomic_files import check_target
-from fedpgp.build import build_federation, load_configured, split_configured
+from fedpgp.build import build_federation, check_config, load_configured, split_configured
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
@@ -146,7 +146,7 @@ def evaluate(
     tensors, info = checkpoint
     _refuse_what_is_elsewhere(run, config, tensors["committed"])
     changed = _changed(config, overrides)
-    check(changed)
+    check_config(changed)
     federated_split, there = _split_of(run, config, changed, info.get("data"))
     if there and _which(changed["dataset"]) == _which(config["dataset"]):
         federated_split = _same_training(federated_split, split_configured(changed))

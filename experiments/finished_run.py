@@ -10,10 +10,10 @@ import yaml
 from experiments.overrides import resume_command
 from experiments.run_folder import EXTENDED, RunFolder
 from fedpgp.atomic_files import write_atomically
-from fedpgp.build import method_settings
+from fedpgp.build import configured_method
+from fedpgp.config import MethodSection
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
-from fedpgp.methods import method_class
 from fedpgp.prefixes import strip_prefix
 from strategies.checkpoint import latest_checkpoint
 
@@ -49,8 +49,7 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
         raise FedPGPError(
             f"rounds={asked}: this run was started with {done}; a resumed run can only have more"
         )
-    method = method_class(config["method"])
-    settings = method.Settings(**method_settings(config))
+    method, settings = configured_method(MethodSection.of(config["method"]))
     why = None
     if config["training"]["schedule"] == "cosine":
         why = "training.schedule=cosine lets the rate fall over all rounds"

@@ -97,19 +97,32 @@ def _about(path: Path) -> str:
 
 def _choice(path: Path, title: str, prefix: str, until: str = "") -> str:
     about = _about(path)
-    lines, parents = [title + (f": {about}" if about else "")], [(-1, prefix)]
-    rows = []
+    rows = [
+        (f"{name}: {value}" if value else name, sentence)
+        for name, value, sentence in explained(path, prefix)
+        if not until or name.split(".")[0] != until
+    ]
+    return "\n".join([title + (f": {about}" if about else ""), *_rows(rows)])
+
+
+def explained(path: Path, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Return the keys of a file of conf/: name, value as it stands there, sentence.
+
+    Args:
+        path: the file.
+        prefix: before the names: ``method.``. Then the key that names the choice itself is left
+            out.
+    """
+    parents, rows = [(-1, prefix)], []
     column = 0  # of the last key's comment; a comment below it, in the same column, continues it
     for line in path.read_text().splitlines():
         found = _KEY.match(line)
         if not found or line.lstrip().startswith("#"):
             if rows and column and line.startswith(" " * column + "# "):
-                rows[-1] = (rows[-1][0], f"{rows[-1][1]} {line.strip()[2:]}")
+                rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {line.strip()[2:]}")
             continue
         column = found.start(4) - 2 if found[4] else 0
         indent, key, value, sentence = len(found[1]), found[2], found[3] or "", found[4] or ""
-        if until and key == until and not indent:
-            break
         while parents[-1][0] >= indent:
             parents.pop()
         name = parents[-1][1] + key
@@ -118,8 +131,8 @@ def _choice(path: Path, title: str, prefix: str, until: str = "") -> str:
         if not value:
             parents.append((indent, f"{name}."))
         if value or sentence:
-            rows.append((f"{name}: {value}" if value else name, sentence))
-    return "\n".join([*lines, *_rows(rows)])
+            rows.append((name, value, sentence))
+    return rows
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:

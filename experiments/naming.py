@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from experiments.settings import FIXED
+from experiments.resume_rules import FIXED
 from fedpgp import digests
 
 LONGEST = 180

@@ -11,9 +11,8 @@ from experiments.finished_run import finished_already, record_rounds, say_finish
 from experiments.latest_link import link_latest
 from experiments.naming import unique_name
 from experiments.run_folder import ABOUT, RunFolder, check_whole, default_folder
-from experiments.settings import check
 from fedpgp.atomic_files import write_atomically
-from fedpgp.build import load_configured
+from fedpgp.build import check_config, load_configured
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import mean_accuracy
 from fedpgp.protocols import make_protocol
@@ -31,7 +30,7 @@ def start(config: dict, command: str) -> None:
         FedPGPError: anything a person can mend; of the parts, after all were tried.
         Stopped: the person asked to stop.
     """
-    check(config)
+    check_config(config)
     protocol = make_protocol(config["protocol"])
     if protocol.parts is None or config["protocol"][protocol.parts] is not None:
         runner.start(config, command)

@@ -27,16 +27,8 @@ from experiments.latest_link import link_latest
 from experiments.naming import job_name, older_job_name
 from experiments.override_checks import check_overrides
 from experiments.overrides import RUN, readable, typed
-from experiments.settings import (
-    CONF,
-    changed_on_resume,
-    flatten,
-    may_change_on_resume,
-    parse,
-    register_resolvers,
-    resolved,
-    swept_by,
-)
+from experiments.resume_rules import changed_on_resume, may_change_on_resume
+from experiments.settings import CONF, flatten, parse, register_resolvers, resolved, swept_by
 from experiments.sweep import Sweep, jobs, show_table
 from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import FedPGPError

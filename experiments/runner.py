@@ -17,11 +17,13 @@ from experiments.latest_link import link_latest, resolve_latest
 from experiments.memory import start_peak
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
+from experiments.resume_rules import RESUMABLE
 from experiments.run_folder import RunFolder, default_folder
+from experiments.runtimes.check import check_runtime
 from experiments.runtimes.run_server import run_server
-from experiments.settings import RESUMABLE, check, check_runtime
 from experiments.stopping import Stopped, Stopper
 from experiments.summary import finish, save_what_there_is
+from fedpgp.build import check_config
 from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.updates.pipeline import configured_steps
 from strategies.checkpoint import checkpoints
@@ -55,7 +57,7 @@ def start(
     """
     began = time.perf_counter()
     quiet(config["verbose"])
-    check(config)
+    check_config(config)
     check_runtime(config, deployed=grid is not None)
     configured_strategy(config)
     configured_steps(config)
@@ -84,7 +86,7 @@ def resume(
     Args:
         path: its folder.
         changes: settings that may differ this time
-            (``experiments.settings.RESUMABLE``), and ``rounds``.
+            (``experiments.resume_rules.RESUMABLE``), and ``rounds``.
         federation_of, grid: as in :func:`start`.
 
     Returns, raises: as :func:`start`.
@@ -105,7 +107,7 @@ def resume(
         print(say_finished(path, summary["rounds"], folder.command), flush=True)
         return summary
     quiet(config["verbose"])
-    check(config)
+    check_config(config)
     check_runtime(config, deployed=grid is not None)
     with folder.locked():
         return _run(folder, config, began, federation_of, resumed=True, grid=grid)

@@ -31,9 +31,9 @@ from experiments.callbacks.progress import ProgressLine
 from experiments.override_checks import check_overrides
 from experiments.overrides import readable, user_path
 from experiments.run_folder import RunFolder
-from experiments.settings import check, composed
+from experiments.settings import composed
 from fedpgp.atomic_files import private_folder
-from fedpgp.build import build_federation
+from fedpgp.build import build_federation, check_config
 from fedpgp.data import Split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -174,7 +174,7 @@ def _configuration(options: argparse.Namespace) -> dict:
     overrides = ["runtime=flower", "partition=own", *chosen, *clients, *overrides]
     check_overrides(overrides)
     config = composed(overrides)
-    check(config)
+    check_config(config)
     return config
 
 

@@ -12,6 +12,7 @@ import torch
 
 from fedpgp.clip import FrozenCLIP, resolve_device
 from fedpgp.clip.disk_cache import CachedCLIP
+from fedpgp.config import Config, DatasetSection, MethodSection
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.base import Split, Subset
 from fedpgp.data.features import encode_split, encoded_before
@@ -23,7 +24,7 @@ from fedpgp.federation import Federation, Progress
 from fedpgp.methods import Method, method_class
 from fedpgp.private_data import split_private_data
 from fedpgp.process import set_up_process
-from fedpgp.protocols import FederatedSplit, SplitRequest, split_clients
+from fedpgp.protocols import FederatedSplit, SplitRequest, make_protocol, split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
@@ -35,48 +36,57 @@ DTYPES = {
 """Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
 
 
-FEDERATION_KEYS = ("name", "optimizer_state", "personal_start", "weighting")
-"""Keys of ``method`` that the federation reads; the others are the method's own settings."""
+def check_config(config: Mapping) -> Config:
+    """Return the typed configuration. What depends on the data is refused where the data are known.
+
+    Args:
+        config: a plain nested mapping, resolved; the keys are conf/'s.
+
+    Raises:
+        FedPGPError: a key that is unknown or has no value; a value that cannot work, whatever the
+            data, of the protocol's and the method's own settings too.
+    """
+    checked = Config.of(config)
+    make_protocol(checked.protocol)
+    configured_method(checked.method)
+    return checked
 
 
 def method_settings(config: Mapping) -> dict:
     """A configuration's settings of the method itself."""
-    chosen = config["method"]
-    if chosen.get("component"):
-        return dict(chosen.get("settings") or {})
-    return {key: value for key, value in chosen.items() if key not in FEDERATION_KEYS}
+    return MethodSection.of(config["method"]).own
 
 
 def load_configured(config: Mapping, spec: Mapping | None = None) -> Dataset:
     """The data set of a configuration, or another one (``name`` and its options) from
     where that one comes from."""
-    chosen = config["dataset"]
-    common = {
-        key: chosen[key] for key in ("download", "on_bad_image", "evaluate_on") if key in chosen
-    }
-    options = {**common, **spec} if spec else dict(chosen)
-    name, root = options.pop("name"), options.pop("root", chosen.get("root"))
-    options.pop("views", None)
-    if (
-        spec is None and name == "folder" and "layout" not in options
-    ):  # of a run that is older than the option
-        options["site_in_split"] = True
-    return load_dataset(name, root, **options)
+    return _load(DatasetSection.of(config["dataset"]), spec)
+
+
+def _load(chosen: DatasetSection, spec: Mapping | None = None) -> Dataset:
+    common = {name: getattr(chosen, name) for name in ("download", "on_bad_image", "evaluate_on")}
+    if spec is not None:
+        options = {**common, **spec}
+        name, root = options.pop("name"), options.pop("root", chosen.root)
+        options.pop("views", None)
+        return load_dataset(name, root, **options)
+    older = {}  # than the option layout
+    if chosen.name == "folder" and "layout" not in chosen.options:
+        older = {"site_in_split": True}
+    return load_dataset(chosen.name, chosen.root, **common, **chosen.options, **older)
 
 
 def split_configured(config: Mapping) -> FederatedSplit:
     """Who owns what, by a configuration."""
-    if config["partition"]["scheme"] == "own":
-        return split_private_data(config, load_configured)
-    request = SplitRequest(
-        load_configured(config),
-        config["clients"],
-        config["seed"],
-        config["shots"],
-        config["partition"],
-        lambda spec: load_configured(config, spec),
-    )
-    return split_clients(request, config["protocol"])
+    return _split(Config.of(config), config["partition"])
+
+
+def _split(config: Config, scheme: Mapping) -> FederatedSplit:
+    if config.partition.scheme == "own":
+        return split_private_data(config, _load)
+    load = partial(_load, config.dataset)
+    request = SplitRequest(load(), config.clients, config.seed, config.shots, scheme, load)
+    return split_clients(request, config.protocol)
 
 
 def build_federation(config: Mapping, federated_split: FederatedSplit | None = None) -> Federation:
@@ -90,17 +100,24 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
         FedPGPError: anything in the configuration that cannot work, by name.
     """
     set_up_process()
-    make_method = _method(config)
-    clip = cache(partial(_clip, config))
-    federated_split = split_configured(config) if federated_split is None else federated_split
+    chosen = Config.of(config)
+    make_method = _method(chosen)
+    clip = cache(partial(_clip, chosen))
+    if federated_split is None:
+        federated_split = _split(chosen, config["partition"])
     dataset = federated_split.dataset
-    size, views = config["runtime"].get("cohort_size", "auto"), config["dataset"].get("views", 1)
+    size, views = chosen.runtime.cohort_size, chosen.dataset.views
 
     def tell(done: int, total: int, what: str) -> None:
         federation.progress(done, total, what)
 
     encoded = partial(
-        _encoded, config, dataset, clip, cache(lambda: federated_split.train_indices), tell
+        _encoded,
+        chosen.runtime.cache_dir,
+        dataset,
+        clip,
+        cache(lambda: federated_split.train_indices),
+        tell,
     )
     federation = Federation(
         lambda: make_method(clip(), dataset),
@@ -108,40 +125,31 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
         federated_split,
         partial(encoded, "features"),
         TrainingSettings(
-            epochs=config["local_epochs"],
-            batch_size=config["batch_size"],
-            lr=config["lr"],
-            rounds=config["rounds"],
+            epochs=chosen.local_epochs,
+            batch_size=chosen.batch_size,
+            lr=chosen.lr,
+            rounds=chosen.rounds,
             views=None if views == "live" else views,
-            **config["training"],
+            **vars(chosen.training),
         ),
         **{what: partial(encoded, what) for what in ("patches", "mirrored", "features_raw")},
-        seed=config["seed"],
-        cohort_size=None if size == "auto" else int(size),
-        keep_optimizer=config["method"].get("optimizer_state", "reset") == "keep",
-        personal_start=config["method"].get("personal_start", "shared"),
-        weighting=config["method"].get("weighting"),
-        slow_clients=config["runtime"].get("slow_clients", 0.0),
+        seed=chosen.seed,
+        cohort_size=None if size == "auto" else size,
+        keep_optimizer=chosen.method.optimizer_state == "keep",
+        personal_start=chosen.method.personal_start,
+        weighting=chosen.method.weighting,
+        slow_clients=chosen.runtime.slow_clients,
     )
     return federation
 
 
-def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
+def _method(config: Config) -> Callable[[FrozenCLIP, Dataset], Method]:
     """What makes the method, once there is a model; its name and settings are checked now."""
-    if config["dtype"] not in DTYPES:
-        raise FedPGPError(unknown("dtype", config["dtype"], list(DTYPES)))
-    if config["dtype"] == "float64" and resolve_device(config["device"]).type == "mps":
+    if config.dtype == "float64" and resolve_device(config.device).type == "mps":
         raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
-    chosen, given = method_class(config["method"]), method_settings(config)
-    try:
-        settings = chosen.Settings(**given)
-    except TypeError as error:
-        valid = list(chosen.Settings.__dataclass_fields__)
-        wrong = [key for key in given if key not in valid]
-        if not wrong:
-            raise FedPGPError(f"method={chosen.name}: {error}") from error
-        raise FedPGPError(unknown(f"setting of method {chosen.name}", wrong[0], valid)) from None
-    dtype, compute = DTYPES[config["dtype"]]
+    chosen, settings = configured_method(config.method)
+    plain = make_protocol(config.protocol).template == "plain"
+    dtype, compute = DTYPES[config.dtype]
 
     def make(clip: FrozenCLIP, dataset: Dataset) -> Method:
         task = Task(
@@ -149,9 +157,9 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
             dataset.class_names,
             template=dataset.templates,
             sources=dataset.sources,
-            plain_zero_shot=config["protocol"].get("template") == "plain",
-            n_ctx=config["n_ctx"],
-            context_init=config["context_init"],
+            plain_zero_shot=plain,
+            n_ctx=config.n_ctx,
+            context_init=config.context_init,
             dtype=dtype,
             compute=compute,
         )
@@ -160,28 +168,44 @@ def _method(config: Mapping) -> Callable[[FrozenCLIP, Dataset], Method]:
     return make
 
 
-def _clip(config: Mapping) -> FrozenCLIP:
+def configured_method(method: MethodSection) -> tuple[type[Method], object]:
+    """Return a method's class and settings.
+
+    Raises:
+        FedPGPError: no such method or setting; a value that cannot work.
+    """
+    chosen = method_class(method.name, method.component)
+    try:
+        return chosen, chosen.Settings(**method.own)
+    except TypeError as error:
+        valid = list(chosen.Settings.__dataclass_fields__)
+        wrong = [key for key in method.own if key not in valid]
+        if not wrong:
+            raise FedPGPError(f"method={chosen.name}: {error}") from error
+        raise FedPGPError(unknown(f"setting of method {chosen.name}", wrong[0], valid)) from None
+
+
+def _clip(config: Config) -> FrozenCLIP:
     """Return the model behind its cache: it is loaded when something is not cached yet."""
-    model, device = config["model"], config["device"]
-    name, pretrained = model["name"], model.get("pretrained")
+    name, pretrained, device = config.model.name, config.model.pretrained, config.device
 
     def load() -> FrozenCLIP:
         from fedpgp.clip.loading import load_clip  # seconds, with open_clip and torchvision
 
         return load_clip(name, pretrained, resolve_device(device))
 
-    cache_dir = model.get("memory")
+    cache_dir = config.model.memory
     if cache_dir is None:
         if pretrained == "random" or name.startswith(
             "hf-hub:"
         ):  # a hub's name may stand for something else later
             return load()
-        cache_dir = cache_folder(config["runtime"].get("cache_dir")) / "models"
+        cache_dir = cache_folder(config.runtime.cache_dir) / "models"
     return CachedCLIP.of(load, name, pretrained, Path(cache_dir), device)
 
 
 def _encoded(
-    config: Mapping,
+    cache_dir: str | None,
     dataset: Dataset,
     clip: Callable[[], FrozenCLIP],
     train_indices: Callable[[], np.ndarray],
@@ -198,11 +222,7 @@ def _encoded(
     if view is not None:
         whole, name = augmented(whole, view, clip().image_size), f"{split}-view{view}"
     parts = whole.parts if isinstance(whole, Concat) else [whole]
-    options = {
-        "cache_dir": config["runtime"].get("cache_dir"),
-        "dataset_name": dataset.name,
-        "what": what,
-    }
+    options = {"cache_dir": cache_dir, "dataset_name": dataset.name, "what": what}
     kind = "images" if what == "features" else f"images ({what})"
     in_words = f"encoding {split} {kind}" + ("" if view is None else f", view {view + 1}")
     encode = partial(

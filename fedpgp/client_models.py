@@ -21,9 +21,6 @@ State = dict[str, Tensor]
 LoadState = Callable[[int], State | None]
 """A client's newest private tensors; None for a client that never trained."""
 
-PERSONAL_STARTS = ("shared", "per_client")
-"""Values of ``method.personal_start``."""
-
 
 class NeedsImages(FedPGPError):
     """A client's model is made from its own training images, and this federation has none."""
@@ -38,7 +35,7 @@ class ClientModels:
         inputs: of the method, for what it computes of a client's training images.
         server: what it sends to a client alone.
         seed: of the starting tensors.
-        personal_start: one of :data:`PERSONAL_STARTS`.
+        personal_start: ``shared`` or ``per_client``.
     """
 
     def __init__(

@@ -58,6 +58,30 @@ def _edits(one: str, other: str) -> int:
     return row[-1]
 
 
+def shown(value: object) -> str:
+    """A value as it stands in a configuration: ``null``, ``true``, a text without quotes."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value) if value == "" else str(value)
+
+
+def number_in_words(
+    *,
+    least: float = -inf,
+    most: float = inf,
+    above: float = -inf,
+    below: float = inf,
+    whole: bool = False,
+    of: str = "",
+) -> str:
+    """What numbers are valid: ``a whole number, 1 or more``."""
+    limits = [f"above {above:g}"] * (above > -inf) + [f"{least:g} or more"] * (least > -inf)
+    limits += [f"at most {most:g}"] * (most < inf) + [f"below {below:g}"] * (below < inf)
+    kind = ("a whole number" if whole else "a number") + (f" of {of}" if of else "")
+    kind += "," * (whole and bool(limits))
+    return f"{kind} {' and '.join(limits)}".strip()
+
+
 def check_number(
     name: str,
     value: object,
@@ -67,8 +91,17 @@ def check_number(
     above: float = -inf,
     below: float = inf,
     whole: bool = False,
+    of: str = "",
+    otherwise: str = "",
 ) -> None:
     """Refuses a setting that is no number, or outside its range.
+
+    Args:
+        name, value: of the setting.
+        least, most, above, below: the range.
+        whole: no fractions.
+        of: its unit.
+        otherwise: what else is valid, for the message: ``, or auto``.
 
     Raises:
         FedPGPError: naming the setting, its value and the range.
@@ -76,12 +109,9 @@ def check_number(
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if number and least <= value <= most and above < value < below:  # NaN is in no range
         return
-    limits = [f"above {above:g}"] * (above > -inf) + [f"{least:g} or more"] * (least > -inf)
-    limits += [f"at most {most:g}"] * (most < inf) + [f"below {below:g}"] * (below < inf)
-    kind = "whole number" if whole else "number"
-    raise FedPGPError(
-        f"{name}={value!r} cannot work; it is a {kind} {' and '.join(limits)}".strip()
-    )
+    limits = {"least": least, "most": most, "above": above, "below": below}
+    valid = number_in_words(**limits, whole=whole, of=of)
+    raise FedPGPError(f"{name}={shown(value)} cannot work; it is {valid}{otherwise}")
 
 
 def check_choice(name: str, value: object, valid: Iterable[str]) -> None:

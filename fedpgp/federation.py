@@ -6,14 +6,14 @@ Each is made when it is first used: a server that only averages never opens an i
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
-from fedpgp.client_models import PERSONAL_STARTS, ClientModels
+from fedpgp.client_models import ClientModels
+from fedpgp.config import MethodSection
 from fedpgp.data import Dataset
-from fedpgp.errors import check_choice
 from fedpgp.evaluation.evaluator import EvalResult, Evaluator
 from fedpgp.inputs import FeatureSource, Inputs
 from fedpgp.methods import Method
 from fedpgp.protocols import FederatedSplit
-from fedpgp.server_update import WEIGHTINGS, ServerUpdate
+from fedpgp.server_update import ServerUpdate
 from fedpgp.task import ClassSet
 from fedpgp.training import TrainingSettings
 from fedpgp.training.cohort_size import Cohorts
@@ -60,9 +60,7 @@ class Federation:
         weighting: str | None = None,
         slow_clients: float = 0.0,
     ):
-        check_choice("method.personal_start", personal_start, PERSONAL_STARTS)
-        if weighting is not None:
-            check_choice("method.weighting", weighting, WEIGHTINGS)
+        MethodSection.check(personal_start=personal_start, weighting=weighting)
         self._method, self.dataset, self.federated_split = method, dataset, federated_split
         self._sources = {"features": features, "features_raw": features_raw}
         self._sources |= {"patches": patches, "mirrored": mirrored}

@@ -5,10 +5,12 @@ The class list is the federation's. A client sees its own folder; the server see
 a client's images only how many there are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from fedpgp.config import Config, DatasetSection
 from fedpgp.data import Dataset
 from fedpgp.data.class_names import as_names, check_template
 from fedpgp.data.subsets import base_novel, few_shot
@@ -23,13 +25,13 @@ PROTOCOLS = ("base2novel", "personal")
 NOTHING = np.empty(0, dtype=np.int64)
 
 
-def split_private_data(config: Mapping, load: Callable[[Mapping], Dataset]) -> FederatedSplit:
+def split_private_data(config: Config, load: Callable[[DatasetSection], Dataset]) -> FederatedSplit:
     """The split as one participant knows it.
 
     Args:
-        config: the resolved configuration; ``partition.client`` is the client whose images are in
-            ``dataset.root``, absent on the server.
-        load: loads the data set of a configuration.
+        config: the configuration; ``partition.client`` is the client whose images are in
+            ``dataset.root``, None on the server.
+        load: loads the configured data set.
 
     Returns:
         The split, of which only the client's own entry is not empty. Its local eval set holds its
@@ -40,15 +42,16 @@ def split_private_data(config: Mapping, load: Callable[[Mapping], Dataset]) -> F
         FedPGPError: no class list; a template without a place for them; a protocol that splits
             images; images of other classes.
     """
-    names = config["dataset"].get("class_names")
-    if config["dataset"]["name"] != "folder" or not names:
+    names = config.dataset.options.get("class_names")
+    if config.dataset.name != "folder" or not names:
         raise FedPGPError(
             "partition=own needs the federation's class list: dataset=folder "
             "'dataset.class_names=[first,second,…]'"
         )
     names = as_names(names)
-    check_template(config["dataset"]["template"])
-    protocol = make_protocol(config["protocol"])
+    template = config.dataset.options["template"]
+    check_template(template)
+    protocol = make_protocol(config.protocol)
     if protocol.name not in PROTOCOLS and not protocol.images_arrive:
         raise FedPGPError(
             unknown("protocol for clients with their own images", protocol.name, PROTOCOLS)
@@ -61,23 +64,18 @@ def split_private_data(config: Mapping, load: Callable[[Mapping], Dataset]) -> F
     if isinstance(protocol, Base2Novel):
         base, novel = (tuple(ids) for ids in base_novel(names, order=protocol.class_order))
     client_splits = [
-        ClientSplit(NOTHING, base, {"local": EvalSet(NOTHING, base)})
-        for _ in range(config["clients"])
+        ClientSplit(NOTHING, base, {"local": EvalSet(NOTHING, base)}) for _ in range(config.clients)
     ]
-    client = config["partition"].get("client")
+    client = config.partition.client
     if client is None:
-        dataset = Dataset("folder", names, config["dataset"]["template"], None, None, None)
+        dataset = Dataset("folder", names, template, None, None, None)
         return FederatedSplit(dataset, base, novel, client_splits, private_data=True)
-    layout = config["dataset"].get("layout")  # of all sites; this is one of them
-    dataset = load(
-        {
-            **config,
-            "dataset": {**config["dataset"], "layout": layout and layout.removeprefix("SITE/")},
-        }
-    )
+    layout = config.dataset.options.get("layout")  # of all sites; this is one of them
+    options = {**config.dataset.options, "layout": layout and layout.removeprefix("SITE/")}
+    dataset = load(replace(config.dataset, options=options))
     train = indices_of(dataset.train, base)
-    if config["shots"] is not None and len(train):
-        train = train[few_shot(dataset.train.labels[train], config["shots"], config["seed"])]
+    if config.shots is not None and len(train):
+        train = train[few_shot(dataset.train.labels[train], config.shots, config.seed)]
     has = np.unique(dataset.train.labels[train])
     labels = tuple(label for label in base if label in has)
     eval_sets = {

@@ -12,9 +12,6 @@ from fedpgp.methods import Method, RoundContext
 from fedpgp.protocols import FederatedSplit
 from fedpgp.training.settings import TrainingSettings
 
-WEIGHTINGS = ("images", "equal")
-"""Values of ``method.weighting``."""
-
 
 class ServerUpdate:
     """What the server does beyond the averaging of a strategy.
@@ -24,7 +21,7 @@ class ServerUpdate:
         federated_split: the clients.
         training: their learning rate in a round.
         seed: of the run.
-        weighting: one of :data:`WEIGHTINGS`; None: as the method does.
+        weighting: ``images`` or ``equal``; None: as the method does.
     """
 
     def __init__(

@@ -13,11 +13,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
+from fedpgp.config import StrategySection
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.seeding import generator
 from strategies.aggregation.base import STRATEGIES
 
-SERVERS = ("name", "wrap", "max_update_norm", "max_weight")
+SERVERS = tuple(StrategySection.declared())
 """Keys of the configuration's group that are no options of a strategy: the server sees to them."""
 
 _OURS = {
@@ -34,9 +35,7 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
     """
     if name not in STRATEGIES:
         raise FedPGPError(unknown("strategy", name, list(STRATEGIES)))
-    valid = [
-        option for option in inspect.signature(STRATEGIES[name]).parameters if option not in _OURS
-    ]
+    valid = own_options(name)
     options = {option: value for option, value in options.items() if option not in SERVERS}
     for option in options:
         if option not in valid:
@@ -47,6 +46,11 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
         )
     except (ValueError, TypeError) as error:
         raise FedPGPError(f"strategy={name}: {error}") from error
+
+
+def own_options(name: str) -> list[str]:
+    """The options of a strategy that a configuration may set."""
+    return [o for o in inspect.signature(STRATEGIES[name]).parameters if o not in _OURS]
 
 
 def clients_needed(strategy: flower.Strategy) -> int:

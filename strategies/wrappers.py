@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from flwr.serverapp import strategy as flower
 
+from fedpgp.config import MethodSection
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.methods import method_class
 from fedpgp.registry import named_entries
@@ -58,7 +59,8 @@ def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flowe
         )
     if name not in WRAPPERS:
         raise FedPGPError(unknown("wrapper in strategy.wrap", name, [*WRAPPERS, *NEED_MODS]))
-    method = method_class(config["method"])
+    chosen = MethodSection.of(config["method"])
+    method = method_class(chosen.name, chosen.component)
     if method.delta_params:
         raise FedPGPError(
             f"strategy.wrap={name} takes {', '.join(method.delta_params)} for a new value, and "

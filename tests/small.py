@@ -93,7 +93,10 @@ def small_federation(text: str) -> Federation:
         FederatedSplit(dataset, classes, (), client_splits),
         features.__getitem__,
         TrainingSettings(
-            config["local_epochs"], config["batch_size"], config["lr"], rounds=config["rounds"]
+            epochs=config["local_epochs"],
+            batch_size=config["batch_size"],
+            lr=config["lr"],
+            rounds=config["rounds"],
         ),
         patches=patches.__getitem__,
         mirrored=mirrored.__getitem__,

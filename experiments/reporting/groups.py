@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.reporting.formatting import format_setting
 from experiments.reporting.runs import Run
-from experiments.settings import FIXED, flatten
+from experiments.resume_rules import FIXED
+from experiments.settings import flatten
 
 #: Settings that say where and how a run was carried out, not what it computed.
 _NOT_A_DIFFERENCE = {

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fedpgp.config import DatasetSection
 from fedpgp.data.base import DATASETS, VALIDATION_FRACTION, Dataset, Split, Subset, data_root
 from fedpgp.data.store import cache_folder, write_cache
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.seeding import generator
 
 log = logging.getLogger(__name__)
-
-EVALUATE_ON = ("test", "validation")
 
 
 def load_dataset(
@@ -47,10 +46,7 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise FedPGPError(unknown("data set", name, sorted(DATASETS)))
-    if on_bad_image not in ("error", "skip"):
-        raise FedPGPError(unknown("dataset.on_bad_image", on_bad_image, ["error", "skip"]))
-    if evaluate_on not in EVALUATE_ON:
-        raise FedPGPError(unknown("dataset.evaluate_on", evaluate_on, EVALUATE_ON))
+    DatasetSection.check(on_bad_image=on_bad_image, evaluate_on=evaluate_on)
     loader = DATASETS[name]
     valid = [
         p.name for p in inspect.signature(loader).parameters.values() if p.kind is p.KEYWORD_ONLY

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedpgp.config import PartitionSection
 from fedpgp.data.partitions.base import SCHEMES
 from fedpgp.data.pool import LabelledPool, Parts, follow
-from fedpgp.errors import FedPGPError, check_choice, check_number, unknown
+from fedpgp.errors import FedPGPError, unknown
 from fedpgp.seeding import generator
 
 COMMON = ("min_size", "min_test_size", "pooled")
@@ -76,9 +77,7 @@ def partition(
             raise FedPGPError(unknown(f"option of partition {scheme}", option, [*valid, *COMMON]))
     if clients < 1:
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
-    check_number("partition.min_size", min_size, least=1, whole=True)
-    check_number("partition.min_test_size", min_test_size, least=1, whole=True)
-    check_choice("partition.pooled", pooled, (False, True))
+    PartitionSection.check(min_size=min_size, min_test_size=min_test_size, pooled=pooled)
     if test_labels is None and (asked := _of_tests(pooled, min_test_size, test_domains)):
         raise FedPGPError(
             f"{asked} is about test images, and no test labels are given: give test_labels, or "

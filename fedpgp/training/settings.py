@@ -1,16 +1,15 @@
 """How a client trains in one round: epochs, batches, optimizer and the schedule of its rate."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpgp.errors import FedPGPError, check_number, unknown
+from fedpgp.config import TrainingSection
 from fedpgp.training.optimizers import SGD, Adam, make_optimizer
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a client trains in one round.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(TrainingSection):
+    """How a client trains in one round: the configuration's ``training`` and what goes with it.
 
     Attributes:
         epochs: passes over the client's images (E).
@@ -34,36 +33,8 @@ class TrainingSettings:
     epochs: int = 2
     batch_size: int = 32
     lr: float = 0.001
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    betas: Sequence[float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 5e-4
-    schedule: str = "constant"
-    warmup_rounds: int = 0
-    step_rounds: int = 10
-    gamma: float = 0.1
     rounds: int = 1
-    shuffle: bool = True
-    drop_last: bool = False
     views: int | None = 1
-
-    def __post_init__(self):
-        if self.schedule not in ("constant", "cosine", "step"):
-            raise FedPGPError(
-                unknown("training.schedule", self.schedule, ["constant", "cosine", "step"])
-            )
-        check_number("training.step_rounds", self.step_rounds, least=1, whole=True)
-        check_number("training.gamma", self.gamma, above=0)
-        betas = self.betas
-        if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
-            raise FedPGPError(
-                f"training.betas={betas!r} cannot work; it is two numbers, [0.9,0.999]"
-            )
-        for beta in self.betas:
-            check_number("training.betas", beta, above=0, below=1)
-        check_number("training.eps", self.eps, above=0)
-        self.make_optimizer()
 
     def make_optimizer(self) -> SGD | Adam:
         """Return the optimizer; its state is :func:`fedpgp.training.optimizers.fresh_state`."""

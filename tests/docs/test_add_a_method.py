@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from experiments.runner import start
-from experiments.settings import check, composed
-from fedpgp.build import build_federation
+from experiments.settings import composed
+from fedpgp.build import build_federation, check_config
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS, method_class
 from tests.docs.pages import block
@@ -63,8 +63,8 @@ def test_a_method_in_a_package_of_ones_own(tmp_path, monkeypatch):
         ("fedpgp.methods.Method", "not complete: it must define global_classifier"),
     ):
         with pytest.raises(FedPGPError, match=said):
-            method_class({"name": path, "component": path})
+            method_class(path, path)
     with pytest.raises(FedPGPError, match="beside method=fedpgp.*write method=component"):
         build_federation(composed(["method=fedpgp", "+method.component=my_package.ScaledPrompt"]))
     with pytest.raises(FedPGPError, match="method.component has no value; give it one"):
-        check(composed(["method=component"]))
+        check_config(composed(["method=component"]))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.settings import check, composed
+from experiments.settings import composed
+from fedpgp.build import check_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,7 +83,7 @@ def test_printed_commands_are_commands(words):
             for key, _, values in (word.partition("=") for word in overrides)
             for value in values.split(",")[:1]
         ]
-    check(composed(overrides))
+    check_config(composed(overrides))
 
 
 def test_the_library_lines_of_readme_run():

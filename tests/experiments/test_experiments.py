@@ -4,8 +4,9 @@ be split over clients."""
 import pytest
 import yaml
 
-from experiments.settings import CONF, check, choices, composed, flatten, may_change_on_resume
-from fedpgp.build import load_configured
+from experiments.resume_rules import may_change_on_resume
+from experiments.settings import CONF, choices, composed, flatten
+from fedpgp.build import check_config, load_configured
 from fedpgp.protocols import PROTOCOLS, SplitRequest, split_clients
 
 NAMES = sorted(set(choices()["experiment"]) - {"smoke"})
@@ -26,13 +27,13 @@ def test_its_sweep_names_settings_that_exist(name):
         assert set(values) <= set(groups.get(key, values)), key
     plain = [f"{key}={values[0]}" for key, values in lists.items()]
     config = composed([f"experiment={name}", *plain])
-    check(config)
+    check_config(config)
     assert config["experiment_name"] == name
     for key, values in lists.items():
         group, dot, inner = key.partition(".")
         assert not dot or inner in config[group]
         for value in values[-1:] if dot or key not in groups else ():
-            check(composed([f"experiment={name}", *plain, f"{key}={value}"]))
+            check_config(composed([f"experiment={name}", *plain, f"{key}={value}"]))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_embedded")])

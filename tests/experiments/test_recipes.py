@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 
 from experiments.reporting.published_figures import PUBLISHED as FIGURES
-from experiments.settings import CONF, check, composed, flatten
-from fedpgp.build import method_settings
+from experiments.settings import CONF, composed, flatten
+from fedpgp.build import check_config, method_settings
 from fedpgp.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
@@ -18,7 +18,7 @@ OF_METHODS = sorted(path.stem for path in (CONF / "recipe" / "method").glob("*.y
 @cache
 def flat(*words: str) -> dict[str, object]:
     config = composed(words)
-    check(config)
+    check_config(config)
     return flatten(config)
 
 
@@ -150,7 +150,7 @@ def test_a_recipe_made_of_another_has_its_methods_settings():
 def test_a_methods_own_recipe_fits_the_method_and_its_recipe(name):
     recipe = next(recipe for recipe in RECIPES if name.startswith(f"{recipe}_"))
     config = composed([f"recipe={recipe}", f"method={name.removeprefix(f'{recipe}_')}"])
-    check(config)
+    check_config(config)
     settings = method_settings(config)
     METHODS[config["method"]["name"]].Settings(**settings)
     if config["method"]["name"] in ("fedpgp", "dp_fpl"):

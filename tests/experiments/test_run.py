@@ -13,9 +13,11 @@ import yaml
 
 import experiments.runner
 from clients.machine import peak_rss_mb
+from experiments.resume_rules import changed_on_resume
 from experiments.run import main
-from experiments.settings import CONF, changed_on_resume, check, check_runtime, choices, composed
-from fedpgp.build import build_federation
+from experiments.runtimes.check import check_runtime
+from experiments.settings import CONF, choices, composed
+from fedpgp.build import build_federation, check_config
 from fedpgp.clip import SHIPPED, SHORT_NAMES
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS
@@ -522,16 +524,16 @@ def test_every_choice_begins_with_its_command():
 
 
 def test_the_defaults_are_possible():
-    check(composed())
+    check_config(composed())
     for name in choices()["experiment"]:
-        check(composed([f"experiment={name}"]))
+        check_config(composed([f"experiment={name}"]))
 
 
 def test_a_value_of_the_wrong_kind_is_refused(tmp_path):
     config = small_config(tmp_path)
     config["clients"] = True
     with pytest.raises(FedPGPError, match="clients=true cannot work"):
-        check(config)
+        check_config(config)
 
 
 def test_nothing_of_this_machine_is_in_conf():

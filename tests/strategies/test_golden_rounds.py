@@ -62,7 +62,10 @@ def golden_federation(text: str) -> Federation:
         ),
         lambda split: features.numpy(),
         TrainingSettings(
-            config["local_epochs"], config["batch_size"], config["lr"], **config["training"]
+            epochs=config["local_epochs"],
+            batch_size=config["batch_size"],
+            lr=config["lr"],
+            **config["training"],
         ),
         seed=config["seed"],
     )

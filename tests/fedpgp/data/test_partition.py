@@ -474,5 +474,5 @@ def test_what_is_about_test_images_needs_some(asked, named):
 
 def test_pooled_is_true_or_false():
     labels = made_labels(0, 100, 5)
-    with pytest.raises(FedPGPError, match="value of partition.pooled 'both'"):
+    with pytest.raises(FedPGPError, match="partition.pooled=both cannot work; it is true or false"):
         partition(labels, 4, "iid", 0, test_labels=labels, pooled="both")

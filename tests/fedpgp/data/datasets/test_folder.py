@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fedpgp.data import load_dataset
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, shown
 
 
 def write_splits(root, draw):
@@ -87,7 +87,7 @@ def test_what_is_no_such_folder_is_refused(tmp_path, draw):
     write_domains(tmp_path, draw, many=2)
     for option, values in {"test_share": (1, None, "x"), "split_seed": ("x", None)}.items():
         for value in values:
-            with pytest.raises(FedPGPError, match=f"dataset.{option}={value!r}"):
+            with pytest.raises(FedPGPError, match=f"dataset.{option}={shown(value)}"):
                 load_dataset("folder", tmp_path, **{option: value})
     for template in ("a photo", "{} {}", None, 5):
         with pytest.raises(FedPGPError, match="needs exactly one {}"):

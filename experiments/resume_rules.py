@@ -1,0 +1,39 @@
+"""Which settings may change when a run is resumed."""
+
+from collections.abc import Mapping, Sequence
+
+from experiments.settings import choices, flatten, parse
+
+RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
+"""Settings that do not change a run's numbers (but for rounding), and so may change when it is
+resumed."""
+
+FIXED = ("runtime.dropout", "runtime.slow_clients")
+"""Those of the runtime that do change them: who drops out, who is slow."""
+
+
+def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping) -> list[str]:
+    """Keys that the command line of a resume sets to something else than the run was started with.
+
+    Args:
+        arguments: the overrides.
+        config: the configuration they compose to.
+        stored: the run's own.
+    """
+    groups = choices()
+    new, old = flatten(config), flatten(stored)
+    named: set[str] = set()
+    for override in parse(arguments):
+        key = override.key_or_group
+        if key in ("experiment", "recipe"):
+            named |= set(new)  # an overlay may touch anything
+        elif key in groups:
+            named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
+        else:
+            named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
+    return sorted(k for k in named if not may_change_on_resume(k) and new.get(k) != old.get(k))
+
+
+def may_change_on_resume(key: str) -> bool:
+    """Whether a setting may change when a run is resumed."""
+    return key.split(".")[0] in RESUMABLE and key not in FIXED

@@ -1,0 +1,29 @@
+"""The typed configuration: :class:`Config` and its sections."""
+
+from fedpgp.config.section import Section
+from fedpgp.config.sections import (
+    Config,
+    DatasetSection,
+    LoggerSection,
+    MethodSection,
+    ModelSection,
+    PartitionSection,
+    PrivacySection,
+    RuntimeSection,
+    StrategySection,
+    TrainingSection,
+)
+
+__all__ = [
+    "Config",
+    "DatasetSection",
+    "LoggerSection",
+    "MethodSection",
+    "ModelSection",
+    "PartitionSection",
+    "PrivacySection",
+    "RuntimeSection",
+    "Section",
+    "StrategySection",
+    "TrainingSection",
+]
