@@ -15,6 +15,7 @@ import tools.embedded.image_tower as image_tower
 from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded.build_data import CLASSES
 from tools.embedded.captions import CompactText
+from tools.embedded.images import augment
 from tools.embedded.models import (
     ASSETS,
     TEXT_CFG,
@@ -25,7 +26,6 @@ from tools.embedded.models import (
     new_clip,
     write_model,
 )
-from tools.embedded.pictures import augment
 from tools.embedded.sittings import Budget
 
 open_clip = import_open_clip()
@@ -52,11 +52,11 @@ def test_classes_are_those_of_the_shipped_federation():
 def test_stem_as_a_matrix_product_gives_the_convolution_and_its_gradient():
     torch.manual_seed(0)
     visual = new_clip(TINY_CFG).visual.double()
-    conv, pictures = visual.trunk.stem.conv, torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    wanted = conv(pictures)
+    conv, images = visual.trunk.stem.conv, torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    wanted = conv(images)
     (gradient,) = torch.autograd.grad(wanted.square().sum(), conv.weight)
     image_tower.speed_up_stem(visual)
-    got = conv(pictures)
+    got = conv(images)
     assert torch.allclose(got, wanted, atol=1e-12)
     assert torch.allclose(
         torch.autograd.grad(got.square().sum(), conv.weight)[0], gradient, atol=1e-9

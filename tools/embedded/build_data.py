@@ -1,11 +1,11 @@
-"""Builds the embedded federation's pictures, `fedpgp/assets/emoji/`, from pinned packages;
+"""Builds the embedded federation's images, `fedpgp/assets/emoji/`, from pinned packages;
 the same bytes every time.
 
     python -m tools.embedded.build_data            # writes fedpgp/assets/emoji
     python -m tools.embedded.build_data --check    # builds elsewhere and compares
 
 The domain is the vendor, the class one or more Unicode subgroups. An emoji is used when every
-vendor's picture of it can be rendered or is absent; it is train or test in all domains alike. Needs
+vendor's image of it can be rendered or is absent; it is train or test in all domains alike. Needs
 node, npm and Linux on x86-64 (the pinned renderer).
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, features
 
 from tools.embedded import sources as src
-from tools.embedded.emoji import Emoji, iconify_pictures, load_emoji, load_names
+from tools.embedded.emoji import Emoji, iconify_images, load_emoji, load_names
 
 ASSETS = src.HERE.parents[1] / "fedpgp" / "assets" / "emoji"
 DOMAINS = {  # domain → package
@@ -97,7 +97,7 @@ CLASSES: list[tuple[str, tuple[str, ...]]] = [
     ("public sign", ("transport-sign",)),
 ]
 SPLIT_SEED = "fedpgp-emoji-1"
-TRAIN_SHARE = 0.7
+TRAIN_FRACTION = 0.7
 LICENCE_FILES = {
     "Apache-2.0": "Apache-2.0",
     "CC-BY-4.0": "CC-BY-4.0",
@@ -116,9 +116,11 @@ def render_domains(emoji: dict[str, Emoji], work: Path) -> dict[str, dict[str, n
     failed: set[str] = set()
     for domain, package in DOMAINS.items():
         icons = src.read_json(sources[package], work, "icons.json")
-        # fluent has no table of code points; the others have, and their other pictures are no emoji
-        pictures = iconify_pictures(package, work, emoji, names if domain == "fluent" else None)
-        documents = {codepoints: src.icon_svg(icons, name) for codepoints, name in pictures.items()}
+        # fluent has no table of code points; the others have, and their other images are no emoji
+        image_names = iconify_images(package, work, emoji, names if domain == "fluent" else None)
+        documents = {
+            codepoints: src.icon_svg(icons, name) for codepoints, name in image_names.items()
+        }
         usable = [codepoints for codepoints, svg in documents.items() if svg is not None]
         images = src.render([documents[codepoints] for codepoints in usable], work, sources)
         rendered[domain] = {}
@@ -134,7 +136,7 @@ def render_domains(emoji: dict[str, Emoji], work: Path) -> dict[str, dict[str, n
                 print(f"left out of {domain}: {emoji[codepoints].name} is blank")
             elif image.tobytes() in seen:
                 print(
-                    f"left out of {domain}: {emoji[codepoints].name} is the same picture as "
+                    f"left out of {domain}: {emoji[codepoints].name} is the same image as "
                     "another emoji"
                 )
             else:
@@ -153,7 +155,7 @@ def split_emoji(members: list[str]) -> dict[str, str]:
         members,
         key=lambda codepoints: hashlib.sha256(f"{SPLIT_SEED}:{codepoints}".encode()).digest(),
     )
-    train = set(ordered[: round(TRAIN_SHARE * len(ordered))])
+    train = set(ordered[: round(TRAIN_FRACTION * len(ordered))])
     return {codepoints: "train" if codepoints in train else "test" for codepoints in members}
 
 
@@ -201,9 +203,9 @@ def _attribution(counts: dict[str, int]) -> str:
     names_licence = f"[{base['licence']}](licences/{NAMES_LICENCE}.txt)"
     return "\n".join(
         [
-            "# Who made the pictures",
+            "# Who made the images",
             "",
-            "| file | set | made by | licence | taken from (npm) | pictures |",
+            "| file | set | made by | licence | taken from (npm) | images |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
@@ -269,7 +271,7 @@ def build(target: Path, work: Path) -> None:
         side: sum(len([c for c in images if split[c] == side]) for images in domains.values())
         for side in ("train", "test")
     }
-    print(json.dumps({"classes": len(CLASSES), "emoji": len(used), "pictures": counts, **sides}))
+    print(json.dumps({"classes": len(CLASSES), "emoji": len(used), "images": counts, **sides}))
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Captions of the pretraining pictures, and the text tower that learns from them."""
+"""Captions of the pretraining images, and the text tower that learns from them."""
 
 import random
 
@@ -33,10 +33,10 @@ TEMPLATES = (
 
 
 class Captions:
-    """Captions of the pretraining pictures: names and tags, and rarely the name of a class."""
+    """Captions of the pretraining images: names and tags, and rarely the name of a class."""
 
-    def __init__(self, corpus: Corpus, class_share: float):
-        self.class_share = class_share
+    def __init__(self, corpus: Corpus, class_fraction: float):
+        self.class_fraction = class_fraction
         label_of = {subgroup: name for name, subgroups in CLASSES for subgroup in subgroups}
         self.names = [item.name for item in corpus.emoji_list]
         self.tags = [[tag for tag in item.tags if len(tag) > 1] for item in corpus.emoji_list]
@@ -44,10 +44,10 @@ class Captions:
         self.icon_names = corpus.names
 
     def draw(self, emoji: int, row: int, random_: random.Random) -> tuple[str, str]:
-        """(what the caption says, caption) for one picture. Captions of one class say the class."""
+        """(what the caption says, caption) for one image. Captions of one class say the class."""
         if emoji < 0:
             said = self.icon_names[row]
-        elif self.classes[emoji] is not None and random_.random() < self.class_share:
+        elif self.classes[emoji] is not None and random_.random() < self.class_fraction:
             said = self.classes[emoji]
             return f"class {said}", random_.choice(TEMPLATES).format(said)
         else:

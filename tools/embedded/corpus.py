@@ -1,9 +1,9 @@
-"""The pretraining pictures: other art styles of emoji, and icon sets; never a picture
+"""The pretraining images: other art styles of emoji, and icon sets; never an image
 of the federation's sets.
 
     python -m tools.embedded.corpus    # renders all into the work folder (pretrain.py does it too)
 
-Pictures that nearly equal a federation picture of the same emoji (mean absolute difference below
+Images that nearly equal a federation image of the same emoji (mean absolute difference below
 0.04 of the range, in any domain) are left out.
 """
 
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tools.embedded import sources as src
 from tools.embedded.build_data import ASSETS, DOMAINS
-from tools.embedded.emoji import Emoji, iconify_pictures, load_emoji, load_names, match_name, words
+from tools.embedded.emoji import Emoji, iconify_images, load_emoji, load_names, match_name, words
 
 NEAR_COPY = 0.04  # mean absolute pixel difference, 1 = the full range
 MIN_WORD_COUNT = 4  # a word is a training target when so many names or tag lists hold it
@@ -48,8 +48,8 @@ STOP_WORDS = frozenset(
 
 @dataclass
 class Corpus:
-    """Pictures and what they show. `emoji` and `source` index the two lists; -1 where a
-    picture is no known emoji."""
+    """Images and what they show. `emoji` and `source` index the two lists; -1 where an
+    image is no known emoji."""
 
     images: np.ndarray  # (N, 64, 64, 3) uint8
     names: list[str]  # N readable names: "cat with wry smile", "coffee bean"
@@ -60,7 +60,7 @@ class Corpus:
     source_list: list[str]
 
 
-def _font_pictures(data: bytes, emoji: list[Emoji]) -> dict[str, np.ndarray]:
+def _font_images(data: bytes, emoji: list[Emoji]) -> dict[str, np.ndarray]:
     """Glyphs of single-character emoji, black on white, the longer side 58 pixels."""
     font = ImageFont.truetype(io.BytesIO(data), 160, layout_engine=ImageFont.Layout.BASIC)
 
@@ -71,7 +71,7 @@ def _font_pictures(data: bytes, emoji: list[Emoji]) -> dict[str, np.ndarray]:
         return None if box is None else canvas.crop(box)
 
     missing = glyph("\U0010fffd")
-    pictures = {}
+    images = {}
     for item in emoji:
         image = glyph(item.text) if len(item.text) == 1 else None
         if image is None or (missing is not None and image.tobytes() == missing.tobytes()):
@@ -84,8 +84,8 @@ def _font_pictures(data: bytes, emoji: list[Emoji]) -> dict[str, np.ndarray]:
         canvas.paste(
             image.convert("RGB"), ((src.SIZE - image.width) // 2, (src.SIZE - image.height) // 2)
         )
-        pictures[item.codepoints] = np.asarray(canvas).copy()
-    return pictures
+        images[item.codepoints] = np.asarray(canvas).copy()
+    return images
 
 
 def _unicode_ranges(text: str) -> set[int]:
@@ -97,7 +97,7 @@ def _unicode_ranges(text: str) -> set[int]:
 
 
 def _emoji_fonts(work: Path, emoji: dict[str, Emoji]) -> list[tuple[str, str, np.ndarray]]:
-    """(source, code points, picture) of the two black-and-white fonts."""
+    """(source, code points, image) of the two black-and-white fonts."""
     sources = src.load_sources()
     found = []
     noto = sources["@fontsource/noto-emoji"]
@@ -111,26 +111,26 @@ def _emoji_fonts(work: Path, emoji: dict[str, Emoji]) -> list[tuple[str, str, np
             if data is not None and held:
                 found += [
                     (f"noto-emoji-{weight}", c, image)
-                    for c, image in _font_pictures(data, held).items()
+                    for c, image in _font_images(data, held).items()
                 ]
     symbola = src.read(
         sources["fonts-symbola"], work, "usr/share/fonts/truetype/ancient-scripts/Symbola_hint.ttf"
     )
     found += [
-        ("symbola", c, image) for c, image in _font_pictures(symbola, list(emoji.values())).items()
+        ("symbola", c, image) for c, image in _font_images(symbola, list(emoji.values())).items()
     ]
     return found
 
 
-def federation_pictures() -> dict[str, list[np.ndarray]]:
-    """The federation's pictures by code points: only to leave their near-copies out."""
-    pictures: dict[str, list[np.ndarray]] = {}
+def federation_images() -> dict[str, list[np.ndarray]]:
+    """The federation's images by code points: only to leave their near-copies out."""
+    images: dict[str, list[np.ndarray]] = {}
     for domain in DOMAINS:
         with zipfile.ZipFile(ASSETS / f"{domain}.zip") as archive:
             for member in archive.namelist():
                 image = Image.open(io.BytesIO(archive.read(member))).convert("RGB")
-                pictures.setdefault(member.removesuffix(".webp"), []).append(np.asarray(image))
-    return pictures
+                images.setdefault(member.removesuffix(".webp"), []).append(np.asarray(image))
+    return images
 
 
 def _is_near_copy(image: np.ndarray, others: list[np.ndarray]) -> bool:
@@ -142,7 +142,7 @@ def _build(work: Path) -> None:
     emoji = load_emoji(work)
     names = {slug: c for slug, c in load_names(work, emoji).items() if len(slug) >= 3}
     indices = {codepoints: index for index, codepoints in enumerate(emoji)}
-    federation = federation_pictures()
+    federation = federation_images()
     rows: list[dict] = []
     images: list[np.ndarray] = []
     left_out: Counter = Counter()
@@ -178,7 +178,7 @@ def _build(work: Path) -> None:
         wanted: list[tuple[str, str | None, str]] = []  # icon, code points, readable name
         if entry["use"] == "pretraining emoji":
             matched = {
-                icon: c for c, icon in iconify_pictures(entry["name"], work, emoji, names).items()
+                icon: c for c, icon in iconify_images(entry["name"], work, emoji, names).items()
             }
             for icon in sorted(icons["icons"]):
                 codepoints = matched.get(icon) or match_name(icon, names)
@@ -197,10 +197,10 @@ def _build(work: Path) -> None:
                     plain = STYLE_WORDS.sub("", plain)
                 wanted.append((icon, match_name(plain, names), plain.replace("-", " ")))
         documents = [src.icon_svg(icons, icon) for icon, _, _ in wanted]
-        pictures = src.render([document or "" for document in documents], work, sources)
-        for (_, codepoints, name), image in zip(wanted, pictures, strict=True):
+        rendered = src.render([document or "" for document in documents], work, sources)
+        for (_, codepoints, name), image in zip(wanted, rendered, strict=True):
             add(prefix, image, codepoints, name)
-        print(f"{prefix}: {counts[prefix]} pictures, {time.time() - started:.0f} s", flush=True)
+        print(f"{prefix}: {counts[prefix]} images, {time.time() - started:.0f} s", flush=True)
     for source, codepoints, image in _emoji_fonts(work, emoji):
         add(source, image, codepoints, emoji[codepoints].name)
 
@@ -219,7 +219,7 @@ def _build(work: Path) -> None:
     print(
         json.dumps(
             {
-                "pictures": len(rows),
+                "images": len(rows),
                 "emoji": sum(row["emoji"] >= 0 for row in rows),
                 "left_out": left_out,
             }
@@ -228,7 +228,7 @@ def _build(work: Path) -> None:
 
 
 def load_corpus(work: Path) -> Corpus:
-    """The pretraining pictures, rendered first when they are not in the work folder."""
+    """The pretraining images, rendered first when they are not in the work folder."""
     if not (work / "corpus" / "table.json").exists():
         _build(work)
     table = json.loads((work / "corpus" / "table.json").read_text(encoding="utf-8"))

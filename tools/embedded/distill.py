@@ -12,7 +12,8 @@ from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded import sources as src
 from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.image_tower import BATCH
-from tools.embedded.labels import KIND_SHARES, Heads, Labels, sampler
+from tools.embedded.images import augment, autocast, normalize, plain
+from tools.embedded.labels import KIND_FRACTIONS, Heads, Labels, sampler
 from tools.embedded.models import (
     TINY_CFG,
     TINY_VIT_CFG,
@@ -21,25 +22,24 @@ from tools.embedded.models import (
     new_clip,
     write_model,
 )
-from tools.embedded.pictures import augment, autocast, normalize, plain
 from tools.embedded.sittings import Budget, save_atomic
 
 open_clip = import_open_clip()
 
 DISTILL_VIEWS = (
-    10_000  # augmented pictures with the teacher's features, drawn once and used many times
+    10_000  # augmented images with the teacher's features, drawn once and used many times
 )
 DISTILL_RATE = 1e-3
 DROPPED_PATCHES = (
     (0.6, 0.5),
     (1.0, 0.0),
-)  # part of the budget → share of patches the student does not see
+)  # part of the budget → fraction of patches the student does not see
 
 
 def distill_views(
     work: Path, name: str, raw: bool, corpus: Corpus, labels: Labels, count: int
 ) -> dict[str, torch.Tensor]:
-    """Augmented pictures for the student, what the teacher makes of them, and their labels;
+    """Augmented images for the student, what the teacher makes of them, and their labels;
     kept in the work folder."""
     path = work / name / "views.pt"
     visual, state = load_image_tower(work, name, raw)
@@ -49,9 +49,9 @@ def distill_views(
             return kept
     rows, weights = sampler(corpus, labels)
     generator = torch.Generator().manual_seed(2)
-    counts = [round(256 * share) for share in KIND_SHARES.values()]
+    counts = [round(256 * fraction) for fraction in KIND_FRACTIONS.values()]
     size = TINY_CFG["vision_cfg"]["image_size"]
-    parts: dict[str, list[torch.Tensor]] = {"rows": [], "pictures": [], "features": []}
+    parts: dict[str, list[torch.Tensor]] = {"rows": [], "images": [], "features": []}
     while sum(map(len, parts["rows"])) < count:
         picked = torch.cat(
             [
@@ -65,7 +65,7 @@ def distill_views(
         with torch.no_grad(), autocast():
             parts["features"].append(F.normalize(visual(normalize(large)).float(), dim=-1))
         small = F.interpolate(large, size=(src.SIZE, src.SIZE), mode="bilinear", antialias=True)
-        parts["pictures"].append(
+        parts["images"].append(
             (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         )
         parts["rows"].append(picked)
@@ -149,7 +149,7 @@ def train_vit(
     while used < 60 * minutes:
         progress = used / (60 * minutes)
         dropped = next(
-            share for until, share in DROPPED_PATCHES if progress < until or until == 1.0
+            fraction for until, fraction in DROPPED_PATCHES if progress < until or until == 1.0
         )
         visual.patch_dropout = (
             open_clip.transformer.PatchDropout(dropped) if dropped else torch.nn.Identity()
@@ -162,7 +162,7 @@ def train_vit(
         picked = torch.randint(len(views["rows"]), (BATCH,), generator=generator)
         teacher = views["features"][picked]
         with autocast():
-            student = visual(plain(views["pictures"][picked], src.SIZE))
+            student = visual(plain(views["images"][picked], src.SIZE))
         student = F.normalize(student.float(), dim=-1)
         loss = 4 * (1 - (student * teacher).sum(1)).mean()
         for ours, theirs in zip(heads(student)[:2], heads(teacher)[:2], strict=True):

@@ -1,4 +1,4 @@
-"""Which emoji there are, what they are called, and how a set's picture names are matched to
+"""Which emoji there are, what they are called, and how a set's image names are matched to
 them."""
 
 import re
@@ -110,7 +110,7 @@ def load_names(work: Path, emoji: dict[str, Emoji]) -> dict[str, str]:
 
 
 def match_name(name: str, names: dict[str, str]) -> str | None:
-    """Code points of the emoji that a picture's name means ("clapping-hands-2",
+    """Code points of the emoji that an image's name means ("clapping-hands-2",
     "faceNeutral"), or None."""
     for candidate in (
         name,
@@ -123,24 +123,24 @@ def match_name(name: str, names: dict[str, str]) -> str | None:
     return None
 
 
-def iconify_pictures(
+def iconify_images(
     package: str, work: Path, emoji: dict[str, Emoji], names: dict[str, str] | None = None
 ) -> dict[str, str]:
     """Code points → icon name for one iconify set: by its own `chars.json`, and for the rest
     (with `names`) by name."""
     entry = src.load_sources()[package]
     icons = src.read_json(entry, work, "icons.json")
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     for codepoints, name in sorted(src.read_json(entry, work, "chars.json").items()):
         if key(codepoints) in emoji:
-            pictures.setdefault(key(codepoints), name)
+            images.setdefault(key(codepoints), name)
     if names is not None:
-        taken = set(pictures.values())
+        taken = set(images.values())
         for name in sorted(icons["icons"]):
             codepoints = None if name in taken else names.get(_slug(name))
             if codepoints is not None:
-                pictures.setdefault(codepoints, name)
-    return {codepoints: pictures[codepoints] for codepoints in emoji if codepoints in pictures}
+                images.setdefault(codepoints, name)
+    return {codepoints: images[codepoints] for codepoints in emoji if codepoints in images}
 
 
 def words(names: Iterable[str]) -> list[str]:

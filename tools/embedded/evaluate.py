@@ -6,7 +6,7 @@ table of the model cards.
 
 Zero-shot: "a photo of a {}." with the names of all classes. Linear probe: multinomial logistic
 regression on the unit-length image features of all six domains, its L2 weight chosen on a fifth of
-the training emoji; pooled = all test pictures together. The three folds of `--on train` and the
+the training emoji; pooled = all test images together. The three folds of `--on train` and the
 fifth are cut by emoji, as train and test are, so no emoji is on both sides.
 """
 
@@ -32,9 +32,9 @@ L2_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4)
 
 
 @dataclass
-class Pictures:
+class EncodedImages:
     """Features (N, D) of unit length, with label, domain index, train/test side and
-    emoji of each picture."""
+    emoji of each image."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -50,8 +50,8 @@ def read_classes() -> list[str]:
 
 
 @torch.no_grad()
-def encode_federation(model: torch.nn.Module, preprocess) -> Pictures:
-    """Encodes every picture of the federation with the model's own preprocessing."""
+def encode_federation(model: torch.nn.Module, preprocess) -> EncodedImages:
+    """Encodes every image of the federation with the model's own preprocessing."""
     names = read_classes()
     with (ASSETS / "emoji.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["codepoints"]: row for row in csv.DictReader(file)}
@@ -69,16 +69,16 @@ def encode_federation(model: torch.nn.Module, preprocess) -> Pictures:
         for part in torch.stack(batch).split(128):
             features.append(model.encode_image(part, normalize=True))
     tensors = (torch.tensor(values) for values in (labels, domains, is_train))
-    return Pictures(torch.cat(features), *tensors, emoji)
+    return EncodedImages(torch.cat(features), *tensors, emoji)
 
 
 @torch.no_grad()
-def zero_shot_logits(model: torch.nn.Module, tokenizer, pictures: Pictures) -> torch.Tensor:
+def zero_shot_logits(model: torch.nn.Module, tokenizer, images: EncodedImages) -> torch.Tensor:
     """(N, classes) logits of the template with every class name."""
     texts = model.encode_text(
         tokenizer([TEMPLATE.format(name) for name in read_classes()]), normalize=True
     )
-    return model.logit_scale.exp() * pictures.features @ texts.T
+    return model.logit_scale.exp() * images.features @ texts.T
 
 
 def fit_probe(
@@ -110,26 +110,23 @@ def _hash_part(emoji: list[str], parts: int, salt: str) -> torch.Tensor:
 
 
 def probe_right(
-    pictures: Pictures, train: torch.Tensor, test: torch.Tensor
+    images: EncodedImages, train: torch.Tensor, test: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Whether the probe is right on each test picture, and the L2 weight it chose.
+    """Whether the probe is right on each test image, and the L2 weight it chose.
     train, test: masks (N,)."""
     classes = len(read_classes())
-    fold = _hash_part(pictures.emoji, 5, "validation")
+    fold = _hash_part(images.emoji, 5, "validation")
     fit, check = train & (fold != 0), train & (fold == 0)
     accuracy = {}
     for l2 in L2_WEIGHTS:
         with torch.enable_grad():
-            probe = fit_probe(pictures.features[fit], pictures.labels[fit], classes, l2)
+            probe = fit_probe(images.features[fit], images.labels[fit], classes, l2)
         accuracy[l2] = (
-            (probe(pictures.features[check]).argmax(1) == pictures.labels[check])
-            .float()
-            .mean()
-            .item()
+            (probe(images.features[check]).argmax(1) == images.labels[check]).float().mean().item()
         )
     best = max(accuracy, key=accuracy.get)
-    probe = fit_probe(pictures.features[train], pictures.labels[train], classes, best)
-    return probe(pictures.features[test]).argmax(1) == pictures.labels[test], best
+    probe = fit_probe(images.features[train], images.labels[train], classes, best)
+    return probe(images.features[test]).argmax(1) == images.labels[test], best
 
 
 def evaluate(folder: Path, on: str) -> dict[str, dict[str, float]]:
@@ -137,21 +134,21 @@ def evaluate(folder: Path, on: str) -> dict[str, dict[str, float]]:
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder.resolve()}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}")
     model.eval()
-    pictures = encode_federation(model, preprocess)
-    zero_shot = zero_shot_logits(model, tokenizer, pictures).argmax(1) == pictures.labels
+    images = encode_federation(model, preprocess)
+    zero_shot = zero_shot_logits(model, tokenizer, images).argmax(1) == images.labels
     if on == "test":
-        chosen = ~pictures.is_train
-        probe, l2 = probe_right(pictures, pictures.is_train, chosen)
+        chosen = ~images.is_train
+        probe, l2 = probe_right(images, images.is_train, chosen)
         print(f"linear probe: L2 weight {l2:g}")
     else:
-        chosen = pictures.is_train
+        chosen = images.is_train
         probe = torch.zeros(len(chosen), dtype=torch.bool)
-        third = _hash_part(pictures.emoji, 3, "fold")
+        third = _hash_part(images.emoji, 3, "fold")
         for fold in range(3):
             held = chosen & (third == fold)
-            probe[held], _ = probe_right(pictures, chosen & (third != fold), held)
+            probe[held], _ = probe_right(images, chosen & (third != fold), held)
         probe = probe[chosen]
-    domains = pictures.domains[chosen]
+    domains = images.domains[chosen]
     table = {}
     for name, right in (("zero-shot", zero_shot[chosen]), ("linear probe", probe)):
         row = {"pooled": 100 * right.float().mean().item()}

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from tools.embedded.corpus import Corpus, load_corpus
-from tools.embedded.labels import KIND_SHARES, WATCHED, Heads, Labels, sampler
+from tools.embedded.images import augment, autocast, normalize
+from tools.embedded.labels import KIND_FRACTIONS, WATCHED, Heads, Labels, sampler
 from tools.embedded.models import TINY_CFG, encode, finished_image_tower, new_clip
-from tools.embedded.pictures import augment, autocast, normalize
 from tools.embedded.sittings import Budget, save_atomic
 
-# Part of the time budget → side to which the 64-pixel pictures are scaled. A convolutional net may
-# learn on small pictures first, which is several times as fast, but has to end, at a rate that
+# Part of the time budget → side to which the 64-pixel images are scaled. A convolutional net may
+# learn on small images first, which is several times as fast, but has to end, at a rate that
 # still moves it, on the size that the model's configuration names: 128 pixels, 4x4 positions.
 # `--size` holds the size for a sitting instead.
 RESOLUTIONS = ((0.45, 64), (0.65, 80), (0.75, 96), (1.0, 128))
@@ -27,13 +27,11 @@ WARM_UP = 300  # steps
 EMA_DECAY = 0.999
 
 
-def _stem_forward(self: torch.nn.Conv2d, pictures: torch.Tensor) -> torch.Tensor:
-    pictures = F.pad(pictures.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    height, width = (pictures.shape[1] - 1) // 2, (pictures.shape[2] - 1) // 2
+def _stem_forward(self: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    images = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    height, width = (images.shape[1] - 1) // 2, (images.shape[2] - 1) // 2
     patches = [
-        pictures[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
-        for i in range(3)
-        for j in range(3)
+        images[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)
     ]
     weight = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1)
     return F.linear(torch.cat(patches, -1), weight).permute(0, 3, 1, 2)
@@ -83,7 +81,7 @@ def train_image(
     labels = Labels(corpus)
     rows, weights = sampler(corpus, labels)
     print(
-        f"pictures: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words "
+        f"images: {[len(r) for r in rows]}; groups {len(labels.group_names)}; words "
         f"{len(labels.vocabulary)}",
         flush=True,
     )
@@ -114,7 +112,7 @@ def train_image(
         optimizer.load_state_dict(state["optimizer"])
         average = state["average"]
         generator.set_state(state["generator"])
-        step, used, seen = state["step"], state["seconds"], state["pictures"]
+        step, used, seen = state["step"], state["seconds"], state["images"]
         print(f"resumed at step {step}, {used / 60:.1f} minutes used", flush=True)
 
     def checkpoint() -> None:
@@ -126,12 +124,12 @@ def train_image(
             "generator": generator.get_state(),
             "step": step,
             "seconds": used,
-            "pictures": seen,
+            "images": seen,
             "seed": seed,
         }
         save_atomic(state, path)
 
-    counts = [round(BATCH * share) for share in KIND_SHARES.values()]
+    counts = [round(BATCH * fraction) for fraction in KIND_FRACTIONS.values()]
     log = {"loss": 0.0, "emoji": 0.0, "group": 0.0, "words": 0.0}
     logged, log_step, last_save = time.time(), step, time.time()
     budget = Budget(used)
@@ -152,11 +150,11 @@ def train_image(
                 for r, w, n in zip(rows, weights, counts, strict=True)
             ]
         )
-        pictures = augment(
+        images = augment(
             torch.from_numpy(corpus.images[picked.numpy()]), size, labels.flip[picked], generator
         )
         with autocast():
-            features = visual(normalize(pictures))
+            features = visual(normalize(images))
         logits = heads(F.normalize(features.float(), dim=-1))
         known = labels.emoji[picked] >= 0
         emoji_loss = F.cross_entropy(
@@ -186,7 +184,7 @@ def train_image(
             rate_now = BATCH * (step - log_step) / (time.time() - logged)
             print(
                 f"step {step} min {used / 60:.1f} size {size} lr {rate:.2e} {per_step} "
-                f"{rate_now:.0f} pictures/s",
+                f"{rate_now:.0f} images/s",
                 flush=True,
             )
             log, logged, log_step = dict.fromkeys(log, 0.0), time.time(), step
@@ -204,4 +202,4 @@ def train_image(
                     flush=True,
                 )
     checkpoint()
-    print(f"done: {step} steps, {seen} pictures, {used / 60:.1f} minutes", flush=True)
+    print(f"done: {step} steps, {seen} images, {used / 60:.1f} minutes", flush=True)

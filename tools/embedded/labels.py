@@ -1,4 +1,4 @@
-"""The pretraining pictures' labels (emoji, group, words), the classifiers over them, and
+"""The pretraining images' labels (emoji, group, words), the classifiers over them, and
 how a batch is drawn."""
 
 import math
@@ -12,7 +12,7 @@ from tools.embedded.corpus import Corpus, vocabulary
 from tools.embedded.models import EMBED_DIM
 
 WATCHED = "emojione-v1"
-KIND_SHARES = {"emoji": 0.68, "matched": 0.12, "icon": 0.20}  # of a batch
+KIND_FRACTIONS = {"emoji": 0.68, "matched": 0.12, "icon": 0.20}  # of a batch
 UNFLIPPED = frozenset(
     [
         "alphanum",
@@ -29,7 +29,7 @@ UNFLIPPED = frozenset(
 
 
 class Labels:
-    """What the image tower learns about each picture, as indices."""
+    """What the image tower learns about each image, as indices."""
 
     def __init__(self, corpus: Corpus):
         label_of = {subgroup: name for name, subgroups in CLASSES for subgroup in subgroups}
@@ -51,7 +51,7 @@ class Labels:
         self.in_classes = in_classes[self.emoji]
 
     def word_targets(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B, words) distributions, uniform over a picture's words; all zero where it has none."""
+        """(B, words) distributions, uniform over an image's words; all zero where it has none."""
         target = torch.zeros(len(rows), len(self.vocabulary))
         for i, row in enumerate(rows.tolist()):
             if self.words[row]:
@@ -79,7 +79,7 @@ class Heads(torch.nn.Module):
 
 
 def sampler(corpus: Corpus, labels: Labels) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Rows and weights of the three kinds of pictures, without the watched style."""
+    """Rows and weights of the three kinds of images, without the watched style."""
     emoji_sources = {
         "emojione",
         "emojione-monotone",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded import sources as src
-from tools.embedded.pictures import MEAN, STD, autocast, plain
+from tools.embedded.images import MEAN, STD, autocast, plain
 
 open_clip = import_open_clip()
 
@@ -54,7 +54,7 @@ def new_clip(config: dict) -> torch.nn.Module:
 def encode(
     visual: torch.nn.Module, images: np.ndarray, size: int, batch: int = 256
 ) -> torch.Tensor:
-    """Unit-length features (N, D) of (N, 64, 64, 3) uint8 pictures, in evaluation mode, float32."""
+    """Unit-length features (N, D) of (N, 64, 64, 3) uint8 images, in evaluation mode, float32."""
     training = visual.training
     visual.eval()
     parts = []

@@ -6,12 +6,12 @@ resumes where it stopped.
     python -m tools.embedded.pretrain text --minutes 5        # text tower on it; writes tiny
     python -m tools.embedded.pretrain distill --minutes 30    # a ViT it teaches; writes tiny_vit
 
-Why two stages for `tiny`: the image tower learns all that is known of a picture (which emoji it is,
+Why two stages for `tiny`: the image tower learns all that is known of an image (which emoji it is,
 its Unicode subgroup, the words of its names and tags), so that its features are strong. The text
 tower then learns from names and tags and hardly ever from class names, so that zero-shot
 classification leaves something for a prompt to learn, as it does with CLIP on real data.
 
-One style, `emojione-v1`, is kept out of training and only watched. No picture of the
+One style, `emojione-v1`, is kept out of training and only watched. No image of the
 federation is used here.
 """
 
@@ -29,7 +29,7 @@ from tools.embedded import sources as src
 from tools.embedded.distill import train_vit
 from tools.embedded.image_tower import LEARNING_RATE, train_image
 from tools.embedded.models import ASSETS
-from tools.embedded.text_tower import CLASS_SHARE, train_text
+from tools.embedded.text_tower import CLASS_FRACTION, train_text
 
 
 def main() -> None:
@@ -51,15 +51,15 @@ def main() -> None:
         help="folder for checkpoints inside the work folder (default %(default)s)",
     )
     parser.add_argument(
-        "--class-share",
+        "--class-fraction",
         type=float,
-        default=CLASS_SHARE,
+        default=CLASS_FRACTION,
         help="captions that name a class (default %(default)s)",
     )
     parser.add_argument(
         "--size",
         type=int,
-        help="image stage: one picture size for this sitting instead of growing ones",
+        help="image stage: one image size for this sitting instead of growing ones",
     )
     parser.add_argument(
         "--rate",
@@ -101,7 +101,7 @@ def main() -> None:
             arguments.seed,
             arguments.name,
             arguments.raw,
-            arguments.class_share,
+            arguments.class_fraction,
             target,
         )
     else:

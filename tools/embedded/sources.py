@@ -1,4 +1,4 @@
-"""The packages that the pictures come from: fetched through npm (and apt for one font),
+"""The packages that the images come from: fetched through npm (and apt for one font),
 verified, read in place.
 
 `sources.json` pins each package's name, version and the SHA-256 of its archive. Only the
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-SIZE = 64  # pixels, both sides, of every rendered picture
+SIZE = 64  # pixels, both sides, of every rendered image
 DEFAULT_WORK = Path.home() / ".cache" / "fedpgp" / "embedded"
 
 
@@ -129,7 +129,7 @@ def icon_svg(icons: dict, name: str) -> str | None:
         icon.get("width", icons.get("width", 16)),
         icon.get("height", icons.get("height", 16)),
     )
-    side = max(width, height)  # pictures that are not square are centred on a square
+    side = max(width, height)  # images that are not square are centred on a square
     box = f"{left - (side - width) / 2:g} {top - (side - height) / 2:g} {side:g} {side:g}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -160,7 +160,7 @@ def render(
         )
         if done.returncode == 0:
             pixels = np.frombuffer(out.read_bytes(), np.uint8).reshape(stop - start, SIZE, SIZE, 3)
-            result[start:stop] = [picture.copy() for picture in pixels]
+            result[start:stop] = [image.copy() for image in pixels]
         elif "Cannot find module" in done.stderr:
             raise SourceError(
                 f"the renderer does not run on this machine: {done.stderr.strip()[-300:]}"

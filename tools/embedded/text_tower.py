@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tools.embedded.build_data import CLASSES
 from tools.embedded.captions import Captions, CompactText
 from tools.embedded.corpus import Corpus, load_corpus
+from tools.embedded.images import augment, autocast, normalize
 from tools.embedded.labels import Labels, sampler
 from tools.embedded.models import (
     EMBED_DIM,
@@ -20,13 +21,12 @@ from tools.embedded.models import (
     new_clip,
     write_model,
 )
-from tools.embedded.pictures import augment, autocast, normalize
 from tools.embedded.sittings import Budget, save_atomic
 
 TEXT_BATCH = 256
 TEXT_RATE = 1.5e-3
-CLASS_SHARE = 0.008
-AUGMENTED_VIEWS = 1  # beside the plain one, of every emoji picture
+CLASS_FRACTION = 0.008
+AUGMENTED_VIEWS = 1  # beside the plain one, of every emoji image
 
 
 def text_features(
@@ -38,7 +38,7 @@ def text_features(
     work: Path,
     name: str,
 ) -> dict:
-    """Features of the pictures that captions are written for; kept beside the
+    """Features of the images that captions are written for; kept beside the
     checkpoint they belong to."""
     path = work / name / "features.pt"
     if path.exists():
@@ -54,11 +54,11 @@ def text_features(
     for _ in range(AUGMENTED_VIEWS):
         for start in range(0, len(emoji_rows), 256):
             part = emoji_rows[start : start + 256]
-            pictures = augment(
+            images = augment(
                 torch.from_numpy(corpus.images[part.numpy()]), size, labels.flip[part], generator
             )
             with torch.no_grad(), autocast():
-                features.append(F.normalize(visual(normalize(pictures)).float(), dim=-1))
+                features.append(F.normalize(visual(normalize(images)).float(), dim=-1))
         rows = torch.cat([rows, emoji_rows])
     kept = {"step": state["step"], "raw": raw, "rows": rows, "features": torch.cat(features)}
     save_atomic(kept, path)
@@ -66,16 +66,16 @@ def text_features(
 
 
 def train_text(
-    work: Path, minutes: float, seed: int, name: str, raw: bool, class_share: float, target: Path
+    work: Path, minutes: float, seed: int, name: str, raw: bool, class_fraction: float, target: Path
 ) -> None:
-    """Stage 2. Contrastive: caption ↔ picture with several positives, and caption → mean
-    picture of each emoji."""
+    """Stage 2. Contrastive: caption ↔ image with several positives, and caption → mean
+    image of each emoji."""
     corpus = load_corpus(work)
     labels = Labels(corpus)
     visual, state = load_image_tower(work, name, raw)
     started = time.time()
     kept = text_features(visual, state, raw, corpus, labels, work, name)
-    print(f"features of {len(kept['rows'])} pictures, {time.time() - started:.0f} s", flush=True)
+    print(f"features of {len(kept['rows'])} images, {time.time() - started:.0f} s", flush=True)
     rows, features = kept["rows"], kept["features"]
     emoji = labels.emoji[rows]
     torch.manual_seed(seed)
@@ -83,7 +83,7 @@ def train_text(
     generator = torch.Generator().manual_seed(seed)
     model = new_clip(TINY_CFG)
     model.visual.load_state_dict(state["average"])
-    captions = Captions(corpus, class_share)
+    captions = Captions(corpus, class_fraction)
     tower = CompactText(model, captions.all_texts())
     known = sorted(set(emoji[emoji >= 0].tolist()))
     prototypes = torch.stack(
@@ -111,10 +111,10 @@ def train_text(
     step, used = 0, 0.0
     if path.exists():
         resumed = torch.load(path, weights_only=True)
-        if [resumed.get(key) for key in ("image_step", "raw", "class_share", "seed")] == [
+        if [resumed.get(key) for key in ("image_step", "raw", "class_fraction", "seed")] == [
             state["step"],
             raw,
-            class_share,
+            class_fraction,
             seed,
         ]:
             tower.load_state_dict(resumed["tower"], strict=False)
@@ -137,7 +137,7 @@ def train_text(
                 "step": step,
                 "seconds": used,
                 "image_step": state["step"],
-                "class_share": class_share,
+                "class_fraction": class_fraction,
                 "raw": raw,
                 "seed": seed,
             },
@@ -155,11 +155,9 @@ def train_text(
         said = [what for what, _ in drawn]
         with autocast():
             texts = tower([caption for _, caption in drawn])
-        pictures = F.normalize(
-            features[picked] + 0.02 * torch.randn(len(picked), EMBED_DIM), dim=-1
-        )
+        images = F.normalize(features[picked] + 0.02 * torch.randn(len(picked), EMBED_DIM), dim=-1)
         scale = model.logit_scale.exp()
-        # a picture is right for a caption that says its emoji, its icon name or its class
+        # an image is right for a caption that says its emoji, its icon name or its class
         own = [
             f"emoji {int(emoji[i])}" if emoji[i] >= 0 else what
             for i, what in zip(picked, said, strict=True)
@@ -174,7 +172,7 @@ def train_text(
             ],
             dtype=torch.float,
         )
-        logits = scale * texts @ pictures.T
+        logits = scale * texts @ images.T
         loss = F.cross_entropy(logits, right / right.sum(1, keepdim=True))
         loss = loss + F.cross_entropy(
             logits.T, right.T / right.T.sum(1, keepdim=True).clamp(min=1e-6)

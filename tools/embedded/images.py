@@ -1,4 +1,4 @@
-"""Pictures as the towers see them while they are trained: drawn in random styles and places, or
+"""Images as the towers see them while they are trained: drawn in random styles and places, or
 plain."""
 
 import math
@@ -29,7 +29,7 @@ def augment(
 ) -> torch.Tensor:
     """Random drawing styles and positions.
 
-    images: (B, 64, 64, 3) uint8 on white; flip: (B,) bool, whether a picture may be mirrored.
+    images: (B, 64, 64, 3) uint8 on white; flip: (B,) bool, whether an image may be mirrored.
     Returns (B, 3, size, size) float in [0, 1].
     """
 
@@ -42,7 +42,7 @@ def augment(
     batch = len(images)
     ink = 1 - images.permute(0, 3, 1, 2).float().div_(255)
 
-    # drawing style, for a part of the pictures: outlined, line art, black and white
+    # drawing style, for a part of the images: outlined, line art, black and white
     order = torch.randperm(batch, generator=generator)
     outlined, line_art, hard, soft = order.split(
         [batch // 8, batch // 16, batch // 8, batch - 2 * (batch // 8) - batch // 16]
@@ -94,27 +94,27 @@ def augment(
 
     # paper: tinted, rarely dark; a hole
     paper = 1 - chance(0.2) * 0.3 * rand(batch, 3, 1, 1)
-    picture = (paper - ink * paper).clamp_(0, 1)
+    image = (paper - ink * paper).clamp_(0, 1)
     inverted = chance(0.03)
-    picture = picture * (1 - inverted) + (1 - picture) * inverted
+    image = image * (1 - inverted) + (1 - image) * inverted
     centre, radius = rand(batch, 2) * size, rand(batch) * size * 0.2
     rows = torch.arange(size)
     hole = ((rows[None] - centre[:, :1]).abs() < radius[:, None])[:, None, :, None] & (
         (rows[None] - centre[:, 1:]).abs() < radius[:, None]
     )[:, None, None, :]
-    return torch.where(hole & (chance(0.25) > 0), paper, picture)
+    return torch.where(hole & (chance(0.25) > 0), paper, image)
 
 
-def normalize(pictures: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] → the model's input, channels last."""
-    pictures = (pictures - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    return pictures.contiguous(memory_format=torch.channels_last)
+    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def plain(images: torch.Tensor, size: int) -> torch.Tensor:
     """(B, 64, 64, 3) uint8 → normalized (B, 3, size, size), as the model's own
     preprocessing does it."""
-    pictures = images.permute(0, 3, 1, 2).float().div_(255)
-    if size != pictures.shape[-1]:
-        pictures = F.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
-    return normalize(pictures)
+    images = images.permute(0, 3, 1, 2).float().div_(255)
+    if size != images.shape[-1]:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return normalize(images)
