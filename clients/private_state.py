@@ -56,7 +56,7 @@ class PrivateStore:
         self.folder, self.run, self.attempt = Path(folder), run, attempt
 
     def claim(self) -> None:
-        """Takes the folder for this attempt, unless a newer one owns it; closes it to other users.
+        """Take the folder for this attempt, unless a newer one owns it; close it to other users.
 
         Raises:
             Superseded: a newer attempt owns it.
@@ -76,7 +76,7 @@ class PrivateStore:
         return _claimed(self.folder)[1] <= self.attempt
 
     def give_configuration(self, text: str) -> str:
-        """Keeps the run's configuration (JSON text) beside the states; returns its name in
+        """Keep the run's configuration (JSON text) beside the states; return its name in
         messages: the beginning of its SHA-256.
         """
         name = digest(text)[:16]
@@ -103,7 +103,7 @@ class PrivateStore:
     def save(
         self, client: int, server_round: int, state: dict[str, Tensor], committed: int
     ) -> None:
-        """Writes a client's state after a round, and removes what no checkpoint can ask for any
+        """Write a client's state after a round, and remove what no checkpoint can ask for any
         more.
 
         It is safe from a crash of the process at once, and from a power cut after :meth:`flush`:
@@ -127,7 +127,7 @@ class PrivateStore:
                 self._path(client, old).unlink(missing_ok=True)
 
     def flush(self) -> None:
-        """Makes all that was saved survive a power cut."""
+        """Make all that was saved survive a power cut."""
         flush_filesystem(self.folder)
 
     def load(self, client: int, server_round: int) -> dict[str, Tensor] | None:

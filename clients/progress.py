@@ -84,7 +84,7 @@ def read_progress(folder: Path) -> list[Count]:
 
 
 def clear_progress(folder: Path) -> None:
-    """Removes what processes that are dead have told."""
+    """Remove what processes that are dead have told."""
     for file in progress_folder(folder).glob("*.json"):
         with contextlib.suppress(OSError):
             file.unlink()

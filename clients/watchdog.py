@@ -25,7 +25,7 @@ _watched_store: PrivateStore | None = None
 
 @contextmanager
 def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
-    """Watches over one message.
+    """Watch over one message.
 
     Args:
         store: the process ends when a newer attempt claims it.
@@ -54,7 +54,7 @@ def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Has this process end when its parent does: a ServerApp whose SuperLink was killed would
+    """Have this process end when its parent does: a ServerApp whose SuperLink was killed would
     wait for it for ever."""
 
     def watch(parent: int) -> None:

@@ -12,7 +12,7 @@ SHORTEST = 32
 
 
 def make_token(path: Path) -> None:
-    """Writes a new token, readable by its owner alone."""
+    """Write a new token, readable by its owner alone."""
     write_atomically(path, secrets.token_hex(SHORTEST).encode(), private=True)
 
 
@@ -37,7 +37,7 @@ def read_token(path: Path) -> str:
 
 
 def log_in(address: str, token: str, flower_home: Path | None = None) -> None:
-    """Has Flower's commands (``flwr run``, ``flwr supernode register`` …) send the token to a
+    """Have Flower's commands (``flwr run``, ``flwr supernode register`` …) send the token to a
     SuperLink.
 
     Args:

@@ -130,7 +130,7 @@ def load_client_model(
     all_classes: bool = False,
     progress: Progress = lambda done, total, what: None,
 ) -> ClientModel:
-    """Loads a client's model from a run's folder.
+    """Load a client's model from a run's folder.
 
     Args:
         run: the run's folder.

@@ -39,7 +39,7 @@ from fedpgp.plain_text import one_line
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input or a run that failed, 130 and
+    """Run the command; return its exit status: 0, 2 for bad input or a run that failed, 130 and
     143 for Ctrl-C and SIGTERM.
     """
     parser = argparse.ArgumentParser(

@@ -30,7 +30,7 @@ from fedpgp.plain_text import written_out
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 for bad input."""
+    """Run the command; return its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.export", description=__doc__.splitlines()[0]
     )
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(model: ClientModel, to: Path) -> None:
-    """Writes the two files.
+    """Write the two files.
 
     Raises:
         FedPGPError: a method whose models answer by more than one feature a class; no room to

@@ -8,7 +8,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def start_peak() -> bool:
-    """Lets the peak of the resident set start from here; False where the system keeps one for a
+    """Let the peak of the resident set start from here; False where the system keeps one for a
     process's whole life (all but Linux), or does not let it be reset."""
     try:
         gc.collect()

@@ -17,7 +17,7 @@ MOST_COMBINATIONS = 64
 
 
 def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> None:
-    """Refuses overrides that name a group, choice or key that does not exist, or that
+    """Refuse overrides that name a group, choice or key that does not exist, or that
     promise what cannot be kept.
 
     Args:
@@ -66,7 +66,7 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
 
 
 def _check_sweep_folder(overrides: Sequence[Override]) -> None:
-    """Refuses a folder that hangs on what a sweep varies: the jobs would not find each other."""
+    """Refuse a folder that hangs on what a sweep varies: the jobs would not find each other."""
     swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
     for override in overrides:
         if override.key_or_group == "experiment":

@@ -24,7 +24,7 @@ PARTS = "parts"
 
 
 def start(config: dict, command: str) -> None:
-    """Runs a new experiment, or each of its parts in turn.
+    """Run a new experiment, or each of its parts in turn.
 
     Raises:
         FedPGPError: anything a person can mend; of the parts, after all were tried.
@@ -49,7 +49,7 @@ def start(config: dict, command: str) -> None:
 
 
 def resume(path: Path, changes: Mapping) -> None:
-    """Resumes a run, or those parts that are not finished.
+    """Resume a run, or those parts that are not finished.
 
     Raises:
         As :func:`start`.

@@ -32,7 +32,7 @@ SHOWN = 3
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 for bad input (images that can
+    """Run the command; return its exit status: 0, or 2 for bad input (images that can
     be read are answered)."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.predict", description=__doc__.splitlines()[0]

@@ -6,7 +6,7 @@ import warnings
 
 
 def quiet(verbose: bool) -> None:
-    """Silences the libraries' own chatter (banners, deprecation notices, tracebacks of errors
+    """Silence the libraries' own chatter (banners, deprecation notices, tracebacks of errors
     that are reported anyway).
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

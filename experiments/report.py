@@ -62,7 +62,7 @@ images_per_second, peak_gpu_mb."""
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 when something asked for is not there."""
+    """Run the command; return its exit status: 0, or 2 when something asked for is not there."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
     try:

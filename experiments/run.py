@@ -43,7 +43,7 @@ FAILED = "failed"
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 for a failure nobody foresaw, 2 for bad
+    """Run the command; return its exit status: 0, 1 for a failure nobody foresaw, 2 for bad
     input, 130 and 143 for Ctrl-C and SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     failures: list[int] = []
@@ -161,7 +161,7 @@ def _wrapped(show_help: Callable[[], None]) -> None:
 
 
 def _remember(failure: str) -> None:
-    """Keeps why a run of a sweep failed: a launcher may have started it on another
+    """Keep why a run of a sweep failed: a launcher may have started it on another
     machine, and continues."""
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:

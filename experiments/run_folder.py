@@ -87,7 +87,7 @@ class RunFolder:
         return folder
 
     def refuse_if_used(self) -> None:
-        """Raises FedPGPError where the folder holds anything."""
+        """Raise FedPGPError where the folder holds anything."""
         path = self.path
         if path.exists() and (
             not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())
@@ -155,7 +155,7 @@ class RunFolder:
         )
 
     def metric(self, record: dict) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         if self._back is not None:
             (length, server_round), self._back = self._back, None
             remove_after(self.path / "checkpoint", server_round)
@@ -172,7 +172,7 @@ class RunFolder:
             raise cannot_write(path, error) from error
 
     def traceback(self, text: str) -> None:
-        """Appends an exception of a method's code to errors.log."""
+        """Append an exception of a method's code to errors.log."""
         path = self.path / "errors.log"
         try:
             with open(path, "a") as file:
@@ -219,7 +219,7 @@ class RunFolder:
         self._back = length, server_round
 
     def refuse_lost_rounds(self) -> None:
-        """Raises FedPGPError where rounds were trained and no checkpoint is left: to begin
+        """Raise FedPGPError where rounds were trained and no checkpoint is left: to begin
         anew would drop them."""
         path = self.path / "metrics.jsonl"
         if path.is_file() and '"kind": "train"' in path.read_text(errors="replace"):
@@ -262,7 +262,7 @@ class RunFolder:
         return summary if isinstance(summary, dict) else {}
 
     def json(self, name: str, value: object) -> None:
-        """Writes a JSON file."""
+        """Write a JSON file."""
         write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -294,7 +294,7 @@ def asked_run(path: Path) -> Path:
 
 
 def check_whole(file: Path, config: object) -> None:
-    """Refuses what is no configuration of a run.
+    """Refuse what is no configuration of a run.
 
     Args:
         file: where it stands.

@@ -39,7 +39,7 @@ def start(
     federation_of: Callable = federation_of,
     grid: Grid | None = None,
 ) -> dict:
-    """Runs a new experiment.
+    """Run a new experiment.
 
     Args:
         config: the resolved configuration (conf/config.yaml's keys).
@@ -80,7 +80,7 @@ def resume(
     federation_of: Callable = federation_of,
     grid: Grid | None = None,
 ) -> dict:
-    """Resumes a run that was stopped or killed, to the same numbers as if it had not been; a
+    """Resume a run that was stopped or killed, to the same numbers as if it had not been; a
     finished one only to more rounds.
 
     Args:

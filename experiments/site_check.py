@@ -88,7 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints what each check finds; returns the command's exit status: 2 where something is wrong.
+    """Print what each check finds; return the command's exit status: 2 where something is wrong.
 
     Raises:
         FedPGPError: the command line cannot work.

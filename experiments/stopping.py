@@ -35,7 +35,7 @@ class Stopper:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles the signals inside the block (in the main thread; elsewhere signals
+        """Handle the signals inside the block (in the main thread; elsewhere signals
         are somebody else's)."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -49,7 +49,7 @@ class Stopper:
                 signal.signal(number, handler)
 
     def install(self) -> None:
-        """Takes both signals, from whoever had them."""
+        """Take both signals, from whoever had them."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._handle)

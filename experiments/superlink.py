@@ -27,7 +27,7 @@ from experiments.superexec import make_secret, start_superexec
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the SuperLink to its end; returns its exit status: 2 for bad input."""
+    """Run the SuperLink to its end; return its exit status: 2 for bad input."""
     options = _parser().parse_args(arguments)
     token = read_token(options.admin_token)
     os.umask(0o077)  # the database and the logs are nobody else's

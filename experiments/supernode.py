@@ -20,7 +20,7 @@ from experiments.superexec import flower, make_secret, readable_once, start_supe
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Becomes Flower's SuperNode; returns 2 for a configuration that cannot work."""
+    """Become Flower's SuperNode; return 2 for a configuration that cannot work."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m experiments.supernode", add_help=False)
     parser.add_argument("--host", default="127.0.0.1")

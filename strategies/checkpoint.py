@@ -39,7 +39,7 @@ class Corrupted(FedPGPError):
 def save_checkpoint(
     folder: Path, server_round: int, tensors: Mapping[str, np.ndarray], info: Mapping[str, object]
 ) -> Path:
-    """Writes the checkpoint of a round and removes all but the newest two.
+    """Write the checkpoint of a round and remove all but the newest two.
 
     Raises:
         FedPGPError: it could not be written (disk full, read-only); the earlier ones are untouched.
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def check_complete(folder: Path, info: Mapping[str, object]) -> None:
-    """Refuses to resume from a checkpoint of a version that did not keep all of :data:`RESUMED`."""
+    """Refuse to resume from a checkpoint of a version that did not keep all of :data:`RESUMED`."""
     if missing := [name for name in RESUMED if name not in info]:
         raise FedPGPError(
             f"the checkpoints in {folder} were written by another version of fedpgp (they lack "
@@ -124,7 +124,7 @@ def latest_checkpoint(
 
 
 def remove_after(folder: Path, server_round: int) -> None:
-    """Removes the checkpoints of later rounds."""
+    """Remove the checkpoints of later rounds."""
     for path in checkpoints(folder):
         if int(_NAME.fullmatch(path.name)[1]) > server_round:
             with contextlib.suppress(OSError):

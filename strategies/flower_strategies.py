@@ -108,7 +108,7 @@ def strategy_state(strategy: flower.Strategy) -> tuple[dict[str, np.ndarray], di
 def restore_strategy(
     strategy: flower.Strategy, tensors: Mapping[str, np.ndarray], values: Mapping[str, object]
 ) -> None:
-    """Puts back what :func:`strategy_state` took."""
+    """Put back what :func:`strategy_state` took."""
     for path, value in values.items():
         target, name = _owner(strategy, path)
         setattr(target, name, value)

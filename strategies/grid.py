@@ -134,7 +134,7 @@ class CohortGrid(Grid):
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Packs messages by node and sends them; returns one id for each logical message."""
+        """Pack messages by node and send them; return one id for each logical message."""
         logical = {message.metadata.dst_node_id: with_id(message) for message in messages}
         self.exchange.traffic.down += count_bytes(message.content for message in logical.values())
         by_kind: dict[str, dict[int, Message]] = {}
@@ -263,7 +263,7 @@ class CohortGrid(Grid):
         return [self._replies.pop(i) for i in ids if i in self._replies]
 
     def _wait(self, seconds: float) -> None:
-        """Waits for a reply: until there is one, where the grid can tell."""
+        """Wait for a reply: until there is one, where the grid can tell."""
         wait = getattr(self.inner, "wait", time.sleep)
         wait(seconds)
 

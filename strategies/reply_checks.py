@@ -112,7 +112,7 @@ def check_update(
     epochs: float = math.inf,
     step_metrics: Collection[str] = (),
 ) -> None:
-    """Checks the reply to a training message, and leaves in it what every reply has: Flower's
+    """Check the reply to a training message, and leave in it what every reply has: Flower's
     strategies refuse all replies when one has more than another.
 
     Args:
@@ -158,7 +158,7 @@ def check_update(
 
 
 def check_figures(content: RecordDict, figures: Collection[str]) -> None:
-    """Checks the reply to an evaluation message, and leaves in it the figures that were asked for.
+    """Check the reply to an evaluation message, and leave in it the figures that were asked for.
 
     Args:
         content: the reply; changed in place.

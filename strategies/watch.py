@@ -36,7 +36,7 @@ class Watch:
     def during(
         self, server_round: int, kind: str, ask: str = ""
     ) -> Iterator[Callable[[int, int], None]]:
-        """Tells for as long as the block lasts; gives what is to be called with (clients
+        """Tell for as long as the block lasts; give what is to be called with (clients
         answered, clients asked).
 
         Args:

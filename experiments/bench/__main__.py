@@ -40,7 +40,7 @@ BENCHES = {
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 for bad input."""
+    """Run the command; return its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench",
         description=__doc__,

@@ -163,7 +163,7 @@ def _run(arguments: argparse.Namespace, clients: int, options: Sequence[str]) ->
 
 
 def _watched(command: Sequence[str], metrics: Path) -> dict[int, float]:
-    """Runs a command; the most memory (MiB, all its processes together, shared pages once) in each
+    """Run a command; the most memory (MiB, all its processes together, shared pages once) in each
     round."""
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     most: dict[int, float] = {}

@@ -90,7 +90,7 @@ class ProgressLine:
             self._live.update(line)
 
     def stop(self) -> None:
-        """Takes the live line away. Safe to call twice."""
+        """Take the live line away. Safe to call twice."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -42,7 +42,7 @@ _TILES_A_DOMAIN = 12
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes `run_dir/report.html` from the files of the run folder and returns its path.
+    """Write `run_dir/report.html` from the files of the run folder and return its path.
 
     A run that did not finish gets a page of what there is. Raises FedPGPError naming a file that is
     damaged, or that cannot be written.

@@ -230,7 +230,7 @@ def block_figure(block: dict | None, name: str) -> float:
 
 
 def read_run(path: str | Path) -> Run:
-    """Reads a run folder, finished or not.
+    """Read a run folder, finished or not.
 
     Raises FedPGPError, naming the file, when config.yaml is missing or a file is damaged. The last
     line of metrics.jsonl may be torn (the run was killed while writing it): it is left out. Of a

@@ -34,7 +34,7 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
 
 
 def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
-    """Writes ``ca.crt``, ``server.pem`` and ``server.key`` for a server that is reached by
+    """Write ``ca.crt``, ``server.pem`` and ``server.key`` for a server that is reached by
     ``hosts`` (names or addresses), and on its own machine by the loopback.
 
     The authority's own key is thrown away: no further certificate can be made in its name.
@@ -79,7 +79,7 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def make_node_key(path: Path) -> None:
-    """Writes a node's private key to ``path`` and its public key to ``path.pub``, both in OpenSSH's
+    """Write a node's private key to ``path`` and its public key to ``path.pub``, both in OpenSSH's
     format (Flower reads no other).
     """
     key = ec.generate_private_key(ec.SECP384R1())

@@ -57,5 +57,5 @@ class InlineGrid(LocalGrid):
 
 
 def run_inline(server_app: ServerApp, grid: InlineGrid) -> None:
-    """Runs a ServerApp on the inline grid, in this thread."""
+    """Run a ServerApp on the inline grid, in this thread."""
     server_app(grid, Context(0, 0, {}, RecordDict(), {}))

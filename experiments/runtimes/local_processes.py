@@ -84,7 +84,7 @@ class LocalProcesses:
     def run(
         self, overrides: Sequence[str], say: Callable[[str], None] = print, command: str = ""
     ) -> None:
-        """Runs the ServerApp with these overrides to its end, and says what it says.
+        """Run the ServerApp with these overrides to its end, and say what it says.
 
         Args:
             overrides: as for experiments.run.
@@ -124,7 +124,7 @@ class LocalProcesses:
         return self.folder / f"client_{node}" / "state"
 
     def interrupt(self) -> None:
-        """Asks the ServerApp to stop and save, as Ctrl-C does in a simulation, and waits until it
+        """Ask the ServerApp to stop and save, as Ctrl-C does in a simulation, and wait until it
         has."""
         running = self.server_apps()
         for process in running:
@@ -132,7 +132,7 @@ class LocalProcesses:
         psutil.wait_procs(running, timeout=STOP_SECONDS)
 
     def start_node(self, node: int, key: Path | None = None, *options: str) -> subprocess.Popen:
-        """Starts (again) the SuperNode of a client.
+        """Start (again) the SuperNode of a client.
 
         Args:
             node: which.
@@ -165,13 +165,13 @@ class LocalProcesses:
         return self.supernodes[node]
 
     def kill_node(self, node: int, number: int = signal.SIGKILL) -> None:
-        """Ends a client's SuperNode and what it has started."""
+        """End a client's SuperNode and what it has started."""
         process = self.supernodes[node]
         os.killpg(process.pid, number)
         process.wait()
 
     def bring_back(self, node: int) -> None:
-        """Starts a killed SuperNode again, and again while it is sent away, as its service manager
+        """Start a killed SuperNode again, and again while it is sent away, as its service manager
         would.
 
         Raises:
@@ -196,7 +196,7 @@ class LocalProcesses:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def stop(self) -> None:
-        """Ends every process that was started."""
+        """End every process that was started."""
         _end(
             [process for process in [*self.supernodes, self.superlink] if process is not None],
             STOP_SECONDS,
@@ -335,7 +335,7 @@ def end_with_starter() -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen], patience: float) -> None:
-    """Ends processes and their groups: asked first, then made to."""
+    """End processes and their groups: asked first, then made to."""
     members = []
     for process in processes:
         try:

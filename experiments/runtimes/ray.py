@@ -60,8 +60,8 @@ class Workers:
 def ray_cluster(
     runtime: Mapping, device: str, clients: int, *, verbose: bool = False
 ) -> Iterator[Workers]:
-    """Starts a Ray of this run alone on this machine, or joins ``runtime.address``,
-    and leaves it at the end.
+    """Start a Ray of this run alone on this machine, or join ``runtime.address``,
+    and leave it at the end.
 
     Args:
         runtime, device: of the configuration.

@@ -58,7 +58,7 @@ _asks_for_token = False  # whether this process imported Ray with a token
 
 @contextmanager
 def private_session() -> Iterator[Session]:
-    """Sets up the environment of a Ray that starts here, and makes a folder for its files.
+    """Set up the environment of a Ray that starts here, and make a folder for its files.
 
     At the end the environment is as before and the folder is gone. A folder that was left over, by
     a process that was killed, is removed by the next start on this machine.
@@ -83,14 +83,14 @@ def private_session() -> Iterator[Session]:
 
 
 def end_sessions() -> None:
-    """Ends the Rays that this process has started and removes their folders, at once: for a process
+    """End the Rays that this process has started and remove their folders, at once: for a process
     that does not leave by the usual way."""
     for session in _sessions:
         remove_session(session.folder)
 
 
 def remove_session(folder: Path) -> None:
-    """Removes a session's folder, and ends what is still at work in it: Ray's agents outlive a
+    """Remove a session's folder, and end what is still at work in it: Ray's agents outlive a
     driver that was killed by a minute."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

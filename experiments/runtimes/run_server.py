@@ -29,7 +29,7 @@ def run_server(
     console: Console,
     flower: Grid | None,
 ) -> Server:
-    """Runs server and clients in the runtime of the configuration, or the server alone
+    """Run server and clients in the runtime of the configuration, or the server alone
     where Flower runs both."""
     deadline = float(config["runtime"]["round_timeout"] or 0)
     if flower is not None:

@@ -1,5 +1,4 @@
-"""A federation on small made-up data with two domains: who is scored on what,
-compared with plain loops."""
+"""Training and evaluation of a small federation with two domains, compared with plain loops."""
 
 import io
 from dataclasses import replace
