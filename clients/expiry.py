@@ -13,7 +13,7 @@ VARIABLE = "FEDPGP_CERTIFICATES"
 
 
 def days_left(path: Path) -> float:
-    """Days until a file's certificates expire: the first of a server's chain, the last
+    """Return the days until a file's certificates expire: the first of a server's chain, the last
     one of several authorities.
 
     Raises:

@@ -6,7 +6,7 @@ import sys
 
 
 def peak_rss_mb() -> float:
-    """The most memory this process ever held, in MiB."""
+    """Return the most memory this process ever held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

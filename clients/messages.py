@@ -75,13 +75,13 @@ class Job:
 
     @staticmethod
     def of(content: RecordDict) -> "Job":
-        """The job in a packed message."""
+        """Return the job in a packed message."""
         fields = dict(content["job"])
         return Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
-    """The strategy's records for each client (client -> content) as one content."""
+    """Return the strategy's records for each client (client -> content) as one content."""
     packed = RecordDict({"job": job.record()})
     clients = sorted(contents)
     for name in contents[clients[0]]:
@@ -96,7 +96,7 @@ def pack(job: Job, contents: Mapping[int, RecordDict]) -> RecordDict:
 
 
 def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, Record]]:
-    """The inverse of :func:`pack`: client -> its records by name."""
+    """Return the inverse of :func:`pack`: client -> its records by name."""
     common = {
         name: full(record) for name, record in content.items() if "/" not in name and name != "job"
     }
@@ -111,8 +111,8 @@ def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, R
 def pack_reply(
     contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]
 ) -> RecordDict:
-    """A node's answers (client -> content), its clients' failures (client -> reason) and its own
-    account."""
+    """Return a node's answers (client -> content), its clients' failures (client -> reason) and its
+    own account."""
     packed = RecordDict(
         {"errors": ConfigRecord({str(c): reason or "unknown" for c, reason in errors.items()})}
     )
@@ -124,7 +124,8 @@ def pack_reply(
 
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:
-    """Bytes of the records in these contents: tensors, numbers, texts and their names."""
+    """Return the bytes of the records in these contents: tensors, numbers, texts and their
+    names."""
     return sum(
         len(name) + _record_bytes(record)
         for content in contents
@@ -142,7 +143,7 @@ def _lean(record: Record) -> Record:
 
 
 def full(record: Record) -> Record:
-    """A record as it was before it was packed: tensors with Flower's header."""
+    """Return a record as it was before it was packed: tensors with Flower's header."""
     if not isinstance(record, ArrayRecord):
         return record
     return ArrayRecord(
@@ -166,7 +167,7 @@ def _record_bytes(record: Record) -> int:
 
 
 def _array_bytes(array: Array) -> int:
-    """Bytes of a tensor, without a header and never more than there are."""
+    """Return the bytes of a tensor, without a header and never more than there are."""
     if array.stype == BARE:
         return len(array.data)
     return min(len(array.data), math.prod(array.shape) * np.dtype(array.dtype).itemsize)

@@ -84,7 +84,7 @@ class PrivateStore:
         return name
 
     def configuration(self, name: str) -> str:
-        """The configuration of this name.
+        """Return the configuration of this name.
 
         Raises:
             FedPGPError: it was never given, or is damaged.
@@ -131,8 +131,8 @@ class PrivateStore:
         flush_filesystem(self.folder)
 
     def load(self, client: int, server_round: int) -> dict[str, Tensor] | None:
-        """A client's state as it was after ``server_round``; None for round 0, when there is none
-        yet.
+        """Return a client's state as it was after ``server_round``; None for round 0, when there is
+        none yet.
 
         Raises:
             FedPGPError: the state is not there or cannot be read.
@@ -188,7 +188,8 @@ class PrivateStore:
 
 
 def owner(folder: Path) -> tuple[str | None, int]:
-    """Who owns a folder of private states: (run id, attempt), (None, 0) when nobody does yet.
+    """Return who owns a folder of private states: (run id, attempt), (None, 0) when nobody does
+    yet.
 
     In a folder that a run has used and whose record was lost, the attempt is the seconds since the
     epoch: more than anybody ever counted to, so that the next one is the highest on every machine

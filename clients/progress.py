@@ -69,12 +69,12 @@ class Progress:
 
 
 def progress_folder(folder: Path) -> Path:
-    """Where the files are, below the folder of the private states."""
+    """Return where the files are, below the folder of the private states."""
     return folder / "progress"
 
 
 def read_progress(folder: Path) -> list[Count]:
-    """What the processes have told."""
+    """Return what the processes have told."""
     found = []
     for file in progress_folder(folder).glob("[!.]*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # gone again

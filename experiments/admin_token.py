@@ -17,7 +17,7 @@ def make_token(path: Path) -> None:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file.
+    """Return the token in a file.
 
     Raises:
         FedPGPError: it cannot be read, or is too short to be a secret.

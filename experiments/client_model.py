@@ -90,7 +90,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(options: argparse.Namespace) -> ClientModel:
-    """What a command line asks for; says on standard error what somebody might not expect of it."""
+    """Return what a command line asks for; says on standard error what somebody might not expect of
+    it."""
     how = {
         "weights": options.weights,
         "data_root": options.data_root,
@@ -221,7 +222,7 @@ def load_client_model(
 
 
 def _committed(rounds: np.ndarray, client: int | None) -> int:
-    """The round whose private state a client has; 0 for none, and for the global model.
+    """Return the round whose private state a client has; 0 for none, and for the global model.
 
     Raises:
         FedPGPError: the run has no such client.
@@ -237,7 +238,7 @@ def _committed(rounds: np.ndarray, client: int | None) -> int:
 
 
 def _weights(model: Mapping, given: Path | None) -> str | None:
-    """Where the model's weights come from.
+    """Return where the model's weights come from.
 
     Raises:
         FedPGPError: the run's weights are a file that this machine does not have.

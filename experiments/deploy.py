@@ -194,7 +194,7 @@ def _local(options: argparse.Namespace) -> int:
 
 
 def _sites(options: argparse.Namespace) -> list[dict]:
-    """What each node is told of itself."""
+    """Return what each node is told of itself."""
     if options.data is None:
         if options.clients is None or options.clients < 1:
             raise FedPGPError("say how many clients: --clients 5 (1 or more)")

@@ -84,7 +84,7 @@ def _group(group: str) -> str:
 
 
 def _about(path: Path) -> str:
-    """The first sentence of a file: the comment below its command."""
+    """Return the first sentence of a file: the comment below its command."""
     comments = []
     for line in path.read_text().splitlines():
         if line.startswith("# @package") or line.startswith("# python "):

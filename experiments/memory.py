@@ -20,6 +20,7 @@ def start_peak() -> bool:
 
 
 def status_mb(field: str) -> float:
-    """A size that Linux tells of this process, in MiB: `VmRSS` now, `VmHWM` at its highest."""
+    """Return a size that Linux tells of this process, in MiB: `VmRSS` now, `VmHWM` at its
+    highest."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 2**10

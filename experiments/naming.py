@@ -18,7 +18,7 @@ UNNAMED = ("run_dir", "resume", "verbose", "runtime", "logger", "hydra")
 
 
 def job_name(overrides: Sequence[str]) -> str:
-    """The name of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``.
+    """Return the name of one run in a sweep, from its overrides: ``method=fedpgp,seed=1``.
 
     Where characters had to be replaced or the name cut, it ends with a digest of the whole setting,
     so that two settings never have one name.
@@ -28,7 +28,7 @@ def job_name(overrides: Sequence[str]) -> str:
 
 
 def named(overrides: Sequence[str]) -> list[str]:
-    """The overrides that make up a name, sorted; ``+key=1`` and ``key=1`` set the same."""
+    """Return the overrides that make up a name, sorted; ``+key=1`` and ``key=1`` set the same."""
     kept = (o.lstrip("+") for o in overrides)
     return sorted(
         o for o in kept if o.lstrip("~").startswith(FIXED) or not o.lstrip("~").startswith(UNNAMED)
@@ -36,7 +36,7 @@ def named(overrides: Sequence[str]) -> list[str]:
 
 
 def unique_name(text: str, unsafe: str) -> str:
-    """A text as the name of a file: itself, or what is left of it and a digest.
+    """Return a text as the name of a file: itself, or what is left of it and a digest.
 
     Args:
         text: anything.
@@ -51,8 +51,8 @@ def unique_name(text: str, unsafe: str) -> str:
 
 
 def older_job_name(overrides: Sequence[str]) -> str:
-    """What a sweep's folder was named when two settings could share a name: such
-    folders are found again."""
+    """Return what a sweep's folder was named when two settings could share a name: such folders are
+    found again."""
     return (
         re.sub(r"[^\w=.,+-]+", "-", ",".join(sorted(o.lstrip("~") for o in named(overrides))))[
             :LONGEST

@@ -107,7 +107,7 @@ def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> 
 
 
 def _several_values(override: Override, groups: Mapping[str, list[str]], sweep: bool | None) -> str:
-    """The message for ``seed=0,1`` where one value is needed."""
+    """Return the message for ``seed=0,1`` where one value is needed."""
     key, text = override.key_or_group, override.input_line.partition("=")[2]
     what = (
         "a sweep is started with experiments.run -m"

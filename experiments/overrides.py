@@ -39,7 +39,7 @@ _INTERPOLATION = "${"
 
 
 def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
-    """Arguments in which every path can be read by Hydra, with its ``~`` expanded.
+    """Return arguments in which every path can be read by Hydra, with its ``~`` expanded.
 
     Hydra's grammar has no ``~``, letters beyond ASCII, or ``, = ( ) &`` in a value without
     quotes, which a person at a shell cannot know;
@@ -54,7 +54,7 @@ def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
 
 
 def user_path(text: str) -> Path:
-    """A path of an option, with its ``~`` expanded."""
+    """Return a path of an option, with its ``~`` expanded."""
     return Path(text).expanduser()
 
 
@@ -111,17 +111,17 @@ def _quoted(text: str) -> str:
 
 
 def typed(key: str, value: object) -> str:
-    """An override as it is typed at a shell: ``resume=RUN`` in an error's advice."""
+    """Return an override as it is typed at a shell: ``resume=RUN`` in an error's advice."""
     return shlex.quote(override_of(key, value))
 
 
 def run_command(**overrides: object) -> str:
-    """The command that runs an experiment with these settings."""
+    """Return the command that runs an experiment with these settings."""
     return " ".join([RUN, *(typed(key, value) for key, value in overrides.items())])
 
 
 def resume_command(started: str, run: Path, key: str = "resume", **more: object) -> str:
-    """The command that resumes a run, or starts another of its kind.
+    """Return the command that resumes a run, or starts another of its kind.
 
     Args:
         started: the command that the run was started with: of a simulation, or of a deployment.
@@ -138,8 +138,8 @@ def resume_command(started: str, run: Path, key: str = "resume", **more: object)
 
 
 def again_command(started: str) -> str:
-    """The command that makes a run again: the one that started it, without the folder that it
-    has."""
+    """Return the command that makes a run again: the one that started it, without the folder that
+    it has."""
     if started.startswith(FLOWER):
         return started
     try:
@@ -150,7 +150,7 @@ def again_command(started: str) -> str:
 
 
 def flower_command(overrides: Sequence[str]) -> str:
-    """The command that runs an experiment on a Flower federation, the one that ``flwr``
+    """Return the command that runs an experiment on a Flower federation, the one that ``flwr``
     takes without a name."""
     return (
         f"{FLOWER} . --stream --run-config "
@@ -159,7 +159,7 @@ def flower_command(overrides: Sequence[str]) -> str:
 
 
 def toml(value: object) -> str:
-    """A value as TOML has it, a text between quotes and with none inside: of the pairs
+    """Return a value as TOML has it, a text between quotes and with none inside: of the pairs
     ``name="text"`` on its command line Flower looks for the next quote.
 
     Raises:

@@ -61,17 +61,17 @@ def resume(path: Path, changes: Mapping) -> None:
 
 
 def started(path: Path) -> bool:
-    """Whether there is a run, or parts of one, in a folder."""
+    """Return whether there is a run, or parts of one, in a folder."""
     return (path / "config.yaml").exists() or (path / WHOLE).exists()
 
 
 def finished(path: Path, rounds: int) -> bool:
-    """Whether the run in a folder, or the last of its parts, has all its rounds."""
+    """Return whether the run in a folder, or the last of its parts, has all its rounds."""
     return finished_already(RunFolder(path), rounds) is not None
 
 
 def stored(path: Path) -> dict:
-    """The configuration that a folder's run, or all its parts, were started with.
+    """Return the configuration that a folder's run, or all its parts, were started with.
 
     Raises:
         FedPGPError: it is no run's folder.
@@ -87,7 +87,7 @@ def stored(path: Path) -> dict:
 
 
 def _part(path: Path, option: str, value: str) -> Path:
-    """A part's folder; a value that is no name of a file gets a digest."""
+    """Return a part's folder; a value that is no name of a file gets a digest."""
     return path / unique_name(f"{option}={value}", r"[/\0]+")
 
 

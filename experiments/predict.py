@@ -102,8 +102,8 @@ def _in_words(probability: torch.Tensor, names: Sequence[str]) -> str:
 
 @torch.no_grad()
 def predict(model: ClientModel, images: Iterable[Image.Image]) -> torch.Tensor:
-    """Probability of each class for each image, (images, classes); each image is let
-    go when it is prepared."""
+    """Return the probability of each class for each image, (images, classes); each image is let go
+    when it is prepared."""
     method, clip = model.federation.method, model.federation.method.task.clip
     prepared = [clip.preprocess(image) for image in images]
     if not prepared:

@@ -167,7 +167,7 @@ def _as(
     published: list[printing.Grid],
     remarks: list[str],
 ) -> str:
-    """The tables in the format asked for; in a terminal they are printed, and nothing is
+    """Return the tables in the format asked for; in a terminal they are printed, and nothing is
     returned."""
     if options.format == "csv":
         return "\n".join(
@@ -212,7 +212,7 @@ def _as(
 
 
 def _width() -> int:
-    """The columns of the terminal; 120 where there is none."""
+    """Return the columns of the terminal; 120 where there is none."""
     return shutil.get_terminal_size((120, 24)).columns
 
 

@@ -13,7 +13,8 @@ FIXED = ("runtime.dropout", "runtime.slow_clients")
 
 
 def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping) -> list[str]:
-    """Keys that the command line of a resume sets to something else than the run was started with.
+    """Return keys that the command line of a resume sets to something else than the run was started
+    with.
 
     Args:
         arguments: the overrides.
@@ -35,5 +36,5 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
 
 
 def may_change_on_resume(key: str) -> bool:
-    """Whether a setting may change when a run is resumed."""
+    """Return whether a setting may change when a run is resumed."""
     return key.split(".")[0] in RESUMABLE and key not in FIXED

@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _together(arguments: list[str]) -> list[str]:
-    """The arguments with the settings behind an option (``method=coop -m seed=0,1``) beside those
-    before it: argparse takes one row of them only.
+    """Return the arguments with the settings behind an option (``method=coop -m seed=0,1``) beside
+    those before it: argparse takes one row of them only.
 
     Raises:
         FedPGPError: an option that does not exist.
@@ -125,7 +125,8 @@ def _together(arguments: list[str]) -> list[str]:
 
 
 def _is_sweep(asked: argparse.Namespace) -> bool:
-    """Whether a sweep is asked for; an experiment that is one may be run once, but that is said."""
+    """Return whether a sweep is asked for; an experiment that is one may be run once, but that is
+    said."""
     modes = [
         str(o.value()).upper() for o in parse(asked.overrides) if o.key_or_group == "hydra.mode"
     ]
@@ -221,7 +222,7 @@ def _one_of_many(
 
 
 def _folder_of_job(folder: Path, config: dict, overrides: list[str]) -> Path:
-    """A job's own folder in a sweep's; one with an older name only where it holds this very
+    """Return a job's own folder in a sweep's; one with an older name only where it holds this very
     setting."""
     from experiments import parts
 
@@ -232,8 +233,8 @@ def _folder_of_job(folder: Path, config: dict, overrides: list[str]) -> Path:
 
 
 def _sweep_again(arguments: list[str]) -> list[str]:
-    """The arguments of a resumed sweep: after ``-m resume=FOLDER`` alone, those it was started
-    with.
+    """Return the arguments of a resumed sweep: after ``-m resume=FOLDER`` alone, those it was
+    started with.
 
     Raises:
         FedPGPError: nothing can be resumed there, or a part of the first command line is missing.
@@ -267,8 +268,8 @@ def _sweep_again(arguments: list[str]) -> list[str]:
 
 
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
-    """Settings of this command line that a resumed run may take over; others are
-    refused, and fewer rounds."""
+    """Return settings of this command line that a resumed run may take over; others are refused,
+    and fewer rounds."""
     from experiments.finished_run import check_more_rounds
     from experiments.parts import stored as stored_in
 

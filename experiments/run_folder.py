@@ -66,7 +66,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping, command: str) -> "RunFolder":
-        """A new folder with its config.yaml.
+        """Return a new folder with its config.yaml.
 
         Raises:
             FedPGPError: it exists already and is not empty, or cannot be made; another
@@ -99,7 +99,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", dict]:
-        """A folder that exists, and the configuration it was started with.
+        """Return a folder that exists, and the configuration it was started with.
 
         Raises:
             FedPGPError: it is no run's folder.
@@ -181,7 +181,7 @@ class RunFolder:
             raise cannot_write(path, error) from error
 
     def metrics_length(self) -> int:
-        """Bytes of metrics.jsonl."""
+        """Return the bytes of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         return path.stat().st_size if path.exists() else 0
 
@@ -267,8 +267,8 @@ class RunFolder:
 
 
 def asked_run(path: Path) -> Path:
-    """The folder that ``--run`` means: a run's own, or the newest run's below it, which
-    is said on standard error.
+    """Return the folder that ``--run`` means: a run's own, or the newest run's below it, which is
+    said on standard error.
 
     Raises:
         FedPGPError: a sweep's folder: its runs differ, and one of them has to be named.
@@ -326,7 +326,7 @@ def default_folder(name: str) -> Path:
 
 
 def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
-    """Where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new
+    """Return where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new
     outputs/<name>/<time>."""
     return str(resume or run_dir or default_folder(name))
 
@@ -342,8 +342,8 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with "+changes" when files differ from it; None
-    outside a git checkout."""
+    """Return the commit of this code, with "+changes" when files differ from it; None outside a git
+    checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

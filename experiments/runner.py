@@ -168,7 +168,7 @@ def _run(
 
 
 def _what_helps(error: FedPGPError, command: str) -> str:
-    """What to do after this error: ``command`` resumes the run, where that can help."""
+    """Return what to do after this error: ``command`` resumes the run, where that can help."""
     if not isinstance(error, RepeatingError):
         return f"resume with: {command}"
     return f"{error.advice} resume with: {command}" if error.resumable else error.advice

@@ -23,7 +23,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def composed(overrides: Iterable[str] = ()) -> dict:
-    """The configuration as a plain nested dict.
+    """Return the configuration as a plain nested dict.
 
     Raises:
         FedPGPError: what Hydra refuses, in a line.
@@ -41,7 +41,7 @@ def composed(overrides: Iterable[str] = ()) -> dict:
 
 
 def resolved(config: DictConfig) -> dict:
-    """A configuration as a plain nested dict, with its interpolations resolved.
+    """Return a configuration as a plain nested dict, with its interpolations resolved.
 
     Raises:
         FedPGPError: what OmegaConf refuses, in a line: an interpolation of a key that is not there.
@@ -53,7 +53,7 @@ def resolved(config: DictConfig) -> dict:
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Command-line overrides, read by Hydra's grammar.
+    """Return command-line overrides, read by Hydra's grammar.
 
     Raises:
         FedPGPError: one that cannot be read.
@@ -87,7 +87,7 @@ def check_text(argument: str) -> None:
 
 
 def choices() -> dict[str, list[str]]:
-    """Group -> its choices."""
+    """Return group -> its choices."""
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(CONF.iterdir())
@@ -96,7 +96,7 @@ def choices() -> dict[str, list[str]]:
 
 
 def swept_by(experiment: str) -> list[str]:
-    """The keys that an experiment of conf/experiment has several values of."""
+    """Return the keys that an experiment of conf/experiment has several values of."""
     try:
         config = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text()) or {}
     except OSError:  # null, or unknown, which is said elsewhere

@@ -118,8 +118,8 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def as_node(node: Mapping[str, object], config: Mapping) -> Federation:
-    """The federation as the node of a site sees it; nothing is kept of it. Images are listed, not
-    opened.
+    """Return the federation as the node of a site sees it; nothing is kept of it. Images are
+    listed, not opened.
 
     Args:
         node: its configuration, without ``state-dir``.
@@ -153,7 +153,7 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _configuration(options: argparse.Namespace) -> dict:
-    """The federation's: of a run, or of the words of the command line.
+    """Return the federation's: of a run, or of the words of the command line.
 
     Raises:
         FedPGPError: it cannot be read, or cannot work.

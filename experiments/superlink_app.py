@@ -42,7 +42,7 @@ class AdminToken(ControlAuthnPlugin):
         self._token = token.encode()
 
     def validate_tokens_in_metadata(self, metadata: Metadata) -> tuple[bool, AccountInfo | None]:
-        """Whether a request has the token, and Flower's only account."""
+        """Return whether a request has the token, and Flower's only account."""
         sent = [
             value.encode() if isinstance(value, str) else value
             for key, value in metadata

@@ -59,7 +59,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """A checkpoint's tensors and information.
+    """Return a checkpoint's tensors and information.
 
     Raises:
         Corrupted: the file is damaged, or cannot be read.
@@ -105,8 +105,8 @@ def check_complete(folder: Path, info: Mapping[str, object]) -> None:
 def latest_checkpoint(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], dict] | None:
-    """The newest intact checkpoint, None where there is none at all; damaged ones are named through
-    ``warn`` and passed over.
+    """Return the newest intact checkpoint, None where there is none at all; damaged ones are named
+    through ``warn`` and passed over.
 
     Raises:
         FedPGPError: there are checkpoints but none is intact, or the newest intact one has another
@@ -132,7 +132,7 @@ def remove_after(folder: Path, server_round: int) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint files of a folder, oldest first."""
+    """Return the checkpoint files of a folder, oldest first."""
     found = {
         int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))
     }

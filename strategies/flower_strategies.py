@@ -27,7 +27,7 @@ _OURS = {
 
 
 def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
-    """A Flower strategy by name, with its own options (``server_momentum``, ``eta``,
+    """Return a Flower strategy by name, with its own options (``server_momentum``, ``eta``,
     ``num_malicious_nodes`` …); those of the server are passed over.
 
     Raises:
@@ -49,12 +49,12 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
 
 
 def own_options(name: str) -> list[str]:
-    """The options of a strategy that a configuration may set."""
+    """Return the options of a strategy that a configuration may set."""
     return [o for o in inspect.signature(STRATEGIES[name]).parameters if o not in _OURS]
 
 
 def clients_needed(strategy: flower.Strategy) -> int:
-    """The fewest clients a strategy can aggregate, whatever is wrapped around it."""
+    """Return the fewest clients a strategy can aggregate, whatever is wrapped around it."""
     while isinstance(inner := getattr(strategy, "strategy", None), flower.Strategy):
         strategy = inner
     malicious = getattr(strategy, "num_malicious_nodes", 0)
@@ -79,7 +79,7 @@ def seed_libraries(seed: int, server_round: int) -> None:
 
 
 def strategy_state(strategy: flower.Strategy) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """A strategy's state between rounds: tensors by path ("m_t/d/p_G"), and plain values by
+    """Return a strategy's state between rounds: tensors by path ("m_t/d/p_G"), and plain values by
     path."""
     tensors: dict[str, np.ndarray] = {}
     values: dict[str, object] = {}

@@ -97,14 +97,14 @@ class CohortGrid(Grid):
     # What a strategy sees. ------------------------------------------------------------------------
 
     def get_node_ids(self) -> Iterable[int]:
-        """The logical clients a strategy may choose from: ``available``, all of them unless
+        """Return the logical clients a strategy may choose from: ``available``, all of them unless
         the server narrowed it."""
         return list(self.available)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """One reply for each message, sorted by client; a client without an answer gets an
+        """Return one reply for each message, sorted by client; a client without an answer gets an
         error reply that says why.
 
         Raises:
@@ -146,7 +146,7 @@ class CohortGrid(Grid):
         return [message.metadata.message_id for message in logical.values()]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these logical messages that have come so far."""
+        """Return the replies to these logical messages that have come so far."""
         due = [packed for packed in self._paused if packed.due <= time.monotonic()]
         self._paused = [packed for packed in self._paused if packed not in due]
         for packed in due:
@@ -166,7 +166,7 @@ class CohortGrid(Grid):
     # Underneath. ----------------------------------------------------------------------------------
 
     def _assign(self, clients: Sequence[int]) -> dict[int, list[int]]:
-        """Node -> its clients, ascending."""
+        """Return node -> its clients, ascending."""
         if self.registry is not None:
             node_of = self.registry.node_of
             assigned: dict[int, list[int]] = {}
@@ -300,7 +300,7 @@ def balance(clients: Sequence[int], work: Sequence[float], nodes: int) -> list[l
 
 
 def readable(reason: str) -> str:
-    """The useful part of an error text that went through Flower: the last line that says
+    """Return the useful part of an error text that went through Flower: the last line that says
     something."""
     reason = reason[-LONGEST_REASON:]
     said = reason.rpartition("occurred. Message: ")[2]

@@ -23,8 +23,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_handshake(content: RecordDict) -> dict:
-    """A node's first answer (:meth:`clients.request.ClientRequest.handshake`): ``client`` and its
-    ``name``, and ``row``, or ``rejection`` and ``transient``.
+    """Return a node's first answer (:meth:`clients.request.ClientRequest.handshake`): ``client``
+    and its ``name``, and ``row``, or ``rejection`` and ``transient``.
 
     Raises:
         InvalidReply: it cannot be read.
@@ -54,7 +54,7 @@ def read_handshake(content: RecordDict) -> dict:
 def read_row(
     value: object, client: int, table: Sequence[Mapping] | None = None, *, simulated: bool = False
 ) -> dict:
-    """A client's row of the table.
+    """Return a client's row of the table.
 
     Args:
         value: what its node says.
@@ -91,8 +91,8 @@ def read_row(
 
 
 def read_samples(value: object, client: int) -> list[dict]:
-    """Images with a client's answers (:func:`fedpgp.evaluation.samples.samples`), the images in
-    base64.
+    """Return images with a client's answers (:func:`fedpgp.evaluation.samples.samples`), the images
+    in base64.
 
     Raises:
         InvalidReply: they are none.
@@ -120,7 +120,7 @@ def read_samples(value: object, client: int) -> list[dict]:
 
 
 def json_answer(content: RecordDict, most: int) -> object:
-    """The JSON in an answer to a question.
+    """Return the JSON in an answer to a question.
 
     Args:
         content: the answer.

@@ -261,7 +261,8 @@ class NodeRegistry:
             self._reject(entry, f"a node cannot take part: {reason}", client)
 
     def _displaced(self, holder: int, client: int) -> bool:
-        """Whether the node that is a client may be it no longer: another was registered since."""
+        """Return whether the node that is a client may be it no longer: another was registered
+        since."""
         objection = self.keys.objection(client, self._infos[holder])
         if objection:
             self._reject(self._entries[holder], f"a node cannot take part: {objection}")

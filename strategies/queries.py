@@ -84,7 +84,7 @@ def _query(
     need: int,
     ask: str,
 ) -> Request:
-    """The same question to each of these clients."""
+    """Return the same question to each of these clients."""
 
     def configure() -> list[Message]:
         return [
@@ -175,7 +175,7 @@ def without_figures(table: Sequence[Mapping], least: int) -> str:
 
 
 def _not_there(clients: Sequence[int], waiting: int) -> str:
-    """What to say of clients that were waited for in vain."""
+    """Return what to say of clients that were waited for in vain."""
     text = f"the nodes of clients {', '.join(map(str, clients))} are not there"
     if waiting:
         text += (

@@ -181,7 +181,7 @@ def check_figures(content: RecordDict, figures: Collection[str]) -> None:
 
 
 def _account(content: RecordDict, asked: Mapping[int, Message], failures: bool) -> dict:
-    """What a node says of its work."""
+    """Return what a node says of its work."""
     said = read_json(content["node"]["account"], ACCOUNT_BYTES + CLIENT_BYTES * len(asked))
     found: dict[str, object] = {}
     for name in ("seconds", "rss_mb", "gpu_mb"):
@@ -205,8 +205,8 @@ def _account(content: RecordDict, asked: Mapping[int, Message], failures: bool) 
 
 
 def _records(records: Mapping[str, object], message: Message) -> RecordDict:
-    """A client's records, tensors unpacked; each is of its kind, and not larger than what was
-    sent."""
+    """Return a client's records, tensors unpacked; each is of its kind, and not larger than what
+    was sent."""
     sent = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
     kinds = {"arrays": ArrayRecord, "metrics": MetricRecord, "answer": ConfigRecord}
     found = RecordDict()

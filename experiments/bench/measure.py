@@ -16,8 +16,8 @@ from fedpgp.towers.cuda_graphs import RUNS_FIRST, eager
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of two functions, called in turn, after calls of each that are not counted: one, on a
-    GPU as many as record their graphs."""
+    """Return the seconds of two functions, called in turn, after calls of each that are not
+    counted: one, on a GPU as many as record their graphs."""
     times: tuple[list[float], list[float]] = ([], [])
     ahead = 1 + RUNS_FIRST if torch.cuda.is_available() else 1
     for i in range(ahead + repeats):
@@ -32,13 +32,13 @@ def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[list[float
 
 
 def median_seconds(function: Callable, repeats: int) -> float:
-    """Median seconds of a call, after one that is not counted."""
+    """Return the median seconds of a call, after one that is not counted."""
     return statistics.median(in_turn(function, lambda: None, repeats)[0])
 
 
 def peak_memory(function: Callable) -> float | None:
-    """MiB that a call adds at its highest: allocated GPU memory, or this process's resident set;
-    None where the system does not keep a resettable peak (it is Linux's)."""
+    """Return the MiB that a call adds at its highest: allocated GPU memory, or this process's
+    resident set; None where the system does not keep a resettable peak (it is Linux's)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -53,7 +53,7 @@ def peak_memory(function: Callable) -> float | None:
 
 
 def gflop(function: Callable) -> float:
-    """GFLOP of the matrix products and convolutions of a call, as torch counts them."""
+    """Return the GFLOP of the matrix products and convolutions of a call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 1e9
@@ -62,7 +62,7 @@ def gflop(function: Callable) -> float:
 def block_products(
     rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Callable, float]:
-    """A function that multiplies matrices of the shapes of a transformer block's linear
+    """Return a function that multiplies matrices of the shapes of a transformer block's linear
     layers, and its GFLOP."""
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     inputs = {
@@ -86,12 +86,12 @@ def gemm_gflops(
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 def machine() -> dict:
-    """What the figures ran on."""
+    """Return what the figures ran on."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

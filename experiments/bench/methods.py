@@ -44,7 +44,7 @@ class Case:
 
     @classmethod
     def of(cls, method: Method) -> "Case":
-        """A client in its second round, with what the server sends it and the method
+        """Return a client in its second round, with what the server sends it and the method
         precomputes."""
         task, shared = method.task, method.init_shared(generator(0, "shared"))
         batch = random_batch(method, 1, IN_TOWER if "pixels" in method.inputs else IMAGES)
@@ -78,12 +78,12 @@ class Case:
 
 
 def learning() -> list[str]:
-    """Names of the methods that learn."""
+    """Return the names of the methods that learn."""
     return [name for name, method in METHODS.items() if method.learns]
 
 
 def method_of(name: str, task: Task) -> Method:
-    """A method with its default settings, as far as they fit the model."""
+    """Return a method with its default settings, as far as they fit the model."""
     return METHODS[name](METHODS[name].settings_of(task.clip.text_blocks), task)
 
 

@@ -49,7 +49,7 @@ def class_names(count: int) -> list[str]:
 
 
 def task_of(classes: int, arguments: argparse.Namespace, n_ctx: int = CONTEXT) -> Task:
-    """A model with random weights, and that many made-up classes."""
+    """Return a model with random weights, and that many made-up classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are the point here
         clip = load_clip(arguments.model or MODEL, "random", resolve_device(arguments.device))
@@ -157,7 +157,7 @@ def textbook_loss(
 def plain_step(
     method: Method, params: Params, batch: Batch, classes: ClassSet
 ) -> tuple[torch.Tensor, Params]:
-    """The textbook step of every client in turn: loss (K,) and gradients by autograd."""
+    """Return the textbook step of every client in turn: loss (K,) and gradients by autograd."""
     losses, grads = [], {name: [] for name in params}
     for k in range(len(batch.labels)):
         leaves = {name: tensor[k].clone().requires_grad_() for name, tensor in params.items()}

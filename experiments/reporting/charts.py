@@ -207,8 +207,8 @@ def histogram(
     what: str = "accuracy, %",
     bins: int = 20,
 ) -> Markup:
-    """One row of columns a group ((name, CSS class, a value a client)), all on one scale;
-    a line marks the mean."""
+    """Return one row of columns a group ((name, CSS class, a value a client)), all on one scale; a
+    line marks the mean."""
     groups = [
         (name, style, [v for v in values if not math.isnan(v)]) for name, style, values in groups
     ]
@@ -266,7 +266,7 @@ def histogram(
 def bubbles(
     clients: Sequence[tuple[str, dict[str, int]]], class_names: Sequence[str], *, title: str
 ) -> Markup:
-    """Who holds what: a disc's area is a number of images. Clients are rows, or columns
+    """Return who holds what: a disc's area is a number of images. Clients are rows, or columns
     where there are many."""
     most = max((count for _, counts in clients for count in counts.values()), default=0)
     if not most:
@@ -333,7 +333,8 @@ def _short(name: str) -> str:
 def value_bars(
     rows: Sequence[tuple[str, str, float]], *, title: str, text: Callable[[float], str]
 ) -> Markup:
-    """One horizontal bar from 0 a row ((name, CSS class, value)), its value written at its end."""
+    """Return one horizontal bar from 0 a row ((name, CSS class, value)), its value written at its
+    end."""
     rows = [row for row in rows if not math.isnan(row[2])]
     if not rows:
         return Markup("")
@@ -362,7 +363,7 @@ def _with_spread(one: Series) -> list[tuple[tuple[float, float], float]]:
 
 
 def _apart(places: list[float], distance: float, low: float, high: float) -> list[float]:
-    """The places, moved as little as needed to stand `distance` apart, inside [low, high] as
+    """Return the places, moved as little as needed to stand `distance` apart, inside [low, high] as
     far as there is room."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)

@@ -76,7 +76,7 @@ def client_panels(run: Run) -> tuple[list[tuple[str, str, Any]], str]:
 
 
 def by_client(run: Run) -> list[dict]:
-    """A dict a client: id, domain, name, and the clients.csv row of each model."""
+    """Return a dict a client: id, domain, name, and the clients.csv row of each model."""
     clients: dict[int, dict] = defaultdict(dict)
     for row in run.clients:
         about = {

@@ -51,10 +51,10 @@ def render_comparison(
     command: str,
     published: Sequence[tuple[str, grids.Grid]] = (),
 ) -> str:
-    """The page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None
-    leaves that table out; `published` are tables of published figures by experiment. The mean
-    over parts of a protocol (domains held out in turn) comes first, in table and charts; the
-    parts' charts are folded."""
+    """Return the page as HTML text: `rows` in the table, `chart_rows` drawn; `comparisons` None
+    leaves that table out; `published` are tables of published figures by experiment. The mean over
+    parts of a protocol (domains held out in turn) comes first, in table and charts; the parts'
+    charts are folded."""
     means, over = tables.over_parts(rows, columns)
     parts = [row for row in chart_rows if means and tables.is_part(row)]
     others = [row for row in chart_rows if row not in parts]
@@ -112,7 +112,7 @@ def _lead(rows: Sequence[Row]) -> str:
 
 
 def _sections(rows: Sequence[Row], models: Sequence[str], several: bool = False) -> list[Section]:
-    """A section a task; `several` titles even a single one."""
+    """Return a section a task; `several` titles even a single one."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     return [
         _section([row for row in rows if row.task == task], models, several or len(tasks) > 1)
@@ -245,7 +245,7 @@ def _partial_note(named: Sequence[tuple[str, str, Row]]) -> str:
 
 
 def _computing(row: Row) -> float:
-    """Mean seconds of a row's runs without the encoding of images, which only the first
+    """Return the mean seconds of a row's runs without the encoding of images, which only the first
     run on a machine does."""
     seconds = [(run.summary or {}).get("seconds") or {} for run in row.runs]
     return mean_std(
@@ -272,8 +272,8 @@ def _mean_loss(row: Row) -> tuple[list[tuple[float, float]], list[float]]:
 def _over_seeds(
     curves: Sequence[tuple[Any, dict[int, float]]],
 ) -> tuple[list[tuple[float, float]], list[float]]:
-    """Mean and standard deviation over seeds at the rounds that every run has; of several runs of a
-    seed (parts of a protocol) first the mean."""
+    """Return the mean and standard deviation over seeds at the rounds that every run has; of
+    several runs of a seed (parts of a protocol) first the mean."""
     by_seed: dict[Any, list[dict[int, float]]] = {}
     for seed, curve in curves:
         by_seed.setdefault(seed, []).append(curve)

@@ -30,18 +30,18 @@ def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> 
 
 
 def margin(ticks: Sequence[float], least: int = 36) -> int:
-    """The room left of an axis that its ticks take."""
+    """Return the room left of an axis that its ticks take."""
     return max(least, 12 + math.ceil(6.4 * max(len(plain(tick)) for tick in ticks)))
 
 
 def plain(value: float) -> str:
-    """A tick's text: no needless zeros."""
+    """Return a tick's text: no needless zeros."""
     return f"{value:,.10g}"
 
 
 def dot(style: str, x: float, y: float, radius: float, hint: str = "") -> str:
-    """A filled mark: its shape is one more thing that tells lines apart (dashed: square, dotted:
-    triangle, a global prompt beside its method's personal one: diamond)."""
+    """Return a filled mark: its shape is one more thing that tells lines apart (dashed: square,
+    dotted: triangle, a global prompt beside its method's personal one: diamond)."""
     inside = f"<title>{hint}</title>" if hint else ""
     shapes = {
         "dashed": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
@@ -58,7 +58,7 @@ def dot(style: str, x: float, y: float, radius: float, hint: str = "") -> str:
 
 
 def swatch(style: str) -> Markup:
-    """The line and mark of a style, for a legend."""
+    """Return the line and mark of a style, for a legend."""
     line = f'<polyline class="line {style}" points="1,6 27,6"/>'
     mark = "" if style == "zero_shot" else dot(style, 14, 6, 3.4)
     return Markup(f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">{line}{mark}</svg>')

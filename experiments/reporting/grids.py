@@ -34,7 +34,7 @@ _SHORTENED = (24, 16, 12)  # characters of a label, from the first width that is
 
 
 def text_width(grid: Grid) -> int:
-    """How many columns of a terminal the table takes."""
+    """Return how many columns of a terminal the table takes."""
     cells = [_with_star(grid, row) for row in grid.rows]
     widths = [
         max(len(name), *(len(row[k][0]) for row in cells)) for k, name in enumerate(grid.header)
@@ -45,7 +45,8 @@ def text_width(grid: Grid) -> int:
 def fit(
     grids: Sequence[Grid], width: int, droppable: Sequence[str]
 ) -> tuple[list[Grid], list[str]]:
-    """The tables for so many columns of a terminal, and the columns that were left out of them.
+    """Return the tables for so many columns of a terminal, and the columns that were left out of
+    them.
 
     Droppable columns go first, in their order, then labels are shortened. What is
     too wide even then stays.
@@ -88,7 +89,8 @@ def _shortened(grid: Grid, most: int) -> Grid:
 
 
 def _with_star(grid: Grid, row: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The row with a star beside what is best; the others of such a column leave its place free."""
+    """Return the row with a star beside what is best; the others of such a column leave its place
+    free."""
     starred = {k for other in grid.rows for k, (_, mark) in enumerate(other) if mark == "best"}
     return [
         (f"{text}{_BEST if mark == 'best' else ' '}" if k in starred else text, mark)
@@ -142,7 +144,7 @@ def as_markdown(grid: Grid) -> str:
 
 
 def as_latex(grid: Grid) -> str:
-    """A booktabs tabular."""
+    """Return a booktabs tabular."""
     marks = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
     lines = [
         *([f"% {grid.heading}"] if grid.heading else []),
@@ -158,7 +160,8 @@ def as_latex(grid: Grid) -> str:
 
 
 def as_html(grid: Grid) -> Markup:
-    """A table element; spreads are set small, `data-v` holds the number that a cell sorts by."""
+    """Return a table element; spreads are set small, `data-v` holds the number that a cell sorts
+    by."""
     marks = {"best": Markup("<b>{}</b>"), "second": Markup("<u>{}</u>"), "": Markup("{}")}
     head = Markup("").join(
         Markup("<th{}>{}</th>").format(Markup(' class="text"') if index < grid.texts else "", name)
@@ -189,7 +192,7 @@ def as_html(grid: Grid) -> Markup:
 
 
 def grid_as_csv(grid: Grid) -> str:
-    """A table as it is shown, as CSV."""
+    """Return a table as it is shown, as CSV."""
     return csv_text([grid.header, *([text for text, _ in row] for row in grid.rows)])
 
 

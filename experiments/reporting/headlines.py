@@ -19,7 +19,7 @@ _COMPARED = {name: figure.phrase for name, figure in FIGURES.items() if figure.p
 
 
 def headline(run: Run) -> str:
-    """The result in one or two plain sentences."""
+    """Return the result in one or two plain sentences."""
     zero, shared, personal = (run.figure(model, "local") for model in MODELS)
     if math.isnan(personal):
         return f"{title(run.choice('method'))} on {run.choice('dataset')}: nothing is measured yet."
@@ -41,7 +41,7 @@ def headline(run: Run) -> str:
 
 
 def lead(run: Run) -> str:
-    """Who was helped, and how far training went."""
+    """Return who was helped, and how far training went."""
     clients = by_client(run)
     sentences = []
     if clients and not run.one_prompt:
@@ -122,7 +122,7 @@ def _personal_against_global(run: Run, own: str) -> str:
 
 
 def _unseen(run: Run) -> str:
-    """What happened to data that nobody trained on, of protocols that have such a figure."""
+    """Return what happened to data that nobody trained on, of protocols that have such a figure."""
     names = {
         "personal": "each client’s own prompt" if not run.one_prompt else "the prompt",
         "global": "the global one",
@@ -170,8 +170,8 @@ def _signed(difference: float) -> str:
 
 
 def comparison_headline(rows: Sequence[Row], with_model: bool) -> str:
-    """Who leads, zero-shot CLIP among them, where all rows can be compared;
-    otherwise what is on the page.
+    """Return who leads, zero-shot CLIP among them, where all rows can be compared; otherwise what
+    is on the page.
 
     The best leads clearly where it is ahead of the next by more than either's
     standard deviation over seeds.

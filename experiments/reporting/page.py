@@ -53,7 +53,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def environment() -> jinja2.Environment:
-    """The templates of this folder, with everything from a run folder escaped."""
+    """Return the templates of this folder, with everything from a run folder escaped."""
     # Where Flower sent the code alone, they are in the installed package.
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(list(package_folders("experiments", "reporting"))),
@@ -67,7 +67,7 @@ def environment() -> jinja2.Environment:
 
 
 def render_run(run: Run) -> str:
-    """The page of one run as HTML text."""
+    """Return the page of one run as HTML text."""
     tables = [
         ("Domain by domain", domain_table(run)),
         ("Other data sets", table_of(run, "datasets")),
@@ -112,7 +112,7 @@ def render_run(run: Run) -> str:
 
 
 def partition_bubbles(run: Run) -> tuple[Any, str]:
-    """The bubble plot of who holds which class, and a sentence about it."""
+    """Return the bubble plot of who holds which class, and a sentence about it."""
     table = run.partition
     if not table:
         return "", ""
@@ -194,7 +194,7 @@ def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:
 
 
 def _samples(run: Run) -> dict[str, Any]:
-    """The template's `sample_groups`, `sample_by_domain` and `no_samples`."""
+    """Return the template's `sample_groups`, `sample_by_domain` and `no_samples`."""
     groups = []
     by_domain = any(sample["domain"] for sample in run.samples)
     for name, samples in grouped(run.samples, "domain" if by_domain else "client").items():
@@ -232,7 +232,7 @@ def _versions(run: Run) -> str:
 
 
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The configuration, its single values first, then a list a group."""
+    """Return the configuration, its single values first, then a list a group."""
     config = {key: value for key, value in run.config.items() if key not in ABOUT}
     top = [
         (key, format_setting(value)) for key, value in config.items() if not isinstance(value, dict)
@@ -246,8 +246,8 @@ def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def partial_words(partial: Mapping[int, tuple[int, int]], of: str = "") -> str:
-    """The note under a figure about evaluations that not all clients answered; empty where all
-    did."""
+    """Return the note under a figure about evaluations that not all clients answered; empty where
+    all did."""
     if not partial:
         return ""
     rounds = [
@@ -263,13 +263,13 @@ def partial_words(partial: Mapping[int, tuple[int, int]], of: str = "") -> str:
 
 
 def _sure(confidence: Any) -> str:
-    """A probability, written as a fraction of one or in percent, in words."""
+    """Return a probability, written as a fraction of one or in percent, in words."""
     value = number(confidence)
     return "" if math.isnan(value) else f"{value * 100 if value <= 1 else value:.0f}\u00a0% sure"
 
 
 def _dropped(run: Run) -> list[dict]:
-    """Who was left out of a round, by name where its node has told one, and why."""
+    """Return who was left out of a round, by name where its node has told one, and why."""
     rows = {row["id"]: row for row in run.partition.get("clients", [])}
     return [
         {**entry, "who": called(rows.get(entry["client"], {"id": entry["client"]}))}
@@ -278,7 +278,7 @@ def _dropped(run: Run) -> list[dict]:
 
 
 def _dropped_words(run: Run) -> str:
-    """How many updates were left out, and of whom most, at most five of them."""
+    """Return how many updates were left out, and of whom most, at most five of them."""
     counts = Counter(entry["who"] for entry in _dropped(run))
     most = ", ".join(
         f"{who} in {many} round{'s' * (many > 1)}" for who, many in counts.most_common(5)

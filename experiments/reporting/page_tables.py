@@ -12,7 +12,7 @@ from fedpgp.evaluation.figures import CLIENT_FIGURES, FIGURES, UNSEEN
 
 
 def shown_columns(run: Run) -> list[str]:
-    """The figures that the protocol has, the local one always."""
+    """Return the figures that the protocol has, the local one always."""
     return [
         name
         for name in CLIENT_FIGURES
@@ -21,8 +21,8 @@ def shown_columns(run: Run) -> list[str]:
 
 
 def summary_table(run: Run) -> list[dict]:
-    """A row a model: (text, difference from the row above, whether it is the best of
-    its column) a figure."""
+    """Return a row a model: (text, difference from the row above, whether it is the best of its
+    column) a figure."""
     rows, above = [], None
     models, columns = distinct_models(run), shown_columns(run)
     printed = {
@@ -44,7 +44,8 @@ def summary_table(run: Run) -> list[dict]:
 
 
 def reading(run: Run) -> str:
-    """What the columns mean, as far as the protocol has them, and how far to trust one run."""
+    """Return what the columns mean, as far as the protocol has them, and how far to trust one
+    run."""
     meaning = {name: FIGURES[name].meaning for name in shown_columns(run)}
     if "unseen" in meaning and run.choice("protocol") in UNSEEN:
         _, meaning["unseen"] = UNSEEN[run.choice("protocol")]
@@ -86,7 +87,8 @@ def domain_table(run: Run) -> dict | None:
 
 
 def table_of(run: Run, kind: str) -> dict | None:
-    """A table of a figure that is one number a domain or data set; None where there is none."""
+    """Return a table of a figure that is one number a domain or data set; None where there is
+    none."""
     names = list((run.accuracy["personal"] or {}).get(kind) or {})
     rows = [
         {
@@ -104,7 +106,8 @@ def table_of(run: Run, kind: str) -> dict | None:
 
 
 def is_best(printed: Sequence[str], index: int) -> bool:
-    """Whether a printed figure is the greatest of its column, where they are not all alike."""
+    """Return whether a printed figure is the greatest of its column, where they are not all
+    alike."""
     values = [float(text) for text in printed if text != "–"]
     return len(set(values)) > 1 and printed[index] != "–" and float(printed[index]) == max(values)
 

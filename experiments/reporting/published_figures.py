@@ -45,8 +45,8 @@ class Published:
     note: str
 
     def ours(self, runs: Sequence[Run]) -> tuple[float, float]:
-        """Mean and standard deviation over seeds of the runs that it can be compared with;
-        NaN where there are none.
+        """Return the mean and standard deviation over seeds of the runs that it can be compared
+        with; NaN where there are none.
 
         A seed counts when all the data sets of `mean_of` were run; parts of a protocol
         (domains held out) are averaged.
@@ -71,7 +71,7 @@ class Published:
 
 
 def published(name: str) -> list[Published]:
-    """The published figures of an experiment; none where there is no file of its name.
+    """Return the published figures of an experiment; none where there is no file of its name.
 
     Raises:
         FedPGPError: a damaged file.

@@ -63,7 +63,7 @@ class Run:
         return self.config.get("seed", (self.summary or {}).get("seed"))
 
     def choice(self, group: str) -> str:
-        """The name chosen in a config group: `choice("method")` is `"fedpgp"`."""
+        """Return the name chosen in a config group: `choice("method")` is `"fedpgp"`."""
         chosen = self.config.get(group, (self.summary or {}).get(group))
         return str(
             chosen.get("name", chosen.get("scheme", "?")) if isinstance(chosen, dict) else chosen
@@ -90,7 +90,7 @@ class Run:
         )
 
     def figure(self, model: str, name: str) -> float:
-        """One figure of one model in percent: `local`, `worst10`, `std_clients.local`,
+        """Return one figure of one model in percent: `local`, `worst10`, `std_clients.local`,
         `domains.noto`; else NaN."""
         return block_figure(self.accuracy[model], name)
 
@@ -210,7 +210,7 @@ class Run:
         return samples
 
     def _has(self, path: Path) -> bool:
-        """Whether an optional file is there; a finished run has all of them."""
+        """Return whether an optional file is there; a finished run has all of them."""
         if path.exists():
             return True
         if self.status == "finished":
@@ -221,8 +221,8 @@ class Run:
 
 
 def block_figure(block: dict | None, name: str) -> float:
-    """A figure of one accuracy block, by dotted name; a domain that has several
-    figures gives its local one."""
+    """Return a figure of one accuracy block, by dotted name; a domain that has several figures
+    gives its local one."""
     value: Any = block
     for part in name.split(".", 1):  # a domain's own name may hold a dot
         value = value.get(part) if isinstance(value, dict) else None
@@ -258,7 +258,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """All run folders at or below the given ones, sorted, each once."""
+    """Return all run folders at or below the given ones, sorted, each once."""
     found = set()
     for folder in map(Path, folders):
         if not folder.is_dir():

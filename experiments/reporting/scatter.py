@@ -112,8 +112,8 @@ def label_places(
     lengths: Sequence[float],
     room: Box,
 ) -> list[tuple[float, float]]:
-    """Where each point's name begins: as near as it can be without crossing
-    whiskers, points or other names.
+    """Return where each point's name begins: as near as it can be without crossing whiskers, points
+    or other names.
 
     Boxes are (left, top, right, bottom); a name takes 10 above and 3 below its place,
     and `lengths` to the right.

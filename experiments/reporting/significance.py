@@ -31,8 +31,8 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
-    """The best row of each task and column against each other one: paired t-tests over common
-    seeds.
+    """Return the best row of each task and column against each other one: paired t-tests over
+    common seeds.
 
     The p values are Holm's, corrected for all comparisons that are returned.
     """
@@ -67,7 +67,7 @@ def compare(rows: Sequence[Row], columns: Sequence[str]) -> list[Comparison]:
 
 
 def significance_words(comparisons: Sequence[Comparison]) -> list[str]:
-    """How the p values of `compare` are to be read."""
+    """Return how the p values of `compare` are to be read."""
     tested = sum(not math.isnan(one.p) for one in comparisons)
     few = sum(one.seeds < _FEWEST_SEEDS for one in comparisons)
     words = [
@@ -83,7 +83,7 @@ def significance_words(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) -> Grid:
-    """The table of `compare`."""
+    """Return the table of `compare`."""
     body, breaks = [], set()
     for index, one in enumerate(comparisons):
         if index and one.task != comparisons[index - 1].task:

@@ -10,7 +10,7 @@ from scipy.special import stdtr
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1), NaNs left out; the deviation of fewer
+    """Return the mean and sample standard deviation (n - 1), NaNs left out; the deviation of fewer
     than two values is NaN."""
     finite = np.asarray([value for value in values if not math.isnan(value)], dtype=np.float64)
     mean = float(finite.mean()) if len(finite) else math.nan

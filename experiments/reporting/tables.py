@@ -49,8 +49,8 @@ class Row:
     runs: tuple[Run, ...]
 
     def name(self, with_model: bool = False, without: Collection[str] = ()) -> str:
-        """What tells the row from the others: `FedPGP, rank 8`; labels that all have
-        alike may be left out."""
+        """Return what tells the row from the others: `FedPGP, rank 8`; labels that all have alike
+        may be left out."""
         labels = {
             key: value for key, value in self.labels.items() if value != "–" and key not in without
         }
@@ -70,7 +70,7 @@ def describe(run: Run) -> str:
 
 
 def missing_clients(runs: Sequence[Run]) -> list[str]:
-    """A note for each run whose figures are not of all its clients."""
+    """Return a note for each run whose figures are not of all its clients."""
     notes = []
     for run in runs:
         answered, clients = run.reported_clients
@@ -85,7 +85,7 @@ def missing_clients(runs: Sequence[Run]) -> list[str]:
 
 
 def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[str]) -> list[Row]:
-    """A row a group and model, best and second marked among the rows of a task.
+    """Return a row a group and model, best and second marked among the rows of a task.
 
     A method with one prompt for all has one row where both its prompts are asked for, the
     global one. Zero-shot accuracy has nothing to do with the method, so a task has one such
@@ -126,8 +126,8 @@ def make_rows(groups: Sequence[Group], models: Sequence[str], columns: Sequence[
 
 
 def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[Row]:
-    """Rows that differ only in one label (`dataset`, `held_out`) as one: the mean
-    over them, seed by seed.
+    """Return rows that differ only in one label (`dataset`, `held_out`) as one: the mean over them,
+    seed by seed.
 
     Raises FedPGPError when the rows have no such label.
     """
@@ -172,8 +172,8 @@ def mean_over(rows: Sequence[Row], label: str, columns: Sequence[str]) -> list[R
 
 
 def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """The columns asked for: `domains` becomes one a domain, `datasets` one a data set; a name that
-    no run has is refused."""
+    """Return the columns asked for: `domains` becomes one a domain, `datasets` one a data set; a
+    name that no run has is refused."""
     inside = {
         many: [
             f"{many}.{name}"
@@ -194,7 +194,7 @@ def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
 
 
 def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str]) -> Grid:
-    """The table of `make_rows`; a column that no row has a number for is left out."""
+    """Return the table of `make_rows`; a column that no row has a number for is left out."""
     columns = shown_columns(rows, columns)
     names = list(rows[0].labels) if rows else ["method"]
     texts = names + (["prompt"] if len(models) > 1 else [])
@@ -221,7 +221,7 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
 
 
 def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str]) -> list[Grid]:
-    """The table of `make_rows` for a terminal: one for each task, what its rows have in
+    """Return the table of `make_rows` for a terminal: one for each task, what its rows have in
     common as a line above it.
 
     Parts of one protocol (domains held out in turn) stay in one table.
@@ -250,13 +250,14 @@ def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str
 
 
 def is_part(row: Row) -> bool:
-    """Whether the row is one part of a protocol that runs several in turn (a domain held out)."""
+    """Return whether the row is one part of a protocol that runs several in turn (a domain held
+    out)."""
     return any(row.labels.get(key, "–") != "–" for key in _PARTS)
 
 
 def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], str]:
-    """The means over the parts of protocols that run several in turn, and words for it; no rows
-    where nothing was run in parts."""
+    """Return the means over the parts of protocols that run several in turn, and words for it; no
+    rows where nothing was run in parts."""
     parts = [row for row in rows if is_part(row)]
     label = next((key for key in _PARTS if parts and key in parts[0].labels), "")
     different = {row.labels[label] for row in parts}
@@ -266,7 +267,7 @@ def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], 
 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    """The columns that some row has a number for."""
+    """Return the columns that some row has a number for."""
     return [
         c
         for c in columns
@@ -275,7 +276,7 @@ def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 
 def column_name(column: str) -> str:
-    """What stands above a column."""
+    """Return what stands above a column."""
     names = {name: figure.title for name, figure in FIGURES.items()} | {"peak_rss_mb": "memory"}
     many, _, name = column.partition(".")
     return names.get(column, name + GROUPED[many] if many in GROUPED else column)
@@ -317,7 +318,7 @@ def _value(run: Run, model: str, column: str) -> float:
 
 
 def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
-    """The rows with best and second marked; rows that print the same number share a mark;
+    """Return the rows with best and second marked; rows that print the same number share a mark;
     one row alone has none."""
     marks: dict[tuple[int, str], str] = {}
     for column in columns:
@@ -346,7 +347,7 @@ def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
 
 
 def _summary_numbers(runs: Sequence[Run]) -> set[str]:
-    """The numbers in summary.json beside the accuracies, such as `bytes_up`,
+    """Return the numbers in summary.json beside the accuracies, such as `bytes_up`,
     `seconds.train`, `peak_rss_mb`."""
     names: set[str] = set()
     for run in runs:

@@ -5,13 +5,14 @@ from fedpgp.methods import METHODS
 
 
 def title(method: str) -> str:
-    """The method's name as its paper writes it; its key where it is none of the project's."""
+    """Return the method's name as its paper writes it; its key where it is none of the
+    project's."""
     return METHODS[method].about.title if method in METHODS else method
 
 
 def in_order() -> list[str]:
-    """The methods' keys in the order of tables, which gives each its colour and line on pages: a
-    new method is behind those that have a place of their own."""
+    """Return the methods' keys in the order of tables, which gives each its colour and line on
+    pages: a new method is behind those that have a place of their own."""
 
     def place(method: str) -> tuple:
         order = METHODS[method].about.order

@@ -124,7 +124,7 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 
 
 def _alternative(host: str) -> x509.GeneralName:
-    """A host as a certificate names it.
+    """Return a host as a certificate names it.
 
     Raises:
         FedPGPError: it is no name or address.
@@ -140,7 +140,7 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def _no_name(host: str) -> str:
-    """What is wrong with the name of a host; empty when nothing is."""
+    """Return what is wrong with the name of a host; empty when nothing is."""
     if not host.strip():
         return "it is empty"
     if "://" in host or "/" in host:

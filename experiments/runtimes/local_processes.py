@@ -58,7 +58,7 @@ class LocalProcesses:
         return f"{HOST}:{self._port}"
 
     def runtime_address(self, node: int) -> str:
-        """Where a node talks to the processes that it starts."""
+        """Return where a node talks to the processes that it starts."""
         return f"{HOST}:{self._node_ports[node]}"
 
     def __enter__(self) -> "LocalProcesses":
@@ -112,8 +112,8 @@ class LocalProcesses:
             _end([process], 0)
 
     def _with_place(self, line: str) -> str:
-        """A line of the ServerApp's that speaks of a file in a client's state-dir,
-        with the file's path."""
+        """Return a line of the ServerApp's that speaks of a file in a client's state-dir, with the
+        file's path."""
         client = re.search(r"client (\d+)", line)
         if client and int(client[1]) < len(self.nodes):
             path = self._state_dir(int(client[1])) / ERRORS
@@ -191,7 +191,7 @@ class LocalProcesses:
         )
 
     def log(self, name: str) -> str:
-        """What a process has written: ``superlink``, ``client_0`` …"""
+        """Return what a process has written: ``superlink``, ``client_0`` …"""
         path = self.folder / "logs" / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -296,7 +296,7 @@ class LocalProcesses:
         return str(self.folder / name)
 
     def server_apps(self) -> list[psutil.Process]:
-        """The processes of ServerApps that are at work."""
+        """Return the processes of ServerApps that are at work."""
         if self.superlink is None or self.superlink.poll() is not None:
             return []
         found = []
@@ -316,7 +316,7 @@ _ENDED = re.compile(r"^(done in|interrupted after|finished already|error:)")
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]

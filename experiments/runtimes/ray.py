@@ -193,12 +193,12 @@ def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[di
 
 
 def usable_cores() -> int:
-    """CPU cores this process may run on."""
+    """Return CPU cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus(device: str) -> int:
-    """CUDA devices, 0 where another device was asked for."""
+    """Return CUDA devices, 0 where another device was asked for."""
     if device not in ("auto", "cuda"):
         return 0
     import torch

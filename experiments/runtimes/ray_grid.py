@@ -188,7 +188,7 @@ class RayGrid(LocalGrid):
 
 
 def could_not_start(error: Exception) -> bool:
-    """Whether a worker's app could not be made there."""
+    """Return whether a worker's app could not be made there."""
     return getattr(error, "actor_init_failed", False)
 
 

@@ -118,7 +118,7 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @functools.cache
 def _token() -> str:
-    """One for all sessions of this process: Ray keeps the first that it sees."""
+    """Return one for all sessions of this process: Ray keeps the first that it sees."""
     return secrets.token_hex(32)
 
 

@@ -52,7 +52,7 @@ def make_logger(folder: Path, config: Mapping, run: str) -> Logger:
 
 
 def over_clients(folder: Path) -> dict[str, list[float]]:
-    """The figures of clients.csv, a value a client: ``clients/<model>/<figure>``."""
+    """Return the figures of clients.csv, a value a client: ``clients/<model>/<figure>``."""
     found: dict[str, list[float]] = {}
     path = folder / "clients.csv"
     if path.exists():
@@ -67,7 +67,7 @@ def over_clients(folder: Path) -> dict[str, list[float]]:
 
 
 def numbers(record: Mapping) -> dict[str, float]:
-    """The numbers of a record of metrics.jsonl (or of a summary) by name:
+    """Return the numbers of a record of metrics.jsonl (or of a summary) by name:
     ``<kind>/<key>/<inner key>``."""
     found: dict[str, float] = {}
 
