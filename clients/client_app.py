@@ -59,6 +59,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             if disclosure:
                 disclosure.admit(shared, request.job.server_round - 1)
             steps = request.update_steps(federation)
+            attackers = request.attackers(federation)
             for result in federation.train(
                 shared, clients, request.job.server_round, request.load_state, client_only
             ):
@@ -73,6 +74,10 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 if disclosure:
                     disclosure.trained(shared, result.update)
                     result.metrics["loss"] = two_digits(result.metrics["loss"])
+                if attackers:
+                    result.update = attackers.forge(
+                        result.client, result.update, shared, request.job.server_round
+                    )
                 sent, said = steps(result.client, result.update, shared, result.num_examples)
                 metrics = {
                     "num-examples": int(result.num_examples),

@@ -197,7 +197,7 @@ class NodeConfig:
 
         Raises:
             IncompatibleNode: the federation splits a data set and this node has its own images, or
-                the other way round; a client number that the federation does not have.
+                the other way round; a client number that the federation does not have; an attack.
             FedPGPError: its folder cannot be made.
         """
         config = json.loads(text)
@@ -205,6 +205,10 @@ class NodeConfig:
             raise IncompatibleNode(
                 f"client-id={self.client}, but the federation has {config['clients']} clients, "
                 "from 0"
+            )
+        if (attack := config.get("attack", {}).get("name", "none")) != "none":
+            raise IncompatibleNode(
+                f"attack={attack} is for a simulation: this node is real, and attacks nobody"
             )
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:

@@ -166,6 +166,16 @@ class ClientRequest:
             pipeline.on_client, server_round=self.job.server_round, broadcast=self.config()
         )
 
+    def attackers(self, federation):
+        """The :class:`fedpgp.attacks.Attackers` of a simulation; None without an attack, and on a
+        real node."""
+        if self.node_config is not None:
+            return None
+        from fedpgp.attacks import attackers_of  # torch: when there is work, not before
+
+        config = json.loads(self.store.configuration(self.job.config))
+        return attackers_of(config, federation.federated_split, federation.method.delta_params)
+
     def load_state(self, client: int):
         """The client's private tensors as of its committed round, None when it never took part."""
         return self.store.load(client, self.committed[client])

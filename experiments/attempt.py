@@ -16,10 +16,11 @@ from experiments.callbacks.loggers.base import make_logger
 from experiments.callbacks.run_folder import RunFolderCallback
 from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
 from experiments.overrides import user_path
-from experiments.reporting.formatting import format_privacy
+from experiments.reporting.formatting import format_attackers, format_privacy
 from experiments.resume_rules import may_change_on_resume
 from experiments.run_folder import RunFolder
 from experiments.settings import flatten
+from fedpgp.attacks import attackers_of
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -116,6 +117,9 @@ class Attempt:
             self.console.note(note)
         if privacy := method.privacy(config["rounds"]):
             self.console.warn(f"method={config['method']['name']}: {format_privacy(privacy)}")
+        if attackers := attackers_of(config, federation.federated_split):
+            name, clients = config["attack"]["name"], federation.num_clients
+            self.console.warn(f"attack={format_attackers(name, attackers.clients, clients)}")
         strategy = configured_strategy(config)
         if config["strategy"].get("wrap"):
             self.console.warn(NOISE)

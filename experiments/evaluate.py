@@ -27,6 +27,7 @@ from experiments.overrides import readable, user_path
 from experiments.run_folder import RunFolder, asked_run
 from experiments.settings import choices, composed, flatten, parse
 from fedpgp.atomic_files import check_target
+from fedpgp.attacks import attackers_of
 from fedpgp.build import build_federation, check_config, load_configured, split_configured
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
@@ -130,7 +131,7 @@ def evaluate(
     Returns:
         ``round``, ``accuracy`` as in summary.json, ``data`` (which images they are of), ``notes``
         on what of them is not used, and ``clients``: a row each, as
-        :func:`fedpgp.evaluation.summarize` takes them.
+        :func:`fedpgp.evaluation.summarize` takes them; attackers have none.
 
     Raises:
         FedPGPError: no checkpoint; an override that would change who trained on what, or
@@ -185,6 +186,8 @@ def evaluate(
         "overrides": list(overrides),
         "data": data_record(federated_split)["pictures"],
     }
+    attackers = attackers_of(changed, federated_split)
+    rows = [row for row in rows if attackers is None or row["id"] not in attackers.clients]
     return {
         **about,
         "notes": list(federated_split.dataset.notes),

@@ -2,13 +2,14 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clients.failures import describe
 from clients.machine import peak_rss_mb
 from experiments.callbacks.console import Console
 from experiments.reporting.page import write_report
 from experiments.run_folder import RunFolder
+from fedpgp.attacks.success import mean_rates
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
 from strategies.server import Server
@@ -43,6 +44,7 @@ def finish(
         summary["privacy"] = of_steps or server.federation.method.privacy(done)
         if server.state.stopped:
             summary["stopped"] = server.state.stopped
+        summary["attack"] = _attack(server, folder, rounds)
         summary |= _cost(server)
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)
@@ -55,6 +57,22 @@ def finish(
             f"{again}"
         )
     return summary
+
+
+def _attack(server: Server, folder: RunFolder, rounds: Sequence[int]) -> dict | None:
+    """Who attacked the run, and the rates of success (percent, a mean over the rounds that the
+    accuracy is of), where the attack has one."""
+    if server.attackers is None:
+        return None
+    attack = server.attackers.attack
+    counted = [record for record in folder.evaluations if record["round"] in rounds]
+    rates = [record["success_rate"] for record in counted] if attack.measured else []
+    return {
+        "name": attack.name,
+        "share": attack.share,
+        "clients": list(server.attackers.clients),
+        "success_rate": mean_rates(rates) if rates else None,
+    }
 
 
 def _cost(server: Server) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedpgp.attacks import make_attack, poisoned
 from fedpgp.clip import FrozenCLIP, resolve_device
 from fedpgp.clip.disk_cache import CachedCLIP
 from fedpgp.config import Config, DatasetSection, MethodSection
@@ -49,6 +50,7 @@ def check_config(config: Mapping) -> Config:
     checked = Config.of(config)
     make_protocol(checked.protocol)
     configured_method(checked.method)
+    make_attack(config)
     return checked
 
 
@@ -77,16 +79,17 @@ def _load(chosen: DatasetSection, spec: Mapping | None = None) -> Dataset:
 
 
 def split_configured(config: Mapping) -> FederatedSplit:
-    """Who owns what, by a configuration."""
-    return _split(Config.of(config), config["partition"])
+    """Who owns what, by a configuration; attackers' data as they train on them."""
+    return _split(Config.of(config), config)
 
 
-def _split(config: Config, scheme: Mapping) -> FederatedSplit:
+def _split(config: Config, given: Mapping) -> FederatedSplit:
     if config.partition.scheme == "own":
         return split_private_data(config, _load)
     load = partial(_load, config.dataset)
+    scheme = given["partition"]
     request = SplitRequest(load(), config.clients, config.seed, config.shots, scheme, load)
-    return split_clients(request, config.protocol)
+    return poisoned(given, split_clients(request, config.protocol))
 
 
 def build_federation(config: Mapping, federated_split: FederatedSplit | None = None) -> Federation:
@@ -104,7 +107,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
     make_method = _method(chosen)
     clip = cache(partial(_clip, chosen))
     if federated_split is None:
-        federated_split = _split(chosen, config["partition"])
+        federated_split = _split(chosen, config)
     dataset = federated_split.dataset
     size, views = chosen.runtime.cohort_size, chosen.dataset.views
 

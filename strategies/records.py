@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from flwr.app import MetricRecord
 
+from fedpgp.attacks import Attackers
+from fedpgp.attacks.success import success_rates
 from fedpgp.evaluation import summarize
 from strategies.exchange import Traffic
 from strategies.observer import Rows
@@ -80,7 +82,12 @@ def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: Run
 
 
 def evaluation_record(
-    request: Request, rows: Sequence[Mapping], clients: int, seconds: float, traffic: Traffic
+    request: Request,
+    rows: Sequence[Mapping],
+    clients: int,
+    seconds: float,
+    traffic: Traffic,
+    attackers: Attackers | None = None,
 ) -> dict:
     """Return the record of an evaluation; ``drawn_clients`` says how many were asked, where it was
     not all of them.
@@ -91,14 +98,18 @@ def evaluation_record(
         clients: number of all clients.
         seconds: that it took.
         traffic: bytes of the evaluation.
+        attackers: whose figures do not count; None without an attack.
     """
+    honest = [row for row in rows if attackers is None or row["id"] not in attackers.clients]
+    measured = attackers is not None and attackers.attack.measured
     return {
         "kind": "eval",
         "round": request.server_round,
-        "clients": len(rows),
+        "clients": len(honest),
         "all_clients": clients,
         **({"drawn_clients": len(request.clients)} if len(request.clients) < clients else {}),
-        **summarize(rows),
+        **summarize(honest),
+        **({"success_rate": success_rates(honest)} if measured else {}),
         "seconds": seconds,
         "bytes_up": traffic.up,
         "bytes_down": traffic.down,

@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Strategy
 
 from clients.messages import Job
 from clients.private_state import supersede_workers
+from fedpgp.attacks import attackers_of
 from fedpgp.data_record import data_record
 from fedpgp.evaluation import is_evaluated
 from fedpgp.plain_text import called
@@ -96,6 +97,7 @@ class Server:
         deltas = federation.method.delta_params
         self._bounds = UpdateBounds(settings, deltas, counted, observer.warn)
         self._rollback = Rollback(folder / "checkpoint", observer.warn)
+        self.attackers = attackers_of(config, self._split, deltas)
 
     def app(self) -> ServerApp:
         """Return the Flower ServerApp of this run."""
@@ -136,15 +138,8 @@ class Server:
             nodes=self.nodes,
             saved=self._saved,
         )
-        self._requests = StrategyRequests(
-            clients.grid,
-            self.config,
-            self._split,
-            self._reference,
-            self._bounds,
-            self.steps,
-            clients.train_images,
-        )
+        about = (self._reference, self._bounds, self.steps, self.attackers, clients.train_images)
+        self._requests = StrategyRequests(clients.grid, self.config, self._split, *about)
         self.costs.add(self.state, clients.set_up(self.state), "encode")
         if self.rounds:
             check_enough(self.config, clients.table, self._needed())
@@ -230,8 +225,8 @@ class Server:
         for client, reason in sorted(answers.dropped.items()):
             who = called(self.clients.table[client])
             self.observer.warn(f"round {server_round}: {who} is not in the evaluation: {reason}")
-        seconds, traffic = time.perf_counter() - began, answers.exchange.traffic
-        record = evaluation_record(evaluation, rows, len(self.clients.table), seconds, traffic)
+        about = (time.perf_counter() - began, answers.exchange.traffic, self.attackers)
+        record = evaluation_record(evaluation, rows, len(self.clients.table), *about)
         self.observer.evaluated(record, rows)
 
     def _needed(self) -> int:

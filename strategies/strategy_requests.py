@@ -7,8 +7,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedpgp.arrays import Arrays
+from fedpgp.attacks import Attackers
 from fedpgp.protocols import PROTOCOLS
 from fedpgp.updates.pipeline import UpdatePipeline
+from strategies.collusion import collude
 from strategies.flower_strategies import clients_needed
 from strategies.reply_checks import check_figures, check_update
 from strategies.requests import Request
@@ -27,6 +30,7 @@ class StrategyRequests:
         reference: the global tensors: names, shapes and types of an update's.
         bounds: of updates.
         steps: that updates go through.
+        attackers: those of a simulation; None without an attack.
         train_images: (client, round) -> how many images it trains on.
 
     Raises:
@@ -41,6 +45,7 @@ class StrategyRequests:
         reference: Mapping[str, np.ndarray],
         bounds: UpdateBounds,
         steps: UpdatePipeline,
+        attackers: Attackers | None,
         train_images: Callable[[int, int], int],
     ):
         check_evaluate_clients(config)
@@ -49,6 +54,7 @@ class StrategyRequests:
         self._train_images = train_images
         arrive = PROTOCOLS[config["protocol"]["name"]].images_arrive
         self._count_themselves = split.private_data and arrive
+        self._attackers = attackers
 
     def training(
         self, strategy: Strategy, state: RunState, server_round: int, clients: list[int], need: int
@@ -68,7 +74,14 @@ class StrategyRequests:
                 images = None
             check_update(content, images, self._reference, epochs, metrics)
 
+        def steps(client: int, update: Arrays) -> Arrays:
+            images = self._train_images(client, server_round)
+            about = (client, update, state.shared, images)
+            facts = {"server_round": server_round, "broadcast": broadcast}
+            return self._steps.on_client(*about, **facts)[0]
+
         def screen(good: Mapping[int, Message]) -> dict[int, str]:
+            collude(self._attackers, good, state.shared, server_round, steps)
             return self._bounds.screen(good, state.shared, clients_needed(strategy))
 
         return Request(server_round, clients, configure, check, need, screen=screen)

@@ -17,10 +17,12 @@ import torch
 
 from experiments.overrides import override_of
 from experiments.settings import composed
+from fedpgp.attacks import poisoned
 from fedpgp.build import DTYPES, method_settings
 from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import ArraySplit, Dataset
+from fedpgp.data.joint import Concat
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
@@ -82,6 +84,12 @@ def small_federation(text: str) -> Federation:
         rows = np.arange(client * per_client, (client + 1) * per_client)
         train = rows[: 3 + client % 4]  # clients of different sizes
         client_splits.append(ClientSplit(train, classes, {"local": EvalSet(rows, classes)}))
+    federated_split = poisoned(config, FederatedSplit(dataset, classes, (), client_splits))
+    dataset = federated_split.dataset
+    for split in ("train", "test"):
+        if isinstance(part := getattr(dataset, split), Concat):  # patched images behind the others
+            for arrays in (features, raws, mirrored, patches):
+                arrays[split] = _with_patched(arrays[split], part.parts[1].split.rows)
     task = Task(
         _clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0]
     )
@@ -90,7 +98,7 @@ def small_federation(text: str) -> Federation:
         config["dataset"].get("faults", {}),
         method_class(method_class.Settings(**method_settings(config)), task),
         dataset,
-        FederatedSplit(dataset, classes, (), client_splits),
+        federated_split,
         features.__getitem__,
         TrainingSettings(
             epochs=config["local_epochs"],
@@ -113,6 +121,14 @@ def _patches(raw: np.ndarray, count: int = 4) -> np.ndarray:
     """Made-up patch features around an image's own, (N, count, embed)."""
     noisy = raw[:, None] + np.random.default_rng(3).normal(size=(len(raw), count, EMBED))
     return noisy / np.linalg.norm(noisy, axis=-1, keepdims=True)
+
+
+def _with_patched(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Features with those of patched images behind them: all shifted alike."""
+    moved = array[rows] + np.random.default_rng(4).normal(size=array.shape[-1])
+    length = np.linalg.norm(array[rows], axis=-1, keepdims=True)
+    moved = moved / np.linalg.norm(moved, axis=-1, keepdims=True) * length
+    return np.concatenate([array, moved])
 
 
 class Faulty(Federation):

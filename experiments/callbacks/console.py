@@ -16,7 +16,12 @@ from rich.text import Text
 from experiments.callbacks.base import Callback
 from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import resume_command
-from experiments.reporting.formatting import format_bytes, format_percent, format_seconds
+from experiments.reporting.formatting import (
+    format_bytes,
+    format_percent,
+    format_rates,
+    format_seconds,
+)
 from experiments.reporting.runs import block_figure, number
 from fedpgp.evaluation.figures import FIGURES, MODELS
 from fedpgp.plain_text import called, indented
@@ -159,6 +164,8 @@ class Console(Callback):
             self._out.print(table)
             of = self._answered or "clients"
             self._line(Text(f"percent, mean over {of}{best_note(table)}", style="dim"))
+            if rates := (summary.get("attack") or {}).get("success_rate"):
+                self._line(f"the attack succeeds with {format_rates(rates)}")
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (

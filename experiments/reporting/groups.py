@@ -17,6 +17,8 @@ _NOT_A_DIFFERENCE = {
     *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
     *("dataset.download", "versions", "git_commit", "command", "extended", "logger"),
 }
+#: Settings whose value "none" is that of a run from before there was such a setting.
+_NONE = ("attack.name",)
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 
@@ -83,15 +85,26 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 def _settings(run: Run) -> dict[str, Any]:
     config = dict(run.config)
-    for group in ("dataset", "model", "partition", "protocol", "method", "strategy", "runtime"):
+    for group in (
+        "dataset",
+        "model",
+        "partition",
+        "protocol",
+        "method",
+        "strategy",
+        "attack",
+        "runtime",
+    ):
         if not isinstance(config.get(group), dict) and group in config:
             config[group] = {"name": config[group]}  # a configuration that only names its choice
     flat = flatten(config)
     if "partition.scheme" in flat and "partition.name" not in flat:
         flat["partition.name"] = flat.pop("partition.scheme")
-    return {
-        key: value for key, value in flat.items() if value or key not in FIXED
-    }  # nobody drops out: no setting
+    return {  # nobody drops out, nobody attacks: no setting, as in a run from before there was one
+        key: value
+        for key, value in flat.items()
+        if (value or key not in FIXED) and (value != "none" or key not in _NONE)
+    }
 
 
 def _is_difference(key: str) -> bool:

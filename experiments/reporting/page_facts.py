@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from experiments.reporting.formatting import (
+    format_attackers,
     format_bytes,
     format_megabytes,
     format_privacy,
+    format_rates,
     format_seconds,
 )
 from experiments.reporting.runs import Run, number
@@ -72,6 +74,12 @@ def run_facts(run: Run) -> list[tuple[str, str, str]]:
     if len(placed) > 1 and run.choice("runtime") in SIMULATED:
         shown = ", ".join(f"{count:,} on {machine}" for machine, count in placed.items())
         facts.append(("Machines", f"{len(placed)}", f"clients trained, over all rounds: {shown}"))
+    if attack := summary.get("attack"):
+        attackers = attack["clients"]
+        rates = attack["success_rate"]
+        note = format_attackers(attack["name"], attackers, int(number(summary["clients"])))
+        note += f"; it succeeds with {format_rates(rates)}" if rates else ""
+        facts.append(("Attackers", f"{len(attackers)}", note))
     if privacy := summary.get("privacy"):
         facts.append(("Privacy", "no guarantee", format_privacy(privacy)))
     error = run.figure("personal", "ece")

@@ -2,6 +2,7 @@
 
 from fedpgp.config.section import Section
 from fedpgp.config.sections import (
+    AttackSection,
     Config,
     DatasetSection,
     LoggerSection,
@@ -15,6 +16,7 @@ from fedpgp.config.sections import (
 )
 
 __all__ = [
+    "AttackSection",
     "Config",
     "DatasetSection",
     "LoggerSection",

@@ -121,6 +121,16 @@ class PrivacySection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackSection(Section):
+    """``attack``: what some clients of a simulation do to the others, and its own settings."""
+
+    prefix: ClassVar[str] = "attack"
+
+    name: str = text(missing="none")
+    options: Mapping = own_options()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeSection(Section):
     """``runtime``: where server and clients run. Each runtime has some of these."""
 
@@ -201,6 +211,7 @@ class Config(Section):
     method: MethodSection = section(MethodSection)
     strategy: StrategySection = section(StrategySection)
     privacy: PrivacySection = section(PrivacySection, missing=PrivacySection())
+    attack: AttackSection = section(AttackSection, missing=AttackSection())
     updates: Sequence = entries(missing=())
     runtime: RuntimeSection = section(RuntimeSection)
     logger: LoggerSection = section(LoggerSection, missing=LoggerSection(name="none"))

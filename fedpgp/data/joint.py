@@ -58,6 +58,15 @@ def augmented(split: Split, view: int, size: int) -> Split:
     return AugmentedSplit(split, view, size)
 
 
+def appended(split: Split, part: Split) -> Concat:
+    """A split with another one behind it, under the same labels; a joint one stays a flat list, of
+    which each is encoded by itself."""
+    parts, offsets = (
+        ([*split.parts], split.offsets) if isinstance(split, Concat) else ([split], [0])
+    )
+    return Concat([*parts, part], [*offsets, 0])
+
+
 @dataclass(frozen=True)
 class Member:
     """One data set's place in the joint one: its classes' labels and its test rows."""

@@ -83,7 +83,7 @@ def test_killed_in_the_middle_and_gone_on_with(tmp_path, whole):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
     assert not (tmp_path / "run" / "summary.json").exists()
-    _mend(tmp_path / "run")
+    mend(tmp_path / "run")
     resume(tmp_path / "run", federation_of=small_federation)
     assert results(tmp_path / "run") == results(whole)
 
@@ -93,7 +93,7 @@ def test_a_line_written_after_the_last_checkpoint_is_taken_back(tmp_path, whole)
     process.communicate(timeout=120)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "round": 3, "lo')
-    _mend(tmp_path / "run")
+    mend(tmp_path / "run")
     resume(tmp_path / "run", federation_of=small_federation)
     assert results(tmp_path / "run") == results(whole)
 
@@ -123,7 +123,7 @@ def test_a_run_of_an_older_version(tmp_path, whole, also):
     or refused in a line."""
     process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
     process.communicate(timeout=120)
-    _mend(tmp_path / "run")
+    mend(tmp_path / "run")
     for path in checkpoints(tmp_path / "run" / "checkpoint"):
         tensors, info = read_checkpoint(path)
         for name in ("placed", "data", "model_sha256", *also):
@@ -143,7 +143,7 @@ def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
     """Damaged, it is said what to do; lost, the run is resumed."""
     process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
     process.communicate(timeout=120)
-    _mend(tmp_path / "run")
+    mend(tmp_path / "run")
     record = tmp_path / "run" / "private" / "attempt.json"
     record.write_text('{"run"')
     with pytest.raises(
@@ -185,7 +185,7 @@ def test_asked_to_stop(tmp_path, whole, number, code):
         and "Traceback" not in output
     )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-    _mend(tmp_path / "run")
+    mend(tmp_path / "run")
     resume(tmp_path / "run", federation_of=small_federation)
     assert results(tmp_path / "run") == results(whole)
 
@@ -243,7 +243,7 @@ def test_the_same_on_ray_and_after_a_kill(tmp_path, whole):
     process.kill()
     process.communicate()
     run, attempt = owner(tmp_path / "run" / "private")
-    _mend(tmp_path / "run")
+    mend(tmp_path / "run")
     gone_on = launch("resume", tmp_path / "run")
     output, _ = gone_on.communicate(timeout=240)
     assert gone_on.returncode == 0, output
@@ -299,7 +299,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _mend(run_dir: Path) -> None:
+def mend(run_dir: Path) -> None:
     """Takes the fault out of a run's configuration, as fixing the machine would."""
     (run_dir / "config.yaml").write_text(
         re.sub(r"faults:\n(    .*\n)+", "faults: {}\n", (run_dir / "config.yaml").read_text())
