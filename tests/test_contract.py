@@ -124,6 +124,7 @@ KEYS = [  # groups as choices, then values; the later ones need the earlier choi
     "runtime.debug=true",
 ]
 KEYS_OF_CHOICES = [  # keys that another choice of a group has
+    ["attack=backdoor", "attack.share=0.1", "attack.scale=2"],
     ["dataset=folder", "dataset.root=images", "dataset.background=none"],
     ["method=component", "method.component=my_package.MyMethod"],
     ["partition=pathological", "partition.dealing=reference"],
@@ -140,7 +141,7 @@ COLUMNS = words("id domain train_images test_images model local base novel hm3 h
 SUMMARY = words(
     "method dataset model partition protocol seed rounds clients status accuracy bytes_up "
     "bytes_down wire_bytes_up wire_bytes_down seconds images_per_second peak_rss_mb peak_gpu_mb "
-    "privacy evaluated_clients"
+    "privacy attack evaluated_clients"
 )
 SECONDS = words("total train evaluate overhead encode")
 MODELS = words("zero_shot global personal")

@@ -17,8 +17,8 @@ _NOT_A_DIFFERENCE = {
     *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
     *("dataset.download", "versions", "git_commit", "command", "extended", "logger"),
 }
-#: Settings whose value "none" is that of a run from before there was such a setting.
-_NONE = ("attack.name",)
+#: Settings whose value "none", or an empty list, is that of a run from before there was such a one.
+_NONE = ("attack.name", "privacy.name", "updates", "strategy.wrap")
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 
@@ -103,7 +103,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return {  # nobody drops out, nobody attacks: no setting, as in a run from before there was one
         key: value
         for key, value in flat.items()
-        if (value or key not in FIXED) and (value != "none" or key not in _NONE)
+        if (value or key not in FIXED) and (value not in ("none", []) or key not in _NONE)
     }
 
 

@@ -176,7 +176,7 @@ def test_the_run_folder_is_complete(tmp_path, small, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     keys = (
         "method dataset model partition protocol seed rounds clients status accuracy seconds "
-        "one_prompt privacy"
+        "one_prompt privacy attack"
     )
     sent = "bytes_up bytes_down wire_bytes_up wire_bytes_down"
     assert set(summary) == {
