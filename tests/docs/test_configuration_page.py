@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from experiments.settings import CONF, choices, composed, flatten
+from fedpgp.attacks import ATTACKS
 from fedpgp.build import check_config
 from fedpgp.config import Config
 from fedpgp.data import DATASETS, SCHEMES
@@ -34,6 +35,7 @@ OWN = {
     "partition": lambda name: parameters(SCHEMES[name].assign),
     "dataset": lambda name: parameters(DATASETS[name]) - {"root", "download"},
     "strategy": lambda name: set(own_options(name)),
+    "attack": lambda name: fields(ATTACKS[name]) if name != "none" else set(),
     "privacy": lambda name: fields(UPDATE_STEPS[name].Settings) if name != "none" else set(),
 }
 """Group -> what declares one choice's own keys."""
@@ -80,7 +82,8 @@ def test_the_keys_of_a_choice_are_declared_once(group, choice):
     "choice",
     [
         f"{group}={name}"
-        for group in ("runtime", "strategy", "privacy", "logger", "method", "partition", "protocol")
+        for group in choices()
+        if group in Config.sections() or group == "protocol"
         for name in choices()[group]
         if name != "component"
     ],

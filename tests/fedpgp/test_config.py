@@ -105,6 +105,7 @@ OLDER = {
     "runtime.seats": "key",
     "logger.project": "fedpgp",
     "privacy.name": "none",
+    "attack.name": "none",
 }
 
 
@@ -113,7 +114,7 @@ def test_a_run_that_is_older_than_a_key_has_what_it_did_then():
     for key in OLDER:
         group, _, name = key.rpartition(".")
         (old[group] if group else old).pop(name, None)
-    del old["privacy"]
+    del old["privacy"], old["attack"]
     config = Config.of(old)
     for key, value in OLDER.items():
         group, _, name = key.rpartition(".")

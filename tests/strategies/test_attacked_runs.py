@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.runner import resume, start
-from experiments.settings import check
 from fedpgp.attacks import ATTACKS
+from fedpgp.build import check_config
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
 from fedpgp.seeding import generator
@@ -26,7 +26,7 @@ ATTACKERS = (0, 3)
 
 def run(folder: Path, *overrides: str, faults: dict | None = None) -> dict:
     config = small_config(folder, *overrides, faults=faults)
-    check(config)
+    check_config(config)
     return start(config, federation_of=small_federation)
 
 
@@ -199,4 +199,4 @@ def test_attackers_are_the_same_in_every_run_of_a_seed(tmp_path):
 
 def test_a_deployment_refuses_attacks(tmp_path):
     with pytest.raises(FedPGPError, match="attack=ipm is for a simulation"):
-        check(small_config(tmp_path / "run", "runtime=flower", "attack=ipm"))
+        check_config(small_config(tmp_path / "run", "runtime=flower", "attack=ipm"))
