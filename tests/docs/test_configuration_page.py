@@ -82,8 +82,8 @@ def test_the_keys_of_a_choice_are_declared_once(group, choice):
     "choice",
     [
         f"{group}={name}"
-        for group in choices()
-        if group in Config.sections() or group == "protocol"
+        for group in (*OWN, "runtime", "logger")
+        if group != "dataset"
         for name in choices()[group]
         if name != "component"
     ],
