@@ -170,6 +170,14 @@ def _recognised(tree: Tree, root: Path) -> dict[str | None, str]:
         site: _of_site(below[site], tree.inside[site,], root / site, "SITE/CLASS")
         for site in sorted(below)
     }
+    named_as_split = [site for site in found if site.lower() in SPLITS]
+    if "SPLIT/CLASS" in (found[site] for site in named_as_split):
+        raise _two_readings(
+            root,
+            f"folders of a split ({_some(named_as_split)}), with folders of splits in them",
+            "sites of these names",
+            "give the sites other names, or set dataset.layout=SITE/SPLIT/CLASS",
+        )
     return {site: layout for site, layout in found.items() if layout is not None}
 
 

@@ -321,6 +321,16 @@ def test_folders_written_on_a_mac_are_the_same_classes(make):
     assert data.class_names == [other, "tea"]
 
 
+@pytest.mark.parametrize("site", ["train", "test", "Valid"])
+def test_a_site_that_is_named_like_a_split(make, site):
+    """Its training images may be meant as test images."""
+    root = make(f"{site}/train/cat/", f"{site}/test/cat/", "oslo/train/cat/", "oslo/test/cat/")
+    with pytest.raises(FedPGPError, match=f"in two ways.*{site}.*SITE/SPLIT/CLASS"):
+        load_dataset("folder", root)
+    data = load_dataset("folder", root, layout="SITE/SPLIT/CLASS")
+    assert sorted({path.split("/")[1] for path in data.train.paths}) == ["train"]
+
+
 FOLDERS = st.sampled_from(["train", "test", "val", "cat", "dog", "oslo", "bern", "Test"])
 TREES = st.dictionaries(
     st.lists(FOLDERS, max_size=4).map(tuple), st.integers(1, 3), min_size=1, max_size=7
