@@ -56,6 +56,8 @@ def reading(run: Run) -> str:
     answered, clients = run.reported_clients
     if answered < clients:
         why = "the others did not answer the last evaluation"
+        if (run.summary or {}).get("attack"):
+            why = "the others attack, or did not answer the last evaluation"
         if not run.evaluates_all:
             why = f"each evaluation draws evaluate_clients={run.config['evaluate_clients']}"
         words.append(f"Of {answered} of {clients} clients: {why}.")

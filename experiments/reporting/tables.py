@@ -75,7 +75,8 @@ def missing_clients(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         answered, clients = run.reported_clients
         if answered < clients:
-            why = "the others did not answer"
+            attacked = (run.summary or {}).get("attack")
+            why = "the others attack or did not answer" if attacked else "the others did not answer"
             if not run.evaluates_all:
                 why = "the others were not drawn (evaluate_clients), or did not answer"
             notes.append(

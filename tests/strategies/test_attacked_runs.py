@@ -94,6 +94,7 @@ def test_every_attack(tmp_path, capsys, round_updates, name, method):
     assert (summary["attack"]["success_rate"] is None) == (name != "backdoor")
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{name} by 2 of 6 clients" in page
+    assert "Of 4 of 6 clients: the others attack, or did not answer" in page
 
 
 @pytest.mark.parametrize("name", ["alie", "ipm", "min_max"])
