@@ -110,6 +110,12 @@ CLIENT_FIGURES = tuple(figure.name for figure in _ALL if figure.per_client)
 GROUPED = {"domains": "", "domains_base": " base", "domains_novel": " novel", "datasets": ""}
 """Accuracies that are one number a domain or data set -> what their column's title ends with."""
 
+EVAL_SETS = (*ACCURACIES, "val")
+"""Names that an eval set may have, beside one of :data:`BY_NAME`."""
+
+BY_NAME = ("domains.", "datasets.")
+"""What the name of an eval set of one domain, data set or group of classes begins with."""
+
 UNSEEN = {
     "leave_one_domain_out": ("the domain left out", "the domain that was left out"),
     "unseen_clients": ("clients that never trained", "the clients that never trained"),

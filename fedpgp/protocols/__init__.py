@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fedpgp.errors import FedPGPError, unknown
+from fedpgp.evaluation.figures import BY_NAME, EVAL_SETS
 from fedpgp.protocols.base import PROTOCOLS, EvalProtocol, SplitRequest
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
 from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, Phase
@@ -38,10 +39,19 @@ def split_clients(request: SplitRequest, protocol: Mapping) -> FederatedSplit:
 
     Raises:
         FedPGPError: unknown protocol or option; a data set without the split it needs; a
-            partition that cannot work.
+            partition that cannot work; an eval set whose name is no figure.
     """
     chosen = make_protocol(protocol)
-    return chosen.finish(chosen.split_clients(request), request.seed)
+    federated_split = chosen.finish(chosen.split_clients(request), request.seed)
+    names = {name for client_split in federated_split.clients for name in client_split.eval_sets}
+    for name in sorted(names):
+        if name not in EVAL_SETS and not name.startswith(BY_NAME):
+            valid = ", ".join([*EVAL_SETS, *(f"{start}NAME" for start in BY_NAME)])
+            raise FedPGPError(
+                f"protocol {chosen.name}: an eval set is called {name}, which is no figure; its "
+                f"name is one of {valid}"
+            )
+    return federated_split
 
 
 __all__ = [
