@@ -71,6 +71,7 @@ def _check_sweep_folder(overrides: Sequence[Override]) -> None:
     for override in overrides:
         if override.key_or_group == "experiment":
             swept |= {key for value in _values(override) for key in swept_by(_text(value))}
+    swept -= {o.key_or_group for o in overrides if not o.is_sweep_override()}
     for override in overrides:
         if override.key_or_group not in FOLDERS:
             continue

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from experiments.settings import choices, flatten, parse
+from fedpgp.config import Config
 
 RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logger")
 """Settings that do not change a run's numbers (but for rounding), and so may change when it is
@@ -19,19 +20,23 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
     Args:
         arguments: the overrides.
         config: the configuration they compose to.
-        stored: the run's own.
+        stored: the run's own. A key that it lacks, being older than the key, is changed only
+            where the command line gives the key itself another value than stands for a missing one.
     """
     groups = choices()
     new, old = flatten(config), flatten(stored)
+    known = set(old)
+    missing = {key: value for key, value in Config.missing_values().items() if key not in old}
+    old |= {key: [] if value == () else value for key, value in missing.items()}
     named: set[str] = set()
     for override in parse(arguments):
         key = override.key_or_group
         if key in ("experiment", "recipe"):
-            named |= set(new)  # an overlay may touch anything
-        elif key in groups:
-            named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
-        else:
-            named |= {name for name in {**new, **old} if name == key or name.startswith(f"{key}.")}
+            named |= set(new) & known  # an overlay may touch anything
+            continue
+        # Of a group's keys those that came later are not meant; its choice is.
+        among = known | {f"{key}.name"} if key in groups else {*new, *old}
+        named |= {name for name in among if name == key or name.startswith(f"{key}.")}
     return sorted(k for k in named if not may_change_on_resume(k) and new.get(k) != old.get(k))
 
 

@@ -91,6 +91,12 @@ class ServerUpdate:
                 seed=self.seed,
             ),
         )
+        if set(shared) != set(global_params):
+            raise MethodError(
+                f"method {self.method.name}: update_server returns the shared tensors "
+                f"{sorted(shared)} and must return {sorted(global_params)}, and the server state "
+                "as the second of the two"
+            )
         dtype = self.method.task.dtype
         return to_arrays(shared, dtype), to_arrays(server_state, dtype)
 

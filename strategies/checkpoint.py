@@ -45,7 +45,7 @@ def save_checkpoint(
         FedPGPError: it could not be written (disk full, read-only); the earlier ones are untouched.
     """
     text = json.dumps({"format": FORMAT, "round": server_round, **info})
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     path = folder / f"round_{server_round:05d}.safetensors"
     if path.is_dir() and not path.is_symlink():  # not ours, and in the way
         path.rename(path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}"))

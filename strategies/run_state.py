@@ -110,7 +110,7 @@ class RunState:
         """
         for client in committed:
             self.committed[client] = server_round
-        self.server_round = server_round
+        self.server_round, self.stopped = server_round, ""
         self.images += sum(int(images[client] * epochs[client]) for client in images)
 
     def keep_zero_shot(

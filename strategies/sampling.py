@@ -4,7 +4,7 @@ out.
 All draws come from (seed, purpose, round), so that a run that is resumed draws the same clients.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedpgp.client_table import train_images_at
 from fedpgp.errors import FedPGPError
@@ -85,7 +85,9 @@ def check_evaluate_clients(config: Mapping) -> None:
         )
 
 
-def draw_evaluated(config: Mapping, split: FederatedSplit, server_round: int) -> list[int]:
+def draw_evaluated(
+    config: Mapping, split: FederatedSplit, server_round: int, attackers: Collection[int] = ()
+) -> list[int]:
     """Draw the clients that are evaluated after a round, from (seed, round) alone: as many
     as ``evaluate_clients`` says of those that are tested on something by then; None: all clients.
 
@@ -93,11 +95,13 @@ def draw_evaluated(config: Mapping, split: FederatedSplit, server_round: int) ->
         config: of the run.
         split: the server's.
         server_round: the round; 0 is before training.
+        attackers: are not drawn, since their figures do not count.
     """
     clients = list(range(len(split.clients)))
     if config.get("evaluate_clients") is None:
         return clients
-    able = [c for c in clients if split.clients[c].eval_sets_at(server_round)] or clients
+    honest = [c for c in clients if c not in attackers]
+    able = [c for c in honest if split.clients[c].eval_sets_at(server_round)] or honest
     drawn = generator(config["seed"], "evaluate", server_round).choice(
         able, size=min(config["evaluate_clients"], len(able)), replace=False
     )

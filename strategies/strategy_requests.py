@@ -89,7 +89,9 @@ class StrategyRequests:
     def evaluation(self, strategy: Strategy, state: RunState, server_round: int) -> Request:
         """Return the request to all clients, or those drawn, for the figures of their models; of
         zero-shot CLIP too, where one of them was not asked for all of these yet."""
-        arrays, clients = state.arrays(), draw_evaluated(self._config, self._split, server_round)
+        attackers = () if self._attackers is None else self._attackers.clients
+        clients = draw_evaluated(self._config, self._split, server_round, attackers)
+        arrays = state.arrays()
         eval_sets = {c: self._split.clients[c].eval_sets_at(server_round) for c in clients}
         beside = {"ece", "base", "novel"} if self._split.private_data else {"ece"}
 

@@ -56,6 +56,19 @@ class Section:
         return {name: section for name, section in found.items() if section is not None}
 
     @classmethod
+    def missing_values(cls) -> dict[str, object]:
+        """What stands for each key that a configuration may lack, by its name on the command
+        line; also those of the sections inside."""
+        found = {
+            cls.key(name): each.default
+            for name, each in cls.declared().items()
+            if each.default is not MISSING
+        }
+        for inside in cls.sections().values():
+            found |= inside.missing_values()
+        return found
+
+    @classmethod
     def of(cls, given: Mapping) -> Self:
         """The section of a resolved configuration.
 

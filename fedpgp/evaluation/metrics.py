@@ -151,7 +151,8 @@ def select(records: Sequence[Mapping], selection: str) -> tuple[dict[str, dict |
     trained = [record for record in records if record["round"] > 0] or list(records)
     chosen = trained[-1:]
     if selection == "last_five":
-        chosen = trained[-LAST_FEW:]
+        last = trained[-1]["round"] if trained else 0
+        chosen = [record for record in trained if record["round"] > last - LAST_FEW]
     elif selection == "validation":
         chosen = (
             [max(trained, key=lambda r: ((r.get("personal") or {}).get("val") or 0.0, -r["round"]))]

@@ -2,6 +2,7 @@
 ``privacy``, and those named in ``updates``."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
@@ -187,6 +188,11 @@ class UpdatePipeline:
                     f"update step {step.name}: on_client gives the metrics {sorted(said)}, and "
                     f"client_metrics names {sorted(step.client_metrics)}"
                 )
+            for name, value in said.items():
+                if not math.isfinite(value):
+                    raise MethodError(
+                        f"update step {step.name}: on_client gives no finite number as {name}"
+                    )
             metrics |= {f"{step.name}.{name}": float(value) for name, value in said.items()}
         return self._applied(update, before), metrics
 
@@ -235,7 +241,10 @@ class UpdatePipeline:
             if said:
                 told[step.name] = {name: float(value) for name, value in said.items()}
             if context.state:
-                states[step.name] = context.state
+                states[step.name] = {
+                    name: value.item() if isinstance(value, np.generic) else value
+                    for name, value in context.state.items()
+                }
         return self._applied(aggregate, before), told, states
 
     def _update(self, after: Arrays, before: Mapping[str, Tensor]) -> Update:

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from experiments.resume_rules import changed_on_resume
 from experiments.run import main
+from experiments.settings import composed
 from strategies import checkpoint as module
 from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 
@@ -59,6 +62,24 @@ def test_one_that_was_killed_is_resumed(old, capsys):
     assert main([f"resume={old}"]) == 0
     assert "resuming after round 2 of 2" in capsys.readouterr().out
     assert json.loads((old / "summary.json").read_text())["status"] == "finished"
+
+
+def test_the_words_it_was_started_with_still_resume_it(old, capsys):
+    """Its configuration lacks the groups and keys that came later; they are no change."""
+    (old / "summary.json").unlink()
+    assert main([f"resume={old}", "strategy=fedavg", "method=fedpgp"]) == 0
+    stored = yaml.safe_load((old / "config.yaml").read_text())
+    for key in ("privacy", "attack", "updates"):
+        stored.pop(key, None)
+    stored["strategy"] = {"name": "fedavg"}
+    whole = ["experiment=smoke"]
+    changed = changed_on_resume(whole, composed(whole), {**composed(whole), **stored})
+    assert not [key for key in changed if key.startswith(("privacy", "attack", "updates"))]
+    assert "strategy.wrap" not in changed
+    assert changed_on_resume(["attack=sign_flip"], composed(["attack=sign_flip"]), stored)
+    given = ["updates=[coarse]"]
+    assert changed_on_resume(given, composed(given), stored) == ["updates"]
+    assert not changed_on_resume(["updates=[]"], composed(["updates=[]"]), stored)
 
 
 def test_a_format_that_is_too_old_is_refused_in_one_line(old, commands, capsys):

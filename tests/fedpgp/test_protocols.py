@@ -1,8 +1,8 @@
 """Every protocol: who trains what, who is tested on what, and what is refused."""
 
 import dataclasses
-from dataclasses import replace
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest

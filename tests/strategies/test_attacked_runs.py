@@ -13,7 +13,6 @@ from fedpgp.attacks import ATTACKS
 from fedpgp.build import check_config
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import summarize
-from fedpgp.seeding import generator
 from strategies import strategy_requests
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import launch, mend
@@ -190,12 +189,6 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
         json.loads((tmp_path / folder / "summary.json").read_text()) for folder in "ab"
     )
     assert [first[key] for key in keys] == [second[key] for key in keys]
-
-
-def test_attackers_are_the_same_in_every_run_of_a_seed(tmp_path):
-    able = list(range(6))
-    drawn = generator(0, "attack").choice(able, size=2, replace=False)
-    assert tuple(sorted(drawn)) == ATTACKERS
 
 
 def test_a_deployment_refuses_attacks(tmp_path):
