@@ -24,7 +24,7 @@ from fedpgp.attacks import attackers_of
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
-from strategies.checkpoint import check_complete, latest_checkpoint
+from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
 from strategies.server import Server
 from strategies.wrappers import NOISE, configured_strategy
 
@@ -148,6 +148,14 @@ class Attempt:
             return None
         check_complete(self.folder.path / "checkpoint", found[1])
         _same_configuration(found[1]["config"], self.config)
+        newest = checkpoints(self.folder.path / "checkpoint")[-1]
+        private = self.config.get("privacy", {}).get("name", "none") != "none"
+        if private and newest.name != f"round_{found[1]['round']:05d}.safetensors":
+            raise FedPGPError(
+                f"{newest} is damaged, and privacy does not resume from the round before: its "
+                "noise would be drawn twice, which no epsilon accounts for; start anew with "
+                "another run_dir"
+            )
         return found
 
 

@@ -55,6 +55,8 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
         why = "training.schedule=cosine lets the rate fall over all rounds"
     elif method.depends_on_rounds(settings):
         why = f"method={method.name} weights each round by its place among all"
+    elif config.get("privacy", {}).get("epsilon") is not None:
+        why = "privacy.epsilon is of all rounds together, and the noise was made for them"
     if asked > done and why:
         raise FedPGPError(
             f"rounds={asked}: {why}, so that a run of {asked} would have been another from its "

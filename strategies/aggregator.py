@@ -4,7 +4,7 @@ method makes of it."""
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from fedpgp.errors import FedPGPError
@@ -66,7 +66,20 @@ class Aggregator:
             updates = {
                 c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()
             }
+        metrics = {client: dict(content["metrics"]) for client, content in replies.items()}
+        weights = {client: said["num-examples"] for client, said in metrics.items()}
+        about = {"server_round": server_round, "weights": weights, "metrics": metrics}
+        about["lr"] = self._federation.training.learning_rate(server_round)
         messages = [good[client] for client in sorted(good)]
+        combined, step_state = {}, state.step_state
+        if self._steps.combiner is not None:
+            sent = {
+                c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()
+            }
+            reply, combined, step_state = self._steps.combine(
+                sent, state.shared, step_state, **about
+            )
+            messages = [_one_reply(reply)]
         try:
             aggregated, _ = strategy.aggregate_train(server_round, messages)
         except ZeroDivisionError as error:  # Flower's wrappers divide by an update's norm
@@ -83,16 +96,8 @@ class Aggregator:
             for name, tensor in self._reference.items()
         }
         _check_finite(server_round, {**averaged, **strategy_state(strategy)[0]})
-        metrics = {client: dict(content["metrics"]) for client, content in replies.items()}
-        weights = {client: said["num-examples"] for client, said in metrics.items()}
         averaged, told, step_state = self._steps.on_server(
-            averaged,
-            state.shared,
-            state.step_state,
-            server_round=server_round,
-            weights=weights,
-            metrics=metrics,
-            lr=self._federation.training.learning_rate(server_round),
+            averaged, state.shared, step_state, **about
         )
         shared, server_state = self._federation.server.update(
             averaged,
@@ -106,7 +111,14 @@ class Aggregator:
         _check_finite(server_round, shared)
         state.shared = {name: shared[name] for name in self._reference}
         state.server_state, state.step_state = server_state, step_state
-        return told
+        return {**combined, **told}
+
+
+def _one_reply(arrays: Mapping[str, np.ndarray]) -> Message:
+    """The reply that stands for all, as a strategy reads it."""
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    content = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": 1})})
+    return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)
 
 
 def _check_finite(server_round: int, shared: Mapping[str, np.ndarray]) -> None:

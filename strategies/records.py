@@ -33,11 +33,12 @@ def train_record(
         traffic: bytes of the round.
     """
     losses = [said["loss"] for said in metrics.values()]
-    loss = np.average(losses, weights=np.array(list(weights.values()), dtype=np.float64))
+    weight = np.array(list(weights.values()), dtype=np.float64)
+    loss = float(np.average(losses, weights=weight)) if losses else None
     return {
         "kind": "train",
         "round": server_round,
-        "loss": float(loss),
+        "loss": loss,
         "clients": len(metrics),
         "seconds": seconds,
         "bytes_up": traffic.up,

@@ -50,10 +50,11 @@ class Rollback:
     Args:
         folder: of the checkpoints.
         warn: told why, and of damaged checkpoints.
+        allowed: False: never, since the noise of a round is drawn once.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]):
-        self._folder, self._warn = folder, warn
+    def __init__(self, folder: Path, warn: Callable[[str], None], allowed: bool = True):
+        self._folder, self._warn, self._allowed = folder, warn, allowed
         self._done: set[int] = set()  # rounds that were rolled back
 
     def checkpoint(
@@ -68,9 +69,11 @@ class Rollback:
             lost: what happened.
 
         Raises:
-            NoUsableReply: the run was rolled back from this round already, or there is no such
-                checkpoint.
+            NoUsableReply: the run was rolled back from this round already, there is no such
+                checkpoint, or it is not allowed.
         """
+        if not self._allowed:
+            raise lost
         earlier = checkpoint_before(self._folder, state_round, self._warn)
         if earlier is None or server_round in self._done:
             raise lost

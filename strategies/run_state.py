@@ -33,6 +33,7 @@ class RunState:
         zero_shot: figure -> (clients,) float64, NaN where a client has none; computed once.
         zero_shot_asked: for each client after which round it was last asked for them, -1 for never;
             None: after round 0 where there are some.
+        unevaluated: it was saved before the round's evaluation, which is due.
         traffic: bytes so far.
         seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's
             time, summed over messages.
@@ -52,6 +53,7 @@ class RunState:
     step_state: dict[str, State] = field(default_factory=dict)
     stopped: str = ""
     zero_shot_asked: np.ndarray | None = None
+    unevaluated: bool = False
 
     def __post_init__(self):
         if self.zero_shot_asked is None:
@@ -87,6 +89,7 @@ class RunState:
             _step_state(tensors, values.get("updates", {})),
             values.get("stopped", ""),
             tensors["zero_shot_asked"].copy() if "zero_shot_asked" in tensors else None,
+            values.get("unevaluated", False),
         )
 
     def arrays(self) -> ArrayRecord:
@@ -169,6 +172,7 @@ class RunState:
                 for step, state in self.step_state.items()
             },
             "stopped": self.stopped,
+            "unevaluated": self.unevaluated,
         }
 
 

@@ -71,6 +71,38 @@ def draw_clients(config: Mapping, table: Sequence[Mapping], server_round: int) -
     return sorted(int(client) for client in drawn)
 
 
+def choose_clients(
+    config: Mapping, table: Sequence[Mapping], server_round: int, needed: int, steps, states
+) -> tuple[list[int], dict[int, str], int]:
+    """Return the clients of a round, why others of those drawn drop out, and how many have to
+    answer.
+
+    Args:
+        config: of the run.
+        table: the clients' rows.
+        server_round: the round.
+        needed: the fewest clients that the strategy can aggregate.
+        steps: the run's :class:`fedpgp.updates.pipeline.UpdatePipeline`; one of them may draw.
+        states: of the steps.
+    """
+    drawn = steps.draw(able_clients(table, server_round), server_round, states)
+    if drawn is None:
+        need = max(config["runtime"]["min_clients"], needed)
+        drawn = draw_clients(config, table, server_round)
+        return *drop_out(config, server_round, drawn, need), need
+    # Who stays must not depend on who else was drawn, and nobody may be left.
+    clients, gone = drop_out(config, server_round, drawn, 0)
+    return clients, gone, min(1, len(clients))
+
+
+def trainers(split: FederatedSplit) -> int:
+    """Return how many clients train in some round."""
+    return sum(
+        client.trains and any(len(part.train) for part in (client, *client.phases))
+        for client in split.clients
+    )
+
+
 def check_evaluate_clients(config: Mapping) -> None:
     """Refuse evaluations of some clients where the best round is chosen among evaluations.
 

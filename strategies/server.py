@@ -35,7 +35,7 @@ from strategies.queries import ask_samples
 from strategies.records import evaluation_record, evaluation_rows, extras, train_record
 from strategies.rollback import NoUsableReply, Rollback
 from strategies.run_state import RunState, restore_run, save_run
-from strategies.sampling import check_enough, draw_clients, drop_out
+from strategies.sampling import check_enough, choose_clients, trainers
 from strategies.screening import UpdateBounds
 from strategies.strategy_requests import StrategyRequests
 
@@ -90,14 +90,16 @@ class Server:
         self.costs = Costs(self.state.seconds["total"], began)
         self._split, settings = federation.federated_split, config["strategy"]
         self._reference = dict(self.state.shared)  # names, shapes and types
-        self.steps = UpdatePipeline(config, federation.method, federation.num_clients)
-        self.state.step_state = {**self.steps.initial_state(), **self.state.step_state}
+        method, clients = federation.method, (federation.num_clients, trainers(self._split))
+        self.steps = UpdatePipeline(config, method, *clients)
+        self.state.step_state = self.steps.prepared(self.state.step_state)
+        if combined := self.steps.combiner is not None:  # who counts must not depend on the others
+            settings = {**settings, "max_update_norm": None}
         self._aggregator = Aggregator(federation, self.steps, config, self._reference)
         counted = not self._split.private_data or self._aggregator.equal_weights
-        deltas = federation.method.delta_params
-        self._bounds = UpdateBounds(settings, deltas, counted, observer.warn)
-        self._rollback = Rollback(folder / "checkpoint", observer.warn)
-        self.attackers = attackers_of(config, self._split, deltas)
+        self._bounds = UpdateBounds(settings, method.delta_params, counted, observer.warn)
+        self._rollback = Rollback(folder / "checkpoint", observer.warn, allowed=not combined)
+        self.attackers = attackers_of(config, self._split, method.delta_params)
 
     def app(self) -> ServerApp:
         """Return the Flower ServerApp of this run."""
@@ -146,7 +148,8 @@ class Server:
         clients.warn_without_figures()
         if not self._saved:
             self.observer.stage("evaluating before training")
-            self._evaluate(0)
+        if not self._saved or self.state.unevaluated:
+            self._evaluate(self.state.server_round)
             self._save()
         while (server_round := self.state.server_round + 1) <= self.rounds:
             try:
@@ -170,9 +173,8 @@ class Server:
         state.step_state = self.steps.before_round(server_round, state.step_state)
 
         # Step 1: draw the clients that take part.
-        need = max(self.runtime["min_clients"], self._needed())
-        drawn = draw_clients(self.config, self.clients.table, server_round)
-        clients, gone = drop_out(self.config, server_round, drawn, need)
+        about = (self.config, self.clients.table, server_round, self._needed())
+        clients, gone, need = choose_clients(*about, self.steps, state.step_state)
 
         # Step 2: send them the global tensors; each trains and answers with its update.
         training = self._requests.training(self.strategy, state, server_round, clients, need)
@@ -196,6 +198,9 @@ class Server:
 
         # Step 5: evaluate, and save.
         if self._evaluated_after(server_round):
+            state.unevaluated = self.steps.combiner is not None
+            if state.unevaluated:  # on disk before anybody is sent it
+                self._save()
             self._evaluate(server_round)
         self._save()
 
@@ -220,7 +225,7 @@ class Server:
         figures = {client: r.content["metrics"] for client, r in answers.good.items()}
         if evaluation.ask:
             state.keep_zero_shot(figures, evaluation.clients, server_round)
-        rows = evaluation_rows(self.clients.table, figures, state)
+        state.unevaluated, rows = False, evaluation_rows(self.clients.table, figures, state)
         self.costs.add(state, answers.exchange, "evaluate")
         for client, reason in sorted(answers.dropped.items()):
             who = called(self.clients.table[client])

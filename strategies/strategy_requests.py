@@ -66,7 +66,10 @@ class StrategyRequests:
 
         def configure() -> list[Message]:
             config = ConfigRecord(broadcast)
-            return list(strategy.configure_train(server_round, arrays, config, self._grid))
+            if not clients:  # nobody was drawn: one is written, from whose tensors it goes on
+                self._grid.available = [0]
+            messages = list(strategy.configure_train(server_round, arrays, config, self._grid))
+            return messages if clients else []
 
         def check(client: int, content: RecordDict) -> None:
             images = self._train_images(client, server_round)

@@ -65,8 +65,13 @@ def format_setting(value: Any) -> str:
 
 
 def format_privacy(privacy: dict) -> str:
-    """What a method's noise is worth, by ``privacy`` of summary.json, where no
-    epsilon is accounted."""
+    """What noise is worth, by ``privacy`` of summary.json."""
+    if privacy["unit"] == "client" and not privacy["seeded"] and privacy["epsilon"] is not None:
+        return (
+            f"epsilon {privacy['epsilon']:.3g}, delta {privacy['delta']:.2g} of a client, to those "
+            f"who see the global prompts alone ({privacy['accountant']}, "
+            f"{privacy['rounds']} rounds)"
+        )
     if privacy["seeded"]:
         return (
             "the noise comes from the run's seed: whoever knows it can take the noise off; "

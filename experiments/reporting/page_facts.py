@@ -81,7 +81,9 @@ def run_facts(run: Run) -> list[tuple[str, str, str]]:
         note += f"; it succeeds with {format_rates(rates)}" if rates else ""
         facts.append(("Attackers", f"{len(attackers)}", note))
     if privacy := summary.get("privacy"):
-        facts.append(("Privacy", "no guarantee", format_privacy(privacy)))
+        accounted = privacy["epsilon"] is not None and not privacy["seeded"]
+        value = f"epsilon {privacy['epsilon']:.3g}" if accounted else "no guarantee"
+        facts.append(("Privacy", value, format_privacy(privacy)))
     error = run.figure("personal", "ece")
     if not math.isnan(error):
         facts.append((FIGURES["ece"].caption, f"{error:.1f} %", "personal prompt, expected"))

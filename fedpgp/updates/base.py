@@ -73,6 +73,7 @@ class RoundStart:
 
     Attributes:
         server_round, num_rounds, num_clients, participation, seed: as in :class:`ClientContext`.
+        num_trainers: how many clients can train.
         state: of this step; it may be changed in place, and is saved with the round.
     """
 
@@ -80,6 +81,7 @@ class RoundStart:
     num_rounds: int
     num_clients: int
     participation: float
+    num_trainers: int
     state: State
     seed: int
 
@@ -91,6 +93,7 @@ class ServerContext:
     Attributes:
         server_round, num_rounds, num_clients, participation, delta_params, seed: as in
             :class:`ClientContext`.
+        num_trainers: how many clients can train.
         clients: logical ids of the S clients whose updates count, ascending.
         weights: client -> its weight in a mean; they sum to one.
         metrics: client -> what :meth:`UpdateStep.on_client` of this step said of it.
@@ -103,6 +106,7 @@ class ServerContext:
     num_rounds: int
     num_clients: int
     participation: float
+    num_trainers: int
     clients: Sequence[int]
     weights: Mapping[int, float]
     metrics: Mapping[int, Metrics]
@@ -140,6 +144,10 @@ class UpdateStep:
     """A frozen dataclass; it refuses values that cannot work."""
     equal_weights: ClassVar[bool] = False
     """True: the server averages clients alike, whatever the method would do."""
+    combines: ClassVar[bool] = False
+    """True: :meth:`draw` chooses a round's clients, and :meth:`combine` makes one change of their
+    updates, which the strategy gets in the place of all replies; one step of a run at most. Its
+    rounds are saved before anybody is sent them, and a run never goes back a round."""
     client_metrics: ClassVar[Sequence[str]] = ()
     """Names of the numbers that :meth:`on_client` gives, which are sent with every update."""
 
@@ -167,6 +175,22 @@ class UpdateStep:
         """Return the change that the server makes instead of the aggregate, and what
         ``metrics.jsonl`` says of the round: ``updates.<name of the step>.<metric>``."""
         return aggregate, {}
+
+    # Only of a step that combines. ----------------------------------------------------------------
+
+    def prepare(self, context: RoundStart) -> None:
+        """Complete the state, before the first round of a run and when it is resumed."""
+
+    def draw(self, able: Sequence[int], context: RoundStart) -> list[int]:
+        """Return the clients of the round, of those that can train; there may be none."""
+        raise NotImplementedError
+
+    def combine(
+        self, updates: Mapping[int, Update], context: ServerContext
+    ) -> tuple[Update, Metrics]:
+        """Return one change of the shared tensors made of the updates of a round (client ->
+        update; there may be none), and what ``metrics.jsonl`` says of it."""
+        raise NotImplementedError
 
     # What lasts from round to round. --------------------------------------------------------------
 

@@ -86,16 +86,19 @@ class UpdatePipeline:
         config: resolved.
         method: brings steps of its own, which come first.
         num_clients: of the federation.
+        num_trainers: how many of them can train; None: all.
 
     Raises:
         FedPGPError: as :func:`configured_steps`, or a step refuses the run.
     """
 
-    def __init__(self, config: Mapping, method, num_clients: int):
+    def __init__(self, config: Mapping, method, num_clients: int, num_trainers: int | None = None):
         self.steps = [*method.update_steps(), *configured_steps(config)]
         _check_names(self.steps)
         for step in self.steps:
             step.check(config, method)
+        self.combiner = next((step for step in self.steps if step.combines), None)
+        self._num_trainers = num_clients if num_trainers is None else num_trainers
         self._delta_params = tuple(method.delta_params)
         self._run = {
             "num_rounds": config["rounds"],
@@ -132,6 +135,48 @@ class UpdatePipeline:
             for name, value in step.broadcast(states.get(step.name, {})).items()
         }
 
+    def prepared(self, states: Mapping[str, State]) -> dict[str, State]:
+        """Return the steps' states before the first round of a run, or of one that is resumed."""
+        states = {**self.initial_state(), **copy.deepcopy(dict(states))}
+        if self.combiner is not None:
+            self.combiner.prepare(self._start(1, states.setdefault(self.combiner.name, {})))
+        return states
+
+    def draw(
+        self, able: Sequence[int], server_round: int, states: Mapping[str, State]
+    ) -> list[int] | None:
+        """Return the clients of a round, of those that can train; None: no step draws them."""
+        if self.combiner is None:
+            return None
+        return self.combiner.draw(able, self._start(server_round, states[self.combiner.name]))
+
+    def combine(
+        self,
+        updates: Mapping[int, Arrays],
+        global_params: Arrays,
+        states: Mapping[str, State],
+        **about: object,
+    ) -> tuple[Arrays, dict[str, dict[str, float]], dict[str, State]]:
+        """Return the one reply that stands for those of all clients, what is said of the round, and
+        the steps' states after it. Only where a step combines.
+
+        Args:
+            updates: client -> the shared tensors as it sent them.
+            global_params, states, about: as in :meth:`on_server`.
+        """
+        step, before, states = self.combiner, to_tensors(global_params), copy.deepcopy(dict(states))
+        context = self._context(step, before, states, **about)
+        changes = {c: self._update(sent, before) for c, sent in updates.items()}
+        combined, said = step.combine(changes, context)
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+        _checked(step, zeros, (combined, said))
+        states[step.name] = context.state
+        return self._applied(combined, before), {step.name: dict(said)}, states
+
+    def _start(self, server_round: int, state: State) -> RoundStart:
+        about = {"num_trainers": self._num_trainers, **self._run}
+        return RoundStart(server_round=server_round, state=state, **about)
+
     def before_round(self, server_round: int, states: Mapping[str, State]) -> dict[str, State]:
         """Ask each step whether a round may begin; return their states.
 
@@ -141,7 +186,7 @@ class UpdatePipeline:
         states = copy.deepcopy(dict(states))
         for step in self.steps:
             state = states.get(step.name, {})
-            step.before_round(RoundStart(server_round=server_round, state=state, **self._run))
+            step.before_round(self._start(server_round, state))
             if state:
                 states[step.name] = state
         return states
@@ -224,19 +269,10 @@ class UpdatePipeline:
         if not steps:
             return averaged, {}, dict(states)
         before, states, told = to_tensors(global_params), copy.deepcopy(dict(states)), {}
-        aggregate, total = self._update(averaged, before), sum(weights.values())
+        aggregate = self._update(averaged, before)
+        about = {"server_round": server_round, "weights": weights, "metrics": metrics, "lr": lr}
         for step in steps:
-            context = ServerContext(
-                server_round=server_round,
-                clients=sorted(weights),
-                weights={client: weight / total for client, weight in weights.items()},
-                metrics={c: strip_prefix(f"{step.name}.", said) for c, said in metrics.items()},
-                global_params=before,
-                delta_params=self._delta_params,
-                lr=lr,
-                state=states.get(step.name, {}),
-                **self._run,
-            )
+            context = self._context(step, before, states, **about)
             aggregate, said = _checked(step, aggregate, step.on_server(aggregate, context))
             if said:
                 told[step.name] = {name: float(value) for name, value in said.items()}
@@ -246,6 +282,31 @@ class UpdatePipeline:
                     for name, value in context.state.items()
                 }
         return self._applied(aggregate, before), told, states
+
+    def _context(
+        self,
+        step: UpdateStep,
+        before: Mapping[str, Tensor],
+        states: Mapping[str, State],
+        *,
+        server_round: int,
+        weights: Mapping[int, float],
+        metrics: Mapping[int, Metrics],
+        lr: float,
+    ) -> ServerContext:
+        total = sum(weights.values())
+        return ServerContext(
+            server_round=server_round,
+            num_trainers=self._num_trainers,
+            clients=sorted(weights),
+            weights={client: weight / total for client, weight in weights.items()},
+            metrics={c: strip_prefix(f"{step.name}.", said) for c, said in metrics.items()},
+            global_params=before,
+            delta_params=self._delta_params,
+            lr=lr,
+            state=states.get(step.name, {}),
+            **self._run,
+        )
 
     def _update(self, after: Arrays, before: Mapping[str, Tensor]) -> Update:
         """Changes of the shared tensors; differences as they are."""

@@ -1,0 +1,222 @@
+"""``privacy=client``: differential privacy at the level of a client, DP-FedAvg (McMahan et al.,
+ICLR 2018, arXiv 1710.06963).
+
+    S_t        each client by its own draw, with probability q = ``participation``
+    D_k        the client's change over all shared tensors together, scaled to a norm of C at most
+    p_(t+1)  = p_t + (sum_k D_k + N(0, (z C)^2 I)) / (q N)
+
+q N is fixed: N clients can train, however many were drawn; a client that was drawn and failed, and
+one whose update has no finite norm, add zero. What a strategy does with the result (momentum,
+Adam) is post-processing. In the server's view everything is clear: the guarantee is for those
+who see the global prompts.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from fedpgp.errors import FedPGPError, check_choice, check_number
+from fedpgp.seeding import generator
+from fedpgp.updates.accounting import ACCOUNTANTS, calibrate, epsilon, resolve_delta
+from fedpgp.updates.base import (
+    ClientContext,
+    Metrics,
+    RoundStart,
+    ServerContext,
+    State,
+    StopTraining,
+    Update,
+    UpdateStep,
+    register,
+)
+from fedpgp.updates.clipping import clipped
+from fedpgp.updates.gaussian import standard_normal
+
+LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies that need nothing but the mean of the updates."""
+
+
+@dataclass(frozen=True)
+class ClientPrivacySettings:
+    """Settings of ``privacy=client``.
+
+    Attributes:
+        clip: C, largest L2 norm of a client's update.
+        noise: z, deviation of the noise on the sum over C; 0 only clips. Without meaning where
+            epsilon is set.
+        epsilon: of all rounds of the run together; z follows from it. None: noise says.
+        delta: None: 1 / (10 N).
+        accountant: one of :data:`ACCOUNTANTS`.
+        max_epsilon: the training ends before the round that would exceed it; None: it does not.
+        seeded_noise: draw clients and noise from the run's seed, so that it can be repeated; then
+            nothing is private.
+    """
+
+    clip: float = 1.0
+    noise: float = 1.0
+    epsilon: float | None = None
+    delta: float | None = None
+    accountant: str = "rdp"
+    max_epsilon: float | None = None
+    seeded_noise: bool = False
+
+    def __post_init__(self):
+        check_number("privacy.clip", self.clip, above=0, below=math.inf)
+        check_number("privacy.noise", self.noise, least=0, below=math.inf)
+        for name in ("epsilon", "max_epsilon"):
+            if getattr(self, name) is not None:
+                check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)
+        if self.delta is not None:
+            check_number("privacy.delta", self.delta, above=0, below=1)
+        check_choice("privacy.accountant", self.accountant, ACCOUNTANTS)
+        check_choice("privacy.seeded_noise", self.seeded_noise, (False, True))
+
+
+@register("client")
+class ClientPrivacy(UpdateStep):
+    """See the module. Its state: ``spent``, the noised sums so far; ``drawn``, who takes part in
+    ``drawn_for``, the next round; ``noise`` and ``delta`` of the run; ``rate``."""
+
+    Settings = ClientPrivacySettings
+    equal_weights = True
+    combines = True
+    client_metrics = ("clipped",)
+
+    def check(self, config: Mapping, method) -> None:
+        strategy = config["strategy"]["name"]
+        why = None
+        if not method.learns or not method.init_shared(np.random.default_rng(0)):
+            why = f"method={method.name}: nothing leaves a client that could be protected"
+        elif method.needs_each_update:
+            why = (
+                f"method={method.name}: its server reads each client's update by itself; only "
+                "their sum is noised"
+            )
+        elif method.update_steps() or config.get("updates"):
+            why = (
+                "another update step (method.epsilon of dp_fpl, updates=[…]): what it makes of an "
+                "update is not in the account"
+            )
+        elif strategy not in LINEAR or config["strategy"].get("wrap"):
+            name = f"strategy={strategy}" if strategy not in LINEAR else "strategy.wrap"
+            why = (
+                f"{name}: it looks at updates one by one, and only their sum is noised; take one "
+                f"of {', '.join(LINEAR)}"
+            )
+        elif config["runtime"]["name"] == "flower":
+            why = (
+                "a deployment: there, clients' counts, losses and accuracies leave them beside the "
+                "updates"
+            )
+        elif config.get("first_round") == "all" and config["participation"] < 1:
+            why = "first_round=all: each client has to be drawn in every round; take sampled"
+        elif config["runtime"]["min_clients"] > 1:
+            why = "runtime.min_clients: a round with few clients, or none, has to count; take 1"
+        if why:
+            raise FedPGPError(f"privacy=client does not go with {why}")
+
+    def on_client(self, update: Update, context: ClientContext) -> tuple[Update, Metrics]:
+        bounded, before = clipped({n: t[None] for n, t in update.items()}, self.settings.clip)
+        if not before.item() > self.settings.clip:
+            return update, {"clipped": 0.0}
+        return {n: t[0] for n, t in bounded.items()}, {"clipped": 1.0}
+
+    def prepare(self, context: RoundStart) -> None:
+        s, state = self.settings, context.state
+        if "spent" in state:  # the run is resumed
+            return
+        rate = float(context.participation)
+        delta = resolve_delta(s.delta, context.num_trainers)
+        noise = s.noise
+        if s.epsilon is not None:
+            noise = _calibrated(s.epsilon, rate, context.num_rounds, delta, s.accountant)
+        state |= {"noise": float(noise), "delta": delta, "rate": rate, "spent": 0}
+        self._draw(state, context.server_round, context.num_clients, context.seed)
+
+    def before_round(self, context: RoundStart) -> None:
+        most = self.settings.max_epsilon
+        if most is None:
+            return
+        after = self._epsilon(context.state, context.state["spent"] + 1)
+        if after > most:
+            raise StopTraining(
+                f"one more would make epsilon {after:.3g}, above privacy.max_epsilon={most:g}"
+            )
+
+    def draw(self, able: Sequence[int], context: RoundStart) -> list[int]:
+        state = context.state
+        if state["drawn_for"] != context.server_round:  # cannot be: it was drawn with the last one
+            raise FedPGPError(
+                f"round {context.server_round}: the clients were drawn for round "
+                f"{state['drawn_for']}; start the run anew"
+            )
+        return sorted(set(state["drawn"]) & set(able))
+
+    def combine(
+        self, updates: Mapping[int, Update], context: ServerContext
+    ) -> tuple[Update, Metrics]:
+        s, state = self.settings, context.state
+        total = {name: torch.zeros_like(t).double() for name, t in context.global_params.items()}
+        for client in sorted(updates):
+            # Once more: rounding to the run's precision may have made it longer than C.
+            bounded, before = clipped({n: t[None] for n, t in updates[client].items()}, s.clip)
+            if torch.isfinite(before).all():
+                total = {name: t + bounded[name][0] for name, t in total.items()}
+        rng = None
+        if s.seeded_noise:
+            rng = generator(context.seed, "privacy noise", context.server_round)
+        if state["noise"] > 0:
+            deviation = state["noise"] * s.clip
+            total = {
+                n: t + deviation * standard_normal(tuple(t.shape), rng) for n, t in total.items()
+            }
+        expected = state["rate"] * context.num_trainers
+        state["spent"] += 1
+        self._draw(state, context.server_round + 1, context.num_clients, context.seed)
+        told = {}
+        if math.isfinite(so_far := self._epsilon(state, state["spent"])):
+            told["epsilon"] = so_far
+        if context.metrics:
+            told["clipped"] = float(np.mean([m["clipped"] for m in context.metrics.values()]))
+        return {name: t / expected for name, t in total.items()}, told
+
+    def privacy(self, state: State, rounds: int) -> dict | None:
+        s = self.settings
+        if "spent" not in state:
+            return None
+        spent = self._epsilon(state, state["spent"])
+        return {
+            "unit": "client",
+            "epsilon": spent if math.isfinite(spent) else None,
+            "delta": state["delta"],
+            "noise_multiplier": state["noise"],
+            "clip": s.clip,
+            "sampling": "poisson" if state["rate"] < 1 else "full",
+            "rate": state["rate"],
+            "rounds": state["spent"],
+            "accountant": s.accountant,
+            "seeded": s.seeded_noise,
+        }
+
+    def _epsilon(self, state: State, rounds: int) -> float:
+        about = (state["noise"], state["rate"], rounds, state["delta"])
+        return epsilon(*about, self.settings.accountant)
+
+    def _draw(self, state: State, server_round: int, clients: int, seed: int) -> None:
+        """Draw who takes part in a round, before the round before it is saved: a run that is killed
+        and resumed cannot be given another sample."""
+        if self.settings.seeded_noise:
+            uniform = generator(seed, "privacy participants", server_round).random(clients)
+        else:
+            integers = np.frombuffer(os.urandom(8 * clients), dtype=np.uint64)
+            uniform = (integers >> np.uint64(11)) * 2.0**-53
+        state["drawn"] = [int(client) for client in np.flatnonzero(uniform < state["rate"])]
+        state["drawn_for"] = server_round
+
+
+_calibrated = lru_cache(maxsize=16)(calibrate)

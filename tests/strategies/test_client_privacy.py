@@ -1,0 +1,109 @@
+"""``privacy=client`` from end to end: what goes with it, the account of a run that is killed, the
+budget."""
+
+import json
+
+import pytest
+
+from experiments.runner import resume, start
+from experiments.settings import choices
+from fedpgp.errors import FedPGPError
+from fedpgp.updates.client_privacy import LINEAR
+from strategies.server import Server
+from tests.small import small_config, small_federation
+
+PRIVATE = ("privacy=client", "privacy.clip=0.1", "participation=0.5")
+SHORT = (*PRIVATE, "rounds=2", "evaluate_every=0")
+SHARE_NOTHING, READ_EACH = {"coop", "zero_shot"}, {"scaffold", "fedamp", "pfedmoap"}
+
+
+def run(folder, *overrides: str, **faults) -> dict:
+    config = small_config(folder, *overrides, **faults)
+    return start(config, federation_of=small_federation)
+
+
+def trained(folder) -> list[dict]:
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("strategy", choices()["strategy"])
+def test_each_strategy_acts_behind_the_noise_or_is_refused(strategy, tmp_path):
+    overrides = (*SHORT, "method=promptfl", f"strategy={strategy}")
+    if strategy in LINEAR:
+        assert run(tmp_path / "run", *overrides)["privacy"]["rounds"] == 2
+    else:
+        with pytest.raises(FedPGPError, match=f"does not go with strategy={strategy}"):
+            run(tmp_path / "run", *overrides)
+
+
+@pytest.mark.parametrize("method", sorted(set(choices()["method"]) - {"component"}))
+def test_each_method_trains_or_is_refused(method, tmp_path):
+    overrides = (*SHORT, f"method={method}")
+    if method in SHARE_NOTHING | READ_EACH:
+        with pytest.raises(FedPGPError, match=f"does not go with method={method}"):
+            run(tmp_path / "run", *overrides)
+    else:
+        assert run(tmp_path / "run", *overrides)["privacy"]["rounds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["first_round=all"], "first_round=all"),
+        (["runtime.min_clients=2"], "runtime.min_clients"),
+        (["method=dp_fpl", "method.epsilon=1"], "another update step"),
+    ],
+)
+def test_what_is_not_in_the_account_is_refused(overrides, why, tmp_path):
+    with pytest.raises(FedPGPError, match=f"does not go with {why}"):
+        run(tmp_path / "run", *SHORT, *overrides)
+
+
+def test_a_round_with_nobody_is_noise_and_counts(tmp_path):
+    summary = run(tmp_path / "run", *SHORT, "participation=0.000001", "strategy=fedadam")
+    assert summary["privacy"]["rounds"] == 2
+    assert [(line["clients"], line["loss"]) for line in trained(tmp_path / "run")] == [
+        (0, None)
+    ] * 2
+
+
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_run_killed_in_an_evaluation_spends_a_round_once(killed_in, tmp_path, monkeypatch):
+    overrides = (*PRIVATE, "method=promptfl", "rounds=3", "privacy.seeded_noise=true")
+    whole = run(tmp_path / "whole", *overrides)
+    evaluate = Server._evaluate
+
+    def killed(server, server_round):
+        if server_round == killed_in:
+            raise KeyboardInterrupt
+        evaluate(server, server_round)
+
+    monkeypatch.setattr(Server, "_evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", *overrides)
+    monkeypatch.undo()
+    again = resume(tmp_path / "killed", federation_of=small_federation)
+    assert again["privacy"] == whole["privacy"] and again["accuracy"] == whole["accuracy"]
+    assert len(trained(tmp_path / "killed")) == 3
+
+
+def test_the_budget_ends_the_training_and_the_last_model_is_evaluated(tmp_path):
+    summary = run(tmp_path / "run", *PRIVATE, "method=promptfl", "privacy.max_epsilon=1.9")
+    assert summary["status"] == "finished" and "privacy.max_epsilon" in summary["stopped"]
+    assert summary["privacy"]["rounds"] == 1 and summary["privacy"]["epsilon"] <= 1.9
+    assert summary["accuracy"]["global"]["local"] is not None
+
+
+def test_no_more_rounds_for_noise_that_was_made_for_fewer(tmp_path):
+    run(tmp_path / "run", *SHORT, "method=promptfl", "privacy.epsilon=4")
+    with pytest.raises(FedPGPError, match="privacy.epsilon is of all rounds together"):
+        resume(tmp_path / "run", {"rounds": 4}, federation_of=small_federation)
+
+
+def test_a_damaged_last_checkpoint_is_not_passed_over(tmp_path):
+    run(tmp_path / "run", *SHORT, "method=promptfl")
+    newest = tmp_path / "run" / "checkpoint" / "round_00002.safetensors"
+    newest.write_bytes(b"nothing")
+    with pytest.raises(FedPGPError, match="noise would be drawn twice"):
+        resume(tmp_path / "run", {"rounds": 3}, federation_of=small_federation)
