@@ -24,6 +24,7 @@ from fedpgp.attacks import attackers_of
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from fedpgp.updates.client_privacy import SEEDED_NOISE
 from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
 from strategies.server import Server
 from strategies.wrappers import NOISE, configured_strategy
@@ -123,6 +124,8 @@ class Attempt:
         strategy = configured_strategy(config)
         if config["strategy"].get("wrap"):
             self.console.warn(NOISE)
+        if config.get("privacy", {}).get("seeded_noise"):
+            self.console.warn(SEEDED_NOISE)
         if self.checkpoint and self.checkpoint[1]["config"]["rounds"] < config["rounds"]:
             begin_more_rounds(self.folder, config["rounds"])
         return Server(

@@ -244,7 +244,7 @@ class Server:
 
     def _save(self) -> None:
         self.costs.clock(self.state)
-        model, mark = self.federation.method.task.clip.fingerprint, self.observer.mark()
-        about = {"run": self.job.run, "config": self.config, "model_sha256": model}
+        clip, mark = self.federation.method.task.clip, self.observer.mark(self.state.unevaluated)
+        about = {"run": self.job.run, "config": self.config, "model_sha256": clip.fingerprint}
         about |= {"data": self._data, "observer": mark, **self.clients.saved()}
         save_run(self.folder / "checkpoint", self.state, self.strategy, about)

@@ -30,8 +30,12 @@ class Callback:
     def samples(self, samples: list[dict]) -> None:
         """Take note of images and what is answered for them."""
 
-    def mark(self) -> dict:
-        """Return what the callback needs to resume from here; saved in the checkpoint."""
+    def mark(self, unevaluated: bool = False) -> dict:
+        """Return what the callback needs to resume from here; saved in the checkpoint.
+
+        Args:
+            unevaluated: the round's evaluation is due, and another mark follows it.
+        """
         return {}
 
     def roll_back(self, mark: dict, server_round: int) -> None:
@@ -76,9 +80,10 @@ class Callbacks(Callback):
         for each in self._all:
             each.samples(samples)
 
-    def mark(self) -> dict:
+    def mark(self, unevaluated: bool = False) -> dict:
         """Return what all of them need, in one mapping."""
-        return {key: value for each in self._all for key, value in each.mark().items()}
+        marks = [each.mark(unevaluated) for each in self._all]
+        return {key: value for mark in marks for key, value in mark.items()}
 
     def roll_back(self, mark: dict, server_round: int) -> None:
         for each in self._all:

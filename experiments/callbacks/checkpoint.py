@@ -14,7 +14,7 @@ class CheckpointMark(Callback):
     def __init__(self, folder: RunFolder):
         self._folder = folder
 
-    def mark(self) -> dict:
+    def mark(self, unevaluated: bool = False) -> dict:
         return {"metrics_bytes": self._folder.metrics_length()}
 
     def roll_back(self, mark: dict, server_round: int) -> None:

@@ -95,8 +95,10 @@ class Console(Callback):
     def evaluated(self, record: dict, rows: list[dict]) -> None:
         self._evaluation = record
 
-    def mark(self) -> dict:
-        """Print the round: it is complete."""
+    def mark(self, unevaluated: bool = False) -> dict:
+        """Print the round, if it is complete."""
+        if unevaluated:
+            return {}
         self.round(self._train, self._evaluation)
         self._train = self._evaluation = None
         return {}

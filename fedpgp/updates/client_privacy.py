@@ -39,6 +39,13 @@ from fedpgp.updates.gaussian import standard_normal
 
 LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 """Strategies that need nothing but the mean of the updates."""
+ALONE = ("sign_flip", "scaling", "noise", "free_rider", "label_flip")
+"""Attacks whose clients use nothing but their own data: what they send is clipped as all is."""
+SEEDED_NOISE = (
+    "privacy.seeded_noise=true: clients and noise are drawn from the run's seed, so that the run "
+    "can be repeated: who knows the seed takes the noise off again, and nothing is private"
+)
+"""What a person should know."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class ClientPrivacySettings:
 
     Attributes:
         clip: C, largest L2 norm of a client's update.
-        noise: z, deviation of the noise on the sum over C; 0 only clips. Without meaning where
-            epsilon is set.
+        noise: z, deviation of the noise on the sum over C; 0 only clips. Where epsilon is set,
+            it has no meaning, and another value than the default is refused.
         epsilon: of all rounds of the run together; z follows from it. None: noise says.
         delta: None: 1 / (10 N).
         accountant: one of :data:`ACCOUNTANTS`.
@@ -71,6 +78,11 @@ class ClientPrivacySettings:
         for name in ("epsilon", "max_epsilon"):
             if getattr(self, name) is not None:
                 check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)
+        if self.epsilon is not None and self.noise != type(self).noise:
+            raise FedPGPError(
+                f"privacy.noise={self.noise:g} and privacy.epsilon={self.epsilon:g}: the noise "
+                "follows from epsilon; give one of them"
+            )
         if self.delta is not None:
             check_number("privacy.delta", self.delta, above=0, below=1)
         check_choice("privacy.accountant", self.accountant, ACCOUNTANTS)
@@ -89,6 +101,7 @@ class ClientPrivacy(UpdateStep):
 
     def check(self, config: Mapping, method) -> None:
         strategy = config["strategy"]["name"]
+        attack = config.get("attack", {}).get("name", "none")
         why = None
         if not method.learns or not method.init_shared(np.random.default_rng(0)):
             why = f"method={method.name}: nothing leaves a client that could be protected"
@@ -112,6 +125,12 @@ class ClientPrivacy(UpdateStep):
             why = (
                 "a deployment: there, clients' counts, losses and accuracies leave them beside the "
                 "updates"
+            )
+        elif attack not in ("none", *ALONE):
+            why = (
+                f"attack={attack}: what its attackers send may be made of other clients' data, so "
+                "that one client could move the sum farther than privacy.clip; take one of "
+                f"{', '.join(ALONE)}"
             )
         elif config.get("first_round") == "all" and config["participation"] < 1:
             why = "first_round=all: each client has to be drawn in every round; take sampled"

@@ -7,8 +7,9 @@ import pytest
 
 from experiments.runner import resume, start
 from experiments.settings import choices
+from fedpgp.attacks import ATTACKS
 from fedpgp.errors import FedPGPError
-from fedpgp.updates.client_privacy import LINEAR
+from fedpgp.updates.client_privacy import ALONE, LINEAR, SEEDED_NOISE
 from strategies.server import Server
 from tests.small import small_config, small_federation
 
@@ -53,11 +54,26 @@ def test_each_method_trains_or_is_refused(method, tmp_path):
         (["first_round=all"], "first_round=all"),
         (["runtime.min_clients=2"], "runtime.min_clients"),
         (["method=dp_fpl", "method.epsilon=1"], "another update step"),
+        *(([f"attack={a}"], f"attack={a}") for a in sorted(set(ATTACKS) - set(ALONE))),
     ],
 )
 def test_what_is_not_in_the_account_is_refused(overrides, why, tmp_path):
     with pytest.raises(FedPGPError, match=f"does not go with {why}"):
         run(tmp_path / "run", *SHORT, *overrides)
+
+
+@pytest.mark.parametrize("attack", ALONE)
+def test_attackers_that_use_their_own_data_alone_are_clipped_too(attack, tmp_path):
+    assert not ATTACKS[attack].colludes
+    overrides = (*SHORT, "method=promptfl", f"attack={attack}")
+    assert run(tmp_path / "run", *overrides)["privacy"]["rounds"] == 2
+
+
+def test_a_round_is_one_line_and_noise_of_the_seed_one_warning(tmp_path, capsys):
+    run(tmp_path / "run", *PRIVATE, "method=promptfl", "rounds=2", "privacy.seeded_noise=true")
+    lines = capsys.readouterr().out.splitlines()
+    assert [sum(line.startswith(f"round {k}/2") for line in lines) for k in range(3)] == [1, 1, 1]
+    assert sum(SEEDED_NOISE in " ".join(line.split()) for line in lines) == 1
 
 
 def test_a_round_with_nobody_is_noise_and_counts(tmp_path):

@@ -163,3 +163,8 @@ def test_the_noise_is_calibrated_for_all_rounds():
 def test_a_setting_that_cannot_work_is_named(settings):
     with pytest.raises(FedPGPError, match=f"privacy.{next(iter(settings))}"):
         ClientPrivacySettings(**settings)
+
+
+def test_noise_beside_an_epsilon_is_refused():
+    with pytest.raises(FedPGPError, match="give one of them"):
+        ClientPrivacySettings(noise=2.0, epsilon=4.0)
