@@ -322,7 +322,7 @@ def test_training_images_of_a_held_out_domain_are_encoded_once(trained, tmp_path
     dataset, clip, told = federated_split.dataset, golden_clip(), []
     encoded = partial(
         _encoded,
-        {"runtime": {"cache_dir": str(tmp_path)}},
+        str(tmp_path),
         dataset,
         lambda: clip,
         lambda: np.arange(trained),
@@ -354,7 +354,7 @@ def test_a_mirrored_feature_is_of_the_image_that_is_seen(views, all_rows, tmp_pa
     used = np.arange(len(joint.train)) if all_rows else np.array(rows)
     encoded = partial(
         _encoded,
-        {"runtime": {"cache_dir": str(tmp_path)}},
+        str(tmp_path),
         joint,
         lambda: clip,
         lambda: used,

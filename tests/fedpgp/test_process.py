@@ -15,6 +15,7 @@ from experiments import report
 from experiments.settings import composed
 from fedpgp.build import build_federation
 from fedpgp.clip import load_clip
+from fedpgp.errors import FedPGPError
 from fedpgp.process import THREADS_CHOSEN, set_up_process
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def test_the_order_of_imports_does_not_matter():
 
 
 def node() -> None:
-    with contextlib.suppress(KeyError):
+    with contextlib.suppress(FedPGPError):
         federation_of("{}")
 
 
