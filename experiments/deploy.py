@@ -25,13 +25,13 @@ from experiments.latest_link import link_latest
 from experiments.override_checks import check_overrides
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import changes_on_resume
+from experiments.run_checks import check_run
 from experiments.run_folder import RunFolder, default_folder
 from experiments.runtimes.certificates import make_certificates, make_node_key
-from experiments.runtimes.check import check_runtime
 from experiments.runtimes.local_processes import LocalProcesses
 from experiments.settings import composed
 from fedpgp.atomic_files import private_folder
-from fedpgp.build import build_federation, check_config
+from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import one_line
@@ -119,8 +119,7 @@ def _local(options: argparse.Namespace) -> int:
     overrides = ["runtime=flower", *given, *options.overrides, f"clients={len(sites)}"]
     check_overrides(overrides)
     config = composed(overrides)
-    check_config(config)
-    check_runtime(config, deployed=True)
+    check_run(config, deployed=True)
     if not config["resume"]:
         build_federation(config)  # what cannot work is said before anything is started
     run_dir = Path(

@@ -18,18 +18,15 @@ from experiments.memory import start_peak
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
 from experiments.resume_rules import RESUMABLE
+from experiments.run_checks import check_run
 from experiments.run_folder import RunFolder, default_folder
-from experiments.runtimes.check import check_runtime
 from experiments.runtimes.run_server import run_server
 from experiments.stopping import Stopped, Stopper
 from experiments.summary import finish, save_what_there_is
-from fedpgp.build import check_config
 from fedpgp.errors import FedPGPError, RepeatingError
-from fedpgp.updates.pipeline import configured_steps
 from strategies.checkpoint import checkpoints
 from strategies.exchange import Interrupted
 from strategies.server import Server
-from strategies.wrappers import configured_strategy
 
 
 def start(
@@ -57,10 +54,7 @@ def start(
     """
     began = time.perf_counter()
     quiet(config["verbose"])
-    check_config(config)
-    check_runtime(config, deployed=grid is not None)
-    configured_strategy(config)
-    configured_steps(config)
+    check_run(config, deployed=grid is not None)
     if config.get("init_from"):  # before this run is the latest itself
         config = {**config, "init_from": str(resolve_latest(user_path(config["init_from"])))}
     own_name = not config["run_dir"]
@@ -107,8 +101,7 @@ def resume(
         print(say_finished(path, summary["rounds"], folder.command), flush=True)
         return summary
     quiet(config["verbose"])
-    check_config(config)
-    check_runtime(config, deployed=grid is not None)
+    check_run(config, deployed=grid is not None)
     with folder.locked():
         return _run(folder, config, began, federation_of, resumed=True, grid=grid)
 

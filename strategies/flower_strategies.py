@@ -8,13 +8,15 @@ clients, so each runs with fraction 1.
 import inspect
 import random
 from collections.abc import Mapping
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
 from fedpgp.config import StrategySection
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError, check_choice, check_number, unknown
 from fedpgp.seeding import generator
 from strategies.aggregation.base import STRATEGIES
 
@@ -40,6 +42,7 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of strategy {name}", option, valid))
+    check_kinds("strategy", STRATEGIES[name], options)
     try:
         return STRATEGIES[name](
             min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options
@@ -50,7 +53,51 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
 
 def own_options(name: str) -> list[str]:
     """Return the options of a strategy that a configuration may set."""
-    return [o for o in inspect.signature(STRATEGIES[name]).parameters if o not in _OURS]
+    return settable(STRATEGIES[name])
+
+
+def settable(strategy: type[flower.Strategy]) -> list[str]:
+    """Return the parameters of a strategy or wrapper that a configuration can hold and that are
+    not the server's business; a function or another strategy is none."""
+    return [
+        name
+        for name, parameter in inspect.signature(strategy).parameters.items()
+        if name not in _OURS and not any(map(_is_no_value, _kinds(parameter)))
+    ]
+
+
+def check_kinds(
+    prefix: str, strategy: type[flower.Strategy], options: Mapping[str, object]
+) -> None:
+    """Refuse a text where a strategy takes a number, and the like. It would fail after the first
+    round's training.
+
+    Raises:
+        FedPGPError: naming the option, its value and what is valid.
+    """
+    parameters = inspect.signature(strategy).parameters
+    for name, value in options.items():
+        kinds = _kinds(parameters[name])
+        if value is None and type(None) in kinds:
+            continue
+        if bool in kinds:
+            check_choice(f"{prefix}.{name}", value, (False, True))
+        elif float in kinds:
+            check_number(f"{prefix}.{name}", value)
+        elif int in kinds:
+            check_number(f"{prefix}.{name}", value, least=0, whole=True)
+
+
+def _kinds(parameter: inspect.Parameter) -> tuple:
+    """The kinds of values that a parameter says it takes."""
+    annotation = parameter.annotation
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _is_no_value(kind: object) -> bool:
+    """Whether no configuration can hold such a thing: a function, a strategy, an accountant."""
+    plain = (bool, int, float, str, list, tuple, dict, type(None), inspect.Parameter.empty)
+    return not isinstance(kind, str) and (get_origin(kind) or kind) not in plain
 
 
 def clients_needed(strategy: flower.Strategy) -> int:

@@ -16,7 +16,7 @@ from strategies.flower_strategies import clients_needed
 from strategies.reply_checks import check_figures, check_update
 from strategies.requests import Request
 from strategies.run_state import RunState
-from strategies.sampling import check_evaluate_clients, draw_evaluated
+from strategies.sampling import draw_evaluated
 from strategies.screening import UpdateBounds
 
 
@@ -48,7 +48,6 @@ class StrategyRequests:
         attackers: Attackers | None,
         train_images: Callable[[int, int], int],
     ):
-        check_evaluate_clients(config)
         self._grid, self._config, self._split = grid, config, split
         self._reference, self._bounds, self._steps = reference, bounds, steps
         self._train_images = train_images

@@ -9,7 +9,7 @@ from fedpgp.config import MethodSection
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.methods import method_class
 from fedpgp.registry import named_entries
-from strategies.flower_strategies import make_strategy
+from strategies.flower_strategies import check_kinds, make_strategy, settable
 from strategies.sampling import participants
 
 WRAPPERS = {
@@ -27,7 +27,6 @@ NOISE = (
     "be repeated: who knows the seed takes it off again, and no epsilon is accounted"
 )
 """What a person should know."""
-_OURS = ("strategy", "accountant")  # not for a configuration
 
 
 def configured_strategy(config: Mapping) -> flower.Strategy:
@@ -67,7 +66,7 @@ def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flowe
             f"method={method.name} sends a difference: its clipping would be of something else"
         )
     parameters = inspect.signature(WRAPPERS[name]).parameters
-    valid = [option for option in parameters if option not in _OURS]
+    valid = settable(WRAPPERS[name])
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of the wrapper {name}", option, valid))
@@ -76,6 +75,7 @@ def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flowe
     if missing := [option for option in needed if option not in options]:
         shown = ", ".join(f"{option}: ..." for option in missing)
         raise FedPGPError(f"strategy.wrap={name} needs settings: [{{name: {name}, {shown}}}]")
+    check_kinds(f"strategy.wrap={name}", WRAPPERS[name], options)
     try:
         return WRAPPERS[name](strategy, **options)
     except (ValueError, TypeError) as error:
