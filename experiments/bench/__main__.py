@@ -65,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)"
     )
     parser.add_argument(
+        "--images", type=int, default=512, help="features: images (default 512, at most 4550)"
+    )
+    parser.add_argument(
         "--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)"
     )
     parser.add_argument(

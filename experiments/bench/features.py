@@ -17,14 +17,14 @@ from fedpgp.data import load_dataset
 from fedpgp.data.base import Subset
 from fedpgp.data.features import encode_split
 
-EPOCHS, BATCH, IMAGES = 10, 32, 512
+EPOCHS, BATCH = 10, 32
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     """One row: seconds of the first time, of every later time, and of the reference's epochs."""
     clip = load_clip(arguments.model or "tiny", None, resolve_device(arguments.device))
     whole = load_dataset("emoji").train
-    split = Subset(whole, np.linspace(0, len(whole) - 1, IMAGES).astype(int))
+    split = Subset(whole, np.linspace(0, len(whole) - 1, arguments.images).astype(int))
 
     def epoch() -> torch.Tensor:
         parts = []

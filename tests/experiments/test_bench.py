@@ -59,6 +59,7 @@ def test_the_command_writes_its_rows(tmp_path, what):
         "2",
     ]
     command += ["--methods", "promptfl"] if what == "methods" else []
+    command += ["--images", "48"] if what == "features" else []
     run = subprocess.run(
         [*command, "--repeats", "1", "--json", str(target)], capture_output=True, text=True
     )
