@@ -39,7 +39,7 @@ from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores
-CLIENTS, ROUNDS = 3, 2
+CLIENTS, ROUNDS = 2, 2
 SETTINGS = [
     "dataset.domains=[noto]",
     "partition=dirichlet",

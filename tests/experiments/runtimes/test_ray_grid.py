@@ -250,6 +250,7 @@ with ray_cluster(RUNTIME, "cpu", 1) as workers:
 """
 
 
+@pytest.mark.slow  # of Ray itself, which changes with its version alone
 def test_ray_itself_says_nothing_of_a_death():
     """The run has its own line about it, which names the client."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
