@@ -55,12 +55,13 @@ def test_the_ends():
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "rate"), [("rdp", 2.0, 0.1), ("rdp", 8.0, 1.0), ("pld", 2.0, 0.1)]
+    ("name", "target", "rate", "rounds"),
+    [("rdp", 2.0, 0.1, 10), ("rdp", 8.0, 1.0, 10), ("pld", 2.0, 0.5, 2)],
 )
-def test_calibrating_is_the_inverse_from_below(name, target, rate):
-    noise = calibrate(target, rate, 10, 1e-3, name)
-    assert epsilon(noise, rate, 10, 1e-3, name) <= target
-    assert epsilon(noise - 1e-3, rate, 10, 1e-3, name) > target
+def test_calibrating_is_the_inverse_from_below(name, target, rate, rounds):
+    noise = calibrate(target, rate, rounds, 1e-3, name)
+    assert epsilon(noise, rate, rounds, 1e-3, name) <= target
+    assert epsilon(noise - 1e-3, rate, rounds, 1e-3, name) > target
 
 
 def test_an_epsilon_that_no_noise_reaches_is_said():
