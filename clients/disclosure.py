@@ -5,7 +5,8 @@ every image reads from it how many images of that class a client has, and as man
 its labels. A node cannot know what a model was made for, and does alone what one can:
 
 * a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width
-  of an accuracy's 95 % interval; the training loss to two digits;
+  of an accuracy's 95 % interval; the training loss to two digits, numbers of update steps to
+  hundredths of what they can be;
 * a figure of fewer images than ``min-report`` is not told;
 * a run has one choice of data: with another class list, order of classes or number of shots, the
   counts that a node tells would be of other classes, and several of them its labels;
@@ -226,6 +227,18 @@ def rounded(value: float, images: int) -> float:
     """Return a percentage in the nearest of floor(sqrt(images)) equal steps from 0 to 100."""
     step = 100 / max(1, math.isqrt(images))
     return min(100.0, round(value / step) * step)
+
+
+def in_hundredths(
+    said: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Return numbers of update steps, each the nearest hundredth of the range that it can have."""
+    found = {}
+    for name, value in said.items():
+        least, most = ranges[name]
+        step = (most - least) / 100
+        found[name] = min(most, least + round((value - least) / step) * step)
+    return found
 
 
 def two_digits(value: float) -> float:

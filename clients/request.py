@@ -8,13 +8,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from clients.disclosure import Disclosure, Limits, Withheld, pin
+from clients.disclosure import Disclosure, Limits, Withheld, in_hundredths, pin
 from clients.expiry import expiring
 from clients.failures import Failures, describe
 from clients.machine import machine_name, peak_rss_mb
@@ -162,9 +161,14 @@ class ClientRequest:
 
         config = json.loads(self.store.configuration(self.job.config))
         pipeline = UpdatePipeline(config, federation.method, federation.num_clients)
-        return partial(
-            pipeline.on_client, server_round=self.job.server_round, broadcast=self.config()
-        )
+        about = {"server_round": self.job.server_round, "broadcast": self.config()}
+        own_images = self.node_config is not None and self.node_config.data_dir is not None
+
+        def steps(*update_of: object) -> tuple[Shared, dict[str, float]]:
+            sent, said = pipeline.on_client(*update_of, **about)
+            return sent, in_hundredths(said, pipeline.client_metrics) if own_images else said
+
+        return steps
 
     def attackers(self, federation):
         """The :class:`fedpgp.attacks.Attackers` of a simulation; None without an attack, and on a

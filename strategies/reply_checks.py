@@ -8,6 +8,7 @@ in a line. What nobody asked for is left where it is: it is neither copied nor c
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from flwr.app import (
@@ -110,7 +111,7 @@ def check_update(
     images: int | None,
     reference: Mapping[str, np.ndarray],
     epochs: float = math.inf,
-    step_metrics: Collection[str] = (),
+    step_metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> None:
     """Check the reply to a training message, and leave in it what every reply has: Flower's
     strategies refuse all replies when one has more than another.
@@ -121,6 +122,7 @@ def check_update(
             its folder grows (:attr:`fedpgp.protocols.EvalProtocol.images_arrive`).
         reference: the global tensors: names, shapes and types of an update's.
         epochs: the most it can have trained.
+        step_metrics: numbers of update steps -> the least and the greatest of each.
 
     Raises:
         InvalidReply: a metric is missing, no number or out of range, the count is wrong, or the
@@ -138,8 +140,8 @@ def check_update(
     check_range("loss", metrics["loss"], -MOST, MOST)
     check_range("steps", metrics["steps"], 0, MOST)
     check_range("epochs", metrics["epochs"], 0, epochs)
-    for name in step_metrics:
-        check_range(name, metrics[name], -MOST, MOST)
+    for name, limits in step_metrics.items():
+        check_range(name, metrics[name], *limits)
     arrays = content.get("arrays")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != set(reference):
         raise InvalidReply(f"sent tensors {sorted(arrays or ())} instead of {sorted(reference)}")

@@ -30,6 +30,8 @@ Value = bool | int | float | str | list
 State = dict[str, Value | np.ndarray]
 """What a step keeps on the server from round to round: values for JSON, and arrays."""
 Metrics = Mapping[str, float]
+Range = tuple[float, float]
+"""The least and the greatest that a number can be."""
 
 
 class StopTraining(FedPGPError):
@@ -148,8 +150,10 @@ class UpdateStep:
     """True: :meth:`draw` chooses a round's clients, and :meth:`combine` makes one change of their
     updates, which the strategy gets in the place of all replies; one step of a run at most. Its
     rounds are saved before anybody is sent them, and a run never goes back a round."""
-    client_metrics: ClassVar[Sequence[str]] = ()
-    """Names of the numbers that :meth:`on_client` gives, which are sent with every update."""
+    client_metrics: ClassVar[Mapping[str, Range]] = {}
+    """Numbers that :meth:`on_client` gives, which are sent with every update: name -> the least and
+    the greatest that each can be. A node with images of its own sends them in hundredths of that
+    range (:mod:`clients.disclosure`)."""
 
     def __init__(self, settings: object):
         self.settings = settings

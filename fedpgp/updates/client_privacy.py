@@ -41,6 +41,9 @@ LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 """Strategies that need nothing but the mean of the updates."""
 ALONE = ("sign_flip", "scaling", "noise", "free_rider", "label_flip")
 """Attacks whose clients use nothing but their own data: what they send is clipped as all is."""
+REACHED = 0.999
+"""Part of the clipping norm from which on an update counts as clipped: the client's own clipping is
+followed by a rounding to the run's precision."""
 SEEDED_NOISE = (
     "privacy.seeded_noise=true: clients and noise are drawn from the run's seed, so that the run "
     "can be repeated: who knows the seed takes the noise off again, and nothing is private"
@@ -97,7 +100,6 @@ class ClientPrivacy(UpdateStep):
     Settings = ClientPrivacySettings
     equal_weights = True
     combines = True
-    client_metrics = ("clipped",)
 
     def check(self, config: Mapping, method) -> None:
         strategy = config["strategy"]["name"]
@@ -142,8 +144,8 @@ class ClientPrivacy(UpdateStep):
     def on_client(self, update: Update, context: ClientContext) -> tuple[Update, Metrics]:
         bounded, before = clipped({n: t[None] for n, t in update.items()}, self.settings.clip)
         if not before.item() > self.settings.clip:
-            return update, {"clipped": 0.0}
-        return {n: t[0] for n, t in bounded.items()}, {"clipped": 1.0}
+            return update, {}
+        return {n: t[0] for n, t in bounded.items()}, {}
 
     def prepare(self, context: RoundStart) -> None:
         s, state = self.settings, context.state
@@ -181,11 +183,13 @@ class ClientPrivacy(UpdateStep):
     ) -> tuple[Update, Metrics]:
         s, state = self.settings, context.state
         total = {name: torch.zeros_like(t).double() for name, t in context.global_params.items()}
+        reached = 0
         for client in sorted(updates):
             # Once more: rounding to the run's precision may have made it longer than C.
             bounded, before = clipped({n: t[None] for n, t in updates[client].items()}, s.clip)
             if torch.isfinite(before).all():
                 total = {name: t + bounded[name][0] for name, t in total.items()}
+                reached += before.item() > REACHED * s.clip
         rng = None
         if s.seeded_noise:
             rng = generator(context.seed, "privacy noise", context.server_round)
@@ -200,8 +204,8 @@ class ClientPrivacy(UpdateStep):
         told = {}
         if math.isfinite(so_far := self._epsilon(state, state["spent"])):
             told["epsilon"] = so_far
-        if context.metrics:
-            told["clipped"] = float(np.mean([m["clipped"] for m in context.metrics.values()]))
+        if updates:
+            told["clipped"] = reached / len(updates)
         return {name: t / expected for name, t in total.items()}, told
 
     def privacy(self, state: State, rounds: int) -> dict | None:

@@ -18,6 +18,7 @@ from fedpgp.updates.base import (
     UPDATE_STEPS,
     ClientContext,
     Metrics,
+    Range,
     RoundStart,
     ServerContext,
     State,
@@ -76,6 +77,13 @@ def _check_names(steps: Sequence[UpdateStep]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise FedPGPError(f"the update step {name} is named twice; name each once")
+    for step in steps:
+        for metric, (least, most) in step.client_metrics.items():
+            if not (math.isfinite(most - least) and least < most):
+                raise MethodError(
+                    f"update step {step.name}: client_metrics gives {metric} no range: {least:g} "
+                    f"to {most:g}"
+                )
 
 
 class UpdatePipeline:
@@ -113,9 +121,14 @@ class UpdatePipeline:
         return any(step.equal_weights for step in self.steps)
 
     @property
-    def client_metrics(self) -> list[str]:
-        """Names of the numbers that clients send with an update: ``<step>.<metric>``."""
-        return [f"{step.name}.{metric}" for step in self.steps for metric in step.client_metrics]
+    def client_metrics(self) -> dict[str, Range]:
+        """The numbers that clients send with an update: ``<step>.<metric>`` -> the least and the
+        greatest of each."""
+        return {
+            f"{step.name}.{metric}": limits
+            for step in self.steps
+            for metric, limits in step.client_metrics.items()
+        }
 
     def initial_state(self) -> dict[str, State]:
         """Return the state of each step before the first round, of those that have one."""
@@ -234,9 +247,11 @@ class UpdatePipeline:
                     f"client_metrics names {sorted(step.client_metrics)}"
                 )
             for name, value in said.items():
-                if not math.isfinite(value):
+                least, most = step.client_metrics[name]
+                if not (math.isfinite(value) and least <= value <= most):
                     raise MethodError(
-                        f"update step {step.name}: on_client gives no finite number as {name}"
+                        f"update step {step.name}: on_client gives {float(value):g} as {name}; "
+                        f"client_metrics says that it is a number from {least:g} to {most:g}"
                     )
             metrics |= {f"{step.name}.{name}": float(value) for name, value in said.items()}
         return self._applied(update, before), metrics

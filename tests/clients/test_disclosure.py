@@ -10,6 +10,7 @@ from clients.disclosure import (
     Disclosure,
     Limits,
     Withheld,
+    in_hundredths,
     pin,
     rounded,
     two_digits,
@@ -55,6 +56,13 @@ def test_a_rounded_count_hides_some_images(images):
 
 def test_a_loss_has_two_digits():
     assert two_digits(1.23456) == 1.2 and two_digits(0.0) == 0.0 and two_digits(204.7) == 200.0
+
+
+def test_numbers_of_update_steps_are_hundredths_of_their_range():
+    ranges = {"a.share": (0.0, 1.0), "b.norm": (-10.0, 30.0)}
+    told = in_hundredths({"a.share": 1 / 3, "b.norm": 29.9}, ranges)
+    np.testing.assert_allclose([told["a.share"], told["b.norm"]], [0.33, 30.0], atol=1e-12)
+    assert in_hundredths({"b.norm": -10.0}, ranges) == {"b.norm": -10.0}
 
 
 def test_few_images_tell_nothing(tmp_path):

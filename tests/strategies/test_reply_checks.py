@@ -5,6 +5,7 @@ import json
 import math
 import tracemalloc
 import unicodedata
+from functools import partial
 
 import numpy as np
 import pytest
@@ -237,6 +238,20 @@ def test_what_nobody_asked_for_is_not_copied(name):
         assert opened.rejected == {1: "sent tensors of 40,000,000 bytes; it was sent 768"}
     else:
         check_update(opened.contents[1], IMAGES, REFERENCE, EPOCHS)
+
+
+def test_a_number_of_a_step_is_bounded_by_what_the_step_declares():
+    for said, refused in ((0.5, False), (1.5, True)):
+        content = RecordDict(
+            {"arrays": update(), "metrics": MetricRecord({**GOOD_METRICS, "coarse.zeros": said})}
+        )
+        check = partial(check_update, content, IMAGES, REFERENCE, EPOCHS, {"coarse.zeros": (0, 1)})
+        if refused:
+            with pytest.raises(InvalidReply, match="coarse.zeros is 1.5; .* from 0 to 1"):
+                check()
+        else:
+            check()
+            assert content["metrics"]["coarse.zeros"] == said
 
 
 def test_a_real_site_tells_nothing_of_exceptions():

@@ -31,7 +31,7 @@ class Shrink(UpdateStep):
     they say of themselves, and keeps the last aggregate."""
 
     Settings = ShrinkSettings
-    client_metrics = ("norm",)
+    client_metrics = {"norm": (0.0, 1e3)}
 
     def check(self, config, method):
         if method.needs_each_update:
@@ -173,6 +173,16 @@ def test_what_cannot_work_is_refused_before_anything_is_done(tmp_path, overrides
     with pytest.raises(FedPGPError, match=said):
         run(tmp_path / "run", *PLAIN, *overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_number_out_of_its_range_is_the_step_s_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(Shrink, "client_metrics", {"norm": (0.0, 1e-9)})
+    said = "on_client gives .* as norm; client_metrics says that it is a number from 0 to 1e-09"
+    with pytest.raises(FedPGPError, match=said):
+        run(tmp_path / "run", *PLAIN, "updates=[shrink]")
+    monkeypatch.setattr(Shrink, "client_metrics", {"norm": (0.0, np.inf)})
+    with pytest.raises(FedPGPError, match="client_metrics gives norm no range: 0 to inf"):
+        run(tmp_path / "run", *PLAIN, "updates=[shrink]")
 
 
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path):

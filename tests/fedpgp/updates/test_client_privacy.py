@@ -25,13 +25,25 @@ def prepared(**settings) -> tuple[ClientPrivacy, dict]:
     return step, start.state
 
 
+def of_client(**broadcast) -> ClientContext:
+    return ClientContext(
+        client=0,
+        server_round=1,
+        num_examples=3,
+        global_params=SHARED,
+        delta_params=(),
+        broadcast=broadcast,
+        **RUN,
+    )
+
+
 def combined(step, state, updates, server_round: int = 1):
     context = ServerContext(
         server_round=server_round,
         num_trainers=TRAINERS,
         clients=sorted(updates),
         weights=dict.fromkeys(updates, 1 / max(1, len(updates))),
-        metrics={client: {"clipped": float(client % 2)} for client in updates},
+        metrics={client: {} for client in updates},
         global_params=SHARED,
         delta_params=(),
         lr=0.1,
@@ -54,7 +66,7 @@ def drawn_updates(scale: float) -> dict[int, dict]:
 
 def test_the_sum_of_clipped_updates_over_a_fixed_denominator():
     step, state = prepared(noise=0.0, clip=0.8)
-    updates = drawn_updates(0.2)
+    updates = drawn_updates(0.1)
     change, said = combined(step, state, updates)
     total = np.zeros(17)
     for update in updates.values():
@@ -64,7 +76,11 @@ def test_the_sum_of_clipped_updates_over_a_fixed_denominator():
     expected = total / (RATE * TRAINERS)
     got = np.concatenate([change["a"].numpy().ravel(), change["b"].numpy().ravel()])
     np.testing.assert_allclose(got, expected, rtol=1e-12)
-    assert said == {"clipped": 0.5}  # without noise there is no epsilon
+    lengths = [
+        sum(float(t.square().sum()) for t in update.values()) ** 0.5 for update in updates.values()
+    ]
+    assert 0 < sum(length > 0.8 for length in lengths) < 4
+    assert said == {"clipped": sum(length > 0.8 for length in lengths) / 4}
 
 
 def test_no_client_moves_the_sum_farther_than_the_clipping_norm():
@@ -95,18 +111,25 @@ def test_nobody_is_a_round_of_noise_alone_of_the_right_deviation():
     assert abs(draws.mean()) < 0.05 and abs(np.corrcoef(draws[:, 0], draws[:, 16])[0, 1]) < 0.2
 
 
-def test_a_client_sends_a_clipped_update_and_whether_it_was():
+def test_a_client_sends_a_clipped_update_and_nothing_else():
     step, _ = prepared(noise=1.0, clip=0.5)
-    context = ClientContext(
-        client=0, server_round=1, num_examples=3, global_params=SHARED, delta_params=(),
-        broadcast={}, **RUN,
-    )  # fmt: skip
+    context = of_client()
     long, short = ({n: torch.full_like(t, v).double() for n, t in SHARED.items()} for v in (1, 0.1))
     sent, said = step.on_client(long, context)
-    assert said == {"clipped": 1.0}
+    assert said == {}
     assert sum(t.square().sum() for t in sent.values()) == pytest.approx(0.25)
     sent, said = step.on_client(short, context)
-    assert said == {"clipped": 0.0} and sent is short
+    assert said == {} and sent is short
+
+
+def test_an_update_that_a_client_clipped_counts_as_clipped_in_the_runs_precision():
+    step, state = prepared(noise=0.0, clip=0.5)
+    update = {n: torch.full_like(t, 1.0).double() for n, t in SHARED.items()}
+    sent, _ = step.on_client(update, of_client())
+    rounded = {n: t.float().double() for n, t in sent.items()}
+    assert combined(step, state, {0: rounded, 1: {n: t / 2 for n, t in rounded.items()}})[1] == {
+        "clipped": 0.5
+    }
 
 
 def test_each_client_is_in_a_round_by_its_own_draw():
