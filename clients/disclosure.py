@@ -32,6 +32,7 @@ from safetensors.numpy import load, save
 from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.atomic_files import write_atomically
+from fedpgp.config import RuntimeSection
 from fedpgp.errors import FedPGPError
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed")
@@ -62,11 +63,11 @@ class Limits:
     step: float
 
     @classmethod
-    def of(cls, node_config: NodeConfig, runtime: Mapping) -> "Limits":
+    def of(cls, node_config: NodeConfig, runtime: RuntimeSection) -> "Limits":
         """From ``--node-config`` and the configuration's ``runtime``."""
         return cls(
-            max(node_config.min_report, int(runtime.get("min_report", 1))),
-            min(node_config.max_step, float(runtime.get("max_step", math.inf))),
+            max(node_config.min_report, runtime.min_report),
+            min(node_config.max_step, runtime.max_step),
         )
 
 

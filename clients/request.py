@@ -23,6 +23,7 @@ from clients.private_state import PrivateStore
 from clients.progress import CLIENTS, Progress
 from clients.watchdog import watched
 from fedpgp.client_table import client_table
+from fedpgp.config import RuntimeSection
 from fedpgp.errors import FedPGPError, MethodError
 
 Shared = dict[str, np.ndarray]
@@ -148,7 +149,8 @@ class ClientRequest:
         """What the node tells of its own images; None where they are of a public data set."""
         if self.node_config is None or self.node_config.data_dir is None:
             return None
-        runtime = json.loads(self.store.configuration(self.job.config))["runtime"]
+        config = json.loads(self.store.configuration(self.job.config))
+        runtime = RuntimeSection.of(config["runtime"])
         return Disclosure(
             self.store, Limits.of(self.node_config, runtime), federation.method.delta_params
         )

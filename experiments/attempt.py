@@ -21,6 +21,7 @@ from experiments.resume_rules import may_change_on_resume
 from experiments.run_folder import RunFolder
 from experiments.settings import flatten
 from fedpgp.attacks import attackers_of
+from fedpgp.config import Config
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -121,10 +122,11 @@ class Attempt:
         if attackers := attackers_of(config, federation.federated_split):
             name, clients = config["attack"]["name"], federation.num_clients
             self.console.warn(f"attack={format_attackers(name, attackers.clients, clients)}")
-        strategy = configured_strategy(config)
-        if config["strategy"].get("wrap"):
+        typed = Config.of(config)
+        strategy = configured_strategy(typed)
+        if typed.strategy.wrap:
             self.console.warn(NOISE)
-        if config.get("privacy", {}).get("seeded_noise"):
+        if typed.privacy.options.get("seeded_noise"):
             self.console.warn(SEEDED_NOISE)
         if self.checkpoint and self.checkpoint[1]["config"]["rounds"] < config["rounds"]:
             begin_more_rounds(self.folder, config["rounds"])
@@ -152,7 +154,7 @@ class Attempt:
         check_complete(self.folder.path / "checkpoint", found[1])
         _same_configuration(found[1]["config"], self.config)
         newest = checkpoints(self.folder.path / "checkpoint")[-1]
-        private = self.config.get("privacy", {}).get("name", "none") != "none"
+        private = Config.of(self.config).privacy.name != "none"
         if private and newest.name != f"round_{found[1]['round']:05d}.safetensors":
             raise FedPGPError(
                 f"{newest} is damaged, and privacy does not resume from the round before: its "

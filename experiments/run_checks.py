@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from experiments.runtimes.check import check_runtime
 from fedpgp.build import check_config
+from fedpgp.config import Config
 from fedpgp.updates.pipeline import configured_steps
 from strategies.sampling import check_evaluate_clients
 from strategies.wrappers import configured_strategy
@@ -22,6 +23,7 @@ def check_run(config: Mapping, *, deployed: bool) -> None:
     """
     check_config(config)
     check_runtime(config, deployed=deployed)
-    configured_strategy(config)
     configured_steps(config)
-    check_evaluate_clients(config)
+    typed = Config.of(config)
+    configured_strategy(typed)
+    check_evaluate_clients(typed)

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.flower_strategies import strategy_state
@@ -28,11 +29,11 @@ class Aggregator:
         self,
         federation,
         steps: UpdatePipeline,
-        config: Mapping,
+        config: Config,
         reference: Mapping[str, np.ndarray],
     ):
         self._federation, self._steps, self._reference = federation, steps, reference
-        self._name, self._num_rounds = config["strategy"]["name"], config["rounds"]
+        self._name, self._num_rounds = config.strategy.name, config.rounds
 
     @property
     def equal_weights(self) -> bool:

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 from clients.messages import Job
 from clients.node_config import compatibility
 from fedpgp.client_table import client_table, train_images_at
+from fedpgp.config import RuntimeSection
 from strategies import queries
-from strategies.client_keys import KEY, ClientKeys
+from strategies.client_keys import ClientKeys
 from strategies.exchange import Exchange
 from strategies.grid import CohortGrid
 from strategies.node_registry import NodeRegistry
@@ -43,7 +44,7 @@ class ConnectedClients:
         inner: Grid,
         federation,
         job: Job,
-        runtime: Mapping,
+        runtime: RuntimeSection,
         observer: Observer,
         *,
         stop: threading.Event,
@@ -66,7 +67,7 @@ class ConnectedClients:
                 compatibility(federation),
                 None if self._private_data else client_table(federation.federated_split),
                 observer.warn,
-                ClientKeys(runtime.get("seats", KEY), keys),
+                ClientKeys(runtime.seats, keys),
             )
         self.grid = CohortGrid(
             inner,
@@ -98,7 +99,7 @@ class ConnectedClients:
                 self._registry,
                 self._number,
                 self.table,
-                self._runtime["round_timeout"],
+                self._runtime.round_timeout,
                 self._stop,
                 self._observer.progress,
             )
@@ -108,7 +109,7 @@ class ConnectedClients:
 
     def warn_without_figures(self) -> None:
         """Warn of clients that have too few images of their own to tell a figure."""
-        least = self._runtime.get("min_report", 0)
+        least = self._runtime.min_report
         if self._private_data and (said := queries.without_figures(self.table, least)):
             self._observer.warn(said)
 

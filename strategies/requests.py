@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from clients.messages import CLIENT_ONLY, Job
+from fedpgp.config import RuntimeSection
 from strategies.exchange import NO_ANSWER, Exchange
 from strategies.failures import lost_round, tell
 from strategies.grid import CohortGrid
@@ -83,14 +84,14 @@ class Requester:
         self,
         grid: CohortGrid,
         job: Job,
-        runtime: Mapping,
+        runtime: RuntimeSection,
         observer: Observer,
         download_for: Callable[[int, Tensors], Tensors],
     ):
         self._grid, self._job, self._observer = grid, job, observer
         self._download_for = download_for
-        self._timeout, self._min_clients = runtime["round_timeout"], runtime["min_clients"]
-        self._debug = bool(runtime.get("debug", False))
+        self._timeout, self._min_clients = runtime.round_timeout, runtime.min_clients
+        self._debug = runtime.debug
         self._watch = Watch(Path(job.private) if job.private else None, observer.progress)
 
     def ask(self, request: Request, state: RunState) -> Answers:

@@ -7,6 +7,7 @@ All draws come from (seed, purpose, round), so that a run that is resumed draws 
 from collections.abc import Collection, Mapping, Sequence
 
 from fedpgp.client_table import train_images_at
+from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import FederatedSplit
 from fedpgp.seeding import generator
@@ -27,12 +28,12 @@ def able_clients(table: Sequence[Mapping], server_round: int) -> list[int]:
     ]
 
 
-def participants(config: Mapping, able: int) -> int:
+def participants(config: Config, able: int) -> int:
     """Return the number of clients that take part in a round, of those that are able to."""
-    return min(able, max(1, round(config["participation"] * able)))
+    return min(able, max(1, round(config.participation * able)))
 
 
-def check_enough(config: Mapping, table: Sequence[Mapping], needed: int) -> None:
+def check_enough(config: Config, table: Sequence[Mapping], needed: int) -> None:
     """Refuse a run whose rounds could never have enough clients.
 
     Args:
@@ -43,9 +44,9 @@ def check_enough(config: Mapping, table: Sequence[Mapping], needed: int) -> None
     Raises:
         FedPGPError: fewer take part than ``runtime.min_clients`` or the strategy needs.
     """
-    least = config["runtime"]["min_clients"]
+    least = config.runtime.min_clients
     changes = {phase["since"] for row in table for phase in row.get("phases", ())}
-    for server_round in sorted({1, *changes} & set(range(1, config["rounds"] + 1))):
+    for server_round in sorted({1, *changes} & set(range(1, config.rounds + 1))):
         taking_part = participants(config, len(able_clients(table, server_round)))
         which = f"round {server_round}" if changes else "a round"
         if least > taking_part:
@@ -55,24 +56,24 @@ def check_enough(config: Mapping, table: Sequence[Mapping], needed: int) -> None
             )
         if needed > taking_part:
             raise FedPGPError(
-                f"strategy={config['strategy']['name']} needs {needed} clients in a round; clients "
+                f"strategy={config.strategy.name} needs {needed} clients in a round; clients "
                 f"and participation give {taking_part}{f' in {which}' if changes else ''}"
             )
 
 
-def draw_clients(config: Mapping, table: Sequence[Mapping], server_round: int) -> list[int]:
+def draw_clients(config: Config, table: Sequence[Mapping], server_round: int) -> list[int]:
     """Draw the clients of a round among those that can train, from (seed, round) alone."""
     able = able_clients(table, server_round)
-    if server_round == 1 and config.get("first_round") == "all":
+    if server_round == 1 and config.first_round == "all":
         return able
-    drawn = generator(config["seed"], "participants", server_round).choice(
+    drawn = generator(config.seed, "participants", server_round).choice(
         able, size=participants(config, len(able)), replace=False
     )
     return sorted(int(client) for client in drawn)
 
 
 def choose_clients(
-    config: Mapping, table: Sequence[Mapping], server_round: int, needed: int, steps, states
+    config: Config, table: Sequence[Mapping], server_round: int, needed: int, steps, states
 ) -> tuple[list[int], dict[int, str], int]:
     """Return the clients of a round, why others of those drawn drop out, and how many have to
     answer.
@@ -87,7 +88,7 @@ def choose_clients(
     """
     drawn = steps.draw(able_clients(table, server_round), server_round, states)
     if drawn is None:
-        need = max(config["runtime"]["min_clients"], needed)
+        need = max(config.runtime.min_clients, needed)
         drawn = draw_clients(config, table, server_round)
         return *drop_out(config, server_round, drawn, need), need
     # Who stays must not depend on who else was drawn, and nobody may be left.
@@ -103,22 +104,22 @@ def trainers(split: FederatedSplit) -> int:
     )
 
 
-def check_evaluate_clients(config: Mapping) -> None:
+def check_evaluate_clients(config: Config) -> None:
     """Refuse evaluations of some clients where the best round is chosen among evaluations.
 
     Raises:
         FedPGPError: saying which settings do not go together.
     """
-    if config.get("evaluate_clients") and config["protocol"]["selection"] == "validation":
+    if config.evaluate_clients and config.protocol["selection"] == "validation":
         raise FedPGPError(
-            f"evaluate_clients={config['evaluate_clients']} draws other clients in each round, and "
+            f"evaluate_clients={config.evaluate_clients} draws other clients in each round, and "
             "protocol.selection=validation would compare their rounds; set evaluate_clients=null, "
             "or selection to last or last_five"
         )
 
 
 def draw_evaluated(
-    config: Mapping, split: FederatedSplit, server_round: int, attackers: Collection[int] = ()
+    config: Config, split: FederatedSplit, server_round: int, attackers: Collection[int] = ()
 ) -> list[int]:
     """Draw the clients that are evaluated after a round, from (seed, round) alone: as many
     as ``evaluate_clients`` says of those that are tested on something by then; None: all clients.
@@ -130,27 +131,25 @@ def draw_evaluated(
         attackers: are not drawn, since their figures do not count.
     """
     clients = list(range(len(split.clients)))
-    if config.get("evaluate_clients") is None:
+    if config.evaluate_clients is None:
         return clients
     honest = [c for c in clients if c not in attackers]
     able = [c for c in honest if split.clients[c].eval_sets_at(server_round)] or honest
-    drawn = generator(config["seed"], "evaluate", server_round).choice(
-        able, size=min(config["evaluate_clients"], len(able)), replace=False
+    drawn = generator(config.seed, "evaluate", server_round).choice(
+        able, size=min(config.evaluate_clients, len(able)), replace=False
     )
     return sorted(int(client) for client in drawn)
 
 
 def drop_out(
-    config: Mapping, server_round: int, clients: Sequence[int], need: int
+    config: Config, server_round: int, clients: Sequence[int], need: int
 ) -> tuple[list[int], dict[int, str]]:
     """Return the clients that stay, and why the others do not.
 
     Each drops out by a draw from (seed, round, client); ``need`` of them always stay.
     """
-    chance = config["runtime"].get("dropout", 0.0)
-    draws = {
-        c: float(generator(config["seed"], "dropout", server_round, c).random()) for c in clients
-    }
+    chance = config.runtime.dropout
+    draws = {c: float(generator(config.seed, "dropout", server_round, c).random()) for c in clients}
     most = max(0, len(clients) - need)
     gone = sorted((c for c in clients if draws[c] < chance), key=draws.__getitem__)[:most]
     reason = f"dropped out (runtime.dropout={chance})"

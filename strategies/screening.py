@@ -7,6 +7,8 @@ from statistics import median_low
 import numpy as np
 from flwr.app import Message, MetricRecord
 
+from fedpgp.config import StrategySection
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -109,20 +111,21 @@ class UpdateBounds:
         delta_params: see :func:`update_norms`.
         counted: whether somebody else than the client counts its images, or all weigh the same;
             then no weight is capped.
+        combined: whether an update step sums the updates; then none is refused because of the
+            others: who counts must not depend on them.
         warn: told of a client whose weight is capped, once.
     """
 
     def __init__(
         self,
-        settings: Mapping,
+        settings: StrategySection,
         delta_params: Collection[str],
         counted: bool,
+        combined: bool,
         warn: Callable[[str], None],
     ):
-        self._max_norm, self._max_weight = (
-            settings.get("max_update_norm"),
-            settings.get("max_weight"),
-        )
+        self._max_norm = None if combined else settings.max_update_norm
+        self._max_weight = settings.max_weight
         self._delta_params, self._counted, self._warn = delta_params, counted, warn
         self._capped: set[int] = set()  # clients whose weight was capped, and said so
 

@@ -10,7 +10,6 @@ import copy
 import threading
 import time
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from clients.messages import Job
 from clients.private_state import supersede_workers
 from fedpgp.attacks import attackers_of
+from fedpgp.config import Config
 from fedpgp.data_record import data_record
 from fedpgp.evaluation import is_evaluated
 from fedpgp.plain_text import called
@@ -76,11 +76,12 @@ class Server:
         nodes: int = 1,
         began: float | None = None,
     ):
-        self.config, self.federation, self.strategy = config, federation, strategy
+        self.config = typed = Config.of(config)
+        self._given, self.federation, self.strategy = config, federation, strategy
         self.folder, self.job, self.observer = folder, job, observer
         self.stop, self.configuration, self.nodes = stop or threading.Event(), configuration, nodes
-        self.runtime, self._saved = config["runtime"], checkpoint[1] if checkpoint else {}
-        self.rounds = config["rounds"] if federation.method.learns else 0
+        self._saved = checkpoint[1] if checkpoint else {}
+        self.rounds = typed.rounds if federation.method.learns else 0
         self.failure: BaseException | None = None
         self._unused_strategy = copy.deepcopy(strategy)
         if checkpoint:
@@ -88,16 +89,17 @@ class Server:
         else:
             self.state = RunState.fresh(federation, initial)
         self.costs = Costs(self.state.seconds["total"], began)
-        self._split, settings = federation.federated_split, config["strategy"]
+        self._split = federation.federated_split
+        self._data = data_record(self._split)
         self._reference = dict(self.state.shared)  # names, shapes and types
         method, clients = federation.method, (federation.num_clients, trainers(self._split))
         self.steps = UpdatePipeline(config, method, *clients)
         self.state.step_state = self.steps.prepared(self.state.step_state)
-        if combined := self.steps.combiner is not None:  # who counts must not depend on the others
-            settings = {**settings, "max_update_norm": None}
-        self._aggregator = Aggregator(federation, self.steps, config, self._reference)
+        self._aggregator = Aggregator(federation, self.steps, typed, self._reference)
         counted = not self._split.private_data or self._aggregator.equal_weights
-        self._bounds = UpdateBounds(settings, method.delta_params, counted, observer.warn)
+        combined = self.steps.combiner is not None
+        about = (method.delta_params, counted, combined)
+        self._bounds = UpdateBounds(typed.strategy, *about, observer.warn)
         self._rollback = Rollback(folder / "checkpoint", observer.warn, allowed=not combined)
         self.attackers = attackers_of(config, self._split, method.delta_params)
 
@@ -133,7 +135,7 @@ class Server:
             inner,
             self.federation,
             self.job,
-            self.runtime,
+            self.config.runtime,
             self.observer,
             stop=self.stop,
             configuration=self.configuration,
@@ -169,7 +171,7 @@ class Server:
 
     def _round(self, server_round: int) -> None:
         state, began = self.state, time.perf_counter()
-        seed_libraries(self.config["seed"], server_round)
+        seed_libraries(self.config.seed, server_round)
         state.step_state = self.steps.before_round(server_round, state.step_state)
 
         # Step 1: draw the clients that take part.
@@ -214,7 +216,7 @@ class Server:
         self._save()
 
     def _evaluated_after(self, server_round: int) -> bool:
-        every, selection = self.config["evaluate_every"], self.config["protocol"]["selection"]
+        every, selection = self.config.evaluate_every, self.config.protocol["selection"]
         return is_evaluated(server_round, self.rounds, every, selection)
 
     def _evaluate(self, server_round: int) -> None:
@@ -238,13 +240,9 @@ class Server:
         """The fewest clients a round's result can be made of."""
         return clients_needed(self.strategy) if self.state.shared else 1
 
-    @cached_property
-    def _data(self) -> dict:
-        return data_record(self._split)
-
     def _save(self) -> None:
         self.costs.clock(self.state)
         clip, mark = self.federation.method.task.clip, self.observer.mark(self.state.unevaluated)
-        about = {"run": self.job.run, "config": self.config, "model_sha256": clip.fingerprint}
+        about = {"run": self.job.run, "config": self._given, "model_sha256": clip.fingerprint}
         about |= {"data": self._data, "observer": mark, **self.clients.saved()}
         save_run(self.folder / "checkpoint", self.state, self.strategy, about)

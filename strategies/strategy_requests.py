@@ -9,6 +9,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedpgp.arrays import Arrays
 from fedpgp.attacks import Attackers
+from fedpgp.config import Config
 from fedpgp.protocols import PROTOCOLS
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.collusion import collude
@@ -40,7 +41,7 @@ class StrategyRequests:
     def __init__(
         self,
         grid: Grid,
-        config: Mapping,
+        config: Config,
         split,
         reference: Mapping[str, np.ndarray],
         bounds: UpdateBounds,
@@ -51,7 +52,7 @@ class StrategyRequests:
         self._grid, self._config, self._split = grid, config, split
         self._reference, self._bounds, self._steps = reference, bounds, steps
         self._train_images = train_images
-        arrive = PROTOCOLS[config["protocol"]["name"]].images_arrive
+        arrive = PROTOCOLS[config.protocol["name"]].images_arrive
         self._count_themselves = split.private_data and arrive
         self._attackers = attackers
 
@@ -61,7 +62,7 @@ class StrategyRequests:
         """Return the request to these clients to train; their updates are checked one by one, then
         beside each other."""
         arrays, broadcast = state.arrays(), self._steps.broadcast(state.step_state)
-        epochs, metrics = self._config["local_epochs"], self._steps.client_metrics
+        epochs, metrics = self._config.local_epochs, self._steps.client_metrics
 
         def configure() -> list[Message]:
             config = ConfigRecord(broadcast)
@@ -108,6 +109,6 @@ class StrategyRequests:
             asked = state.zero_shot_asked[client]
             return asked < 0 or any(asked < e.since for e in eval_sets[client].values())
 
-        need = min(self._config["runtime"]["min_clients"], len(clients))
+        need = min(self._config.runtime.min_clients, len(clients))
         ask = "zero_shot" if any(map(lacks_zero_shot, clients)) else ""
         return Request(server_round, clients, configure, check, need, ask)

@@ -1,11 +1,10 @@
 """Flower's wrappers of strategies, composed from the configuration (``strategy.wrap``)."""
 
 import inspect
-from collections.abc import Mapping
 
 from flwr.serverapp import strategy as flower
 
-from fedpgp.config import MethodSection
+from fedpgp.config import Config
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.methods import method_class
 from fedpgp.registry import named_entries
@@ -29,7 +28,7 @@ NOISE = (
 """What a person should know."""
 
 
-def configured_strategy(config: Mapping) -> flower.Strategy:
+def configured_strategy(config: Config) -> flower.Strategy:
     """Return the strategy of a configuration inside of its wrappers, the first one innermost.
 
     Args:
@@ -40,14 +39,14 @@ def configured_strategy(config: Mapping) -> flower.Strategy:
         FedPGPError: an unknown name or option, a value that is refused, a wrapper that cannot work
             with this server or with the method.
     """
-    settings = config["strategy"]
-    strategy: flower.Strategy = make_strategy(settings["name"], settings)
-    for options in named_entries("strategy.wrap", settings.get("wrap")):
+    chosen = config.strategy
+    strategy: flower.Strategy = make_strategy(chosen.name, chosen.options)
+    for options in named_entries("strategy.wrap", chosen.wrap):
         strategy = _wrapped(strategy, config, options)
     return strategy
 
 
-def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flower.Strategy:
+def _wrapped(strategy: flower.Strategy, config: Config, options: dict) -> flower.Strategy:
     name = options.pop("name")
     if name in NEED_MODS:
         raise FedPGPError(
@@ -58,8 +57,7 @@ def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flowe
         )
     if name not in WRAPPERS:
         raise FedPGPError(unknown("wrapper in strategy.wrap", name, [*WRAPPERS, *NEED_MODS]))
-    chosen = MethodSection.of(config["method"])
-    method = method_class(chosen.name, chosen.component)
+    method = method_class(config.method.name, config.method.component)
     if method.delta_params:
         raise FedPGPError(
             f"strategy.wrap={name} takes {', '.join(method.delta_params)} for a new value, and "
@@ -70,7 +68,7 @@ def _wrapped(strategy: flower.Strategy, config: Mapping, options: dict) -> flowe
     for option in options:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of the wrapper {name}", option, valid))
-    options = {"num_sampled_clients": participants(config, config["clients"]), **options}
+    options = {"num_sampled_clients": participants(config, config.clients), **options}
     needed = [o for o in valid if parameters[o].default is inspect.Parameter.empty]
     if missing := [option for option in needed if option not in options]:
         shown = ", ".join(f"{option}: ..." for option in missing)

@@ -3,7 +3,7 @@ place that starts Ray."""
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from flwr.serverapp import ServerApp
 
 from experiments.quiet import quiet
 from experiments.runtimes.ray_session import private_session
+from fedpgp.config import RuntimeSection
 from fedpgp.errors import FedPGPError
 
 START = {
@@ -58,7 +59,7 @@ class Workers:
 
 @contextmanager
 def ray_cluster(
-    runtime: Mapping, device: str, clients: int, *, verbose: bool = False
+    runtime: RuntimeSection, device: str, clients: int, *, verbose: bool = False
 ) -> Iterator[Workers]:
     """Start a Ray of this run alone on this machine, or join ``runtime.address``,
     and leave it at the end.
@@ -72,7 +73,7 @@ def ray_cluster(
         FedPGPError: no cluster at that address, or no resources for a single worker.
     """
     quiet(verbose)
-    address = runtime["address"]
+    address = runtime.address
     paths = [
         str(Path(__file__).resolve().parents[2]),
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
@@ -154,25 +155,27 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _local_workers(runtime: Mapping, device: str, clients: int) -> Workers:
+def _local_workers(runtime: RuntimeSection, device: str, clients: int) -> Workers:
     cores, gpus = usable_cores(), visible_gpus(device)
-    gpu = float(runtime["gpus_per_worker"]) if gpus else 0.0
+    gpu = runtime.gpus_per_worker if gpus else 0.0
     if gpus:
-        count = min(runtime["workers"] or max(1, int(gpus / gpu)), clients)
+        count = min(runtime.workers or max(1, int(gpus / gpu)), clients)
         if count * gpu > gpus:
             raise FedPGPError(
                 f"runtime.workers={count} x runtime.gpus_per_worker={gpu:g} is more than the "
                 f"{gpus} GPUs there are; try runtime.gpus_per_worker={gpus / count:.2g}"
             )
     else:
-        count = min(runtime["workers"] or min(cores, MOST_WORKERS), clients)
+        count = min(runtime.workers or min(cores, MOST_WORKERS), clients)
     return Workers(count, max(1, cores // count), {"num_cpus": 1, "num_gpus": gpu})
 
 
-def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[dict]) -> Workers:
+def _cluster_workers(
+    runtime: RuntimeSection, device: str, clients: int, nodes: list[dict]
+) -> Workers:
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = 0 if device == "cpu" else sum(resources.get("GPU", 0) for resources in alive)
-    gpu = float(runtime["gpus_per_worker"]) if gpus else 0.0
+    gpu = runtime.gpus_per_worker if gpus else 0.0
 
     def fit(cpus: int) -> int:
         places = [int(r.get("CPU", 0) / cpus) for r in alive]
@@ -182,7 +185,7 @@ def _cluster_workers(runtime: Mapping, device: str, clients: int, nodes: list[di
         )
 
     cpus = 1
-    wanted = min(runtime["workers"] or fit(cpus), clients)
+    wanted = min(runtime.workers or fit(cpus), clients)
     while 0 < wanted <= fit(cpus + 1):  # fewer workers than cores: each has several
         cpus += 1
     if not fit(cpus):

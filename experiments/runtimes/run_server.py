@@ -13,6 +13,7 @@ from experiments.callbacks.console import Console
 from experiments.runtimes.inline import InlineGrid, run_inline
 from experiments.runtimes.ray import ray_cluster
 from experiments.stopping import Stopper
+from fedpgp.config import RuntimeSection
 from strategies.server import Server
 
 HEAD_START = 1.0
@@ -31,14 +32,15 @@ def run_server(
 ) -> Server:
     """Run server and clients in the runtime of the configuration, or the server alone
     where Flower runs both."""
-    deadline = float(config["runtime"]["round_timeout"] or 0)
+    runtime = RuntimeSection.of(config["runtime"])
+    deadline = float(runtime.round_timeout or 0)
     if flower is not None:
         stopper.install()  # Flower has handlers of its own
         console.stage("loading the model")
         server = make_server(replace(job, deadline=deadline), prepare())
         server.try_run(flower)
         return server
-    if config["runtime"]["name"] == "inline":
+    if runtime.name == "inline":
         grid = InlineGrid(make_app())
         console.stage("loading the model")
         server = make_server(job, prepare())
@@ -53,9 +55,8 @@ def run_server(
         ):  # what is wrong with the configuration is said before Ray is started
             prepared.result(timeout=HEAD_START)
         size = config["clients"]
-        with ray_cluster(
-            config["runtime"], config["device"], size, verbose=config["verbose"]
-        ) as workers:
+        verbose = config["verbose"]
+        with ray_cluster(runtime, config["device"], size, verbose=verbose) as workers:
             stopper.install()  # Ray puts its own handler for SIGTERM
             job = replace(job, threads=workers.threads, deadline=deadline)
             server = make_server(job, prepared.result(), workers.count)

@@ -17,6 +17,7 @@ from clients.disclosure import (
 )
 from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
+from fedpgp.config import RuntimeSection
 from fedpgp.errors import FedPGPError
 
 
@@ -111,7 +112,10 @@ def test_tensors_that_are_far_are_not_answered_to(tmp_path):
 )
 def test_the_stricter_of_owner_and_server_holds(node, server, limits):
     own = NodeConfig.of({"client-id": 0, "state-dir": "/x", **node})
-    assert Limits.of(own, server) == Limits(*limits)
+    assert Limits.of(
+        own,
+        RuntimeSection.of({"name": "inline", "round_timeout": None, "min_clients": 1, **server}),
+    ) == Limits(*limits)
 
 
 @pytest.mark.parametrize("wrong", [{"min-report": 0}, {"min-report": "many"}, {"max-step": 0}])

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.runner import resume, start
+from experiments.settings import composed
+from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
@@ -120,7 +122,7 @@ def test_all_clients_may_train_in_the_first_round(tmp_path):
     [(10, 0.1, 1), (10, 0.001, 1), (10, 1.0, 10), (100, 0.1, 10), (24, 0.5, 12)],
 )
 def test_number_of_participants(clients, fraction, count):
-    assert participants({"participation": fraction}, clients) == count
+    assert participants(Config.of(composed([f"participation={fraction}"])), clients) == count
 
 
 def test_metrics_say_what_was_sent(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from experiments.runner import resume, start
 from experiments.settings import composed
+from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import clients_needed
@@ -58,7 +59,7 @@ def test_without_noise_fixed_clipping_bounds_the_step_and_else_changes_nothing(t
 
 def test_the_first_is_innermost_and_the_strategy_counts():
     both = f"strategy.wrap=[{ENTRIES['server_side_fixed_clipping']}, {ADAPTIVE}]"
-    strategy = configured_strategy(composed([both, "strategy=krum", "clients=10"]))
+    strategy = configured_strategy(Config.of(composed([both, "strategy=krum", "clients=10"])))
     assert isinstance(strategy, WRAPPERS["server_side_adaptive_clipping"])
     assert isinstance(strategy.strategy, WRAPPERS["server_side_fixed_clipping"])
     assert strategy.num_sampled_clients == 10 and clients_needed(strategy) == 4
@@ -83,11 +84,13 @@ def test_the_first_is_innermost_and_the_strategy_counts():
 )
 def test_what_cannot_work_is_refused_with_the_reason(entry, said):
     with pytest.raises(FedPGPError, match=said):
-        configured_strategy(composed([f"strategy.wrap=[{entry}]"]))
+        configured_strategy(Config.of(composed([f"strategy.wrap=[{entry}]"])))
 
 
 def test_a_method_that_sends_differences_is_refused():
     with pytest.raises(FedPGPError, match="method=scaffold sends a difference"):
-        configured_strategy(composed([f"strategy.wrap=[{FIXED % (1, 1)}]", "method=scaffold"]))
+        configured_strategy(
+            Config.of(composed([f"strategy.wrap=[{FIXED % (1, 1)}]", "method=scaffold"]))
+        )
     with pytest.raises(FedPGPError, match="strategy.wrap='x' cannot work; it is a list"):
-        configured_strategy(composed(["strategy.wrap=x"]))
+        configured_strategy(Config.of(composed(["strategy.wrap=x"])))

@@ -13,10 +13,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from experiments.runtimes.ray import ray_cluster
+from experiments.settings import composed
+from fedpgp.config import RuntimeSection
 from strategies.local_grid import with_id
 
 ROOT = Path(__file__).resolve().parents[3]
-RUNTIME = {"address": None, "workers": 2, "gpus_per_worker": 1.0}
+RUNTIME = RuntimeSection.of(composed(["runtime.workers=2"])["runtime"])
 
 
 def make_app() -> ClientApp:

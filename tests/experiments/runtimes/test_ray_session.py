@@ -23,7 +23,10 @@ START = """
 import os, sys
 from experiments.runtimes.ray_session import end_sessions
 from experiments.runtimes.ray import ray_cluster
-with ray_cluster({"address": None, "workers": 64, "gpus_per_worker": 1.0}, "cpu", 2) as workers:
+from experiments.settings import composed
+from fedpgp.config import RuntimeSection
+runtime = RuntimeSection.of(composed(["runtime.workers=64"])["runtime"])
+with ray_cluster(runtime, "cpu", 2) as workers:
     import ray
     address = ray.get_runtime_context().gcs_address
     print("up", address, os.environ["RAY_AUTH_TOKEN"], workers.count, flush=True)
