@@ -1,0 +1,280 @@
+"""One client in one secure sum: what it keeps, and what it answers in each step.
+
+It answers a step once: the same question again gets the same answer, another one is refused. So no
+server gets two different sums, nor both shares of one client.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fedpgp.errors import FedPGPError
+from fedpgp.secure_sum.graph import degree, shares_needed
+from fedpgp.secure_sum.masks import KEY_BYTES, Agreements, derived, expanded, new_seed, public_key
+from fedpgp.secure_sum.shamir import SHARE_BYTES, split
+from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking, digest
+
+NONCE = bytes(12)
+"""Of the shares' encryption: each key is for one direction, and encrypts one thing."""
+
+
+class Refused(FedPGPError):
+    """The client does not answer, so that its vector stays hidden; the message says nothing of
+    it."""
+
+
+@dataclass
+class Participant:
+    """What a client knows in a sum. Its fields are secrets of its own, but for the number.
+
+    Attributes:
+        client: its number.
+        mask_private, share_private: X25519.
+        seed: of its own mask.
+        peers: peer -> its public key of masks; empty before the second step.
+        secrets: peer -> what the two agreed on for shares.
+        clients: how many take part in the sum; 0 before the second step.
+        own: its own shares of its seed and its key.
+        held: peer -> shares of that peer's seed and key; empty before the third step.
+        unmasked: the survivors and the lost it was asked about in the fourth step; None before.
+    """
+
+    client: int
+    mask_private: bytes = field(default_factory=new_seed, repr=False)
+    share_private: bytes = field(default_factory=new_seed, repr=False)
+    seed: bytes = field(default_factory=new_seed, repr=False)
+    peers: dict[int, bytes] = field(default_factory=dict, repr=False)
+    secrets: dict[int, bytes] = field(default_factory=dict, repr=False)
+    clients: int = 0
+    own: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    unmasked: tuple[list[int], list[int]] | None = None
+
+    def keys(self) -> Keys:
+        """Return the public keys: the first step."""
+        return Keys(public_key(self.mask_private), public_key(self.share_private))
+
+    def shares(
+        self,
+        keys: Mapping[int, Keys],
+        clients: int,
+        threshold: float,
+        least: int,
+        agreements: Agreements | None = None,
+    ) -> Shares:
+        """Return shares of the seed and of the mask's key for each peer: the second step.
+
+        Args:
+            keys: peer -> its public keys.
+            clients: how many take part in the whole sum.
+            threshold: part of the holders more than which are needed.
+            least: clients that a sum must be of.
+            agreements: of other clients in this process.
+
+        Raises:
+            Refused: too few take part, or not the peers that so many clients have.
+            SumFailed: two have the same key.
+        """
+        if self.clients:
+            raise Refused("it was asked for shares of this sum before")
+        if clients < least:
+            raise Refused(f"a sum of {clients} clients would say too much of each; {least} needed")
+        if self.client in keys or len(keys) != degree(clients, threshold):
+            raise Refused(
+                f"it was given {len(keys)} peers; {degree(clients, threshold)} belong to a sum of "
+                f"{clients} clients"
+            )
+        check_keys({**keys, self.client: self.keys()})
+        agreements = agreements or Agreements()
+        private = X25519PrivateKey.from_private_bytes(self.share_private)
+        holders = sorted([*keys, self.client])
+        needed = shares_needed(threshold, len(holders))
+        of_seed = split(self.seed, holders, needed)
+        of_key = split(self.mask_private, holders, needed)
+        own_key, sealed = self.keys().share, {}
+        for peer, theirs in keys.items():
+            try:
+                self.secrets[peer] = agreements.of(private, own_key, theirs.share)
+            except ValueError as error:
+                raise SumFailed(f"client {peer} sent a key that is none", [peer]) from error
+            sealed[peer] = _seal(
+                self.secrets[peer], self.client, peer, of_seed[peer] + of_key[peer]
+            )
+        self.peers = {peer: theirs.mask for peer, theirs in keys.items()}
+        self.clients, self.own = clients, (of_seed[self.client], of_key[self.client])
+        digests = {
+            h: (
+                digest("seed", self.client, h, of_seed[h]),
+                digest("key", self.client, h, of_key[h]),
+            )
+            for h in holders
+        }
+        seed = digest("seed", self.client, self.client, self.seed)
+        return Shares(sealed, digests, seed)
+
+    def masked(
+        self,
+        vector: np.ndarray,
+        inbox: Mapping[int, Inbox],
+        threshold: float,
+        agreements: Agreements | None = None,
+    ) -> np.ndarray:
+        """Return the vector under all its masks: the third step. It may be called once: vectors
+        with other noise under the same masks would say what the noise is.
+
+        Args:
+            vector: (size,) uint32.
+            inbox: peer -> what it sent; of those that answered the second step.
+            threshold, agreements: as in :meth:`shares`.
+
+        Raises:
+            Refused: too few peers are left, or it was called before.
+            SumFailed: a peer's shares are none.
+        """
+        if not self.clients or self.held:
+            raise Refused("it was asked for its vector before, or too early")
+        if unknown := set(inbox) - set(self.peers):
+            raise Refused(f"client {min(unknown)} is none of its peers")
+        needed = shares_needed(threshold, len(self.peers) + 1)
+        if len(inbox) + 1 < needed:
+            raise Refused(f"{len(inbox) + 1} of its holders are left; {needed} are needed")
+        held = {self.client: self.own}
+        for peer, sent in inbox.items():
+            held[peer] = _opened(self.secrets[peer], peer, self.client, sent)
+        agreements = agreements or Agreements()
+        private = X25519PrivateKey.from_private_bytes(self.mask_private)
+        own = public_key(self.mask_private)
+        total = vector + expanded(self.seed, len(vector))
+        for peer in inbox:
+            try:
+                agreed = agreements.of(private, own, self.peers[peer])
+            except ValueError as error:
+                raise SumFailed(f"client {peer} sent a key that is none", [peer]) from error
+            add_mask(total, agreed, self.client, peer)
+        self.held = held
+        return total
+
+    def unmask(
+        self, survivors: Collection[int], lost: Collection[int], threshold: float
+    ) -> Unmasking:
+        """Return shares of the survivors' seeds and of the keys of those that were lost: the
+        fourth step.
+
+        Args:
+            survivors: of this client and its peers those whose vector came.
+            lost: of its peers those whose vector did not, though they answered the second step.
+            threshold: as in :meth:`shares`.
+
+        Raises:
+            Refused: both shares of one client are asked for, or other shares than before, or those
+                of too few survivors.
+        """
+        asked = (sorted(survivors), sorted(lost))
+        if both := set(survivors) & set(lost):
+            raise Refused(
+                f"it was asked for both shares of client {min(both)}, which would unmask its vector"
+            )
+        if not self.held or self.unmasked not in (None, asked):
+            raise Refused("it was asked for other shares of this sum before, or too early")
+        if self.client not in survivors or set(survivors) | set(lost) != set(self.held):
+            raise Refused("it was asked for shares of others than its peers")
+        needed = shares_needed(threshold, len(self.peers) + 1)
+        if len(survivors) < needed:
+            raise Refused(f"{len(survivors)} of its holders are left; {needed} are needed")
+        self.unmasked = asked
+        return Unmasking(
+            {client: self.held[client][0] for client in survivors},
+            {client: self.held[client][1] for client in lost},
+        )
+
+    def spend(self) -> None:
+        """Forget the secrets that are not needed any more, after the fourth step."""
+        self.mask_private = self.share_private = self.seed = b""
+        self.secrets = {}
+        survivors, lost = self.unmasked
+        self.held = {
+            **{client: (self.held[client][0], b"") for client in survivors},
+            **{client: (b"", self.held[client][1]) for client in lost},
+        }
+
+    def saved(self) -> bytes:
+        """Return it as bytes, to be kept by its owner alone."""
+        return json.dumps(asdict(self), default=bytes.hex).encode()
+
+    @classmethod
+    def restored(cls, data: bytes) -> "Participant":
+        """From :meth:`saved`."""
+        found = json.loads(data)
+        for name in ("mask_private", "share_private", "seed"):
+            found[name] = bytes.fromhex(found[name])
+        for name in ("peers", "secrets"):
+            found[name] = {int(peer): bytes.fromhex(key) for peer, key in found[name].items()}
+        found["held"] = {int(peer): _pair(pair) for peer, pair in found["held"].items()}
+        found["own"] = None if found["own"] is None else _pair(found["own"])
+        found["unmasked"] = None if found["unmasked"] is None else tuple(found["unmasked"])
+        return cls(**found)
+
+
+def check_keys(keys: Mapping[int, Keys]) -> None:
+    """Refuse keys that are no keys, or that two have.
+
+    Raises:
+        SumFailed: naming the clients.
+    """
+    seen: dict[bytes, int] = {}
+    for client, theirs in sorted(keys.items()):
+        for key in (theirs.mask, theirs.share):
+            if len(key) != KEY_BYTES:
+                raise SumFailed(f"client {client} sent a key that is none", [client])
+            if key in seen:
+                both = sorted({seen[key], client})
+                who = " and ".join(map(str, both))
+                raise SumFailed(f"the same key came twice, from client {who}", both)
+            seen[key] = client
+
+
+def add_mask(total: np.ndarray, agreed: bytes, client: int, peer: int) -> None:
+    """Add the mask of a pair to one's vector, in place: the one with the lower number adds it, the
+    other one subtracts it."""
+    mask = expanded(derived(agreed, "mask"), len(total))
+    if client < peer:
+        total += mask
+    else:
+        total -= mask
+
+
+def _seal(agreed: bytes, sender: int, receiver: int, data: bytes) -> bytes:
+    direction = f"shares of {sender} for {receiver}"
+    return ChaCha20Poly1305(derived(agreed, direction)).encrypt(NONCE, data, None)
+
+
+def _opened(agreed: bytes, sender: int, receiver: int, sent: Inbox) -> tuple[bytes, bytes]:
+    """The shares of a peer, which are those that it told the server of.
+
+    Raises:
+        SumFailed: they are not.
+    """
+    direction = f"shares of {sender} for {receiver}"
+    try:
+        data = ChaCha20Poly1305(derived(agreed, direction)).decrypt(NONCE, sent.sealed, None)
+    except InvalidTag:
+        data = b""
+    pair = (data[:SHARE_BYTES], data[SHARE_BYTES:])
+    expected = tuple(
+        digest(what, sender, receiver, part)
+        for what, part in zip(("seed", "key"), pair, strict=True)
+    )
+    if expected != tuple(sent.digests):
+        raise SumFailed(
+            f"client {receiver} says that the shares of client {sender} are none", [sender]
+        )
+    return pair
+
+
+def _pair(pair: list[str]) -> tuple[bytes, bytes]:
+    return bytes.fromhex(pair[0]), bytes.fromhex(pair[1])

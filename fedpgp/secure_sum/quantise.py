@@ -1,0 +1,95 @@
+"""Numbers as integers modulo 2**32, so that masks hide them and their sum is exact.
+
+A number is divided by ``step`` and rounded toward zero, so that the norm of a vector never grows:
+what was clipped stays clipped. The error is below one step a client; that of a mean of n clients is
+below one step too. With numbers of at most R and room for n clients,
+
+    step = (n R + 24 s) / (2**31 - 1)
+
+s is the deviation of noise on the whole sum; the noise that n clients add together, of whom more
+than half have to stay, is wrapped around at 16 deviations or more (less than once in 10**57).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpgp.errors import FedPGPError
+
+HALF = 2**31 - 1
+"""The largest sum, in steps."""
+LEAST_DEVIATION = 16
+"""Steps that the noise of one client has at least, so that rounding it does not show."""
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """The integers of a sum.
+
+    Attributes:
+        clients: that may add up.
+        largest: R, of a number of one client.
+        noise: s, deviation of the noise on the sum; 0: none.
+
+    Example:
+        >>> quantiser = Quantiser(clients=2, largest=1.0)
+        >>> both = quantiser.encoded(np.array([0.25])) + quantiser.encoded(np.array([-0.75]))
+        >>> float(quantiser.decoded(both)[0].round(6))
+        -0.5
+    """
+
+    clients: int
+    largest: float
+    noise: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """What one integer stands for."""
+        return (self.clients * self.largest + 24 * self.noise) / HALF
+
+    def encoded(self, values: np.ndarray) -> np.ndarray:
+        """Return numbers as integers, uint32.
+
+        Args:
+            values: float64.
+
+        Raises:
+            FedPGPError: one is larger than ``largest``, or no number.
+        """
+        most = float(np.abs(values).max(initial=0.0))
+        if not most <= self.largest:  # NaN too
+            raise FedPGPError(
+                f"a number of its update is {most:.3g}; a secure sum has room for "
+                f"{self.largest:.3g} (privacy.secure_sum_range)"
+            )
+        return np.trunc(values / self.step).astype(np.int64).astype(np.uint32)
+
+    def noise_of_one(self, normal: np.ndarray, fewest: int) -> np.ndarray:
+        """Return the noise that one client adds, so that as few as ``fewest`` clients together add
+        that of the sum: uint32.
+
+        Whole steps are added to whole steps: rounding the noise is the same as rounding the two
+        together, which is no more than a Gaussian mechanism seen with fewer digits. (Sums of
+        Gaussian noise that is rounded: the terms of Poisson's formula beside the first are
+        exp(-2 pi^2 d^2) of it for a deviation of d steps, nothing for d = 16; Kairouz et al., ICML
+        2021, arXiv 2102.06387, say the same of the discrete Gaussian.)
+
+        Args:
+            normal: standard normal numbers.
+            fewest: clients that stay at least.
+
+        Raises:
+            FedPGPError: the noise is too small for that.
+        """
+        deviation = self.noise / math.sqrt(fewest) / self.step
+        if deviation < LEAST_DEVIATION:
+            raise FedPGPError(
+                f"the noise of one client is {deviation:.2g} steps of a secure sum, and its "
+                f"rounding shows below {LEAST_DEVIATION}: take more privacy.noise, or none"
+            )
+        return np.rint(normal * deviation).astype(np.int64).astype(np.uint32)
+
+    def decoded(self, total: np.ndarray) -> np.ndarray:
+        """Return the sum that integers modulo 2**32 stand for, float64."""
+        return total.view(np.int32) * self.step
