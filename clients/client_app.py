@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from clients.disclosure import two_digits
 from clients.private_state import finite
-from clients.request import ClientOnly, ClientRequest, Shared, json_answer
+from clients.request import ClientOnly, ClientRequest, Shared, json_reply
 from fedpgp.client_table import client_table
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation.samples import samples
@@ -138,7 +138,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         """Answers a question, as JSON: "clients" (a client's row of the table; its images are
-        encoded), "samples" (images, answers), "handshake" (see
+        encoded), "samples" (images, predictions), "handshake" (see
         :meth:`clients.request.ClientRequest.handshake`).
         """
         request = ClientRequest(message, context, federation_of)
@@ -158,12 +158,12 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     server_round=request.job.server_round,
                 )
                 for client in clients:
-                    answers = [
+                    shown = [
                         {**row, "png": base64.b64encode(row["png"]).decode()}
                         for row in rows
                         if row["client"] == client
                     ]
-                    yield client, json_answer(answers)
+                    yield client, json_reply(shown)
             else:
                 # Encoded now, or found in the cache, so that no round pays for it.
                 try:
@@ -175,7 +175,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     return
                 table = {row["id"]: row for row in client_table(federation.federated_split)}
                 for client in clients:
-                    yield client, json_answer(table[client])
+                    yield client, json_reply(table[client])
 
         return request.run(work)
 

@@ -111,7 +111,7 @@ def unpack(content: RecordDict, clients: Sequence[int]) -> dict[int, dict[str, R
 def pack_reply(
     contents: Mapping[int, RecordDict], errors: Mapping[int, str], node: Mapping[str, object]
 ) -> RecordDict:
-    """Return a node's answers (client -> content), its clients' failures (client -> reason) and its
+    """Return a node's replies (client -> content), its clients' failures (client -> reason) and its
     own account."""
     packed = RecordDict(
         {"errors": ConfigRecord({str(c): reason or "unknown" for c, reason in errors.items()})}

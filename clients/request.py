@@ -116,7 +116,7 @@ class ClientRequest:
         """Answer the server's first message: which client this node is, and its row of the table,
         or why the node cannot take part, and whether that is transient.
         """
-        answer: dict[str, object] = {
+        reply: dict[str, object] = {
             "client": self.node_config.client,
             "name": self.node_config.name,
         }
@@ -138,12 +138,12 @@ class ClientRequest:
             if self.node_config.data_dir is not None:  # of its own images its own log speaks
                 for note in federation.dataset.notes:
                     print(f"note: {note}", file=sys.stderr, flush=True)
-            answer["row"] = client_table(federation.federated_split)[self.node_config.client]
+            reply["row"] = client_table(federation.federated_split)[self.node_config.client]
         except IncompatibleNode as error:
-            answer["rejection"] = str(error)
+            reply["rejection"] = str(error)
         except Exception as error:
-            answer |= {"rejection": self.reason(error), "transient": True}
-        return Message(json_answer(answer), reply_to=self.message)
+            reply |= {"rejection": self.reason(error), "transient": True}
+        return Message(json_reply(reply), reply_to=self.message)
 
     def disclosure(self, federation) -> Disclosure | None:
         """What the node tells of its own images; None where they are of a public data set."""
@@ -201,11 +201,11 @@ class ClientRequest:
         client_only: ClientOnly,
     ) -> None:
         try:
-            for client, answer in work(federation, shared, clients, client_only):
-                if isinstance(answer, str):
-                    self.errors[client] = answer
+            for client, reply in work(federation, shared, clients, client_only):
+                if isinstance(reply, str):
+                    self.errors[client] = reply
                 else:
-                    self.replies[client] = answer
+                    self.replies[client] = reply
                 self.progress(len(self.replies) + len(self.errors), len(self.job.clients), CLIENTS)
         except Exception as error:
             missing = [c for c in clients if c not in self.replies and c not in self.errors]
@@ -286,6 +286,6 @@ class ClientRequest:
         return account
 
 
-def json_answer(value: object) -> RecordDict:
+def json_reply(value: object) -> RecordDict:
     """Return the answer to a question: a record with JSON."""
     return RecordDict({"answer": ConfigRecord({"json": json.dumps(value)})})

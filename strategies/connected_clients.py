@@ -16,7 +16,7 @@ from strategies.exchange import Exchange
 from strategies.grid import CohortGrid
 from strategies.node_registry import NodeRegistry
 from strategies.observer import Observer, Rows
-from strategies.requests import Answers, Request, Requester
+from strategies.requests import Replies, Request, Requester
 from strategies.run_state import RunState
 
 
@@ -113,7 +113,7 @@ class ConnectedClients:
         if self._private_data and (said := queries.without_figures(self.table, least)):
             self._observer.warn(said)
 
-    def ask(self, request: Request, state: RunState) -> Answers:
+    def ask(self, request: Request, state: RunState) -> Replies:
         """Ask clients, those too whose nodes have just come back (:meth:`Requester.ask`)."""
         if self._registry is not None:
             queries.wait_for_returning(self._registry, self._stop)

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-NO_ANSWER, CLIENT_FAILED = 1, 2
+NO_REPLY, CLIENT_FAILED = 1, 2
 """Codes of the error replies of :class:`strategies.grid.CohortGrid`."""
 
 

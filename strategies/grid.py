@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from clients.messages import Job, count_bytes, pack
 from fedpgp.plain_text import one_line
-from strategies.exchange import CLIENT_FAILED, NO_ANSWER, Exchange, Interrupted
+from strategies.exchange import CLIENT_FAILED, NO_REPLY, Exchange, Interrupted
 from strategies.invalid_reply import InvalidReply, checked
 from strategies.local_grid import with_id
 from strategies.node_registry import NodeRegistry
@@ -104,7 +104,7 @@ class CohortGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Return one reply for each message, sorted by client; a client without an answer gets an
+        """Return one reply for each message, sorted by client; a client without a reply gets an
         error reply that says why.
 
         Raises:
@@ -126,7 +126,7 @@ class CohortGrid(Grid):
                 break
             if self._left() <= 0:
                 replies += self._give_up(
-                    ids, f"no answer within {timeout:g} seconds (runtime.round_timeout)"
+                    ids, f"no reply within {timeout:g} seconds (runtime.round_timeout)"
                 )
                 break
             if not news:
@@ -182,7 +182,7 @@ class CohortGrid(Grid):
     def _push(self, packed: PackedMessage) -> None:
         if packed.node == NOT_CONNECTED:
             for client, message in packed.messages.items():
-                self._fail({client: message}, NO_ANSWER, self.registry.why_missing(client))
+                self._fail({client: message}, NO_REPLY, self.registry.why_missing(client))
             return
         clients = tuple(sorted(packed.messages))
         job = replace(
@@ -201,7 +201,7 @@ class CohortGrid(Grid):
         if ids and ids[0]:
             self._sent[ids[0]] = packed
         else:
-            self._fail(packed.messages, NO_ANSWER, "its node is not connected")
+            self._fail(packed.messages, NO_REPLY, "its node is not connected")
 
     def _take(self, reply: Message) -> None:
         packed = self._sent.pop(reply.metadata.reply_to_message_id, None)
@@ -228,12 +228,12 @@ class CohortGrid(Grid):
         self.exchange.traffic.up += opened.up
         for client, message in packed.messages.items():
             if client in opened.contents:
-                self._answer(message, opened.contents[client])
+                self._reply(message, opened.contents[client])
             else:
                 self._fail({client: message}, CLIENT_FAILED, opened.rejected[client])
 
     def _node_failed(self, packed: PackedMessage, reason: str) -> None:
-        """A whole node's answer is missing: its process died, perhaps through one client. Each
+        """A whole node's reply is missing: its process died, perhaps through one client. Each
         client gets a second try, alone.
 
         Training is a function of the message and the last committed state, so a second
@@ -249,16 +249,16 @@ class CohortGrid(Grid):
     def _left(self) -> float:
         return math.inf if self._end is None else self._end - time.monotonic()
 
-    def _answer(self, message: Message, content: RecordDict | Error) -> None:
+    def _reply(self, message: Message, content: RecordDict | Error) -> None:
         self._replies[message.metadata.message_id] = Message(content, reply_to=message)
 
     def _fail(self, messages: Mapping[int, Message], code: int, reason: str) -> None:
         for client, message in messages.items():
-            self._answer(message, Error(code, f"client {client}: {reason}"))
+            self._reply(message, Error(code, f"client {client}: {reason}"))
 
     def _give_up(self, ids: set[str], reason: str) -> list[Message]:
         for packed in [*self._sent.values(), *self._paused]:
-            self._fail(packed.messages, NO_ANSWER, reason)
+            self._fail(packed.messages, NO_REPLY, reason)
         self._sent, self._paused = {}, []
         return [self._replies.pop(i) for i in ids if i in self._replies]
 

@@ -1,4 +1,4 @@
-"""Why an answer is left out, and what every check of an answer needs."""
+"""Why a reply is left out, and what every check of a reply needs."""
 
 from collections.abc import Callable
 
@@ -26,9 +26,7 @@ def checked(check: Callable[[], object]) -> object:
     except InvalidReply:
         raise
     except Exception as error:
-        raise InvalidReply(
-            f"its answer cannot be read ({type(error).__name__}: {error})"
-        ) from error
+        raise InvalidReply(f"its reply cannot be read ({type(error).__name__}: {error})") from error
 
 
 def check_range(name: str, value: object, least: float, most: float) -> None:

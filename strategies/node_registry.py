@@ -23,7 +23,7 @@ from clients.messages import Job
 from fedpgp.plain_text import called, one_line
 from strategies.client_keys import ClientKeys, NodeInfo
 from strategies.invalid_reply import InvalidReply, checked
-from strategies.json_answers import read_handshake, read_row
+from strategies.json_replies import read_handshake, read_row
 from strategies.replies import pull_replies
 
 INTERVAL = 2.0
@@ -45,7 +45,7 @@ class NodeEntry:
         since: when it connected, in Flower's words; empty before its first handshake, and when
             it is to be checked again.
         handshake: id of the handshake that it has not answered yet; empty when it has.
-        silent: somebody waited for that answer in vain.
+        silent: somebody waited for that reply in vain.
         client: which client it says it is; None before it said so.
         bound: it is that client, and nobody else can be while it is connected.
         rejection: why it cannot take part; empty when it can.
@@ -144,7 +144,7 @@ class NodeRegistry:
 
     @property
     def waiting(self) -> int:
-        """Number of nodes whose answer to a handshake is worth waiting for."""
+        """Number of nodes whose reply to a handshake is worth waiting for."""
         return sum(bool(entry.handshake) and not entry.silent for entry in self._entries.values())
 
     def stop_waiting(self) -> None:
@@ -154,7 +154,7 @@ class NodeRegistry:
             entry.silent = bool(entry.handshake)
 
     def refresh(self) -> dict[int, str]:
-        """Send handshakes to new nodes, read the answers, forget the nodes that went; do nothing
+        """Send handshakes to new nodes, read the replies, forget the nodes that went; do nothing
         when that was done just now.
 
         Returns:
@@ -214,7 +214,7 @@ class NodeRegistry:
                 entry.since, entry.handshake = since, id
 
     def _on_reply(self, node: int, reply: Message | str) -> None:
-        """Take a node's answer to its handshake; a text says why it cannot be read."""
+        """Take a node's reply to its handshake; a text says why it cannot be read."""
         entry = self._entries[node]
         entry.handshake, entry.silent = "", False
         client = None
@@ -227,8 +227,8 @@ class NodeRegistry:
                     entry, f"a node cannot take part: {reason}", entry.client, transient=True
                 )
                 return
-            answer = read_handshake(reply.content)
-            client = answer["client"]
+            said = read_handshake(reply.content)
+            client = said["client"]
             holder = self._holder(client)
             if not client < self._clients:
                 self._reject(
@@ -242,10 +242,10 @@ class NodeRegistry:
                         f"{objection}; each node needs a client-id of its own in --node-config"
                     )
                 self._reject(entry, reason)
-            elif rejection := answer.get("rejection"):
-                who = called({"id": client, "name": answer["name"]})
+            elif rejection := said.get("rejection"):
+                who = called({"id": client, "name": said["name"]})
                 reason = f"the node of {who} cannot take part: {rejection}"
-                self._reject(entry, reason, client, transient=answer["transient"])
+                self._reject(entry, reason, client, transient=said["transient"])
             elif holder not in (None, node) and not self._displaced(holder, client):
                 reason = (
                     f"two nodes say they are client {client}: node {holder} is, and node {node} "
@@ -254,8 +254,8 @@ class NodeRegistry:
                 )
                 self._reject(entry, reason, client, duplicate=True)
             else:
-                row = checked(lambda: read_row(answer.get("row"), client, self._table))
-                self.rows[client] = {**row, "name": answer["name"]} if answer["name"] else row
+                row = checked(lambda: read_row(said.get("row"), client, self._table))
+                self.rows[client] = {**row, "name": said["name"]} if said["name"] else row
                 self._bind(node, client)
         except InvalidReply as reason:
             self._reject(entry, f"a node cannot take part: {reason}", client)

@@ -10,16 +10,16 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedpgp.errors import FedPGPError
 from strategies.exchange import Exchange, Interrupted
-from strategies.json_answers import ROW_BYTES, SAMPLES_BYTES, json_answer, read_row, read_samples
+from strategies.json_replies import ROW_BYTES, SAMPLES_BYTES, json_reply, read_row, read_samples
 from strategies.node_registry import NodeRegistry
 from strategies.observer import Rows
-from strategies.requests import Answers, Request
+from strategies.requests import Replies, Request
 from strategies.run_state import RunState
 
 RETURN_PATIENCE = 60.0
 """Seconds that a resumed run, or a round, waits for nodes that are on their way."""
 
-Ask = Callable[[Request, RunState], Answers]
+Ask = Callable[[Request, RunState], Replies]
 
 
 def ask_table(ask: Ask, state: RunState) -> tuple[Rows, Exchange]:
@@ -35,18 +35,18 @@ def ask_table(ask: Ask, state: RunState) -> tuple[Rows, Exchange]:
     rows: dict[int, dict] = {}
 
     def check(client: int, content: RecordDict) -> None:
-        rows[client] = read_row(json_answer(content, ROW_BYTES), client, simulated=True)
+        rows[client] = read_row(json_reply(content, ROW_BYTES), client, simulated=True)
 
     clients = list(range(len(state.committed)))
     content = RecordDict({"config": ConfigRecord()})
-    answers = ask(_query(state, clients, content, check, len(clients), "clients"), state)
-    return [rows[client] for client in clients], answers.exchange
+    replies = ask(_query(state, clients, content, check, len(clients), "clients"), state)
+    return [rows[client] for client in clients], replies.exchange
 
 
 def ask_samples(
     ask: Ask, state: RunState, table: Rows, per_client: int = 6, most: int = 8
 ) -> tuple[Rows, Exchange]:
-    """Ask for images with answers: the first client of each domain, or the first few clients.
+    """Ask for images with predictions: the first client of each domain, or the first few clients.
 
     Args:
         ask: sends a request.
@@ -68,12 +68,12 @@ def ask_samples(
     samples: dict[int, Rows] = {}
 
     def check(client: int, content: RecordDict) -> None:
-        samples[client] = read_samples(json_answer(content, SAMPLES_BYTES), client)
+        samples[client] = read_samples(json_reply(content, SAMPLES_BYTES), client)
 
     config = ConfigRecord({"per-client": per_client})
     content = RecordDict({"config": config, "arrays": state.arrays()})
-    answers = ask(_query(state, clients, content, check, 0, "samples"), state)
-    return [sample for c in sorted(answers.good) for sample in samples[c]], answers.exchange
+    replies = ask(_query(state, clients, content, check, 0, "samples"), state)
+    return [sample for c in sorted(replies.good) for sample in samples[c]], replies.exchange
 
 
 def _query(

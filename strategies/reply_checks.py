@@ -25,7 +25,7 @@ from clients.messages import BARE, count_bytes, full
 from fedpgp.evaluation.figures import MODELS
 from fedpgp.plain_text import one_line, printable
 from strategies.invalid_reply import MOST, InvalidReply, check_range, checked, shown
-from strategies.json_answers import CLIENT_BYTES, read_json
+from strategies.json_replies import CLIENT_BYTES, read_json
 
 UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")
 """What every client says of its training."""
@@ -85,7 +85,7 @@ def open_reply(
     account = checked(lambda: _account(content, asked, failures))
     errors = content.get("errors")
     if not isinstance(errors, ConfigRecord):
-        raise InvalidReply("its answer cannot be read (it has no errors record)")
+        raise InvalidReply("its reply cannot be read (it has no errors record)")
     names = {str(client): client for client in asked}
     raw: dict[int, dict] = {}
     for name, record in content.items():

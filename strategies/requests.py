@@ -1,4 +1,4 @@
-"""Requests to logical clients: sent, sent again where too few answer, every answer checked."""
+"""Requests to logical clients: sent, sent again where too few answer, every reply checked."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from clients.messages import CLIENT_ONLY, Job
 from fedpgp.config import RuntimeSection
-from strategies.exchange import NO_ANSWER, Exchange
+from strategies.exchange import NO_REPLY, Exchange
 from strategies.failures import lost_round, tell
 from strategies.grid import CohortGrid
 from strategies.invalid_reply import InvalidReply, checked
@@ -33,8 +33,8 @@ class Request:
         server_round: in which round.
         clients: who can be asked.
         configure: makes the messages; a strategy's finds these clients in the grid.
-        check: raises :class:`InvalidReply` for a client's answer that cannot be used.
-        need: the fewest usable answers.
+        check: raises :class:`InvalidReply` for a client's reply that cannot be used.
+        need: the fewest usable replies.
         ask: what a query or an evaluation wants beside the usual (:class:`clients.messages.Job`).
         screen: usable replies -> why some are not, beside the others.
     """
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass
-class Answers:
+class Replies:
     """What came of a request.
 
     Attributes:
@@ -94,8 +94,8 @@ class Requester:
         self._debug = runtime.debug
         self._watch = Watch(Path(job.private) if job.private else None, observer.progress)
 
-    def ask(self, request: Request, state: RunState) -> Answers:
-        """Ask clients; when fewer than ``need`` give a usable answer, ask the others once more.
+    def ask(self, request: Request, state: RunState) -> Replies:
+        """Ask clients; when fewer than ``need`` give a usable reply, ask the others once more.
 
         Args:
             request: what they are asked.
@@ -103,7 +103,7 @@ class Requester:
 
         Raises:
             FedPGPError: fewer than ``need`` again.
-            NoUsableReply: most of those asked answered, and no answer can be used.
+            NoUsableReply: most of those asked answered, and no reply can be used.
         """
         what, grid = f"round {request.server_round}", self._grid
         grid.available, grid.exchange = list(request.clients), Exchange()
@@ -115,25 +115,25 @@ class Requester:
             message.metadata.dst_node_id: self._with_client_only(message, state.server_state)
             for message in request.configure()
         }
-        answers = Answers(grid.exchange, len(messages))
+        replies = Replies(grid.exchange, len(messages))
         told = 0  # accounts whose exceptions have been reported
         for attempt in range(1, TRIES + 1):
-            replies = self._send(request, messages, sorted(set(messages) - set(answers.good)))
+            arrived = self._send(request, messages, sorted(set(messages) - set(replies.good)))
             accounts = grid.exchange.accounts
-            answers.exceptions |= tell(what, accounts[told:], self._observer, debug=self._debug)
+            replies.exceptions |= tell(what, accounts[told:], self._observer, debug=self._debug)
             told = len(accounts)
-            _sort(replies, request, answers)
-            if len(answers.good) >= request.need:
+            _sort(arrived, request, replies)
+            if len(replies.good) >= request.need:
                 break
             if attempt < TRIES:
-                again = "asking the others again" if answers.good else "asking all again"
-                self._observer.warn(f"{what}: {self._few(request, answers)}; {again}")
+                again = "asking the others again" if replies.good else "asking all again"
+                self._observer.warn(f"{what}: {self._few(request, replies)}; {again}")
         if grid.registry is not None:
-            for client in answers.dropped:
+            for client in replies.dropped:
                 grid.registry.recheck(client)
-        if len(answers.good) < request.need:
-            raise self._lost(request, answers)
-        return answers
+        if len(replies.good) < request.need:
+            raise self._lost(request, replies)
+        return replies
 
     def _send(
         self, request: Request, messages: Mapping[int, Message], clients: Sequence[int]
@@ -154,49 +154,49 @@ class Requester:
             message.content = RecordDict({**message.content, CLIENT_ONLY: record})
         return message
 
-    def _lost(self, request: Request, answers: Answers) -> Exception:
+    def _lost(self, request: Request, replies: Replies) -> Exception:
         """Return the error of a request that too few clients answered."""
-        failed = answers.dropped
+        failed = replies.dropped
         failure = lost_round(
-            f"round {request.server_round}: {self._few(request, answers)}",
+            f"round {request.server_round}: {self._few(request, replies)}",
             failed,
-            answers.exceptions,
+            replies.exceptions,
         )
         # An exception of code has nothing to do with the round before.
-        of_code = answers.exceptions.issuperset(failed.values())
+        of_code = replies.exceptions.issuperset(failed.values())
         spoiled = not of_code and about_numbers(failed.values())
-        if not answers.good and len(answers.silent) < len(failed) / 2 and spoiled:
+        if not replies.good and len(replies.silent) < len(failed) / 2 and spoiled:
             return NoUsableReply(failure)
         return failure
 
-    def _few(self, request: Request, answers: Answers) -> str:
+    def _few(self, request: Request, replies: Replies) -> str:
         """Say how many clients answered, and why the first of the others did not."""
         text = (
-            f"{len(answers.good)} of {answers.asked} clients gave a usable answer, "
+            f"{len(replies.good)} of {replies.asked} clients gave a usable reply, "
             f"{request.need} are needed"
         )
         if request.need == self._min_clients:
             text += " (runtime.min_clients)"
-        if answers.dropped:
-            client = min(answers.dropped)
-            text += f". Client {client}: {answers.dropped[client]}"
+        if replies.dropped:
+            client = min(replies.dropped)
+            text += f". Client {client}: {replies.dropped[client]}"
         return text
 
 
-def _sort(replies: Sequence[Message], request: Request, answers: Answers) -> None:
-    """Check replies one by one, then beside each other, and sort them into the answers."""
-    for reply in replies:
+def _sort(arrived: Sequence[Message], request: Request, replies: Replies) -> None:
+    """Check what arrived one by one, then beside each other, and sort it into the replies."""
+    for reply in arrived:
         client = reply.metadata.src_node_id
-        answers.silent.discard(client)
+        replies.silent.discard(client)
         try:
             if reply.has_error():
-                answers.silent |= {client} if reply.error.code == NO_ANSWER else set()
+                replies.silent |= {client} if reply.error.code == NO_REPLY else set()
                 raise InvalidReply(reply.error.reason.removeprefix(f"client {client}: "))
             checked(partial(request.check, client, reply.content))
-            answers.good[client] = reply
-            answers.dropped.pop(client, None)
+            replies.good[client] = reply
+            replies.dropped.pop(client, None)
         except InvalidReply as reason:
-            answers.dropped[client] = str(reason)
-    for client, reason in request.screen(answers.good).items():
-        answers.dropped[client] = reason
-        del answers.good[client]
+            replies.dropped[client] = str(reason)
+    for client, reason in request.screen(replies.good).items():
+        replies.dropped[client] = reason
+        del replies.good[client]

@@ -12,7 +12,7 @@ from strategies.checkpoint import Corrupted, checkpoints, read_checkpoint
 
 
 class NoUsableReply(Exception):
-    """Clients answered, and not one of their answers can be used; ``failure`` is
+    """Clients answered, and not one of their replies can be used; ``failure`` is
     what a person is told."""
 
     def __init__(self, failure: FedPGPError):
@@ -60,7 +60,7 @@ class Rollback:
     def checkpoint(
         self, server_round: int, state_round: int, lost: NoUsableReply
     ) -> tuple[dict[str, np.ndarray], dict]:
-        """Return the checkpoint before the state of which no client made a usable answer.
+        """Return the checkpoint before the state of which no client made a usable reply.
 
         Args:
             server_round: the round that is lost.

@@ -180,20 +180,20 @@ class Server:
 
         # Step 2: send them the global tensors; each trains and answers with its update.
         training = self._requests.training(self.strategy, state, server_round, clients, need)
-        answers = self.clients.ask(training, state)
+        replies = self.clients.ask(training, state)
 
         # Step 3: weigh the updates by their images.
-        metrics = {c: answers.good[c].content["metrics"] for c in sorted(answers.good)}
+        metrics = {c: replies.good[c].content["metrics"] for c in sorted(replies.good)}
         images = {client: int(said["num-examples"]) for client, said in metrics.items()}
         caps = self._bounds.cap(metrics, images)
         weights = {client: said["num-examples"] for client, said in metrics.items()}
 
         # Step 4: aggregate them to the next global tensors.
-        told = self._aggregator.aggregate(self.strategy, state, server_round, answers.good)
+        told = self._aggregator.aggregate(self.strategy, state, server_round, replies.good)
         epochs = {client: said["epochs"] for client, said in metrics.items()}
-        state.finish_round(server_round, answers.exchange.kept & set(answers.good), images, epochs)
-        self.costs.add(state, answers.exchange, "train")
-        dropped, traffic = {**gone, **answers.dropped}, answers.exchange.traffic
+        state.finish_round(server_round, replies.exchange.kept & set(replies.good), images, epochs)
+        self.costs.add(state, replies.exchange, "train")
+        dropped, traffic = {**gone, **replies.dropped}, replies.exchange.traffic
         seconds = time.perf_counter() - began
         record = train_record(server_round, metrics, weights, dropped, seconds, traffic)
         self.observer.trained(record | extras(images, caps, told))
@@ -223,16 +223,16 @@ class Server:
         """Ask the clients, or those drawn, for the figures of their models."""
         state, began = self.state, time.perf_counter()
         evaluation = self._requests.evaluation(self.strategy, state, server_round)
-        answers = self.clients.ask(evaluation, state)
-        figures = {client: r.content["metrics"] for client, r in answers.good.items()}
+        replies = self.clients.ask(evaluation, state)
+        figures = {client: r.content["metrics"] for client, r in replies.good.items()}
         if evaluation.ask:
             state.keep_zero_shot(figures, evaluation.clients, server_round)
         state.unevaluated, rows = False, evaluation_rows(self.clients.table, figures, state)
-        self.costs.add(state, answers.exchange, "evaluate")
-        for client, reason in sorted(answers.dropped.items()):
+        self.costs.add(state, replies.exchange, "evaluate")
+        for client, reason in sorted(replies.dropped.items()):
             who = called(self.clients.table[client])
             self.observer.warn(f"round {server_round}: {who} is not in the evaluation: {reason}")
-        about = (time.perf_counter() - began, answers.exchange.traffic, self.attackers)
+        about = (time.perf_counter() - began, replies.exchange.traffic, self.attackers)
         record = evaluation_record(evaluation, rows, len(self.clients.table), *about)
         self.observer.evaluated(record, rows)
 

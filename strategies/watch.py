@@ -25,7 +25,7 @@ class Watch:
 
     Args:
         folder: of a simulation's private states, where its workers tell how far they are;
-            None: only answers count.
+            None: only replies count.
         tell: called with (done, total, what).
     """
 
@@ -51,7 +51,7 @@ class Watch:
         )
         answered, ended = [0, 0], threading.Event()
 
-        def answer(done: int, total: int) -> None:
+        def replied(done: int, total: int) -> None:
             answered[:] = done, total
 
         def look() -> None:
@@ -64,7 +64,7 @@ class Watch:
                     continue
                 done, total = answered
                 total = max(total, sum(each.total for each in counts))
-                # A worker's count goes a moment before its answer is there.
+                # A worker's count goes a moment before its reply is there.
                 most = max(most, min(total, done + sum(each.done for each in counts)))
                 if total:
                     self._tell(most, total, what)
@@ -72,7 +72,7 @@ class Watch:
         thread = threading.Thread(target=look, name="progress", daemon=True)
         thread.start()
         try:
-            yield answer
+            yield replied
         finally:
             ended.set()
             thread.join()

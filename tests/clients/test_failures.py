@@ -20,7 +20,7 @@ def test_an_exception_with_a_whole_tensor_in_it_is_cut_and_keeps_its_line():
 
 
 def test_many_long_exceptions_fit_into_an_account():
-    """Longer than the server reads, it would cost the whole node's answers, and the
+    """Longer than the server reads, it would cost the whole node's replies, and the
     exceptions would not be told."""
     failures = Failures()
     for client in range(MOST_REASONS + 10):

@@ -95,7 +95,7 @@ def test_debug_advises_what_helps(tmp_path, capsys):
     [
         (["KeyError: 'a' (m.py:3)", "loss is NaN or Inf at round 3"], "mend the code first, then"),
         (["loss is NaN or Inf at round 3"], "a resume would meet the same numbers"),
-        (["KeyError: 'a' (m.py:3)", "no answer in 5 s"], None),
+        (["KeyError: 'a' (m.py:3)", "no reply in 5 s"], None),
         ([], None),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_fault_that_passes_is_told_to_resume(tmp_path, capsys):
     config = small_config(
         tmp_path / "a", "participation=1", "clients=4", "runtime.min_clients=2", faults=faults
     )
-    with pytest.raises(FedPGPError, match="1 of 4 clients gave a usable answer"):
+    with pytest.raises(FedPGPError, match="1 of 4 clients gave a usable reply"):
         start(config, federation_of=small_federation)
     assert (
         f"resume with: python -m experiments.run resume={tmp_path / 'a'}" in capsys.readouterr().out

@@ -209,7 +209,7 @@ def test_a_dead_node_costs_its_clients_only():
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (RecordDict(), "its answer cannot be read (KeyError: 'node')"),
+        (RecordDict(), "its reply cannot be read (KeyError: 'node')"),
         (
             pack_reply({}, {}, {"seconds": "long", "rss_mb": 1.0, "clients": 1, "kept": []}),
             "metric seconds is 'long'",
@@ -270,7 +270,7 @@ def test_a_silent_node_is_given_up_in_time():
     failed = [reply for reply in replies if reply.has_error()]
     assert len(replies) == CLIENTS and len(failed) == 5
     assert all(
-        "no answer within 0.3 seconds (runtime.round_timeout)" in reply.error.reason
+        "no reply within 0.3 seconds (runtime.round_timeout)" in reply.error.reason
         for reply in failed
     )
 

@@ -345,7 +345,7 @@ def test_a_spoiled_round_is_done_again(tmp_path, capsys):
     federation(tmp_path / "a", scaled(1e200, 2), *POISON)
     said = capsys.readouterr().out
     assert (
-        "round 3: 0 of 3 clients gave a usable answer" in said
+        "round 3: 0 of 3 clients gave a usable reply" in said
         and "rolling back to those after round 1" in said
     )
     federation(tmp_path / "b", honest, *POISON)
@@ -356,7 +356,7 @@ def test_a_spoiled_round_is_done_again(tmp_path, capsys):
 def test_a_run_that_was_spoiled_can_be_resumed(tmp_path, capsys):
     """The client poisons round 2 each time; when it is gone, a resume goes back behind the
     poison and ends well."""
-    with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients gave a usable answer"):
+    with pytest.raises(FedPGPError, match="round 3: 0 of 3 clients gave a usable reply"):
         federation(tmp_path / "a", scaled(1e200, 2, times=9), *POISON)
     capsys.readouterr()
     resume(

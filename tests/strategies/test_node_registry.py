@@ -1,4 +1,4 @@
-"""What the server believes of a node's first answer, and how often it looks."""
+"""What the server believes of a node's first reply, and how often it looks."""
 
 import json
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ class Grid:
 
     Attributes:
         nodes: node -> (when it connected, its answer: a mapping, an error as text, or
-            None for no answer yet).
+            None for no reply yet).
         names, keys: of nodes, as the SuperLink has them registered.
         asked: the nodes that were sent a handshake, in order.
     """

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from clients.messages import pack_reply
 from strategies.invalid_reply import MOST, InvalidReply, checked
-from strategies.json_answers import ROW_BYTES, json_answer, read_row
+from strategies.json_replies import ROW_BYTES, json_reply, read_row
 from strategies.reply_checks import check_figures, check_update, open_reply
 from tests.strategies.replies import (
     ACCOUNT,
@@ -51,7 +51,7 @@ def usable(kind: str, packed: RecordDict) -> object:
     if kind == "evaluate":
         checked(lambda: check_figures(content, FIGURES))
         return opened, content
-    row = checked(lambda: read_row(json_answer(content, ROW_BYTES), 1))
+    row = checked(lambda: read_row(json_reply(content, ROW_BYTES), 1))
     return opened, row
 
 

@@ -82,7 +82,7 @@ def test_too_few_clients_stop_the_run_saved(tmp_path, capsys):
     faults = {"raise": [0, 1, 2, 3, 4], "round": 2}
     with pytest.raises(
         FedPGPError,
-        match="round 2: 1 of 6 clients gave a usable answer, 2 are needed .*client 0 fell over",
+        match="round 2: 1 of 6 clients gave a usable reply, 2 are needed .*client 0 fell over",
     ):
         run(
             tmp_path / "a",

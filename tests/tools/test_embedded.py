@@ -26,7 +26,7 @@ from tools.embedded.models import (
     new_clip,
     write_model,
 )
-from tools.embedded.sittings import Budget
+from tools.embedded.sessions import Budget
 
 open_clip = import_open_clip()
 
@@ -107,7 +107,7 @@ def test_augmented_pictures_stay_in_range_and_hang_on_the_generator():
 
 def test_a_pause_is_not_work(monkeypatch):
     times = iter([0.0, 1.5, 500.0])
-    monkeypatch.setattr("tools.embedded.sittings.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("tools.embedded.sessions.time.monotonic", lambda: next(times))
     budget = Budget(10.0)
     assert budget.tick() == 11.5
     assert budget.tick() == 11.5 + Budget.LONGEST

@@ -22,7 +22,7 @@ from tools.embedded.models import (
     new_clip,
     write_model,
 )
-from tools.embedded.sittings import Budget, save_atomic
+from tools.embedded.sessions import Budget, save_atomic
 
 open_clip = import_open_clip()
 
@@ -90,7 +90,7 @@ def train_vit(
     """Stage 3. The student learns the teacher's features and what the classifiers of stage 1 say of
     them.
 
-    ``start`` is the folder of a finished ViT that the first sitting begins from.
+    ``start`` is the folder of a finished ViT that the first session begins from.
     """
     corpus = load_corpus(work)
     labels = Labels(corpus)

@@ -13,12 +13,12 @@ from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.images import augment, autocast, normalize
 from tools.embedded.labels import KIND_FRACTIONS, WATCHED, Heads, Labels, sampler
 from tools.embedded.models import TINY_CFG, encode, finished_image_tower, new_clip
-from tools.embedded.sittings import Budget, save_atomic
+from tools.embedded.sessions import Budget, save_atomic
 
 # Part of the time budget → side to which the 64-pixel images are scaled. A convolutional net may
 # learn on small images first, which is several times as fast, but has to end, at a rate that
 # still moves it, on the size that the model's configuration names: 128 pixels, 4x4 positions.
-# `--size` holds the size for a sitting instead.
+# `--size` holds the size for a session instead.
 RESOLUTIONS = ((0.45, 64), (0.65, 80), (0.75, 96), (1.0, 128))
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -75,7 +75,7 @@ def train_image(
     """Stage 1. The learning rate follows the used part of the time budget, however fast the machine
     is.
 
-    ``start`` is the folder of a finished model whose image tower the first sitting begins from.
+    ``start`` is the folder of a finished model whose image tower the first session begins from.
     """
     corpus = load_corpus(work)
     labels = Labels(corpus)

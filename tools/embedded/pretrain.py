@@ -41,7 +41,7 @@ def main() -> None:
         "--minutes",
         type=float,
         required=True,
-        help="time budget of the stage, over all its sittings",
+        help="time budget of the stage, over all its sessions",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--size",
         type=int,
-        help="image stage: one image size for this sitting instead of growing ones",
+        help="image stage: one image size for this session instead of growing ones",
     )
     parser.add_argument(
         "--rate",

@@ -21,7 +21,7 @@ from tools.embedded.models import (
     new_clip,
     write_model,
 )
-from tools.embedded.sittings import Budget, save_atomic
+from tools.embedded.sessions import Budget, save_atomic
 
 TEXT_BATCH = 256
 TEXT_RATE = 1.5e-3

@@ -1,4 +1,4 @@
-"""What a node answers in JSON: whatever it is, it is read or refused, and nothing else happens."""
+"""What a node replies in JSON: whatever it is, it is read or refused, and nothing else happens."""
 
 import base64
 import json
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.invalid_reply import MOST, InvalidReply, checked
-from strategies.json_answers import (
+from strategies.json_replies import (
     SAMPLES_BYTES,
-    json_answer,
+    json_reply,
     read_handshake,
     read_json,
     read_samples,
@@ -75,7 +75,7 @@ def test_a_greeting_from_a_client_that_is_none(client):
 def test_samples_that_are_none(samples):
     text = samples if samples == "no JSON" else json.dumps(samples)
     with pytest.raises(InvalidReply):
-        checked(lambda: read_samples(json_answer(answer(text), SAMPLES_BYTES), 1))
+        checked(lambda: read_samples(json_reply(answer(text), SAMPLES_BYTES), 1))
 
 
 def test_samples_speak_for_their_client():
@@ -86,4 +86,4 @@ def test_samples_speak_for_their_client():
 def test_a_huge_answer_is_refused_before_it_is_decoded():
     """What is said is its size, not that it is no JSON."""
     with pytest.raises(InvalidReply, match="bytes where"):
-        json_answer(answer("[" + "1," * 20_000_000), SAMPLES_BYTES)
+        json_reply(answer("[" + "1," * 20_000_000), SAMPLES_BYTES)

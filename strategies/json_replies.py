@@ -1,4 +1,4 @@
-"""What a node answers in JSON: its size and depth are checked before it is decoded, then every
+"""What a node replies in JSON: its size and depth are checked before it is decoded, then every
 value that is used."""
 
 import base64
@@ -23,7 +23,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_handshake(content: RecordDict) -> dict:
-    """Return a node's first answer (:meth:`clients.request.ClientRequest.handshake`): ``client``
+    """Return a node's first reply (:meth:`clients.request.ClientRequest.handshake`): ``client``
     and its ``name``, and ``row``, or ``rejection`` and ``transient``.
 
     Raises:
@@ -31,9 +31,9 @@ def read_handshake(content: RecordDict) -> dict:
     """
 
     def read() -> dict:
-        said = json_answer(content, ROW_BYTES)
+        said = json_reply(content, ROW_BYTES)
         if not isinstance(said, dict):
-            raise InvalidReply("sent a first answer that is none")
+            raise InvalidReply("sent a first reply that is none")
         client = said.get("client")
         if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client <= MOST:
             raise InvalidReply(f"says it is client {shown(client)}")
@@ -91,8 +91,8 @@ def read_row(
 
 
 def read_samples(value: object, client: int) -> list[dict]:
-    """Return images with a client's answers (:func:`fedpgp.evaluation.samples.samples`), the images
-    in base64.
+    """Return images with a client's predictions (:func:`fedpgp.evaluation.samples.samples`), the
+    images in base64.
 
     Raises:
         InvalidReply: they are none.
@@ -119,11 +119,11 @@ def read_samples(value: object, client: int) -> list[dict]:
     return rows
 
 
-def json_answer(content: RecordDict, most: int) -> object:
-    """Return the JSON in an answer to a question.
+def json_reply(content: RecordDict, most: int) -> object:
+    """Return the JSON in a reply to a question.
 
     Args:
-        content: the answer.
+        content: the reply.
         most: bytes it may have.
 
     Raises:
@@ -131,7 +131,7 @@ def json_answer(content: RecordDict, most: int) -> object:
     """
     record = content.get("answer")
     if not isinstance(record, ConfigRecord) or "json" not in record:
-        raise InvalidReply("sent no answer")
+        raise InvalidReply("sent no reply")
     return read_json(record["json"], most)
 
 

@@ -1,4 +1,4 @@
-"""Work over several sittings: the time that was used, and checkpoints."""
+"""Work over several sessions: the time that was used, and checkpoints."""
 
 import os
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 class Budget:
-    """Seconds of work over all sittings. A step that took longer than ``LONGEST`` was paused;
+    """Seconds of work over all sessions. A step that took longer than ``LONGEST`` was paused;
     the pause is not work."""
 
     LONGEST = 20.0
