@@ -23,8 +23,8 @@ run: $(STAMP) ## the main job: FedPGP on the embedded federation, a minute on tw
 	@$(BIN)/python -m experiments.run $(ARGS)
 
 quick: $(STAMP) ## the tests that concern a method, for its author; under 2 minutes on two idle cores
-	@$(BIN)/python -m pytest tests/fedpgp/test_methods.py tests/fedpgp/training \
-		tests/docs/test_add_a_method.py tests/docs/test_methods_page.py \
+	@$(BIN)/python -m pytest tests/fedpgp/test_methods.py tests/fedpgp/methods \
+		tests/fedpgp/training tests/docs/test_add_a_method.py tests/docs/test_methods_page.py \
 		tests/experiments/test_methods.py $(ARGS)
 
 test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests; `make slow` runs the rest)

@@ -1,5 +1,5 @@
 """The image tower with prompts and adapters. What methods make of it is compared with open_clip's
-own in test_methods.py."""
+own in methods/test_vpt.py."""
 
 import torch
 from torch.testing import assert_close

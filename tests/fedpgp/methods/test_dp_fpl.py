@@ -1,6 +1,7 @@
-"""DP-FPL's noise: how much, from where, and what is said of it."""
+"""DP-FPL's noise: how much, from where, and what is said of it; its loss and gradients."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,11 @@ from fedpgp.methods import METHODS, Batch, StepContext
 from fedpgp.seeding import generator, secret_normal
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.checkpoint import checkpoints, read_checkpoint
+from tests.helpers.equations import (
+    cosine_cross_entropy,
+    prompted,
+)
+from tests.helpers.gradients import check_gradients
 from tests.small import small_config, small_federation
 
 NOISY = (
@@ -141,3 +147,49 @@ def test_other_methods_promise_nothing(tmp_path):
     assert start(config, federation_of=small_federation)["privacy"] is None
     with pytest.raises(FedPGPError, match="seeded_noise"):
         replace(METHODS["dp_fpl"].Settings(), seeded_noise="yes")
+
+
+def dp_fpl(task, s, batch, k, p, global_params):
+    loss = cosine_cross_entropy(task, batch, k, prompted(task, p["p_G"] + p["p_L"]))
+    (g,) = torch.autograd.grad(loss, p["p_G"])
+    rng = generator(0, "dp_fpl", k, 2, 1)
+    std = 0.0
+    if s.epsilon:
+        std = s.clip / s.batch * (s.steps * math.log(1 / s.delta)) ** 0.5 / s.epsilon
+
+    def orthonormal(columns):  # Gram-Schmidt
+        found = []
+        for column in columns.T:
+            for other in found:
+                column = column - (column @ other) * other
+            found.append(column / column.norm())
+        return torch.stack(found, 1)
+
+    def clip(gradient):
+        return gradient * min(1.0, s.clip / gradient.norm()) if s.epsilon else gradient
+
+    m, d = g.shape
+    p_L = p["p_L"].detach()
+    u = orthonormal(p_L @ torch.from_numpy(rng.normal(size=(d, s.rank))))
+    v = orthonormal(p_L.T @ u).T
+    # A factor's signs are free, and decide where the noise goes: the ones of torch's QR are taken.
+    omega = torch.from_numpy(generator(0, "dp_fpl", k, 2, 1).normal(size=(d, s.rank)))
+    signed_u = torch.linalg.qr(p_L @ omega)[0]
+    signed_v = torch.linalg.qr(p_L.T @ signed_u)[0].T
+    assert torch.allclose(u.abs(), signed_u.abs()) and torch.allclose(v.abs(), signed_v.abs())
+    u, v = signed_u, signed_v
+    g_u = clip(g @ v.T) + std * torch.from_numpy(rng.normal(size=(m, s.rank)))
+    g_v = clip(u.T @ g) + std * torch.from_numpy(rng.normal(size=(s.rank, d)))
+    return loss, {"p_G": clip(g), "p_L": g_u @ v + u @ g_v - u @ u.T @ g_u @ v}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 2, "clip": 0.5, "epsilon": 40.0, "seeded_noise": True},
+        {"rank": 3, "clip": 0.001, "epsilon": 0.0},
+    ],
+    ids=str,
+)
+def test_loss_and_gradients(task, batch, options):
+    check_gradients("dp_fpl", options, dp_fpl, task, batch)

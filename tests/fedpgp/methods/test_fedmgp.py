@@ -1,11 +1,20 @@
-"""FedMGP: which groups travel, and where the averages go."""
+"""FedMGP: which groups travel, where the averages go, and its loss and gradients."""
 
 import json
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from fedpgp.methods import METHODS, StepContext
+from tests.helpers.equations import (
+    classes,
+    cross_entropy_of,
+    pictured,
+    prompted,
+    real,
+)
+from tests.helpers.gradients import check_gradients
 from tests.small import small_config, small_federation
 
 KINDS = (("T", "t"), ("V", "v"))
@@ -109,3 +118,46 @@ def test_the_draw_is_one_without_replacement(task):
         counts[i, j] += 1
     expected = p[:, None] * p / (1 - p[:, None]) * (1 - torch.eye(3))
     assert_close(counts / 1500, expected, atol=0.04, rtol=0)
+
+
+def fedmgp(task, s, batch, k, p, global_params):
+    texts = [prompted(task, t) for t in p["T"]]
+    images = [
+        {b: pictured(task, batch.images.pixels[k, b], v[None]) for b, _, _ in real(batch, k)}
+        for v in p["V"]
+    ]
+    total = 0.0
+    for text, image in zip(texts, images, strict=True):
+
+        def logits(b, text=text, image=image):
+            return [task.logit_scale * (image[b] @ t) for t in text]
+
+        total = total + cross_entropy_of(batch, k, logits) / s.groups
+    pairs = [(g, h) for g in range(s.groups) for h in range(g)]
+    for g, h in pairs:
+        if s.penalty == "l1":
+            text = sum((texts[g][c] - texts[h][c]).abs().mean() for c in classes(task)) / len(
+                texts[g]
+            )
+            image = sum(
+                w * (images[g][b] - images[h][b]).abs().mean() for b, _, w in real(batch, k)
+            )
+            total = total + s.weight * (text + image) / 2 / len(pairs)
+            continue
+        text = sum(texts[g][c] @ texts[h][c] for c in classes(task)) / len(texts[g])
+        image = sum(w * (images[g][b] @ images[h][b]) for b, _, w in real(batch, k))
+        total = total + s.weight * (text + image) / 2 / len(pairs)
+    return total
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": 3, "weight": 0.7},
+        {"groups": 3, "weight": 0.7, "penalty": "l1"},
+        {"groups": 1, "sent": 1},
+    ],
+    ids=str,
+)
+def test_loss_and_gradients(task, batch, options):
+    check_gradients("fedmgp", options, fedmgp, task, batch)
