@@ -78,7 +78,7 @@ class Attempt:
         run = run or (info["run"] if info else uuid.uuid4().hex)
         store = PrivateStore(private, run, attempt + 1)
         store.claim()
-        self._text = json.dumps(_for_clients(config))
+        self._text = json.dumps(for_clients(config))
         place = "" if deployed else str(private.resolve())
         self.job = Job(run, store.attempt, store.give_configuration(self._text), place, 0)
         self.record = RunFolderCallback(folder, config["partition"])
@@ -181,7 +181,7 @@ def _same_configuration(saved: Mapping, config: Mapping) -> None:
         raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")
 
 
-def _for_clients(config: Mapping) -> dict:
+def for_clients(config: Mapping) -> dict:
     """The configuration as clients get it: without what is the server's business alone."""
     return {
         key: value

@@ -39,7 +39,7 @@ from fedpgp.updates.gaussian import standard_normal
 
 LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 """Strategies that need nothing but the mean of the updates."""
-ALONE = ("sign_flip", "scaling", "noise", "free_rider", "label_flip")
+ALONE = ("sign_flip", "scaling", "noise", "free_rider", "label_flip", "canary")
 """Attacks whose clients use nothing but their own data: what they send is clipped as all is."""
 REACHED = 0.999
 """Part of the clipping norm from which on an update counts as clipped: the client's own clipping is
