@@ -108,7 +108,9 @@ def check_number(
     """
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if number and least <= value <= most and above < value < below:  # NaN is in no range
-        return
+        if whole or not isinstance(value, int) or abs(value) < 2**63:  # torch takes no larger ones
+            return
+        raise FedPGPError(f"{name}={value} cannot work; write it with a decimal point or exponent")
     limits = {"least": least, "most": most, "above": above, "below": below}
     valid = number_in_words(**limits, whole=whole, of=of)
     raise FedPGPError(f"{name}={shown(value)} cannot work; it is {valid}{otherwise}")

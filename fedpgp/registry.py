@@ -4,7 +4,7 @@ elsewhere."""
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from typing import TypeVar
 
 from fedpgp.errors import FedPGPError
@@ -55,6 +55,8 @@ class Registry(MutableMapping[str, Thing]):
         return add
 
     def __getitem__(self, name: str) -> Thing:
+        if not isinstance(name, Hashable):  # from a configuration: a list, a mapping
+            raise KeyError(name)
         return self._all()[name]
 
     def __setitem__(self, name: str, thing: Thing) -> None:
@@ -119,14 +121,14 @@ def named_entries(key: str, entries: object) -> list[dict]:
     Raises:
         FedPGPError: it is no such list.
     """
+    listed = [] if entries is None else entries
     found = [
         {"name": entry} if isinstance(entry, str) else dict(entry)
-        for entry in (entries if isinstance(entries, list | tuple) else [])
+        for entry in (listed if isinstance(listed, list | tuple) else [])
         if isinstance(entry, str | Mapping)
     ]
-    if len(found) != (0 if entries is None else len(entries)) or any(
-        "name" not in e for e in found
-    ):
+    whole = isinstance(listed, list | tuple) and len(found) == len(listed)
+    if not whole or any("name" not in entry for entry in found):
         raise FedPGPError(
             f"{key}={entries!r} cannot work; it is a list of names, or of names with settings: "
             "[{name: ..., setting: ...}]"

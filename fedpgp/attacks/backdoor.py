@@ -85,7 +85,7 @@ class Backdoor(Attack):
         if self.target is None:
             return trained[0]
         there = {names[label]: label for label in trained}
-        if self.target not in there:
+        if self.target not in list(there):
             raise FedPGPError(unknown("class of attack.target", self.target, there))
         return there[self.target]
 

@@ -44,6 +44,8 @@ ALONE = ("sign_flip", "scaling", "noise", "free_rider", "label_flip", "canary")
 REACHED = 0.999
 """Part of the clipping norm from which on an update counts as clipped: the client's own clipping is
 followed by a rounding to the run's precision."""
+MOST_NOISE = 1e6
+"""Largest noise multiplier: as far as calibration goes, and within what can be accounted."""
 SEEDED_NOISE = (
     "privacy.seeded_noise=true: clients and noise are drawn from the run's seed, so that the run "
     "can be repeated: who knows the seed takes the noise off again, and nothing is private"
@@ -77,7 +79,7 @@ class ClientPrivacySettings:
 
     def __post_init__(self):
         check_number("privacy.clip", self.clip, above=0, below=math.inf)
-        check_number("privacy.noise", self.noise, least=0, below=math.inf)
+        check_number("privacy.noise", self.noise, least=0, most=MOST_NOISE)
         for name in ("epsilon", "max_epsilon"):
             if getattr(self, name) is not None:
                 check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)

@@ -38,6 +38,7 @@ def test_a_new_file_is_found_and_nothing_is_imported_before(package):
     things = package("found", second=registering("found", "b"), first=registering("found", "a"))
     assert "found.first" not in sys.modules
     assert list(things) == ["a", "b"] and things["b"].__module__ == "found.second"
+    assert ["a"] not in things  # what a configuration may hold in a name's place
     assert not hasattr(things["a"], "name")
     assert "c" not in things and len(things) == 2
 

@@ -112,9 +112,9 @@ def test_a_backdoor_s_images():
             assert test.image(new).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("target", ["ant", "cow"])  # nobody trains it; it is not there
+@pytest.mark.parametrize("target", ["ant", "cow", ["cat"]])  # nobody trains it; it is not there
 def test_a_target_has_to_be_trained(target):
-    with pytest.raises(FedPGPError, match=f"unknown class of attack.target '{target}'"):
+    with pytest.raises(FedPGPError, match="unknown class of attack.target"):
         poisoned(config("backdoor", target=target), split())
 
 

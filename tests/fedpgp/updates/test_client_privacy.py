@@ -182,7 +182,10 @@ def test_the_noise_is_calibrated_for_all_rounds():
     assert 3.99 < whole <= 4.0
 
 
-@pytest.mark.parametrize("settings", [{"clip": 0}, {"noise": -1}, {"epsilon": 0}, {"delta": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"clip": 0}, {"noise": -1}, {"noise": 1e308}, {"clip": 10**30}, {"epsilon": 0}, {"delta": 1}],
+)
 def test_a_setting_that_cannot_work_is_named(settings):
     with pytest.raises(FedPGPError, match=f"privacy.{next(iter(settings))}"):
         ClientPrivacySettings(**settings)
