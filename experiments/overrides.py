@@ -6,6 +6,7 @@ the shell, and TOML (``flwr run``).
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,16 +138,29 @@ def resume_command(started: str, run: Path, key: str = "resume", **more: object)
     return shlex.join([*RUN.split(), *words])
 
 
-def again_command(started: str) -> str:
+def again_command(started: str, rounds: int | None = None) -> str:
     """Return the command that makes a run again: the one that started it, without the folder that
-    it has."""
-    if started.startswith(FLOWER):
-        return started
+    it has.
+
+    Args:
+        started: the command that started it.
+        rounds: of a finished run that was given more rounds since; else None.
+    """
     try:
         words = shlex.split(started)
-    except ValueError:  # an older version's
+        if started.startswith(FLOWER):
+            if rounds is None:
+                return started
+            asked = shlex.split(tomllib.loads(words[-1])["overrides"])
+            return flower_command(_with_rounds(asked, rounds))
+    except (ValueError, KeyError, IndexError):  # an older version's
         return started
-    return shlex.join(word for word in words if word.partition("=")[0].lstrip("+") not in FOLDERS)
+    kept = [word for word in words if word.partition("=")[0].lstrip("+") not in FOLDERS]
+    return shlex.join(kept if rounds is None else _with_rounds(kept, rounds))
+
+
+def _with_rounds(words: Sequence[str], rounds: int) -> list[str]:
+    return [*(word for word in words if word.partition("=")[0] != "rounds"), f"rounds={rounds}"]
 
 
 def flower_command(overrides: Sequence[str]) -> str:

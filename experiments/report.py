@@ -175,7 +175,7 @@ def _as(
         )
     means, words = tables.over_parts(rows, columns)
     first = [replace(tables.result_grid(means, columns, models), heading=words)] if means else []
-    beside = [significance.comparison_grid(comparisons, models)] if comparisons else []
+    beside = significance.comparison_grids(comparisons, models)
     if options.format != "text":
         write = {"markdown": printing.as_markdown, "latex": printing.as_latex}[options.format]
         return "\n".join(
@@ -190,7 +190,10 @@ def _as(
         results, dropped = printing.fit(results, width, costs)
         beside, notes = printing.fit(beside, width, ["note"])
         dropped += notes
-        results = [replace(one, heading=textwrap.fill(one.heading, width)) for one in results]
+        results, beside = (
+            [replace(one, heading=textwrap.fill(one.heading, width)) for one in some]
+            for some in (results, beside)
+        )
         if dropped:
             remarks.append(
                 f"note: no room for {', '.join(dropped)}; --columns {','.join(tables.COSTS)} or "

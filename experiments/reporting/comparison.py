@@ -16,7 +16,7 @@ from experiments.reporting.page import environment, partial_words, partition_bub
 from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.styles import row_styles
-from experiments.reporting.tables import Row
+from experiments.reporting.tables import Row, common_labels, words_of
 from fedpgp.evaluation.figures import ACCURACIES
 
 _MANY = 8  # rows more than fit a narrow chart with their names
@@ -73,9 +73,10 @@ def render_comparison(
             over=over,
             mean_table=grids.as_html(tables.result_grid(means, columns, models)) if means else None,
             table=grids.as_html(tables.result_grid(rows, columns, models)),
-            significance=grids.as_html(significance.comparison_grid(comparisons, models))
-            if comparisons
-            else None,
+            significance=[
+                (grid.heading, grids.as_html(grid))
+                for grid in significance.comparison_grids(comparisons or (), models)
+            ],
             significance_words=significance.significance_words(comparisons or ()),
             asked=comparisons is not None,
             only_parts=bool(means) and not others,
@@ -121,12 +122,8 @@ def _sections(rows: Sequence[Row], models: Sequence[str], several: bool = False)
 
 
 def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
-    common = {
-        key: value
-        for key, value in rows[-1].labels.items()
-        if key != "method" and value != "–" and all(row.labels[key] in (value, "–") for row in rows)
-    }
-    title = ", ".join(f"{key} {value}" for key, value in common.items()) if several else ""
+    common = common_labels(rows)
+    title = words_of(common) if several else ""
     with_model = len(models) > 1
     named = [
         (row.name(with_model, common if several else ()), style, row)

@@ -30,7 +30,7 @@ from experiments.reporting.page_tables import (
 )
 from experiments.reporting.runs import Run, number, read_run
 from experiments.reporting.titles import title
-from experiments.run_folder import ABOUT
+from experiments.run_folder import ABOUT, EXTENDED
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.atomic_files import write_atomically
@@ -103,7 +103,10 @@ def render_run(run: Run) -> str:
             dropped=_dropped(run),
             dropped_words=_dropped_words(run),
             capped=run.capped,
-            command=again_command(str(run.config.get("command") or "")),
+            command=again_command(
+                str(run.config.get("command") or ""),
+                run.rounds if EXTENDED in run.config else None,
+            ),
             versions=_versions(run),
             settings=_settings(run),
             folder=run.path.resolve().name,

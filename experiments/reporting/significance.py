@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.reporting.formatting import format_mean_and_std
 from experiments.reporting.grids import Grid
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
-from experiments.reporting.tables import COSTS, Row, column_name
+from experiments.reporting.tables import COSTS, Row, column_name, common_labels, words_of
 
 _FEWEST_SEEDS = 3  # of a t-test that is worth looking at
 
@@ -82,21 +82,24 @@ def significance_words(comparisons: Sequence[Comparison]) -> list[str]:
     return words
 
 
-def comparison_grid(comparisons: Sequence[Comparison], models: Sequence[str]) -> Grid:
-    """Return the table of `compare`."""
-    body, breaks = [], set()
-    for index, one in enumerate(comparisons):
-        if index and one.task != comparisons[index - 1].task:
-            breaks.add(index)
-        p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
-        t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
-        texts = [
-            column_name(one.column),
-            one.best.name(len(models) > 1),
-            one.other.name(len(models) > 1),
-        ]
-        texts += [format_mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
-        body.append([(text, "") for text in texts])
-    return Grid(
-        ["figure", "best", "against", "difference", "seeds", "t", "p"], body, 3, frozenset(breaks)
-    )
+def comparison_grids(comparisons: Sequence[Comparison], models: Sequence[str]) -> list[Grid]:
+    """Return the tables of `compare`, one a task; what its rows have in common stands above it."""
+    tasks = list(dict.fromkeys(one.task for one in comparisons))
+    grids = []
+    for task in tasks:
+        block = [one for one in comparisons if one.task == task]
+        rows = [row for one in block for row in (one.best, one.other)]
+        same = common_labels(rows) if len(tasks) > 1 else {}
+        body = [_texts(one, len(models) > 1, same) for one in block]
+        header = ["figure", "best", "against", "difference", "seeds", "t", "p"]
+        grids.append(Grid(header, body, 3, heading=words_of(same)))
+    return grids
+
+
+def _texts(one: Comparison, with_model: bool, same: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the row of a table, without the labels that all have alike."""
+    p = "–" if math.isnan(one.p) else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+    t = "–" if math.isnan(one.t) else "∞" if math.isinf(one.t) else f"{one.t:.2f}"
+    names = [row.name(with_model, same) for row in (one.best, one.other)]
+    figures = [format_mean_and_std(one.difference, one.std, "+"), str(one.seeds), t, p]
+    return [(text, "") for text in (column_name(one.column), *names, *figures)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -234,20 +234,34 @@ def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str
         return [result_grid(rows, columns, models)]
     grids = []
     for block in blocks.values():
-        same = {
-            key: value
-            for key, value in block[-1].labels.items()
-            if key != "method" and all(row.labels[key] in (value, "–") for row in block)
-        }
+        same = common_labels(block)
         bare = [
             replace(
                 row, labels={key: value for key, value in row.labels.items() if key not in same}
             )
             for row in block
         ]
-        heading = ", ".join(f"{key} {value}" for key, value in same.items() if value != "–")
-        grids.append(replace(result_grid(bare, columns, models), heading=heading))
+        grids.append(replace(result_grid(bare, columns, models), heading=words_of(same)))
     return grids
+
+
+def common_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the labels that all rows have alike. Zero-shot CLIP's row, which has none (`–`) of
+    those that its task's other rows differ in, does not count."""
+    one = next((row for row in rows if row.model != "zero_shot"), rows[0])
+    return {
+        key: value
+        for key, value in one.labels.items()
+        if key != "method"
+        and all(
+            row.labels[key] in (value, "–" if row.model == "zero_shot" else value) for row in rows
+        )
+    }
+
+
+def words_of(labels: Mapping[str, str]) -> str:
+    """`protocol personal, clients 6`."""
+    return ", ".join(f"{key} {value}" for key, value in labels.items() if value != "–")
 
 
 def is_part(row: Row) -> bool:

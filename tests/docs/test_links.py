@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.settings import composed
-from fedpgp.build import check_config
+from fedpgp.build import check_config, split_configured
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,7 +70,8 @@ def test_readme_is_short():
     ids=" ".join,
 )
 def test_printed_commands_are_commands(words):
-    """The module exists; what experiments.run is given composes, where it needs no run folder."""
+    """The module exists; what experiments.run is given composes and gives every client images,
+    where it needs no run folder."""
     module, *rest = words
     path = ROOT / Path(*module.split("."))
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
@@ -83,7 +84,10 @@ def test_printed_commands_are_commands(words):
             for key, _, values in (word.partition("=") for word in overrides)
             for value in values.split(",")[:1]
         ]
-    check_config(composed(overrides))
+    config = composed(overrides)
+    check_config(config)
+    if config["dataset"]["name"] == "emoji":
+        split_configured(config)
 
 
 def test_the_library_lines_of_readme_run():

@@ -147,6 +147,15 @@ def test_a_run_is_made_again_in_a_folder_of_its_own(shell):
     assert again_command("flwr run . --run-config 'it''s'") == "flwr run . --run-config 'it''s'"
 
 
+@pytest.mark.parametrize("start", ["", "rounds=4"])
+def test_a_run_that_was_given_more_rounds_is_made_again_with_all_of_them(start, shell):
+    words = [word for word in (start, "context_init=an emoji of") if word]
+    for command in (f"{RUN} {shlex.join(words)}", flower_command(words)):
+        again = shell(again_command(command, 12))
+        again = of_flower(again) if command.startswith("flwr") else again[2:]
+        assert again == ["context_init=an emoji of", "rounds=12"]
+
+
 @pytest.mark.parametrize(
     ("typed_by_hand", "path"),
     [

@@ -383,3 +383,10 @@ def test_an_axis_of_equal_values_can_be_read(value):
     ticks = nice_ticks(value, value)
     assert ticks[0] <= value <= ticks[-1] and len(ticks) > 2 and min(ticks) >= 0
     assert all(len(plain(tick)) <= 6 for tick in ticks)  # 44.4445 and 44.44425 tell nobody anything
+
+
+def test_a_run_that_was_given_more_rounds_says_how_to_make_all_of_them(tmp_path):
+    command = "python -m experiments.run rounds=3 method=fedpgp run_dir=first"
+    write_run(tmp_path / "run", command=command, extended=[3])
+    write_report(tmp_path / "run")
+    assert "experiments.run method=fedpgp rounds=6" in page(tmp_path / "run" / "report.html").text

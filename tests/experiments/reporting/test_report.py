@@ -149,6 +149,24 @@ def test_significance_of_two_seeds_is_warned_of(tmp_path, capsys):
     assert "5 of 5 comparisons have fewer than 3 seeds" in page(tmp_path / "comparison.html").text
 
 
+def test_significance_of_several_tasks_names_the_rows_as_their_tables_do(tmp_path, capsys):
+    for method in ("fedpgp", "promptfl"):
+        for seed in (1, 2):
+            write_run(tmp_path / f"a{method}{seed}", method, seed)
+            write_run(tmp_path / f"b{method}{seed}", method, seed, rounds=12, clients=6)
+    models = ("--models", "zero_shot,global,personal")
+    _, out, _ = run_report(capsys, tmp_path, "--significance", *models)
+    assert (
+        out.count("clients 6, rounds 12\nfigure ") == 1 == out.count("clients 8, rounds 6\nfigure ")
+    )
+    tests = [line for line in out.splitlines() if " ± " in line and "(" in line]
+    assert any("FedPGP (personal)" in line and "PromptFL (global)" in line for line in tests)
+    assert not [line for line in tests if "…" in line or "rounds" in line]
+    run_report(capsys, tmp_path, "--significance", "--format", "html", *models)
+    shown = page(tmp_path / "comparison.html").text
+    assert "clients 6" in shown.split("Significance")[1].split("Trade-off")[0]
+
+
 def test_t_test_against_tables():
     # t = 4.303 and 2.776 are the two-sided 5 % points with 2 and 4 degrees of freedom
     for n, quantile in (
