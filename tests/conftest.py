@@ -1,9 +1,12 @@
 """What every test may rely on: the repository is importable (also in Ray's workers), no network,
 and none of a user's own settings."""
 
+import gc
 import os
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -26,3 +29,11 @@ for name in (
     *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
 ):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Each run collects garbage before it measures memory, and Flower's Bulyan for every tensor:
+    slow beside the heap of a whole session, quick without."""
+    gc.collect()
+    gc.freeze()
