@@ -10,13 +10,13 @@ import os
 import signal
 import time
 from copy import deepcopy
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from experiments.settings import composed
+from experiments.settings import composed, flatten, parse
 from fedpgp.attacks import poisoned
 from fedpgp.build import DTYPES, method_settings
 from fedpgp.clip import FrozenCLIP
@@ -36,15 +36,41 @@ EMBED = 16
 def small_config(run_dir: Path | str, *overrides: str, faults: dict | None = None) -> dict:
     """A configuration of the small federation: inline, 6 clients, 3 rounds, float64, two of
     three clients a round."""
-    config = deepcopy(_composed(*overrides)) | {"run_dir": str(run_dir)}
+    chosen, plain = [], {}
+    for text in overrides:
+        value = _plain_value(text)
+        if value is _HYDRAS:
+            chosen.append(text)
+        else:
+            plain[text.partition("=")[0]] = value
+    if not plain.keys() <= flatten(_composed(*chosen)).keys():
+        chosen, plain = list(overrides), {}
+    config = deepcopy(_composed(*chosen)) | {"run_dir": str(run_dir)}
+    for key, value in plain.items():
+        *path, name = key.split(".")
+        reduce(dict.get, path, config)[name] = value
     config["method"] |= METHODS[config["method"]["name"]].small
     config["dataset"]["faults"] = faults or {}
     return config
 
 
+_HYDRAS = object()
+
+
+def _plain_value(text: str) -> object:
+    """The value that an override gives to one setting. It takes Hydra, which needs a tenth of a
+    second, where others follow from it (a group's choice, ``shots``), or where it cannot work."""
+    key, equals, value = text.partition("=")
+    known = flatten(_composed())
+    if not equals or key not in known or key in ("shots", "method.component") or "${" in value:
+        return _HYDRAS
+    (override,) = parse([text])
+    found = _HYDRAS if override.is_sweep_override() else override.value()
+    return _HYDRAS if isinstance(found, dict) else found
+
+
 @cache
 def _composed(*overrides: str) -> dict:
-    """What Hydra makes of them, which takes a tenth of a second."""
     return composed(
         [
             "runtime=inline",
