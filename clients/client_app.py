@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.disclosure import two_digits
+from clients.disclosure import KEPT, two_digits
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_reply
 from fedpgp.client_table import client_table
@@ -79,10 +79,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                         result.client, result.update, shared, request.job.server_round
                     )
                 sent, said = steps(result.client, result.update, shared, result.num_examples)
-                metrics = {
-                    "num-examples": int(result.num_examples),
-                    **{k: float(v) for k, v in {**result.metrics, **said}.items()},
-                }
+                metrics = request.told(result.num_examples, result.metrics) | said
                 arrays = ArrayRecord(
                     {name: Array(np.ascontiguousarray(value)) for name, value in sent.items()}
                 )
@@ -127,10 +124,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                         "ece": len(client_split.test),
                     }
                     result.metrics = disclosure.figures(result.metrics, images)
-                metrics = {
-                    "num-examples": int(result.num_examples),
-                    **{k: float(v) for k, v in result.metrics.items()},
-                }
+                metrics = request.told(result.num_examples, result.metrics)
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})
 
         return request.run(work)
@@ -146,7 +140,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             return request.handshake()
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
-            if request.job.ask == "samples":
+            if request.updates_only:
+                yield from ((client, KEPT) for client in clients)
+            elif request.job.ask == "samples":
                 rows = samples(
                     federation.evaluator,
                     shared,

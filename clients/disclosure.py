@@ -15,12 +15,16 @@ its labels. A node cannot know what a model was made for, and does alone what on
   node's own updates, for each round between them, are not answered to, neither with
   figures nor with an update.
 
+With ``privacy`` a node tells nothing of its images but the update that privacy protects
+(:func:`updates_only`): no count, loss or figure. They stay in :data:`FIGURES`, for its owner.
+
 What remains is in docs/deployment.md.
 """
 
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -31,12 +35,22 @@ from safetensors.numpy import load, save
 
 from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
-from fedpgp.atomic_files import write_atomically
+from fedpgp.atomic_files import cannot_write, owner_only, write_atomically
 from fedpgp.config import RuntimeSection
 from fedpgp.errors import FedPGPError
 
-PINNED = ("dataset", "partition", "protocol", "shots", "seed")
-"""Keys of a configuration that decide which images count."""
+PINNED = ("dataset", "partition", "protocol", "shots", "seed", "privacy")
+"""Keys of a configuration that decide which images count, and what is told of them."""
+NO_PRIVACY = {"name": "none"}
+
+FIGURES = "figures.jsonl"
+"""In a run's folder of a node: counts, losses and figures that nobody else is told, a line each."""
+NO_FIGURES = (
+    "with privacy, the clients of a deployment tell nothing but their updates: counts, losses and "
+    f"accuracies are in {FIGURES} below each node's state-dir, for its owner alone"
+)
+"""Why a run has no figures."""
+KEPT = "with privacy, this node tells nothing but its updates"
 
 MODELS_A_ROUND = 2
 NORMS = 16
@@ -82,20 +96,51 @@ def pin(store: PrivateStore, text: str) -> None:
         IncompatibleNode: it has another one now.
     """
     config = json.loads(text)
-    chosen = json.dumps({key: config.get(key) for key in PINNED}, sort_keys=True).encode()
+    chosen = {"privacy": NO_PRIVACY} | {key: config.get(key) for key in PINNED if key in config}
     path = store.folder / "data_choice.json"
     try:
-        known = path.read_bytes()
+        known = {"privacy": NO_PRIVACY} | json.loads(path.read_bytes())
     except FileNotFoundError:
-        write_atomically(path, chosen, private=True)
-    except OSError as error:
-        raise FedPGPError(f"{path} cannot be read ({error.strerror})") from error
+        write_atomically(path, json.dumps(chosen, sort_keys=True).encode(), private=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise FedPGPError(f"{path} cannot be read ({error})") from error
     else:
-        if known != chosen:
+        if any(known.get(key) != chosen.get(key) for key in PINNED):
             raise IncompatibleNode(
                 f"the run came with other settings of {', '.join(PINNED)} before, which this "
                 "node keeps to"
             )
+
+
+def updates_only(privacy: str, *, deployed: bool) -> bool:
+    """Return whether the clients of a run tell nothing of their images but their updates.
+
+    Args:
+        privacy: of the run, the name of its choice.
+        deployed: whether its clients are real; a simulation's figures are the researcher's.
+    """
+    return deployed and privacy != "none"
+
+
+def keep(store: PrivateStore, server_round: int, figures: Mapping[str, float]) -> None:
+    """Keep figures for the node's owner: in :data:`FIGURES`, and in the node's log.
+
+    Args:
+        store: of the run.
+        server_round: the round that they are of.
+        figures: by name.
+
+    Raises:
+        FedPGPError: they cannot be written.
+    """
+    path = store.folder / FIGURES
+    try:
+        with open(path, "a", opener=owner_only, encoding="utf-8") as file:
+            file.write(json.dumps({"round": server_round, **figures}) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    print(f"round {server_round}, kept here: {said}", file=sys.stderr, flush=True)
 
 
 class Disclosure:

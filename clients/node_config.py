@@ -16,7 +16,8 @@ data-dir='/srv/images'"``:
 * ``cache-dir``: where features are kept instead;
 * ``min-report``, ``max-step``: of its own images, the fewest test images that a figure is told
   of, and how far the shared tensors may move (:mod:`clients.disclosure`). The server's
-  settings can only be stricter.
+  settings can only be stricter;
+* ``require-privacy``: takes part in runs with this ``privacy`` alone; ``any``: with one at all.
 """
 
 import json
@@ -45,11 +46,14 @@ KEYS = (
         "weights",
         "cache-dir",
     ),
-    *("min-report", "max-step"),
+    *("min-report", "max-step", "require-privacy"),
 )
 
 EXAMPLE = "--node-config \"client-id=0 state-dir='DIR'\""
 _PAIR = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them apart
+
+PRIVACY = ("any", "client", "image")
+"""What ``require-privacy`` can be."""
 
 LONGEST_NAME = 64
 """Characters of a client's name."""
@@ -85,6 +89,7 @@ class NodeConfig:
         min_report: the fewest of its own test images that a figure is told of.
         max_step: times its own updates' norm that the shared tensors may move in a
             round, for it to answer.
+        require_privacy: one of :data:`PRIVACY`; None takes part in any run.
     """
 
     client: int
@@ -97,6 +102,7 @@ class NodeConfig:
     on_bad_image: str | None = None
     min_report: int = 10
     max_step: float = 20.0
+    require_privacy: str | None = None
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "NodeConfig":
@@ -132,6 +138,9 @@ class NodeConfig:
         )
         check_number("min-report (--node-config)", least, least=1, whole=True)
         check_number("max-step (--node-config)", most, above=0)
+        required = node_config.get("require-privacy")
+        if required not in (None, *PRIVACY):
+            raise FedPGPError(unknown("require-privacy in --node-config", required, PRIVACY))
         root, own, weights, cache = (
             node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir")
         )
@@ -146,6 +155,7 @@ class NodeConfig:
             bad,
             least,
             float(most),
+            required,
         )
 
     @classmethod
@@ -197,7 +207,8 @@ class NodeConfig:
 
         Raises:
             IncompatibleNode: the federation splits a data set and this node has its own images, or
-                the other way round; a client number that the federation does not have; an attack.
+                the other way round; a client number that the federation does not have; an attack;
+                not the privacy that this node asks for.
             FedPGPError: its folder cannot be made.
         """
         config = json.loads(text)
@@ -209,6 +220,14 @@ class NodeConfig:
         if (attack := config.get("attack", {}).get("name", "none")) != "none":
             raise IncompatibleNode(
                 f"attack={attack} is for a simulation: this node is real, and attacks nobody"
+            )
+        privacy, required = config.get("privacy", {}).get("name", "none"), self.require_privacy
+        if required is not None and (
+            privacy == "none" if required == "any" else privacy != required
+        ):
+            raise IncompatibleNode(
+                f"this node takes part with require-privacy={required} alone, and the run has "
+                f"privacy={privacy}"
             )
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:

@@ -6,14 +6,23 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from clients.disclosure import Disclosure, Limits, Withheld, in_hundredths, pin
+from clients.disclosure import (
+    NO_PRIVACY,
+    Disclosure,
+    Limits,
+    Withheld,
+    in_hundredths,
+    keep,
+    pin,
+    updates_only,
+)
 from clients.expiry import expiring
 from clients.failures import Failures, describe
 from clients.machine import machine_name, peak_rss_mb
@@ -55,6 +64,7 @@ class ClientRequest:
         self.failures = Failures()
         self.kept: list[int] = []
         self.seconds = 0.0
+        self.updates_only = False  # before the run's configuration is known
         self._federation_of = federation_of
 
     def run(
@@ -101,6 +111,9 @@ class ClientRequest:
             FedPGPError: the message is for a client of another node.
         """
         text = self.store.configuration(self.job.config)
+        deployed = self.node_config is not None
+        privacy = json.loads(text).get("privacy", NO_PRIVACY)["name"]
+        self.updates_only = updates_only(privacy, deployed=deployed)
         if self.node_config is not None:
             if others := set(self.job.clients) - {self.node_config.client}:
                 raise FedPGPError(
@@ -138,22 +151,42 @@ class ClientRequest:
             if self.node_config.data_dir is not None:  # of its own images its own log speaks
                 for note in federation.dataset.notes:
                     print(f"note: {note}", file=sys.stderr, flush=True)
-            reply["row"] = client_table(federation.federated_split)[self.node_config.client]
+            row = client_table(federation.federated_split)[self.node_config.client]
+            if not self.updates_only:
+                reply["row"] = row
+            elif self.node_config.data_dir is not None and not row["train_images"]:
+                raise FedPGPError("there is no image to train on, and with privacy all clients do")
         except IncompatibleNode as error:
             reply["rejection"] = str(error)
         except Exception as error:
             reply |= {"rejection": self.reason(error), "transient": True}
         return Message(json_reply(reply), reply_to=self.message)
 
+    @property
+    def _own_images(self) -> bool:
+        """Whether this is a node with images of its own."""
+        return self.node_config is not None and self.node_config.data_dir is not None
+
     def disclosure(self, federation) -> Disclosure | None:
-        """What the node tells of its own images; None where they are of a public data set."""
-        if self.node_config is None or self.node_config.data_dir is None:
+        """What the node tells of its own images; None where they are of a public data set, or where
+        privacy lets it tell nothing."""
+        if self.updates_only or not self._own_images:
             return None
         config = json.loads(self.store.configuration(self.job.config))
         runtime = RuntimeSection.of(config["runtime"])
         return Disclosure(
             self.store, Limits.of(self.node_config, runtime), federation.method.delta_params
         )
+
+    def told(self, num_examples: int, figures: Mapping[str, float]) -> dict[str, int | float]:
+        """Return what the server is told of a client's training or evaluation; nothing where
+        privacy keeps it on the node."""
+        figures = {name: float(value) for name, value in figures.items()}
+        metrics = {"num-examples": int(num_examples), **figures}
+        if not self.updates_only:
+            return metrics
+        keep(self.store, self.job.server_round, metrics)
+        return {}
 
     def update_steps(self, federation) -> Callable[..., tuple[Shared, dict[str, float]]]:
         """What a client's update goes through before it is sent: called with the client, its
@@ -164,7 +197,7 @@ class ClientRequest:
         config = json.loads(self.store.configuration(self.job.config))
         pipeline = UpdatePipeline(config, federation.method, federation.num_clients)
         about = {"server_round": self.job.server_round, "broadcast": self.config()}
-        own_images = self.node_config is not None and self.node_config.data_dir is not None
+        own_images = self.updates_only or self._own_images
 
         def steps(*update_of: object) -> tuple[Shared, dict[str, float]]:
             sent, said = pipeline.on_client(*update_of, **about)
@@ -221,13 +254,9 @@ class ClientRequest:
 
     def reason(self, error: Exception) -> str:
         """What the server is told of an error. One about a client's own images names files, folders
-        or classes, so it stays in the node's log."""
+        or classes, so it stays in the node's log; with privacy any does."""
         reason = describe(error)
-        if (
-            self.node_config is None
-            or self.node_config.data_dir is None
-            or isinstance(error, Withheld)
-        ):
+        if not (self.updates_only or self._own_images) or isinstance(error, Withheld):
             return reason
         print(f"error: {reason}", file=sys.stderr, flush=True)
         whole = (
@@ -278,6 +307,8 @@ class ClientRequest:
         )
         account = {"seconds": self.seconds, "process": process, "rss_mb": peak_rss_mb()}
         account |= {"clients": len(self.replies), "kept": self.kept}
+        if self.updates_only:  # time and memory grow with the number of images
+            return account | {"seconds": 0.0, "rss_mb": 0.0}
         if failures := self.failures.account():
             account["failures"] = failures
         torch = sys.modules.get("torch")

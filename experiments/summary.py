@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
+from clients.disclosure import NO_FIGURES, NO_PRIVACY, updates_only
 from clients.failures import describe
 from clients.machine import peak_rss_mb
 from experiments.callbacks.console import Console
@@ -35,6 +36,9 @@ def finish(
         "accuracy": accuracy,
         "evaluated_clients": folder.evaluations[-1].get("clients") if folder.evaluations else None,
     }
+    privacy, deployed = config.get("privacy", NO_PRIVACY), config["runtime"]["name"] == "flower"
+    if updates_only(privacy["name"], deployed=deployed):
+        summary["no_figures"] = NO_FIGURES
     if selection != "last":
         summary["selected_rounds"] = rounds
     if server is not None:
@@ -87,7 +91,7 @@ def _cost(server: Server) -> dict:
         "wire_bytes_down": traffic.wire_down,
         "seconds": {**state.seconds, "overhead": max(0.0, state.seconds["total"] - busy)},
         "images_per_second": state.images / state.seconds["train"]
-        if state.seconds["train"]
+        if state.images and state.seconds["train"]
         else None,
         "peak_rss_mb": own
         + sum(

@@ -54,8 +54,9 @@ def client_table(federated_split: FederatedSplit) -> list[dict]:
     ]
 
 
-def train_images_at(row: Mapping, server_round: int) -> int:
-    """Return how many images the client of a row trains on in a round."""
+def train_images_at(row: Mapping, server_round: int) -> int | None:
+    """Return how many images the client of a row trains on in a round; None where nobody else
+    knows."""
     phases = row.get("phases", ())
     begun = [phase["train_images"] for phase in phases if phase["since"] <= server_round]
     return begun[-1] if begun else row["train_images"]

@@ -1,11 +1,13 @@
 """The clients of a run as the server sees them: their table, and how they are asked."""
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from clients.disclosure import NO_FIGURES, NO_PRIVACY, updates_only
 from clients.messages import Job
 from clients.node_config import compatibility
 from fedpgp.client_table import client_table, train_images_at
@@ -55,6 +57,9 @@ class ConnectedClients:
         self._runtime, self._observer, self._stop = runtime, observer, stop
         self._number = federation.num_clients
         self._private_data = federation.federated_split.private_data
+        deployed = configuration is not None
+        privacy = json.loads(configuration or "{}").get("privacy", NO_PRIVACY)["name"]
+        self._updates_only = updates_only(privacy, deployed=deployed)
         self._registry: NodeRegistry | None = None
         self.table: Rows = saved.get("table", [])
         if configuration is not None:
@@ -68,6 +73,7 @@ class ConnectedClients:
                 None if self._private_data else client_table(federation.federated_split),
                 observer.warn,
                 ClientKeys(runtime.seats, keys),
+                updates_only=self._updates_only,
             )
         self.grid = CohortGrid(
             inner,
@@ -103,14 +109,17 @@ class ConnectedClients:
                 self._stop,
                 self._observer.progress,
             )
-        self.grid.work = [max(1, row["train_images"]) for row in self.table]
+        self.grid.work = [max(1, row["train_images"] or 1) for row in self.table]
         self._observer.clients(self.table)
         return exchange
 
     def warn_without_figures(self) -> None:
-        """Warn of clients that have too few images of their own to tell a figure."""
+        """Warn of clients that tell no figure: with privacy, or with too few images of their
+        own."""
         least = self._runtime.min_report
-        if self._private_data and (said := queries.without_figures(self.table, least)):
+        if self._updates_only:
+            self._observer.warn(NO_FIGURES)
+        elif self._private_data and (said := queries.without_figures(self.table, least)):
             self._observer.warn(said)
 
     def ask(self, request: Request, state: RunState) -> Replies:
@@ -119,9 +128,14 @@ class ConnectedClients:
             queries.wait_for_returning(self._registry, self._stop)
         return self._requester.ask(request, state)
 
-    def train_images(self, client: int, server_round: int) -> int:
+    def ask_samples(self, state: RunState) -> tuple[Rows, Exchange]:
+        """Ask for images with answers; nobody, where clients tell nothing but their updates."""
+        table = [] if self._updates_only else self.table
+        return queries.ask_samples(self.ask, state, table)
+
+    def train_images(self, client: int, server_round: int) -> int | None:
         """Return how many images a client trains on in a round; where they are private, what its
-        node said when it last came."""
+        node said when it last came, None where that is nothing."""
         if self._registry is not None and self._private_data:
             self.table[client] = self._registry.rows.get(client, self.table[client])
         return train_images_at(self.table[client], server_round)

@@ -90,6 +90,18 @@ def read_row(
     return {**value, **row} if simulated else row
 
 
+def unknown_row(client: int) -> dict:
+    """Return the row of a client whose node tells nothing of its images: it trains, on nobody
+    knows how many."""
+    return {
+        "id": client,
+        "domain": None,
+        "train_images": None,
+        "test_images": None,
+        "trains": True,
+    }
+
+
 def read_samples(value: object, client: int) -> list[dict]:
     """Return images with a client's predictions (:func:`fedpgp.evaluation.samples.samples`), the
     images in base64.

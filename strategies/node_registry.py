@@ -23,7 +23,7 @@ from clients.messages import Job
 from fedpgp.plain_text import called, one_line
 from strategies.client_keys import ClientKeys, NodeInfo
 from strategies.invalid_reply import InvalidReply, checked
-from strategies.json_replies import read_handshake, read_row
+from strategies.json_replies import read_handshake, read_row, unknown_row
 from strategies.replies import pull_replies
 
 INTERVAL = 2.0
@@ -80,9 +80,10 @@ class NodeRegistry:
         warn: told about nodes that cannot take part, and clients that are on another node than
             before.
         keys: which node may be which client.
+        updates_only: nodes tell nothing of their images (:func:`clients.disclosure.updates_only`).
 
     Attributes:
-        rows: client -> its row of the table.
+        rows: client -> its row of the table; without its counts where nobody knows them.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class NodeRegistry:
         table: Sequence[Mapping] | None,
         warn: Callable[[str], None],
         keys: ClientKeys | None = None,
+        *,
+        updates_only: bool = False,
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
         self._table = (
@@ -104,6 +107,7 @@ class NodeRegistry:
             "configuration": ConfigRecord({"json": configuration}),
             "compatibility": ConfigRecord({**compatibility}),
         }
+        self.updates_only = updates_only
         self.keys = keys or ClientKeys()
         self.rows: dict[int, dict] = {}
         self._infos: dict[int, NodeInfo] = {}
@@ -254,11 +258,17 @@ class NodeRegistry:
                 )
                 self._reject(entry, reason, client, duplicate=True)
             else:
-                row = checked(lambda: read_row(said.get("row"), client, self._table))
+                row = checked(lambda: self._row(client, said.get("row")))
                 self.rows[client] = {**row, "name": said["name"]} if said["name"] else row
                 self._bind(node, client)
         except InvalidReply as reason:
             self._reject(entry, f"a node cannot take part: {reason}", client)
+
+    def _row(self, client: int, said: object) -> dict:
+        """Return a client's row of the table, by what its node says."""
+        if not self.updates_only:
+            return read_row(said, client, self._table)
+        return unknown_row(client) if self._table is None else dict(self._table[client])
 
     def _displaced(self, holder: int, client: int) -> bool:
         """Return whether the node that is a client may be it no longer: another was registered

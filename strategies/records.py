@@ -26,15 +26,16 @@ def train_record(
 
     Args:
         server_round: the round.
-        metrics: client -> the metrics of its training, of the clients that count.
+        metrics: client -> the metrics of its training, of the clients that count; without a loss
+            where it tells none.
         weights: client -> its weight in the round's loss.
         dropped: client -> why it does not count.
         seconds: that the round took.
         traffic: bytes of the round.
     """
-    losses = [said["loss"] for said in metrics.values()]
-    weight = np.array(list(weights.values()), dtype=np.float64)
-    loss = float(np.average(losses, weights=weight)) if losses else None
+    losses = {client: said["loss"] for client, said in metrics.items() if "loss" in said}
+    weight = np.array([weights[client] for client in losses], dtype=np.float64)
+    loss = float(np.average(list(losses.values()), weights=weight)) if losses else None
     return {
         "kind": "train",
         "round": server_round,

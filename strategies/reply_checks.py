@@ -46,6 +46,9 @@ METRICS = 10_000
 ACCOUNT_BYTES = 2**18
 """Longest JSON of a node's account, beside :data:`CLIENT_BYTES` for each of its clients."""
 
+EXTRA_BYTES = 2**12
+"""Most bytes of the tensors that update steps send beside the shared ones."""
+
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 
 
@@ -112,6 +115,8 @@ def check_update(
     reference: Mapping[str, np.ndarray],
     epochs: float = math.inf,
     step_metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    *,
+    told: bool = True,
 ) -> None:
     """Check the reply to a training message, and leave in it what every reply has: Flower's
     strategies refuse all replies when one has more than another.
@@ -123,23 +128,16 @@ def check_update(
         reference: the global tensors: names, shapes and types of an update's.
         epochs: the most it can have trained.
         step_metrics: numbers of update steps -> the least and the greatest of each.
+        told: whether clients tell more than their updates; else each counts as one image.
 
     Raises:
         InvalidReply: a metric is missing, no number or out of range, the count is wrong, or the
             tensors are: others, of another shape or type, or not finite.
     """
-    wanted_metrics = (*UPDATE_METRICS, *step_metrics)
+    wanted_metrics = (*(UPDATE_METRICS if told else ()), *step_metrics)
     metrics = _metrics(content, *wanted_metrics)
-    count = metrics["num-examples"]
-    if images is None:
-        check_range("num-examples", count, 1, MOST)
-        if count != int(count):
-            raise InvalidReply(f"says it trained on {shown(count)} images")
-    elif count != images:
-        raise InvalidReply(f"says it trained on {count} images, but it has {images}")
-    check_range("loss", metrics["loss"], -MOST, MOST)
-    check_range("steps", metrics["steps"], 0, MOST)
-    check_range("epochs", metrics["epochs"], 0, epochs)
+    if told:
+        _check_told(metrics, images, epochs)
     for name, limits in step_metrics.items():
         check_range(name, metrics[name], *limits)
     arrays = content.get("arrays")
@@ -154,21 +152,40 @@ def check_update(
             raise InvalidReply(f"tensor {name} of its update is NaN or Inf")
     # In the order of the global tensors: some strategies pair tensors by position.
     content["arrays"] = ArrayRecord({name: arrays[name] for name in reference})
-    content["metrics"] = MetricRecord({name: metrics[name] for name in wanted_metrics})
+    untold = {} if told else {"num-examples": 1, "epochs": 0.0}
+    content["metrics"] = MetricRecord(untold | {name: metrics[name] for name in wanted_metrics})
     for name in set(content) - {"arrays", "metrics"}:
         del content[name]
 
 
-def check_figures(content: RecordDict, figures: Collection[str]) -> None:
+def _check_told(metrics: MetricRecord, images: int | None, epochs: float) -> None:
+    """Check what a client says of its training beside the update."""
+    count = metrics["num-examples"]
+    if images is None:
+        check_range("num-examples", count, 1, MOST)
+        if count != int(count):
+            raise InvalidReply(f"says it trained on {shown(count)} images")
+    elif count != images:
+        raise InvalidReply(f"says it trained on {count} images, but it has {images}")
+    check_range("loss", metrics["loss"], -MOST, MOST)
+    check_range("steps", metrics["steps"], 0, MOST)
+    check_range("epochs", metrics["epochs"], 0, epochs)
+
+
+def check_figures(content: RecordDict, figures: Collection[str], *, told: bool = True) -> None:
     """Check the reply to an evaluation message, and leave in it the figures that were asked for.
 
     Args:
         content: the reply; changed in place.
         figures: names of what the client is scored on.
+        told: whether clients tell more than their updates; else there is no figure.
 
     Raises:
         InvalidReply: a metric is missing or no number, or a figure is no percentage.
     """
+    if not told:
+        content["metrics"] = MetricRecord()
+        return
     metrics = _metrics(content, "num-examples")
     known = {f"{model}.{figure}" for model in MODELS for figure in figures}
     kept = {
@@ -208,7 +225,7 @@ def _account(content: RecordDict, asked: Mapping[int, Message], failures: bool) 
 
 def _records(records: Mapping[str, object], message: Message) -> RecordDict:
     """Return a client's records, tensors unpacked; each is of its kind, and not larger than what
-    was sent."""
+    was sent and what update steps may add."""
     sent = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
     kinds = {"arrays": ArrayRecord, "metrics": MetricRecord, "answer": ConfigRecord}
     found = RecordDict()
@@ -218,7 +235,8 @@ def _records(records: Mapping[str, object], message: Message) -> RecordDict:
         if isinstance(record, MetricRecord) and len(record) > METRICS:
             raise InvalidReply(f"sent {len(record):,} metrics")
         if isinstance(record, ArrayRecord):
-            if (size := sum(len(array.data) for array in record.values())) > sent:
+            size = sum(len(array.data) for array in record.values())
+            if size > sent + EXTRA_BYTES:
                 raise InvalidReply(f"sent tensors of {size:,} bytes; it was sent {sent:,}")
             for tensor, array in record.items():
                 _check_array(tensor, array)

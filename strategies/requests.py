@@ -37,6 +37,8 @@ class Request:
         need: the fewest usable replies.
         ask: what a query or an evaluation wants beside the usual (:class:`clients.messages.Job`).
         screen: usable replies -> why some are not, beside the others.
+        of_code: it fails where everybody fails by exceptions in the code of a method, however few
+            answers are needed.
     """
 
     server_round: int
@@ -46,6 +48,7 @@ class Request:
     need: int
     ask: str = ""
     screen: Callable[[Mapping[int, Message]], dict[int, str]] = lambda good: {}
+    of_code: bool = False
 
 
 @dataclass
@@ -131,7 +134,10 @@ class Requester:
         if grid.registry is not None:
             for client in replies.dropped:
                 grid.registry.recheck(client)
-        if len(replies.good) < request.need:
+        broken = request.of_code and replies.dropped and not replies.good
+        if len(replies.good) < request.need or (
+            broken and replies.exceptions.issuperset(replies.dropped.values())
+        ):
             raise self._lost(request, replies)
         return replies
 
@@ -171,10 +177,8 @@ class Requester:
 
     def _few(self, request: Request, replies: Replies) -> str:
         """Say how many clients answered, and why the first of the others did not."""
-        text = (
-            f"{len(replies.good)} of {replies.asked} clients gave a usable reply, "
-            f"{request.need} are needed"
-        )
+        text = f"{len(replies.good)} of {replies.asked} clients gave a usable reply"
+        text += f", {request.need} are needed" if request.need else ""
         if request.need == self._min_clients:
             text += " (runtime.min_clients)"
         if replies.dropped:

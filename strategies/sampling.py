@@ -24,7 +24,7 @@ def able_clients(table: Sequence[Mapping], server_round: int) -> list[int]:
     return [
         client
         for client, row in enumerate(table)
-        if train_images_at(row, server_round) > 0 and row.get("trains", True)
+        if train_images_at(row, server_round) != 0 and row.get("trains", True)
     ]
 
 
@@ -91,15 +91,16 @@ def choose_clients(
         need = max(config.runtime.min_clients, needed)
         drawn = draw_clients(config, table, server_round)
         return *drop_out(config, server_round, drawn, need), need
-    # Who stays must not depend on who else was drawn, and nobody may be left.
-    clients, gone = drop_out(config, server_round, drawn, 0)
-    return clients, gone, min(1, len(clients))
+    # Who stays must not depend on who else was drawn; nobody may be left, and nobody may answer.
+    return *drop_out(config, server_round, drawn, 0), 0
 
 
 def trainers(split: FederatedSplit) -> int:
-    """Return how many clients train in some round."""
+    """Return how many clients train in some round: all whose images nobody else knows."""
     return sum(
-        client.trains and any(len(part.train) for part in (client, *client.phases))
+        split.private_data
+        or client.trains
+        and any(len(part.train) for part in (client, *client.phases))
         for client in split.clients
     )
 

@@ -31,7 +31,6 @@ from strategies.connected_clients import ConnectedClients
 from strategies.costs import Costs
 from strategies.flower_strategies import clients_needed, seed_libraries
 from strategies.observer import Observer
-from strategies.queries import ask_samples
 from strategies.records import evaluation_record, evaluation_rows, extras, train_record
 from strategies.rollback import NoUsableReply, Rollback
 from strategies.run_state import RunState, restore_run, save_run
@@ -164,7 +163,7 @@ class Server:
                 tensors, info = self._rollback.checkpoint(server_round, spoiled, lost)
                 self.state, self.strategy = restore_run(tensors, info, self._unused_strategy)
                 self.observer.roll_back(info["observer"], info["round"])
-        samples, exchange = ask_samples(clients.ask, self.state, clients.table)
+        samples, exchange = clients.ask_samples(self.state)
         self.costs.add(self.state, exchange, None)
         self.observer.samples(samples)
         self.costs.clock(self.state)

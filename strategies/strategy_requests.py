@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from clients.disclosure import updates_only
 from fedpgp.arrays import Arrays
 from fedpgp.attacks import Attackers
 from fedpgp.config import Config
@@ -55,6 +56,7 @@ class StrategyRequests:
         arrive = PROTOCOLS[config.protocol["name"]].images_arrive
         self._count_themselves = split.private_data and arrive
         self._attackers = attackers
+        self._told = not updates_only(config.privacy.name, deployed=config.runtime.name == "flower")
 
     def training(
         self, strategy: Strategy, state: RunState, server_round: int, clients: list[int], need: int
@@ -75,7 +77,8 @@ class StrategyRequests:
             images = self._train_images(client, server_round)
             if self._count_themselves:
                 images = None
-            check_update(content, images, self._reference, epochs, metrics)
+            reference = {**self._reference, **self._steps.extra_tensors}
+            check_update(content, images, reference, epochs, metrics, told=self._told)
 
         def steps(client: int, update: Arrays) -> Arrays:
             images = self._train_images(client, server_round)
@@ -87,7 +90,7 @@ class StrategyRequests:
             collude(self._attackers, good, state.shared, server_round, steps)
             return self._bounds.screen(good, state.shared, clients_needed(strategy))
 
-        return Request(server_round, clients, configure, check, need, screen=screen)
+        return Request(server_round, clients, configure, check, need, screen=screen, of_code=True)
 
     def evaluation(self, strategy: Strategy, state: RunState, server_round: int) -> Request:
         """Return the request to all clients, or those drawn, for the figures of their models; of
@@ -103,12 +106,12 @@ class StrategyRequests:
             return list(configured(server_round, arrays, ConfigRecord(), self._grid))
 
         def check(client: int, content: RecordDict) -> None:
-            check_figures(content, {*eval_sets[client]} | beside)
+            check_figures(content, {*eval_sets[client]} | beside, told=self._told)
 
         def lacks_zero_shot(client: int) -> bool:
             asked = state.zero_shot_asked[client]
             return asked < 0 or any(asked < e.since for e in eval_sets[client].values())
 
-        need = min(self._config.runtime.min_clients, len(clients))
+        need = min(self._config.runtime.min_clients, len(clients)) if self._told else 0
         ask = "zero_shot" if any(map(lacks_zero_shot, clients)) else ""
         return Request(server_round, clients, configure, check, need, ask)

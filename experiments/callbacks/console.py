@@ -117,8 +117,9 @@ class Console(Callback):
         )
         if train:
             self._took(number(train.get("seconds")))
-            words.append(f"  loss {number(train.get('loss')):.3f}", style="not bold")
-        if evaluation:
+            if not math.isnan(loss := number(train.get("loss"))):  # nobody was drawn, or tells one
+                words.append(f"  loss {loss:.3f}", style="not bold")
+        if evaluation and any(evaluation.get(model) for model in MODELS):
             words.append(self._accuracy(evaluation))
         if train:
             words.append(f"  {format_seconds(number(train.get('seconds')))}", style="not bold dim")
@@ -161,7 +162,9 @@ class Console(Callback):
         self._end_stage()
         self._line_of_progress.stop()
         self._line("")
-        if summary.get("accuracy"):
+        if why := summary.get("no_figures"):
+            self.note(why)
+        elif summary.get("accuracy"):
             table = accuracy_table(summary["accuracy"], self.one_prompt)
             self._out.print(table)
             of = self._answered or "clients"

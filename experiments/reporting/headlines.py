@@ -21,6 +21,11 @@ _COMPARED = {name: figure.phrase for name, figure in FIGURES.items() if figure.p
 def headline(run: Run) -> str:
     """Return the result in one or two plain sentences."""
     zero, shared, personal = (run.figure(model, "local") for model in MODELS)
+    if math.isnan(personal) and (run.summary or {}).get("no_figures"):
+        return (
+            f"{title(run.choice('method'))} on {run.choice('dataset')}: the clients keep their "
+            "figures."
+        )
     if math.isnan(personal):
         return f"{title(run.choice('method'))} on {run.choice('dataset')}: nothing is measured yet."
     own = "each client’s own images"
@@ -44,6 +49,8 @@ def lead(run: Run) -> str:
     """Return who was helped, and how far training went."""
     clients = by_client(run)
     sentences = []
+    if why := (run.summary or {}).get("no_figures"):
+        sentences.append(f"{why[0].upper()}{why[1:]}.")
     if clients and not run.one_prompt:
         against = "global" if run.accuracy["global"] else "zero_shot"
         differences = [

@@ -121,6 +121,8 @@ def partition_bubbles(run: Run) -> tuple[Any, str]:
         return "", ""
     clients = table["clients"]
     if any("train_counts" not in row for row in clients):
+        if any(row["train_images"] is None for row in clients):
+            return "", f"{_clients(len(clients))}. How many images each has is kept by the client."
         images = sum(row["train_images"] for row in clients)
         return (
             "",

@@ -100,6 +100,28 @@ def calibrate(
         )
 
 
+def sum_noise(noise_multiplier: float, count_noise: float) -> float:
+    """Return the noise multiplier on the sum of updates which, together with the noise on a count,
+    is as private as ``noise_multiplier`` on the sum alone: (z^-2 - (2 s)^-2)^(-1/2) (Andrew et al.,
+    NeurIPS 2021, Theorem 1).
+
+    Args:
+        noise_multiplier: z; 0: no noise at all.
+        count_noise: s, deviation of the noise on the count; each client adds +-1/2 to it.
+
+    Raises:
+        FedPGPError: so little noise on the count that no noise on the sum makes up for it.
+    """
+    if noise_multiplier == 0:
+        return 0.0
+    if 2 * count_noise <= noise_multiplier:
+        raise FedPGPError(
+            f"privacy.count_noise={count_noise:g}: the noise on the count has to be more than half "
+            f"of the noise multiplier, {noise_multiplier:g}; take more, or null"
+        )
+    return (noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5
+
+
 def resolve_delta(delta: float | None, clients: int) -> float:
     """Return the delta of a run: what is set, or a tenth of 1/clients.
 

@@ -182,6 +182,13 @@ class UpdateStep:
 
     # Only of a step that combines. ----------------------------------------------------------------
 
+    def extra_tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of tensors that travel with every update, by name: :meth:`on_client`
+        gives them beside the changes, and :meth:`combine` gets them there. What hides or sums
+        updates on their way does the same with them, as with no number of
+        :attr:`client_metrics`. They are sent in float32."""
+        return {}
+
     def prepare(self, context: RoundStart) -> None:
         """Complete the state, before the first round of a run and when it is resumed."""
 

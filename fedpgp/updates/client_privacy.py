@@ -9,6 +9,16 @@ q N is fixed: N clients can train, however many were drawn; a client that was dr
 one whose update has no finite norm, add zero. What a strategy does with the result (momentum,
 Adam) is post-processing. In the server's view everything is clear: the guarantee is for those
 who see the global prompts.
+
+``adaptive_clip``: C follows a quantile of the updates' norms (Andrew et al., NeurIPS 2021,
+arXiv 1905.03871, Algorithm 1). With b_k = 1 where the norm is C at most, else 0:
+
+    z_sum    = (z^-2 - (2 s)^-2)^(-1/2)                     deviation of the sum's noise over C
+    f        = 1/2 + (sum_k (b_k - 1/2) + N(0, s^2)) / (q N)
+    C_(t+1)  = C_t exp(-rate (f - quantile))
+
+b_k - 1/2 travels as one more tensor of the update, and nowhere in the clear. Sum and count together
+cost what the sum alone costs with z.
 """
 
 import math
@@ -22,7 +32,13 @@ import torch
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.seeding import generator
-from fedpgp.updates.accounting import ACCOUNTANTS, calibrate, epsilon, resolve_delta
+from fedpgp.updates.accounting import (
+    ACCOUNTANTS,
+    calibrate,
+    epsilon,
+    resolve_delta,
+    sum_noise,
+)
 from fedpgp.updates.base import (
     ClientContext,
     Metrics,
@@ -51,6 +67,10 @@ SEEDED_NOISE = (
     "can be repeated: who knows the seed takes the noise off again, and nothing is private"
 )
 """What a person should know."""
+UNCLIPPED = "unclipped"
+"""The tensor that says whether an update is as long as it was: b_k - 1/2."""
+LEAST_COUNT_NOISE = 1 / 20
+"""Of the clients that a round expects: the paper's noise on the count (its section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,11 @@ class ClientPrivacySettings:
         max_epsilon: the training ends before the round that would exceed it; None: it does not.
         seeded_noise: draw clients and noise from the run's seed, so that it can be repeated; then
             nothing is private.
+        adaptive_clip: C follows a quantile of the norms; ``clip`` is the first.
+        target_quantile: the share of the updates that should not be clipped.
+        clip_rate: of C's change; the paper's eta_C.
+        count_noise: s, deviation of the noise on the count of unclipped updates. None: a twentieth
+            of the clients that a round expects, and z at least: z_sum is 1.16 z at most.
     """
 
     clip: float = 1.0
@@ -76,6 +101,10 @@ class ClientPrivacySettings:
     accountant: str = "rdp"
     max_epsilon: float | None = None
     seeded_noise: bool = False
+    adaptive_clip: bool = False
+    target_quantile: float = 0.5
+    clip_rate: float = 0.2
+    count_noise: float | None = None
 
     def __post_init__(self):
         check_number("privacy.clip", self.clip, above=0, below=math.inf)
@@ -92,12 +121,18 @@ class ClientPrivacySettings:
             check_number("privacy.delta", self.delta, above=0, below=1)
         check_choice("privacy.accountant", self.accountant, ACCOUNTANTS)
         check_choice("privacy.seeded_noise", self.seeded_noise, (False, True))
+        check_choice("privacy.adaptive_clip", self.adaptive_clip, (False, True))
+        check_number("privacy.target_quantile", self.target_quantile, above=0, below=1)
+        check_number("privacy.clip_rate", self.clip_rate, above=0, below=math.inf)
+        if self.count_noise is not None:
+            check_number("privacy.count_noise", self.count_noise, above=0, below=math.inf)
 
 
 @register("client")
 class ClientPrivacy(UpdateStep):
     """See the module. Its state: ``spent``, the noised sums so far; ``drawn``, who takes part in
-    ``drawn_for``, the next round; ``noise`` and ``delta`` of the run; ``rate``."""
+    ``drawn_for``, the next round; ``noise`` and ``delta`` of the run; ``rate``. With adaptive
+    clipping: ``clip``, the next C, ``count_noise`` and ``sum_noise``, z_sum."""
 
     Settings = ClientPrivacySettings
     equal_weights = True
@@ -106,6 +141,7 @@ class ClientPrivacy(UpdateStep):
     def check(self, config: Mapping, method) -> None:
         strategy = config["strategy"]["name"]
         attack = config.get("attack", {}).get("name", "none")
+        selection = config["protocol"].get("selection")
         why = None
         if not method.learns or not method.init_shared(np.random.default_rng(0)):
             why = f"method={method.name}: nothing leaves a client that could be protected"
@@ -125,10 +161,10 @@ class ClientPrivacy(UpdateStep):
                 f"{name}: it looks at updates one by one, and only their sum is noised; take one "
                 f"of {', '.join(LINEAR)}"
             )
-        elif config["runtime"]["name"] == "flower":
+        elif config["runtime"]["name"] == "flower" and selection == "validation":
             why = (
-                "a deployment: there, clients' counts, losses and accuracies leave them beside the "
-                "updates"
+                "protocol.selection=validation in a deployment: no accuracy leaves a client by "
+                "which a round could be chosen; take last"
             )
         elif attack not in ("none", *ALONE):
             why = (
@@ -144,10 +180,22 @@ class ClientPrivacy(UpdateStep):
             raise FedPGPError(f"privacy=client does not go with {why}")
 
     def on_client(self, update: Update, context: ClientContext) -> tuple[Update, Metrics]:
-        bounded, before = clipped({n: t[None] for n, t in update.items()}, self.settings.clip)
-        if not before.item() > self.settings.clip:
-            return update, {}
-        return {n: t[0] for n, t in bounded.items()}, {}
+        clip = float(context.broadcast.get("clip", self.settings.clip))
+        bounded, before = clipped({n: t[None] for n, t in update.items()}, clip)
+        unclipped = not before.item() > clip
+        sent = update if unclipped else {n: t[0] for n, t in bounded.items()}
+        if self.settings.adaptive_clip:
+            sent = {
+                **sent,
+                UNCLIPPED: torch.tensor([0.5 if unclipped else -0.5], dtype=torch.float64),
+            }
+        return sent, {}
+
+    def extra_tensors(self) -> dict[str, tuple[int, ...]]:
+        return {UNCLIPPED: (1,)} if self.settings.adaptive_clip else {}
+
+    def broadcast(self, state: State) -> dict[str, float]:
+        return {"clip": state["clip"]} if "clip" in state else {}
 
     def prepare(self, context: RoundStart) -> None:
         s, state = self.settings, context.state
@@ -159,6 +207,12 @@ class ClientPrivacy(UpdateStep):
         if s.epsilon is not None:
             noise = _calibrated(s.epsilon, rate, context.num_rounds, delta, s.accountant)
         state |= {"noise": float(noise), "delta": delta, "rate": rate, "spent": 0}
+        if s.adaptive_clip:
+            expected = rate * context.num_trainers
+            usual = max(LEAST_COUNT_NOISE * expected, noise) if noise > 0 else 0.0
+            count_noise = usual if s.count_noise is None else s.count_noise
+            state |= {"clip": float(s.clip), "count_noise": float(count_noise)}
+            state["sum_noise"] = sum_noise(noise, count_noise)
         self._draw(state, context.server_round, context.num_clients, context.seed)
 
     def before_round(self, context: RoundStart) -> None:
@@ -183,32 +237,56 @@ class ClientPrivacy(UpdateStep):
     def combine(
         self, updates: Mapping[int, Update], context: ServerContext
     ) -> tuple[Update, Metrics]:
-        s, state = self.settings, context.state
-        total = {name: torch.zeros_like(t).double() for name, t in context.global_params.items()}
+        clip = context.state.get("clip", self.settings.clip)
+        shapes = {n: tuple(t.shape) for n, t in context.global_params.items()}
+        total = {n: torch.zeros(s).double() for n, s in (shapes | self.extra_tensors()).items()}
         reached = 0
         for client in sorted(updates):
+            change = {name: updates[client][name] for name in shapes}
             # Once more: rounding to the run's precision may have made it longer than C.
-            bounded, before = clipped({n: t[None] for n, t in updates[client].items()}, s.clip)
+            bounded, before = clipped({n: t[None] for n, t in change.items()}, clip)
             if torch.isfinite(before).all():
-                total = {name: t + bounded[name][0] for name, t in total.items()}
-                reached += before.item() > REACHED * s.clip
+                counted = {n: updates[client][n].clamp(-0.5, 0.5) for n in self.extra_tensors()}
+                bounded = {n: t[0] for n, t in bounded.items()} | counted
+                total = {name: t + bounded[name] for name, t in total.items()}
+                reached += before.item() > REACHED * clip
+        change, told = self.released(total, context)
+        return change, told | ({"clipped": reached / len(updates)} if updates else {})
+
+    def released(self, total: Update, context: ServerContext) -> tuple[Update, Metrics]:
+        """Return what the server makes of the sum of clipped updates: noise on it, over a fixed
+        denominator; and what is said of it. It counts the round, and draws the next one's clients.
+
+        Args:
+            total: the sum, and that of :meth:`extra_tensors`.
+            context: of the round.
+        """
+        s, state = self.settings, context.state
+        clip = state.get("clip", s.clip)
+        expected = state["rate"] * context.num_trainers
         rng = None
         if s.seeded_noise:
             rng = generator(context.seed, "privacy noise", context.server_round)
-        if state["noise"] > 0:
-            deviation = state["noise"] * s.clip
-            total = {
-                n: t + deviation * standard_normal(tuple(t.shape), rng) for n, t in total.items()
-            }
-        expected = state["rate"] * context.num_trainers
+        deviations = dict.fromkeys(context.global_params, state.get("sum_noise", state["noise"]))
+        deviations = {name: deviation * clip for name, deviation in deviations.items()}
+        deviations |= dict.fromkeys(self.extra_tensors(), state.get("count_noise", 0.0))
+        noised = {
+            name: t + deviations[name] * standard_normal(tuple(t.shape), rng)
+            if deviations[name] > 0
+            else t
+            for name, t in total.items()
+        }
+        mean = {name: t / expected for name, t in noised.items()}
+        told = {}
+        if s.adaptive_clip:
+            told["clip"] = clip
+            share = 0.5 + mean.pop(UNCLIPPED).item()
+            state["clip"] = clip * math.exp(-s.clip_rate * (share - s.target_quantile))
         state["spent"] += 1
         self._draw(state, context.server_round + 1, context.num_clients, context.seed)
-        told = {}
         if math.isfinite(so_far := self._epsilon(state, state["spent"])):
             told["epsilon"] = so_far
-        if updates:
-            told["clipped"] = reached / len(updates)
-        return {name: t / expected for name, t in total.items()}, told
+        return mean, told
 
     def privacy(self, state: State, rounds: int) -> dict | None:
         s = self.settings
@@ -220,12 +298,25 @@ class ClientPrivacy(UpdateStep):
             "epsilon": spent if math.isfinite(spent) else None,
             "delta": state["delta"],
             "noise_multiplier": state["noise"],
-            "clip": s.clip,
+            "clip": state.get("clip", s.clip),
             "sampling": "poisson" if state["rate"] < 1 else "full",
             "rate": state["rate"],
             "rounds": state["spent"],
             "accountant": s.accountant,
             "seeded": s.seeded_noise,
+            **self._adaptive(state),
+        }
+
+    def _adaptive(self, state: State) -> dict:
+        """What the summary says of adaptive clipping."""
+        if not self.settings.adaptive_clip:
+            return {}
+        return {
+            "adaptive_clip": {
+                "target_quantile": self.settings.target_quantile,
+                "sum_noise_multiplier": state["sum_noise"],
+                "count_noise": state["count_noise"],
+            }
         }
 
     def _epsilon(self, state: State, rounds: int) -> float:

@@ -130,6 +130,16 @@ class UpdatePipeline:
             for metric, limits in step.client_metrics.items()
         }
 
+    @property
+    def extra_tensors(self) -> dict[str, np.ndarray]:
+        """The tensors that travel with an update beside the shared ones, ``<step>.<name>`` ->
+        zeros of their shape and type."""
+        return {
+            f"{step.name}.{name}": np.zeros(shape, np.float32)
+            for step in self.steps
+            for name, shape in step.extra_tensors().items()
+        }
+
     def initial_state(self) -> dict[str, State]:
         """Return the state of each step before the first round, of those that have one."""
         states = {step.name: step.init_state() for step in self.steps}
@@ -179,7 +189,14 @@ class UpdatePipeline:
         """
         step, before, states = self.combiner, to_tensors(global_params), copy.deepcopy(dict(states))
         context = self._context(step, before, states, **about)
-        changes = {c: self._update(sent, before) for c, sent in updates.items()}
+        changes = {
+            c: self._update(sent, before)
+            | {
+                name: torch.from_numpy(sent[f"{step.name}.{name}"]).double()
+                for name in step.extra_tensors()
+            }
+            for c, sent in updates.items()
+        }
         combined, said = step.combine(changes, context)
         zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
         _checked(step, zeros, (combined, said))
@@ -229,7 +246,7 @@ class UpdatePipeline:
         if not steps:
             return sent, {}
         before = to_tensors(global_params)
-        update, metrics = self._update(sent, before), {}
+        update, metrics, extra = self._update(sent, before), {}, {}
         for step in steps:
             context = ClientContext(
                 client=client,
@@ -240,7 +257,10 @@ class UpdatePipeline:
                 broadcast=strip_prefix(f"{step.name}.", broadcast),
                 **self._run,
             )
-            update, said = _checked(step, update, step.on_client(update, context))
+            changed, said = step.on_client(update, context)
+            for name in step.extra_tensors():
+                extra[f"{step.name}.{name}"] = changed.pop(name).float().numpy()
+            update, said = _checked(step, update, (changed, said))
             if set(said) != set(step.client_metrics):
                 raise MethodError(
                     f"update step {step.name}: on_client gives the metrics {sorted(said)}, and "
@@ -254,7 +274,7 @@ class UpdatePipeline:
                         f"client_metrics says that it is a number from {least:g} to {most:g}"
                     )
             metrics |= {f"{step.name}.{name}": float(value) for name, value in said.items()}
-        return self._applied(update, before), metrics
+        return {**self._applied(update, before), **extra}, metrics
 
     def on_server(
         self,

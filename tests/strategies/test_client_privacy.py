@@ -84,9 +84,12 @@ def test_a_round_with_nobody_is_noise_and_counts(tmp_path):
     ] * 2
 
 
-@pytest.mark.parametrize("killed_in", [1, 2, 3])
-def test_a_run_killed_in_an_evaluation_spends_a_round_once(killed_in, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("killed_in", "adaptive"), [(1, True), (2, True), (3, False)])
+def test_a_run_killed_in_an_evaluation_spends_a_round_once(
+    killed_in, adaptive, tmp_path, monkeypatch
+):
     overrides = (*PRIVATE, "method=promptfl", "rounds=3", "privacy.seeded_noise=true")
+    overrides += (f"privacy.adaptive_clip={str(adaptive).lower()}",)
     whole = run(tmp_path / "whole", *overrides)
     evaluate = Server._evaluate
 
@@ -102,6 +105,9 @@ def test_a_run_killed_in_an_evaluation_spends_a_round_once(killed_in, tmp_path, 
     again = resume(tmp_path / "killed", federation_of=small_federation)
     assert again["privacy"] == whole["privacy"] and again["accuracy"] == whole["accuracy"]
     assert len(trained(tmp_path / "killed")) == 3
+    assert (again["privacy"]["clip"] != 0.1) == adaptive
+    said = [[line["updates"] for line in trained(tmp_path / of)] for of in ("whole", "killed")]
+    assert said[0] == said[1]
 
 
 def test_the_budget_ends_the_training_and_the_last_model_is_evaluated(tmp_path):

@@ -8,7 +8,7 @@ import dp_accounting as dp
 import pytest
 
 from fedpgp.errors import FedPGPError
-from fedpgp.updates.accounting import calibrate, epsilon, resolve_delta
+from fedpgp.updates.accounting import calibrate, epsilon, resolve_delta, sum_noise
 
 ACCOUNTANTS = {"rdp": dp.rdp.RdpAccountant, "pld": dp.pld.PLDAccountant}
 
@@ -92,3 +92,26 @@ except FedPGPError as error:
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert "dp-accounting" in said and "pip install 'fedpgp[privacy]'" in said
+
+
+@pytest.mark.parametrize("name", ["rdp", "pld"])
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_a_noised_count_beside_the_sum_costs_what_the_sum_alone_did(name, rate):
+    """The count's clients add +-1/2, so that its multiplier is twice its noise; dp-accounting
+    composes the two Gaussians of a round itself."""
+    noise, count_noise, rounds = 1.3, 0.9, 7
+    both = [sum_noise(noise, count_noise), 2 * count_noise]
+    event = dp.ComposedDpEvent([dp.GaussianDpEvent(multiplier) for multiplier in both])
+    if name == "pld" and rate < 1:  # it takes one Gaussian in a sample: both as one
+        event = dp.GaussianDpEvent(sum(multiplier**-2 for multiplier in both) ** -0.5)
+    if rate < 1:
+        event = dp.PoissonSampledDpEvent(rate, event)
+    accountant = ACCOUNTANTS[name]()
+    expected = accountant.compose(dp.SelfComposedDpEvent(event, rounds)).get_epsilon(1e-3)
+    assert epsilon(noise, rate, rounds, 1e-3, name) == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_noise_on_the_sum_makes_up_for_too_little_on_the_count():
+    assert sum_noise(1.0, 1.0) == pytest.approx(2 / math.sqrt(3)) and sum_noise(0.0, 0.0) == 0
+    with pytest.raises(FedPGPError, match="privacy.count_noise=0.5: .*, 1; take more, or null"):
+        sum_noise(1.0, 0.5)
