@@ -13,6 +13,7 @@ from experiments.reporting import charts, grids, scatter, significance, tables
 from experiments.reporting.formatting import format_bytes, format_seconds
 from experiments.reporting.headlines import comparison_headline
 from experiments.reporting.page import environment, partial_words, partition_bubbles
+from experiments.reporting.privacy_charts import accuracy_against_epsilon
 from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.styles import row_styles
@@ -36,6 +37,8 @@ class Section:
     histogram: Any
     partial: str
     costs: list[tuple[str, Any]]
+    privacy: list[tuple[str, Any]]
+    privacy_keys: list[tuple[str, str]]
     bubbles: Any
     partition_words: str
 
@@ -207,6 +210,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
             ),
         ),
     ]
+    privacy, privacy_keys = accuracy_against_epsilon(named)
     bubbles, partition_words = partition_bubbles(rows[0].runs[0])
     return Section(
         title=title,
@@ -222,6 +226,8 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
             clients, title="Local accuracy of the clients", what="local accuracy of a client, %"
         ),
         costs=[(heading, svg) for heading, svg in costs if svg],
+        privacy=privacy,
+        privacy_keys=privacy_keys,
         bubbles=bubbles,
         partition_words=partition_words,
     )

@@ -28,6 +28,7 @@ from experiments.reporting.page_tables import (
     summary_table,
     table_of,
 )
+from experiments.reporting.privacy_charts import privacy_charts
 from experiments.reporting.runs import Run, number, read_run
 from experiments.reporting.titles import title
 from experiments.run_folder import ABOUT, EXTENDED
@@ -172,7 +173,7 @@ def _clients(count: int) -> str:
 
 
 def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:
-    """(title, note, legend, chart) of loss, bytes and time."""
+    """(title, note, legend, chart) of loss, bytes, time and epsilon."""
     loss = [(row["round"], number(row.get("loss"))) for row in run.trains]
     loss = [(x, y) for x, y in loss if math.isfinite(y)]
     sent = [
@@ -195,7 +196,7 @@ def _training(run: Run) -> list[tuple[str, str, list[tuple[str, str]], Any]]:
         ("Bytes of a round", "by the clients", directions, byte_chart),
         ("Time of a round", "", [], time_chart),
     ]
-    return [entry for entry in drawn if entry[-1]]
+    return [entry for entry in drawn if entry[-1]] + privacy_charts(run)
 
 
 def _samples(run: Run) -> dict[str, Any]:
