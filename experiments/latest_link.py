@@ -25,6 +25,18 @@ def link_latest(folder: Path) -> None:
         temporary.unlink()  # where a folder of that name stands
 
 
+def unlink_latest(folder: Path) -> None:
+    """Let ``latest`` name the newest folder that is left when the one it names is gone."""
+    link = folder.parent / LATEST
+    if resolve_latest(link).name != folder.name or folder.exists():
+        return
+    with contextlib.suppress(OSError):
+        left = [path for path in folder.parent.iterdir() if path.is_dir() and path != link]
+        link.unlink()
+        if left:
+            link_latest(max(left))  # folders are named after the time
+
+
 def resolve_latest(path: Path) -> Path:
     """Return the folder that ``.../latest`` names now, any other path as it is: while a command
     works in it, another run may become the newest."""

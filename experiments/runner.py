@@ -13,7 +13,7 @@ from clients.client_app import client_app, federation_of
 from experiments.attempt import Attempt
 from experiments.callbacks.console import Console
 from experiments.finished_run import finished_already, say_finished
-from experiments.latest_link import link_latest, resolve_latest
+from experiments.latest_link import link_latest, resolve_latest, unlink_latest
 from experiments.memory import start_peak
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
@@ -146,6 +146,7 @@ def _run(
             if known not in str(error) and not config["verbose"]:
                 console.note(known)  # errors.log goes with the folder
             shutil.rmtree(folder.path, ignore_errors=True)
+            unlink_latest(folder.path)
         raise
     except Interrupted:
         summary = save_what_there_is(folder, config, server, console)

@@ -36,7 +36,13 @@ def test_jobs_and_the_table_at_the_end(tmp_path, capsys, monkeypatch):
 def test_a_run_is_the_latest_of_its_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*SMALL, "method=zero_shot"]) == 0
-    assert (tmp_path / "outputs" / "default" / LATEST / "summary.json").exists()
+    latest = tmp_path / "outputs" / "default" / LATEST
+    assert (latest / "summary.json").exists()
+    folder = latest.resolve()
+    assert main([*SMALL, "method=zero_shot", "partition=natural"]) == 2
+    assert latest.resolve() == folder  # a run that was refused left nothing
+    assert main([*SMALL, "experiment_name=other", "partition=natural"]) == 2
+    assert list((tmp_path / "outputs" / "other").iterdir()) == []
     assert main([*SMALL, "method=zero_shot", f"run_dir={tmp_path / 'mine'}"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "outputs"]
 
