@@ -60,9 +60,9 @@ def found(tree: ast.AST) -> Iterator[tuple[int, str]]:
                     yield node.lineno, whole
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            whole = ast.unparse(node)
             if root(node) not in names:
                 continue
+            whole = ast.unparse(node)
             if private(node.attr) and whole not in ALLOWED:
                 yield node.lineno, whole
             if isinstance(node.ctx, ast.Store | ast.Del) and whole not in SETTINGS:
@@ -70,8 +70,8 @@ def found(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             if ".__dict__" in ast.unparse(node.value):
                 yield node.lineno, f"{ast.unparse(node)} = …"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
-            if root(node.args[0]) in names:
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "setattr" and root(node.args[0]) in names:
                 yield node.lineno, ast.unparse(node)
         elif isinstance(node, ast.Constant) and names_a_module(node.value):
             yield node.lineno, node.value  # import_module("…"), sys.modules["…"]

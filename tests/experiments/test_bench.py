@@ -44,28 +44,14 @@ def test_no_method_multiplies_much_more_than_its_equations_need():
 
 
 @pytest.mark.parametrize("what", ["step", "methods", "cohort", "features"])
-def test_the_command_writes_its_rows(tmp_path, what):
+def test_the_command_writes_its_rows(tmp_path, what, capsys):
     target = tmp_path / "bench.json"
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.bench",
-        what,
-        "--model",
-        "tiny",
-        "--classes",
-        "5",
-        "--clients",
-        "2",
-    ]
+    command = [what, "--model", "tiny", "--classes", "5", "--clients", "2"]
     command += ["--methods", "promptfl"] if what == "methods" else []
     command += ["--images", "48"] if what == "features" else []
-    run = subprocess.run(
-        [*command, "--repeats", "1", "--json", str(target)], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    assert main([*command, "--repeats", "1", "--json", str(target)]) == 0
     (row,) = json.loads(target.read_text())["rows"]
-    assert row["gflops"] > 0 and row["peak_mb"] > 0 and f"wrote {target}" in run.stdout
+    assert row["gflops"] > 0 and row["peak_mb"] > 0 and f"wrote {target}" in capsys.readouterr().out
     assert row.get("loss_difference", 0) < 1e-5 and row.get("largest_difference", 0) < 1e-5
 
 

@@ -52,16 +52,13 @@ def test_a_disk_that_fills_up_in_the_middle(disk, tmp_path):
 
     thread = when_round_is_saved(run, 1, fill)
     with pytest.raises(FedPGPError, match="no space left on the disk while writing .*/run/"):
-        start(small_config(run, "rounds=4", faults={"slow": 0.5}), federation_of=small_federation)
+        start(small_config(run, "rounds=4", faults={"slow": 0.3}), federation_of=small_federation)
     thread.join(10)
     saved = latest_checkpoint(run / "checkpoint", print)
     assert saved is not None and 1 <= saved[1]["round"] < 4
     filler.unlink()
     resume(run, federation_of=small_federation)
-    start(
-        small_config(tmp_path / "whole", "rounds=4", faults={"slow": 0.5}),
-        federation_of=small_federation,
-    )
+    start(small_config(tmp_path / "whole", "rounds=4"), federation_of=small_federation)
     ours, theirs = results(run), results(tmp_path / "whole")
     assert (
         ours["tensors"] == theirs["tensors"]

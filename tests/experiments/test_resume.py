@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,25 +78,36 @@ def whole(tmp_path_factory) -> Path:
     return run_dir
 
 
-def test_killed_in_the_middle_and_gone_on_with(tmp_path, whole):
-    """kill -9 inside the training of round 3: no stale lock, and the same as never killed."""
-    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A run that ended by kill -9 inside the training of round 3, and whose fault is mended."""
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
+    process = launch("start", run_dir, faults={"kill_server_at": 3})
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
-    assert not (tmp_path / "run" / "summary.json").exists()
-    mend(tmp_path / "run")
-    resume(tmp_path / "run", federation_of=small_federation)
-    assert results(tmp_path / "run") == results(whole)
+    assert not (run_dir / "summary.json").exists()
+    mend(run_dir)
+    return run_dir
 
 
-def test_a_line_written_after_the_last_checkpoint_is_taken_back(tmp_path, whole):
-    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
-    process.communicate(timeout=120)
-    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+@pytest.fixture
+def killed(made, tmp_path) -> Path:
+    """A copy of it."""
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_killed_in_the_middle_and_gone_on_with(killed, whole):
+    """No stale lock, and the same as never killed."""
+    resume(killed, federation_of=small_federation)
+    assert results(killed) == results(whole)
+
+
+def test_a_line_written_after_the_last_checkpoint_is_taken_back(killed, whole):
+    with open(killed / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "round": 3, "lo')
-    mend(tmp_path / "run")
-    resume(tmp_path / "run", federation_of=small_federation)
-    assert results(tmp_path / "run") == results(whole)
+    resume(killed, federation_of=small_federation)
+    assert results(killed) == results(whole)
 
 
 def test_killed_before_anything_was_saved(tmp_path, whole):
@@ -118,13 +130,10 @@ def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
 
 
 @pytest.mark.parametrize("also", [(), ("images",)])
-def test_a_run_of_an_older_version(tmp_path, whole, also):
+def test_a_run_of_an_older_version(killed, whole, also):
     """Its checkpoints lack what was added since: it is resumed to the same numbers,
     or refused in a line."""
-    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
-    process.communicate(timeout=120)
-    mend(tmp_path / "run")
-    for path in checkpoints(tmp_path / "run" / "checkpoint"):
+    for path in checkpoints(killed / "checkpoint"):
         tensors, info = read_checkpoint(path)
         for name in ("placed", "data", "model_sha256", *also):
             del info[name]
@@ -133,26 +142,23 @@ def test_a_run_of_an_older_version(tmp_path, whole, also):
         with pytest.raises(
             FedPGPError, match="written by another version of fedpgp .they lack images"
         ):
-            resume(tmp_path / "run", federation_of=small_federation)
+            resume(killed, federation_of=small_federation)
     else:
-        resume(tmp_path / "run", federation_of=small_federation)
-        assert results(tmp_path / "run") == results(whole)
+        resume(killed, federation_of=small_federation)
+        assert results(killed) == results(whole)
 
 
-def test_a_damaged_and_then_lost_record_of_attempts(tmp_path, whole):
+def test_a_damaged_and_then_lost_record_of_attempts(killed, whole):
     """Damaged, it is said what to do; lost, the run is resumed."""
-    process = launch("start", tmp_path / "run", faults={"kill_server_at": 3})
-    process.communicate(timeout=120)
-    mend(tmp_path / "run")
-    record = tmp_path / "run" / "private" / "attempt.json"
+    record = killed / "private" / "attempt.json"
     record.write_text('{"run"')
     with pytest.raises(
         FedPGPError, match=f"{record} is damaged .*remove it and resume with resume="
     ):
-        resume(tmp_path / "run", federation_of=small_federation)
+        resume(killed, federation_of=small_federation)
     record.unlink()
-    resume(tmp_path / "run", federation_of=small_federation)
-    assert results(tmp_path / "run") == results(whole)
+    resume(killed, federation_of=small_federation)
+    assert results(killed) == results(whole)
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
@@ -190,19 +196,13 @@ def test_asked_to_stop(tmp_path, whole, number, code):
     assert results(tmp_path / "run") == results(whole)
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
-    process = launch("start", tmp_path / "run", faults={"slow": 5})
-    try:
-        wait_for(process, "round 0/3")
+def test_two_runs_in_one_folder_are_refused(killed):
+    """And a run that was killed leaves no stale lock."""
+    with RunFolder(killed).locked():
         with pytest.raises(FedPGPError, match="another process is at work"):
-            resume(tmp_path / "run", federation_of=small_federation)
+            resume(killed, federation_of=small_federation)
         with pytest.raises(FedPGPError, match="exists already; resume it by resume="):
-            start(small_config(tmp_path / "run"), federation_of=small_federation)
-    finally:
-        process.kill()
-        process.communicate()
-    with RunFolder(tmp_path / "run").locked():
-        pass  # no stale lock
+            start(small_config(killed), federation_of=small_federation)
 
 
 def test_a_deadline_that_cannot_be_kept_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The command: overrides, refusals, the run folder, sweeps, loggers."""
 
 import csv
+import itertools
 import json
 import logging
 import re
@@ -508,10 +509,10 @@ LOGGED = {"wandb": wandb_names, "tensorboard": tensorboard_names}
 def test_names_of_conf_are_those_of_the_code():
     assert set(choices()["method"]) == {*METHODS, "component"}
     assert set(choices()["model"]) == {*SHIPPED, *SHORT_NAMES}
-    for group, names in choices().items():
-        for name in names:
-            if group != "experiment":
-                composed([f"{group}={name}"])
+    groups = choices()
+    del groups["experiment"]
+    for several in itertools.zip_longest(*([(g, n) for n in names] for g, names in groups.items())):
+        composed([f"{group}={name}" for group, name in filter(None, several)])
 
 
 def test_every_choice_begins_with_its_command():

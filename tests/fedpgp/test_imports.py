@@ -5,6 +5,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ FORBIDDEN = {
 PACKAGES = ("fedpgp", "clients", "strategies", "experiments")
 
 
+@cache
 def imported(source: str, module: str = "", package: bool = False) -> set[str]:
     """Names that a file imports anywhere: in functions and under TYPE_CHECKING too.
 
@@ -45,6 +47,7 @@ def imported(source: str, module: str = "", package: bool = False) -> set[str]:
     return names
 
 
+@cache
 def sources() -> dict[str, tuple[str, bool]]:
     """Module -> text and whether it is a package's ``__init__``."""
     found = {}

@@ -188,12 +188,11 @@ def test_the_folder_says_what_arrives_when(whole):
     ]
 
 
-@pytest.mark.parametrize("more", [[], ["evaluate_clients=2", "participation=0.5"]])
-def test_a_killed_run_resumes_to_the_same_numbers(tmp_path, whole, more):
-    undisturbed = whole[0]
-    if more:
-        undisturbed = tmp_path / "whole"
-        start(config_of(undisturbed, *more), federation_of=federation)
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
+    """Also when clients are drawn, to train and to be evaluated."""
+    more = ["evaluate_clients=2", "participation=0.5"]
+    undisturbed = tmp_path / "whole"
+    start(config_of(undisturbed, *more), federation_of=federation)
     code = "import sys; from tests.strategies.test_time import main; main(*sys.argv[1:])"
     process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run"), *more], cwd=ROOT, capture_output=True

@@ -56,7 +56,11 @@ def test_the_ends():
 
 @pytest.mark.parametrize(
     ("name", "target", "rate", "rounds"),
-    [("rdp", 2.0, 0.1, 10), ("rdp", 8.0, 1.0, 10), ("pld", 2.0, 0.5, 2)],
+    [
+        ("rdp", 2.0, 0.1, 10),
+        ("rdp", 8.0, 1.0, 10),
+        pytest.param("pld", 2.0, 0.5, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_calibrating_is_the_inverse_from_below(name, target, rate, rounds):
     noise = calibrate(target, rate, rounds, 1e-3, name)
