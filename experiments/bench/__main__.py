@@ -10,6 +10,7 @@ reference in the same process.
     features    image features: encoded once and kept, against encoded in every epoch
     federation  a round of the embedded federation against a loop over its clients; a whole run on
                 Ray: overhead, memory
+    privacy     a round with privacy=client against one without, simulations in turn
 
 Each row has the ratio of the medians, the achieved GFLOP/s, its fraction of this machine's measured
 GEMM speed at the same shapes, and the peak memory that a call adds. Run it on an idle machine: a
@@ -21,7 +22,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from experiments.bench import cohort, features, federation, growth, methods, step
+from experiments.bench import cohort, features, federation, growth, methods, privacy, step
 from experiments.bench.measure import machine
 from experiments.command import command
 from experiments.overrides import user_path
@@ -35,6 +36,7 @@ BENCHES = {
     "growth": growth.rows,
     "features": features.rows,
     "federation": federation.rows,
+    "privacy": privacy.rows,
 }
 
 
@@ -61,17 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[50, 100],
         help="numbers of classes (default 50 100)",
     )
-    parser.add_argument(
-        "--clients", type=int, help="clients (default: 10 of a cohort, 24 of a federation)"
-    )
+    parser.add_argument("--clients", type=int, help="clients (default: 10 of a cohort, else 24)")
     parser.add_argument(
         "--images", type=int, default=512, help="features: images (default 512, at most 4550)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=10, help="federation: rounds of the whole run (default 10)"
+        "--rounds",
+        type=int,
+        default=10,
+        help="federation, privacy: rounds of the whole run (default 10)",
     )
     parser.add_argument(
-        "--model", help="model (default ViT-B-16 with random weights; features, federation: tiny)"
+        "--model",
+        help="model (default ViT-B-16 with random weights; features, federation, privacy: tiny)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument(

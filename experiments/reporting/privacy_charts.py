@@ -77,6 +77,7 @@ def accuracy_against_epsilon(
     lines = {key: sorted(points, key=lambda p: p[0]) for key, points in lines.items()}
     if not any(len({epsilon for epsilon, _, _ in points}) > 1 for points in lines.values()):
         return [], []
+    several = len({row.model for _, _, row in named} - {"zero_shot"}) > 1
     every = [epsilon for points in lines.values() for epsilon, _, _ in points]
     ends = (min(every), max(every))
     unit = next(_unit(row) for points in lines.values() for _, _, row in points)
@@ -86,7 +87,7 @@ def accuracy_against_epsilon(
         for slot, points in enumerate(lines.values()):
             cells = [(epsilon, row.cells[figure]) for epsilon, _, row in points]
             cells = [(epsilon, cell) for epsilon, cell in cells if not math.isnan(cell.mean)]
-            name, style = _name(points[0][2]), f"c{slot % 10}"
+            name, style = points[0][2].name(several, _OF_NOISE), f"c{slot % 10}"
             at = [(epsilon, cell.mean) for epsilon, cell in cells]
             series.append(charts.Series(name, style, at, [cell.std for _, cell in cells]))
             legend[name] = style
@@ -134,8 +135,3 @@ def _key(row: Row, *dropped: str) -> tuple:
         for label, value in row.labels.items()
         if label not in dropped and not (of_group and label.startswith("privacy."))
     )
-
-
-def _name(row: Row) -> str:
-    """A line's name, without what its points differ in."""
-    return row.name(True, _OF_NOISE)

@@ -64,6 +64,16 @@ def test_a_plot_without_the_package_that_draws_is_refused_first(tmp_path, capsys
 
 
 @pytest.mark.slow
+def test_privacy_is_measured_against_none(tmp_path):
+    target = tmp_path / "bench.json"
+    few = ["--clients", "2", "--rounds", "2", "--repeats", "1"]
+    assert main(["privacy", *few, "--json", str(target)]) == 0
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["client", "client, adaptive clip"]
+    assert all(row["ms"] > 0 and row["reference_ms"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_growth_and_federation(tmp_path):
     """The two that take longer: growth draws its plot, a federation's textbook round computes the
     same."""

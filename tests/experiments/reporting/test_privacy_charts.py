@@ -66,7 +66,7 @@ def test_accuracy_against_epsilon_over_a_sweep(tmp_path):
     }
     for kind, name in (("1.0", "FedPGP"), ("none", "FedPGP, without privacy")):
         mean = (local[f"fedpgp_{kind}_1"] + local[f"fedpgp_{kind}_2"]) / 2
-        assert f"{name} (personal)"[:6] in drawn and f": {mean:.1f}" in drawn
+        assert f"{name}: {mean:.1f}" in drawn
     assert "epsilon of one client" in drawn and "epsilon of one client 8" in drawn
     assert drawn.count("<polyline") == 4 and drawn.count("dashed") >= 2
 
