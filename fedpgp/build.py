@@ -19,6 +19,7 @@ from fedpgp.data.base import Split, Subset
 from fedpgp.data.features import encode_split, encoded_before
 from fedpgp.data.joint import Concat, augmented
 from fedpgp.data.lookup import PartialFeatures
+from fedpgp.data.partitions.base import check_options
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
@@ -45,11 +46,14 @@ def check_config(config: Mapping) -> Config:
 
     Raises:
         FedPGPError: a key that is unknown or has no value; a value that cannot work, whatever the
-            data, of the protocol's and the method's own settings too.
+            data, of the protocol's, the method's and the partition's own settings
+            too.
     """
     checked = Config.of(config)
     make_protocol(checked.protocol)
     configured_method(checked.method)
+    if checked.partition.scheme != "own":
+        check_options(checked.partition.scheme, checked.partition.options)
     make_attack(config)
     return checked
 

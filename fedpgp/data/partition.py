@@ -12,13 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedpgp.config import PartitionSection
-from fedpgp.data.partitions.base import SCHEMES
+from fedpgp.data.partitions.base import SCHEMES, check_options
 from fedpgp.data.pool import LabelledPool, Parts, follow
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
-
-COMMON = ("min_size", "min_test_size", "pooled")
-"""Options of every scheme."""
 
 MAX_DRAWS = 100
 """Random draws tried before a scheme whose clients are too small gives up."""
@@ -65,16 +62,9 @@ def partition(
             without images; an option of test images without ``test_labels``. The message names
             what to change.
     """
-    if scheme not in SCHEMES:
-        raise FedPGPError(unknown("partition", scheme, sorted(SCHEMES)))
+    check_options(scheme, options)
     chosen = SCHEMES[scheme]
     assign = chosen.assign
-    valid = [
-        p.name for p in inspect.signature(assign).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    for option in options:
-        if option not in valid:
-            raise FedPGPError(unknown(f"option of partition {scheme}", option, [*valid, *COMMON]))
     if clients < 1:
         raise FedPGPError(f"clients={clients}: a federation needs at least 1 client")
     PartitionSection.check(min_size=min_size, min_test_size=min_test_size, pooled=pooled)

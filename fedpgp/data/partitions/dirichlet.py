@@ -1,15 +1,13 @@
 """``dirichlet``: each class in proportions drawn from a Dirichlet distribution."""
 
-from math import inf
-
 import numpy as np
 
-from fedpgp.data.partitions.base import register
+from fedpgp.config.rules import Flag
+from fedpgp.data.partitions.base import ABOVE_ZERO, register
 from fedpgp.data.pool import LabelledPool, Parts, apportion, by_class, cut, merge
-from fedpgp.errors import check_number
 
 
-@register("dirichlet", evened_by="beta")
+@register("dirichlet", evened_by="beta", beta=ABOVE_ZERO, balance=Flag())
 def dirichlet(
     pool: LabelledPool,
     clients: int,
@@ -23,7 +21,6 @@ def dirichlet(
     ``balance``: a client that already holds its N / clients images gets nothing of the classes that
     follow, as in the code of FedPGP and its peers ("noniid-labeldir").
     """
-    check_number("partition.beta", beta, above=0, below=inf)
     full = len(pool.labels) / clients
     held, owed = np.zeros(clients), np.zeros(clients)
     pieces = []

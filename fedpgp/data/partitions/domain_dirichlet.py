@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from fedpgp.data.partitions.base import inside_domains, register
+from fedpgp.config.rules import Flag
+from fedpgp.data.partitions.base import ABOVE_ZERO, inside_domains, register
 from fedpgp.data.partitions.dirichlet import dirichlet
 from fedpgp.data.pool import LabelledPool, Parts
 from fedpgp.errors import FedPGPError
 
 
-@register("domain_dirichlet", by_domain=True, evened_by="beta")
+@register("domain_dirichlet", by_domain=True, evened_by="beta", beta=ABOVE_ZERO, balance=Flag())
 def domain_dirichlet(
     pool: LabelledPool,
     clients: int,

@@ -1,16 +1,15 @@
 """``pachinko``: superclasses and classes drawn image by image."""
 
 from collections.abc import Sequence
-from math import inf
 
 import numpy as np
 
-from fedpgp.data.partitions.base import register
+from fedpgp.data.partitions.base import ABOVE_ZERO, register
 from fedpgp.data.pool import LabelledPool, Parts, apportion
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError
 
 
-@register("pachinko")
+@register("pachinko", beta=ABOVE_ZERO, beta_fine=ABOVE_ZERO)
 def pachinko(
     pool: LabelledPool,
     clients: int,
@@ -29,8 +28,6 @@ def pachinko(
 
     ``superclasses``: (classes,) the superclass of each class.
     """
-    check_number("partition.beta", beta, above=0, below=inf)
-    check_number("partition.beta_fine", beta_fine, above=0, below=inf)
     if superclasses is None:
         raise FedPGPError(
             "partition pachinko needs a data set whose classes have superclasses, such as "

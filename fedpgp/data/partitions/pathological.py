@@ -4,12 +4,13 @@ import random
 
 import numpy as np
 
+from fedpgp.config.rules import Choice
 from fedpgp.data.partitions.base import register
 from fedpgp.data.pool import LabelledPool, Parts
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import FedPGPError
 
 
-@register("pathological")
+@register("pathological", dealing=Choice(("even", "reference")))
 def pathological(
     pool: LabelledPool, clients: int, rng: np.random.Generator, *, dealing: str = "even"
 ) -> Parts:
@@ -19,8 +20,6 @@ def pathological(
     code: one fixed shuffle for every seed, ``round(classes / clients)`` a client, the last
     client takes what is left.
     """
-    if dealing not in ("even", "reference"):
-        raise FedPGPError(unknown("partition.dealing", dealing, ["even", "reference"]))
     present = np.unique(pool.labels)
     if clients > len(present):
         raise FedPGPError(

@@ -2,18 +2,18 @@
 
 import numpy as np
 
+from fedpgp.config.rules import Number
 from fedpgp.data.partitions.base import register
 from fedpgp.data.pool import LabelledPool, Parts, by_class
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.errors import FedPGPError
 
 
-@register("shards")
+@register("shards", shards_per_client=Number({"least": 1, "whole": True}))
 def shards(
     pool: LabelledPool, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2
 ) -> Parts:
     """Images sorted by class are cut into equal shards, and each client is assigned some
     (McMahan et al. 2017)."""
-    check_number("partition.shards_per_client", shards_per_client, least=1, whole=True)
     total = clients * shards_per_client
     if total > len(pool.labels):
         raise FedPGPError(

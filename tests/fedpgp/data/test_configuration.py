@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
-from fedpgp.data.partition import COMMON
+from fedpgp.data.partitions.base import COMMON
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import SplitRequest, split_clients
 
