@@ -119,6 +119,11 @@ class Attempt:
             self.console.note(note)
         if privacy := method.privacy(config["rounds"]):
             self.console.warn(f"method={config['method']['name']}: {format_privacy(privacy)}")
+        if since := federation.federated_split.after(config["rounds"]):
+            self.console.warn(
+                f"from round {since} on clients would have other images, or be tested on more; "
+                f"this run ends after rounds={config['rounds']}"
+            )
         if attackers := attackers_of(config, federation.federated_split):
             name, clients = config["attack"]["name"], federation.num_clients
             self.console.warn(f"attack={format_attackers(name, attackers.clients, clients)}")

@@ -11,7 +11,7 @@ from experiments.overrides import resume_command
 from experiments.run_folder import EXTENDED, RunFolder
 from fedpgp.atomic_files import write_atomically
 from fedpgp.build import configured_method
-from fedpgp.config import MethodSection
+from fedpgp.config import Config, MethodSection
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.prefixes import strip_prefix
@@ -43,8 +43,10 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
         asked: the rounds it is to have.
 
     Raises:
-        FedPGPError: fewer rounds, or a setting whose course depends on how many there are.
+        FedPGPError: no number of rounds, fewer rounds, or a setting whose course depends on how
+            many there are.
     """
+    Config.check(rounds=asked)
     if asked < done:
         raise FedPGPError(
             f"rounds={asked}: this run was started with {done}; a resumed run can only have more"

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 
 from experiments.overrides import FOLDERS, typed
 from experiments.settings import choices, composed, parse, swept_by
@@ -36,16 +36,20 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
             and not sweep
             and not override.key_or_group.startswith("hydra")
         ):
-            raise FedPGPError(_several_values(override, groups, sweep))
+            raise FedPGPError(_severalvalues_of(override, groups, sweep))
     if sweep:
         _check_sweep_folder(overrides)
+        _check_swept_values(overrides, groups)
     chosen: dict[str, list[str]] = {}
     for override in overrides:
         key = override.key_or_group
         if key in groups:
-            chosen[key] = [_text(value) for value in _values(override)]
+            chosen[key] = [_text(value) for value in values_of(override, groups[key])]
             for value in chosen[key]:
-                if value not in groups[key] and value != "null":
+                if value == "null":
+                    example = groups[key][0]
+                    raise FedPGPError(f"{key}=null: leave it out, or name one, such as {example}")
+                if value not in groups[key]:
                     raise FedPGPError(unknown(key, value, groups[key]))
     keys = [
         o
@@ -70,7 +74,7 @@ def _check_sweep_folder(overrides: Sequence[Override]) -> None:
     swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
     for override in overrides:
         if override.key_or_group == "experiment":
-            swept |= {key for value in _values(override) for key in swept_by(_text(value))}
+            swept |= {key for value in values_of(override) for key in swept_by(_text(value))}
     swept -= {o.key_or_group for o in overrides if not o.is_sweep_override()}
     for override in overrides:
         if override.key_or_group not in FOLDERS:
@@ -81,6 +85,31 @@ def _check_sweep_folder(overrides: Sequence[Override]) -> None:
                     f"{override.key_or_group} has ${{{key}}}, which the sweep varies: a sweep has "
                     f"one folder, and each job its own in it; leave ${{{key}}} out"
                 )
+
+
+def _check_swept_values(overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what Hydra's sweeper does not know, a pattern without a choice, and a value twice:
+    two jobs of one setting."""
+    for override in overrides:
+        if not override.is_sweep_override() or override.key_or_group.startswith("hydra"):
+            continue
+        if override.value_type is ValueType.INTERVAL_SWEEP:
+            raise FedPGPError(
+                f"{override.input_line} is an interval, which has no end of values; name some: "
+                f"{override.key_or_group}=0.1,0.2, or range(START,STOP,STEP)"
+            )
+        among = groups.get(override.key_or_group, ())
+        seen = [_text(value) for value in values_of(override, among)]
+        if not seen:
+            raise FedPGPError(
+                f"{override.input_line} has no value"
+                + (f"; choose among {', '.join(among)}" if among else ": glob is for groups")
+            )
+        if twice := sorted({value for value in seen if seen.count(value) > 1}):
+            raise FedPGPError(
+                f"{override.input_line} has {', '.join(twice)} twice: the jobs would be the same "
+                "run; name each value once"
+            )
 
 
 def _nodes(config: Mapping, prefix: str = "") -> set[str]:
@@ -94,6 +123,11 @@ def _nodes(config: Mapping, prefix: str = "") -> set[str]:
 
 
 def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> str:
+    if key == "method.component":
+        return "method.component needs method=component beside it"
+    if key.startswith("method.") and "method.component" in known:
+        own = key.removeprefix("method.").removeprefix("settings.")
+        return f"unknown setting {key!r}; the component's own are +method.settings.{own}=..."
     head, dot, tail = key.rpartition(".")
     inside = sorted(name for name in known if name.startswith(f"{head}.")) if dot else []
     if head in groups and inside:
@@ -107,7 +141,9 @@ def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> 
     return unknown("setting", key, sorted(known | set(groups)))
 
 
-def _several_values(override: Override, groups: Mapping[str, list[str]], sweep: bool | None) -> str:
+def _severalvalues_of(
+    override: Override, groups: Mapping[str, list[str]], sweep: bool | None
+) -> str:
     """Return the message for ``seed=0,1`` where one value is needed."""
     key, text = override.key_or_group, override.input_line.partition("=")[2]
     what = (
@@ -123,7 +159,10 @@ def _several_values(override: Override, groups: Mapping[str, list[str]], sweep: 
     )
 
 
-def _values(override: Override) -> list:
+def values_of(override: Override, among: Sequence[str] = ()) -> list:
+    """Return the values that an override names, of a group those among its choices."""
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return override.value().filter(list(among))
     if override.is_sweep_override():
         return list(override.sweep_iterator())
     value = override.value()

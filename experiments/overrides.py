@@ -32,6 +32,8 @@ PATHS = (
     "model.memory",
 )
 """Settings that are paths; a sweep may have several of those that are not of :data:`FOLDERS`."""
+TEXTS = ("experiment_name", "context_init")
+"""Settings that are texts, also where YAML would read a number or a word of its own."""
 _HOW_MANY = ("--clients", "--data")
 _INTERPOLATION = "${"
 
@@ -46,6 +48,7 @@ def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
     quotes, which a person at a shell cannot know;
     ``resume=outputs/compare/method=fedpgp,seed=1`` is a path all the same. An interpolation
     (``${now:%Y-%m-%d}``, ``${seed}``) is left to Hydra; ``\\${`` is a path with these letters.
+    A number is a text where the setting is one (``experiment_name=2026``).
 
     Args:
         arguments: as the shell gave them.
@@ -62,6 +65,8 @@ def user_path(text: str) -> Path:
 def _readable(argument: str, absolute: bool) -> str:
     key, equals, text = argument.partition("=")
     plus, key = key[: len(key) - len(key.lstrip("+"))], key.lstrip("+")
+    if key in TEXTS and text:
+        return plus + _as_text(key, text)
     if not equals or key not in PATHS or not text:
         return argument
     override = _parsed(f"{key}={text}")
@@ -84,6 +89,14 @@ def _readable(argument: str, absolute: bool) -> str:
     if absolute and (key != "model.pretrained" or os.path.exists(path)):
         path = os.path.abspath(path)
     return plus + override_of(key, path)
+
+
+def _as_text(key: str, text: str) -> str:
+    override = _parsed(f"{key}={text}")
+    if override is None or override.is_sweep_override():
+        return f"{key}={text}"
+    value = override.value()
+    return override_of(key, text) if isinstance(value, bool | int | float) else f"{key}={text}"
 
 
 # Writing. -----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.overrides import typed
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import written_out
 
@@ -67,6 +68,9 @@ def parse(arguments: Sequence[str]) -> list[Override]:
             advice = "quotes around values that hold , = or brackets"
             if not argument.isascii():  # Hydra's grammar has no other letters without quotes
                 advice = "quotes around each name that is not plain ASCII: \"key=['Bär','cat']\""
+            key, _, text = argument.partition("=")
+            if text and not text.startswith(("[", "{")):
+                advice += f"; as one text it is {typed(key, text)}"
             raise FedPGPError(f"cannot read {argument!r}; write key=value, with {advice}") from None
     return found
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.override_checks import values_of
 from experiments.reporting.formatting import format_seconds
-from experiments.settings import parse
+from experiments.settings import choices, parse
 from fedpgp.errors import FedPGPError
 
 
@@ -56,16 +57,14 @@ def jobs(overrides: Sequence[str], swept: Mapping[str, object]) -> int:
         swept: an experiment's own (``hydra.sweeper.params``): key -> its values as they are
             written.
     """
-    counts = {key: _values(f"{key}={values}") for key, values in swept.items()}
-    for override in parse(overrides):
+    given = [*parse([f"{key}={values}" for key, values in swept.items()]), *parse(overrides)]
+    groups = choices()
+    counts: dict[str, int] = {}
+    for override in given:
         if not override.key_or_group.startswith("hydra"):
-            counts[override.key_or_group] = _values(str(override.input_line))
+            values = values_of(override, groups.get(override.key_or_group, ()))
+            counts[override.key_or_group] = len(values) if override.is_sweep_override() else 1
     return math.prod(counts.values())
-
-
-def _values(line: str) -> int:
-    (override,) = parse([line])
-    return len(list(override.sweep_iterator())) if override.is_sweep_override() else 1
 
 
 def show_table(folder: Path) -> None:

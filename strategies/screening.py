@@ -58,7 +58,9 @@ def too_large(
 
     The measure is the lower median of the round's norms; where more than half of the
     clients did not move, that of those that did. A client that is alone has nobody to be
-    compared with, and passes.
+    compared with, and passes. Of two nobody knows which is out of proportion: one that has
+    learned its images already hardly moves. There a change is measured against what the clients
+    were sent, where that is more.
 
     Args:
         updates: client -> what it sent; all are finite and of the right shapes.
@@ -77,6 +79,9 @@ def too_large(
         if not moved:
             continue
         middle = median_low([own[part] for own in norms.values()]) or median_low(moved)
+        if len(norms) == 2 and part == 0:
+            sent = [global_params[n] for n in global_params if n not in delta_params]
+            middle = max(middle, norm(sent))
         for client, own in norms.items():
             with np.errstate(over="ignore"):
                 ratios[client] = max(ratios[client], float(np.divide(own[part], middle)))

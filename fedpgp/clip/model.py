@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from fedpgp.clip.preprocess import Preprocess
 from fedpgp.clip.tokens import TokenReader
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError, unknown
@@ -79,8 +80,9 @@ class FrozenCLIP:
         """PIL image -> (3, R, R) tensor, as the model was trained to see it
         (evaluation transform)."""
         if self._preprocess is not None:
-            return self._preprocess
-        return import_open_clip().image_transform(self.model.visual.image_size, is_train=False)
+            return Preprocess(self._preprocess)
+        size = self.model.visual.image_size
+        return Preprocess(import_open_clip().image_transform(size, is_train=False))
 
     @property
     def image_size(self) -> int:

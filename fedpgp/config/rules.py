@@ -102,10 +102,12 @@ class Numbers(Rule):
 
 @dataclass(frozen=True)
 class Choice(Rule):
-    """One of some words; with ``null`` (what it means) null too."""
+    """One of some words; with ``null`` (what it means) null too. ``advice``: what else helps who
+    chose another."""
 
     values: tuple[str, ...]
     null: str | None = None
+    advice: str = ""
 
     @property
     def words(self) -> str:
@@ -119,7 +121,8 @@ class Choice(Rule):
     def check(self, name: str, value: object) -> None:
         if not self.allows(value):
             valid = self.values if self.null is None else (*self.values, "null")
-            raise FedPGPError(unknown(f"value of {name}", value, valid))
+            advice = f" ({self.advice})" if self.advice else ""
+            raise FedPGPError(unknown(f"value of {name}", value, valid) + advice)
 
 
 class Flag(Rule):
@@ -196,9 +199,9 @@ def numbers(example: Sequence[float], **limits: float) -> Any:
     return setting(Numbers(len(example), limits, said), tuple(example))
 
 
-def choice(*values: str, missing: Any = MISSING, null: str | None = None) -> Any:
+def choice(*values: str, missing: Any = MISSING, null: str | None = None, advice: str = "") -> Any:
     """One of these words."""
-    return setting(Choice(values, null), missing)
+    return setting(Choice(values, null, advice), missing)
 
 
 def flag(*, missing: Any = MISSING) -> Any:

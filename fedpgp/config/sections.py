@@ -136,7 +136,7 @@ class RuntimeSection(Section):
 
     prefix: ClassVar[str] = "runtime"
 
-    name: str = choice("ray", "inline", "flower")
+    name: str = choice("ray", "inline", "flower", missing="inline")
     workers: int | None = whole(
         least=1, null="for as many as the machine has room for", missing=None
     )
@@ -144,8 +144,10 @@ class RuntimeSection(Section):
     gpus_per_worker: float = number(above=0, missing=1.0)
     cohort_size: int | str = whole(least=1, word="auto", missing="auto")
     cache_dir: str | None = text(null=True, missing=None)
-    round_timeout: float | None = number(above=0, of="seconds", null="to wait for ever")
-    min_clients: int = whole(least=1)
+    round_timeout: float | None = number(
+        above=0, of="seconds", null="to wait for ever", missing=None
+    )
+    min_clients: int = whole(least=1, missing=1)
     dropout: float = number(least=0, below=1, missing=0.0)
     slow_clients: float = number(least=0, most=1, missing=0.0)
     seats: str = choice("key", "free", missing="key")
@@ -182,7 +184,7 @@ class Config(Section):
 
     clients: int = whole(least=1)
     rounds: int = whole(least=0)
-    participation: float = number(above=0, most=1)
+    participation: float = number(above=0, most=1, missing=1.0)
     first_round: str = choice("sampled", "all", missing="sampled")
     shots: int | None = whole(least=1, null="for all images")
 
@@ -194,13 +196,19 @@ class Config(Section):
     n_ctx: int | None = whole(least=1, null="for those of context_init")
     context_init: str = text()
 
-    evaluate_every: int = whole(least=0)
+    evaluate_every: int = whole(least=0, missing=1)
     evaluate_clients: int | None = whole(least=1, null="for all clients", missing=None)
 
     run_dir: str | None = text(null=True, missing=None)
     resume: str | None = text(null=True, missing=None)
     init_from: str | None = text(null=True, missing=None)
-    device: str = choice("auto", "cpu", "cuda", "mps")
+    device: str = choice(
+        "auto",
+        "cpu",
+        "cuda",
+        "mps",
+        advice="CUDA_VISIBLE_DEVICES says which GPUs a process may use",
+    )
     dtype: str = choice("float32", "float64", "bfloat16")
     verbose: bool = flag(missing=False)
 
@@ -209,11 +217,11 @@ class Config(Section):
     partition: PartitionSection = section(PartitionSection)
     protocol: Mapping = group()
     method: MethodSection = section(MethodSection)
-    strategy: StrategySection = section(StrategySection)
+    strategy: StrategySection = section(StrategySection, missing=StrategySection(name="fedavg"))
     privacy: PrivacySection = section(PrivacySection, missing=PrivacySection())
     attack: AttackSection = section(AttackSection, missing=AttackSection())
     updates: Sequence = entries(missing=())
-    runtime: RuntimeSection = section(RuntimeSection)
+    runtime: RuntimeSection = section(RuntimeSection, missing=RuntimeSection(name="inline"))
     logger: LoggerSection = section(LoggerSection, missing=LoggerSection(name="none"))
 
     def __post_init__(self):

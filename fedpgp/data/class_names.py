@@ -66,14 +66,20 @@ def spoken(name: str) -> str:
 
 
 def check_template(template: object) -> None:
-    """Refuses a template that has no place, or several, for the class name.
+    """Refuses a template that has no place, or several, for the class name, or other braces.
 
     Raises:
         FedPGPError: naming it.
     """
-    if not isinstance(template, str) or template.count("{}") != 1:
+    place = "{}"
+    if not isinstance(template, str) or template.count(place) != 1:
         raise FedPGPError(
-            f"dataset.template={template!r} needs exactly one {{}}, the place of the class name"
+            f"dataset.template={template!r} needs exactly one {place}, the place of the class name"
+        )
+    if set(template.replace(place, "")) & set(place):
+        raise FedPGPError(
+            f"dataset.template={template!r} has other braces than {place}, the place of the class "
+            "name: leave them out"
         )
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import os
+import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -87,6 +89,10 @@ def read_image(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Imag
         Exception: whatever Pillow's decoders raise for a broken image, each in its own way.
     """
     _silence_pillow()
+    if not isinstance(source, bytes):
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # would be waited for without end
+            raise ValueError("it is no file, but a pipe, a socket or a device")
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         image.load()
         # Damaged metadata cost an image nothing: what fails is writing them anew, after

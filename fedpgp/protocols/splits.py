@@ -139,6 +139,16 @@ class FederatedSplit:
     adapt_epochs: int = 0
     private_data: bool = False
 
+    def after(self, rounds: int) -> int | None:
+        """The first round after these many in which a client's images change, or an eval set begins
+        to count; None where there is none."""
+        starts = [
+            each.since
+            for client_split in self.clients
+            for each in (*client_split.phases, *client_split.eval_sets.values())
+        ]
+        return min((since for since in starts if since > rounds), default=None)
+
     @property
     def train_indices(self) -> np.ndarray:
         """Indices in the train split that some client trains on, or is tested on, ascending."""

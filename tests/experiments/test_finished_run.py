@@ -103,6 +103,7 @@ def test_the_command_gives_more_rounds_and_nothing_else(tmp_path, small, capsys)
         and f"init_from={folder}" in said
     )
     assert main([f"resume={folder}", "rounds=0"]) == 2
+    assert main([f"resume={folder}", "rounds=abc"]) == 2
     assert main([f"resume={folder}", "rounds=2"]) == 0
     assert json.loads((folder / "summary.json").read_text())["rounds"] == 2
     assert main([*SMALL, "rounds=3", f"init_from={folder}", f"run_dir={tmp_path / 'next'}"]) == 0

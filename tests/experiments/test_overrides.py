@@ -222,6 +222,18 @@ def test_a_path_that_begins_with_an_interpolation_stays_as_it_is():
     ]
 
 
+@pytest.mark.parametrize("value", ["2026", "007", "1e3", "true", "a photo of a", "x-1"])
+def test_a_text_stays_a_text_where_yaml_reads_a_number(value):
+    assert composed(readable([f"experiment_name={value}"]))["experiment_name"] == value
+
+
+def test_a_text_that_cannot_be_read_is_shown_as_it_is_typed(shell, capsys):
+    assert main(["dataset.template=ein {}"]) == 2
+    advice = capsys.readouterr().err.strip().rpartition("as one text it is ")[2]
+    (word,) = shell(f"words {advice}")
+    assert composed(["dataset=folder", word])["dataset"]["template"] == "ein {}"
+
+
 def test_what_is_no_path_is_left_alone():
     for argument in (
         "-m",
@@ -232,6 +244,8 @@ def test_what_is_no_path_is_left_alone():
         "run_dir=",
         "x",
         "a=~",
+        "experiment_name=null",
+        "experiment_name=1,2",
     ):
         assert readable([argument]) == [argument]
     (absolute, tag) = readable(["dataset.root=images", "model.pretrained=openai"], absolute=True)

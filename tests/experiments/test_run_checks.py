@@ -15,6 +15,17 @@ WRONG = {
         "strategy.wrap=server_side_fixed_clipping.noise_multiplier=much cannot work"
     ),
     "privacy=client privacy.clip=-1": "privacy.clip",
+    "partition.beta=-1": "partition.beta=-1 cannot work; it is a number above 0",
+    "partition.balance=maybe": "partition.balance=maybe cannot work; it is true or false",
+    "partition=shards partition.shards_per_client=1.5": "partition.shards_per_client=1.5 cannot",
+    "partition=pathological partition.dealing=odd": "unknown value of partition.dealing 'odd'",
+    "+partition.bets=1": "unknown option of partition",
+    "partition=null": "partition=null: leave it out, or name one",
+    "device=cuda:1": "CUDA_VISIBLE_DEVICES",
+    "method.component=fedpgp.methods.fedprox.FedProx": "needs method=component beside it",
+    "method=component method.component=fedpgp.methods.fedprox.FedProx method.mu=1": (
+        "unknown setting 'method.mu'; the component's own are +method.settings.mu=..."
+    ),
     "method.rank=0": "method.rank=0 cannot work",
 }
 

@@ -55,10 +55,29 @@ def test_a_run_is_the_latest_of_its_experiment(tmp_path, monkeypatch):
         (["seed=5"], {"seed": "1,2,3", "method": "a,b"}, 2),
         ([], {"seed": "1,2,3", "method": "a,b"}, 6),
         (["hydra.launcher.n_jobs=2,3"], {}, 1),
+        (["method=glob(promptfl*)", "seed=1,2"], {}, 4),
     ],
 )
 def test_the_number_of_jobs(overrides, swept, count):
     assert jobs(overrides, swept) == count
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("lr=interval(0,1)", "lr=interval(0,1) is an interval"),
+        ("lr=0.1,1e-1,.2", "lr=0.1,1e-1,.2 has 0.1 twice"),
+        ("seed=glob(*)", "seed=glob(*) has no value: glob is for groups"),
+        ("method=glob(nothing*)", "has no value; choose among"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_before_a_folder_is_made(
+    word, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["-m", *SMALL, word]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error and not list(tmp_path.iterdir())
 
 
 def test_the_time_left_is_judged_by_the_jobs_that_are_done(monkeypatch):

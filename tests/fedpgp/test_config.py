@@ -124,6 +124,16 @@ def test_a_run_that_is_older_than_a_key_has_what_it_did_then():
         assert getattr(getattr(config, group) if group else config, name) == value, key
 
 
+def test_what_is_the_server_s_business_may_be_left_out():
+    """A caller of ``build_federation`` has no server."""
+    whole = composed(["runtime=inline"])
+    server = ("strategy", "runtime", "participation", "evaluate_every", "privacy", "attack")
+    config = Config.of({key: value for key, value in whole.items() if key not in server})
+    assert (config.strategy.name, config.runtime.name) == ("fedavg", "inline")
+    assert (config.participation, config.evaluate_every) == (1.0, 1)
+    assert RuntimeSection.of({"cohort_size": 4}).min_clients == 1
+
+
 def test_a_section_checks_itself_and_stays_as_it_is():
     with pytest.raises(FedPGPError, match="runtime.dropout=1 cannot work"):
         RuntimeSection(name="inline", round_timeout=None, min_clients=1, dropout=1)

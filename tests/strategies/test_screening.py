@@ -74,6 +74,11 @@ def test_one_and_two_clients():
     assert set(refused({4: update(1e30), 5: update(1.0)})) == {4}
 
 
+def test_of_two_honest_clients_none_is_left_out_because_the_other_has_learned_its_images():
+    assert refused({4: update(1.0), 5: update(1e-3)}) == {}
+    assert set(refused({4: update(1.0), 5: update(1e-3), 6: update(1e-3)})) == {4}
+
+
 def test_a_strategy_keeps_as_many_as_it_needs():
     """The largest go first; a strategy that needs seven of eight has to bear with one liar
     itself."""

@@ -218,6 +218,13 @@ def test_a_round_in_which_nobody_could_train_is_refused_before_it(tmp_path):
         )
 
 
+def test_what_would_begin_after_the_last_round_is_said(tmp_path, capsys):
+    start(config_of(tmp_path / "run", "rounds=1"), federation_of=federation)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "from round 3 on clients would have other images, or be tested on more" in said
+    assert "this run ends after rounds=1" in said
+
+
 def test_nothing_changes_by_default():
     rows, eval_set = np.arange(4), EvalSet(np.arange(3), (0, 1))
     client = ClientSplit(rows, (0, 1), {"local": eval_set})

@@ -237,6 +237,13 @@ def _check(repo: str, table: Any, image: str, label: str, domain: str | None) ->
     for option, column in (("image", image), ("label", label), ("domain", domain)):
         if column is not None and column not in table.column_names:
             raise FedPGPError(unknown(f"dataset.{option} of {repo}", column, table.column_names))
+    for option, column in (("label", label), ("domain", domain)):
+        kind = None if column is None else table.features[column]
+        if kind is not None and not isinstance(kind, datasets.ClassLabel | datasets.Value):
+            raise FedPGPError(
+                f"dataset.{option}={column}: this column of {repo} holds {kind}; it needs one "
+                "number or word for each image"
+            )
     if not isinstance(table.features[image], datasets.Image):
         raise FedPGPError(
             f"dataset.image={image}: this column of {repo} holds {table.features[image]}, no images"
@@ -282,13 +289,17 @@ def _class_names(
     return names
 
 
+def _is_label(value: object, classes: int) -> bool:
+    return isinstance(value, int | float) and 0 <= value < classes and value == int(value)
+
+
 def _labels(where: str, table: Any, label: str, names: list[str]) -> np.ndarray:
     number = {name: i for i, name in enumerate(names)}
     # Numbers stay as they are, with or without names of their own; words are looked up.
     values = [
         number.get(nfc(value), -1) if isinstance(value, str) else value for value in table[label]
     ]
-    bad = [value for value in values if value is None or not 0 <= value < len(names)]
+    bad = [value for value in values if not _is_label(value, len(names))]
     if bad:
         raise FedPGPError(
             f"data set hub: {len(bad)} images of {where} have no label among {len(names)} classes"

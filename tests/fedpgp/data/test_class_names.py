@@ -7,7 +7,7 @@ import pytest
 from experiments.settings import composed
 from fedpgp.build import split_configured
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.class_names import as_names, check_names
+from fedpgp.data.class_names import as_names, check_names, check_template
 from fedpgp.errors import FedPGPError
 from fedpgp.task import Task
 from tests.small import _clip
@@ -58,6 +58,12 @@ def test_two_names_that_are_one_in_a_prompt_are_refused_by_name(names):
 def test_a_name_that_says_nothing_is_refused(name):
     with pytest.raises(FedPGPError, match="says nothing in a prompt"):
         check_names(["cat", name])
+
+
+@pytest.mark.parametrize("template", ["a {} {0}", "a {{}} b", "{} {", "} {}", "a {}, a {}", "a", 5])
+def test_a_template_has_one_place_and_no_other_braces(template):
+    with pytest.raises(FedPGPError, match="the place of the class name"):
+        check_template(template)
 
 
 def test_other_names_are_left_as_they_are():

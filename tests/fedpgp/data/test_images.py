@@ -1,5 +1,6 @@
 """How an image is opened: every reader alike."""
 
+import os
 import warnings
 
 import numpy as np
@@ -259,3 +260,10 @@ def test_what_pillow_logs_stays_off_the_terminal_too(tmp_path, caplog):
     with pytest.raises(FedPGPError, match=r"x\.tif cannot be read"):
         FileSplit(tmp_path, ["x.tif"], [0]).image(0)
     assert not caplog.records
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for place in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ValueError, match="no file, but a pipe, a socket or a device"):
+            read_image(place)

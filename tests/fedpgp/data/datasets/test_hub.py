@@ -120,6 +120,9 @@ def test_words_and_bare_numbers_as_labels(tmp_path):
 def test_bad_input_is_refused_by_name(tmp_path):
     write(tmp_path / "things")
     write(tmp_path / "unlabelled", numbers=[-1] * 12)
+    write(tmp_path / "halves", label=datasets.Value("float64"), numbers=[0.5, 1.0] * 6)
+    lists = datasets.List(datasets.Value("int64"))
+    write(tmp_path / "lists", label=lists, numbers=[[0], [1]] * 6)
     for options, message in [
         ({}, "needs dataset.repo=OWNER/NAME"),
         ({"repo": "things", "test": "tests"}, "dataset.test of things 'tests'; did you mean test"),
@@ -135,6 +138,8 @@ def test_bad_input_is_refused_by_name(tmp_path):
         ({"repo": "things", "train": None, "test": None}, "needs dataset.train or dataset.test"),
         ({"repo": "things", "class_names": "abc"}, "class_names='abc' is no list"),
         ({"repo": "things", "class_names": ["a", "A", "b"]}, "classes 'a' and 'A'"),
+        ({"repo": "halves", "class_names": ["a", "b"]}, "6 images of halves, train have no label"),
+        ({"repo": "lists"}, "dataset.label=label: this column of lists holds List"),
         ({"repo": "unlabelled"}, "12 images of unlabelled, train have no label"),
     ]:
         with pytest.raises(FedPGPError, match=message):
