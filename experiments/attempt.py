@@ -15,7 +15,7 @@ from experiments.callbacks.console import Console
 from experiments.callbacks.loggers.base import make_logger
 from experiments.callbacks.run_folder import RunFolderCallback
 from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
-from experiments.overrides import user_path
+from experiments.overrides import typed, user_path
 from experiments.reporting.formatting import format_attackers, format_privacy
 from experiments.resume_rules import may_change_on_resume
 from experiments.run_folder import RunFolder
@@ -26,7 +26,13 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.updates.client_privacy import SEEDED_NOISE
-from strategies.checkpoint import check_complete, checkpoints, latest_checkpoint
+from strategies.checkpoint import (
+    OTHER_WEIGHTS,
+    check_complete,
+    checkpoints,
+    latest_checkpoint,
+    same_model,
+)
 from strategies.server import Server
 from strategies.wrappers import NOISE, configured_strategy
 
@@ -91,7 +97,8 @@ class Attempt:
         return self.checkpoint[1]["seconds"].get("encode", 0.0) if self.checkpoint else 0.0
 
     def federation(self) -> Federation:
-        """Return the federation, its model loaded; of a run that is resumed, with the same data."""
+        """Return the federation, its model loaded; of a run that is resumed, with the same data
+        and weights."""
         federation = self._federation_of(self._text)
         if self.checkpoint:
             recorded = self.checkpoint[1].get("data")
@@ -102,6 +109,13 @@ class Attempt:
             other = user_path(self.config["init_from"])
             self._initial.update(prompts_of(other, federation, self.console.warn))
         federation.models.initial_shared()  # loads the model, or its cached parts
+        if self.checkpoint:
+            clip = federation.method.task.clip
+            if not same_model(self.checkpoint[1], clip.fingerprint):
+                raise FedPGPError(
+                    f"{OTHER_WEIGHTS}: restore them, or start a new run from its prompts: "
+                    f"{typed('init_from', self.folder.path)}"
+                )
         return federation
 
     def server(self, job: Job, federation: Federation, nodes: int = 1) -> Server:

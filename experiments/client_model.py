@@ -24,7 +24,7 @@ from fedpgp.methods import Classifier
 from fedpgp.plain_text import indented
 from fedpgp.prefixes import strip_prefix
 from fedpgp.task import ClassSet
-from strategies.checkpoint import latest_checkpoint
+from strategies.checkpoint import OTHER_WEIGHTS, latest_checkpoint, same_model
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,10 @@ def load_client_model(
 
     def answering(federation: Federation) -> ClientModel:
         federation.progress = progress
-        if weights and info.get("model_sha256") not in (
-            None,
-            federation.method.task.clip.fingerprint,
-        ):
-            raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
+        if not same_model(info, federation.method.task.clip.fingerprint):
+            if weights:
+                raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
+            print(f"warning: {OTHER_WEIGHTS}", file=sys.stderr)
         names = (
             range(len(federation.dataset.class_names))
             if all_classes

@@ -36,7 +36,7 @@ from fedpgp.federation import Progress
 from fedpgp.plain_text import indented, written_out
 from fedpgp.prefixes import strip_prefix
 from fedpgp.protocols import ClientSplit, FederatedSplit, label_of, transfer
-from strategies.checkpoint import latest_checkpoint
+from strategies.checkpoint import OTHER_WEIGHTS, latest_checkpoint, same_model
 
 GROUPS = ("dataset", "protocol", "runtime")
 KEYS = ("device", "dtype", "verbose")
@@ -158,6 +158,8 @@ def evaluate(
         )
     federation = build_federation(changed, federated_split)
     federation.progress = progress
+    if not same_model(info, federation.method.task.clip.fingerprint):
+        print(f"warning: {OTHER_WEIGHTS}", file=sys.stderr)
     shared = strip_prefix("shared/", tensors)
     server_state = strip_prefix("memory/", tensors)
     clients = range(federation.num_clients)

@@ -15,7 +15,7 @@ from fedpgp.config import Config, MethodSection
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.prefixes import strip_prefix
-from strategies.checkpoint import latest_checkpoint
+from strategies.checkpoint import latest_checkpoint, same_model
 
 
 def finished_already(folder: RunFolder, rounds: int) -> dict | None:
@@ -145,6 +145,6 @@ def prompts_of(
             f"init_from={run}: method={method} has no place for {', '.join(left)}; taken: "
             f"{', '.join(ours)}"
         )
-    if info.get("model_sha256") not in (None, federation.method.task.clip.fingerprint):
+    if not same_model(info, federation.method.task.clip.fingerprint):
         warn(f"init_from={run}: its prompts were trained with other weights of the model")
     return {name: found[name].astype(tensor.dtype) for name, tensor in ours.items()}

@@ -32,6 +32,12 @@ KEEP = 2
 _NAME = re.compile(r"round_(\d+)\.safetensors")
 
 
+OTHER_WEIGHTS = (
+    "the model's weights are not those that the run was trained with (replaced since, or read by "
+    "another version of open_clip or torch)"
+)
+
+
 class Corrupted(FedPGPError):
     """The file is not what was written."""
 
@@ -100,6 +106,12 @@ def check_complete(folder: Path, info: Mapping[str, object]) -> None:
             f"{', '.join(missing)}): they can be scored and answer, but the run cannot be "
             "resumed; start it anew with another run_dir"
         )
+
+
+def same_model(info: Mapping[str, object], fingerprint: str) -> bool:
+    """Return whether a model is the one that a checkpoint was made with; True where an older
+    version did not record it."""
+    return info.get("model_sha256") in (None, fingerprint)
 
 
 def latest_checkpoint(

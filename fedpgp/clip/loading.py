@@ -107,6 +107,10 @@ def load_clip(
         pickle.UnpicklingError,
         zipfile.BadZipFile,
         EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,  # of open_clip, for sizes of another architecture
     ) as error:
         raise FedPGPError(_cannot_load(name, architecture, tag, error, make)) from error
     except Exception as error:
@@ -123,7 +127,7 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
     ``local-dir:FOLDER``, tag or file).
 
     Raises:
-        FedPGPError: an unknown name, or no weights for it.
+        FedPGPError: an unknown name, no weights for it, or others than its own.
     """
     open_clip = import_open_clip()
 
@@ -138,6 +142,11 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
     if name in SHORT_NAMES:
         architecture, tag = SHORT_NAMES[name]
         return architecture, _expanded(pretrained) or tag
+    if name.startswith(("local-dir:", "hf-hub:")) and is_file(pretrained):
+        raise FedPGPError(
+            f"model {name} has the weights that lie there, and {pretrained} would not be read: "
+            "set model.pretrained=null, or name an architecture of open_clip"
+        )
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         _check_folder(name, folder, weights=pretrained != "random")
@@ -233,9 +242,10 @@ def _tokenizer_files(architecture: str) -> str:
         return (
             f"tokenizer.json and tokenizer_config.json in {architecture.removeprefix('local-dir:')}"
         )
-    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
     if architecture.startswith("hf-hub:"):
         text = {"hf_tokenizer_name": architecture.removeprefix("hf-hub:")}
+    else:
+        text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
     wanted = list(
         dict.fromkeys(text[key] for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key))
     )

@@ -2,6 +2,7 @@
 words one can act on."""
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -143,6 +144,11 @@ def why_not(file: Path, architecture: str, model: nn.Module | None, error: Excep
         model: the same with random weights; None where there is none.
         error: what was raised.
     """
+    if re.search(r"\d+-of-\d+", file.name):
+        return (
+            f"it is in several parts ({file.name} is one), of which open_clip reads one alone; put "
+            "all tensors into one file"
+        )
     try:
         there = _shapes(file)
     except Exception as unreadable:

@@ -122,6 +122,21 @@ def test_a_run_whose_data_have_changed_is_neither_resumed_nor_scored(
     assert said in capsys.readouterr().err and not (run / "evaluations").exists()
 
 
+def test_other_weights_of_the_model_are_said(run, images, capsys, tmp_path):
+    for path in checkpoints(run / "checkpoint"):
+        tensors, info = read_checkpoint(path)
+        info["model_sha256"] = "0" * 64
+        save_checkpoint(path.parent, info.pop("round"), tensors, info)
+    said = "the model's weights are not those that the run was trained with"
+    with pytest.raises(FedPGPError, match=f"{said}.*restore them, or start a new run"):
+        resume(run)
+    asked = next((images / "test" / "dog").iterdir())
+    assert evaluate.main(["--run", str(run)]) == 0
+    assert predict.main(["--run", str(run), "--client", "0", str(asked)]) == 0
+    assert export.main(["--run", str(run), "--client", "0", "--to", str(tmp_path / "to")]) == 0
+    assert capsys.readouterr().err.count(f"warning: {said}") == 3
+
+
 def test_a_copy_of_the_data_is_the_same(run, images, tmp_path, capsys):
     """Other times of the files, other place."""
     shutil.copytree(images, tmp_path / "copy", copy_function=shutil.copyfile)

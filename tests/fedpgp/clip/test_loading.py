@@ -65,6 +65,8 @@ def test_shipped_models_load_without_a_network(name):
         ("vit_b16", None, r"Download them from https://huggingface.co/.*model.pretrained=FILE"),
         ("tiny", "openai", "comes with its own weights"),
         ("local-dir:/nowhere", None, "/nowhere"),
+        ("local-dir:/nowhere", "/a/b.pt", "b.pt would not be read: set model.pretrained=null"),
+        ("hf-hub:nobody/nothing", "a.pt", "a.pt would not be read: set model.pretrained=null"),
     ],
 )
 def test_mistakes_say_what_to_do(name, pretrained, message):

@@ -176,6 +176,8 @@ def test_what_is_missing_is_said_with_where_it_comes_from(tmp_path, monkeypatch)
         FedPGPError, match="its tokenizer cannot be read.*hf download timm/ViT-B-16-SigLIP2"
     ):
         load_clip("ViT-B-16-SigLIP2", "webli")
+    with pytest.raises(FedPGPError, match="model hf-hub:nobody/nothing: .*hf download nobody/noth"):
+        load_clip("hf-hub:nobody/nothing")
     with pytest.raises(
         FedPGPError, match=f"tokenizer.json and tokenizer_config.json in {tmp_path}"
     ):

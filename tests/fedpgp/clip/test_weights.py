@@ -153,6 +153,17 @@ def test_a_folder_with_weights_of_any_kind(file, model, expected, tmp_path):
         load_clip(f"local-dir:{tmp_path}")
 
 
+def test_weights_in_several_parts_are_said_to_be(model, tmp_path):
+    config = open_clip.get_model_config("Mini-quickgelu")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    state = model.state_dict()
+    for i, part in enumerate((list(state)[:10], list(state)[10:]), 1):
+        file = tmp_path / f"model-0000{i}-of-00002.safetensors"
+        save_file({key: state[key].contiguous() for key in part}, file)
+    with pytest.raises(FedPGPError, match="it is in several parts .*put all tensors into one file"):
+        load_clip(f"local-dir:{tmp_path}")
+
+
 class Anything:
     """Of nobody's package."""
 
@@ -211,6 +222,10 @@ def test_weights_of_another_architecture_name_theirs(model, archive, tmp_path):
         FedPGPError, match=r"text_projection is \(64, 48\) and should be \(64, 32\)"
     ):
         load_clip("Mini", str(tmp_path / "wider.pt"))
+    words = {**model.state_dict(), "positional_embedding": torch.ones(77, 48)}
+    torch.save(words, tmp_path / "words.pt")  # open_clip stops at it in an assertion
+    with pytest.raises(FedPGPError, match=r"positional_embedding is \(77, 48\) and should be"):
+        load_clip("Mini", str(tmp_path / "words.pt"))
 
 
 def test_a_folder_of_transformers_says_what_to_take(tmp_path):
