@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.runtime.runtime_http_client import RuntimeHttpClient
 from safetensors.numpy import load_file
 
+from clients.disclosure import FIGURES, NO_FIGURES
 from clients.private_state import owner
 from experiments.admin_token import log_in, read_token
 from experiments.deploy import _sites, main
@@ -37,6 +39,8 @@ from experiments.settings import composed
 from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
+from tests.strategies.test_privacy import CLASSES
+from tests.strategies.test_private_deployment import sites as private_sites
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores
 CLIENTS, ROUNDS = 2, 2
@@ -466,3 +470,63 @@ def test_experiments_run_does_not_start_a_deployment(tmp_path):
                 ["runtime=inline", "partition=own", "dataset=folder", f"run_dir={tmp_path / 'run'}"]
             )
         )
+
+
+RECORDER = '''
+"""Keeps a copy of all that the ClientApps of this machine answer."""
+import importlib.abc, importlib.machinery, os, sys
+
+class Recorder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "clients.request":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            message = module.Message
+
+            def recorded(content, **reply_to):
+                from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+                with open(os.path.join(os.environ["RECORD"], str(os.getpid())), "ab") as file:
+                    for part in get_all_nested_objects(content).values():
+                        file.write(part.deflate())
+                return message(content, **reply_to)
+
+            module.Message = recorded
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Recorder())
+'''
+
+
+@pytest.mark.slow
+def test_with_privacy_nothing_but_updates_leaves(tmp_path):
+    """The command of a person, over TLS: what the nodes sent has neither a figure that they kept
+    nor its name."""
+    private_sites(tmp_path / "data", 4)
+    for folder in ("record", "hook"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(RECORDER)
+    command = [sys.executable, "-m", "experiments.deploy", "local"]
+    command += ["--data", str(tmp_path / "data"), "partition=own", "dataset=folder", "rounds=2"]
+    command += [f"dataset.class_names=[{','.join(CLASSES)}]", "n_ctx=4", "local_epochs=1"]
+    command += ["privacy=client", "privacy.clip=0.1", f"run_dir={tmp_path / 'run'}"]
+    path = os.pathsep.join([str(tmp_path / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    around = {**os.environ, "PYTHONPATH": path, "RECORD": str(tmp_path / "record")}
+    run = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert NO_FIGURES in " ".join(run.stdout.split())
+    sent = b"\0".join(file.read_bytes() for file in (tmp_path / "record").iterdir())
+    assert b"p_G" in sent and len(list((tmp_path / "record").iterdir())) >= 8
+    files = [*(tmp_path / "run_nodes").rglob(FIGURES)]
+    kept = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len(files) == 2 and {row["round"] for row in kept} == {0, 1, 2}
+    assert {"loss", "personal.local"} <= set().union(*kept)
+    figures = {v for row in kept for name, v in row.items() if isinstance(v, float) and v > 0}
+    for value in figures:
+        assert struct.pack("<d", value) not in sent and repr(value).encode() not in sent
+    assert not [word for word in (b"loss", b"local", b"num-examples", b"images") if word in sent]
