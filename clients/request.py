@@ -89,20 +89,30 @@ class ClientRequest:
                 import torch
 
                 torch.set_num_threads(self.job.threads)
-            federation = self.federation()
-            start = time.perf_counter()
-            client_only = self._client_only()
             try:
-                for shared, clients in self._groups():
-                    self._collect(work, federation, shared, clients, client_only)
-            finally:
-                self.progress.end()
-            if self.kept:
-                self.store.flush()
-            self.seconds = time.perf_counter() - start
+                federation = self.federation()
+            except Exception as error:
+                if not (self.updates_only or self._own_images):
+                    raise
+                # Flower would send the text of what is raised here.
+                self.errors = dict.fromkeys(self.job.clients, self.reason(error))
+            else:
+                self._work(work, federation)
         return Message(
             pack_reply(self.replies, self.errors, self._account()), reply_to=self.message
         )
+
+    def _work(self, work: Callable, federation: object) -> None:
+        start = time.perf_counter()
+        client_only = self._client_only()
+        try:
+            for shared, clients in self._groups():
+                self._collect(work, federation, shared, clients, client_only)
+        finally:
+            self.progress.end()
+        if self.kept:
+            self.store.flush()
+        self.seconds = time.perf_counter() - start
 
     def federation(self):
         """The federation as this node sees it.

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients.client_app import client_app
 from clients.disclosure import FIGURES, KEPT, NO_FIGURES, pin
 from clients.messages import Job, full
-from clients.node_config import IncompatibleNode, NodeConfig
+from clients.node_config import ERRORS, IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore, owner
 from experiments.runner import start
 from fedpgp.data import load_dataset
@@ -165,6 +165,27 @@ def test_a_node_answers_no_other_question(federations, ask):
     )
     assert dict(reply.content["errors"]) == {"0": KEPT}
     assert set(reply.content) == {"errors", "node"}
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_what_is_wrong_with_a_folder_stays_in_the_node_s_log(federations, kind):
+    """Also where the data set cannot be read at all, whose text Flower would send."""
+    folder, nodes = federations[0]
+    run, attempt = owner(folder / "run" / "private")
+    (config,) = (folder / "state_0" / run).glob("config_*.json")
+    job = Job(run, attempt, config.stem.removeprefix("config_"), "", 1, (0,), (1,))
+
+    def cannot(text: str):
+        raise FedPGPError("site_0/train/secret-ward: no such class")
+
+    reply = client_app(cannot)(
+        Message(RecordDict({"job": job.record()}), dst_node_id=0, message_type=kind),
+        Context(1, 0, {"inline": True, **nodes.configs[0]}, RecordDict(), {}),
+    )
+    (reason,) = dict(reply.content["errors"]).values()
+    assert reason.startswith("something is wrong with its data or its machine")
+    assert "secret-ward" not in str(reply.content)
+    assert "secret-ward" in (folder / "state_0" / ERRORS).read_text()
 
 
 def test_a_run_does_not_change_to_no_privacy(tmp_path):
