@@ -14,12 +14,13 @@ from clients.disclosure import FIGURES, KEPT, NO_FIGURES, pin
 from clients.messages import Job, full
 from clients.node_config import ERRORS, IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore, owner
-from experiments.runner import start
+from experiments.runner import resume, start
 from fedpgp.data import load_dataset
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.client_privacy import ClientPrivacy
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
+from strategies.server import Server
 from tests.nodes import Nodes
 from tests.small import small_config, small_federation
 from tests.strategies.test_privacy import HELD, run_rounds
@@ -221,14 +222,17 @@ def test_a_node_can_ask_for_privacy(required, privacy, fits, tmp_path):
         NodeConfig.of({**node, "require-privacy": "all"})
 
 
-def run_small(run_dir: Path, *overrides: str, deployed: bool = True, faults=None) -> dict:
-    nodes = [
+def nodes_of(run_dir: Path) -> list[dict]:
+    return [
         {"client-id": client, "state-dir": str(run_dir.parent / f"{run_dir.name}_{client}")}
         for client in range(3)
     ]
+
+
+def run_small(run_dir: Path, *overrides: str, deployed: bool = True, faults=None) -> dict:
     settings = SMALL if deployed else SMALL[1:]
     config = small_config(run_dir, *settings, "evaluate_every=0", *overrides, faults=faults)
-    grid = Nodes(client_app(small_federation), nodes) if deployed else None
+    grid = Nodes(client_app(small_federation), nodes_of(run_dir)) if deployed else None
     return start(config, federation_of=small_federation, grid=grid)
 
 
@@ -249,6 +253,28 @@ def test_the_same_numbers_as_a_simulation(tmp_path):
     assert kept.pop("clip") == pytest.approx(their_kept.pop("clip")) and kept == their_kept
     assert one["privacy"]["epsilon"] == other["privacy"]["epsilon"]
     assert one["privacy"]["rounds"] == 3 and "no_figures" not in other
+
+
+def test_a_deployment_killed_in_an_evaluation_spends_a_round_once(tmp_path, monkeypatch):
+    settings = ("participation=0.7", "privacy.seeded_noise=true", "privacy.adaptive_clip=true")
+    whole = run_small(tmp_path / "whole", *settings)
+    evaluate = Server._evaluate
+
+    def killed(server, server_round):
+        if server_round == 3:
+            raise KeyboardInterrupt
+        evaluate(server, server_round)
+
+    monkeypatch.setattr(Server, "_evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_small(tmp_path / "killed", *settings)
+    monkeypatch.undo()
+    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
+    grid = Nodes(client_app(small_federation), nodes_of(tmp_path / "killed"))
+    again = resume(tmp_path / "killed", federation_of=small_federation, grid=grid)
+    assert again["privacy"] == whole["privacy"] and again["no_figures"] == NO_FIGURES
+    (ours, kept), (theirs, their_kept) = state(tmp_path / "killed"), state(tmp_path / "whole")
+    assert kept == their_kept and all((ours[n] == t).all() for n, t in theirs.items())
 
 
 @pytest.mark.parametrize("deployed", [True, False])
