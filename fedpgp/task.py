@@ -30,15 +30,21 @@ class ClassSet:
         self._refuse_same_tokens()
 
     def _refuse_same_tokens(self) -> None:
-        """Refuses names of one data set that are different texts and the same tokens. (Published
-        lists have a name twice, as ImageNet has "missile"; that is their own.)
+        """Refuses names without a token, and names of one data set that are different texts and
+        the same tokens. (Published lists have a name twice, as ImageNet has "missile"; that is
+        their own.)
 
         Raises:
-            FedPGPError: naming two.
+            FedPGPError: naming one, or two.
         """
         seen: dict[tuple[str, tuple[int, ...]], str] = {}
         for i, name in zip(self.ids, self.names, strict=True):
             tokens = tuple(self.task.clip.token_ids(f"{name.replace('_', ' ')}."))
+            if not tokens:
+                raise FedPGPError(
+                    f"class {name!r} has no token of this model, whose tokenizer leaves out all of "
+                    "it: rename it"
+                )
             key = self.task.sources[i] if self.task.sources else "", tokens
             if seen.setdefault(key, name) != name:
                 raise FedPGPError(

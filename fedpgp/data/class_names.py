@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import written_out
 
+JOINER = "\u200d"
+"""The zero-width joiner: emoji and several scripts are other words without it."""
+
 
 def nfc(text: str) -> str:
     """The composed Unicode form: a folder written on macOS has the decomposed one,
@@ -54,15 +57,18 @@ def check_names(names: Iterable[str]) -> None:
                 else f"classes {seen[plain]!r} and {name!r}"
             )
             raise FedPGPError(
-                f"{twice}: names that differ in case, underscores or Unicode form alone are one "
-                "name in a prompt; rename one, or put their images together"
+                f"{twice}: names that differ in case, underscores, Unicode form or unseen "
+                "characters alone are one name in a prompt; rename one, or put their images "
+                "together"
             )
         seen[plain] = name
 
 
 def spoken(name: str) -> str:
-    """A name as prompts have it: without underscores, in lower case, in one Unicode form."""
-    return " ".join(unicodedata.normalize("NFKC", name).lower().replace("_", " ").split())
+    """A name as prompts have it: without underscores and characters that nobody sees, in lower
+    case, in one Unicode form."""
+    seen = "".join(c for c in name if c == JOINER or unicodedata.category(c) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", seen).lower().replace("_", " ").split())
 
 
 def check_template(template: object) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from experiments.settings import composed
 from fedpgp.build import split_configured
+from fedpgp.clip import FrozenCLIP
+from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.class_names import as_names, check_names, check_template
 from fedpgp.errors import FedPGPError
@@ -46,6 +48,8 @@ def test_what_is_no_list_of_names_is_refused(values):
         ("ﬁsh", "fish"),  # a ligature
         ("ＡＢ", "ab"),  # full width
         ("1", 1),
+        ("cat", "cat\u200b"),  # a zero-width space
+        ("\ufeffcat", "cat"),  # a byte order mark
     ],
 )
 def test_two_names_that_are_one_in_a_prompt_are_refused_by_name(names):
@@ -54,7 +58,7 @@ def test_two_names_that_are_one_in_a_prompt_are_refused_by_name(names):
     assert all(repr(str(name)) in str(error.value) for name in names)
 
 
-@pytest.mark.parametrize("name", ["", " ", "_", "__ "])
+@pytest.mark.parametrize("name", ["", " ", "_", "__ ", "\u200b"])
 def test_a_name_that_says_nothing_is_refused(name):
     with pytest.raises(FedPGPError, match="says nothing in a prompt"):
         check_names(["cat", name])
@@ -137,6 +141,19 @@ def test_two_names_that_are_the_same_tokens_are_refused_by_the_model(pair):
         Task(_clip(), ["dog", *pair]).class_set(range(3))
     assert all(repr(name) in str(error.value) for name in pair)
     assert Task(_clip(), ["dog", *pair]).class_set((0, 2)).names == ["dog", pair[1]]
+
+
+def test_a_name_that_the_tokenizer_leaves_out_is_refused():
+    """SigLIP's tokenizers have no punctuation."""
+    canonical = import_open_clip().SimpleTokenizer(clean="canonicalize")
+    task = Task(FrozenCLIP(_clip().model, canonical), ["c", "???"])
+    with pytest.raises(FedPGPError, match="class '\\?\\?\\?' has no token of this model"):
+        task.class_set((0, 1))
+    assert task.class_set((0,)).names == ["c"]
+
+
+def test_emoji_of_several_are_not_their_parts():
+    as_names(["\U0001f469\u200d\U0001f373", "\U0001f469\U0001f373"])
 
 
 def test_a_published_list_may_have_a_name_twice():
