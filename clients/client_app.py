@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from clients.disclosure import KEPT, two_digits
+from clients.private_rounds import train as train_round
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_reply
 from fedpgp.client_table import client_table
@@ -60,9 +61,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 disclosure.admit(shared, request.job.server_round - 1)
             steps = request.update_steps(federation)
             attackers = request.attackers(federation)
-            for result in federation.train(
-                shared, clients, request.job.server_round, request.load_state, client_only
-            ):
+            for result in train_round(request, federation, shared, clients, client_only):
                 if result.error is None and not finite(result.state):
                     result.error = (
                         f"a private tensor is NaN or Inf after round {request.job.server_round}"

@@ -159,6 +159,16 @@ class PrivateStore:
             )
         return state
 
+    def states(self, client: int) -> dict[int, dict[str, Tensor]]:
+        """Return all states of a client that are there: round -> state.
+
+        Raises:
+            FedPGPError: one of them cannot be read.
+        """
+        if not self._path(client, 0).parent.is_dir():
+            return {}
+        return {r: self.load(client, r) for r in sorted(self._rounds(client))}
+
     def _path(self, client: int, server_round: int) -> Path:
         return self.folder / f"client_{client:05d}" / f"round_{server_round:05d}.safetensors"
 

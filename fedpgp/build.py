@@ -29,6 +29,7 @@ from fedpgp.process import set_up_process
 from fedpgp.protocols import FederatedSplit, SplitRequest, make_protocol, split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
+from fedpgp.training.private_training import private_training
 
 DTYPES = {
     "float32": (torch.float32, torch.float32),
@@ -126,19 +127,20 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
         cache(lambda: federated_split.train_indices),
         tell,
     )
+    training = TrainingSettings(
+        epochs=chosen.local_epochs,
+        batch_size=chosen.batch_size,
+        lr=chosen.lr,
+        rounds=chosen.rounds,
+        views=None if views == "live" else views,
+        **vars(chosen.training),
+    )
     federation = Federation(
         lambda: make_method(clip(), dataset),
         dataset,
         federated_split,
         partial(encoded, "features"),
-        TrainingSettings(
-            epochs=chosen.local_epochs,
-            batch_size=chosen.batch_size,
-            lr=chosen.lr,
-            rounds=chosen.rounds,
-            views=None if views == "live" else views,
-            **vars(chosen.training),
-        ),
+        training,
         **{what: partial(encoded, what) for what in ("patches", "mirrored", "features_raw")},
         seed=chosen.seed,
         cohort_size=None if size == "auto" else size,
@@ -146,6 +148,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
         personal_start=chosen.method.personal_start,
         weighting=chosen.method.weighting,
         slow_clients=chosen.runtime.slow_clients,
+        private=private_training(config, federated_split, training),
     )
     return federation
 

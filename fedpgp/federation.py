@@ -17,6 +17,7 @@ from fedpgp.server_update import ServerUpdate
 from fedpgp.task import ClassSet
 from fedpgp.training import TrainingSettings
 from fedpgp.training.cohort_size import Cohorts
+from fedpgp.training.private_training import PrivateTraining
 from fedpgp.training.trainer import Trainer, TrainResult
 
 Progress = Callable[[int, int, str], None]
@@ -36,10 +37,10 @@ class Federation:
         seed: of everything random.
         cohort_size: clients trained in one tensor program; None takes what memory allows.
         keep_optimizer: a client keeps its own optimizer state from round to round.
-        personal_start: ``shared``: the private tensors of all clients start alike, as in the public
-            code of every method here; ``per_client``: each client draws its own.
+        personal_start: ``shared``: all clients' private tensors start alike; or ``per_client``.
         weighting: ``images`` or ``equal``: how the server weighs clients; None: as the method does.
         slow_clients: fraction of the clients that finish only some of their local epochs.
+        private: how clients train with ``privacy=image``; None: without it.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class Federation:
         personal_start: str = "shared",
         weighting: str | None = None,
         slow_clients: float = 0.0,
+        private: PrivateTraining | None = None,
     ):
         MethodSection.check(personal_start=personal_start, weighting=weighting)
         self._method, self.dataset, self.federated_split = method, dataset, federated_split
         self._sources = {"features": features, "features_raw": features_raw}
         self._sources |= {"patches": patches, "mirrored": mirrored}
         self.training, self.seed, self._cohort_size = training, seed, cohort_size
-        self._personal_start, self._weighting = personal_start, weighting
+        self._personal_start, self._weighting, self.private = personal_start, weighting, private
         self._keep_optimizer, self._slow_clients = keep_optimizer, slow_clients
         self.progress: Progress = lambda done, total, what: None
 
@@ -110,6 +112,7 @@ class Federation:
             seed=self.seed,
             keep_optimizer=self._keep_optimizer,
             slow_clients=self._slow_clients,
+            private=self.private,
         )
 
     @cached_property

@@ -17,6 +17,12 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
 
 
+def secret_uniform(count: int) -> np.ndarray:
+    """Return numbers from 0 to below 1 from the operating system's cryptographic source."""
+    integers = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
+    return (integers >> np.uint64(11)) * 2.0**-53
+
+
 def secret_normal(shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal numbers from the operating system's cryptographic source (Box and Muller's
     transform): nobody can draw them again, and no resumed run repeats them."""

@@ -55,10 +55,8 @@ class Aggregator:
         Raises:
             FedPGPError: the strategy could not aggregate, or a tensor is NaN or Inf.
         """
-        if not state.shared:
-            return {}
         replies = {client: good[client].content for client in sorted(good)}
-        if self.equal_weights:
+        if self.equal_weights and state.shared:
             for content in replies.values():
                 content["metrics"]["num-examples"] = 1
         updates = None
@@ -71,6 +69,9 @@ class Aggregator:
         weights = {client: said["num-examples"] for client, said in metrics.items()}
         about = {"server_round": server_round, "weights": weights, "metrics": metrics}
         about["lr"] = self._federation.training.learning_rate(server_round)
+        if not state.shared:  # steps may count what clients did
+            _, told, state.step_state = self._steps.on_server({}, {}, state.step_state, **about)
+            return told
         messages = [good[client] for client in sorted(good)]
         combined, step_state = {}, state.step_state
         if self._steps.combiner is not None:

@@ -61,11 +61,10 @@ def check_enough(config: Config, table: Sequence[Mapping], needed: int) -> None:
             )
 
 
-def draw_clients(config: Config, table: Sequence[Mapping], server_round: int) -> list[int]:
+def draw_clients(config: Config, able: Sequence[int], server_round: int) -> list[int]:
     """Draw the clients of a round among those that can train, from (seed, round) alone."""
-    able = able_clients(table, server_round)
     if server_round == 1 and config.first_round == "all":
-        return able
+        return list(able)
     drawn = generator(config.seed, "participants", server_round).choice(
         able, size=participants(config, len(able)), replace=False
     )
@@ -86,10 +85,11 @@ def choose_clients(
         steps: the run's :class:`fedpgp.updates.pipeline.UpdatePipeline`; one of them may draw.
         states: of the steps.
     """
-    drawn = steps.draw(able_clients(table, server_round), server_round, states)
+    able = steps.able(able_clients(table, server_round), server_round, states)
+    drawn = steps.draw(able, server_round, states)
     if drawn is None:
         need = max(config.runtime.min_clients, needed)
-        drawn = draw_clients(config, table, server_round)
+        drawn = draw_clients(config, able, server_round)
         return *drop_out(config, server_round, drawn, need), need
     # Who stays must not depend on who else was drawn; nobody may be left, and nobody may answer.
     return *drop_out(config, server_round, drawn, 0), 0

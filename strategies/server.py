@@ -161,7 +161,9 @@ class Server:
             except NoUsableReply as lost:
                 spoiled = self.state.server_round
                 tensors, info = self._rollback.checkpoint(server_round, spoiled, lost)
+                states = self.state.step_state
                 self.state, self.strategy = restore_run(tensors, info, self._unused_strategy)
+                self.state.step_state = self.steps.after_rollback(states, self.state.step_state)
                 self.observer.roll_back(info["observer"], info["round"])
         samples, exchange = clients.ask_samples(self.state)
         self.costs.add(self.state, exchange, None)

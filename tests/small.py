@@ -28,6 +28,7 @@ from fedpgp.methods import METHODS
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
+from fedpgp.training.private_training import private_training
 
 CLASSES = ["cat", "golden retriever", "airplane", "clover", "swimming pool", "tea cup"]
 EMBED = 16
@@ -125,18 +126,19 @@ def small_federation(text: str) -> Federation:
         _clip(), CLASSES, n_ctx=4, context_init="a photo of a", dtype=DTYPES[config["dtype"]][0]
     )
     method_class = METHODS[config["method"]["name"]]
+    training = TrainingSettings(
+        epochs=config["local_epochs"],
+        batch_size=config["batch_size"],
+        lr=config["lr"],
+        rounds=config["rounds"],
+    )
     return Faulty(
         config["dataset"].get("faults", {}),
         method_class(method_class.Settings(**method_settings(config)), task),
         dataset,
         federated_split,
         features.__getitem__,
-        TrainingSettings(
-            epochs=config["local_epochs"],
-            batch_size=config["batch_size"],
-            lr=config["lr"],
-            rounds=config["rounds"],
-        ),
+        training,
         patches=patches.__getitem__,
         mirrored=mirrored.__getitem__,
         features_raw=raws.__getitem__,
@@ -145,6 +147,7 @@ def small_federation(text: str) -> Federation:
         personal_start=config["method"].get("personal_start", "shared"),
         weighting=config["method"].get("weighting"),
         slow_clients=config["runtime"].get("slow_clients", 0.0),
+        private=private_training(config, federated_split, training),
     )
 
 

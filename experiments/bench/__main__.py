@@ -10,7 +10,10 @@ reference in the same process.
     features    image features: encoded once and kept, against encoded in every epoch
     federation  a round of the embedded federation against a loop over its clients; a whole run on
                 Ray: overhead, memory
-    privacy     a round with privacy=client against one without, simulations in turn
+    privacy     a round with privacy against one without, simulations in turn
+    image_privacy
+                a client's step with privacy=image against one without, and a loop over images
+                (--methods: of these)
 
 Each row has the ratio of the medians, the achieved GFLOP/s, its fraction of this machine's measured
 GEMM speed at the same shapes, and the peak memory that a call adds. Run it on an idle machine: a
@@ -22,7 +25,16 @@ import json
 import sys
 from collections.abc import Sequence
 
-from experiments.bench import cohort, features, federation, growth, methods, privacy, step
+from experiments.bench import (
+    cohort,
+    features,
+    federation,
+    growth,
+    image_privacy,
+    methods,
+    privacy,
+    step,
+)
 from experiments.bench.measure import machine
 from experiments.command import command
 from experiments.overrides import user_path
@@ -37,6 +49,7 @@ BENCHES = {
     "features": features.rows,
     "federation": federation.rows,
     "privacy": privacy.rows,
+    "image_privacy": image_privacy.rows,
 }
 
 

@@ -18,6 +18,7 @@ from fedpgp.errors import FedPGPError
 CHOICES = {
     "client": ["privacy=client", "privacy.clip=0.3"],
     "client, adaptive clip": ["privacy=client", "privacy.clip=0.3", "privacy.adaptive_clip=true"],
+    "image": ["privacy=image"],
 }
 """What is measured against ``privacy=none``: name -> overrides."""
 

@@ -72,6 +72,12 @@ def format_privacy(privacy: dict) -> str:
             f"who see the global prompts alone ({privacy['accountant']}, "
             f"{privacy['rounds']} rounds)"
         )
+    if privacy["unit"] == "image" and not privacy["seeded"] and privacy["epsilon"] is not None:
+        return (
+            f"epsilon {privacy['epsilon']:.3g}, delta {privacy['delta']:.2g} of an image, at the "
+            "client where it is largest, to those who see all that its training leaves "
+            f"({privacy['accountant']}, {privacy['rounds']} rounds)"
+        )
     if privacy["seeded"]:
         return (
             "the noise comes from the run's seed: whoever knows it can take the noise off; "

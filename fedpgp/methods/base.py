@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import MethodError
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.about import About
+from fedpgp.methods.batch_gradients import batch_gradients
 from fedpgp.registry import Registry
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
@@ -195,6 +195,13 @@ class Method(ABC):
     """True: :meth:`update_server` reads ``context.updates``; False: their average is enough."""
     delta_params: ClassVar[tuple[str, ...]] = ()
     """Shared tensors whose update is a difference, not a new value."""
+    images_a_pass: ClassVar[int | None] = None
+    """Images of a client that are differentiated together; None: the whole batch."""
+    per_image: ClassVar[str | None] = None
+    """How ``privacy=image`` finds the gradient of one image, ``"shared"`` or ``"copies"``; None: it
+    is refused (:mod:`fedpgp.training.image_gradients`). It is not inherited."""
+    differentiate = staticmethod(batch_gradients)
+    """Gives the loss and its gradients; ``privacy=image`` puts its own in the place."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task
@@ -248,39 +255,29 @@ class Method(ABC):
         return {}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        """Return the loss of each client's batch, (K,). By default the cross-entropy
+        """Return the loss of each client's batch, (K,)."""
+        term = self.image_term(params, batch, classes, step)
+        free = self.free_term(params, classes, step)
+        return term if free is None else term + free
+
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
+        """Return the part of the loss that images have, (K,). By default the cross-entropy
         of the personal model."""
         logits = self.logits(self.personal_classifier(params, classes), batch.images, classes)
         return cross_entropy(logits, batch.labels, batch.weights)
 
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor | None:
+        """Return the part of the loss that no image has, (K,); None: there is none."""
+        return None
+
     def gradients(
         self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
     ) -> tuple[Tensor, Params]:
-        """Return the loss (K,) and the gradient of every trainable tensor, each client's
-        from its own loss alone.
-
-        Clients share nothing inside a step, so the gradient of the sum over clients is each
-        client's own. Override it for methods that change gradients (projection, clipping,
-        noise, control variates).
-
-        Raises:
-            MethodError: the loss is not one number for each client.
-        """
-        leaves = {name: params[name].detach().requires_grad_() for name in self.trainable(params)}
-        with torch.enable_grad():
-            loss = self.loss({**params, **leaves}, batch, classes, step)
-            if loss.shape != batch.labels.shape[:1]:
-                code = type(self).loss.__code__
-                raise MethodError(
-                    f"method {self.name}: its loss has the shape {tuple(loss.shape)} and must "
-                    f"have {tuple(batch.labels.shape[:1])}, one number for each client of the "
-                    "cohort: sum or average over every axis but the first "
-                    f"({code.co_filename}:{code.co_firstlineno})"
-                )
-            grads = torch.autograd.grad(
-                loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
-            )
-        return loss.detach(), dict(zip(leaves, grads, strict=True))
+        """Return the loss (K,) and the gradient of every trainable tensor, each client's from its
+        own loss alone. Override it to change those that ``super().gradients`` gives."""
+        return self.differentiate(self, params, batch, classes, step)
 
     def trainable(self, params: Params) -> list[str]:
         """Return the names of the tensors that are optimised: all that are not :attr:`buffers`."""
@@ -341,12 +338,15 @@ class Method(ABC):
         summary.json; None without noise.
 
         Returns:
-            ``unit`` (whose presence is hidden, or "none"), ``epsilon`` and ``delta`` (None:
-            not accounted), ``noise_multiplier`` (deviation of the noise over the clipping
-            norm), ``clip``, ``sampling``, ``rate``, ``rounds``, ``accountant``, and
-            ``seeded``: whether the noise comes from the run's seed, so that anybody who knows
-            the seed can take it off again.
+            ``unit`` (whose presence is hidden, or "none"), ``epsilon`` and ``delta`` (None: not
+            accounted), ``noise_multiplier`` (deviation of the noise over the clipping norm),
+            ``clip``, ``sampling``, ``rate``, ``rounds``, ``accountant``, and ``seeded``: whether
+            the noise comes from the run's seed, so that who knows it can take the noise off.
         """
+        return None
+
+    def why_not_per_image(self) -> str | None:
+        """Return why these settings do not go with ``privacy=image``; None: nothing is said."""
         return None
 
     # What the server does beyond the strategy's averaging. ----------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedpgp.layers import linear, linear_start
 from fedpgp.methods.about import About
-from fedpgp.methods.base import Batch, Images, Method, Params, StepContext, register
+from fedpgp.methods.base import Images, Method, Params, register
 from fedpgp.prompts import starting_context
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
@@ -36,6 +36,8 @@ class CoCoOp(Method):
         official="exact (run): KaiyangZhou/CoOp at ff61507",
         order=21,
     )
+    per_image = "copies"
+    images_a_pass = CHUNK  # a fraction of the memory
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task, embed = self.task, self.task.clip.embed
@@ -48,17 +50,6 @@ class CoCoOp(Method):
 
     def contexts(self, training: bool) -> int:
         return CHUNK
-
-    def gradients(
-        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
-    ) -> tuple[Tensor, Params]:
-        """A batch's loss is a sum over its images, and so are its gradients: chunks of images need
-        a fraction of the memory."""
-        parts = []
-        for start in range(0, batch.labels.shape[1], CHUNK):
-            parts.append(super().gradients(params, batch[:, start : start + CHUNK], classes, step))
-        losses, grads = zip(*parts, strict=True)
-        return sum(losses), {name: sum(grad[name] for grad in grads) for name in grads[0]}
 
     def global_classifier(self, shared: Params, classes: ClassSet) -> Params:
         """Return the tensors themselves: class features depend on the image."""

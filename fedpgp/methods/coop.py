@@ -26,6 +26,7 @@ class CoOp(Method):
         official="exact (run): KaiyangZhou/CoOp at ff61507",
         order=3,
     )
+    per_image = "shared"
     starts_as_shared = True
 
     def init_personal(self, rng: np.random.Generator) -> Params:

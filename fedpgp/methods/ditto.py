@@ -52,6 +52,7 @@ class Ditto(PromptFL):
         official="exact (read): litian96/ditto at 26d9b29",
         order=7,
     )
+    per_image = "shared"
     equal_weights = True
     starts_as_shared = True
     Settings = DittoSettings
@@ -59,7 +60,9 @@ class Ditto(PromptFL):
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": starting_context(self.task.clip, self.task.n_ctx, self.task.context_init, rng)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
         both = classes.encoder(self.task.n_ctx)(torch.stack([params["p_G"], params["p"]]))
         losses = [
             cross_entropy(
@@ -67,8 +70,11 @@ class Ditto(PromptFL):
             )
             for classifier in both
         ]
+        return losses[0] + losses[1]
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
         distance = (params["p"] - step.global_params["p_G"]).square().sum((-2, -1))
-        return losses[0] + losses[1] + self.settings.pull / 2 * distance
+        return self.settings.pull / 2 * distance
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p"])

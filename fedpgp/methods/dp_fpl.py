@@ -98,6 +98,7 @@ class DPFPL(PromptFL):
         ),
         order=13,
     )
+    per_image = "shared"
     small = {"rank": 2}
     Settings = DPFPLSettings
     equal_weights = True  # what the server's noise is computed for
@@ -133,6 +134,14 @@ class DPFPL(PromptFL):
             g, g_u, g_v = (clipped({"": part}, s.clip)[0][""] for part in (g, g_u, g_v))
             g_u, g_v = (gradient + s.std * self._noise(gradient, draws) for gradient in (g_u, g_v))
         return loss, {"p_G": g, "p_L": g_u @ v + u @ g_v - u @ (u.mT @ g_u) @ v}
+
+    def why_not_per_image(self) -> str | None:
+        if self.settings.epsilon > 0:
+            return (
+                "method.epsilon of dp_fpl, which clips the gradient of a batch and adds noise of "
+                "its own; take method.epsilon=0"
+            )
+        return None
 
     def update_steps(self) -> Sequence[UpdateStep]:
         return [ServerNoise(self.settings)] if self.settings.epsilon > 0 else []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.methods.about import About
-from fedpgp.methods.base import Batch, Params, RoundContext, StepContext, register
+from fedpgp.methods.base import Params, RoundContext, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.prompts import starting_context
 from fedpgp.task import ClassSet
@@ -61,6 +61,7 @@ class FedAMP(PromptFL):
         ),
         order=9,
     )
+    per_image = "shared"
     sent_copies = ("p",)
     needs_each_update = True
     starts_as_shared = True
@@ -88,10 +89,10 @@ class FedAMP(PromptFL):
             "known": known[client].view(1, 1),
         }
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
         towards = torch.where(params["known"] > 0, params["u"], params["p_G"])
         distance = (params["p"] - towards).square().sum((-2, -1))
-        return super().loss(params, batch, classes, step) + self.settings.pull / 2 * distance
+        return self.settings.pull / 2 * distance
 
     def finish_client(self, params: Params, step: StepContext) -> Params:
         return {**params, "p_G": params["p"]}

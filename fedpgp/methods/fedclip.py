@@ -63,6 +63,7 @@ class FedCLIP(Method):
         official="exact (run): microsoft/PersonalizedFL at 441670e",
         order=17,
     )
+    per_image = "copies"
     Settings = FedCLIPSettings
     inputs = ("features_raw",)
     equal_weights = True
@@ -82,6 +83,14 @@ class FedCLIP(Method):
         # A padded image is never the answer, not even its own.
         matched = torch.where(batch.weights > 0, of_image + of_text, 0.0)
         return -(matched * batch.weights).sum(-1) / 2
+
+    def why_not_per_image(self) -> str | None:
+        if self.settings.loss == "contrastive":
+            return (
+                "method.loss=contrastive of fedclip: the images of a batch are each other's "
+                "negatives, so that no gradient is of one alone; take cross_entropy"
+            )
+        return None
 
     def adapted(self, params: Params, images: Images) -> Tensor:
         """f', unit norm, (K, B, e)."""

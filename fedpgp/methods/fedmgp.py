@@ -99,6 +99,7 @@ class FedMGP(Method):
         model="tiny_vit",
         order=19,
     )
+    per_image = "copies"
     Settings = FedMGPSettings
     inputs = ("pixels",)
     buffers = ("t", "v", "last_t", "last_v", "sent_T", "sent_V")
@@ -194,21 +195,47 @@ class FedMGP(Method):
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
         z, x = self.texts(params["T"], classes), self.prompted_images(params["V"], batch.images)
+        loss = self._cross_entropy(z, x, batch)
+        if z.shape[1] == 1:
+            return loss
+        return loss + self.settings.weight * (self._alike(z) + self._images_alike(x, batch)) / 2
+
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
+        z, x = self.texts(params["T"], classes), self.prompted_images(params["V"], batch.images)
+        loss = self._cross_entropy(z, x, batch)
+        if z.shape[1] == 1:
+            return loss
+        return loss + self.settings.weight * self._images_alike(x, batch) / 2
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor | None:
+        z = self.texts(params["T"], classes)
+        return None if z.shape[1] == 1 else self.settings.weight * self._alike(z) / 2
+
+    def _cross_entropy(self, z: Tensor, x: Tensor, batch: Batch) -> Tensor:
+        """Mean over groups, (K,)."""
         logits = self.task.logit_scale * x @ z.mT  # (K, G, B, C)
         labels, weights = (
             t.unsqueeze(1).expand(-1, z.shape[1], -1) for t in (batch.labels, batch.weights)
         )
-        loss = cross_entropy(logits, labels, weights).mean(1)
-        pairs = z.shape[1] * (z.shape[1] - 1)
-        if not pairs:
-            return loss
+        return cross_entropy(logits, labels, weights).mean(1)
+
+    def _alike(self, z: Tensor) -> Tensor:
+        """How alike two groups' class features are, (K,)."""
         if self.settings.penalty == "l1":
-            text = self._apart(z).mean(-1)
-            image = (self._apart(x) * batch.weights).sum(-1)
-        else:
-            text = (torch.einsum("kgce,khce->k", z, z) / z.shape[2] - z.shape[1]) / pairs
-            image = (torch.einsum("kgbe,khbe,kb->k", x, x, batch.weights) - z.shape[1]) / pairs
-        return loss + self.settings.weight * (text + image) / 2
+            return self._apart(z).mean(-1)
+        groups = z.shape[1]
+        similar = torch.einsum("kgce,khce->k", z, z) / z.shape[2] - groups
+        return similar / (groups * (groups - 1))
+
+    def _images_alike(self, x: Tensor, batch: Batch) -> Tensor:
+        """How alike two groups' image features are, (K,)."""
+        if self.settings.penalty == "l1":
+            return (self._apart(x) * batch.weights).sum(-1)
+        groups = x.shape[1]
+        similar = torch.einsum("kgbe,khbe,kb->k", x, x, batch.weights) - groups
+        return similar / (groups * (groups - 1))
 
     def _apart(self, features: Tensor) -> Tensor:
         """Mean absolute difference of two groups' features, (K, G, n, e) -> (K, n)."""

@@ -151,6 +151,12 @@ class FedMVP(Method):
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"client_classes": load_batch(images=False).seen(len(classes.ids))}
 
+    def why_not_per_image(self) -> str:
+        return (
+            "method=fedmvp: it reads which classes a client has images of, and goes over to its "
+            "low-rank part by a batch's loss, both without noise"
+        )
+
     def contexts(self, training: bool) -> int:
         return 1
 

@@ -67,6 +67,7 @@ class FedOTP(Method):
         ),
         order=10,
     )
+    per_image = "shared"
     Settings = FedOTPSettings
     inputs = ("patches",)
 

@@ -30,6 +30,7 @@ class FedPer(Method):
         official="exact (read): PanBikang/PromptFolio at 8f729aa; none by the authors",
         order=6,
     )
+    per_image = "shared"
     starts_as_shared = True
 
     def init_shared(self, rng: np.random.Generator) -> Params:

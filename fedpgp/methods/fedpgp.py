@@ -91,6 +91,7 @@ class FedPGP(Method):
         ),
         order=1,
     )
+    per_image = "shared"
     small = {"rank": 2}
     Settings = FedPGPSettings
     settings: FedPGPSettings
@@ -127,9 +128,27 @@ class FedPGP(Method):
             )
         z_G, z_i = self._encode(torch.stack([p_G, p_i]), classes)
         ce = cross_entropy(self.logits(z_i, batch.images, classes), batch.labels, batch.weights)
+        return ce + self._contrast(z_G, z_i, classes)
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor | None:
+        if self.settings.mu == 0:
+            return None
+        contexts = torch.stack([params["p_G"], self.term.context(params)])
+        return self._contrast(*self._encode(contexts, classes), classes)
+
+    def why_not_per_image(self) -> str | None:
+        if self.settings.personal == "lora_sb":
+            return (
+                "method.personal=lora_sb: its term starts at the gradient of a client's first "
+                "batch, without noise; take another"
+            )
+        return None
+
+    def _contrast(self, z_G: Tensor, z_i: Tensor, classes: ClassSet) -> Tensor:
+        """mu L_con, (K,)."""
         positive = None if self.settings.contrast == "negative" else self.guidance(classes)
         negative = None if self.settings.contrast == "positive" else z_i
-        return ce + self.settings.mu * prompt_contrastive_loss(
+        return self.settings.mu * prompt_contrastive_loss(
             z_G, positive, negative, self.settings.tau
         )
 

@@ -62,6 +62,7 @@ class FedPHA(PromptFL):
         official="exact (run) with `method.through_svd=true`: CYFang6/FedPHA at 1ab33df",
         order=14,
     )
+    per_image = "shared"
     Settings = FedPHASettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:
@@ -73,13 +74,8 @@ class FedPHA(PromptFL):
         return 3
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        p_G, p_L = params["p_G"], params["p_L"]
-        _, _, rows = torch.linalg.svd(
-            p_G if self.settings.through_svd else p_G.detach(), full_matrices=False
-        )
-        weak = rows[:, int(p_G.shape[1] * (1 - self.settings.ratio)) :]
         z_L, z_G, z_P = classes.encoder(self.task.n_ctx)(
-            torch.stack([p_L, p_G, p_L @ weak.mT @ weak])
+            self._contexts(params["p_G"], params["p_L"])
         )
         local, shared = (
             cross_entropy(
@@ -87,9 +83,36 @@ class FedPHA(PromptFL):
             )
             for classifier in (z_L, z_G)
         )
+        pull, push = self._between(z_L, z_G, z_P)
+        return local + shared + pull + push
+
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
+        both = classes.encoder(self.task.n_ctx)(torch.stack([params["p_L"], params["p_G"]]))
+        local, shared = (
+            cross_entropy(self.logits(z, batch.images, classes), batch.labels, batch.weights)
+            for z in both
+        )
+        return local + shared
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
+        contexts = self._contexts(params["p_G"], params["p_L"])
+        return sum(self._between(*classes.encoder(self.task.n_ctx)(contexts)))
+
+    def _contexts(self, p_G: Tensor, p_L: Tensor) -> Tensor:
+        """p_L, p_G and p_P, (3, K, m, d)."""
+        _, _, rows = torch.linalg.svd(
+            p_G if self.settings.through_svd else p_G.detach(), full_matrices=False
+        )
+        weak = rows[:, int(p_G.shape[1] * (1 - self.settings.ratio)) :]
+        return torch.stack([p_L, p_G, p_L @ weak.mT @ weak])
+
+    def _between(self, z_L: Tensor, z_G: Tensor, z_P: Tensor) -> tuple[Tensor, Tensor]:
+        """The pull towards z_P and the push from z_G, (K,) each."""
         pull = (z_L - z_P).square().mean((-2, -1))
         push = (self.settings.alpha - (z_L - z_G).norm(dim=-1)).relu().mean(-1)
-        return local + shared + pull + push
+        return pull, push
 
     def personal_classifier(self, params: Params, classes: ClassSet) -> Tensor:
         return classes.encoder(self.task.n_ctx)(params["p_L"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedpgp.errors import check_number
 from fedpgp.methods.about import About
-from fedpgp.methods.base import Batch, Params, StepContext, register
+from fedpgp.methods.base import Params, StepContext, register
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.task import ClassSet
 
@@ -45,8 +45,9 @@ class FedProx(PromptFL):
         official="exact (read): litian96/FedProx at 6be8d40",
         order=5,
     )
+    per_image = "shared"
     Settings = FedProxSettings
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
         distance = (params["p_G"] - step.global_params["p_G"]).square().sum((-2, -1))
-        return super().loss(params, batch, classes, step) + self.settings.mu / 2 * distance
+        return self.settings.mu / 2 * distance

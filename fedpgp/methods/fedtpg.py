@@ -86,6 +86,11 @@ class FedTPG(Method):
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"client_classes": load_batch(images=False).seen(len(classes.ids))}
 
+    def why_not_per_image(self) -> str:
+        return (
+            "method=fedtpg: its network reads which classes a client has images of, without noise"
+        )
+
     def context(self, params: Params, classes: ClassSet, among: Tensor | None = None) -> Tensor:
         """The generated context (K, m, d) from all classes, or from those where
         ``among`` (K, C) is True."""

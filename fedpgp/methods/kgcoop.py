@@ -45,6 +45,7 @@ class KgCoOp(PromptFL):
         official="exact (run): htyao89/KgCoOp at c43ccc3",
         order=22,
     )
+    per_image = "shared"
     Settings = KgCoOpSettings
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
@@ -52,6 +53,13 @@ class KgCoOp(PromptFL):
         ce = cross_entropy(
             self.logits(classifier, batch.images, classes), batch.labels, batch.weights
         )
-        return ce + self.settings.weight * (
+        return ce + self._distance(classifier, classes)
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
+        return self._distance(self.global_classifier(params, classes), classes)
+
+    def _distance(self, classifier: Tensor, classes: ClassSet) -> Tensor:
+        """Weighted distance from CLIP's own class features, (K,)."""
+        return self.settings.weight * (
             1 - (classifier * classes.template_features).sum(-1).mean(-1)
         )

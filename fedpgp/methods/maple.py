@@ -53,6 +53,7 @@ class MaPLe(VPT):
         model="tiny_vit",
         order=27,
     )
+    per_image = "copies"
     small = {"depth": 2}
     Settings = MaPLeSettings
 

@@ -66,6 +66,7 @@ class PFedMMA(Method):
         model="tiny_vit",
         order=18,
     )
+    per_image = "copies"
     small = {"first": 1, "last": 2}
     Settings = PFedMMASettings
     inputs = ("pixels",)

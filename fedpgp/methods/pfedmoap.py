@@ -99,6 +99,7 @@ class PFedMoAP(PromptFL):
         ),
         order=15,
     )
+    per_image = "shared"
     small = {"width": 16}
     sent_copies = ("p",)
     needs_each_update = True
@@ -150,7 +151,9 @@ class PFedMoAP(PromptFL):
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         return {"pooled": self.pooled_experts(params, classes)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
         texts = self.global_classifier(params, classes)
         classifier = self.mixture(params, texts, params["pooled"], params["known"])
         return cross_entropy(

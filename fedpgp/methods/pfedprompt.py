@@ -65,6 +65,12 @@ class PFedPrompt(PromptFL):
     Settings = PFedPromptSettings
     buffers = ("keys", "ids", "real")
 
+    def why_not_per_image(self) -> str:
+        return (
+            "method=pfedprompt: its personal model answers by the features of the client's images "
+            "themselves"
+        )
+
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         batch = load_batch()
         ids = batch.weights.new_tensor(classes.ids)

@@ -65,6 +65,7 @@ class Plot(Method):
         ),
         order=24,
     )
+    per_image = "shared"
     Settings = PlotSettings
 
     def __init__(self, settings: PlotSettings, task: Task):

@@ -68,6 +68,7 @@ class ProDA(Method):
         official="no code exists (bbbdylan/proda holds a page of text)",
         order=25,
     )
+    per_image = "shared"
     Settings = ProDASettings
 
     def init_shared(self, rng: np.random.Generator) -> Params:
@@ -89,13 +90,10 @@ class ProDA(Method):
             task.clip, [""], task.n_ctx, dtype=task.dtype, compute=task.compute
         )
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        drawn = torch.stack([self.drawn(step, client) for client in step.clients]).to(
-            batch.labels.device
-        )
-        p = params["p_G"].gather(
-            1, drawn[:, :, None, None].expand(-1, -1, *params["p_G"].shape[2:])
-        )
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
+        p = self._of_step(params, step)
         count, scale = p.shape[1], self.task.logit_scale
         z = classes.encoder(self.task.n_ctx)(p)  # (K, N, C, e)
         mean, away = z.mean(1), z - z.mean(1, keepdim=True)
@@ -107,12 +105,22 @@ class ProDA(Method):
         between = torch.einsum("knbe,knce->kbc", x.square().unsqueeze(1) * of_label, away)
         of_own = spread.gather(2, batch.labels.unsqueeze(-1))
         logits = scale * x @ mean.mT + scale**2 / 2 * (of_own + spread - 2 * between) / (count + 1)
-        loss = cross_entropy(logits, batch.labels, batch.weights)
+        return cross_entropy(logits, batch.labels, batch.weights)
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor | None:
+        p = self._of_step(params, step)
+        count = p.shape[1]
         if count == 1:
-            return loss
+            return None
         free = self.nameless(p).squeeze(2)  # (K, N, e)
         pairs = (free @ free.mT).abs().sum((1, 2)) - count
-        return loss + self.settings.ratio * pairs / (count * (count - 1))
+        return self.settings.ratio * pairs / (count * (count - 1))
+
+    def _of_step(self, params: Params, step: StepContext) -> Tensor:
+        """The contexts of each client's step, (K, N, m, d)."""
+        drawn = torch.stack([self.drawn(step, client) for client in step.clients])
+        places = drawn.to(params["p_G"].device)[:, :, None, None]
+        return params["p_G"].gather(1, places.expand(-1, -1, *params["p_G"].shape[2:]))
 
     def drawn(self, step: StepContext, client: int) -> Tensor:
         """The prompts of a client's step."""

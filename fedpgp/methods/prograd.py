@@ -53,6 +53,12 @@ class ProGrad(PromptFL):
     )
     Settings = ProGradSettings
 
+    def why_not_per_image(self) -> str:
+        return (
+            "method=prograd: its step is made of two gradients of a batch; only one is clipped and "
+            "noised"
+        )
+
     def gradients(
         self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
     ) -> tuple[Tensor, Params]:

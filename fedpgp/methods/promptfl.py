@@ -29,6 +29,7 @@ class PromptFL(Method):
         ),
         order=2,
     )
+    per_image = "shared"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {

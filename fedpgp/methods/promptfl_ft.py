@@ -33,14 +33,17 @@ class PromptFLFT(PromptFL):
         ),
         order=4,
     )
+    per_image = "shared"
     sent_copies = ("p",)
     buffers = ("p", "tuned")
 
     def init_personal(self, rng: np.random.Generator) -> Params:
         return {"p": torch.zeros(self.task.n_ctx, self.task.clip.width), "tuned": torch.zeros(1, 1)}
 
-    def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        return super().loss(
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
+        return super().image_term(
             {**params, "tuned": torch.zeros_like(params["tuned"])}, batch, classes, step
         )
 

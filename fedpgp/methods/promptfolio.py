@@ -49,6 +49,7 @@ class PromptFolio(PromptFL):
         official="exact (run): PanBikang/PromptFolio at 8f729aa",
         order=11,
     )
+    per_image = "shared"
     Settings = PromptFolioSettings
 
     def init_personal(self, rng: np.random.Generator) -> Params:

@@ -69,6 +69,7 @@ class PromptSRC(VPT):
         model="tiny_vit",
         order=26,
     )
+    per_image = "copies"
     small = {"depth": 2}
     Settings = PromptSRCSettings
     training_inputs = ("features",)
@@ -79,7 +80,25 @@ class PromptSRC(VPT):
         return {**deep_text_prompts(self.task, self.settings.depth, rng), "v": v}
 
     def loss(self, params: Params, batch: Batch, classes: ClassSet, step: StepContext) -> Tensor:
-        s, scale = self.settings, self.task.logit_scale
+        ce, text, image, apart = self._terms(params, batch, classes)
+        s = self.settings
+        return ce + s.text_weight * text + s.image_weight * image + apart
+
+    def image_term(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> Tensor:
+        ce, _, image, apart = self._terms(params, batch, classes)
+        return ce + self.settings.image_weight * image + apart
+
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
+        z = classes.encoder(self.task.n_ctx).encode_deep(params["t"])
+        return self.settings.text_weight * (z - self.ensemble(classes)).abs().mean((-2, -1))
+
+    def _terms(
+        self, params: Params, batch: Batch, classes: ClassSet
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss's four terms, (K,) each; the two distances without their weights."""
+        scale = self.task.logit_scale
         classifier = self.global_classifier(params, classes)
         z, x = classifier["texts"], self.tower(batch.images.pixels, classifier["v"])
         fixed_z, fixed_x = self.ensemble(classes), batch.images.features
@@ -89,7 +108,7 @@ class PromptSRC(VPT):
         known = cosine_logits(fixed_z, fixed_x, scale).log_softmax(-1)
         apart = (known.exp() * (known - logits.log_softmax(-1))).mean(-1)
         ce = cross_entropy(logits, batch.labels, batch.weights)
-        return ce + s.text_weight * text + s.image_weight * image + (apart * batch.weights).sum(-1)
+        return ce, text, image, (apart * batch.weights).sum(-1)
 
     def ensemble(self, classes: ClassSet) -> Tensor:
         """z', unit norm, (C, e)."""

@@ -34,6 +34,7 @@ class Scaffold(PromptFL):
         official="no code exists by the authors",
         order=8,
     )
+    per_image = "shared"
     buffers = ("c", "c_i", "mean")
     delta_params = ("c",)
     needs_each_update = True  # c moves by the plain mean of all, not by the strategy's average

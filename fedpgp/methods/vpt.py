@@ -63,6 +63,7 @@ class VPT(Method):
         model="tiny_vit",
         order=28,
     )
+    per_image = "copies"
     small = {"depth": 2}
     Settings = VPTSettings
     inputs = ("pixels",)

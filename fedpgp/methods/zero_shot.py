@@ -22,5 +22,8 @@ class ZeroShot(Method):
     )
     learns = False
 
+    def why_not_per_image(self) -> str:
+        return "method=zero_shot: it learns nothing"
+
     def global_classifier(self, shared: Params, classes: ClassSet) -> Tensor:
         return classes.zero_shot.unsqueeze(0)

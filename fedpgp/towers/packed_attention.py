@@ -143,7 +143,8 @@ class _Attention(torch.autograd.Function):
         d_tensor = grad.new_empty(n, tokens, parts * grad.shape[-1])
         d_queries = torch.empty_like(grad) if ctx.alone else None
         if ctx.alone:
-            d_prefix = torch.zeros_like(torch.stack([k_prefix, v_prefix]))
+            # Made of the gradient: several of them may come at once (torch.func.vmap).
+            d_prefix = grad.new_zeros(2, *k_prefix.shape)
             groups = saved[2:]
         else:
             q, probs = saved[2:4]
@@ -174,9 +175,11 @@ class _Attention(torch.autograd.Function):
                 d_scores[..., p:].view(each, asking, group.length),
             )
             d_q = d_prefix_scores @ k_prefix
-            d_q.view(each, asking, -1).baddbmm_(d_self_scores, k.view(each, group.length, -1))
-            d_prefix[-2].baddbmm_(d_prefix_scores.transpose(-1, -2), q)
-            d_prefix[-1].baddbmm_(probs[..., :p].transpose(-1, -2), d)
+            d_q = torch.baddbmm(
+                d_q.view(each, asking, -1), d_self_scores, k.view(each, group.length, -1)
+            ).view_as(d_q)
+            d_prefix[-2] = torch.baddbmm(d_prefix[-2], d_prefix_scores.transpose(-1, -2), q)
+            d_prefix[-1] = torch.baddbmm(d_prefix[-1], probs[..., :p].transpose(-1, -2), d)
             d_k = d_self_scores.transpose(-1, -2) @ q.view(each, asking, -1)
             self_probs = probs[..., p:].view(each, asking, group.length)
             d_v = self_probs.transpose(-1, -2) @ d.view(each, asking, -1)

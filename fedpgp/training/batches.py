@@ -33,6 +33,12 @@ def batches(
     return chunks
 
 
+def steps_of_epoch(images: int, settings: TrainingSettings) -> int:
+    """Return how many batches so many images have in an epoch."""
+    whole, rest = divmod(images, settings.batch_size)
+    return max(1, whole) if settings.drop_last else whole + (rest > 0)
+
+
 def drawn_views(
     images: int, settings: TrainingSettings, seed: int, client: int, server_round: int
 ) -> np.ndarray:

@@ -55,6 +55,7 @@ def train_cohort(
     clients: Sequence[int],
     server_round: int,
     optimizer_state: dict[str, Tensor] | None = None,
+    plans: Sequence[list[np.ndarray]] | None = None,
 ) -> CohortResult:
     """Train K clients for one round.
 
@@ -72,12 +73,15 @@ def train_cohort(
             ``clients`` are the logical ids.
         optimizer_state: of the clients' last round (``optimizer_state=keep``), or None to start
             anew.
+        plans: each client's batches (positions among its images), as many in each epoch; None:
+            those of the settings.
     """
     device = labels.device
-    plans = [
-        batches(len(rows), settings, seed, c, server_round)
-        for rows, c in zip(indices, clients, strict=True)
-    ]
+    if plans is None:
+        plans = [
+            batches(len(rows), settings, seed, c, server_round)
+            for rows, c in zip(indices, clients, strict=True)
+        ]
     order = sorted(
         range(len(plans)), key=lambda k: -len(plans[k])
     )  # longest first; stable, so ties keep their order

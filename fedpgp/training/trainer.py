@@ -16,6 +16,12 @@ from fedpgp.seeding import generator
 from fedpgp.training.cohort import CohortResult, train_cohort
 from fedpgp.training.cohort_size import Cohorts
 from fedpgp.training.optimizers import fresh_state
+from fedpgp.training.private_training import (
+    ACCOUNT,
+    BudgetSpent,
+    PrivateTraining,
+    PrivateWork,
+)
 from fedpgp.training.settings import TrainingSettings
 
 OPTIMIZER = "optimizer/"
@@ -48,6 +54,7 @@ class Trainer:
         seed: of batches and slow clients.
         keep_optimizer: a client keeps its own optimizer state from round to round.
         slow_clients: fraction of the clients that finish only some of their local epochs.
+        private: what takes the place of batches and gradients with ``privacy=image``.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class Trainer:
         seed: int,
         keep_optimizer: bool,
         slow_clients: float,
+        private: PrivateTraining | None = None,
     ):
         self.method, self.federated_split, self.inputs = method, federated_split, inputs
         self.models, self.cohorts, self.settings, self.seed = models, cohorts, settings, seed
         self.keep_optimizer, self.slow_clients = keep_optimizer, slow_clients
+        self.private = private
 
     def train(
         self,
@@ -81,16 +90,30 @@ class Trainer:
             clients: logical ids.
             server_round: of the run, from 1.
             load_state: a client's newest private tensors; None for a client that never trained.
+                With ``privacy=image`` the client's account is among them
+                (:data:`fedpgp.training.private_training.ACCOUNT`).
             client_only: what the server sent to one client alone
                 (:meth:`fedpgp.server_update.ServerUpdate.download_for`); None: as before round 1.
         """
         task = self.method.task
         epochs = {client: self._epochs(client, server_round) for client in clients}
+        work: dict[int, PrivateWork] = {}
+        if self.private is not None:
+            for client in clients:
+                try:
+                    account = (load_state(client) or {}).get(ACCOUNT)
+                    work[client] = self.private.work(client, server_round, epochs[client], account)
+                except BudgetSpent as spent:
+                    yield TrainResult(client, None, {}, 0, error=str(spent))
+            clients = list(work)
         for cohort in self.cohorts.of(clients, server_round, gradients=True, epochs=epochs):
             settings = replace(self.settings, epochs=epochs[cohort[0]])
-            result = self._train_cohort(
-                shared, cohort, server_round, load_state, client_only, settings
-            )
+            about = (shared, cohort, server_round, load_state, client_only, settings)
+            if self.private is None:
+                result = self._train_cohort(*about)
+            else:
+                with self.private.at_work(self.method, [work[c] for c in cohort]) as plans:
+                    result = self._train_cohort(*about, plans=plans)
             for k, client in enumerate(cohort):
                 state = {name: result.params[name][k].cpu() for name in self.models.personal_names}
                 if self.keep_optimizer:
@@ -108,6 +131,9 @@ class Trainer:
                 )
                 metrics = {"loss": float(result.loss[k]), "steps": float(result.steps[k])}
                 metrics["epochs"] = float(settings.epochs)
+                if client in work:
+                    metrics |= work[client].figures()
+                    state[ACCOUNT] = work[client].account
                 yield TrainResult(
                     client,
                     update,
@@ -163,6 +189,7 @@ class Trainer:
         client_only: Mapping[int, Arrays] | None,
         settings: TrainingSettings,
         images_of: int | None = None,
+        plans: Sequence[list[np.ndarray]] | None = None,
     ) -> CohortResult:
         """Train a cohort on the images of a round (``images_of``; None: of ``server_round``)."""
         of = server_round if images_of is None else images_of
@@ -187,6 +214,7 @@ class Trainer:
             clients=cohort,
             server_round=server_round,
             optimizer_state=self._stored_optimizer(params, states) if self.keep_optimizer else None,
+            plans=plans,
         )
 
     def _stored_optimizer(self, params: Params, states: Sequence[State]) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 The mechanism: in every round each client takes part by a draw of its own (Poisson sampling with a
 rate; all of them at rate 1), each contribution has an L2 norm of at most ``clip``, and the sum gets
 Gaussian noise of the deviation ``noise_multiplier * clip``. Two federations are neighbours when
-one has one client more than the other (add or remove one).
+one has one client more than the other (add or remove one). With ``privacy=image`` images of one
+client take the place of clients, and its steps that of rounds.
 
 Nothing is accounted here by code of our own: RDP (Mironov, CSF 2017; Mironov et al.,
 arXiv 1908.10530) and PLD (Koskela et al., AISTATS 2020; Doroshenko et al., PoPETs 2022) are
@@ -12,7 +13,7 @@ dp-accounting's, with its default orders and its default grid.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -23,6 +24,10 @@ from fedpgp.errors import FedPGPError, check_choice, check_number
 ACCOUNTANTS = ("rdp", "pld")
 """``rdp``: Renyi differential privacy, fast; ``pld``: privacy loss distributions, tighter by some
 percent, and some seconds slower."""
+
+
+Spent = Sequence[tuple[float, float, int]]
+"""Noised sums: noise multiplier, rate, how many of them."""
 
 
 def epsilon(
@@ -40,15 +45,24 @@ def epsilon(
     Raises:
         FedPGPError: dp-accounting is not installed, or there is no such accountant.
     """
+    return composed_epsilon([(noise_multiplier, rate, rounds)], delta, accountant)
+
+
+def composed_epsilon(spent: Spent, delta: float, accountant: str = "rdp") -> float:
+    """Return epsilon of noised sums of several kinds; raises and the rest as :func:`epsilon`."""
     check_choice("privacy.accountant", accountant, ACCOUNTANTS)
-    if rounds == 0:
+    spent = [(noise, rate, count) for noise, rate, count in spent if count]
+    if not spent:
         return 0.0
-    if noise_multiplier == 0:
+    if any(noise == 0 for noise, _, _ in spent):
         return math.inf
     if accountant == "pld":
-        return _pld_epsilon(noise_multiplier, rate, rounds, delta)
-    orders, one_round = _rdp_of_a_round(noise_multiplier, rate)
-    return float(_dp_accounting().rdp.compute_epsilon(orders, rounds * one_round, delta)[0])
+        return _pld_epsilon(tuple(sorted(spent)), delta)
+    total: np.ndarray | float = 0.0
+    for noise, rate, count in spent:
+        orders, one_round = _rdp_of_a_round(noise, rate)
+        total = total + count * one_round
+    return float(_dp_accounting().rdp.compute_epsilon(orders, total, delta)[0])
 
 
 def calibrate(
@@ -64,15 +78,33 @@ def calibrate(
     Raises:
         FedPGPError: as :func:`epsilon`, or no noise is enough.
     """
+    return calibrate_composed(target, [(rate, rounds)], delta, accountant)
+
+
+def calibrate_composed(
+    target: float, plan: Sequence[tuple[float, int]], delta: float, accountant: str = "rdp"
+) -> float:
+    """Return the least noise multiplier of sums of several rates, as :func:`calibrate`.
+
+    Args:
+        target, delta, accountant: as there.
+        plan: rates, and how many sums have each.
+    """
     check_choice("privacy.accountant", accountant, ACCOUNTANTS)
-    if rounds == 0:
+    plan = [(rate, count) for rate, count in plan if count]
+    if not plan:
         return 0.0
 
     def gap(noise: float) -> float:
-        return epsilon(noise, rate, rounds, delta, accountant) - target
+        spent = [(noise, rate, count) for rate, count in plan]
+        return composed_epsilon(spent, delta, accountant) - target
+
+    def event(noise: float):
+        kinds = [dp.SelfComposedDpEvent(_event(noise, rate), count) for rate, count in plan]
+        return kinds[0] if len(kinds) == 1 else dp.ComposedDpEvent(kinds)
 
     # A bracket with finite ends. PLD is heavy where the noise is small: it begins at RDP's answer.
-    guess = 1.0 if accountant == "rdp" else calibrate(target, rate, rounds, delta)
+    guess = 1.0 if accountant == "rdp" else calibrate_composed(target, plan, delta)
     step = 2.0 if accountant == "rdp" else 1.1
     low = high = guess
     while gap(high) > 0:
@@ -92,7 +124,7 @@ def calibrate(
         return float(
             dp.calibrate_dp_mechanism(
                 accountants[accountant],
-                lambda noise: dp.SelfComposedDpEvent(_event(noise, rate), rounds),
+                event,
                 target,
                 delta,
                 dp.ExplicitBracketInterval(low, high),
@@ -122,25 +154,26 @@ def sum_noise(noise_multiplier: float, count_noise: float) -> float:
     return (noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5
 
 
-def resolve_delta(delta: float | None, clients: int) -> float:
-    """Return the delta of a run: what is set, or a tenth of 1/clients.
+def resolve_delta(delta: float | None, count: int, unit: str = "client") -> float:
+    """Return the delta of a run: what is set, or a tenth of 1/count.
 
     Args:
         delta: None takes the default.
-        clients: that can take part.
+        count: of what is protected: the clients that can take part, or a client's images.
+        unit: whether it is a client or an image.
 
     Raises:
-        FedPGPError: it is no number above 0, or 1/clients or more: then a mechanism that publishes
-            one client's data whole would count as private.
+        FedPGPError: it is no number above 0, or 1/count or more: then a mechanism that publishes
+            one of them whole would count as private.
     """
     if delta is None:
-        return 1 / (10 * clients)
+        return 1 / (10 * count)
     check_number("privacy.delta", delta, above=0, below=1)
-    if delta >= 1 / clients:
+    if delta >= 1 / count:
         raise FedPGPError(
-            f"privacy.delta={delta:g} guarantees nothing to {clients} clients: at 1/{clients} or "
-            "more, publishing a whole client would count as private; take much less, or null for "
-            f"{1 / (10 * clients):g}"
+            f"privacy.delta={delta:g} guarantees nothing to {count} {unit}s: at 1/{count} or "
+            f"more, publishing a whole {unit} would count as private; take much less, or null for "
+            f"{1 / (10 * count):g}"
         )
     return delta
 
@@ -151,7 +184,7 @@ def _event(noise_multiplier: float, rate: float):
     return gaussian if rate == 1 else dp.PoissonSampledDpEvent(rate, gaussian)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _rdp_of_a_round(noise_multiplier: float, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Orders, and the RDP of one round at each; that of several is as many times it."""
     with _quiet():
@@ -161,9 +194,10 @@ def _rdp_of_a_round(noise_multiplier: float, rate: float) -> tuple[np.ndarray, n
 
 
 @lru_cache(maxsize=4096)
-def _pld_epsilon(noise_multiplier: float, rate: float, rounds: int, delta: float) -> float:
+def _pld_epsilon(spent: Spent, delta: float) -> float:
     accountant = _dp_accounting().pld.PLDAccountant()
-    accountant.compose(_event(noise_multiplier, rate), rounds)
+    for noise, rate, count in spent:
+        accountant.compose(_event(noise, rate), count)
     return float(accountant.get_epsilon(delta))
 
 

@@ -151,9 +151,9 @@ class UpdateStep:
     updates, which the strategy gets in the place of all replies; one step of a run at most. Its
     rounds are saved before anybody is sent them, and a run never goes back a round."""
     client_metrics: ClassVar[Mapping[str, Range]] = {}
-    """Numbers that :meth:`on_client` gives, which are sent with every update: name -> the least and
-    the greatest that each can be. A node with images of its own sends them in hundredths of that
-    range (:mod:`clients.disclosure`)."""
+    """Numbers that :meth:`on_client` gives, or the training itself, which are sent with every
+    update: name -> the least and the greatest that each can be. A node with images of its own sends
+    them in hundredths of that range (:mod:`clients.disclosure`)."""
 
     def __init__(self, settings: object):
         self.settings = settings
@@ -220,6 +220,15 @@ class UpdateStep:
         Raises:
             StopTraining: it may not, and no later one either.
         """
+
+    def able(self, clients: Sequence[int], context: RoundStart) -> list[int]:
+        """Return those of the clients that may still train."""
+        return list(clients)
+
+    def after_rollback(self, lost: State, restored: State) -> State:
+        """Return the state of a run that goes back to an earlier round: what was restored, or
+        what must not be forgotten of the one that is lost."""
+        return restored
 
     # What it promises. ----------------------------------------------------------------------------
 

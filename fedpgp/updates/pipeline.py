@@ -221,6 +221,24 @@ class UpdatePipeline:
                 states[step.name] = state
         return states
 
+    def able(
+        self, clients: Sequence[int], server_round: int, states: Mapping[str, State]
+    ) -> list[int]:
+        """Return those of the clients that may train in a round, as all steps see it."""
+        for step in self.steps:
+            clients = step.able(clients, self._start(server_round, states.get(step.name, {})))
+        return list(clients)
+
+    def after_rollback(
+        self, lost: Mapping[str, State], restored: Mapping[str, State]
+    ) -> dict[str, State]:
+        """Return the steps' states of a run that goes back to an earlier round."""
+        states = dict(restored)
+        for step in self.steps:
+            kept = step.after_rollback(lost.get(step.name, {}), states.get(step.name, {}))
+            states |= {step.name: kept} if kept else {}
+        return states
+
     def on_client(
         self,
         client: int,

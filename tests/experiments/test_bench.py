@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from experiments.bench import measure, methods, step
+from experiments.bench import image_privacy, measure, methods, step
 from experiments.bench.__main__ import main
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
@@ -109,3 +109,11 @@ def test_growth_and_federation(tmp_path):
     round, *runs = json.loads(target.read_text())["rows"]
     assert round["largest_difference"] < 2e-3  # float32, some thirty steps of momentum later
     assert [run["clients"] for run in runs] == [24, 2000]
+
+
+@pytest.mark.filterwarnings("ignore:.*RANDOM weights")
+@pytest.mark.parametrize("name", image_privacy.METHODS)
+def test_the_loop_over_images_computes_the_same(name):
+    task = step.task_of(7, ARGUMENTS)
+    row = image_privacy.row(methods.Case.of(methods.method_of(name, task)), 1)
+    assert row["largest_difference"] < 1e-4

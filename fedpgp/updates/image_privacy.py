@@ -1,0 +1,208 @@
+"""``privacy=image``: differential privacy at the level of an image inside a client, DP-SGD (Abadi
+et al., CCS 2016, arXiv 1607.00133).
+
+    B_t     each of a client's N images by its own draw, with probability q = batch_size / N
+    g       sum over b in B_t of clip(gradient of l_b, C) + N(0, (z C)^2 I), over q N
+    step    g + the gradient of the terms that no image has
+
+C bounds the L2 norm over all tensors that the client trains together, shared and private; q N is
+fixed, whatever was drawn. The training is :mod:`fedpgp.training.private_training`'s; this step is
+what the configuration says of it, and the server's account of all clients.
+
+Every step's result is released, to the client's own disk too, so all that follows from it is
+post-processing: the optimizer, the average, whatever strategy or server part. So is the gradient of
+terms without images (FedPGP's contrast, FedProx's pull): it is a function of the tensors, which are
+released results, and of public data, and is added as it is, neither clipped nor noised.
+
+Neighbours are two clients of which one has a blank in the place of an image, which adds zero to
+every sum: the number of images is known, as q and the number of steps follow from it. Epsilon of
+Poisson sampling is the same as for an image more or less.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpgp.errors import FedPGPError, check_choice, check_number
+from fedpgp.training.image_gradients import why_not
+from fedpgp.updates.accounting import ACCOUNTANTS
+from fedpgp.updates.base import (
+    Metrics,
+    Range,
+    RoundStart,
+    ServerContext,
+    State,
+    StopTraining,
+    Update,
+    UpdateStep,
+    register,
+)
+from fedpgp.updates.client_privacy import ALONE
+
+MOST = 1e6
+"""Largest noise multiplier."""
+NO_BOUND = -1.0
+"""How a client says that it has no epsilon, for want of noise."""
+
+
+@dataclass(frozen=True)
+class ImagePrivacySettings:
+    """Settings of ``privacy=image``.
+
+    Attributes:
+        clip: C, largest L2 norm of an image's gradient.
+        noise: z, deviation of the noise on the sum over C; 0 only clips. Where epsilon is set, it
+            has no meaning, and another value than the default is refused.
+        epsilon: of all rounds of the run together, of each client; z follows from it and from the
+            client's number of images, as if it took part in every round. None: noise says.
+        delta: None: 1 / (10 N), N the client's images.
+        accountant: one of :data:`ACCOUNTANTS`.
+        max_epsilon: a client trains no more before the round that would exceed it.
+        seeded_noise: draw batches and noise from the run's seed, so that it can be repeated; then
+            nothing is private.
+    """
+
+    clip: float = 1.0
+    noise: float = 1.0
+    epsilon: float | None = None
+    delta: float | None = None
+    accountant: str = "rdp"
+    max_epsilon: float | None = None
+    seeded_noise: bool = False
+
+    def __post_init__(self):
+        check_number("privacy.clip", self.clip, above=0, below=math.inf)
+        check_number("privacy.noise", self.noise, least=0, most=MOST)
+        for name in ("epsilon", "max_epsilon"):
+            if getattr(self, name) is not None:
+                check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)
+        if self.epsilon is not None and self.noise != type(self).noise:
+            raise FedPGPError(
+                f"privacy.noise={self.noise:g} and privacy.epsilon={self.epsilon:g}: the noise "
+                "follows from epsilon; give one of them"
+            )
+        if self.delta is not None:
+            check_number("privacy.delta", self.delta, above=0, below=1)
+        check_choice("privacy.accountant", self.accountant, ACCOUNTANTS)
+        check_choice("privacy.seeded_noise", self.seeded_noise, (False, True))
+
+    @property
+    def most(self) -> float:
+        """The epsilon that a client never passes."""
+        return min(self.epsilon or math.inf, self.max_epsilon or math.inf)
+
+
+def image_privacy_of(config: Mapping) -> ImagePrivacySettings | None:
+    """Return the settings of a configuration with ``privacy=image``; None of any other."""
+    chosen = dict(config.get("privacy", {}))
+    return ImagePrivacySettings(**chosen) if chosen.pop("name", "none") == "image" else None
+
+
+@register("image")
+class ImagePrivacy(UpdateStep):
+    """See the module. Its state: ``accounts``, what each client last said of its own, (K, 6):
+    :attr:`COLUMNS`, NaN where it said nothing."""
+
+    Settings = ImagePrivacySettings
+    COLUMNS: ClassVar[tuple[str, ...]] = ("epsilon", "delta", "noise", "rate", "steps", "last")
+    client_metrics: ClassVar[Mapping[str, Range]] = {
+        "epsilon": (NO_BOUND, 1e12),
+        "delta": (0.0, 1.0),
+        "noise": (0.0, MOST),
+        "rate": (0.0, 1.0),
+        "steps": (0.0, 1e12),
+        "last": (0.0, 1.0),
+        "clipped": (0.0, 1.0),
+    }
+    """Of the client's images, by its training: ``last`` is 1 where one more round would pass
+    ``most``; ``clipped`` is the share of the gradients that were clipped."""
+
+    def check(self, config: Mapping, method) -> None:
+        attack = config.get("attack", {}).get("name", "none")
+        why = None
+        if not method.learns:
+            why = f"method={method.name}: it learns nothing"
+        elif (reason := why_not(method)) is not None:
+            why = reason
+        elif config["runtime"]["name"] == "flower":
+            why = (
+                "a deployment so far: its nodes would keep their accounts to themselves, and no "
+                "run could say what was spent"
+            )
+        elif config["protocol"].get("adapt_epochs"):
+            why = "protocol.adapt_epochs: clients that adapt train without noise; take 0"
+        elif attack not in ("none", *ALONE):
+            why = (
+                f"attack={attack}: what its attackers send may be made of other clients' data; "
+                f"take one of {', '.join(ALONE)}"
+            )
+        if why:
+            raise FedPGPError(f"privacy=image does not go with {why}")
+
+    def able(self, clients: Sequence[int], context: RoundStart) -> list[int]:
+        last = self._accounts(context.state, context.num_clients)[:, self.COLUMNS.index("last")]
+        return [client for client in clients if last[client] != 1]
+
+    def before_round(self, context: RoundStart) -> None:
+        last = self._accounts(context.state, context.num_clients)[:, self.COLUMNS.index("last")]
+        if (last == 1).sum() >= context.num_trainers:
+            raise StopTraining(
+                f"one more would make epsilon of every client larger than {self.settings.most:g}"
+            )
+
+    def on_server(self, aggregate: Update, context: ServerContext) -> tuple[Update, Metrics]:
+        accounts = self._accounts(context.state, context.num_clients)
+        for client, said in context.metrics.items():
+            accounts[client] = [said[column] for column in self.COLUMNS]
+        context.state["accounts"] = accounts
+        told = {}
+        if context.metrics:
+            told["clipped"] = float(np.mean([m["clipped"] for m in context.metrics.values()]))
+        worst = self._worst(accounts)
+        if worst is not None and worst["epsilon"] != NO_BOUND:
+            told["epsilon"] = worst["epsilon"]
+        return aggregate, told
+
+    def after_rollback(self, lost: State, restored: State) -> State:
+        """What was spent is spent: of each client the account with more steps."""
+        if "accounts" not in lost:
+            return restored
+        accounts = self._accounts(lost, len(lost["accounts"]))
+        earlier = self._accounts(restored, len(accounts))
+        steps = self.COLUMNS.index("steps")
+        more = np.nan_to_num(earlier[:, steps]) > np.nan_to_num(accounts[:, steps])
+        return {**restored, "accounts": np.where(more[:, None], earlier, accounts)}
+
+    def privacy(self, state: State, rounds: int) -> dict | None:
+        """Of the client whose epsilon is largest."""
+        worst = self._worst(state["accounts"]) if "accounts" in state else None
+        if worst is None:
+            return None
+        return {
+            "unit": "image",
+            "epsilon": None if worst["epsilon"] == NO_BOUND else worst["epsilon"],
+            "delta": worst["delta"],
+            "noise_multiplier": worst["noise"],
+            "clip": self.settings.clip,
+            "sampling": "poisson" if worst["rate"] < 1 else "full",
+            "rate": worst["rate"],
+            "rounds": rounds,
+            "accountant": self.settings.accountant,
+            "seeded": self.settings.seeded_noise,
+        }
+
+    def _accounts(self, state: State, clients: int) -> np.ndarray:
+        known = state.get("accounts")
+        if known is None:
+            return np.full((clients, len(self.COLUMNS)), np.nan)
+        return np.array(known)
+
+    def _worst(self, accounts: np.ndarray) -> dict[str, float] | None:
+        known = accounts[~np.isnan(accounts[:, 0])]
+        if not len(known):
+            return None
+        epsilons = np.where(known[:, 0] == NO_BOUND, np.inf, known[:, 0])
+        return dict(zip(self.COLUMNS, known[epsilons.argmax()].tolist(), strict=True))

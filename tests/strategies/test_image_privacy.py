@@ -1,0 +1,110 @@
+"""``privacy=image`` from end to end: what goes with it, the account of a run that is killed, rolled
+back or out of budget."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.runner import resume, start
+from fedpgp.errors import FedPGPError
+from fedpgp.methods import METHODS
+from fedpgp.updates.image_privacy import ImagePrivacy, ImagePrivacySettings
+from strategies.aggregator import Aggregator
+from tests.small import small_config, small_federation
+
+PRIVATE = ("privacy=image", "privacy.clip=0.5", "participation=1.0")
+SHORT = (*PRIVATE, "rounds=2", "evaluate_every=0", "clients=3")
+DECLARED = sorted(name for name, method in METHODS.items() if method.__dict__.get("per_image"))
+
+
+def run(folder, *overrides: str, **faults) -> dict:
+    config = small_config(folder, *overrides, **faults)
+    return start(config, federation_of=small_federation)
+
+
+def trained(folder) -> list[dict]:
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def spent(summary: dict) -> dict:
+    return {k: v for k, v in summary["privacy"].items() if k != "rounds"}
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"fedclip"}))
+def test_each_method_trains_or_is_refused(method, tmp_path):
+    overrides = (*SHORT, f"method={method}")
+    if method not in DECLARED:
+        with pytest.raises(FedPGPError, match=f"does not go with method={method}"):
+            run(tmp_path / "run", *overrides)
+    else:
+        summary = run(tmp_path / "run", *overrides)
+        assert summary["privacy"]["unit"] == "image" and summary["privacy"]["epsilon"] > 0
+        assert trained(tmp_path / "run")[-1]["updates"]["image"]["epsilon"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["method=fedclip"], "method.loss=contrastive"),
+        (["method=dp_fpl", "method.epsilon=1"], "method.epsilon"),
+        (["method=fedpgp", "method.personal=lora_sb"], "method.personal=lora_sb"),
+        (["attack=alie"], "attack=alie"),
+        (["protocol=unseen_clients", "protocol.adapt_epochs=1"], "protocol.adapt_epochs"),
+    ],
+)
+def test_what_is_not_in_the_account_is_refused(overrides, why, tmp_path):
+    with pytest.raises(FedPGPError, match=f"does not go with {why}"):
+        run(tmp_path / "run", *SHORT, *overrides)
+
+
+@pytest.mark.parametrize("method", ["fedpgp", "coop"])
+def test_a_run_killed_behind_its_clients_spends_a_round_once(method, tmp_path, monkeypatch):
+    """The clients have trained, and nobody knows: asked again, they release what they have."""
+    overrides = (*PRIVATE, f"method={method}", "clients=3", "evaluate_every=0")
+    whole = run(tmp_path / "whole", *overrides)
+    aggregate, losses = Aggregator.aggregate, []
+
+    def killed(self, strategy, state, server_round, good):
+        if server_round == 2:
+            losses.append([good[c].content["metrics"]["loss"] for c in sorted(good)])
+            if len(losses) == 1:
+                raise KeyboardInterrupt
+        return aggregate(self, strategy, state, server_round, good)
+
+    monkeypatch.setattr(Aggregator, "aggregate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", *overrides)
+    again = resume(tmp_path / "killed", federation_of=small_federation)
+    assert losses[0] == losses[1]  # noise of its own would have given others
+    assert again["privacy"] == whole["privacy"]
+
+
+def test_a_seeded_run_is_the_same_again_and_says_so(tmp_path, capsys):
+    overrides = (*SHORT, "method=fedpgp", "privacy.seeded_noise=true", "privacy.epsilon=4")
+    one, other = (run(tmp_path / name, *overrides) for name in ("one", "other"))
+    assert one["accuracy"] == other["accuracy"] and one["privacy"] == other["privacy"]
+    assert one["privacy"]["seeded"] and one["privacy"]["epsilon"] <= 4
+    assert "who knows the seed takes the noise off again" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_client_whose_budget_is_spent_trains_no_more(tmp_path):
+    """Clients of 3 to 6 images in batches of 4: those of two steps a round end first."""
+    overrides = (*PRIVATE, "method=promptfl", "evaluate_every=0", "clients=4", "rounds=6")
+    summary = run(tmp_path / "run", *overrides, "privacy.noise=2", "privacy.max_epsilon=2")
+    assert [line["clients"] for line in trained(tmp_path / "run")] == [4, 4, 2]
+    assert "epsilon of every client larger than 2" in summary["stopped"]
+    assert 1.8 < summary["privacy"]["epsilon"] <= 2 and summary["status"] == "finished"
+    assert summary["accuracy"]["global"]["local"] is not None
+
+
+def test_what_a_lost_round_spent_is_not_forgotten():
+    step = ImagePrivacy(ImagePrivacySettings())
+    before = {"accounts": np.array([[1, 0.1, 1, 0.5, 10, 0], [np.nan] * 6])}
+    lost = {"accounts": np.array([[2, 0.1, 1, 0.5, 20, 0], [1, 0.1, 1, 0.5, 5, 0]])}
+    np.testing.assert_array_equal(step.after_rollback(lost, before)["accounts"], lost["accounts"])
+    np.testing.assert_array_equal(step.after_rollback({}, before)["accounts"], before["accounts"])
+    assert step.privacy(lost, 2)["epsilon"] == 2
