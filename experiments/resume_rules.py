@@ -9,6 +9,12 @@ RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logg
 """Settings that do not change a run's numbers (but for rounding), and so may change when it is
 resumed."""
 
+TAKEN = (*RESUMABLE, "dataset", "rounds")
+"""Parts of the configuration that a resumed run takes from its command line."""
+
+MOVED = "dataset.root"
+"""Where the data are: they may have moved; whether they are the same is compared."""
+
 FIXED = ("runtime.dropout", "runtime.slow_clients")
 """Those of the runtime that do change them: who drops out, who is slow."""
 
@@ -42,4 +48,4 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
 
 def may_change_on_resume(key: str) -> bool:
     """Return whether a setting may change when a run is resumed."""
-    return key.split(".")[0] in RESUMABLE and key not in FIXED
+    return key == MOVED or (key.split(".")[0] in RESUMABLE and key not in FIXED)

@@ -17,7 +17,7 @@ from experiments.latest_link import link_latest, resolve_latest, unlink_latest
 from experiments.memory import start_peak
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
-from experiments.resume_rules import RESUMABLE
+from experiments.resume_rules import TAKEN
 from experiments.run_checks import check_run
 from experiments.run_folder import RunFolder, default_folder
 from experiments.runtimes.run_server import run_server
@@ -80,7 +80,7 @@ def resume(
     Args:
         path: its folder.
         changes: settings that may differ this time
-            (``experiments.resume_rules.RESUMABLE``), and ``rounds``.
+            (``experiments.resume_rules``), and ``rounds``.
         federation_of, grid: as in :func:`start`.
 
     Returns, raises: as :func:`start`.
@@ -88,9 +88,7 @@ def resume(
     began = time.perf_counter()
     path = resolve_latest(path)
     folder, config = RunFolder.open(path)
-    config |= {
-        key: value for key, value in (changes or {}).items() if key in (*RESUMABLE, "rounds")
-    }
+    config |= {key: value for key, value in (changes or {}).items() if key in TAKEN}
     config |= {"run_dir": str(path), "resume": None}
     if config["runtime"]["name"] == "inline" and "runtime" not in (changes or {}):
         config["runtime"] = {

@@ -11,6 +11,7 @@ from PIL import Image
 
 import clients.client_app
 from experiments import evaluate, export, predict
+from experiments.run import changes_on_resume
 from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from experiments.settings import composed
@@ -262,3 +263,17 @@ def test_a_table_of_the_hub_is_the_same_wherever_it_lies(images, tmp_path):
         load_dataset("hub", root, repo=name).train.signature for root, name in places
     )
     assert one == copy != changed
+
+
+def test_a_run_whose_images_have_moved_is_resumed_where_they_are(made, tmp_path):
+    """And not on others: what the error advises works."""
+    shutil.copytree(made / "run", tmp_path / "run")
+    shutil.copytree(made / "images", tmp_path / "moved")
+    words = ["resume=run", f"dataset.root={tmp_path}/moved", "rounds=2"]
+    with contextlib.chdir(tmp_path):
+        changes = changes_on_resume(composed(words), words, tmp_path / "run")
+        assert resume(tmp_path / "run", changes)["rounds"] == 2
+        image(tmp_path / "moved" / "train" / CLASSES[0] / "9.png", 99)
+        words[2] = "rounds=3"
+        with pytest.raises(FedPGPError, match="train"):
+            resume(tmp_path / "run", changes_on_resume(composed(words), words, tmp_path / "run"))
