@@ -145,7 +145,7 @@ def test_a_run_has_one_choice_of_data(tmp_path):
     ):
         with pytest.raises(
             IncompatibleNode,
-            match="came with other settings of dataset, partition, protocol, shots, seed before",
+            match="came with other settings of dataset, partition, protocol, shots, seed, privacy",
         ):
             pin(store, json.dumps({**config, "shots": None, **other}))
 
