@@ -19,6 +19,7 @@ from clients.disclosure import KEPT, two_digits
 from clients.private_rounds import train as train_round
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_reply
+from clients.sum_records import SUM_STEPS
 from fedpgp.client_table import client_table
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation.samples import samples
@@ -60,7 +61,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             if disclosure:
                 disclosure.admit(shared, request.job.server_round - 1)
             steps = request.update_steps(federation)
-            attackers = request.attackers(federation)
+            attackers, join = request.attackers(federation), request.joining(federation)
             for result in train_round(request, federation, shared, clients, client_only):
                 if result.error is None and not finite(result.state):
                     result.error = (
@@ -78,14 +79,22 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                         result.client, result.update, shared, request.job.server_round
                     )
                 sent, said = steps(result.client, result.update, shared, result.num_examples)
-                metrics = request.told(result.num_examples, result.metrics) | said
-                arrays = ArrayRecord(
+                records = {
+                    "metrics": MetricRecord(
+                        request.told(result.num_examples, result.metrics) | said
+                    )
+                }
+                if join:  # the update stays here; the server gets the sum of all
+                    about = (result.client, sent, shared, result.num_examples)
+                    try:
+                        records["answer"], sent = join(*about), {}
+                    except FedPGPError as error:
+                        yield result.client, request.reason(error)
+                        continue
+                records["arrays"] = ArrayRecord(
                     {name: Array(np.ascontiguousarray(value)) for name, value in sent.items()}
                 )
-                yield (
-                    result.client,
-                    RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}),
-                )
+                yield result.client, RecordDict(records)
 
         return request.run(work)
 
@@ -132,11 +141,14 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
     def query(message: Message, context: Context) -> Message:
         """Answers a question, as JSON: "clients" (a client's row of the table; its images are
         encoded), "samples" (images, predictions), "handshake" (see
-        :meth:`clients.request.ClientRequest.handshake`).
+        :meth:`clients.request.ClientRequest.handshake`), and the steps of a secure sum
+        (:mod:`clients.secure_sum`).
         """
         request = ClientRequest(message, context, federation_of)
         if request.job.ask == "handshake":
             return request.handshake()
+        if request.job.ask in SUM_STEPS:
+            return request.run(request.sum_replies, without_federation=True)
 
         def work(federation, shared: Shared, clients: list[int], client_only: ClientOnly):
             if request.updates_only:

@@ -36,7 +36,7 @@ from safetensors.numpy import load, save
 from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.atomic_files import cannot_write, owner_only, write_atomically
-from fedpgp.config import RuntimeSection
+from fedpgp.config import PrivacySection, RuntimeSection
 from fedpgp.errors import FedPGPError
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed", "privacy")
@@ -112,14 +112,14 @@ def pin(store: PrivateStore, text: str) -> None:
             )
 
 
-def updates_only(privacy: str, *, deployed: bool) -> bool:
+def updates_only(privacy: PrivacySection, *, deployed: bool) -> bool:
     """Return whether the clients of a run tell nothing of their images but their updates.
 
     Args:
-        privacy: of the run, the name of its choice.
+        privacy: of the run's configuration.
         deployed: whether its clients are real; a simulation's figures are the researcher's.
     """
-    return deployed and privacy != "none"
+    return deployed and privacy.protects
 
 
 def keep(store: PrivateStore, server_round: int, figures: Mapping[str, float]) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from clients.disclosure import (
-    NO_PRIVACY,
     Disclosure,
     Limits,
     Withheld,
@@ -32,7 +31,7 @@ from clients.private_state import PrivateStore
 from clients.progress import CLIENTS, Progress
 from clients.watchdog import watched
 from fedpgp.client_table import client_table
-from fedpgp.config import RuntimeSection
+from fedpgp.config import PrivacySection, RuntimeSection
 from fedpgp.errors import FedPGPError, MethodError
 
 Shared = dict[str, np.ndarray]
@@ -72,6 +71,8 @@ class ClientRequest:
         work: Callable[
             [object, Shared, list[int], ClientOnly], Iterable[tuple[int, RecordDict | str]]
         ],
+        *,
+        without_federation: bool = False,
     ) -> Message:
         """Runs ``work`` on every group of clients that were sent the same tensors,
         and packs what it yields.
@@ -79,6 +80,7 @@ class ClientRequest:
         ``work`` yields a client with its reply, or with the reason why there is none. When it
         raises, the clients still missing are tried one by one, so that one client's broken data
         does not cost the others their round. (A client's numbers do not depend on its company.)
+        ``without_federation``: the work is done without one, and it is not built.
         """
         # Machines of a deployment need not have the same time: the clock starts when the message is
         # here.
@@ -90,7 +92,8 @@ class ClientRequest:
 
                 torch.set_num_threads(self.job.threads)
             try:
-                federation = self.federation()
+                text = self.configuration()
+                federation = None if without_federation else self.federation(text)
             except Exception as error:
                 if not (self.updates_only or self._own_images):
                     raise
@@ -114,15 +117,15 @@ class ClientRequest:
             self.store.flush()
         self.seconds = time.perf_counter() - start
 
-    def federation(self):
-        """The federation as this node sees it.
+    def configuration(self) -> str:
+        """The run's configuration (JSON text), as this node has it.
 
         Raises:
             FedPGPError: the message is for a client of another node.
         """
         text = self.store.configuration(self.job.config)
         deployed = self.node_config is not None
-        privacy = json.loads(text).get("privacy", NO_PRIVACY)["name"]
+        privacy = PrivacySection.of(json.loads(text).get("privacy", {}))
         self.updates_only = updates_only(privacy, deployed=deployed)
         if self.node_config is not None:
             if others := set(self.job.clients) - {self.node_config.client}:
@@ -131,6 +134,10 @@ class ClientRequest:
                     f"{min(others)}"
                 )
             text = self.node_config.configured(text)
+        return text
+
+    def federation(self, text: str):
+        """The federation of a configuration."""
         federation = self._federation_of(text)
         federation.progress = self.progress
         return federation
@@ -151,7 +158,7 @@ class ClientRequest:
             if self.node_config.data_dir is not None:
                 pin(self.store, text)
             self.store.give_configuration(text)
-            federation = self.federation()
+            federation = self.federation(self.configuration())
             if differing := mismatch(
                 dict(self.content["compatibility"]), compatibility(federation)
             ):
@@ -214,6 +221,35 @@ class ClientRequest:
             return sent, in_hundredths(said, pipeline.client_metrics) if own_images else said
 
         return steps
+
+    def joining(self, federation) -> Callable[..., ConfigRecord] | None:
+        """What a client's update goes through instead of being sent, where the server sees sums
+        alone (:meth:`clients.secure_sum.SumClient.joining`); None where it sees each."""
+        part = self._sum_client()
+        return part.joining(federation, self.config()) if part else None
+
+    def sum_replies(
+        self, federation: None, shared: Shared, clients: list[int], client_only: ClientOnly
+    ) -> Iterator[tuple[int, RecordDict | str]]:
+        """What the clients reply in a step of a secure sum: the work of :meth:`run`."""
+        part, questions = self._sum_client(), unpack(self.content, clients)
+        for client in clients:
+            try:
+                if part is None:
+                    raise Withheld("this run has no secure sums")
+                question = dict(questions[client].get("config", {}))
+                yield client, part.reply(self.job.ask, client, question)
+            except FedPGPError as error:
+                yield client, self.reason(error)
+
+    def _sum_client(self):
+        from clients.secure_sum import SumClient  # torch: when there is work, not before
+
+        config = json.loads(self.store.configuration(self.job.config))
+        if not PrivacySection.of(config.get("privacy", {})).secure_sum:
+            return None
+        about = (self.store, config, self.job.server_round)
+        return SumClient(*about, flush=self.node_config is not None)
 
     def attackers(self, federation):
         """The :class:`fedpgp.attacks.Attackers` of a simulation; None without an attack, and on a

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from experiments.runtimes.check import check_runtime
 from fedpgp.build import check_config
 from fedpgp.config import Config
-from fedpgp.updates.pipeline import configured_steps
+from fedpgp.updates.configured import configured_steps
 from strategies.sampling import check_evaluate_clients
 from strategies.wrappers import configured_strategy
 

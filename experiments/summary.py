@@ -4,13 +4,14 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
-from clients.disclosure import NO_FIGURES, NO_PRIVACY, updates_only
+from clients.disclosure import NO_FIGURES, updates_only
 from clients.failures import describe
 from clients.machine import peak_rss_mb
 from experiments.callbacks.console import Console
 from experiments.reporting.page import write_report
 from experiments.run_folder import RunFolder
 from fedpgp.attacks.success import mean_rates
+from fedpgp.config import PrivacySection
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
 from strategies.server import Server
@@ -36,8 +37,8 @@ def finish(
         "accuracy": accuracy,
         "evaluated_clients": folder.evaluations[-1].get("clients") if folder.evaluations else None,
     }
-    privacy, deployed = config.get("privacy", NO_PRIVACY), config["runtime"]["name"] == "flower"
-    if updates_only(privacy["name"], deployed=deployed):
+    privacy = PrivacySection.of(config.get("privacy", {}))
+    if updates_only(privacy, deployed=config["runtime"]["name"] == "flower"):
         summary["no_figures"] = NO_FIGURES
     if selection != "last":
         summary["selected_rounds"] = rounds

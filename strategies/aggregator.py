@@ -11,6 +11,7 @@ from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.flower_strategies import strategy_state
+from strategies.requests import Replies
 from strategies.run_state import RunState
 
 
@@ -32,7 +33,7 @@ class Aggregator:
         config: Config,
         reference: Mapping[str, np.ndarray],
     ):
-        self._federation, self._steps, self._reference = federation, steps, reference
+        self._federation, self._steps, self.reference = federation, steps, reference
         self._name, self._num_rounds = config.strategy.name, config.rounds
 
     @property
@@ -41,7 +42,11 @@ class Aggregator:
         return self._federation.server.equal_weights or self._steps.equal_weights
 
     def aggregate(
-        self, strategy: Strategy, state: RunState, server_round: int, good: Mapping[int, Message]
+        self,
+        strategy: Strategy,
+        state: RunState,
+        server_round: int,
+        answered: Replies,
     ) -> dict[str, dict[str, float]]:
         """Put the next global tensors, and the states of the method's server part and of the update
         steps, into the run's state; return what the steps say of the round.
@@ -50,11 +55,12 @@ class Aggregator:
             strategy: averages the replies.
             state: of the run; changed in place.
             server_round: the round.
-            good: client -> its reply.
+            answered: what came of the clients' training.
 
         Raises:
             FedPGPError: the strategy could not aggregate, or a tensor is NaN or Inf.
         """
+        good, summed = answered.good, answered.summed
         replies = {client: good[client].content for client in sorted(good)}
         if self.equal_weights and state.shared:
             for content in replies.values():
@@ -74,7 +80,11 @@ class Aggregator:
             return told
         messages = [good[client] for client in sorted(good)]
         combined, step_state = {}, state.step_state
-        if self._steps.combiner is not None:
+        if summed is not None:
+            total = (summed.tensors, summed.weight, state.shared, step_state)
+            reply, combined, step_state = self._steps.combine_sum(*total, **about)
+            messages = [_one_reply(reply)]
+        elif self._steps.combiner is not None:
             sent = {
                 c: {name: a.numpy() for name, a in r["arrays"].items()} for c, r in replies.items()
             }
@@ -95,7 +105,7 @@ class Aggregator:
             )
         averaged = {
             name: aggregated[name].numpy().astype(tensor.dtype)
-            for name, tensor in self._reference.items()
+            for name, tensor in self.reference.items()
         }
         _check_finite(server_round, {**averaged, **strategy_state(strategy)[0]})
         averaged, told, step_state = self._steps.on_server(
@@ -111,7 +121,7 @@ class Aggregator:
             updates=updates,
         )
         _check_finite(server_round, shared)
-        state.shared = {name: shared[name] for name in self._reference}
+        state.shared = {name: shared[name] for name in self.reference}
         state.server_state, state.step_state = server_state, step_state
         return {**combined, **told}
 

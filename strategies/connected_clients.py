@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
-from clients.disclosure import NO_FIGURES, NO_PRIVACY, updates_only
+from clients.disclosure import NO_FIGURES, updates_only
 from clients.messages import Job
 from clients.node_config import compatibility
 from fedpgp.client_table import client_table, train_images_at
-from fedpgp.config import RuntimeSection
+from fedpgp.config import PrivacySection, RuntimeSection
 from strategies import queries
 from strategies.client_keys import ClientKeys
 from strategies.exchange import Exchange
@@ -58,7 +58,7 @@ class ConnectedClients:
         self._number = federation.num_clients
         self._private_data = federation.federated_split.private_data
         deployed = configuration is not None
-        privacy = json.loads(configuration or "{}").get("privacy", NO_PRIVACY)["name"]
+        privacy = PrivacySection.of(json.loads(configuration or "{}").get("privacy", {}))
         self._updates_only = updates_only(privacy, deployed=deployed)
         self._registry: NodeRegistry | None = None
         self.table: Rows = saved.get("table", [])

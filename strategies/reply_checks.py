@@ -31,7 +31,7 @@ UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")
 """What every client says of its training."""
 
 WANTED = {
-    MessageType.TRAIN: ("arrays", "metrics"),
+    MessageType.TRAIN: ("arrays", "metrics", "answer"),
     MessageType.EVALUATE: ("metrics",),
     MessageType.QUERY: ("answer",),
 }

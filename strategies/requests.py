@@ -51,6 +51,19 @@ class Request:
     of_code: bool = False
 
 
+@dataclass(frozen=True)
+class SummedUpdates:
+    """The updates of a round as a secure sum.
+
+    Attributes:
+        tensors: name -> sum of the clients' changes, each times its weight, float64.
+        weight: sum of the weights.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    weight: float
+
+
 @dataclass
 class Replies:
     """What came of a request.
@@ -62,6 +75,7 @@ class Replies:
         dropped: client -> why it is left out.
         silent: of those, the ones that did not answer at all.
         exceptions: the reasons that are exceptions in the code of a method.
+        summed: the updates of the good ones, where the server sees their sum alone.
     """
 
     exchange: Exchange
@@ -70,6 +84,7 @@ class Replies:
     dropped: dict[int, str] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     exceptions: set[str] = field(default_factory=set)
+    summed: SummedUpdates | None = None
 
 
 class Requester:

@@ -36,6 +36,7 @@ from strategies.rollback import NoUsableReply, Rollback
 from strategies.run_state import RunState, restore_run, save_run
 from strategies.sampling import check_enough, choose_clients, trainers
 from strategies.screening import UpdateBounds
+from strategies.secure_sum import updates_by
 from strategies.strategy_requests import StrategyRequests
 
 
@@ -96,10 +97,10 @@ class Server:
         self.state.step_state = self.steps.prepared(self.state.step_state)
         self._aggregator = Aggregator(federation, self.steps, typed, self._reference)
         counted = not self._split.private_data or self._aggregator.equal_weights
-        combined = self.steps.combiner is not None
-        about = (method.delta_params, counted, combined)
+        summed = self.steps.sums  # then updates are not compared with each other
+        about = (method.delta_params, counted or summed, summed)
         self._bounds = UpdateBounds(typed.strategy, *about, observer.warn)
-        self._rollback = Rollback(folder / "checkpoint", observer.warn, allowed=not combined)
+        self._rollback = Rollback(folder / "checkpoint", observer.warn, not self.steps.combiner)
         self.attackers = attackers_of(config, self._split, method.delta_params)
 
     def app(self) -> ServerApp:
@@ -142,6 +143,7 @@ class Server:
             saved=self._saved,
         )
         about = (self._reference, self._bounds, self.steps, self.attackers, clients.train_images)
+        self._ask_updates = updates_by(clients.ask, self.steps, self._aggregator)
         self._requests = StrategyRequests(clients.grid, self.config, self._split, *about)
         self.costs.add(self.state, clients.set_up(self.state), "encode")
         if self.rounds:
@@ -159,9 +161,8 @@ class Server:
                 self._end_early(str(reason))
                 break
             except NoUsableReply as lost:
-                spoiled = self.state.server_round
-                tensors, info = self._rollback.checkpoint(server_round, spoiled, lost)
-                states = self.state.step_state
+                done, states = self.state.server_round, self.state.step_state
+                tensors, info = self._rollback.checkpoint(server_round, done, lost)
                 self.state, self.strategy = restore_run(tensors, info, self._unused_strategy)
                 self.state.step_state = self.steps.after_rollback(states, self.state.step_state)
                 self.observer.roll_back(info["observer"], info["round"])
@@ -181,7 +182,7 @@ class Server:
 
         # Step 2: send them the global tensors; each trains and answers with its update.
         training = self._requests.training(self.strategy, state, server_round, clients, need)
-        replies = self.clients.ask(training, state)
+        replies = self._ask_updates(training, state)
 
         # Step 3: weigh the updates by their images.
         metrics = {c: replies.good[c].content["metrics"] for c in sorted(replies.good)}
@@ -190,7 +191,7 @@ class Server:
         weights = {client: said["num-examples"] for client, said in metrics.items()}
 
         # Step 4: aggregate them to the next global tensors.
-        told = self._aggregator.aggregate(self.strategy, state, server_round, replies.good)
+        told = self._aggregator.aggregate(self.strategy, state, server_round, replies)
         epochs = {client: said["epochs"] for client, said in metrics.items()}
         state.finish_round(server_round, replies.exchange.kept & set(replies.good), images, epochs)
         self.costs.add(state, replies.exchange, "train")

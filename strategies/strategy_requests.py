@@ -29,7 +29,8 @@ class StrategyRequests:
         grid: from which the strategy takes the clients.
         config: of the run.
         split: the server's :class:`fedpgp.protocols.splits.FederatedSplit`.
-        reference: the global tensors: names, shapes and types of an update's.
+        reference: the global tensors: names, shapes and types of an update's, where the server
+            sees one.
         bounds: of updates.
         steps: that updates go through.
         attackers: those of a simulation; None without an attack.
@@ -51,12 +52,15 @@ class StrategyRequests:
         train_images: Callable[[int, int], int],
     ):
         self._grid, self._config, self._split = grid, config, split
-        self._reference, self._bounds, self._steps = reference, bounds, steps
+        self._bounds, self._steps = bounds, steps
+        self._reference = {**reference, **steps.extra_tensors}
+        if config.privacy.secure_sum:
+            self._reference = {}
         self._train_images = train_images
         arrive = PROTOCOLS[config.protocol["name"]].images_arrive
         self._count_themselves = split.private_data and arrive
         self._attackers = attackers
-        self._told = not updates_only(config.privacy.name, deployed=config.runtime.name == "flower")
+        self._told = not updates_only(config.privacy, deployed=config.runtime.name == "flower")
 
     def training(
         self, strategy: Strategy, state: RunState, server_round: int, clients: list[int], need: int
@@ -67,7 +71,8 @@ class StrategyRequests:
         epochs, metrics = self._config.local_epochs, self._steps.client_metrics
 
         def configure() -> list[Message]:
-            config = ConfigRecord(broadcast)
+            facts = self._steps.sum_facts(state.step_state, len(clients))
+            config = ConfigRecord({**broadcast, **facts})
             if not clients:  # nobody was drawn: one is written, from whose tensors it goes on
                 self._grid.available = [0]
             messages = list(strategy.configure_train(server_round, arrays, config, self._grid))
@@ -77,8 +82,7 @@ class StrategyRequests:
             images = self._train_images(client, server_round)
             if self._count_themselves:
                 images = None
-            reference = {**self._reference, **self._steps.extra_tensors}
-            check_update(content, images, reference, epochs, metrics, told=self._told)
+            check_update(content, images, self._reference, epochs, metrics, told=self._told)
 
         def steps(client: int, update: Arrays) -> Arrays:
             images = self._train_images(client, server_round)

@@ -19,6 +19,8 @@ CHOICES = {
     "client": ["privacy=client", "privacy.clip=0.3"],
     "client, adaptive clip": ["privacy=client", "privacy.clip=0.3", "privacy.adaptive_clip=true"],
     "image": ["privacy=image"],
+    "secure sum": ["privacy.secure_sum=true"],
+    "client, secure sum": ["privacy=client", "privacy.clip=0.3", "privacy.secure_sum=true"],
 }
 """What is measured against ``privacy=none``: name -> overrides."""
 

@@ -50,6 +50,11 @@ class Section:
         return {each.name: each for each in fields(cls) if "rule" in each.metadata}
 
     @classmethod
+    def beside(cls) -> set[str]:
+        """The settings that are there whatever is chosen: all but the one that names the choice."""
+        return set(cls.declared()) - {"name"}
+
+    @classmethod
     def sections(cls) -> dict[str, type["Section"]]:
         """The sections inside, by name."""
         found = {each.name: each.metadata.get("section") for each in fields(cls)}

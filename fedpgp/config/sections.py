@@ -112,12 +112,22 @@ class StrategySection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacySection(Section):
-    """``privacy``: the update step that guarantees something, and its own settings."""
+    """``privacy``: whether the server sees sums alone, whatever the choice; the update step that
+    guarantees something, and its own settings."""
 
     prefix: ClassVar[str] = "privacy"
 
     name: str = text(missing="none")
+    secure_sum: bool = flag(missing=False)
+    secure_sum_threshold: float = number(least=0.5, below=1, missing=0.667)
+    secure_sum_range: float = number(above=0, below=inf, missing=2.0)
+    secure_sum_images: int = whole(least=1, most=1_000_000, missing=1000)
     options: Mapping = own_options()
+
+    @property
+    def protects(self) -> bool:
+        """Whether it protects updates, in whatever way."""
+        return self.name != "none" or self.secure_sum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ the place of others' is not found: nobody vouches for keys here (docs/privacy.md
 """
 
 from fedpgp.secure_sum.graph import Graph, degree, fewest_survivors
+from fedpgp.secure_sum.layout import Layout
 from fedpgp.secure_sum.participant import Participant, Refused
 from fedpgp.secure_sum.quantise import Quantiser
 from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking
@@ -29,6 +30,7 @@ __all__ = [
     "Graph",
     "Inbox",
     "Keys",
+    "Layout",
     "Participant",
     "Quantiser",
     "Refused",

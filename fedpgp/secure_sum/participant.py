@@ -4,9 +4,8 @@ It answers a step once: the same question again gets the same answer, another on
 server gets two different sums, nor both shares of one client.
 """
 
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -18,6 +17,8 @@ from fedpgp.secure_sum.graph import degree, shares_needed
 from fedpgp.secure_sum.masks import KEY_BYTES, Agreements, derived, expanded, new_seed, public_key
 from fedpgp.secure_sum.shamir import SHARE_BYTES, split
 from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking, digest
+
+_SECRETS = ("mask_private", "share_private", "seed")
 
 NONCE = bytes(12)
 """Of the shares' encryption: each key is for one direction, and encrypts one thing."""
@@ -202,15 +203,25 @@ class Participant:
             **{client: (b"", self.held[client][1]) for client in lost},
         }
 
-    def saved(self) -> bytes:
-        """Return it as bytes, to be kept by its owner alone."""
-        return json.dumps(asdict(self), default=bytes.hex).encode()
+    def saved(self) -> dict:
+        """Return it as JSON can hold it, to be kept by its owner alone."""
+        own = None if self.own is None else [part.hex() for part in self.own]
+        return {
+            "client": self.client,
+            **{name: getattr(self, name).hex() for name in _SECRETS},
+            "peers": {peer: key.hex() for peer, key in self.peers.items()},
+            "secrets": {peer: key.hex() for peer, key in self.secrets.items()},
+            "clients": self.clients,
+            "own": own,
+            "held": {peer: [one.hex(), two.hex()] for peer, (one, two) in self.held.items()},
+            "unmasked": self.unmasked,
+        }
 
     @classmethod
-    def restored(cls, data: bytes) -> "Participant":
+    def restored(cls, saved: Mapping) -> "Participant":
         """From :meth:`saved`."""
-        found = json.loads(data)
-        for name in ("mask_private", "share_private", "seed"):
+        found = dict(saved)
+        for name in _SECRETS:
             found[name] = bytes.fromhex(found[name])
         for name in ("peers", "secrets"):
             found[name] = {int(peer): bytes.fromhex(key) for peer, key in found[name].items()}

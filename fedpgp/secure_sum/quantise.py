@@ -1,24 +1,26 @@
 """Numbers as integers modulo 2**32, so that masks hide them and their sum is exact.
 
-A number is divided by ``step`` and rounded toward zero, so that the norm of a vector never grows:
-what was clipped stays clipped. The error is below one step a client; that of a mean of n clients is
-below one step too. With numbers of at most R and room for n clients,
+A number is divided by ``step`` and rounded: to the nearest integer, and under noise toward zero, so
+that the norm of a vector never grows and what was clipped stays clipped. The error of a number is
+half a step at most, or one; so is that of a mean of clients that weigh the same. With numbers of at
+most R and room for n clients,
 
-    step = (n R + 24 s) / (2**31 - 1)
+    step = (n R + 24 s) / (2**31 - 10,000)
 
 s is the deviation of noise on the whole sum; the noise that n clients add together, of whom more
 than half have to stay, is wrapped around at 16 deviations or more (less than once in 10**57).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedpgp.errors import FedPGPError
 
-HALF = 2**31 - 1
-"""The largest sum, in steps."""
+HALF = 2**31 - 10_000
+"""The largest sum, in steps: a little room is left for what clipping in floating point leaves."""
 LEAST_DEVIATION = 16
 """Steps that the noise of one client has at least, so that rounding it does not show."""
 
@@ -43,6 +45,11 @@ class Quantiser:
     largest: float
     noise: float = 0.0
 
+    @classmethod
+    def of(cls, facts: Mapping[str, float]) -> "Quantiser":
+        """From what clients are told of a sum: its fields by name, perhaps beside others."""
+        return cls(int(facts["clients"]), float(facts["largest"]), float(facts["noise"]))
+
     @property
     def step(self) -> float:
         """What one integer stands for."""
@@ -57,13 +64,18 @@ class Quantiser:
         Raises:
             FedPGPError: one is larger than ``largest``, or no number.
         """
+        self.check(values)
+        rounded = np.trunc if self.noise > 0 else np.rint
+        return rounded(values / self.step).astype(np.int64).astype(np.uint32)
+
+    def check(self, values: np.ndarray) -> None:
+        """Refuse numbers that there is no room for; as :meth:`encoded`."""
         most = float(np.abs(values).max(initial=0.0))
-        if not most <= self.largest:  # NaN too
+        if not most <= self.largest * (1 + 1e-9):  # NaN too
             raise FedPGPError(
                 f"a number of its update is {most:.3g}; a secure sum has room for "
                 f"{self.largest:.3g} (privacy.secure_sum_range)"
             )
-        return np.trunc(values / self.step).astype(np.int64).astype(np.uint32)
 
     def noise_of_one(self, normal: np.ndarray, fewest: int) -> np.ndarray:
         """Return the noise that one client adds, so that as few as ``fewest`` clients together add

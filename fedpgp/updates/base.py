@@ -203,6 +203,28 @@ class UpdateStep:
         update; there may be none), and what ``metrics.jsonl`` says of it."""
         raise NotImplementedError
 
+    # Only of a step that combines, where the server sees sums alone (privacy.secure_sum). ---------
+
+    def sum_limits(self, state: State) -> dict[str, float]:
+        """Return what clients have to know of the sum: ``largest``, the largest number that a
+        client's update may have, ``noise``, the deviation of the noise on the sum of all, which
+        the clients add in parts, and what :meth:`in_sum` takes."""
+        raise NotImplementedError
+
+    def in_sum(self, update: Update, limits: Mapping[str, float]) -> Update:
+        """Return what of a client's update, with :meth:`extra_tensors`, is added up; runs on the
+        client, after all else. ``limits``: what :meth:`sum_limits` gave."""
+        return update
+
+    def noise_in_sum(self, size: int, seed: int, client: int, server_round: int) -> np.ndarray:
+        """Return standard normal numbers, (size,) float64, for the noise of one client; the seed is
+        the run's."""
+        raise NotImplementedError
+
+    def combine_sum(self, total: Update, context: ServerContext) -> tuple[Update, Metrics]:
+        """As :meth:`combine`, of the sum of what :meth:`in_sum` gave, with the clients' noise."""
+        raise NotImplementedError
+
     # What lasts from round to round. --------------------------------------------------------------
 
     def init_state(self) -> State:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
-from fedpgp.seeding import generator
+from fedpgp.seeding import generator, secret_normal
 from fedpgp.updates.accounting import (
     ACCOUNTANTS,
     calibrate,
@@ -263,7 +263,6 @@ class ClientPrivacy(UpdateStep):
         """
         s, state = self.settings, context.state
         clip = state.get("clip", s.clip)
-        expected = state["rate"] * context.num_trainers
         rng = None
         if s.seeded_noise:
             rng = generator(context.seed, "privacy noise", context.server_round)
@@ -276,10 +275,15 @@ class ClientPrivacy(UpdateStep):
             else t
             for name, t in total.items()
         }
+        return self._counted(noised, context)
+
+    def _counted(self, noised: Update, context: ServerContext) -> tuple[Update, Metrics]:
+        """As :meth:`released`, of a sum that has its noise."""
+        s, state = self.settings, context.state
+        expected, told = state["rate"] * context.num_trainers, {}
         mean = {name: t / expected for name, t in noised.items()}
-        told = {}
         if s.adaptive_clip:
-            told["clip"] = clip
+            told["clip"] = clip = state["clip"]
             share = 0.5 + mean.pop(UNCLIPPED).item()
             state["clip"] = clip * math.exp(-s.clip_rate * (share - s.target_quantile))
         state["spent"] += 1
@@ -287,6 +291,36 @@ class ClientPrivacy(UpdateStep):
         if math.isfinite(so_far := self._epsilon(state, state["spent"])):
             told["epsilon"] = so_far
         return mean, told
+
+    def sum_limits(self, state: State) -> dict[str, float]:
+        clip = state.get("clip", self.settings.clip)
+        deviation = clip * state.get("sum_noise", state["noise"])
+        limits = {"largest": clip, "noise": deviation, "clip": clip}
+        if self.settings.adaptive_clip:
+            # The count in the same units, so that the same noise is on it: z_sum C stands for s.
+            limits["count_unit"] = unit = deviation / state["count_noise"]
+            limits["largest"] = max(clip, unit / 2)
+        return limits
+
+    def in_sum(self, update: Update, limits: Mapping[str, float]) -> Update:
+        extra = {name: update[name].clamp(-0.5, 0.5) for name in self.extra_tensors()}
+        change = {name: t for name, t in update.items() if name not in extra}
+        # Once more: rounding to the run's precision may have made it longer than C.
+        bounded, before = clipped({n: t[None] for n, t in change.items()}, limits["clip"])
+        if not torch.isfinite(before).all():
+            return {name: torch.zeros_like(t) for name, t in update.items()}
+        bounded = {name: t[0] for name, t in bounded.items()}
+        return bounded | {name: t * limits["count_unit"] for name, t in extra.items()}
+
+    def noise_in_sum(self, size: int, seed: int, client: int, server_round: int) -> np.ndarray:
+        if not self.settings.seeded_noise:
+            return secret_normal((size,))
+        return generator(seed, "privacy noise", server_round, client).normal(size=size)
+
+    def combine_sum(self, total: Update, context: ServerContext) -> tuple[Update, Metrics]:
+        unit = self.sum_limits(context.state).get("count_unit")
+        total = dict(total) | {name: total[name] / unit for name in self.extra_tensors()}
+        return self._counted(total, context)
 
     def privacy(self, state: State, rounds: int) -> dict | None:
         s = self.settings

@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedpgp.config import PrivacySection
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.training.image_gradients import why_not
 from fedpgp.updates.accounting import ACCOUNTANTS
@@ -97,8 +98,8 @@ class ImagePrivacySettings:
 
 def image_privacy_of(config: Mapping) -> ImagePrivacySettings | None:
     """Return the settings of a configuration with ``privacy=image``; None of any other."""
-    chosen = dict(config.get("privacy", {}))
-    return ImagePrivacySettings(**chosen) if chosen.pop("name", "none") == "image" else None
+    chosen = PrivacySection.of(config.get("privacy", {}))
+    return ImagePrivacySettings(**chosen.options) if chosen.name == "image" else None
 
 
 @register("image")

@@ -4,18 +4,16 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedpgp.arrays import Arrays, to_tensors
-from fedpgp.errors import FedPGPError, MethodError, unknown
+from fedpgp.config import PrivacySection
+from fedpgp.errors import MethodError
 from fedpgp.prefixes import strip_prefix
-from fedpgp.registry import imported_class, named_entries
 from fedpgp.updates.base import (
-    UPDATE_STEPS,
     ClientContext,
     Metrics,
     Range,
@@ -26,64 +24,13 @@ from fedpgp.updates.base import (
     UpdateStep,
     Value,
 )
+from fedpgp.updates.configured import check_names, checked, configured_steps, extra_of
+from fedpgp.updates.sum_check import check_secure_sum
 
-GROUPS = ("privacy",)
-"""Groups of the configuration whose choice is a step, with its settings; ``none`` is none."""
+SECURE_SUM = "secure_sum"
+"""Before the names of what clients have to know of a secure sum."""
 Fact = bool | int | float | str
 """A value of a message's configuration record."""
-
-
-def configured_steps(config: Mapping) -> list[UpdateStep]:
-    """Return the steps that a configuration names, in their order.
-
-    Args:
-        config: resolved. ``updates`` holds names, or mappings of a name and settings; a name with
-            dots is the import path of a class. A run of an earlier version has no such keys, and no
-            steps.
-
-    Raises:
-        FedPGPError: an unknown step or setting, a value that cannot work, a step named twice.
-    """
-    chosen = [dict(config[group]) for group in GROUPS if group in config]
-    chosen = [options for options in chosen if options["name"] != "none"]
-    chosen += named_entries("updates", config.get("updates"))
-    steps = [_make(options) for options in chosen]
-    _check_names(steps)
-    return steps
-
-
-def _make(options: dict) -> UpdateStep:
-    name = options.pop("name")
-    if "." in str(name):
-        found = imported_class("updates", name, UpdateStep)
-    elif name in UPDATE_STEPS:
-        found = UPDATE_STEPS[name]
-    else:
-        raise FedPGPError(unknown("update step", name, list(UPDATE_STEPS)))
-    valid = [field.name for field in fields(found.Settings)]
-    for option in options:
-        if option not in valid:
-            raise FedPGPError(unknown(f"setting of update step {name}", option, valid))
-    try:
-        step = found(found.Settings(**options))
-    except TypeError as error:
-        raise FedPGPError(f"update step {name}: {error}") from error
-    step.name = name
-    return step
-
-
-def _check_names(steps: Sequence[UpdateStep]) -> None:
-    names = [step.name for step in steps]
-    for name in names:
-        if names.count(name) > 1:
-            raise FedPGPError(f"the update step {name} is named twice; name each once")
-    for step in steps:
-        for metric, (least, most) in step.client_metrics.items():
-            if not (math.isfinite(most - least) and least < most):
-                raise MethodError(
-                    f"update step {step.name}: client_metrics gives {metric} no range: {least:g} "
-                    f"to {most:g}"
-                )
 
 
 class UpdatePipeline:
@@ -96,15 +43,22 @@ class UpdatePipeline:
         num_clients: of the federation.
         num_trainers: how many of them can train; None: all.
 
+    Attributes:
+        combiner: the step that combines; None: none does.
+        settings: of ``privacy``, whatever the choice.
+
     Raises:
         FedPGPError: as :func:`configured_steps`, or a step refuses the run.
     """
 
     def __init__(self, config: Mapping, method, num_clients: int, num_trainers: int | None = None):
         self.steps = [*method.update_steps(), *configured_steps(config)]
-        _check_names(self.steps)
+        check_names(self.steps)
         for step in self.steps:
             step.check(config, method)
+        self.settings = PrivacySection.of(config.get("privacy", {}))
+        if self.settings.secure_sum:
+            check_secure_sum(config, method, self.steps)
         self.combiner = next((step for step in self.steps if step.combines), None)
         self._num_trainers = num_clients if num_trainers is None else num_trainers
         self._delta_params = tuple(method.delta_params)
@@ -119,6 +73,11 @@ class UpdatePipeline:
     def equal_weights(self) -> bool:
         """Whether a step wants clients averaged alike."""
         return any(step.equal_weights for step in self.steps)
+
+    @property
+    def sums(self) -> bool:
+        """Whether updates are added up and nothing else: none is compared with the others."""
+        return self.combiner is not None or self.settings.secure_sum
 
     @property
     def client_metrics(self) -> dict[str, Range]:
@@ -158,6 +117,73 @@ class UpdatePipeline:
             for name, value in step.broadcast(states.get(step.name, {})).items()
         }
 
+    def sum_facts(self, states: Mapping[str, State], clients: int) -> dict[str, Fact]:
+        """Return what clients have to know of a round's secure sum, beside :meth:`broadcast`; empty
+        where the server sees each update.
+
+        Args:
+            states: of the steps.
+            clients: that take part in the round.
+        """
+        if not self.settings.secure_sum:
+            return {}
+        facts = {"largest": self.settings.secure_sum_range, "noise": 0.0}
+        if self.combiner is not None:
+            facts = self.combiner.sum_limits(states[self.combiner.name])
+        facts = facts | {"clients": clients}
+        return {f"{SECURE_SUM}.{name}": value for name, value in facts.items()}
+
+    def in_sum(
+        self, sent: Arrays, global_params: Arrays, limits: Mapping[str, float]
+    ) -> dict[str, np.ndarray]:
+        """Return what a client adds to a secure sum: its change of each tensor, and the tensors
+        that travel beside it, float64.
+
+        Args:
+            sent: what :meth:`on_client` gave.
+            global_params: as the server sent them.
+            limits: what :meth:`sum_facts` gave, without its prefix.
+        """
+        update, step = self._update(sent, to_tensors(global_params)), self.combiner
+        if step is not None:
+            update = step.in_sum(update | extra_of(step, sent), limits)
+        return {name: tensor.numpy() for name, tensor in update.items()}
+
+    def sum_shapes(self, reference: Arrays) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what :meth:`in_sum` gives, by name.
+
+        Args:
+            reference: the shared tensors.
+        """
+        extra = self.combiner.extra_tensors() if self.combiner is not None else {}
+        return {name: array.shape for name, array in reference.items()} | dict(extra)
+
+    def combine_sum(
+        self,
+        total: Arrays,
+        weight: float,
+        global_params: Arrays,
+        states: Mapping[str, State],
+        **about: object,
+    ) -> tuple[Arrays, dict[str, dict[str, float]], dict[str, State]]:
+        """As :meth:`combine`, of a secure sum; also where no step combines.
+
+        Args:
+            total: sum of the clients' changes, each times its weight, float64.
+            weight: sum of their weights.
+            global_params, states, about: as in :meth:`on_server`.
+        """
+        step, before, states = self.combiner, to_tensors(global_params), copy.deepcopy(dict(states))
+        changes = to_tensors(total)
+        if step is None:
+            mean = {name: tensor / weight for name, tensor in changes.items()}
+            return self._applied(mean, before), {}, states
+        context = self._context(step, before, states, **about)
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+        combined, said = checked(step, zeros, step.combine_sum(changes, context))
+        states[step.name] = context.state
+        return self._applied(combined, before), {step.name: dict(said)}, states
+
     def prepared(self, states: Mapping[str, State]) -> dict[str, State]:
         """Return the steps' states before the first round of a run, or of one that is resumed."""
         states = {**self.initial_state(), **copy.deepcopy(dict(states))}
@@ -190,16 +216,11 @@ class UpdatePipeline:
         step, before, states = self.combiner, to_tensors(global_params), copy.deepcopy(dict(states))
         context = self._context(step, before, states, **about)
         changes = {
-            c: self._update(sent, before)
-            | {
-                name: torch.from_numpy(sent[f"{step.name}.{name}"]).double()
-                for name in step.extra_tensors()
-            }
-            for c, sent in updates.items()
+            c: self._update(sent, before) | extra_of(step, sent) for c, sent in updates.items()
         }
         combined, said = step.combine(changes, context)
         zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
-        _checked(step, zeros, (combined, said))
+        checked(step, zeros, (combined, said))
         states[step.name] = context.state
         return self._applied(combined, before), {step.name: dict(said)}, states
 
@@ -278,7 +299,7 @@ class UpdatePipeline:
             changed, said = step.on_client(update, context)
             for name in step.extra_tensors():
                 extra[f"{step.name}.{name}"] = changed.pop(name).float().numpy()
-            update, said = _checked(step, update, (changed, said))
+            update, said = checked(step, update, (changed, said))
             if set(said) != set(step.client_metrics):
                 raise MethodError(
                     f"update step {step.name}: on_client gives the metrics {sorted(said)}, and "
@@ -326,7 +347,7 @@ class UpdatePipeline:
         about = {"server_round": server_round, "weights": weights, "metrics": metrics, "lr": lr}
         for step in steps:
             context = self._context(step, before, states, **about)
-            aggregate, said = _checked(step, aggregate, step.on_server(aggregate, context))
+            aggregate, said = checked(step, aggregate, step.on_server(aggregate, context))
             if said:
                 told[step.name] = {name: float(value) for name, value in said.items()}
             if context.state:
@@ -377,21 +398,3 @@ class UpdatePipeline:
             .numpy()
             for name, tensor in before.items()
         }
-
-
-def _checked(
-    step: UpdateStep, before: Update, result: tuple[Update, Metrics]
-) -> tuple[Update, Metrics]:
-    """Refuse what is no update of the same tensors.
-
-    Raises:
-        MethodError: naming the step.
-    """
-    after, metrics = result
-    shapes = {name: tuple(tensor.shape) for name, tensor in before.items()}
-    if {name: tuple(torch.as_tensor(t).shape) for name, t in after.items()} != shapes:
-        raise MethodError(
-            f"update step {step.name} gives other tensors than it was given: names and shapes "
-            f"must stay {shapes}"
-        )
-    return after, metrics

@@ -16,7 +16,7 @@ from fedpgp.data import DATASETS, SCHEMES, load_dataset, partition
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import PROTOCOLS, make_protocol
 from fedpgp.updates import UPDATE_STEPS
-from fedpgp.updates.pipeline import configured_steps
+from fedpgp.updates.configured import configured_steps
 from strategies.aggregation.base import STRATEGIES
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import make_strategy

@@ -57,12 +57,13 @@ def test_a_run_killed_behind_its_clients_spends_a_round_once(method, tmp_path, m
     whole = run(tmp_path / "whole", *overrides)
     aggregate, losses = Aggregator.aggregate, []
 
-    def killed(self, strategy, state, server_round, good):
+    def killed(self, strategy, state, server_round, answered):
         if server_round == 2:
+            good = answered.good
             losses.append([good[c].content["metrics"]["loss"] for c in sorted(good)])
             if len(losses) == 1:
                 raise KeyboardInterrupt
-        return aggregate(self, strategy, state, server_round, good)
+        return aggregate(self, strategy, state, server_round, answered)
 
     monkeypatch.setattr(Aggregator, "aggregate", killed)
     with pytest.raises(KeyboardInterrupt):

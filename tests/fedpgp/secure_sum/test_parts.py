@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpgp.errors import FedPGPError
-from fedpgp.secure_sum import Graph, Quantiser, degree, fewest_survivors
+from fedpgp.secure_sum import Graph, Layout, Quantiser, degree, fewest_survivors
 from fedpgp.secure_sum.graph import shares_needed
 from fedpgp.secure_sum.masks import Agreements, derived, expanded, new_seed, public_key
 from fedpgp.secure_sum.shamir import PRIME, join, split
@@ -68,9 +68,25 @@ def test_a_sum_of_integers_is_the_plain_sum_within_a_step_a_client(clients):
     for each in values:
         total += quantiser.encoded(each)
     error = np.abs(quantiser.decoded(total) - values.sum(axis=0))
-    assert error.max() < clients * quantiser.step and quantiser.step <= clients * 2.0 / 2**30
-    encoded = quantiser.decoded(quantiser.encoded(values[0]))
-    assert np.linalg.norm(encoded) <= np.linalg.norm(values[0])
+    assert error.max() <= clients * quantiser.step / 2 and quantiser.step < clients * 2.0 / 2**30
+    noised = Quantiser(clients, largest=2.0, noise=1.0)
+    encoded = noised.decoded(noised.encoded(values[0]))
+    assert (np.abs(encoded) <= np.abs(values[0])).all()
+    assert np.abs(encoded - values[0]).max() < noised.step
+
+
+def test_a_mean_by_weights_comes_of_the_sums_and_a_weight_has_a_bound():
+    rng, layout = np.random.default_rng(0), Layout({"a": (2, 3), "b": (4,)}, most=50)
+    quantiser, weights = Quantiser(3, largest=1.0), [7, 50, 80]
+    updates = [{"b": rng.uniform(-1, 1, 4), "a": rng.uniform(-1, 1, (2, 3))} for _ in weights]
+    encoded = [layout.encoded(u, w, quantiser) for u, w in zip(updates, weights, strict=True)]
+    tensors, weight = layout.decoded(sum(encoded), 3, quantiser)
+    for name in "ab":
+        expected = np.average([u[name] for u in updates], axis=0, weights=[7, 50, 50])
+        error = np.abs(tensors[name] / weight - expected)
+        assert error.max() < 3 * quantiser.step / 2 / weight
+    with pytest.raises(FedPGPError, match="room for 1 "):  # before it is weighed
+        layout.encoded({"a": np.full((2, 3), 1.5), "b": np.zeros(4)}, 1, quantiser)
 
 
 @pytest.mark.parametrize("value", [2.1, -2.1, math.nan, math.inf])
