@@ -180,7 +180,7 @@ def _run(federation: LocalProcesses, words: list[str]) -> None:
     federation.run(words, lambda line: None)
 
 
-def _wait(until, seconds: float = 120) -> None:
+def _wait(until, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
+@cache
 def environment() -> jinja2.Environment:
-    """Return the templates of this folder, with everything from a run folder escaped."""
+    """Return the templates of this folder, compiled once, with everything from a run folder
+    escaped."""
     # Where Flower sent the code alone, they are in the installed package.
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(list(package_folders("experiments", "reporting"))),
