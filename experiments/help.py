@@ -47,16 +47,17 @@ def unknown_words(late: Sequence[str], arguments: Sequence[str]) -> str:
 
 
 def explain(words: Sequence[str]) -> str:
-    """Return the help of groups (``method``) and choices (``method=fedotp``).
+    """Return the help of groups (``method``), choices (``method=fedotp``) and keys (``lr``).
 
     Raises:
-        FedPGPError: no group or choice of that name.
+        FedPGPError: no group, choice or key of that name.
     """
     parts = []
     for word in words:
         group, _, choice = word.partition("=")
         if group not in choices():
-            raise FedPGPError(unknown("group", group, choices()))
+            parts.append(_key(group))
+            continue
         if not choice:
             parts.append(_group(group))
             continue
@@ -81,6 +82,36 @@ def _group(group: str) -> str:
     rows = [(name, _about(CONF / group / f"{name}.yaml")) for name in choices()[group]]
     lines = [f"{group}: its choices (python -m experiments.run --help {group}=CHOICE explains one)"]
     return "\n".join([*lines, *_rows(rows)])
+
+
+def _key(word: str) -> str:
+    """Return the lines of a key, by its whole name or the last part of it: its value and sentence,
+    and the choices that have it so.
+
+    Raises:
+        FedPGPError: there is no such key.
+    """
+    files = {"": explained(CONF / "config.yaml")}
+    for group, names in choices().items():
+        for name in names:
+            path = CONF / group / f"{name}.yaml"
+            if not path.read_text().startswith("# @package"):
+                files[f"{group}={name}"] = explained(path, f"{group}.")
+    found: dict[tuple[str, str], list[str]] = {}
+    for choice, rows in files.items():
+        for name, value, sentence in rows:
+            if word in (name, name.rpartition(".")[2]):
+                title = f"{name}: {value}" if value else name
+                found.setdefault((title, sentence), []).append(choice)
+    if not found:
+        known = {name: None for rows in files.values() for name, _, _ in rows}
+        near = unknown("setting", word, known)
+        raise FedPGPError(near if "did you mean" in near else unknown("group", word, choices()))
+    rows = [
+        (title, f"{sentence} ({', '.join(of)})" if any(of) else sentence)
+        for (title, sentence), of in found.items()
+    ]
+    return "\n".join(_rows(rows))
 
 
 def _about(path: Path) -> str:

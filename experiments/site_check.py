@@ -135,6 +135,10 @@ def as_node(node: Mapping[str, object], config: Mapping) -> Federation:
 
 def _data(options: argparse.Namespace) -> Iterator[Finding]:
     config = _configuration(options)
+    if not options.data.is_dir():
+        text = f"{written_out(options.data)} is no folder; --data names the site's own images"
+        yield Finding(WRONG, "images", text)
+        return
     node = {"client-id": options.client, "data-dir": str(options.data)}
     if options.weights is not None:
         node["weights"] = str(options.weights)

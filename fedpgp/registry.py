@@ -4,6 +4,7 @@ elsewhere."""
 import importlib
 import inspect
 import pkgutil
+import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from typing import TypeVar
 
@@ -79,11 +80,29 @@ class Registry(MutableMapping[str, Thing]):
             self._searched = True  # a file of the folder may look while it is imported
             try:
                 for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
-                    importlib.import_module(f"{self._package}.{module.name}")
+                    _import(f"{self._package}.{module.name}")
             except BaseException:
                 self._searched = False
                 raise
         return self._things
+
+
+def _import(name: str) -> None:
+    """Import a file of a registry's folder.
+
+    Raises:
+        FedPGPError: it cannot be imported; names the file and the line.
+    """
+    try:
+        importlib.import_module(name)
+    except (SyntaxError, ImportError, NameError, AttributeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        at = (place.filename, place.lineno)
+        if isinstance(error, SyntaxError):
+            at = (error.filename, error.lineno)
+        raise FedPGPError(
+            f"{name} cannot be imported: {type(error).__name__}: {error} ({at[0]}:{at[1]})"
+        ) from error
 
 
 def imported_class(key: str, path: object, base: type) -> type:

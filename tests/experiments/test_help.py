@@ -46,6 +46,18 @@ def test_a_comment_that_continues_below_is_shown_whole():
     assert 'or context ("X X ... X class.") method.personal_init' in said
 
 
+def test_a_key_is_explained_by_its_name(capsys):
+    assert main(["--help", "lr"]) == 0
+    assert " ".join(capsys.readouterr().out.split()) == "lr: 0.03 learning rate at its highest"
+    for word in ("method.rank", "rank"):
+        said = " ".join(explain([word]).split())
+        assert "method.rank: 2 of the private term, at most n_ctx (method=fedpgp)" in said
+    with pytest.raises(FedPGPError, match="'method.rnk'; did you mean method.rank"):
+        explain(["method.rnk"])
+    with pytest.raises(FedPGPError, match="unknown group .*choose one of"):
+        explain(["zzzzzz"])
+
+
 def test_general_help_has_every_key_of_the_run(capsys):
     said = explain_top()
     for words in ("seed: 0", "rounds: 10", "training.momentum: 0.9", "lr: 0.03"):

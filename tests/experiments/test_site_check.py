@@ -69,6 +69,12 @@ def test_a_site_that_is_right(tmp_path, capsys):
     assert not list((tmp_path / "state").iterdir()), "nothing is kept of a check"
 
 
+def test_a_folder_that_is_not_there_is_named_by_its_option(tmp_path, capsys):
+    code, found = check(capsys, "--data", tmp_path / "nothing", *CLASSES)
+    assert code == 2 and len(found[WRONG]) == 1
+    assert "nothing is no folder; --data names" in found[WRONG][0]
+
+
 def test_broken_images_are_all_named_at_once_or_left_out(tmp_path, capsys):
     data = site(tmp_path / "site", each=3)
     for name in ("train/cat/0.png", "test/dog/1.png"):

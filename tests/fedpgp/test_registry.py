@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from fedpgp.errors import FedPGPError
 from fedpgp.registry import Registry
 
 
@@ -56,8 +57,17 @@ def test_a_class_gets_its_name_and_a_stranger_is_refused(package):
         things.register("list")(type("List", (list,), {}))
 
 
-def test_a_file_that_cannot_be_imported_says_so_every_time(package):
-    things = package("broken", bad="import nowhere")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\nimport nowhere", r"ModuleNotFoundError: No module named 'nowhere' .*:2\)"),
+        ("def loss(self)\n    pass", r"SyntaxError: expected ':' .*bad.py:1\)"),
+        ("x = torch.ones(1)", r"NameError: name 'torch' is not defined .*bad.py:1\)"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_so_every_time(package, text, said):
+    name = f"broken{len(text)}"
+    things = package(name, bad=text)
     for _ in range(2):
-        with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        with pytest.raises(FedPGPError, match=f"{name}.bad cannot be imported: {said}"):
             list(things)
