@@ -124,13 +124,8 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
             ):
                 if disclosure:
                     client_split = federation.federated_split.clients[result.client]
-                    images = {
-                        **{
-                            name: len(eval_set.indices)
-                            for name, eval_set in client_split.eval_sets.items()
-                        },
-                        "ece": len(client_split.test),
-                    }
+                    eval_sets = client_split.eval_sets
+                    images = {name: len(each.indices) for name, each in eval_sets.items()}
                     result.metrics = disclosure.figures(result.metrics, images)
                 metrics = request.told(result.num_examples, result.metrics)
                 yield result.client, RecordDict({"metrics": MetricRecord(metrics)})

@@ -10,7 +10,10 @@ its labels. A node cannot know what a model was made for, and does alone what on
 * a figure of fewer images than ``min-report`` is not told;
 * a run has one choice of data: with another class list, order of classes or number of shots, the
   counts that a node tells would be of other classes, and several of them its labels;
-* of a round, two models are scored at most (the second where a run was rolled back);
+* an error of calibration is not told: it is |accuracy - confidence| where all answers are alike,
+  and a server that chooses the confidence finds where the rounding turns, that is, the accuracy;
+* of a round, two models are scored at most (the second where a run was rolled back); the same
+  tensors under other settings, of another method, are another model;
 * tensors that are farther from the last ones than ``max-step`` times the median of the
   node's own updates, for each round between them, are not answered to, neither with
   figures nor with an update.
@@ -30,13 +33,14 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.atomic_files import cannot_write, owner_only, write_atomically
 from fedpgp.config import PrivacySection, RuntimeSection
+from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed", "privacy")
@@ -52,6 +56,10 @@ NO_FIGURES = (
 """Why a run has no figures."""
 KEPT = "with privacy, this node tells nothing but its updates"
 
+UNTOLD = ("ece",)
+"""Figures that are not told."""
+PLACE_AND_LENGTH = ("runtime", "rounds")
+"""Keys of a configuration that change no model, and may change when a run is resumed."""
 MODELS_A_ROUND = 2
 NORMS = 16
 """Own updates, the newest, whose median is the measure."""
@@ -150,10 +158,19 @@ class Disclosure:
         store: where it is kept.
         limits: of the node.
         delta_params: shared tensors that are no model (``Method.delta_params``).
+        config: of the run; what a model is beside its tensors.
     """
 
-    def __init__(self, store: PrivateStore, limits: Limits, delta_params: Collection[str] = ()):
+    def __init__(
+        self,
+        store: PrivateStore,
+        limits: Limits,
+        delta_params: Collection[str] = (),
+        config: Mapping[str, object] | None = None,
+    ):
         self._limits, self._delta_params = limits, delta_params
+        chosen = {k: v for k, v in (config or {}).items() if k not in PLACE_AND_LENGTH}
+        self._setting = json.dumps(chosen, sort_keys=True).encode()
         self._account, self._last = (
             store.folder / "answered.json",
             store.folder / "last_shared.safetensors",
@@ -190,9 +207,9 @@ class Disclosure:
                     "(max-step)"
                 )
         self._state = state
-        write_atomically(
-            self._last, save({n: np.ascontiguousarray(t) for n, t in model.items()}), private=True
-        )
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in model.items()}
+        data = save(tensors, metadata={"sha256": tensor_digest("", tensors)})
+        write_atomically(self._last, data, private=True)
         self._write()
 
     def count(self, shared: Arrays, server_round: int) -> None:
@@ -202,7 +219,7 @@ class Disclosure:
         Raises:
             Withheld: it is one more than a round has.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self._setting)
         for name in sorted(shared):
             digest.update(name.encode() + np.ascontiguousarray(shared[name]).tobytes())
         known = self._scored.setdefault(str(server_round), [])
@@ -225,8 +242,8 @@ class Disclosure:
         """
         told = {}
         for name, value in metrics.items():
-            count = images[name.partition(".")[2]]
-            if count >= self._limits.images:
+            figure = name.partition(".")[2]
+            if figure not in UNTOLD and (count := images[figure]) >= self._limits.images:
                 told[name] = rounded(value, count)
         return told
 
@@ -262,11 +279,19 @@ class Disclosure:
 
     def _shared(self) -> dict[str, np.ndarray] | None:
         try:
-            return load(self._last.read_bytes())
+            with safe_open(self._last, "np") as file:
+                known = (file.metadata() or {}).get("sha256")
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
             raise FedPGPError(f"{self._last} cannot be read ({error})") from error
+        if known not in (None, tensor_digest("", found)):  # an earlier version wrote none
+            raise FedPGPError(
+                f"{self._last} is damaged (its checksum is wrong); without it this node has "
+                "nothing to compare the next shared tensors with: remove it to go on"
+            )
+        return found
 
 
 def rounded(value: float, images: int) -> float:

@@ -191,9 +191,8 @@ class ClientRequest:
             return None
         config = json.loads(self.store.configuration(self.job.config))
         runtime = RuntimeSection.of(config["runtime"])
-        return Disclosure(
-            self.store, Limits.of(self.node_config, runtime), federation.method.delta_params
-        )
+        limits, delta_params = Limits.of(self.node_config, runtime), federation.method.delta_params
+        return Disclosure(self.store, limits, delta_params, config)
 
     def told(self, num_examples: int, figures: Mapping[str, float]) -> dict[str, int | float]:
         """Return what the server is told of a client's training or evaluation; nothing where

@@ -69,10 +69,31 @@ def test_numbers_of_update_steps_are_hundredths_of_their_range():
 def test_few_images_tell_nothing(tmp_path):
     images = {"local": 100, "novel": 9, "ece": 100}
     told = disclosure(tmp_path).figures(
-        {"personal.local": 73.0, "personal.novel": 50.0, "global.ece": 4.0}, images
+        {"personal.local": 73.0, "personal.novel": 50.0, "global.local": 4.0}, images
     )
-    assert set(told) == {"personal.local", "global.ece"}
-    np.testing.assert_allclose([told["personal.local"], told["global.ece"]], [70.0, 0.0])
+    assert set(told) == {"personal.local", "global.local"}
+    np.testing.assert_allclose([told["personal.local"], told["global.local"]], [70.0, 0.0])
+
+
+def test_an_error_of_calibration_is_not_told(tmp_path):
+    """Where all answers are one class with confidence c it is |accuracy - c|: c moves the point
+    where the rounding turns, so that some prompts read the accuracy to an image or two."""
+    told = disclosure(tmp_path).figures(
+        {"global.local": 50.0, "global.ece": 20.0}, {"local": 64, "ece": 64}
+    )
+    assert set(told) == {"global.local"}
+
+
+def test_the_same_tensors_under_other_settings_are_another_model(tmp_path):
+    def counted(**config: object) -> None:
+        store = PrivateStore(tmp_path, "run", 1)
+        Disclosure(store, Limits(10, 20.0), (), config).count(tensors(1), 3)
+
+    counted(method="promptfl", runtime=1, rounds=3)
+    counted(method="promptfl", runtime=2, rounds=9)  # resumed on other workers, to more rounds
+    counted(method="fedotp")
+    with pytest.raises(Withheld, match="2 models of round 3 were scored already"):
+        counted(method="ditto")
 
 
 def test_a_round_scores_two_models(tmp_path):
@@ -156,3 +177,16 @@ def test_a_damaged_account_is_named(tmp_path):
     (tmp_path / "answered.json").write_text("{")
     with pytest.raises(FedPGPError, match="answered.json cannot be read"):
         disclosure(tmp_path)
+
+
+def test_last_tensors_that_are_damaged_are_named(tmp_path):
+    """A flipped bit may make a number as large as can be: nothing would be answered any more."""
+    disclosure(tmp_path).admit(tensors(1.0), 0)
+    path = tmp_path / "last_shared.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(FedPGPError, match="last_shared.safetensors is damaged .* remove it"):
+        one = disclosure(tmp_path)
+        one.trained(tensors(0.0), tensors(1.0))
+        one.admit(tensors(1.0), 1)
