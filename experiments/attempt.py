@@ -21,6 +21,7 @@ from experiments.resume_rules import may_change_on_resume
 from experiments.run_folder import RunFolder
 from experiments.settings import flatten
 from fedpgp.attacks import attackers_of
+from fedpgp.class_embeddings import class_embeddings_of
 from fedpgp.config import Config
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
@@ -142,7 +143,8 @@ class Attempt:
             name, clients = config["attack"]["name"], federation.num_clients
             self.console.warn(f"attack={format_attackers(name, attackers.clients, clients)}")
         typed = Config.of(config)
-        strategy = configured_strategy(typed)
+        class_embeddings = class_embeddings_of(federation.models, federation.base)
+        strategy = configured_strategy(typed, class_embeddings)
         if typed.strategy.wrap:
             self.console.warn(NOISE)
         if typed.privacy.options.get("seeded_noise"):

@@ -17,6 +17,7 @@ from experiments.command import command
 from experiments.overrides import user_path
 from experiments.reporting import grids as printing
 from experiments.reporting import significance, tables
+from experiments.reporting.across import across_grids
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.groups import group_runs
 from experiments.reporting.page import render_run
@@ -52,6 +53,8 @@ examples:
       what others published for an experiment; after it was run, ours stand beside it
   python -m experiments.report outputs/default --models zero_shot,global,personal --columns ece
       all three prompts, and one more column
+  python -m experiments.report outputs/robustness --across strategy
+      a table of local accuracy, and of each --columns: a column each strategy
 
 columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes, seconds and
 peak_rss_mb (peak memory) are always there where the runs have them. Others to ask for: cm, ece,
@@ -129,6 +132,11 @@ def _report(options: argparse.Namespace, command: str) -> None:
         else None
     )
 
+    if options.across:
+        asked = _names(options.columns)
+        shown = tables.expand_columns(asked, finished) if asked else ["local"]
+        _across(options, across_grids(rows, options.across, shown, models), left_out)
+        return
     if options.format == "html":
         drawn = tables.make_rows(
             groups, ["zero_shot", *(m for m in models if m != "zero_shot")], columns
@@ -156,6 +164,27 @@ def _report(options: argparse.Namespace, command: str) -> None:
         print(text, end="")
     for line in remarks:
         print(line, file=sys.stderr)
+
+
+def _across(
+    options: argparse.Namespace, found: Sequence[printing.Grid], left_out: Sequence[str]
+) -> None:
+    """Print or write the tables of ``--across``."""
+    write = {
+        "text": printing.as_text,
+        "markdown": printing.as_markdown,
+        "latex": printing.as_latex,
+        "csv": printing.grid_as_csv,
+    }
+    if options.format not in write:
+        raise FedPGPError(f"--across makes tables: --format is one of {', '.join(write)}")
+    text = "\n".join(map(write[options.format], found))
+    if options.out:
+        _write(options.out, text)
+    else:
+        print(text, end="")
+    for line in left_out:
+        print(f"not in the table: {line}", file=sys.stderr)
 
 
 def _as(
@@ -292,6 +321,11 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="LIST",
         help="experiments whose published figures are shown too (those of the runs always are)",
+    )
+    parser.add_argument(
+        "--across",
+        metavar="LABEL",
+        help="a column for each value of a setting, a table for each figure (local, or --columns)",
     )
     parser.add_argument("--columns", default="", metavar="LIST", help="further columns, see below")
     return parser

@@ -61,6 +61,7 @@ class RunFolder:
         self._back: tuple[int, int] | None = None
         self.table: list[dict] = []
         self.evaluations: list[dict] = []
+        self.trained: list[dict] = []
 
     # Opening. -------------------------------------------------------------------------------------
 
@@ -160,8 +161,7 @@ class RunFolder:
             (length, server_round), self._back = self._back, None
             remove_after(self.path / "checkpoint", server_round)
             self.cut_metrics(length)
-        if record["kind"] == "eval":
-            self.evaluations.append(record)
+        (self.evaluations if record["kind"] == "eval" else self.trained).append(record)
         path = self.path / "metrics.jsonl"
         try:
             with open(path, "a") as file:
@@ -186,8 +186,7 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def cut_metrics(self, length: int) -> None:
-        """Drops what a killed attempt wrote after its last checkpoint, and reads the
-        evaluations of what stays."""
+        """Drops what a killed attempt wrote after its last checkpoint, and reads what stays."""
         path = self.path / "metrics.jsonl"
         for folder in (self.path, self.path / "checkpoint"):
             remove_leftovers(folder)
@@ -201,6 +200,7 @@ class RunFolder:
             os.truncate(path, length)
             records = [json.loads(line) for line in path.read_text().splitlines()]
             self.evaluations = [record for record in records if record["kind"] == "eval"]
+            self.trained = [record for record in records if record["kind"] == "train"]
         except OSError as error:
             raise cannot_write(path, error) from error
         except (ValueError, KeyError, TypeError) as error:

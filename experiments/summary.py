@@ -65,19 +65,27 @@ def finish(
 
 
 def _attack(server: Server, folder: RunFolder, rounds: Sequence[int]) -> dict | None:
-    """Who attacked the run, and the rates of success (percent, a mean over the rounds that the
-    accuracy is of), where the attack has one."""
+    """Who attacked the run, the rates of success (percent, a mean over the rounds that the accuracy
+    is of) where the attack has one, and how many updates were left out of the averages."""
     if server.attackers is None:
         return None
     attack = server.attackers.attack
     counted = [record for record in folder.evaluations if record["round"] in rounds]
     rates = [record["success_rate"] for record in counted] if attack.measured else []
+    left_out = [client for record in folder.trained for client in _left_out(record)]
+    attackers = sum(client in server.attackers.clients for client in left_out)
     return {
         "name": attack.name,
         "share": attack.share,
         "clients": list(server.attackers.clients),
         "success_rate": mean_rates(rates) if rates else None,
+        "left_out": {"attackers": attackers, "honest": len(left_out) - attackers},
     }
+
+
+def _left_out(record: Mapping) -> list[int]:
+    """The clients whose update is not in a round's average, as metrics.jsonl has it."""
+    return [entry["client"] for entry in record["dropped"]] + record.get("filtered", [])
 
 
 def _cost(server: Server) -> dict:

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.pipeline import UpdatePipeline
+from strategies.aggregation.base import FILTERED
 from strategies.flower_strategies import strategy_state
 from strategies.requests import Replies
 from strategies.run_state import RunState
@@ -24,6 +25,9 @@ class Aggregator:
         steps: what the aggregate goes through before the method has it.
         config: of the run.
         reference: the global tensors: their names, order and types.
+
+    Attributes:
+        filtered: clients that the strategy left out of the last round.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Aggregator:
     ):
         self._federation, self._steps, self.reference = federation, steps, reference
         self._name, self._num_rounds = config.strategy.name, config.rounds
+        self.filtered: list[int] = []
 
     @property
     def equal_weights(self) -> bool:
@@ -93,7 +98,7 @@ class Aggregator:
             )
             messages = [_one_reply(reply)]
         try:
-            aggregated, _ = strategy.aggregate_train(server_round, messages)
+            aggregated, said = strategy.aggregate_train(server_round, messages)
         except ZeroDivisionError as error:  # Flower's wrappers divide by an update's norm
             raise FedPGPError(
                 f"round {server_round}: strategy.wrap cannot clip the update of a client that did "
@@ -103,6 +108,7 @@ class Aggregator:
             raise FedPGPError(
                 f"round {server_round}: strategy={self._name} could not aggregate the replies"
             )
+        self.filtered = list((said or {}).get(FILTERED, []))
         averaged = {
             name: aggregated[name].numpy().astype(tensor.dtype)
             for name, tensor in self.reference.items()

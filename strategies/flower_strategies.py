@@ -18,7 +18,7 @@ from flwr.serverapp import strategy as flower
 from fedpgp.config import StrategySection
 from fedpgp.errors import FedPGPError, check_choice, check_number, unknown
 from fedpgp.seeding import generator
-from strategies.aggregation.base import STRATEGIES
+from strategies.aggregation.base import STRATEGIES, StrategyContext
 
 SERVERS = tuple(StrategySection.declared())
 """Keys of the configuration's group that are no options of a strategy: the server sees to them."""
@@ -28,9 +28,16 @@ _OURS = {
 }  # sampling and record keys: the server's business
 
 
-def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
+def make_strategy(
+    name: str, options: Mapping[str, object], context: StrategyContext | None = None
+) -> flower.FedAvg:
     """Return a Flower strategy by name, with its own options (``server_momentum``, ``eta``,
     ``num_malicious_nodes`` …); those of the server are passed over.
+
+    Args:
+        name: of the strategy.
+        options: of the configuration's group.
+        context: given to a strategy that has such a parameter.
 
     Raises:
         FedPGPError: unknown strategy or option, or a value the strategy refuses.
@@ -43,6 +50,8 @@ def make_strategy(name: str, options: Mapping[str, object]) -> flower.FedAvg:
         if option not in valid:
             raise FedPGPError(unknown(f"setting of strategy {name}", option, valid))
     check_kinds("strategy", STRATEGIES[name], options)
+    if "context" in inspect.signature(STRATEGIES[name]).parameters:
+        options["context"] = context
     try:
         return STRATEGIES[name](
             min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1, **options

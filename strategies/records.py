@@ -19,6 +19,7 @@ def train_record(
     metrics: Mapping[int, MetricRecord],
     weights: Mapping[int, float],
     dropped: Mapping[int, str],
+    filtered: Sequence[int],
     seconds: float,
     traffic: Traffic,
 ) -> dict:
@@ -30,9 +31,11 @@ def train_record(
             where it tells none.
         weights: client -> its weight in the round's loss.
         dropped: client -> why it does not count.
+        filtered: clients that the strategy left out; they do not count either.
         seconds: that the round took.
         traffic: bytes of the round.
     """
+    metrics = {client: said for client, said in metrics.items() if client not in filtered}
     losses = {client: said["loss"] for client, said in metrics.items() if "loss" in said}
     weight = np.array([weights[client] for client in losses], dtype=np.float64)
     loss = float(np.average(list(losses.values()), weights=weight)) if losses else None
@@ -49,7 +52,10 @@ def train_record(
 
 
 def extras(
-    images: Mapping[int, int], caps: Mapping[int, int], told: Mapping[str, Mapping[str, float]]
+    images: Mapping[int, int],
+    caps: Mapping[int, int],
+    filtered: Sequence[int],
+    told: Mapping[str, Mapping[str, float]],
 ) -> dict:
     """Return what the record of a training round has beside :func:`train_record`'s, where there is
     something to say.
@@ -57,10 +63,12 @@ def extras(
     Args:
         images: client -> its images.
         caps: client -> its weight, of those that have more images than they count for.
+        filtered: clients that the strategy left out.
         told: update step -> what it says of the round.
     """
     capped = [{"client": c, "images": images[c], "weight": caps[c]} for c in caps]
-    return {key: value for key, value in {"capped": capped, "updates": told}.items() if value}
+    found = {"capped": capped, "filtered": sorted(filtered), "updates": told}
+    return {key: value for key, value in found.items() if value}
 
 
 def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: RunState) -> Rows:

@@ -196,9 +196,9 @@ class Server:
         state.finish_round(server_round, replies.exchange.kept & set(replies.good), images, epochs)
         self.costs.add(state, replies.exchange, "train")
         dropped, traffic = {**gone, **replies.dropped}, replies.exchange.traffic
-        seconds = time.perf_counter() - began
-        record = train_record(server_round, metrics, weights, dropped, seconds, traffic)
-        self.observer.trained(record | extras(images, caps, told))
+        seconds, filtered = time.perf_counter() - began, self._aggregator.filtered
+        record = train_record(server_round, metrics, weights, dropped, filtered, seconds, traffic)
+        self.observer.trained(record | extras(images, caps, filtered, told))
 
         # Step 5: evaluate, and save.
         if self._evaluated_after(server_round):

@@ -4,10 +4,12 @@ import inspect
 
 from flwr.serverapp import strategy as flower
 
+from fedpgp.class_embeddings import ClassEmbeddings
 from fedpgp.config import Config
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.methods import method_class
 from fedpgp.registry import named_entries
+from strategies.aggregation.base import StrategyContext
 from strategies.flower_strategies import check_kinds, make_strategy, settable
 from strategies.sampling import participants
 
@@ -28,19 +30,24 @@ NOISE = (
 """What a person should know."""
 
 
-def configured_strategy(config: Config) -> flower.Strategy:
+def configured_strategy(
+    config: Config, class_embeddings: ClassEmbeddings | None = None
+) -> flower.Strategy:
     """Return the strategy of a configuration inside of its wrappers, the first one innermost.
 
     Args:
         config: resolved; ``strategy.wrap`` holds names, or mappings of a name and options. A run of
             an earlier version has no such key, and no wrapper.
+        class_embeddings: for a strategy that compares updates by them; None where a configuration
+            is only checked.
 
     Raises:
         FedPGPError: an unknown name or option, a value that is refused, a wrapper that cannot work
             with this server or with the method.
     """
-    chosen = config.strategy
-    strategy: flower.Strategy = make_strategy(chosen.name, chosen.options)
+    chosen, method = config.strategy, method_class(config.method.name, config.method.component)
+    about = (method.name, method.delta_params, method.no_class_embeddings, class_embeddings)
+    strategy: flower.Strategy = make_strategy(chosen.name, chosen.options, StrategyContext(*about))
     for options in named_entries("strategy.wrap", chosen.wrap):
         strategy = _wrapped(strategy, config, options)
     return strategy

@@ -79,6 +79,9 @@ def run_facts(run: Run) -> list[tuple[str, str, str]]:
         rates = attack["success_rate"]
         note = format_attackers(attack["name"], attackers, int(number(summary["clients"])))
         note += f"; it succeeds with {format_rates(rates)}" if rates else ""
+        if left_out := attack.get("left_out"):
+            mine, others = left_out["attackers"], left_out["honest"]
+            note += f"; {mine:,} of their updates and {others:,} of the others' were left out"
         facts.append(("Attackers", f"{len(attackers)}", note))
     if privacy := summary.get("privacy"):
         accounted = privacy["epsilon"] is not None and not privacy["seeded"]

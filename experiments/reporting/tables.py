@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.reporting.formatting import (
     format_bytes,
@@ -24,6 +24,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.evaluation.figures import CLIENT_FIGURES, FIGURES, GROUPED, MODELS
 
 COSTS = ("bytes", "seconds", "peak_rss_mb")
+Key = TypeVar("Key")
 _PARTS = ("protocol.held_out",)  # options that a protocol runs through, a run each
 
 
@@ -215,7 +216,7 @@ def result_grid(rows: Sequence[Row], columns: Sequence[str], models: Sequence[st
         body.append(cells)
         means = [row.cells[column].mean if column in row.cells else math.nan for column in columns]
         numbers.append(
-            (*(_as_number(text) for text, _ in cells[: len(texts)]), len(row.seeds), *means)
+            (*(as_number(text) for text, _ in cells[: len(texts)]), len(row.seeds), *means)
         )
     header = [*texts, "seeds", *map(column_name, columns)]
     return Grid(header, body, len(texts), frozenset(breaks), tuple(numbers))
@@ -308,6 +309,20 @@ def cell_text(column: str, cell: Cell) -> str:
     return format_mean_and_std(cell.mean, cell.std)
 
 
+def best_and_second(means: Mapping[Key, float], column: str) -> dict[Key, str]:
+    """Return the marks of the best and the second of some means of a figure; numbers that are
+    printed alike share a mark, and costs and attackers' figures have none."""
+    if column.split(".")[0] in (*COSTS, "std_clients", "attack") or "bytes" in column:
+        return {}
+    means = {key: round(mean, 2) for key, mean in means.items() if not math.isnan(mean)}
+    lower_is_better = column in FIGURES and FIGURES[column].lower_is_better
+    ranked = sorted(set(means.values()), reverse=not lower_is_better)
+    if len(ranked) < 2:
+        return {}
+    marks = dict(zip(ranked, ("best", "second"), strict=False))
+    return {key: marks[mean] for key, mean in means.items() if mean in marks}
+
+
 # ---------------------------------------------------------------------------------------- the parts
 
 
@@ -335,27 +350,19 @@ def _value(run: Run, model: str, column: str) -> float:
 def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
     """Return the rows with best and second marked; rows that print the same number share a mark;
     one row alone has none."""
-    marks: dict[tuple[int, str], str] = {}
-    for column in columns:
-        if column in COSTS or column.split(".")[0] in (*COSTS, "std_clients") or "bytes" in column:
-            continue
-        means = {
-            i: round(row.cells[column].mean, 2)
-            for i, row in enumerate(block)
-            if column in row.cells
-        }
-        means = {i: mean for i, mean in means.items() if not math.isnan(mean)}
-        ranked = sorted(
-            set(means.values()), reverse=not (column in FIGURES and FIGURES[column].lower_is_better)
+    marks = {
+        column: best_and_second(
+            {i: row.cells[column].mean for i, row in enumerate(block) if column in row.cells},
+            column,
         )
-        if len(ranked) < 2:
-            continue
-        for mark, value in zip(("best", "second"), ranked, strict=False):
-            marks |= {(i, column): mark for i, mean in means.items() if mean == value}
+        for column in columns
+    }
     return [
         replace(
             row,
-            cells={c: replace(cell, mark=marks.get((i, c), "")) for c, cell in row.cells.items()},
+            cells={
+                c: replace(cell, mark=marks.get(c, {}).get(i, "")) for c, cell in row.cells.items()
+            },
         )
         for i, row in enumerate(block)
     ]
@@ -373,7 +380,8 @@ def _summary_numbers(runs: Sequence[Run]) -> set[str]:
     return names
 
 
-def _as_number(text: str) -> float:
+def as_number(text: str) -> float:
+    """Return a label as a number; NaN for one that is none."""
     try:
         return float(text)
     except ValueError:

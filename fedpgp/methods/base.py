@@ -86,15 +86,13 @@ class Batch:
         return Batch(self.images[index], self.labels[index], self.weights[index])
 
     def seen(self, classes: int) -> Tensor:
-        """Return which of so many classes each client has images of: (K, C) of zeros and
-        ones, as ``weights``."""
+        """Return which of so many classes each client has images of, (K, C) of zeros and ones."""
         one_hot = torch.nn.functional.one_hot(self.labels, classes).to(self.weights.dtype)
         return ((one_hot * self.weights.unsqueeze(-1)).sum(1) > 0).to(self.weights.dtype)
 
 
 class LoadClientBatch(Protocol):
-    """Loads all training images of each client as one batch; ``images=False``: their
-    labels and weights alone."""
+    """Loads all training images of each client as one batch, or only their labels and weights."""
 
     def __call__(self, images: bool = True) -> Batch: ...
 
@@ -202,6 +200,8 @@ class Method(ABC):
     is refused (:mod:`fedpgp.training.image_gradients`). It is not inherited."""
     differentiate = staticmethod(batch_gradients)
     """Gives the loss and its gradients; ``privacy=image`` puts its own in the place."""
+    no_class_embeddings: ClassVar[str] = ""
+    """Why :meth:`global_classifier` has no class embeddings that follow what clients send."""
 
     def __init__(self, settings, task: Task):
         self.settings, self.task = settings, task

@@ -38,6 +38,7 @@ class CoCoOp(Method):
     )
     per_image = "copies"
     images_a_pass = CHUNK  # a fraction of the memory
+    no_class_embeddings = "they depend on the image"
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         task, embed = self.task, self.task.clip.embed

@@ -27,6 +27,7 @@ class CoOp(Method):
         order=3,
     )
     per_image = "shared"
+    no_class_embeddings = "its clients send nothing"
     starts_as_shared = True
 
     def init_personal(self, rng: np.random.Generator) -> Params:

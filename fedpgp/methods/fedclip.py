@@ -65,6 +65,7 @@ class FedCLIP(Method):
     )
     per_image = "copies"
     Settings = FedCLIPSettings
+    no_class_embeddings = "its class embeddings are frozen; clients send what they do to images"
     inputs = ("features_raw",)
     equal_weights = True
 

@@ -113,6 +113,7 @@ class FedMVP(Method):
         order=20,
     )
     Settings = FedMVPSettings
+    no_class_embeddings = "its class embeddings are frozen; clients send what they do to images"
     inputs = ("pixels",)
     training_inputs = ("features", "mirrored")
     buffers = ("client_classes", "switched")

@@ -56,6 +56,7 @@ class MaPLe(VPT):
     per_image = "copies"
     small = {"depth": 2}
     Settings = MaPLeSettings
+    no_class_embeddings = ""
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {**deep_text_prompts(self.task, self.settings.depth, rng), **self._coupling(rng)}

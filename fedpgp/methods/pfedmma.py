@@ -69,6 +69,7 @@ class PFedMMA(Method):
     per_image = "copies"
     small = {"first": 1, "last": 2}
     Settings = PFedMMASettings
+    no_class_embeddings = "the shared layer is no model without a client's own layers"
     inputs = ("pixels",)
 
     @cached_property

@@ -72,6 +72,7 @@ class PromptSRC(VPT):
     per_image = "copies"
     small = {"depth": 2}
     Settings = PromptSRCSettings
+    no_class_embeddings = ""
     training_inputs = ("features",)
 
     def init_shared(self, rng: np.random.Generator) -> Params:

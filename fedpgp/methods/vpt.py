@@ -66,6 +66,7 @@ class VPT(Method):
     per_image = "copies"
     small = {"depth": 2}
     Settings = VPTSettings
+    no_class_embeddings = "its class embeddings are frozen; clients send what they do to images"
     inputs = ("pixels",)
 
     @cached_property

@@ -21,6 +21,7 @@ class ZeroShot(Method):
         order=0,
     )
     learns = False
+    no_class_embeddings = "its clients send nothing"
 
     def why_not_per_image(self) -> str:
         return "method=zero_shot: it learns nothing"

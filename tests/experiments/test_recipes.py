@@ -123,7 +123,7 @@ def test_a_recipe_is_the_published_optimisation(recipe):
 
 
 def test_every_recipe_is_tested_and_names_its_source():
-    assert set(RECIPES) == {*PUBLISHED, "embedded", "short"}
+    assert set(RECIPES) == {*PUBLISHED, "embedded", "short", "robustness"}
     for path in [
         *(CONF / "recipe" / f"{name}.yaml" for name in PUBLISHED),
         *(CONF / "recipe" / "method").glob("*.yaml"),
@@ -317,3 +317,18 @@ def test_domains_are_split_as_in_the_public_code(name):
 def test_a_held_out_domain_is_tested_on_all_of_its_images(name):
     """The same repository, data_utils.py, line 97."""
     holds(flat(f"experiment=paper_leave_one_domain_out_{name}"), protocol__held_out_images="all")
+
+
+def test_recipe_robustness_guards_against_30_percent_of_24_clients():
+    """As many as each strategy can; what recipe=short sets is left as it is."""
+    plain = flat("recipe=short")
+    assert flat("recipe=robustness") == plain
+    for name, settings in {
+        "krum": {"num_malicious_nodes": 7},
+        "multikrum": {"num_malicious_nodes": 7, "num_nodes_to_select": 17},
+        "bulyan": {"num_malicious_nodes": 5},
+        "fedtrimmedavg": {"beta": 0.3},
+    }.items():
+        found = flat("recipe=robustness", f"strategy={name}")
+        ours = {f"strategy.{key}": value for key, value in settings.items()}
+        assert found == {**flat("recipe=short", f"strategy={name}"), **ours}

@@ -115,6 +115,46 @@ def bulyan(x, u, w, s, t):
     return np.array(columns)
 
 
+def norm_clipping(x, u, w, s, t):
+    """Sun et al., arXiv 1911.07963, section 4: each change over max(1, its norm / M), then the
+    mean; M the lower median of the norms, of the prompts and of the variates, which are changes."""
+    origin, moved = x.copy(), np.zeros_like(x)
+    origin[: len(x) // 2] = 0.0  # c is sent as a difference
+    for half in (slice(0, len(x) // 2), slice(len(x) // 2, None)):
+        changes = [update[half] - origin[half] for update in u]
+        norms = [np.sqrt(np.sum(change**2)) for change in changes]
+        bound = sorted(norms)[(len(norms) - 1) // 2]
+        for weight, change, norm in zip(w, changes, norms, strict=True):
+            moved[half] += weight * change / max(1.0, norm / bound)
+    return origin + moved
+
+
+def text_filter(x, u, w, s, t):
+    """The rule of strategies/aggregation/text_filter.py, client by client."""
+    federation = small_federation(json.dumps(small_config("nowhere", "method=promptfl")))
+    shape = federation.models.initial_shared()["p_G"].shape
+
+    def texts(vector):
+        prompt = vector[len(vector) // 2 :].reshape(shape)
+        return federation.models.global_classifier({"p_G": prompt}, federation.base)[0].numpy()
+
+    z, start = [texts(update) for update in u], texts(x)
+    kept = set(range(len(u)))
+    for vectors in (z, [(one - start).reshape(1, -1) for one in z]):
+        middle = np.median(vectors, axis=0)
+        values = []
+        for one in vectors:
+            cosines = [
+                a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for a, b in zip(one, middle, strict=True)
+            ]
+            values.append(1 - np.mean(cosines))
+        spread = np.median([abs(value - np.median(values)) for value in values])
+        kept -= {k for k, value in enumerate(values) if value > np.median(values) + 3 * spread}
+    s["left out"] = s.get("left out", []) + [len(u) - len(kept)]
+    kept = sorted(kept)
+    return w[kept] @ u[kept] / w[kept].sum()
+
+
 FORMULAS = {
     strategy.__name__: strategy
     for strategy in (
@@ -128,6 +168,8 @@ FORMULAS = {
         krum,
         multikrum,
         bulyan,
+        norm_clipping,
+        text_filter,
     )
 }
 

@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClippin
 from experiments.runtimes.inline import InlineGrid
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
-from strategies.aggregation.base import STRATEGIES
+from strategies.aggregation.base import STRATEGIES, StrategyContext
 from strategies.flower_strategies import (
     clients_needed,
     make_strategy,
@@ -54,7 +54,8 @@ def adaptive():
     )
 
 
-MAKERS = {name: (lambda name=name: make_strategy(name, {})) for name in STRATEGIES} | {
+CONTEXT = StrategyContext(class_embeddings=lambda shared: shared["a"])
+MAKERS = {name: (lambda name=name: make_strategy(name, {}, CONTEXT)) for name in STRATEGIES} | {
     "momentum": lambda: make_strategy("fedavgm", {"server_momentum": 0.9}),
     "wrapped": adaptive,
 }

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.messages import Job, count_bytes, pack_reply, unpack
-from strategies.aggregation.base import STRATEGIES
+from strategies.aggregation.base import STRATEGIES, StrategyContext
 from strategies.exchange import Interrupted
 from strategies.flower_strategies import make_strategy
 from strategies.grid import CohortGrid, balance, readable
@@ -119,8 +119,9 @@ WRAPPED_AND_PLAIN = {
     "krum": lambda: Krum(num_malicious_nodes=2),
     "dp": dp,
 }
+CONTEXT = StrategyContext(class_embeddings=lambda shared: shared["p"].reshape(2, -1))
 WRAPPED_AND_PLAIN |= {
-    f"plain {name}": (lambda name=name: make_strategy(name, {})) for name in STRATEGIES
+    f"plain {name}": (lambda name=name: make_strategy(name, {}, CONTEXT)) for name in STRATEGIES
 }
 
 
