@@ -81,7 +81,8 @@ class ClientPrivacySettings:
         clip: C, largest L2 norm of a client's update.
         noise: z, deviation of the noise on the sum over C; 0 only clips. Where epsilon is set,
             it has no meaning, and another value than the default is refused.
-        epsilon: of all rounds of the run together; z follows from it. None: noise says.
+        epsilon: of all rounds of the run together; z follows from it. None: noise says; infinite:
+            no noise, updates are only clipped.
         delta: None: 1 / (10 N).
         accountant: one of :data:`ACCOUNTANTS`.
         max_epsilon: the training ends before the round that would exceed it; None: it does not.
@@ -110,7 +111,7 @@ class ClientPrivacySettings:
         check_number("privacy.clip", self.clip, above=0, below=math.inf)
         check_number("privacy.noise", self.noise, least=0, most=MOST_NOISE)
         for name in ("epsilon", "max_epsilon"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) not in (None, math.inf):
                 check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)
         if self.epsilon is not None and self.noise != type(self).noise:
             raise FedPGPError(
@@ -204,7 +205,9 @@ class ClientPrivacy(UpdateStep):
         rate = float(context.participation)
         delta = resolve_delta(s.delta, context.num_trainers)
         noise = s.noise
-        if s.epsilon is not None:
+        if s.epsilon == math.inf:
+            noise = 0.0
+        elif s.epsilon is not None:
             noise = _calibrated(s.epsilon, rate, context.num_rounds, delta, s.accountant)
         state |= {"noise": float(noise), "delta": delta, "rate": rate, "spent": 0}
         if s.adaptive_clip:

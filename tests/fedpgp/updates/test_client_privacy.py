@@ -1,5 +1,7 @@
 """The noised sum of ``privacy=client`` against plain numpy, its noise, its draws."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -194,3 +196,10 @@ def test_a_setting_that_cannot_work_is_named(settings):
 def test_noise_beside_an_epsilon_is_refused():
     with pytest.raises(FedPGPError, match="give one of them"):
         ClientPrivacySettings(noise=2.0, epsilon=4.0)
+
+
+def test_an_infinite_epsilon_is_no_noise():
+    step, state = prepared(epsilon=math.inf, clip=2.0)
+    assert state["noise"] == 0 and step.privacy(state, 1)["epsilon"] is None
+    with pytest.raises(FedPGPError, match="privacy.epsilon"):
+        prepared(epsilon=-math.inf)
