@@ -200,6 +200,7 @@ def test_noise_beside_an_epsilon_is_refused():
 
 def test_an_infinite_epsilon_is_no_noise():
     step, state = prepared(epsilon=math.inf, clip=2.0)
+    state["spent"] = 1
     assert state["noise"] == 0 and step.privacy(state, 1)["epsilon"] is None
     with pytest.raises(FedPGPError, match="privacy.epsilon"):
         prepared(epsilon=-math.inf)
