@@ -152,7 +152,7 @@ def _wrapped(show_help: Callable[[], None]) -> None:
             raise
     wide = shutil.get_terminal_size().columns
     for line in text.getvalue().splitlines():
-        lists = line.count(", ") > 3 and not line.startswith(" ")
+        lists = line.count(", ") > 1 and not line.startswith(" ")
         print(
             textwrap.fill(line, wide, subsequent_indent="    ", break_on_hyphens=False)
             if lists
