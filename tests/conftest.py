@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # tests.small, by that name in every process
+    sys.path.insert(0, str(ROOT))  # tests.helpers.small, by that name in every process
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"

@@ -21,7 +21,7 @@ from experiments.settings import CONF, choices, composed
 from fedpgp.data import DATASETS, SCHEMES
 from fedpgp.methods import METHODS
 from fedpgp.protocols import PROTOCOLS
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ from fedpgp.build import build_federation, check_config
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS, method_class
 from tests.docs.pages import block
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md").read_text()
 

@@ -21,7 +21,7 @@ from strategies.aggregation.base import STRATEGIES
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import make_strategy
 from tests.docs.pages import block, blocks
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 def execute(name: str, code: str, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from fedpgp.methods import METHODS
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.seeding import generator
 from fedpgp.task import Task
-from tests.small import _clip
+from tests.helpers.small import _clip
 from tools.methods_page import PAGE, rendered
 
 

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 import experiments.runner
-from tests.small import small_federation
+from tests.helpers.small import small_federation
 
 
 @pytest.fixture

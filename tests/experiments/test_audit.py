@@ -16,7 +16,7 @@ from experiments.auditing.victim import NotTried, Victim
 from experiments.quiet import quiet
 from experiments.runner import start
 from fedpgp.errors import FedPGPError
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 def victim(*overrides: str) -> Victim:

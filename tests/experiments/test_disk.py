@@ -12,7 +12,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, latest_checkpoint
 from tests.experiments.test_resume import results
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from tests.experiments.test_resume import results
 from tests.experiments.test_run import SMALL
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 @pytest.fixture(scope="module")

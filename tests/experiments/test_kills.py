@@ -1,8 +1,8 @@
-"""A few kills at random moments; ``python -m tests.kills`` does many and prints the table."""
+"""A few kills at random moments; python -m tests.helpers.kills does many, and prints the table."""
 
 import pytest
 
-from tests.kills import main
+from tests.helpers.kills import main
 
 
 @pytest.mark.slow

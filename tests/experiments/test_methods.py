@@ -19,7 +19,7 @@ from fedpgp.methods import METHODS
 from fedpgp.methods.fedpgp_terms import TERMS
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 LEARNING = [(name,) for name, method in METHODS.items() if method.learns]
 LEARNING += [("fedpgp", f"method.personal={term}") for term in TERMS if term != "low_rank"]

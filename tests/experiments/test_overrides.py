@@ -35,8 +35,8 @@ from experiments.runner import start
 from experiments.settings import composed, parse
 from fedpgp.errors import FedPGPError
 from tests.experiments.test_run import SMALL
-from tests.nodes import Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_config, small_federation
 
 AWKWARD = 'it\'s a run = {1}, (ü) [x] & #2 ~ 日本 "so" ${y} 50%;\\'
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)

@@ -26,7 +26,7 @@ from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from tests.docs.pages import block
-from tests.nodes import Nodes
+from tests.helpers.nodes import Nodes
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [

@@ -20,7 +20,7 @@ from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def launch(
     verb: str, run_dir: Path, *overrides: str, faults: dict | None = None
 ) -> subprocess.Popen:
     # Not -m: Ray's workers have to find the functions in a module of that name.
-    code = "import sys; from tests.small import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from tests.helpers.small import main; sys.exit(main(sys.argv[1:]))"
     command = [
         sys.executable,
         "-u",

@@ -14,7 +14,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints
 from tests.experiments.test_resume import results
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 RUBBISH = {"bytes": b"\xff\xfe\0", "list": b"[1]", "text": b"words", "half": b'{"a": '}
 

@@ -22,7 +22,7 @@ from fedpgp.build import build_federation, check_config
 from fedpgp.clip import SHIPPED, SHORT_NAMES
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS
-from tests.small import small_config
+from tests.helpers.small import small_config
 
 SMALL = [
     "runtime=inline",

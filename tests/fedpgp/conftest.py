@@ -1,8 +1,8 @@
 import pytest
 import torch
-from golden import golden_class_names, golden_clip
 
 from fedpgp.task import Task
+from tests.helpers.golden import golden_class_names, golden_clip
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden import golden_clip
 from PIL import Image
 
 from fedpgp.build import _encoded
@@ -25,6 +24,7 @@ from fedpgp.prompts import starting_context
 from fedpgp.protocols import SplitRequest, split_clients
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
+from tests.helpers.golden import golden_clip
 
 NAMES = ["cat", "dog", "airplane", "ship", "clover", "rose"]
 DOMAINS = ["photo", "sketch"]

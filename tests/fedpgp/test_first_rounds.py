@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from fedpgp.client_models import NeedsImages
 from fedpgp.methods import METHODS, cosine_logits
 from fedpgp.training import TrainingSettings, train_cohort
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 LEARNING = [name for name, method in METHODS.items() if method.learns]
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from golden import STEP, golden, golden_class_names, golden_clip
 from torch.testing import assert_close
 
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
@@ -11,6 +10,7 @@ from fedpgp.methods import METHODS, Batch, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
 from fedpgp.training import TrainingSettings, train_cohort
+from tests.helpers.golden import STEP, golden, golden_class_names, golden_clip
 
 GUIDANCE = {"x": "context", "photo": "photo"}
 TIGHT = {"rtol": 0, "atol": 1e-9}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import golden_clip
 from torch.testing import assert_close
 
 from fedpgp.clip import FrozenCLIP
@@ -22,6 +21,7 @@ from fedpgp.text import PromptedTextEncoder
 from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.fedpgp.training.test_cohort import SIZES, start, world
+from tests.helpers.golden import golden_clip
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 def federation(task, name: str, personal_start: str = "shared", seed: int = 0) -> Federation:

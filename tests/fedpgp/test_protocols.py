@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from golden import golden_clip
 
 from experiments.settings import choices, composed
 from fedpgp.client_table import client_table
@@ -21,6 +20,7 @@ from fedpgp.protocols import PROTOCOLS, SplitRequest, label_of, split_clients
 from fedpgp.protocols.base import _hold_out
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
+from tests.helpers.golden import golden_clip
 
 ANIMALS = ["cat", "dog", "lion", "horse", "bird", "wolf"]
 THINGS = ["car", "cup", "house", "table"]

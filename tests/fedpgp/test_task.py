@@ -3,13 +3,13 @@
 
 import pytest
 import torch
-from golden import golden_class_names, golden_clip
 
 from experiments.settings import composed
 from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from fedpgp.methods import METHODS
 from fedpgp.task import Task
+from tests.helpers.golden import golden_class_names, golden_clip
 
 TEMPLATE = "a blurry photo of {}, a type of pet."
 

@@ -16,7 +16,7 @@ from fedpgp.evaluation import summarize
 from strategies import strategy_requests
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import launch, mend
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 COMMON = ("rounds=2", "participation=1", "method=promptfl", "attack.share=0.3")
 ATTACKERS = (0, 3)

@@ -11,7 +11,7 @@ from fedpgp.attacks import ATTACKS
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.client_privacy import ALONE, LINEAR, SEEDED_NOISE
 from strategies.server import Server
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 PRIVATE = ("privacy=client", "privacy.clip=0.1", "participation=0.5")
 SHORT = (*PRIVATE, "rounds=2", "evaluate_every=0")

@@ -21,8 +21,8 @@ from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
 from strategies import node_registry, queries
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.nodes import Hangs, Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Hangs, Nodes
+from tests.helpers.small import small_config, small_federation
 
 CLIENTS = 3
 SMALL = ("runtime=flower", f"clients={CLIENTS}", "participation=1", "evaluate_every=0")

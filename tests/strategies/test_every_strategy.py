@@ -22,8 +22,8 @@ from experiments.settings import choices
 from strategies import node_registry
 from strategies.aggregation.bulyan import Bulyan
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.nodes import Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_config, small_federation
 
 CLIENTS = 7
 CASES = [

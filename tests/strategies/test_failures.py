@@ -12,7 +12,7 @@ from fedpgp.methods import METHODS
 from fedpgp.methods.base import cosine_logits
 from fedpgp.methods.promptfl import PromptFL
 from strategies.failures import lost_round
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 class WorksAlone(PromptFL):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import STEP, golden, golden_class_names, golden_clip
 from safetensors.numpy import load_file
 from torch.testing import assert_close
 
@@ -21,6 +20,7 @@ from fedpgp.methods import METHODS, Batch, Images
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
+from tests.helpers.golden import STEP, golden, golden_class_names, golden_clip
 
 GUIDANCE = {"x": "context", "photo": "photo"}
 CLIENTS, ROUNDS, RANK, MU, LR, BATCH, EPOCHS = 3, 2, 4, 0.5, 0.02, 5, 2

@@ -292,7 +292,9 @@ def test_stop_ends_the_waiting():
 
 def test_clients_that_live_somewhere_are_asked_there():
     registry = SimpleNamespace(
-        node_of={client: 100 + (client + 3) % CLIENTS for client in range(CLIENTS)}, refresh=dict, updates_only=False
+        node_of={client: 100 + (client + 3) % CLIENTS for client in range(CLIENTS)},
+        refresh=dict,
+        updates_only=False,
     )
     grid = cohort_grid(CLIENTS, registry=registry)
     grid.send_and_receive(messages_for(grid, {client: content() for client in range(CLIENTS)}))

@@ -16,8 +16,8 @@ from fedpgp.errors import FedPGPError
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.rollback import about_numbers
-from tests.nodes import Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_config, small_federation
 
 HOSTILE, CLIENTS = 1, 3
 

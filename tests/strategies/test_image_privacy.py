@@ -10,7 +10,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.image_privacy import ImagePrivacy, ImagePrivacySettings
 from strategies.aggregator import Aggregator
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 PRIVATE = ("privacy=image", "privacy.clip=0.5", "participation=1.0")
 SHORT = (*PRIVATE, "rounds=2", "evaluate_every=0", "clients=3")

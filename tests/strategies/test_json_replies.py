@@ -16,7 +16,7 @@ from strategies.json_replies import (
     read_json,
     read_samples,
 )
-from tests.strategies.replies import PNG, SAMPLE, answer, junk, record_of, row_texts
+from tests.helpers.replies import PNG, SAMPLE, answer, junk, record_of, row_texts
 
 
 @given(st.one_of(row_texts, junk))

@@ -21,7 +21,7 @@ from fedpgp.build import build_federation
 from fedpgp.data import load_dataset
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.nodes import Nodes
+from tests.helpers.nodes import Nodes
 
 CLASSES = ["mammal", "insect", "plant", "fruit", "meal", "drink"]
 HELD = {

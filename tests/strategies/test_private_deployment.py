@@ -21,8 +21,8 @@ from fedpgp.updates.client_privacy import ClientPrivacy
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.server import Server
-from tests.nodes import Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_config, small_federation
 from tests.strategies.test_privacy import HELD, run_rounds
 
 PRIVATE = ("privacy=client", "privacy.clip=0.1", "privacy.adaptive_clip=true", "rounds=1")

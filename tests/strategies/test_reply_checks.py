@@ -17,7 +17,7 @@ from clients.messages import pack_reply
 from strategies.invalid_reply import MOST, InvalidReply, checked
 from strategies.json_replies import ROW_BYTES, json_reply, read_row
 from strategies.reply_checks import check_figures, check_update, open_reply
-from tests.strategies.replies import (
+from tests.helpers.replies import (
     ACCOUNT,
     EPOCHS,
     FIGURES,

@@ -22,8 +22,8 @@ from fedpgp.seeding import generator
 from fedpgp.updates.client_privacy import LINEAR
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.nodes import Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_config, small_federation
 
 CLIENTS = 6
 SUM = ("privacy.secure_sum=true", "participation=1", "evaluate_every=0")

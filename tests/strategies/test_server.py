@@ -13,7 +13,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.seeding import generator
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.sampling import participants
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 
 def run(run_dir, *overrides, faults=None):
@@ -40,7 +40,7 @@ def same_tensors(one, other, **tolerance):
     ("fault", "said"),
     [
         ("nan", "loss or update is NaN or Inf at round 1, step 1"),
-        ("raise", "RuntimeError: client 2 fell over (tests/small.py:"),
+        ("raise", "RuntimeError: client 2 fell over (tests/helpers/small.py:"),
         ("inf_update", "tensor p_G of its update is NaN or Inf"),
         ("wrong_shape", r"tensor p_G is float64[3, 32] instead of float64[4, 32]"),
         ("wrong_count", "says it trained on 1000000 images, but it has 5"),

@@ -19,7 +19,7 @@ from strategies.aggregation.text_filter import distances, outliers
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import make_strategy
 from strategies.wrappers import configured_strategy
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 from tests.strategies.test_flower_strategies import Ids
 
 CLASSES, WIDTH = 5, 8

@@ -31,8 +31,8 @@ from fedpgp.seeding import generator
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import results
-from tests.nodes import Nodes
-from tests.small import small_config, small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_config, small_federation
 from tests.strategies.test_privacy import CLASSES, sites
 
 ROOT = Path(__file__).resolve().parents[2]

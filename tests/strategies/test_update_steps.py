@@ -12,7 +12,7 @@ from fedpgp.methods import METHODS
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.updates import UPDATE_STEPS, StopTraining, UpdateStep
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 PLAIN = ("method=promptfl", "rounds=2", "evaluate_every=0")
 

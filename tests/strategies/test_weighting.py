@@ -8,7 +8,7 @@ import pytest
 from experiments.runner import start
 from fedpgp.methods import METHODS
 from strategies.checkpoint import checkpoints, read_checkpoint
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 EQUAL = {"dp_fpl", "ditto", "scaffold", "fedtpg", "fedmvp", "fedclip"}
 """Alike: linhhtran/DP-FPL, cce74b479525, federated_main.py 163; litian96/ditto, 26d9b29a62f3,

@@ -10,7 +10,7 @@ from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.flower_strategies import clients_needed
 from strategies.wrappers import WRAPPERS, configured_strategy
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 FIXED = "{name: server_side_fixed_clipping, noise_multiplier: %s, clipping_norm: %s}"
 ADAPTIVE = "{name: server_side_adaptive_clipping, noise_multiplier: 0.3}"

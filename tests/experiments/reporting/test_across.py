@@ -8,7 +8,7 @@ import statistics
 import yaml
 
 from tests.experiments.reporting.test_report import run_report
-from tests.written import write_run
+from tests.helpers.written import write_run
 
 
 def test_one_setting_across(tmp_path, capsys):

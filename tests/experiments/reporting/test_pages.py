@@ -15,7 +15,7 @@ from experiments.reporting.scatter import Mark, label_places, scatter
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
 from experiments.reporting.titles import in_order, title
-from tests.written import page, write_run
+from tests.helpers.written import page, write_run
 
 
 def edit(path, change):

@@ -6,7 +6,7 @@ import re
 from experiments import report
 from experiments.reporting import read_run, write_report
 from experiments.reporting.headlines import headline, lead
-from tests.written import page, write_run
+from tests.helpers.written import page, write_run
 
 NOISE = {"name": "client", "clip": 0.3, "seeded_noise": False, "max_epsilon": None}
 

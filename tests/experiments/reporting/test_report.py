@@ -17,7 +17,7 @@ from experiments.reporting.headlines import headline
 from experiments.reporting.statistics import holm, mean_std, paired_t_test
 from experiments.reporting.titles import title
 from fedpgp.errors import FedPGPError
-from tests.written import DOMAINS, LEVELS, Page, page, write_run
+from tests.helpers.written import DOMAINS, LEVELS, Page, page, write_run
 
 COSTS = ["bytes", "seconds", "memory"]
 COLUMNS = ["local", "base", "novel", "hm3", "hm2"]

@@ -95,7 +95,7 @@ def save_folder(folder, model, quick_gelu=True):
 
 
 def test_a_folder_of_ones_own(tmp_path):
-    from golden import golden_clip
+    from tests.helpers.golden import golden_clip
 
     save_folder(tmp_path, golden_clip().model)
     clip = load_clip(f"local-dir:{tmp_path}")
@@ -103,7 +103,7 @@ def test_a_folder_of_ones_own(tmp_path):
 
 
 def test_truncated_weights_are_named(tmp_path):
-    from golden import golden_clip
+    from tests.helpers.golden import golden_clip
 
     save_folder(tmp_path, golden_clip().model)
     weights = tmp_path / "open_clip_model.safetensors"

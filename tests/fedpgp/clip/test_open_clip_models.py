@@ -18,7 +18,7 @@ from fedpgp.clip import load_clip
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.text import PromptedTextEncoder
-from tests.tokenizers import KINDS, TOWERS, save_text_config, save_tokenizer
+from tests.helpers.tokenizers import KINDS, TOWERS, save_text_config, save_tokenizer
 
 open_clip = import_open_clip()
 

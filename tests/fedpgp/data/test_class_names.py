@@ -12,7 +12,7 @@ from fedpgp.data import Dataset, load_dataset
 from fedpgp.data.class_names import as_names, check_names, check_template
 from fedpgp.errors import FedPGPError
 from fedpgp.task import Task
-from tests.small import _clip
+from tests.helpers.small import _clip
 
 MAC = unicodedata.normalize("NFD", "café")
 

@@ -10,7 +10,7 @@ from fedpgp.data_record import data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
-from tests.fedpgp.golden import golden_clip
+from tests.helpers.golden import golden_clip
 
 PET = "a photo of a {}, a type of pet."
 

@@ -14,7 +14,7 @@ from experiments.runner import start
 from experiments.settings import composed
 from fedpgp.build import split_configured
 from strategies import node_registry
-from tests.nodes import Nodes
+from tests.helpers.nodes import Nodes
 
 CLASSES = {"cat": (200, 60, 40), "dog": (40, 90, 200)}
 

@@ -20,7 +20,7 @@ from tests.helpers.equations import (
     prompted,
 )
 from tests.helpers.gradients import check_gradients
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 NOISY = (
     "method=dp_fpl",

@@ -15,7 +15,7 @@ from tests.helpers.equations import (
     real,
 )
 from tests.helpers.gradients import check_gradients
-from tests.small import small_config, small_federation
+from tests.helpers.small import small_config, small_federation
 
 KINDS = (("T", "t"), ("V", "v"))
 

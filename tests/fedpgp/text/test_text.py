@@ -7,7 +7,6 @@ import ftfy
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import golden_clip
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -18,6 +17,7 @@ from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.text import PromptedTextEncoder
+from tests.helpers.golden import golden_clip
 
 
 def slow_features(clip: FrozenCLIP, names: list[str], context: torch.Tensor) -> torch.Tensor:

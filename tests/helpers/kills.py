@@ -1,6 +1,6 @@
 """kill -9 at random moments, and whether anything was lost.
 
-    python -m tests.kills --simulation 10 --server 10 --node 10
+    python -m tests.helpers.kills --simulation 10 --server 10 --node 10
 
 A *simulation* is killed whole, a *server* while its clients live on, a *node* is killed and started
 again. A killed simulation or server is resumed, and must end with the tensors and figures of a run
@@ -27,8 +27,8 @@ from experiments.settings import composed
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import launch
-from tests.nodes import Nodes
-from tests.small import small_federation
+from tests.helpers.nodes import Nodes
+from tests.helpers.small import small_federation
 
 REAL = [
     "dataset.domains=[noto]",
