@@ -306,6 +306,7 @@ class ClientPrivacy(UpdateStep):
         return limits
 
     def in_sum(self, update: Update, limits: Mapping[str, float]) -> Update:
+        self._check_limits(limits)
         extra = {name: update[name].clamp(-0.5, 0.5) for name in self.extra_tensors()}
         change = {name: t for name, t in update.items() if name not in extra}
         # Once more: rounding to the run's precision may have made it longer than C.
@@ -314,6 +315,22 @@ class ClientPrivacy(UpdateStep):
             return {name: torch.zeros_like(t) for name, t in update.items()}
         bounded = {name: t[0] for name, t in bounded.items()}
         return bounded | {name: t * limits["count_unit"] for name, t in extra.items()}
+
+    def _check_limits(self, limits: Mapping[str, float]) -> None:
+        """Refuse a sum whose clip and noise, as the server says them, are not the configuration's.
+        A calibrated noise is not known here: it takes the server's word for that.
+
+        Raises:
+            FedPGPError: naming what is wrong.
+        """
+        s, clip, noise = self.settings, limits["clip"], limits["noise"]
+        if not s.adaptive_clip and clip != s.clip:
+            raise FedPGPError(f"the server says a clip of {clip:g}; privacy.clip={s.clip:g}")
+        if s.epsilon is None and not noise >= s.noise * clip * (1 - 1e-9):
+            raise FedPGPError(
+                f"the server says noise of {noise:g} on the sum; privacy.noise={s.noise:g} and the "
+                f"clip of {clip:g} make {s.noise * clip:g}"
+            )
 
     def noise_in_sum(self, size: int, seed: int, client: int, server_round: int) -> np.ndarray:
         if not self.settings.seeded_noise:

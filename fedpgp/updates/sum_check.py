@@ -1,5 +1,6 @@
 """What does not go with a secure sum (``privacy.secure_sum``), and why."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -65,6 +66,8 @@ def check_secure_sum(config: Mapping, method, steps: Sequence[UpdateStep]) -> No
         )
     elif combiner is not None and config["privacy"].get("noise") == 0:
         why = "privacy.noise=0: where one client is drawn alone, its noise is what hides it"
+    elif combiner is not None and config["privacy"].get("epsilon") == math.inf:
+        why = "privacy.epsilon=inf: where one client is drawn alone, noise is what hides it"
     elif combiner is None and drawn < LEAST_CLIENTS:
         why = (
             f"{drawn} clients a round (clients, participation): a sum says too much of each; it "
