@@ -41,7 +41,7 @@ from clients.private_state import PrivateStore
 from fedpgp.atomic_files import cannot_write, owner_only, write_atomically
 from fedpgp.config import PrivacySection, RuntimeSection
 from fedpgp.digests import tensor_digest
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed", "privacy")
 """Keys of a configuration that decide which images count, and what is told of them."""
@@ -110,7 +110,7 @@ def pin(store: PrivateStore, text: str) -> None:
         known = {"privacy": NO_PRIVACY} | json.loads(path.read_bytes())
     except FileNotFoundError:
         write_atomically(path, json.dumps(chosen, sort_keys=True).encode(), private=True)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise FedPGPError(f"{path} cannot be read ({error})") from error
     else:
         if any(known.get(key) != chosen.get(key) for key in PINNED):
@@ -270,7 +270,7 @@ class Disclosure:
             )
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise FedPGPError(f"{self._account} cannot be read ({error})") from error
 
     def _write(self) -> None:

@@ -32,7 +32,7 @@ from fedpgp.atomic_files import (
     write_atomically,
 )
 from fedpgp.digests import digest, tensor_digest
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.locks import file_lock
 
 _STATE = re.compile(r"round_(\d+)\.safetensors")
@@ -238,7 +238,7 @@ def _claimed(folder: Path) -> tuple[str | None, int]:
         return None, 0
     except OSError as error:
         raise FedPGPError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise FedPGPError(
             f"{path} is damaged ({error}); remove it and resume with resume=: nothing is lost"
         ) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpgp.atomic_files import write_atomically
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 
 CLIENTS = "clients"
 """What is counted when clients are; anything else is said in its own words."""
@@ -77,7 +77,7 @@ def read_progress(folder: Path) -> list[Count]:
     """Return what the processes have told."""
     found = []
     for file in progress_folder(folder).glob("[!.]*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # gone again
+        with contextlib.suppress(OSError, *MALFORMED):  # gone again
             content = json.loads(file.read_text())
             found.append(Count(str(content["what"]), int(content["done"]), int(content["total"])))
     return found

@@ -32,7 +32,7 @@ from clients.sum_records import (
 from fedpgp.arrays import Arrays
 from fedpgp.atomic_files import write_atomically
 from fedpgp.config import PrivacySection
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.prefixes import strip_prefix
 from fedpgp.secure_sum import (
     Layout,
@@ -167,7 +167,7 @@ class SumClient:
             kept = Kept.of(path.read_bytes())
         except FileNotFoundError:
             raise Withheld(f"client {client} takes part in no secure sum") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise FedPGPError(f"{path} cannot be read ({error})") from error
         if kept.server_round != self._round:
             raise Withheld(

@@ -15,7 +15,7 @@ from clients.private_state import PrivateStore
 from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import user_path
 from experiments.run_folder import RunFolder, asked_run
-from fedpgp.build import build_federation
+from fedpgp.build import build_federation, check_config
 from fedpgp.client_models import NeedsImages
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
@@ -150,6 +150,7 @@ def load_client_model(
             method needs a client's images, or no global model where it would have to answer.
     """
     _, config = RunFolder.open(run)
+    check_config(config)
     config["model"]["pretrained"] = _weights(config["model"], weights)
     if data_root:
         config["dataset"]["root"] = data_root

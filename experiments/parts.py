@@ -13,7 +13,7 @@ from experiments.naming import unique_name
 from experiments.run_folder import ABOUT, RunFolder, check_whole, default_folder
 from fedpgp.atomic_files import write_atomically
 from fedpgp.build import check_config, load_configured
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.evaluation import mean_accuracy
 from fedpgp.protocols import make_protocol
 
@@ -80,7 +80,7 @@ def stored(path: Path) -> dict:
         return RunFolder.open(path)[1]
     try:
         config = yaml.safe_load((path / WHOLE).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, *MALFORMED) as error:
         raise FedPGPError(f"{path / WHOLE} cannot be read: {str(error).splitlines()[0]}") from error
     check_whole(path / WHOLE, config)
     return {key: value for key, value in config.items() if key not in (*ABOUT, PARTS)}

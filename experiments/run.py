@@ -31,7 +31,7 @@ from experiments.resume_rules import changed_on_resume, may_change_on_resume
 from experiments.settings import CONF, flatten, parse, register_resolvers, resolved, swept_by
 from experiments.sweep import Sweep, jobs, show_table
 from fedpgp.atomic_files import write_atomically
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 
 UNFORESEEN = 1
 INTERRUPTED = 128 + signal.SIGINT
@@ -246,7 +246,7 @@ def _sweep_again(arguments: list[str]) -> list[str]:
         return arguments
     try:
         before = json.loads((folders[0] / SWEEP).read_text())["arguments"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise FedPGPError(
             f"{folders[0]} is no sweep's folder: it has no {SWEEP} that can be read"
         ) from error

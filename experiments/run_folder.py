@@ -14,9 +14,10 @@ import yaml
 
 from experiments.latest_link import resolve_latest
 from experiments.overrides import typed
+from experiments.recorded_figures import check_summary, read_row
 from experiments.spreadsheet import csv_text
 from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.evaluation import client_figures
 from fedpgp.evaluation.figures import CLIENT_FIGURES, MODELS
 from fedpgp.locks import file_lock
@@ -42,6 +43,8 @@ LISTED = 4
 """Runs of a sweep that a message names."""
 PARTS = ("method", "dataset", "model", "partition", "protocol", "strategy", "runtime", "training")
 """Parts of a configuration that hold settings of their own."""
+NAMED = ("method", "dataset", "model", "protocol", "strategy", "runtime")
+"""Parts that have a name."""
 GLANCE = 1.0
 """Seconds for which another start may hold a folder just to see that it is used."""
 
@@ -114,7 +117,7 @@ class RunFolder:
                 else ""
             )
             raise FedPGPError(f"{path} is no run's folder: it has no config.yaml{hint}") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, yaml.YAMLError, *MALFORMED) as error:
             raise FedPGPError(
                 f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}"
             ) from error
@@ -198,12 +201,12 @@ class RunFolder:
                     "start a new run"
                 )
             os.truncate(path, length)
-            records = [json.loads(line) for line in path.read_text().splitlines()]
+            records = [read_row(line) for line in path.read_text().splitlines()]
             self.evaluations = [record for record in records if record["kind"] == "eval"]
             self.trained = [record for record in records if record["kind"] == "train"]
         except OSError as error:
             raise cannot_write(path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise FedPGPError(
                 f"{path} is damaged ({error}); restore it, or start a new run"
             ) from error
@@ -257,9 +260,10 @@ class RunFolder:
         """summary.json; empty when there is none, or a part of one."""
         try:
             summary = json.loads((self.path / "summary.json").read_text())
-        except (OSError, ValueError):
+            check_summary(summary)
+        except (OSError, *MALFORMED):
             return {}
-        return summary if isinstance(summary, dict) else {}
+        return summary
 
     def json(self, name: str, value: object) -> None:
         """Write a JSON file."""
@@ -308,6 +312,9 @@ def check_whole(file: Path, config: object) -> None:
     lacking = [name for name in PARTS if not isinstance(config.get(name), dict)]
     lacking += [
         name for name in ("rounds", "clients", "seed") if not isinstance(config.get(name), int)
+    ]
+    lacking += [
+        f"{name}.name" for name in NAMED if name not in lacking and "name" not in config[name]
     ]
     if lacking:
         raise FedPGPError(

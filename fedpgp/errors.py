@@ -10,6 +10,14 @@ class FedPGPError(Exception):
     it and says what to do."""
 
 
+MALFORMED = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError),
+    *(OverflowError, RecursionError),
+)
+"""What reading a file raises that a crash or a person broke: rubbish, values of another type,
+numbers without end, nesting without end."""
+
+
 class MethodError(FedPGPError):
     """A fault in the code of a method; the message names its file and line."""
 

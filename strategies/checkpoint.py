@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from fedpgp.atomic_files import write_atomically
 from fedpgp.digests import tensor_digest
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 
 FORMAT = 3
 OLDER: dict[int, dict[str, object]] = {2: {"placed": {}}}
@@ -28,6 +28,12 @@ OLDER: dict[int, dict[str, object]] = {2: {"placed": {}}}
 they have no record.)"""
 RESUMED = ("run", "config", "rule", "observer", "table", "traffic", "seconds", "images", "placed")
 """What a run is resumed from beside the tensors."""
+KINDS = {
+    **dict.fromkeys(("round", "images"), int),
+    **dict.fromkeys(("run", "stopped"), str),
+    **dict.fromkeys(("config", "observer", "traffic", "seconds", "placed", "updates"), dict),
+}
+"""The types of what a checkpoint has beside the tensors."""
 KEEP = 2
 _NAME = re.compile(r"round_(\d+)\.safetensors")
 
@@ -83,7 +89,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         tensors = dict(sorted(load(data).items()))  # safetensors gives them in any order
         intact = metadata["sha256"] == tensor_digest(metadata["fedpgp"], tensors)
         info = json.loads(metadata["fedpgp"])
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        _check_kinds(tensors, info)
+    except (SafetensorError, struct.error, *MALFORMED) as error:
         raise Corrupted(f"the checkpoint {path} is damaged ({type(error).__name__})") from error
     if not intact:
         raise Corrupted(f"the checkpoint {path} is damaged (its checksum is wrong)")
@@ -96,6 +103,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
             "its figures"
         )
     return tensors, {**OLDER.get(info["format"], {}), **info}
+
+
+def _check_kinds(tensors: Mapping[str, np.ndarray], info: Mapping) -> None:
+    """Raise ValueError, or what else is in :data:`MALFORMED`, for a part that is missing or of
+    another type; of another format nothing is known but that it has a number."""
+    if info["format"] not in (FORMAT, *OLDER):
+        return
+    wrong = [name for name in KINDS if not isinstance(info.get(name, KINDS[name]()), KINDS[name])]
+    wrong += [name for name in ("run", "round") if name not in info]
+    (clients,) = tensors["committed"].shape
+    of_clients = [name for name in tensors if name.startswith("zero_shot")]
+    wrong += [name for name in of_clients if tensors[name].shape != (clients,)]
+    whole = [name for name in ("committed", "zero_shot_asked") if name in tensors]
+    wrong += [name for name in whole if tensors[name].dtype.kind != "i"]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is missing or of another type")
 
 
 def check_complete(folder: Path, info: Mapping[str, object]) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from experiments.recorded_figures import check_summary, read_row, whole_number
 from experiments.spreadsheet import text_of
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.evaluation.figures import ACCURACIES, CLIENT_FIGURES, MODELS
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own
@@ -170,7 +171,7 @@ class Run:
                     row[key] = float(row.get(key) or "nan")
         except OSError as error:
             raise _damaged(path, error.strerror) from error
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+        except (csv.Error, *MALFORMED) as error:
             raise _damaged(path, error) from error
         return rows
 
@@ -242,7 +243,7 @@ def read_run(path: str | Path) -> Run:
         raise FedPGPError(f"{path} is no run folder: it has no config.yaml")
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, *MALFORMED) as error:
         raise _damaged(config_file, " ".join(str(error).split())) from error
     if not isinstance(config, dict):
         raise _damaged(config_file, "it holds no settings")
@@ -251,6 +252,11 @@ def read_run(path: str | Path) -> Run:
     summary = _read_json(summary_file) if summary_file.exists() else None
     if summary is not None and not isinstance(summary.get("accuracy"), dict):
         raise _damaged(summary_file, 'it has no "accuracy"')
+    try:
+        if summary is not None:
+            check_summary(summary)
+    except MALFORMED as error:
+        raise _damaged(summary_file, error) from error
     trains, evals = _read_metrics(path / "metrics.jsonl")
     if not trains and not evals and summary and summary.get("status") == "finished":
         raise FedPGPError(f"{path / 'metrics.jsonl'} is missing or empty, though the run finished")
@@ -283,9 +289,9 @@ def _read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            newest[row["kind"], int(row["round"])] = row
-        except (ValueError, KeyError, TypeError) as error:
+            row = read_row(line)
+            newest[row["kind"], row["round"]] = row
+        except MALFORMED as error:
             if index == len(lines) - 1:
                 break
             raise _damaged(path, f"line {index + 1}: {error}") from error
@@ -297,8 +303,8 @@ def _read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
 
 def _read_json(path: Path) -> dict:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # a UnicodeDecodeError is one too
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole_number)
+    except MALFORMED as error:
         raise _damaged(path, error) from error
     except OSError as error:
         raise _damaged(path, error.strerror) from error

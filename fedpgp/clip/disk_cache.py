@@ -21,6 +21,7 @@ from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.clip.model import Cached, FrozenCLIP, resolve_device
 from fedpgp.data.store import write_cache
 from fedpgp.digests import digest, tensor_digest
+from fedpgp.errors import MALFORMED
 
 FORMAT = 2
 COMPUTED_BY = ("towers/folded.py", "clip/model.py", "text/prefix_shared.py", "clip/tokens.py")
@@ -157,7 +158,7 @@ def _read(path: Path, stamp: str, device: torch.device) -> object:
             return MISSING
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         return tensors.get("", tensors) if tensors else json.loads(metadata["json"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, *MALFORMED):
         return MISSING
 
 

@@ -29,7 +29,7 @@ from fedpgp.atomic_files import remove_leftovers
 from fedpgp.data.base import Split
 from fedpgp.data.store import cache_folder, cannot_write, locked, write_cache
 from fedpgp.digests import digest
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
     from fedpgp.clip import FrozenCLIP
@@ -259,7 +259,7 @@ def _open_cached(path: Path, key: str, rows: int) -> np.ndarray | None:
         return features
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, *MALFORMED) as error:
         _tell_damaged(path, str(error))
         return None
 

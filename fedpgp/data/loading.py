@@ -13,7 +13,7 @@ import numpy as np
 from fedpgp.config import DatasetSection
 from fedpgp.data.base import DATASETS, VALIDATION_FRACTION, Dataset, Split, Subset, data_root
 from fedpgp.data.store import cache_folder, write_cache
-from fedpgp.errors import FedPGPError, unknown
+from fedpgp.errors import MALFORMED, FedPGPError, unknown
 from fedpgp.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def _broken_rows(split: Split) -> list[int]:
         broken, to_try, known = content["broken"], content["retry"], True
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         log.warning("%s is damaged and made anew", path)
 
     def failure(row: int) -> BaseException | None:

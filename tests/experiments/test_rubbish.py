@@ -1,18 +1,22 @@
 """Files of a run's folder that hold rubbish are one line, and no traceback."""
 
+import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save
 
 from experiments import deploy, evaluate, export, report
 from experiments.bench import __main__ as bench
 from experiments.run import main
 from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
+from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
-from strategies.checkpoint import checkpoints
+from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.experiments.test_resume import results
 from tests.helpers.small import small_config, small_federation
 
@@ -185,3 +189,54 @@ def test_a_run_that_was_never_begun_is_not_to_be_resumed(tmp_path, capsys):
     )
     assert "resume" not in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert not list(tmp_path.iterdir())
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+"""JSON that is nested without end."""
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "summary.json"])
+@pytest.mark.parametrize("what", ["deep", "digits"])
+def test_figures_that_are_nested_without_end(made, tmp_path, capsys, name, what):
+    run = shutil.copytree(made, tmp_path / "run")
+    rubbish = DEEP[:6000] if name == "config.yaml" else DEEP if what == "deep" else b"9" * 5000
+    (run / name).write_bytes(rubbish + b"\n{}\n" * (name == "metrics.jsonl"))
+    assert report.main([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count(f"unreadable: {run / name} ") == 1 and "Traceback" not in said
+
+
+@pytest.mark.parametrize("row", ['{"kind": "eval"}', '{"kind": "eval", "round": {}}'])
+@pytest.mark.parametrize("add", ["", ', "clients": "x"', ', "dropped": [1]'])
+def test_a_line_of_figures_of_another_type_is_named(made, tmp_path, capsys, row, add):
+    run = shutil.copytree(made, tmp_path / "run")
+    path = run / "metrics.jsonl"
+    path.write_text(row[:-1] + add + "}\n" + path.read_text())
+    assert report.main([str(run)]) == 2
+    assert f"{path} is damaged: line 1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rounds": []}, {"accuracy": {"global": 5}}, {"privacy": "x"}, {"seconds": {"total": []}}],
+)
+def test_a_summary_of_another_type_is_none(made, tmp_path, capsys, changes):
+    run = shutil.copytree(made, tmp_path / "run")
+    path = run / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert report.main([str(run)]) == 2
+    assert f"{path} is damaged: " in capsys.readouterr().err
+    assert RunFolder(run).summary() == {}
+
+
+@pytest.mark.parametrize("what", ["deep", "list", "seconds", "committed"])
+def test_a_checkpoint_of_another_type_is_passed_over(run, made, what):
+    """Also one whose checksum is right."""
+    newest = checkpoints(run / "checkpoint")[-1]
+    tensors, info = read_checkpoint(newest)
+    text = {"deep": DEEP.decode(), "list": "[]"}.get(what, json.dumps({**info, "seconds": 1}))
+    if what == "committed":
+        text, tensors = json.dumps(info), {**tensors, "committed": np.zeros((2, 2))}
+    newest.write_bytes(save(tensors, {"fedpgp": text, "sha256": tensor_digest(text, tensors)}))
+    resume(run, federation_of=small_federation)
+    assert results(run) == results(made)
