@@ -44,7 +44,9 @@ def check_summary(summary: object) -> None:
     for name, block in blocks.items():
         if block is not None and not isinstance(block, dict):
             raise ValueError(f"{name} is {str(block)[:40]!r}")
-    for name, value in {**seconds, "rounds": summary.get("rounds", 0)}.items():
+    if not isinstance(summary.get("rounds", 0), int):
+        raise ValueError(f"rounds is {str(summary['rounds'])[:40]!r}")
+    for name, value in seconds.items():
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"{name} is {str(value)[:40]!r}")
 

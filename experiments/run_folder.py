@@ -14,7 +14,7 @@ import yaml
 
 from experiments.latest_link import resolve_latest
 from experiments.overrides import typed
-from experiments.recorded_figures import check_summary, read_row
+from experiments.recorded_figures import check_summary, read_row, whole_number
 from experiments.spreadsheet import csv_text
 from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
 from fedpgp.errors import MALFORMED, FedPGPError
@@ -259,7 +259,8 @@ class RunFolder:
     def summary(self) -> dict:
         """summary.json; empty when there is none, or a part of one."""
         try:
-            summary = json.loads((self.path / "summary.json").read_text())
+            text = (self.path / "summary.json").read_text()
+            summary = json.loads(text, parse_int=whole_number)
             check_summary(summary)
         except (OSError, *MALFORMED):
             return {}

@@ -31,7 +31,11 @@ RESUMED = ("run", "config", "rule", "observer", "table", "traffic", "seconds", "
 KINDS = {
     **dict.fromkeys(("round", "images"), int),
     **dict.fromkeys(("run", "stopped"), str),
-    **dict.fromkeys(("config", "observer", "traffic", "seconds", "placed", "updates"), dict),
+    **dict.fromkeys(
+        ("config", "observer", "traffic", "seconds", "placed", "updates", "rule"), dict
+    ),
+    "data": (dict, type(None)),
+    "table": list,
 }
 """The types of what a checkpoint has beside the tensors."""
 KEEP = 2
@@ -110,7 +114,7 @@ def _check_kinds(tensors: Mapping[str, np.ndarray], info: Mapping) -> None:
     another type; of another format nothing is known but that it has a number."""
     if info["format"] not in (FORMAT, *OLDER):
         return
-    wrong = [name for name in KINDS if not isinstance(info.get(name, KINDS[name]()), KINDS[name])]
+    wrong = [name for name in KINDS if name in info and not isinstance(info[name], KINDS[name])]
     wrong += [name for name in ("run", "round") if name not in info]
     (clients,) = tensors["committed"].shape
     of_clients = [name for name in tensors if name.startswith("zero_shot")]

@@ -196,7 +196,10 @@ class Run:
     def machines(self) -> dict[str, int]:
         """Machine -> clients it has trained, summed over rounds, from `machines.json`."""
         path = self.path / "machines.json"
-        return dict(_read_json(path).get("trained_on") or {}) if path.exists() else {}
+        found = (_read_json(path).get("trained_on") or {}) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise _damaged(path, "trained_on is no object")
+        return found
 
     @cached_property
     def samples(self) -> list[dict]:

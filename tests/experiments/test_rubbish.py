@@ -218,7 +218,13 @@ def test_a_line_of_figures_of_another_type_is_named(made, tmp_path, capsys, row,
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rounds": []}, {"accuracy": {"global": 5}}, {"privacy": "x"}, {"seconds": {"total": []}}],
+    [
+        {"rounds": None},
+        {"rounds": 10**400},
+        {"accuracy": {"global": 5}},
+        {"privacy": "x"},
+        {"seconds": {"total": []}},
+    ],
 )
 def test_a_summary_of_another_type_is_none(made, tmp_path, capsys, changes):
     run = shutil.copytree(made, tmp_path / "run")
