@@ -23,7 +23,12 @@ from fedpgp.training.settings import TrainingSettings
 from fedpgp.updates.accounting import Spent, calibrate_composed, composed_epsilon, resolve_delta
 from fedpgp.updates.clipping import clipped, norms
 from fedpgp.updates.gaussian import standard_normal
-from fedpgp.updates.image_privacy import NO_BOUND, ImagePrivacySettings, image_privacy_of
+from fedpgp.updates.image_privacy import (
+    MOST_EPSILON,
+    NO_BOUND,
+    ImagePrivacySettings,
+    image_privacy_of,
+)
 
 ACCOUNT = "privacy/account"
 """A client's account in its private state: (n, 3) float64, a row a kind of noised sums, with their
@@ -77,7 +82,8 @@ class PrivateWork:
         """Return ``client_metrics`` of :class:`fedpgp.updates.image_privacy.ImagePrivacy`."""
         epsilon = NO_BOUND
         if self.noise > 0:
-            epsilon = composed_epsilon(self.spent, self.delta, self.settings.accountant)
+            found = composed_epsilon(self.spent, self.delta, self.settings.accountant)
+            epsilon = min(found, MOST_EPSILON)
         another = _with(self.spent, self.noise, self.rate, self.steps)
         said = {
             "epsilon": epsilon,

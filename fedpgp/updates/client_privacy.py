@@ -22,7 +22,6 @@ cost what the sum alone costs with z.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
-from fedpgp.seeding import generator, secret_normal
+from fedpgp.seeding import generator, secret_normal, secret_uniform
 from fedpgp.updates.accounting import (
     ACCOUNTANTS,
     calibrate,
@@ -383,8 +382,7 @@ class ClientPrivacy(UpdateStep):
         if self.settings.seeded_noise:
             uniform = generator(seed, "privacy participants", server_round).random(clients)
         else:
-            integers = np.frombuffer(os.urandom(8 * clients), dtype=np.uint64)
-            uniform = (integers >> np.uint64(11)) * 2.0**-53
+            uniform = secret_uniform(clients)
         state["drawn"] = [int(client) for client in np.flatnonzero(uniform < state["rate"])]
         state["drawn_for"] = server_round
 

@@ -45,6 +45,8 @@ from fedpgp.updates.client_privacy import ALONE
 
 MOST = 1e6
 """Largest noise multiplier."""
+MOST_EPSILON = 1e12
+"""A client says no larger one: it bounds nothing."""
 NO_BOUND = -1.0
 """How a client says that it has no epsilon, for want of noise."""
 
@@ -110,7 +112,7 @@ class ImagePrivacy(UpdateStep):
     Settings = ImagePrivacySettings
     COLUMNS: ClassVar[tuple[str, ...]] = ("epsilon", "delta", "noise", "rate", "steps", "last")
     client_metrics: ClassVar[Mapping[str, Range]] = {
-        "epsilon": (NO_BOUND, 1e12),
+        "epsilon": (NO_BOUND, MOST_EPSILON),
         "delta": (0.0, 1.0),
         "noise": (0.0, MOST),
         "rate": (0.0, 1.0),

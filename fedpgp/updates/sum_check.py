@@ -37,6 +37,7 @@ def check_secure_sum(config: Mapping, method, steps: Sequence[UpdateStep]) -> No
         if deployed and step.client_metrics or step.extra_tensors() and not step.combines
     ]
     drawn = max(1, round(config["participation"] * config["clients"]))
+    images = config["privacy"].get("secure_sum_images", 0)
     why = None
     if not method.learns or not method.init_shared(np.random.default_rng(0)):
         why = f"method={method.name}: nothing leaves a client that could be added up"
@@ -63,6 +64,11 @@ def check_secure_sum(config: Mapping, method, steps: Sequence[UpdateStep]) -> No
     elif telling:
         why = (
             f"the update step {telling[0]}: numbers of each client's update leave it beside the sum"
+        )
+    elif combiner is None and images * config["clients"] >= 2**32:
+        why = (
+            f"privacy.secure_sum_images={images:,} and {config['clients']:,} clients: their sum "
+            "has to stay below 2**32"
         )
     elif combiner is not None and config["privacy"].get("noise") == 0:
         why = "privacy.noise=0: where one client is drawn alone, its noise is what hides it"

@@ -83,13 +83,20 @@ def distances(vectors: np.ndarray) -> np.ndarray:
     Args:
         vectors: (S, V, e).
     """
-    middle = np.median(vectors, axis=0)
+    # A huge update can have class embeddings that are no numbers: the median is of the others.
+    finite = np.isfinite(vectors).all((1, 2))
+    middle = np.median(vectors[finite if finite.any() else slice(None)], axis=0)
     norms = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(middle, axis=-1)
     return (1 - (vectors * middle).sum(-1) / np.maximum(norms, 1e-12)).mean(-1)
 
 
 def outliers(values: Sequence[float], threshold: float) -> np.ndarray:
     """Return which values are more than ``threshold`` median absolute deviations above the
-    median."""
-    middle = np.median(values)
-    return np.asarray(values) > middle + threshold * np.median(np.abs(values - middle))
+    median, or not finite."""
+    values = np.asarray(values)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return ~finite
+    middle = np.median(values[finite])
+    spread = np.median(np.abs(values[finite] - middle))
+    return ~finite | (values > middle + threshold * spread)

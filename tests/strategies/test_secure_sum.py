@@ -193,6 +193,7 @@ def test_an_update_that_there_is_no_room_for_is_left_out(tmp_path):
         (["privacy=client", "privacy.noise=0"], "privacy.noise=0"),
         (["privacy=client", "privacy.epsilon=inf"], "privacy.epsilon=inf"),
         (["participation=0.3"], "2 clients a round"),
+        (["privacy.secure_sum_images=1000000", "clients=5000"], "privacy.secure_sum_images="),
         (
             [
                 "strategy.wrap=[{name: server_side_fixed_clipping, noise_multiplier: 1, "

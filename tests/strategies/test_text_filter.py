@@ -81,6 +81,10 @@ def test_distances_and_outliers_against_loops():
             for a, b in zip(vectors[client], middle, strict=True)
         ]
         assert found == pytest.approx(1 - sum(cosines) / 3, rel=1e-12)
+    vectors[2, 0, 0] = np.nan  # a huge update
+    found = distances(vectors)
+    assert np.isfinite(found).tolist() == [i != 2 for i in range(len(vectors))]
+    assert outliers(found, 3.0)[2]
     assert outliers([1.0, 2.0, 3.0, 4.0, 5.9, 6.1], 1.3).tolist() == [False] * 5 + [True]
 
 
