@@ -89,7 +89,7 @@ class Attempt:
         place = "" if deployed else str(private.resolve())
         self.job = Job(run, store.attempt, store.give_configuration(self._text), place, 0)
         self.record = RunFolderCallback(folder, config["partition"])
-        self.logger = make_logger(folder.path, config, run)
+        self.logger = make_logger(folder.path, config, run, console.warn)
         self._callbacks = Callbacks([self.record, console, self.logger, CheckpointMark(folder)])
 
     @property

@@ -39,7 +39,41 @@ this folder needs no mention anywhere else."""
 register = LOGGERS.register
 
 
-def make_logger(folder: Path, config: Mapping, run: str) -> Logger:
+class GuardedLogger(Logger):
+    """A logger whose failures do not end the run: a full disk, a service that is away.
+
+    Args:
+        logger: it is told nothing more after its first failure.
+        name: as in ``logger=``.
+        warn: told of the failure.
+    """
+
+    def __init__(self, logger: Logger, name: str, warn: Callable[[str], None]):
+        self.logger, self._name, self._warn = logger, name, warn
+        self._failed = False
+
+    def log(self, record: Mapping) -> None:
+        self._guarded(lambda: self.logger.log(record))
+
+    def close(self, summary: Mapping | None) -> None:
+        self._guarded(lambda: self.logger.close(summary))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            work()
+        except Exception as error:  # whatever its package raises
+            self._failed = True
+            self._warn(
+                f"logger={self._name} failed and gets no more figures "
+                f"({type(error).__name__}: {error}); the run continues, and its folder has them all"
+            )
+
+
+def make_logger(
+    folder: Path, config: Mapping, run: str, warn: Callable[[str], None]
+) -> GuardedLogger:
     """Make the logger of a configuration.
 
     Raises:
@@ -48,7 +82,7 @@ def make_logger(folder: Path, config: Mapping, run: str) -> Logger:
     name = config["logger"]["name"]
     if name not in LOGGERS:
         raise FedPGPError(unknown("logger", name, LOGGERS))
-    return LOGGERS[name](folder, config, run)
+    return GuardedLogger(LOGGERS[name](folder, config, run), name, warn)
 
 
 def over_clients(folder: Path) -> dict[str, list[float]]:
