@@ -127,8 +127,9 @@ def test_a_run_s_classes_and_weights_hold(tmp_path, capsys):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     code, found = check(capsys, "--data", data, "--run", run, "--client", 1)
     assert code == 0, found
-    info = {"model_sha256": "00" * 32, "config": config}
-    save_checkpoint(run / "checkpoint", 1, {"shared/p_G": np.zeros(1)}, info)
+    info = {"run": "0" * 32, "model_sha256": "00" * 32, "config": config}
+    tensors = {"shared/p_G": np.zeros(1), "committed": np.zeros(2, dtype=np.int64)}
+    save_checkpoint(run / "checkpoint", 1, tensors, info)
     code, found = check(capsys, "--data", data, "--run", run, "--client", 1)
     assert code == 2 and "here, sha256 0000000000000000 in the run" in found[WRONG][0]
     code, found = check(capsys, "--data", data, "--run", run, "--client", 2)
