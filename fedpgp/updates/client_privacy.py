@@ -72,6 +72,34 @@ LEAST_COUNT_NOISE = 1 / 20
 """Of the clients that a round expects: the paper's noise on the count (its section 3.1)."""
 
 
+def check_noise(settings, *, infinite: bool = False) -> None:
+    """Check what the settings of ``privacy=client`` and ``privacy=image`` share: clip, noise,
+    epsilon, delta, accountant, max_epsilon, seeded_noise.
+
+    Args:
+        settings: either's.
+        infinite: whether an epsilon may be infinite, which is no noise.
+
+    Raises:
+        FedPGPError: a value that cannot work, or an epsilon beside a noise.
+    """
+    check_number("privacy.clip", settings.clip, above=0, below=math.inf)
+    check_number("privacy.noise", settings.noise, least=0, most=MOST_NOISE)
+    for name in ("epsilon", "max_epsilon"):
+        value = getattr(settings, name)
+        if value is not None and not (infinite and value == math.inf):
+            check_number(f"privacy.{name}", value, above=0, below=math.inf)
+    if settings.epsilon is not None and settings.noise != type(settings).noise:
+        raise FedPGPError(
+            f"privacy.noise={settings.noise:g} and privacy.epsilon={settings.epsilon:g}: the noise "
+            "follows from epsilon; give one of them"
+        )
+    if settings.delta is not None:
+        check_number("privacy.delta", settings.delta, above=0, below=1)
+    check_choice("privacy.accountant", settings.accountant, ACCOUNTANTS)
+    check_choice("privacy.seeded_noise", settings.seeded_noise, (False, True))
+
+
 @dataclass(frozen=True)
 class ClientPrivacySettings:
     """Settings of ``privacy=client``.
@@ -107,20 +135,7 @@ class ClientPrivacySettings:
     count_noise: float | None = None
 
     def __post_init__(self):
-        check_number("privacy.clip", self.clip, above=0, below=math.inf)
-        check_number("privacy.noise", self.noise, least=0, most=MOST_NOISE)
-        for name in ("epsilon", "max_epsilon"):
-            if getattr(self, name) not in (None, math.inf):
-                check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)
-        if self.epsilon is not None and self.noise != type(self).noise:
-            raise FedPGPError(
-                f"privacy.noise={self.noise:g} and privacy.epsilon={self.epsilon:g}: the noise "
-                "follows from epsilon; give one of them"
-            )
-        if self.delta is not None:
-            check_number("privacy.delta", self.delta, above=0, below=1)
-        check_choice("privacy.accountant", self.accountant, ACCOUNTANTS)
-        check_choice("privacy.seeded_noise", self.seeded_noise, (False, True))
+        check_noise(self, infinite=True)
         check_choice("privacy.adaptive_clip", self.adaptive_clip, (False, True))
         check_number("privacy.target_quantile", self.target_quantile, above=0, below=1)
         check_number("privacy.clip_rate", self.clip_rate, above=0, below=math.inf)

@@ -27,9 +27,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedpgp.config import PrivacySection
-from fedpgp.errors import FedPGPError, check_choice, check_number
+from fedpgp.errors import FedPGPError
 from fedpgp.training.image_gradients import why_not
-from fedpgp.updates.accounting import ACCOUNTANTS
 from fedpgp.updates.base import (
     Metrics,
     Range,
@@ -41,10 +40,8 @@ from fedpgp.updates.base import (
     UpdateStep,
     register,
 )
-from fedpgp.updates.client_privacy import ALONE
+from fedpgp.updates.client_privacy import ALONE, MOST_NOISE, check_noise
 
-MOST = 1e6
-"""Largest noise multiplier."""
 MOST_EPSILON = 1e12
 """A client says no larger one: it bounds nothing."""
 NO_BOUND = -1.0
@@ -77,20 +74,7 @@ class ImagePrivacySettings:
     seeded_noise: bool = False
 
     def __post_init__(self):
-        check_number("privacy.clip", self.clip, above=0, below=math.inf)
-        check_number("privacy.noise", self.noise, least=0, most=MOST)
-        for name in ("epsilon", "max_epsilon"):
-            if getattr(self, name) is not None:
-                check_number(f"privacy.{name}", getattr(self, name), above=0, below=math.inf)
-        if self.epsilon is not None and self.noise != type(self).noise:
-            raise FedPGPError(
-                f"privacy.noise={self.noise:g} and privacy.epsilon={self.epsilon:g}: the noise "
-                "follows from epsilon; give one of them"
-            )
-        if self.delta is not None:
-            check_number("privacy.delta", self.delta, above=0, below=1)
-        check_choice("privacy.accountant", self.accountant, ACCOUNTANTS)
-        check_choice("privacy.seeded_noise", self.seeded_noise, (False, True))
+        check_noise(self)
 
     @property
     def most(self) -> float:
@@ -114,7 +98,7 @@ class ImagePrivacy(UpdateStep):
     client_metrics: ClassVar[Mapping[str, Range]] = {
         "epsilon": (NO_BOUND, MOST_EPSILON),
         "delta": (0.0, 1.0),
-        "noise": (0.0, MOST),
+        "noise": (0.0, MOST_NOISE),
         "rate": (0.0, 1.0),
         "steps": (0.0, 1e12),
         "last": (0.0, 1.0),
