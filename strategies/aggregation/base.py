@@ -1,7 +1,10 @@
 """The strategies that a configuration can name, each with a file in ``conf/strategy/``."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedpgp.class_embeddings import ClassEmbeddings
@@ -32,3 +35,26 @@ class StrategyContext:
     delta_params: tuple[str, ...] = ()
     no_class_embeddings: str = ""
     class_embeddings: ClassEmbeddings | None = None
+
+
+class ChangeFedAvg(FedAvg):
+    """Flower's FedAvg for strategies that look at changes: it keeps what the clients were sent.
+
+    Args:
+        context: of the run.
+        options: of Flower's FedAvg.
+
+    Attributes:
+        sent: the global tensors of the round; None before the first.
+    """
+
+    def __init__(self, *, context: StrategyContext | None = None, **options):
+        super().__init__(**options)
+        self.context = context or StrategyContext()
+        self.sent: ArrayRecord | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.sent = ArrayRecord({name: Array(array.numpy()) for name, array in arrays.items()})
+        return super().configure_train(server_round, arrays, config, grid)

@@ -3,17 +3,15 @@
 from collections.abc import Iterable
 from statistics import median_low
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from fedpgp.errors import check_number
-from strategies.aggregation.base import StrategyContext, register
+from strategies.aggregation.base import ChangeFedAvg, StrategyContext, register
 from strategies.screening import update_norms
 
 
 @register("norm_clipping")
-class NormClipping(FedAvg):
+class NormClipping(ChangeFedAvg):
     """Average changes that are scaled down to a bound on their norm (Sun et al., arXiv 1911.07963).
 
     The bound is ``factor`` times the lower median of the round's norms, over all shared tensors
@@ -27,16 +25,9 @@ class NormClipping(FedAvg):
     """
 
     def __init__(self, *, factor: float = 1.0, context: StrategyContext | None = None, **options):
-        super().__init__(**options)
+        super().__init__(context=context, **options)
         check_number("strategy.factor", factor, above=0)
-        self.factor, self.context = factor, context or StrategyContext()
-        self.sent: ArrayRecord | None = None
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        self.sent = ArrayRecord({name: Array(array.numpy()) for name, array in arrays.items()})
-        return super().configure_train(server_round, arrays, config, grid)
+        self.factor = factor
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

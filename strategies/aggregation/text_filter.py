@@ -3,16 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedpgp.errors import FedPGPError, check_number
-from strategies.aggregation.base import FILTERED, StrategyContext, register
+from strategies.aggregation.base import FILTERED, ChangeFedAvg, StrategyContext, register
 
 
 @register("text_filter")
-class TextFilter(FedAvg):
+class TextFilter(ChangeFedAvg):
     """Average the clients whose class embeddings are near those of most clients.
 
     A prompt is a few thousand numbers whose single entries mean little. What it does to a class is
@@ -36,21 +34,14 @@ class TextFilter(FedAvg):
     def __init__(
         self, *, threshold: float = 3.0, context: StrategyContext | None = None, **options
     ):
-        super().__init__(**options)
+        super().__init__(context=context, **options)
         check_number("strategy.threshold", threshold, above=0)
-        self.threshold, self.context = threshold, context or StrategyContext()
-        self.sent: ArrayRecord | None = None
+        self.threshold = threshold
         if why := self.context.no_class_embeddings:
             raise FedPGPError(
                 "strategy=text_filter compares class embeddings, and there are none of "
                 f"method={self.context.method}: {why}"
             )
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        self.sent = ArrayRecord({name: Array(array.numpy()) for name, array in arrays.items()})
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
