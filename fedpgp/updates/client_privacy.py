@@ -32,7 +32,6 @@ import torch
 from fedpgp.errors import FedPGPError, check_choice, check_number
 from fedpgp.seeding import generator, secret_normal, secret_uniform
 from fedpgp.updates.accounting import (
-    ACCOUNTANTS,
     calibrate,
     epsilon,
     resolve_delta,
@@ -51,6 +50,7 @@ from fedpgp.updates.base import (
 )
 from fedpgp.updates.clipping import clipped
 from fedpgp.updates.gaussian import standard_normal
+from fedpgp.updates.noise_settings import check_noise
 
 LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 """Strategies that need nothing but the mean of the updates."""
@@ -59,8 +59,6 @@ ALONE = ("sign_flip", "scaling", "noise", "free_rider", "label_flip", "canary")
 REACHED = 0.999
 """Part of the clipping norm from which on an update counts as clipped: the client's own clipping is
 followed by a rounding to the run's precision."""
-MOST_NOISE = 1e6
-"""Largest noise multiplier: as far as calibration goes, and within what can be accounted."""
 SEEDED_NOISE = (
     "privacy.seeded_noise=true: clients and noise are drawn from the run's seed, so that the run "
     "can be repeated: who knows the seed takes the noise off again, and nothing is private"
@@ -70,34 +68,6 @@ UNCLIPPED = "unclipped"
 """The tensor that says whether an update is as long as it was: b_k - 1/2."""
 LEAST_COUNT_NOISE = 1 / 20
 """Of the clients that a round expects: the paper's noise on the count (its section 3.1)."""
-
-
-def check_noise(settings, *, infinite: bool = False) -> None:
-    """Check what the settings of ``privacy=client`` and ``privacy=image`` share: clip, noise,
-    epsilon, delta, accountant, max_epsilon, seeded_noise.
-
-    Args:
-        settings: either's.
-        infinite: whether an epsilon may be infinite, which is no noise.
-
-    Raises:
-        FedPGPError: a value that cannot work, or an epsilon beside a noise.
-    """
-    check_number("privacy.clip", settings.clip, above=0, below=math.inf)
-    check_number("privacy.noise", settings.noise, least=0, most=MOST_NOISE)
-    for name in ("epsilon", "max_epsilon"):
-        value = getattr(settings, name)
-        if value is not None and not (infinite and value == math.inf):
-            check_number(f"privacy.{name}", value, above=0, below=math.inf)
-    if settings.epsilon is not None and settings.noise != type(settings).noise:
-        raise FedPGPError(
-            f"privacy.noise={settings.noise:g} and privacy.epsilon={settings.epsilon:g}: the noise "
-            "follows from epsilon; give one of them"
-        )
-    if settings.delta is not None:
-        check_number("privacy.delta", settings.delta, above=0, below=1)
-    check_choice("privacy.accountant", settings.accountant, ACCOUNTANTS)
-    check_choice("privacy.seeded_noise", settings.seeded_noise, (False, True))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ from fedpgp.updates.base import (
     UpdateStep,
     register,
 )
-from fedpgp.updates.client_privacy import ALONE, MOST_NOISE, check_noise
+from fedpgp.updates.client_privacy import ALONE
+from fedpgp.updates.noise_settings import MOST_NOISE, check_noise
 
 MOST_EPSILON = 1e12
 """A client says no larger one: it bounds nothing."""
