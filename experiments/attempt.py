@@ -26,6 +26,9 @@ from fedpgp.config import Config
 from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from fedpgp.onboarding.check import check_private_tensors
+from fedpgp.protocols import make_protocol
+from fedpgp.protocols.onboarding_options import OnboardingOptions
 from fedpgp.updates.client_privacy import SEEDED_NOISE
 from strategies.checkpoint import (
     OTHER_WEIGHTS,
@@ -110,6 +113,9 @@ class Attempt:
             other = user_path(self.config["init_from"])
             self._initial.update(prompts_of(other, federation, self.console.warn))
         federation.models.initial_shared()  # loads the model, or its cached parts
+        protocol = make_protocol(self.config["protocol"])
+        if isinstance(protocol, OnboardingOptions):
+            check_private_tensors(federation, protocol)
         if self.checkpoint:
             clip = federation.method.task.clip
             if not same_model(self.checkpoint[1], clip.fingerprint):

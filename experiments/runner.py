@@ -15,6 +15,7 @@ from experiments.callbacks.console import Console
 from experiments.finished_run import finished_already, say_finished
 from experiments.latest_link import link_latest, resolve_latest, unlink_latest
 from experiments.memory import start_peak
+from experiments.newcomers import onboard_newcomers
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
 from experiments.resume_rules import TAKEN
@@ -133,7 +134,8 @@ def _run(
                 raise server.failure
             if stopper.event.is_set():
                 raise Interrupted
-        summary = finish(folder, config, server, "finished", console)
+            found = onboard_newcomers(config, server, folder.path, stopper.event, console)
+        summary = finish(folder, config, server, "finished", console, found)
     except FedPGPError as error:
         if server is not None and checkpoints(folder.path / "checkpoint"):
             save_what_there_is(folder, config, server, console)

@@ -8,6 +8,7 @@ from clients.disclosure import NO_FIGURES, updates_only
 from clients.failures import describe
 from clients.machine import peak_rss_mb
 from experiments.callbacks.console import Console
+from experiments.newcomers import with_newcomers
 from experiments.reporting.page import write_report
 from experiments.run_folder import RunFolder
 from fedpgp.attacks.success import mean_rates
@@ -18,10 +19,15 @@ from strategies.server import Server
 
 
 def finish(
-    folder: RunFolder, config: Mapping, server: Server | None, status: str, console: Console
+    folder: RunFolder,
+    config: Mapping,
+    server: Server | None,
+    status: str,
+    console: Console,
+    newcomers: Mapping | None = None,
 ) -> dict:
     """Writes summary.json and report.html; a page that cannot be made is a warning,
-    and the result stands."""
+    and the result stands. ``newcomers``: of :func:`experiments.newcomers.onboard_newcomers`."""
     selection = config["protocol"].get("selection", "last")
     accuracy, rounds = select(folder.evaluations, selection)
     summary = {
@@ -50,7 +56,7 @@ def finish(
         if server.state.stopped:
             summary["stopped"] = server.state.stopped
         summary["attack"] = _attack(server, folder, rounds)
-        summary |= _cost(server)
+        summary = with_newcomers(summary | _cost(server), newcomers or {})
         folder.json("machines.json", {"trained_on": dict(sorted(server.state.placed.items()))})
     folder.json("summary.json", summary)
     try:

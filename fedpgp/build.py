@@ -24,6 +24,7 @@ from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
 from fedpgp.methods import Method, method_class
+from fedpgp.onboarding.check import check_onboarding
 from fedpgp.private_data import split_private_data
 from fedpgp.process import set_up_process
 from fedpgp.protocols import FederatedSplit, SplitRequest, make_protocol, split_clients
@@ -51,7 +52,7 @@ def check_config(config: Mapping) -> Config:
             too.
     """
     checked = Config.of(config)
-    make_protocol(checked.protocol)
+    check_onboarding(checked, make_protocol(checked.protocol))
     configured_method(checked.method)
     if checked.partition.scheme != "own":
         check_options(checked.partition.scheme, checked.partition.options)

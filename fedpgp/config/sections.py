@@ -88,6 +88,7 @@ class MethodSection(Section):
     optimizer_state: str = choice("reset", "keep", missing="reset")
     personal_start: str = choice("shared", "per_client", missing="shared")
     weighting: str | None = choice("images", "equal", missing=None)
+    share_terms: bool = flag(missing=False)
     options: Mapping = own_options()
 
     @property

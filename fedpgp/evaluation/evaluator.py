@@ -119,7 +119,7 @@ class Evaluator:
                     answers["personal"] = answers.get("global")
                     if classifiers:
                         answers["personal"] = partial(
-                            self.answer, key, _of_client(classifiers[eval_set.classes], k)
+                            self.answer, key, of_client(classifiers[eval_set.classes], k)
                         )
                     for model, answer in answers.items() if len(labels) else ():
                         logits = allowed(eval_set, answer(eval_set.indices))
@@ -214,7 +214,7 @@ def _looked_up(rows: np.ndarray, answer: Answer) -> Answer:
     return look_up
 
 
-def _of_client(classifier: Classifier, k: int) -> Classifier:
+def of_client(classifier: Classifier, k: int) -> Classifier:
     """Return one client's classifier, with a client axis of one."""
     if isinstance(classifier, Tensor):
         return classifier[k : k + 1]

@@ -6,7 +6,7 @@ Protocol of PromptFL, FedOTP and their peers with classes split without overlap;
 prompt) and "dual" benchmarks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,17 +41,35 @@ class Personal(EvalProtocol):
         one_of("base", self.base, (None, "all", "others"))
 
     def split_clients(self, request: SplitRequest) -> FederatedSplit:
-        dataset, scheme = request.dataset, request.scheme
-        classes = all_classes(dataset)
-        client_splits = []
-        for assigned in assign(request, classes):
-            eval_sets = {"local": local_eval_set(assigned, classes, self.local_labels)}
-            if self.base is not None:
-                eval_sets["base"] = base_eval_set(
-                    dataset, assigned, classes, self.base, len(client_splits), scheme
-                )
-            client_splits.append(ClientSplit(assigned.train, classes, eval_sets, assigned.domain))
-        return FederatedSplit(dataset, classes, (), client_splits)
+        classes = all_classes(request.dataset)
+        assigned = assign(request, classes)
+        client_splits = [
+            self.client_split(request, assigned, client, classes) for client in range(len(assigned))
+        ]
+        return FederatedSplit(request.dataset, classes, (), client_splits)
+
+    def client_split(
+        self,
+        request: SplitRequest,
+        assigned: Sequence[ClientIndices],
+        client: int,
+        classes: tuple[int, ...],
+    ) -> ClientSplit:
+        """Return what a client trains on and is tested on.
+
+        Args:
+            request: what is split.
+            assigned: the images of all clients.
+            client: its number.
+            classes: labels that it chooses among.
+        """
+        mine, scheme = assigned[client], request.scheme
+        eval_sets = {"local": local_eval_set(mine, classes, self.local_labels)}
+        if self.base is not None:
+            eval_sets["base"] = base_eval_set(
+                request.dataset, mine, classes, self.base, client, scheme
+            )
+        return ClientSplit(mine.train, classes, eval_sets, mine.domain)
 
 
 def base_eval_set(

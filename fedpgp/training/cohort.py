@@ -56,6 +56,7 @@ def train_cohort(
     server_round: int,
     optimizer_state: dict[str, Tensor] | None = None,
     plans: Sequence[list[np.ndarray]] | None = None,
+    trainable: Sequence[str] | None = None,
 ) -> CohortResult:
     """Train K clients for one round.
 
@@ -75,6 +76,7 @@ def train_cohort(
             anew.
         plans: each client's batches (positions among its images), as many in each epoch; None:
             those of the settings.
+        trainable: tensors that are trained, of those that the method optimises; None: all of them.
     """
     device = labels.device
     if plans is None:
@@ -91,10 +93,12 @@ def train_cohort(
         for name, tensor in (params if global_params is None else global_params).items()
     }
     params = {name: tensor[place].clone() for name, tensor in params.items()}
-    trainable = method.trainable(params)
+    trained = method.trainable(params)
+    if trainable is not None:
+        trained = [name for name in trained if name in trainable]
     optimizer = settings.make_optimizer()
     if optimizer_state is None:
-        state = fresh_state(optimizer, {name: params[name] for name in trainable})
+        state = fresh_state(optimizer, {name: params[name] for name in trained})
     else:
         state = {name: tensor[place].clone() for name, tensor in optimizer_state.items()}
     plans = [plans[k] for k in order]
@@ -124,14 +128,14 @@ def train_cohort(
         context = StepContext(server_round, step, ids[:active], start, lr, seed)
         loss, grads = method.gradients(now, batch, classes, context)
         rates = method.rates(now, context)
-        for name in trainable:
+        for name in trained:
             p = now[name]
             slots = {slot: state[f"{slot}/{name}"][:active] for slot in optimizer.slots}
             count = state[f"step/{name}"][:active]
             train_step(optimizer, p, grads[name], slots, count, lr, rates.get(name))
         total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
-        for p in (now[name] for name in trainable):
+        for p in (now[name] for name in trained):
             bad |= ~p.reshape(active, -1).isfinite().all(1)
         failed[:active] = torch.where((failed[:active] == 0) & bad, step + 1, failed[:active])
 
