@@ -1,7 +1,7 @@
 """``topk``: a weighted mean of the terms of the K trained clients whose descriptions are nearest.
 
-The first half of SG-LoRA (Li et al., CVPR 2026, arXiv 2509.10535), which goes on to draw a term from
-a conditional VAE.
+The first half of SG-LoRA (Li et al., CVPR 2026, arXiv 2509.10535), which goes on to draw a term
+from a conditional VAE.
 
     w_k = exp(cos(e, e_k) / tau) / sum_j exp(cos(e, e_j) / tau)    over the K nearest clients
     T   = sum_k w_k U_k V_k,  cut back to rank b
