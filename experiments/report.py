@@ -20,6 +20,7 @@ from experiments.reporting import significance, tables
 from experiments.reporting.across import across_grids
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.groups import group_runs
+from experiments.reporting.newcomers import newcomer_grid
 from experiments.reporting.page import render_run
 from experiments.reporting.published_figures import published_grid
 from experiments.reporting.runs import Run, find_runs, read_run
@@ -126,6 +127,11 @@ def _report(options: argparse.Namespace, command: str) -> None:
     beside = [
         (name, grid) for name in experiments if (grid := published_grid(name, finished)) is not None
     ]
+    newcomers = [
+        grid
+        for row in {row.runs: row for row in rows}.values()
+        if (grid := newcomer_grid(row.runs, f"Newcomers, {row.name()}")) is not None
+    ]
     comparisons = (
         significance.compare(rows, tables.shown_columns(rows, columns))
         if options.significance
@@ -156,7 +162,13 @@ def _report(options: argparse.Namespace, command: str) -> None:
     elif options.significance:
         remarks.append("note: no significance, it takes two rows with seeds in common")
     text = _as(
-        options, rows, columns, models, comparisons or (), [grid for _, grid in beside], remarks
+        options,
+        rows,
+        columns,
+        models,
+        comparisons or (),
+        [*newcomers, *(grid for _, grid in beside)],
+        remarks,
     )
     if options.out:
         _write(options.out, text)

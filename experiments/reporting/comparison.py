@@ -12,6 +12,7 @@ from typing import Any
 from experiments.reporting import charts, grids, scatter, significance, tables
 from experiments.reporting.formatting import format_bytes, format_seconds
 from experiments.reporting.headlines import comparison_headline
+from experiments.reporting.newcomers import of_newcomers
 from experiments.reporting.page import environment, partial_words, partition_bubbles
 from experiments.reporting.privacy_charts import accuracy_against_epsilon
 from experiments.reporting.runs import Run, number
@@ -39,6 +40,7 @@ class Section:
     costs: list[tuple[str, Any]]
     privacy: list[tuple[str, Any]]
     privacy_keys: list[tuple[str, str]]
+    newcomers: list[tuple]
     bubbles: Any
     partition_words: str
 
@@ -228,6 +230,7 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         costs=[(heading, svg) for heading, svg in costs if svg],
         privacy=privacy,
         privacy_keys=privacy_keys,
+        newcomers=[entry for name, _, row in trained if (entry := of_newcomers(row.runs, name))],
         bubbles=bubbles,
         partition_words=partition_words,
     )

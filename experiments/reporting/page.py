@@ -21,6 +21,7 @@ from experiments.reporting.formatting import (
     format_setting,
 )
 from experiments.reporting.headlines import headline, lead
+from experiments.reporting.newcomers import of_newcomers
 from experiments.reporting.page_facts import SIMULATED, run_facts
 from experiments.reporting.page_tables import (
     domain_table,
@@ -104,6 +105,7 @@ def render_run(run: Run) -> str:
             partition_words=partition_words,
             **_samples(run),
             training=_training(run),
+            of_newcomers=of_newcomers([run]),
             dropped=_dropped(run),
             dropped_words=_dropped_words(run),
             capped=run.capped,
