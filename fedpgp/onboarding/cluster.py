@@ -7,10 +7,10 @@ Of a client's term T_i = U_i V_i let Q_i (m, b) be an orthonormal basis of its c
     root   = mean of all T_i
     leaf_c = mean over the cluster of T_i - root,  the newcomer's term: root + leaf_c, cut to rank b
 
-The number of clusters is where the eigenvalues of the normalised Laplacian of a have their largest
-gap (von Luxburg, Statistics and Computing 2007), the clusters are k-means of its eigenvectors (Ng
-et al., NIPS 2001). The newcomer trains its own term for its steps and sends Q; its cluster is the
-one with the largest mean a. Without images or steps it gets the root.
+The number of clusters, 2 or more, is where the eigenvalues of the normalised Laplacian of a have
+their largest gap (von Luxburg, Statistics and Computing 2007); the clusters are k-means of its
+eigenvectors (Ng et al., NIPS 2001). The newcomer trains its own term for its steps and sends Q; its
+cluster is the one with the largest mean a. Without images or steps it gets the root.
 """
 
 from collections.abc import Sequence
@@ -88,13 +88,14 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
 
 def spectral_clusters(alike: np.ndarray) -> np.ndarray:
     """Return the cluster of each thing, (n,), from how alike any two are, (n, n): by the largest
-    gap of the first n/2 eigenvalues."""
+    gap behind the second of the first n/2 eigenvalues, 2 clusters or more: subspaces that have
+    little in common have the largest gap behind the first, which says nothing of clusters."""
     count = len(alike)
     if count < 3:
         return np.zeros(count, dtype=np.int64)
     root = 1 / np.sqrt(alike.sum(1))
     values, vectors = np.linalg.eigh(np.eye(count) - root[:, None] * alike * root)
-    clusters = 1 + int(np.argmax(np.diff(values)[: count // 2]))
+    clusters = 2 + int(np.argmax(np.diff(values)[1 : max(2, count // 2)]))
     rows = vectors[:, :clusters]
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     _, found = kmeans2(rows, _far_apart(rows, clusters), minit="matrix")
