@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,15 @@ def number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. `summary` is None while a run is under way, or when it was killed."""
+    """One run folder. `summary` is None while a run is under way, or when it was killed; `audit`
+    is empty where the folder has no `audit.json`."""
 
     path: Path
     config: dict
     summary: dict | None
     trains: list[dict]
     evals: list[dict]
+    audit: dict = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -263,7 +265,9 @@ def read_run(path: str | Path) -> Run:
     trains, evals = _read_metrics(path / "metrics.jsonl")
     if not trains and not evals and summary and summary.get("status") == "finished":
         raise FedPGPError(f"{path / 'metrics.jsonl'} is missing or empty, though the run finished")
-    return Run(path, config, summary, trains, evals)
+    audit_file = path / "audit.json"
+    audit = _read_json(audit_file) if audit_file.exists() else {}
+    return Run(path, config, summary, trains, evals, audit)
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

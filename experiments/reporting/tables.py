@@ -312,7 +312,7 @@ def cell_text(column: str, cell: Cell) -> str:
 def best_and_second(means: Mapping[Key, float], column: str) -> dict[Key, str]:
     """Return the marks of the best and the second of some means of a figure; numbers that are
     printed alike share a mark, and costs and attackers' figures have none."""
-    if column.split(".")[0] in (*COSTS, "std_clients", "attack") or "bytes" in column:
+    if column.split(".")[0] in (*COSTS, "std_clients", "attack", "audit") or "bytes" in column:
         return {}
     means = {key: round(mean, 2) for key, mean in means.items() if not math.isnan(mean)}
     lower_is_better = column in FIGURES and FIGURES[column].lower_is_better
@@ -342,6 +342,8 @@ def _value(run: Run, model: str, column: str) -> float:
         return number(summary.get("bytes_up")) + number(summary.get("bytes_down"))
     if column == "seconds":
         return number((summary.get("seconds") or {}).get("total"))
+    if column.startswith("audit."):
+        return number(flatten({"audit": run.audit}).get(column))
     if column.split(".")[0] in summary and column.split(".")[0] != "accuracy":
         return number(flatten(summary).get(column))
     return run.figure(model, column)
@@ -370,12 +372,12 @@ def _marked(block: list[Row], columns: Sequence[str]) -> list[Row]:
 
 def _summary_numbers(runs: Sequence[Run]) -> set[str]:
     """Return the numbers in summary.json beside the accuracies, such as `bytes_up`,
-    `seconds.train`, `peak_rss_mb`."""
+    `seconds.train`, `peak_rss_mb`, and those that an audit found (`audit.canaries.epsilon`)."""
     names: set[str] = set()
     for run in runs:
-        flat = flatten(
-            {key: value for key, value in (run.summary or {}).items() if key != "accuracy"}
-        )
+        beside = {key: value for key, value in (run.summary or {}).items() if key != "accuracy"}
+        audit = {key: run.audit[key] for key in run.audit if key not in ("privacy", "settings")}
+        flat = flatten({**beside, "audit": audit})
         names |= {key for key, value in flat.items() if not math.isnan(number(value))}
     return names
 

@@ -63,3 +63,26 @@ def test_one_setting_across(tmp_path, capsys):
     assert status == 2 and "do not differ in 'rank'" in err and "strategy" in err
     status, _, err = run_report(capsys, tmp_path, "--across", "strategy", "--format", "html")
     assert status == 2 and "text, markdown, latex, csv" in err
+
+
+def test_an_audit_stands_beside_accuracy(tmp_path, capsys):
+    """The lower bound of audit.json, a column each claimed epsilon; a run without one has a dash,
+    a damaged one is left out by name."""
+    for epsilon, bound in ((1, 0.25), (8, 2.5), (16, None)):
+        for seed in (1, 2):
+            folder = tmp_path / f"{epsilon}_{seed}"
+            write_run(folder, "promptfl", seed)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["privacy"] = {"name": "client", "epsilon": epsilon}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            if bound is not None and seed == 1:
+                found = {"canaries": {"epsilon": bound, "right": 40}, "settings": {"seed": 0}}
+                (folder / "audit.json").write_text(json.dumps(found))
+    (tmp_path / "16_2" / "audit.json").write_text("{")
+    asked = ("--across", "privacy.epsilon", "--format", "csv", "--columns")
+    _, out, err = run_report(capsys, tmp_path, *asked, "audit.canaries.epsilon")
+    assert list(csv.reader(io.StringIO(out))) == [["1", "8", "16"], ["0.25", "2.50", "–"]]
+    assert err.count("not in the table") == 1 and "audit.json is damaged" in err
+    status, _, err = run_report(capsys, tmp_path, *asked, "audit.settings.seed")
+    listed = err.split("there are: ")[1]
+    assert status == 2 and "audit.canaries.right" in listed and "audit.settings" not in listed
