@@ -135,6 +135,7 @@ class Attempt:
         """
         config, dataset, method = self.config, federation.dataset, federation.method
         self.record.class_names, self.record.notes = dataset.class_names, dataset.notes
+        self.record.tasks = federation.federated_split.tasks
         self.console.one_prompt = method.shares_one_model
         for note in dataset.notes:
             self.console.note(note)

@@ -11,6 +11,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "drawn_clients": (int,),
     "dropped": (list, type(None)),
     "capped": (list, type(None)),
+    "task": (int,),
+    "tasks": (dict,),
 }
 """Key -> the types of its value. (Of the other keys a wrong type is a missing figure.)"""
 DIGITS = 18

@@ -27,7 +27,7 @@ from experiments.reporting.runs import Run, find_runs, read_run
 from experiments.reporting.table_csv import as_csv
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation.figures import CLIENT_FIGURES, MODELS
+from fedpgp.evaluation.figures import CLIENT_FIGURES, LIFELONG, MODELS
 from fedpgp.plain_text import written_out
 
 _FORMATS = ("text", "markdown", "latex", "csv", "html")
@@ -57,8 +57,9 @@ examples:
   python -m experiments.report outputs/robustness --across strategy
       a table of local accuracy, and of each --columns: a column each strategy
 
-columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, bytes, seconds and
-peak_rss_mb (peak memory) are always there where the runs have them. Others to ask for: cm, ece,
+columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, last, average, forgetting,
+backward and transfer (of several tasks), bytes, seconds and peak_rss_mb (peak memory) are always
+there where the runs have them. Others to ask for: cm, ece,
 worst10, std_clients.local, domains, domains_base, domains_novel, datasets (one a domain or data
 set), any number in summary.json such as bytes_up, wire_bytes_up, seconds.train,
 images_per_second, peak_gpu_mb, and of a run with an audit.json (python -m experiments.audit)
@@ -115,7 +116,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
     if not finished:
         raise FedPGPError("no finished run to make a table of:\n  " + "\n  ".join(left_out))
     columns = tables.expand_columns(
-        [*CLIENT_FIGURES, *_names(options.columns), *tables.COSTS], finished
+        [*CLIENT_FIGURES, *LIFELONG, *_names(options.columns), *tables.COSTS], finished
     )
     groups, notes = group_runs(finished)
     notes += tables.missing_clients(finished)

@@ -21,6 +21,7 @@ from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.evaluation import client_figures
 from fedpgp.evaluation.figures import CLIENT_FIGURES, MODELS
 from fedpgp.locks import file_lock
+from fedpgp.protocols import LifelongTask
 from strategies.checkpoint import remove_after
 
 PACKAGES = (
@@ -146,17 +147,25 @@ class RunFolder:
         scheme: Mapping,
         class_names: Sequence[str],
         notes: Sequence[str] = (),
+        tasks: Sequence[LifelongTask] = (),
     ) -> None:
-        """partition.json: who got how many images of which class, and what is to be said of the
-        data."""
+        """partition.json: who got how many images of which class, what is to be said of the data,
+        and which tasks come one after the other."""
         self.table = list(table)
         names = list(
             dict.fromkeys(class_names)
         )  # data sets that are joined may have a class of the same name
-        self.json(
-            "partition.json",
-            {**scheme, "class_names": names, "notes": list(notes), "clients": self.table},
-        )
+        about = {**scheme, "class_names": names, "notes": list(notes)}
+        if tasks:
+            about["tasks"] = [
+                {
+                    "name": task.name,
+                    "classes": [class_names[label] for label in task.classes],
+                    "last_round": task.last_round,
+                }
+                for task in tasks
+            ]
+        self.json("partition.json", {**about, "clients": self.table})
 
     def metric(self, record: dict) -> None:
         """Append a line to metrics.jsonl."""

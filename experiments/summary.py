@@ -15,6 +15,7 @@ from fedpgp.attacks.success import mean_rates
 from fedpgp.config import PrivacySection
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
+from fedpgp.evaluation.lifelong import lifelong_summary
 from strategies.server import Server
 
 
@@ -46,6 +47,8 @@ def finish(
     privacy = PrivacySection.of(config.get("privacy", {}))
     if updates_only(privacy, deployed=config["runtime"]["name"] == "flower"):
         summary["no_figures"] = NO_FIGURES
+    if (lifelong := lifelong_summary(folder.evaluations)) is not None:
+        summary["lifelong"] = lifelong
     if selection != "last":
         summary["selected_rounds"] = rounds
     if server is not None:

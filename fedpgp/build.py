@@ -114,6 +114,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
     clip = cache(partial(_clip, chosen))
     if federated_split is None:
         federated_split = _split(chosen, config)
+        federated_split.check_rounds(chosen.rounds)
     dataset = federated_split.dataset
     size, views = chosen.runtime.cohort_size, chosen.dataset.views
 
@@ -137,7 +138,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
         **vars(chosen.training),
     )
     federation = Federation(
-        lambda: make_method(clip(), dataset),
+        lambda: make_method(clip(), federated_split),
         dataset,
         federated_split,
         partial(encoded, "features"),
@@ -154,7 +155,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
     return federation
 
 
-def _method(config: Config) -> Callable[[FrozenCLIP, Dataset], Method]:
+def _method(config: Config) -> Callable[[FrozenCLIP, FederatedSplit], Method]:
     """What makes the method, once there is a model; its name and settings are checked now."""
     if config.dtype == "float64" and resolve_device(config.device).type == "mps":
         raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
@@ -162,7 +163,8 @@ def _method(config: Config) -> Callable[[FrozenCLIP, Dataset], Method]:
     plain = make_protocol(config.protocol).template == "plain"
     dtype, compute = DTYPES[config.dtype]
 
-    def make(clip: FrozenCLIP, dataset: Dataset) -> Method:
+    def make(clip: FrozenCLIP, federated_split: FederatedSplit) -> Method:
+        dataset = federated_split.dataset
         task = Task(
             clip,
             dataset.class_names,
@@ -173,6 +175,7 @@ def _method(config: Config) -> Callable[[FrozenCLIP, Dataset], Method]:
             context_init=config.context_init,
             dtype=dtype,
             compute=compute,
+            phases=federated_split.phases,
         )
         return chosen(settings, task)
 

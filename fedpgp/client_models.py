@@ -10,7 +10,7 @@ from torch import Tensor
 from fedpgp.arrays import Arrays, to_arrays
 from fedpgp.errors import FedPGPError
 from fedpgp.inputs import Inputs
-from fedpgp.methods import Batch, Classifier, Images, Method, Params
+from fedpgp.methods import PHASE, Batch, Classifier, Images, Method, Params
 from fedpgp.protocols import FederatedSplit
 from fedpgp.seeding import generator
 from fedpgp.server_update import ServerUpdate
@@ -102,6 +102,10 @@ class ClientModels:
             params[name] = torch.stack([tensor(client_only[client][name]) for client in clients])
         for name in self.personal_names:
             params[name] = torch.stack([tensor(state[name]) for state in states])
+        if PHASE in method.buffers:
+            client_splits = [self.federated_split.clients[client] for client in clients]
+            now = [client_split.phase_at(server_round) for client_split in client_splits]
+            params[PHASE] = torch.tensor(now, device=task.device)
         if type(method).precompute is not Method.precompute and (
             training or method.precomputes_for_evaluation
         ):

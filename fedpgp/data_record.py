@@ -81,6 +81,7 @@ def split_digest(federated_split: FederatedSplit) -> str:
             digest.update(f"{phase.since} {phase.classes} ".encode() + rows(phase.train))
         for figure, eval_set in sorted(client_split.eval_sets.items()):
             since = f"since {eval_set.since} " if eval_set.since else ""
+            since += "" if eval_set.until is None else f"until {eval_set.until} "
             digest.update(
                 f"{figure} {eval_set.split} {eval_set.classes} {eval_set.allowed_labels} ".encode()
                 + since.encode()

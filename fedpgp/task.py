@@ -125,6 +125,7 @@ class Task:
         plain_zero_shot: zero-shot CLIP's template is "a photo of a {}.", and not the data set's.
         dtype: of prompts, optimizer state, losses and features.
         compute: of the text tower's matrix products; None is ``dtype``.
+        phases: the most phases that a client's images go through; 1 where they stay the same.
 
     Attributes:
         checkpointing: text encoders keep only each block's input for the backward pass
@@ -143,7 +144,9 @@ class Task:
         context_init: str = "normal",
         dtype: torch.dtype = torch.float32,
         compute: torch.dtype | None = None,
+        phases: int = 1,
     ):
+        self.phases = phases
         self.clip, self.class_names = clip, list(class_names)
         self.templates = (
             [template] * len(self.class_names) if isinstance(template, str) else list(template)

@@ -8,6 +8,7 @@ from flwr.app import MetricRecord
 from fedpgp.attacks import Attackers
 from fedpgp.attacks.success import success_rates
 from fedpgp.evaluation import summarize
+from fedpgp.evaluation.lifelong import task_accuracies
 from strategies.exchange import Traffic
 from strategies.observer import Rows
 from strategies.requests import Request
@@ -79,16 +80,15 @@ def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: Run
         figures: client -> the metrics of its evaluation.
         state: of the run, which has the zero-shot figures.
     """
-    return [
-        {
-            "id": row["id"],
-            "domain": row["domain"],
-            **state.zero_shot_of(client),
-            **{name: value for name, value in figures[client].items() if "." in name},
-        }
-        for client, row in enumerate(table)
-        if client in figures
-    ]
+    rows = []
+    for client, row in enumerate(table):
+        if client in figures:
+            own = {name: value for name, value in figures[client].items() if "." in name}
+            told = {name.partition(".")[2] for name in own}  # of eval sets that count now
+            zero_shot = state.zero_shot_of(client).items()
+            known = {name: value for name, value in zero_shot if name.partition(".")[2] in told}
+            rows.append({"id": row["id"], "domain": row["domain"], **known, **own})
+    return rows
 
 
 def evaluation_record(
@@ -119,6 +119,7 @@ def evaluation_record(
         "all_clients": clients,
         **({"drawn_clients": len(request.clients)} if len(request.clients) < clients else {}),
         **summarize(honest),
+        **task_accuracies(honest),
         **({"success_rate": success_rates(honest)} if measured else {}),
         "seconds": seconds,
         "bytes_up": traffic.up,

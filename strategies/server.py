@@ -218,8 +218,8 @@ class Server:
         self._save()
 
     def _evaluated_after(self, server_round: int) -> bool:
-        every, selection = self.config.evaluate_every, self.config.protocol["selection"]
-        return is_evaluated(server_round, self.rounds, every, selection)
+        about = self.rounds, self.config.evaluate_every, self.config.protocol["selection"]
+        return is_evaluated(server_round, *about) or self._split.ends_task(server_round)
 
     def _evaluate(self, server_round: int) -> None:
         """Ask the clients, or those drawn, for the figures of their models."""

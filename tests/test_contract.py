@@ -67,7 +67,7 @@ ALL_METHODS = words(
 ALL_SCHEMES = words("iid dirichlet pathological shards domain domain_dirichlet pachinko natural")
 ALL_PROTOCOLS = words(
     "base2novel personal multidomain leave_one_domain_out dirichlet cross_class cross_dataset "
-    "cross_domain unseen_clients"
+    "cross_domain unseen_clients lifelong"
 )
 
 KEYS = [  # groups as choices, then values; the later ones need the earlier choices
@@ -129,6 +129,7 @@ KEYS_OF_CHOICES = [  # keys that another choice of a group has
     ["method=component", "method.component=my_package.MyMethod"],
     ["partition=pathological", "partition.dealing=reference"],
     ["protocol=unseen_clients", "protocol.share=0.5"],
+    ["protocol=lifelong", "protocol.by=domain", "protocol.arrival=staggered"],
 ]
 
 FILES = words(

@@ -23,10 +23,10 @@ from experiments.reporting.formatting import (
     format_seconds,
 )
 from experiments.reporting.runs import block_figure, number
-from fedpgp.evaluation.figures import FIGURES, MODELS
+from fedpgp.evaluation.figures import COLUMNS, MODELS
 from fedpgp.plain_text import called, indented
 
-_COLUMNS = {name: figure.title for name, figure in FIGURES.items() if figure.phrase}
+_COLUMNS = {name: figure for name, figure in COLUMNS.items() if figure.phrase}
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
 
 
@@ -165,7 +165,12 @@ class Console(Callback):
         if why := summary.get("no_figures"):
             self.note(why)
         elif summary.get("accuracy"):
-            table = accuracy_table(summary["accuracy"], self.one_prompt)
+            lifelong = summary.get("lifelong") or {}
+            blocks = {
+                model: block and {**block, **(lifelong.get(model) or {})}
+                for model, block in summary["accuracy"].items()
+            }
+            table = accuracy_table(blocks, self.one_prompt)
             self._out.print(table)
             of = self._answered or "clients"
             self._line(Text(f"percent, mean over {of}{best_note(table)}", style="dim"))
@@ -275,14 +280,16 @@ def accuracy_table(accuracy: dict[str, dict | None], one_prompt: bool = False) -
     )
     table.add_column("")
     for column in columns:
-        table.add_column(_COLUMNS[column] + " ", justify="right", min_width=7)
+        table.add_column(_COLUMNS[column].title + " ", justify="right", min_width=7)
     shown = [model for model in MODELS if not (one_prompt and model == "personal")]
     texts = {
         c: [format_percent(block_figure(accuracy.get(model), c)) for model in shown]
         for c in columns
     }
     best = {
-        c: max((float(text) for text in of if text != "–"), default=math.nan)
+        c: (min if _COLUMNS[c].lower_is_better else max)(
+            (float(text) for text in of if text != "–"), default=math.nan
+        )
         for c, of in texts.items()
     }
     for k, model in enumerate(shown):

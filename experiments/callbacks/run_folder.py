@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from experiments.callbacks.base import Callback
 from experiments.run_folder import RunFolder
+from fedpgp.protocols import LifelongTask
 
 
 class RunFolderCallback(Callback):
@@ -15,6 +16,7 @@ class RunFolderCallback(Callback):
 
     Attributes:
         class_names, notes: of the data set; set them before the server begins.
+        tasks: that come one after the other; likewise.
         last_traceback: the newest in errors.log.
     """
 
@@ -22,6 +24,7 @@ class RunFolderCallback(Callback):
         self._folder, self._scheme = folder, scheme
         self.class_names: list[str] = []
         self.notes: tuple[str, ...] = ()
+        self.tasks: tuple[LifelongTask, ...] = ()
         self.last_traceback = ""
 
     def traceback(self, text: str) -> None:
@@ -29,7 +32,7 @@ class RunFolderCallback(Callback):
         self.last_traceback = text
 
     def clients(self, table: list[dict]) -> None:
-        self._folder.clients(table, self._scheme, self.class_names, self.notes)
+        self._folder.clients(table, self._scheme, self.class_names, self.notes, self.tasks)
 
     def trained(self, record: dict) -> None:
         self._folder.metric(record)

@@ -12,10 +12,14 @@ from experiments.reporting.runs import Run
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.tables import Row
 from experiments.reporting.titles import title
-from fedpgp.evaluation.figures import FIGURES, MODELS, UNSEEN
+from fedpgp.evaluation.figures import COLUMNS, MODELS, UNSEEN
 
 _FEWEST_CLIENTS = 3  # of a spread over clients
-_COMPARED = {name: figure.phrase for name, figure in FIGURES.items() if figure.phrase}
+_COMPARED = {
+    name: figure.phrase
+    for name, figure in COLUMNS.items()
+    if figure.phrase and not figure.lower_is_better
+}
 
 
 def headline(run: Run) -> str:

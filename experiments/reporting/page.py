@@ -32,6 +32,7 @@ from experiments.reporting.page_tables import (
 )
 from experiments.reporting.privacy_charts import privacy_charts
 from experiments.reporting.runs import Run, number, read_run
+from experiments.reporting.task_charts import task_section
 from experiments.reporting.titles import title
 from experiments.run_folder import ABOUT, EXTENDED
 from experiments.settings import flatten
@@ -100,6 +101,7 @@ def render_run(run: Run) -> str:
             partial=partial_words(run.partial),
             client_panels=panels,
             client_words=client_words,
+            tasks=task_section(run),
             tables=[(title, table) for title, table in tables if table],
             bubbles=bubbles,
             partition_words=partition_words,

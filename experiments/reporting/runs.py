@@ -17,7 +17,8 @@ import yaml
 from experiments.recorded_figures import check_summary, read_row, whole_number
 from experiments.spreadsheet import text_of
 from fedpgp.errors import MALFORMED, FedPGPError
-from fedpgp.evaluation.figures import ACCURACIES, CLIENT_FIGURES, MODELS
+from fedpgp.evaluation.figures import ACCURACIES, CLIENT_FIGURES, LIFELONG, MODELS
+from fedpgp.evaluation.lifelong import lifelong_summary
 
 #: Any of these beside a config.yaml makes a folder a run folder (Hydra's own
 #: .hydra/config.yaml has none).
@@ -94,8 +95,30 @@ class Run:
 
     def figure(self, model: str, name: str) -> float:
         """Return one figure of one model in percent: `local`, `worst10`, `std_clients.local`,
-        `domains.noto`; else NaN."""
+        `domains.noto`, `forgetting`; else NaN."""
+        if name in LIFELONG:
+            return block_figure(self.lifelong.get(model), name)
         return block_figure(self.accuracy[model], name)
+
+    @property
+    def lifelong(self) -> dict[str, dict | None]:
+        """The block of `summary.json` of a run over several tasks, or what it would be of the
+        evaluations so far; empty for another run."""
+        if self.summary is None:
+            return lifelong_summary(self.evals) or {}
+        found = self.summary.get("lifelong")
+        return found if isinstance(found, dict) else {}
+
+    def matrix(self, model: str) -> list[list[float]]:
+        """Return R[t, s], a row after each task; NaN where nothing was measured."""
+        block = self.lifelong.get(model)
+        rows = block.get("matrix") if isinstance(block, dict) else None
+        return [[number(value) for value in row] for row in rows or ()]
+
+    @property
+    def task_names(self) -> list[str]:
+        """The names of the tasks, in their order; empty where `partition.json` has none."""
+        return [str(task["name"]) for task in self.partition.get("tasks") or ()]
 
     def curve(self, model: str, name: str) -> list[tuple[int, float]]:
         """(round, figure) at each evaluation that has it."""

@@ -21,7 +21,7 @@ from experiments.reporting.statistics import mean_std
 from experiments.reporting.titles import title
 from experiments.settings import flatten
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation.figures import CLIENT_FIGURES, FIGURES, GROUPED, MODELS
+from fedpgp.evaluation.figures import CLIENT_FIGURES, COLUMNS, GROUPED, MODELS
 
 COSTS = ("bytes", "seconds", "peak_rss_mb")
 Key = TypeVar("Key")
@@ -185,7 +185,7 @@ def expand_columns(asked: Sequence[str], runs: Sequence[Run]) -> list[str]:
         for many in GROUPED
     }
     columns = [column for name in asked for column in inside.get(name, [name])]
-    known = {*FIGURES, *COSTS} | {f"std_clients.{name}" for name in CLIENT_FIGURES}
+    known = {*COLUMNS, *COSTS} | {f"std_clients.{name}" for name in CLIENT_FIGURES}
     known |= {name for names in inside.values() for name in names} | _summary_numbers(runs)
     for name in columns:
         if name not in known:
@@ -293,7 +293,7 @@ def shown_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 def column_name(column: str) -> str:
     """Return what stands above a column."""
-    names = {name: figure.title for name, figure in FIGURES.items()} | {"peak_rss_mb": "memory"}
+    names = {name: figure.title for name, figure in COLUMNS.items()} | {"peak_rss_mb": "memory"}
     many, _, name = column.partition(".")
     return names.get(column, name + GROUPED[many] if many in GROUPED else column)
 
@@ -315,7 +315,7 @@ def best_and_second(means: Mapping[Key, float], column: str) -> dict[Key, str]:
     if column.split(".")[0] in (*COSTS, "std_clients", "attack", "audit") or "bytes" in column:
         return {}
     means = {key: round(mean, 2) for key, mean in means.items() if not math.isnan(mean)}
-    lower_is_better = column in FIGURES and FIGURES[column].lower_is_better
+    lower_is_better = column in COLUMNS and COLUMNS[column].lower_is_better
     ranked = sorted(set(means.values()), reverse=not lower_is_better)
     if len(ranked) < 2:
         return {}

@@ -50,9 +50,9 @@ class Backdoor(Attack):
         for client in attackers:
             own = client_splits[client]
             if any(target not in part.classes for part in (own, *own.phases)):
-                name = dataset.class_names[target]
+                name, when = dataset.class_names[target], " in every round" if own.phases else ""
                 raise FedPGPError(
-                    f"attack.target={name}: client {client} does not train this class"
+                    f"attack.target={name}: client {client} does not train this class{when}"
                 )
             mine = own.train_indices
             number = max(1, round(self.poisoned * len(mine)))
@@ -71,7 +71,8 @@ class Backdoor(Attack):
             if len(wanted[client]) and target in own.local_eval_set.classes:
                 indices = len(labels) + np.searchsorted(rows, wanted[client])
                 local = own.local_eval_set
-                eval_set = EvalSet(indices, local.classes, since=local.since)
+                when = {"since": local.since, "until": local.until}
+                eval_set = EvalSet(indices, local.classes, **when)
                 eval_sets = {**own.eval_sets, SUCCESS: eval_set}
                 client_splits[client] = replace(own, eval_sets=eval_sets)
         dataset = replace(dataset, train=train, test=test)

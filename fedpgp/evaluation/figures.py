@@ -101,6 +101,32 @@ _ALL = (
 FIGURES = {figure.name: figure for figure in _ALL}
 """Name -> figure, in the order of tables."""
 
+_OF_TASKS = (
+    Figure("last", "last", "mean over the tasks, after the last one", phrase="accuracy at the end"),
+    Figure(
+        "average",
+        "average",
+        "mean over time of the mean over the tasks so far",
+        phrase="average accuracy over the tasks",
+    ),
+    Figure(
+        "forgetting",
+        "forgetting",
+        "what a task has lost at the end since its best",
+        phrase="forgetting",
+        lower_is_better=True,
+    ),
+    Figure("backward", "backward", "what a task has gained since it was learned"),
+    Figure("transfer", "transfer", "mean over the tasks that have not come yet"),
+)
+
+LIFELONG = {figure.name: figure for figure in _OF_TASKS}
+"""Name -> figure of a run over several tasks (:mod:`fedpgp.evaluation.lifelong`); they stand in
+``summary.json`` alone."""
+
+COLUMNS = {**FIGURES, **LIFELONG}
+"""Name -> every figure that a table may have a column of."""
+
 ACCURACIES = tuple(figure.name for figure in _ALL if figure.measured)
 """Figures that are measured on a set of images of their own."""
 
@@ -113,8 +139,8 @@ GROUPED = {"domains": "", "domains_base": " base", "domains_novel": " novel", "d
 EVAL_SETS = (*ACCURACIES, "val")
 """Names that an eval set may have, beside one of :data:`BY_NAME`."""
 
-BY_NAME = ("domains.", "datasets.")
-"""What the name of an eval set of one domain, data set or group of classes begins with."""
+BY_NAME = ("domains.", "datasets.", "tasks.")
+"""What the name of an eval set of one domain, data set, group of classes or task begins with."""
 
 UNSEEN = {
     "leave_one_domain_out": ("the domain left out", "the domain that was left out"),

@@ -3,6 +3,7 @@
 from fedpgp.methods.about import About
 from fedpgp.methods.base import (
     METHODS,
+    PHASE,
     Batch,
     Classifier,
     Images,
@@ -18,6 +19,7 @@ from fedpgp.methods.component import method_class
 
 __all__ = [
     "METHODS",
+    "PHASE",
     "About",
     "Batch",
     "Classifier",

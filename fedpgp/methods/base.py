@@ -379,6 +379,11 @@ class Method(ABC):
         return {}
 
 
+PHASE = "phase"
+"""A method that names it among its :attr:`Method.buffers` gets it in ``params``: (K,) int64, which
+of its phases (:class:`fedpgp.protocols.Phase`) each client is in, from 0. A change between two
+rounds says that the client's images and classes are others; which, nobody tells."""
+
 METHODS: Registry[type[Method]] = Registry("fedpgp.methods", Method)
 """Name -> method. A new file in this folder needs no mention anywhere else."""
 

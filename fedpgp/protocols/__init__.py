@@ -7,7 +7,7 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation.figures import BY_NAME, EVAL_SETS
 from fedpgp.protocols.base import PROTOCOLS, EvalProtocol, SplitRequest
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
-from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, Phase
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, LifelongTask, Phase
 
 
 def make_protocol(config: Mapping) -> EvalProtocol:
@@ -60,6 +60,7 @@ __all__ = [
     "EvalProtocol",
     "EvalSet",
     "FederatedSplit",
+    "LifelongTask",
     "Phase",
     "SplitRequest",
     "as_spec",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpgp.data import Dataset
+from fedpgp.errors import FedPGPError
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class EvalSet:
         allowed_labels: labels that may be answered, some of ``classes``; None is all.
         split: ``test``, or ``train`` for images kept out of training.
         since: the first round after which it counts; an evaluation before it has no such figure.
+        until: the last; None: it counts to the end.
     """
 
     indices: np.ndarray
@@ -25,6 +27,11 @@ class EvalSet:
     allowed_labels: tuple[int, ...] | None = None
     split: str = "test"
     since: int = 0
+    until: int | None = None
+
+    def counts_after(self, server_round: int) -> bool:
+        """Return whether an evaluation after this round has its figure."""
+        return self.since <= server_round and (self.until is None or server_round <= self.until)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class ClientSplit:
         classes: labels to choose among in training; likewise.
         eval_sets: figure -> eval set. ``local`` holds the client's own test images, ``unseen``
             those of a client that never trains; ``base`` and ``novel``; ``domains.NAME`` and
-            ``datasets.NAME``; ``val``, which only selects a round.
+            ``datasets.NAME``; ``tasks.T.S``, task S after task T; ``val``, which only selects a
+            round.
         domain: its domain, where images are split by domain.
         trains: False for a client that never trains.
         phases: how ``train`` and ``classes`` change, in the order of their rounds; empty: never.
@@ -72,26 +80,25 @@ class ClientSplit:
 
     def train_at(self, server_round: int) -> np.ndarray:
         """Return the indices in the train split that the client trains on in a round."""
-        phase = self._phase(server_round)
-        return self.train if phase is None else phase.train
+        phase = self.phase_at(server_round)
+        return self.phases[phase - 1].train if phase else self.train
 
     def classes_at(self, server_round: int) -> tuple[int, ...]:
         """Return the labels that the client chooses among when it trains in a round."""
-        phase = self._phase(server_round)
-        return self.classes if phase is None else phase.classes
+        phase = self.phase_at(server_round)
+        return self.phases[phase - 1].classes if phase else self.classes
 
     def eval_sets_at(self, server_round: int) -> dict[str, EvalSet]:
         """Return the eval sets that count in an evaluation after a round (0: before training)."""
         return {
             figure: eval_set
             for figure, eval_set in self.eval_sets.items()
-            if eval_set.since <= server_round
+            if eval_set.counts_after(server_round)
         }
 
-    def _phase(self, server_round: int) -> Phase | None:
-        """The newest phase that has begun; None before the first."""
-        begun = [phase for phase in self.phases if phase.since <= server_round]
-        return begun[-1] if begun else None
+    def phase_at(self, server_round: int) -> int:
+        """Return how many of its phases have begun in a round: 0 before the first."""
+        return sum(phase.since <= server_round for phase in self.phases)
 
     @property
     def train_indices(self) -> np.ndarray:
@@ -116,6 +123,21 @@ class ClientSplit:
 
 
 @dataclass(frozen=True)
+class LifelongTask:
+    """One of the tasks that come one after the other.
+
+    Attributes:
+        name: for people.
+        classes: labels that it has images of.
+        last_round: the round after which the next one begins, and all tasks are tested.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    last_round: int
+
+
+@dataclass(frozen=True)
 class FederatedSplit:
     """A data set split over clients.
 
@@ -130,6 +152,8 @@ class FederatedSplit:
             tested.
         private_data: the images are the clients' own (:mod:`fedpgp.private_data`): nobody
             else may know their labels.
+        tasks: that come one after the other, in their order; empty where the protocol has none. A
+            run has as many rounds as they take, and is evaluated after each.
     """
 
     dataset: Dataset
@@ -138,6 +162,29 @@ class FederatedSplit:
     clients: list[ClientSplit]
     adapt_epochs: int = 0
     private_data: bool = False
+    tasks: tuple[LifelongTask, ...] = ()
+
+    @property
+    def phases(self) -> int:
+        """The most phases that a client goes through; 1 where nothing changes."""
+        return 1 + max((len(client_split.phases) for client_split in self.clients), default=0)
+
+    def ends_task(self, server_round: int) -> bool:
+        """Return whether a task ends with this round."""
+        return any(task.last_round == server_round for task in self.tasks)
+
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse a number of rounds that is not that of the tasks.
+
+        Raises:
+            FedPGPError: with the right number.
+        """
+        if self.tasks and rounds != self.tasks[-1].last_round:
+            raise FedPGPError(
+                f"rounds={rounds}: {len(self.tasks)} tasks of {self.tasks[0].last_round} rounds "
+                f"take rounds={self.tasks[-1].last_round}; set that, or "
+                "protocol.rounds_per_task"
+            )
 
     def after(self, rounds: int) -> int | None:
         """The first round after these many in which a client's images change, or an eval set begins

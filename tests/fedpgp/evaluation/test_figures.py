@@ -4,9 +4,19 @@ from pathlib import Path
 
 from experiments.reporting.tables import column_name
 from fedpgp.evaluation import client_figures, summarize
-from fedpgp.evaluation.figures import ACCURACIES, CLIENT_FIGURES, FIGURES, GROUPED, MODELS
+from fedpgp.evaluation.figures import (
+    ACCURACIES,
+    CLIENT_FIGURES,
+    FIGURES,
+    GROUPED,
+    LIFELONG,
+    MODELS,
+)
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocols.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE, LIFELONG_PAGE = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("protocols.md", "lifelong.md")
+)
 
 
 def test_an_evaluation_has_the_figures_of_the_list_for_each_model():
@@ -22,5 +32,9 @@ def test_an_evaluation_has_the_figures_of_the_list_for_each_model():
 def test_the_page_has_a_row_for_each_figure_in_the_words_of_the_list():
     for figure in FIGURES.values():
         assert f"| `{figure.name}` | {figure.title} | {figure.unit} | {figure.meaning} |\n" in PAGE
+        assert column_name(figure.name) == figure.title
+    for figure in LIFELONG.values():
+        row = f"| `{figure.name}` | {figure.title} | {figure.unit} | {figure.meaning} |"
+        assert row in LIFELONG_PAGE and f"`{figure.name}`" in PAGE
         assert column_name(figure.name) == figure.title
     assert all(f"`{name}`" in PAGE for name in GROUPED)
