@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.disclosure import KEPT, two_digits
+from clients.disclosure import KEPT
 from clients.private_rounds import train as train_round
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_reply
@@ -73,7 +73,9 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 request.save_state(result.client, result.state)
                 if disclosure:
                     disclosure.trained(shared, result.update)
-                    result.metrics["loss"] = two_digits(result.metrics["loss"])
+                    result.metrics |= disclosure.loss(
+                        result.metrics.pop("loss"), result.num_examples
+                    )
                 if attackers:
                     result.update = attackers.forge(
                         result.client, result.update, shared, request.job.server_round

@@ -7,7 +7,8 @@ its labels. A node cannot know what a model was made for, and does alone what on
 * a figure is rounded to what its images allow: to floor(sqrt(n)) equal steps, about the half width
   of an accuracy's 95 % interval; the training loss to two digits, numbers of update steps to
   hundredths of what they can be;
-* a figure of fewer images than ``min-report`` is not told;
+* a figure of fewer test images than ``min-report`` is not told, nor the loss of fewer training
+  images: where a model answers one class for every image, it counts those of the others;
 * a run has one choice of data: with another class list, order of classes or number of shots, the
   counts that a node tells would be of other classes, and several of them its labels;
 * an error of calibration is not told: it is |accuracy - confidence| where all answers are alike,
@@ -77,7 +78,7 @@ class Limits:
     """The stricter of what the node's owner and the federation's configuration say.
 
     Attributes:
-        images: the fewest a figure is told of.
+        images: the fewest a figure, or a loss, is told of.
         step: times its own updates' median norm that the shared tensors may move in a round.
     """
 
@@ -246,6 +247,15 @@ class Disclosure:
             if figure not in UNTOLD and (count := images[figure]) >= self._limits.images:
                 told[name] = rounded(value, count)
         return told
+
+    def loss(self, value: float, images: int) -> dict[str, float]:
+        """Return what may be told of a training loss.
+
+        Args:
+            value: the loss.
+            images: how many it is of.
+        """
+        return {"loss": two_digits(value)} if images >= self._limits.images else {}
 
     def trained(self, sent: Arrays, update: Arrays) -> None:
         """Note the norm of an own update: the measure of what is far."""

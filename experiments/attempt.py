@@ -33,10 +33,13 @@ from fedpgp.updates.client_privacy import SEEDED_NOISE
 from strategies.checkpoint import (
     OTHER_WEIGHTS,
     check_complete,
+    check_fits,
     checkpoints,
     latest_checkpoint,
     same_model,
 )
+from strategies.flower_strategies import beyond_theorem
+from strategies.sampling import participants, trainers
 from strategies.server import Server
 from strategies.wrappers import NOISE, configured_strategy
 
@@ -117,6 +120,7 @@ class Attempt:
         if isinstance(protocol, OnboardingOptions):
             check_private_tensors(federation, protocol)
         if self.checkpoint:
+            check_fits(self.folder.path / "checkpoint", self.checkpoint[0], federation)
             clip = federation.method.task.clip
             if not same_model(self.checkpoint[1], clip.fingerprint):
                 raise FedPGPError(
@@ -154,6 +158,9 @@ class Attempt:
         strategy = configured_strategy(typed, class_embeddings)
         if typed.strategy.wrap:
             self.console.warn(NOISE)
+        taking_part = participants(typed, trainers(federation.federated_split))
+        if said := beyond_theorem(strategy, taking_part):
+            self.console.warn(said)
         if typed.privacy.options.get("seeded_noise"):
             self.console.warn(SEEDED_NOISE)
         if self.checkpoint and self.checkpoint[1]["config"]["rounds"] < config["rounds"]:

@@ -12,10 +12,12 @@ import torch
 from rich.console import Console as RichConsole
 
 from clients.private_state import PrivateStore
+from experiments.asked_client import asked_client
 from experiments.callbacks.progress import ProgressLine
 from experiments.overrides import user_path
-from experiments.run_folder import RunFolder, asked_run
-from fedpgp.build import build_federation, check_config
+from experiments.run_checks import open_checked
+from experiments.run_folder import asked_run
+from fedpgp.build import build_federation
 from fedpgp.client_models import NeedsImages
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
@@ -24,7 +26,7 @@ from fedpgp.methods import Classifier
 from fedpgp.plain_text import indented
 from fedpgp.prefixes import strip_prefix
 from fedpgp.task import ClassSet
-from strategies.checkpoint import OTHER_WEIGHTS, latest_checkpoint, same_model
+from strategies.checkpoint import OTHER_WEIGHTS, check_fits, latest_checkpoint, same_model
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the run's folder, or one above it: the newest run",
     )
     whose = parser.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--client", type=int, help="logical client, from 0")
+    whose.add_argument("--client", help="a client's number, from 0, or the name of its site")
     whose.add_argument(
         "--global",
         action="store_true",
@@ -98,10 +100,10 @@ def from_arguments(options: argparse.Namespace) -> ClientModel:
         "all_classes": options.all_classes,
     }
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
+    run = asked_run(options.run)
+    client = None if options.client is None else asked_client(run, options.client)
     try:
-        model = load_client_model(
-            asked_run(options.run), options.client, options.state, progress=line.progress, **how
-        )
+        model = load_client_model(run, client, options.state, progress=line.progress, **how)
     finally:
         line.stop()
     if model.client is not None and not model.has_own_prompt:
@@ -149,8 +151,7 @@ def load_client_model(
             state or weights that are not there, other weights than the run's, other data where the
             method needs a client's images, or no global model where it would have to answer.
     """
-    _, config = RunFolder.open(run)
-    check_config(config)
+    _, config = open_checked(run)
     config["model"]["pretrained"] = _weights(config["model"], weights)
     if data_root:
         config["dataset"]["root"] = data_root
@@ -172,6 +173,7 @@ def load_client_model(
 
     def answering(federation: Federation) -> ClientModel:
         federation.progress = progress
+        check_fits(run / "checkpoint", tensors, federation)
         if not same_model(info, federation.method.task.clip.fingerprint):
             if weights:
                 raise FedPGPError(f"--weights {weights}: the run was trained with other weights")

@@ -25,7 +25,7 @@ from experiments.latest_link import link_latest
 from experiments.override_checks import check_overrides
 from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
 from experiments.run import changes_on_resume
-from experiments.run_checks import check_run
+from experiments.run_checks import check_run, check_stored
 from experiments.run_folder import RunFolder, default_folder
 from experiments.runtimes.certificates import make_certificates, make_node_key
 from experiments.runtimes.local_processes import LocalProcesses
@@ -34,7 +34,7 @@ from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
 from fedpgp.errors import FedPGPError
-from fedpgp.plain_text import one_line
+from fedpgp.plain_text import one_line, written_out
 
 
 @command
@@ -134,6 +134,7 @@ def _local(options: argparse.Namespace) -> int:
         if finished_already(folder, rounds):
             print(say_finished(run_dir, rounds, options.typed))
             return 0
+        check_stored(run_dir, config)
     else:
         RunFolder(run_dir).refuse_if_used()
         for site in sites if options.data else ():
@@ -188,7 +189,8 @@ def _local(options: argparse.Namespace) -> int:
         link_latest(run_dir)
     if RunFolder(run_dir).summary().get("status") != "finished":
         return BAD_INPUT
-    print(f"run folder: {run_dir}\nreport:     {run_dir / 'report.html'}")
+    shown = written_out(run_dir)
+    print(f"run folder: {shown}\nreport:     {shown}/report.html")
     return 0
 
 
@@ -230,7 +232,8 @@ def _keys(options: argparse.Namespace) -> int:
     make_token(options.to / "admin.token")
     for client in range(options.clients):
         make_node_key(options.to / f"client_{client}.key")
-    print(f"{options.to}: ca.crt for everybody, server.pem and server.key for the server,")
+    to = written_out(options.to)
+    print(f"{to}: ca.crt for everybody, server.pem and server.key for the server,")
     print(
         "admin.token for the server and whoever starts runs, client_I.key for the node of client I,"
     )

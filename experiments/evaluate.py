@@ -24,6 +24,7 @@ from experiments.help import unknown_words
 from experiments.naming import job_name, named
 from experiments.override_checks import check_overrides
 from experiments.overrides import readable, user_path
+from experiments.run_checks import open_checked
 from experiments.run_folder import RunFolder, asked_run
 from experiments.settings import choices, composed, flatten, parse
 from fedpgp.atomic_files import check_target
@@ -36,7 +37,7 @@ from fedpgp.federation import Progress
 from fedpgp.plain_text import indented, written_out
 from fedpgp.prefixes import strip_prefix
 from fedpgp.protocols import ClientSplit, FederatedSplit, label_of, transfer
-from strategies.checkpoint import OTHER_WEIGHTS, latest_checkpoint, same_model
+from strategies.checkpoint import OTHER_WEIGHTS, check_fits, latest_checkpoint, same_model
 
 GROUPS = ("dataset", "protocol", "runtime")
 KEYS = ("device", "dtype", "verbose")
@@ -138,7 +139,7 @@ def evaluate(
             that has no meaning here; a deployment whose clients have their own images,
             or prompts of their own.
     """
-    _, config = RunFolder.open(run)
+    _, config = open_checked(run)
     checkpoint = latest_checkpoint(
         run / "checkpoint", lambda text: print(f"warning: {indented(text)}", file=sys.stderr)
     )
@@ -158,6 +159,7 @@ def evaluate(
         )
     federation = build_federation(changed, federated_split)
     federation.progress = progress
+    check_fits(run / "checkpoint", tensors, federation)
     if not same_model(info, federation.method.task.clip.fingerprint):
         print(f"warning: {OTHER_WEIGHTS}", file=sys.stderr)
     shared = strip_prefix("shared/", tensors)

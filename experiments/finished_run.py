@@ -14,6 +14,7 @@ from fedpgp.build import configured_method
 from fedpgp.config import Config, MethodSection
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from fedpgp.plain_text import written_out
 from fedpgp.prefixes import strip_prefix
 from strategies.checkpoint import latest_checkpoint, same_model
 
@@ -77,7 +78,7 @@ def say_finished(path: Path, rounds: int, command: str, *, of_parts: bool = Fals
         of_parts: it consists of several, and so has no prompts of its own.
     """
     lines = [
-        f"finished already: {path} ({rounds} round{'s' * (rounds != 1)})",
+        f"finished already: {written_out(path)} ({rounds} round{'s' * (rounds != 1)})",
         f"more rounds: {resume_command(command, path, rounds=2 * rounds or 1)}",
         f"another run from its prompts: {resume_command(command, path, 'init_from')}",
     ]

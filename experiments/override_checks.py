@@ -59,14 +59,41 @@ def check_overrides(arguments: Sequence[str], *, sweep: bool | None = None) -> N
     combinations = itertools.product(
         *([f"{group}={value}" for value in values] for group, values in chosen.items())
     )
-    for combination in itertools.islice(combinations, MOST_COMBINATIONS):
-        config = composed(combination)
-        known = _nodes(config)
+    looked_at = list(itertools.islice(combinations, MOST_COMBINATIONS))
+    nodes = [_nodes(composed(combination)) for combination in looked_at]
+    for combination, known in zip(looked_at, nodes, strict=True):
         for override in keys:
-            if override.key_or_group not in known and not override.is_add():
-                raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
-            if override.is_add() and override.key_or_group.split(".")[0] not in config:
-                raise FedPGPError(_no_such_key(override.key_or_group, known, groups))
+            key = override.key_or_group
+            if override.is_add() and key.split(".")[0] not in known:
+                raise FedPGPError(_no_such_key(key, known, groups))
+            if not override.is_add() and key not in known:
+                if any(key in others for others in nodes):
+                    raise FedPGPError(_not_of_all(key, combination))
+                raise FedPGPError(_no_such_key(key, known, groups))
+
+
+def in_each_job(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a sweep in which a setting that some choice of a swept group has for
+    itself is one of its values.
+
+    Hydra composes a configuration of what is not swept before it composes the jobs': there, the
+    group has its default choice, which need not have the setting (``-m attack=label_flip,ipm
+    attack.share=0.3``).
+    """
+    groups, fixed, found = choices(), [], []
+    for argument in arguments:
+        (override,) = parse([argument])
+        if override.key_or_group in groups and not override.is_sweep_override():
+            fixed.append(argument)
+    known = _nodes(composed(fixed))
+    for argument in arguments:
+        (override,) = parse([argument])
+        key, text = override.key_or_group, argument.partition("=")[2]
+        plain = not (override.is_sweep_override() or override.is_add() or override.is_delete())
+        if plain and text and "." in key and key not in known and not key.startswith("hydra"):
+            argument = f"{key}=choice({text})"
+        found.append(argument)
+    return found
 
 
 def _check_sweep_folder(overrides: Sequence[Override]) -> None:
@@ -120,6 +147,16 @@ def _nodes(config: Mapping, prefix: str = "") -> set[str]:
         if isinstance(value, Mapping):
             names |= _nodes(value, f"{prefix}{key}.")
     return names
+
+
+def _not_of_all(key: str, combination: Sequence[str]) -> str:
+    """Return the message for a setting that a choice of a sweep lacks, and another has."""
+    group = key.split(".")[0]
+    lacking = next((c for c in combination if c.startswith(f"{group}=")), " ".join(combination))
+    return (
+        f"{lacking} has no setting {key}, and other choices of this sweep have it: run {lacking} "
+        f"without {key} in a sweep of its own"
+    )
 
 
 def _no_such_key(key: str, known: set[str], groups: Mapping[str, list[str]]) -> str:

@@ -15,6 +15,7 @@ from fedpgp.atomic_files import write_atomically
 from fedpgp.build import check_config, load_configured
 from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.evaluation import mean_accuracy
+from fedpgp.plain_text import written_out
 from fedpgp.protocols import make_protocol
 
 WHOLE = "parts.yaml"
@@ -114,10 +115,10 @@ def _all(path: Path, changes: Mapping) -> None:
     failures = []
     for value in values:
         part = _part(path, option, value)
-        print(f"\n{part.name}")
+        print(f"\n{written_out(part.name)}")
         try:
             if finished(part, rounds):
-                print(f"is finished: {part}")
+                print(f"is finished: {written_out(part)}")
             elif started(part):
                 runner.resume(part, {**changes, "rounds": rounds})
             else:

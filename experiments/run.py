@@ -25,13 +25,14 @@ from experiments.help import explain, explain_top, settings_as_flags
 from experiments.hydra_options import split_options
 from experiments.latest_link import link_latest
 from experiments.naming import job_name, older_job_name
-from experiments.override_checks import check_overrides
+from experiments.override_checks import check_overrides, in_each_job
 from experiments.overrides import RUN, readable, typed
 from experiments.resume_rules import changed_on_resume, may_change_on_resume
 from experiments.settings import CONF, flatten, parse, register_resolvers, resolved, swept_by
 from experiments.sweep import Sweep, jobs, show_table
 from fedpgp.atomic_files import write_atomically
 from fedpgp.errors import MALFORMED, FedPGPError
+from fedpgp.plain_text import written_out
 
 UNFORESEEN = 1
 INTERRUPTED = 128 + signal.SIGINT
@@ -80,8 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     arguments = _sweep_again(_together(readable(arguments)))
     asked, _ = split_options(arguments)
-    check_overrides(asked.overrides, sweep=_is_sweep(asked))
-    sys.argv = [RUN, *arguments]
+    sweep_asked = _is_sweep(asked)
+    check_overrides(asked.overrides, sweep=sweep_asked)
+    told = in_each_job(asked.overrides) if sweep_asked else asked.overrides
+    renamed = dict(zip(asked.overrides, told, strict=True))
+    sys.argv = [RUN, *(renamed.get(word, word) for word in arguments)]
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
     try:
         if asked.help:
@@ -99,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show_table(sweep[0][1])
         if failures:
             count, total = len(failures), sweep[0][0].total
-            print(f"{count} of {total} jobs failed; why: {sweep[0][1] / FAILED}", file=sys.stderr)
+            why = written_out(sweep[0][1] / FAILED)
+            print(f"{count} of {total} jobs failed; why: {why}", file=sys.stderr)
     return max(failures, default=0)
 
 
@@ -215,7 +220,7 @@ def _one_of_many(
             config, overrides, path
         )  # also of a finished one: it has to be this job's own
         if parts.finished(path, changes.get("rounds", parts.stored(path)["rounds"])):
-            print(f"is finished: {path}")
+            print(f"is finished: {written_out(path)}")
             sweep.skip()
         else:
             parts.resume(path, changes)

@@ -1,10 +1,13 @@
 """All that can be said of a run's configuration before anything is started or written."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from experiments.run_folder import RunFolder
 from experiments.runtimes.check import check_runtime
 from fedpgp.build import check_config
 from fedpgp.config import Config
+from fedpgp.errors import FedPGPError
 from fedpgp.updates.configured import configured_steps
 from strategies.sampling import check_evaluate_clients
 from strategies.wrappers import configured_strategy
@@ -27,3 +30,31 @@ def check_run(config: Mapping, *, deployed: bool) -> None:
     typed = Config.of(config)
     configured_strategy(typed)
     check_evaluate_clients(typed)
+
+
+def open_checked(path: Path) -> tuple[RunFolder, dict]:
+    """Return a run's folder and the configuration it was started with, as
+    :meth:`experiments.run_folder.RunFolder.open`.
+
+    Raises:
+        FedPGPError: it is no run's folder; a setting there cannot work, with the name of the file.
+    """
+    folder, config = RunFolder.open(path)
+    check_stored(path, config)
+    return folder, config
+
+
+def check_stored(path: Path, config: Mapping) -> None:
+    """Refuse the configuration of a run's folder where a setting cannot work.
+
+    Args:
+        path: the folder.
+        config: that was read there.
+
+    Raises:
+        FedPGPError: naming the file and the setting.
+    """
+    try:
+        check_config(config)
+    except FedPGPError as error:
+        raise FedPGPError(f"{path / 'config.yaml'}: {error}") from error

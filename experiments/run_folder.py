@@ -21,6 +21,7 @@ from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.evaluation import client_figures
 from fedpgp.evaluation.figures import CLIENT_FIGURES, MODELS
 from fedpgp.locks import file_lock
+from fedpgp.plain_text import written_out
 from fedpgp.protocols import LifelongTask
 from strategies.checkpoint import remove_after
 
@@ -46,6 +47,8 @@ PARTS = ("method", "dataset", "model", "partition", "protocol", "strategy", "run
 """Parts of a configuration that hold settings of their own."""
 NAMED = ("method", "dataset", "model", "protocol", "strategy", "runtime")
 """Parts that have a name."""
+LATER = ("privacy", "attack", "logger")
+"""Parts that have a name where they are there: a run that is older than them has none."""
 GLANCE = 1.0
 """Seconds for which another start may hold a folder just to see that it is used."""
 
@@ -303,7 +306,8 @@ def asked_run(path: Path) -> Path:
         )
         raise FedPGPError(f"{path} is a sweep's folder; name one of its runs: {listed}")
     _, newest = max(found.values())
-    print(f"note: --run {path}: the newest run below it, {newest}", file=sys.stderr)
+    shown = written_out(path), written_out(newest)
+    print("note: --run {}: the newest run below it, {}".format(*shown), file=sys.stderr)
     return newest
 
 
@@ -319,12 +323,15 @@ def check_whole(file: Path, config: object) -> None:
     """
     if not isinstance(config, dict) or "method" not in config:
         raise FedPGPError(f"{file} is not the configuration of a run")
-    lacking = [name for name in PARTS if not isinstance(config.get(name), dict)]
+    there = [name for name in LATER if name in config]
+    lacking = [name for name in (*PARTS, *there) if not isinstance(config.get(name), dict)]
     lacking += [
         name for name in ("rounds", "clients", "seed") if not isinstance(config.get(name), int)
     ]
     lacking += [
-        f"{name}.name" for name in NAMED if name not in lacking and "name" not in config[name]
+        f"{name}.name"
+        for name in (*NAMED, *there)
+        if name not in lacking and "name" not in config[name]
     ]
     if lacking:
         raise FedPGPError(

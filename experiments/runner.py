@@ -19,7 +19,7 @@ from experiments.newcomers import onboard_newcomers
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
 from experiments.resume_rules import TAKEN
-from experiments.run_checks import check_run
+from experiments.run_checks import check_run, check_stored
 from experiments.run_folder import RunFolder, default_folder
 from experiments.runtimes.run_server import run_server
 from experiments.stopping import Stopped, Stopper
@@ -89,6 +89,7 @@ def resume(
     began = time.perf_counter()
     path = resolve_latest(path)
     folder, config = RunFolder.open(path)
+    stored = dict(config)
     config |= {key: value for key, value in (changes or {}).items() if key in TAKEN}
     config |= {"run_dir": str(path), "resume": None}
     if config["runtime"]["name"] == "inline" and "runtime" not in (changes or {}):
@@ -99,6 +100,7 @@ def resume(
     if (summary := finished_already(folder, config["rounds"])) is not None:
         print(say_finished(path, summary["rounds"], folder.command), flush=True)
         return summary
+    check_stored(path, stored)
     quiet(config["verbose"])
     check_run(config, deployed=grid is not None)
     with folder.locked():

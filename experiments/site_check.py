@@ -30,7 +30,7 @@ from clients.node_config import NodeConfig, compatibility, installed_version
 from experiments.callbacks.progress import ProgressLine
 from experiments.override_checks import check_overrides
 from experiments.overrides import readable, user_path
-from experiments.run_folder import RunFolder
+from experiments.run_checks import open_checked
 from experiments.settings import composed
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation, check_config
@@ -167,7 +167,7 @@ def _configuration(options: argparse.Namespace) -> dict:
             raise FedPGPError(
                 "--run has the run's own settings; leave out " + " ".join(options.overrides)
             )
-        return RunFolder.open(options.run)[1]
+        return open_checked(options.run)[1]
     overrides = readable(options.overrides, absolute=True)
     chosen = [] if any(o.startswith("dataset=") for o in overrides) else ["dataset=folder"]
     clients = (

@@ -10,6 +10,12 @@ class FedPGPError(Exception):
     it and says what to do."""
 
 
+LARGEST = 2**63 - 1
+"""Whole number: torch takes no larger one."""
+
+SHOWN_BITS = 256
+"""Of the largest whole number that a message shows."""
+
 MALFORMED = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError),
     *(OverflowError, RecursionError),
@@ -70,6 +76,8 @@ def shown(value: object) -> str:
     """A value as it stands in a configuration: ``null``, ``true``, a text without quotes."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, int) and value.bit_length() > SHOWN_BITS:  # Python may refuse to write it
+        return f"(a number of {value.bit_length()} bits)"
     return repr(value) if value == "" else str(value)
 
 
@@ -116,9 +124,10 @@ def check_number(
     """
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if number and least <= value <= most and above < value < below:  # NaN is in no range
-        if whole or not isinstance(value, int) or abs(value) < 2**63:  # torch takes no larger ones
+        if not isinstance(value, int) or abs(value) <= LARGEST or whole and most < inf:
             return
-        raise FedPGPError(f"{name}={value} cannot work; write it with a decimal point or exponent")
+        what = f"it is at most {LARGEST}" if whole else "write it with a decimal point or exponent"
+        raise FedPGPError(f"{name}={shown(value)} cannot work; {what}")
     limits = {"least": least, "most": most, "above": above, "below": below}
     valid = number_in_words(**limits, whole=whole, of=of)
     raise FedPGPError(f"{name}={shown(value)} cannot work; it is {valid}{otherwise}")

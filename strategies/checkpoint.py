@@ -135,6 +135,39 @@ def check_complete(folder: Path, info: Mapping[str, object]) -> None:
         )
 
 
+def check_fits(folder: Path, tensors: Mapping[str, np.ndarray], federation) -> None:
+    """Refuse a checkpoint whose tensors are not those that its run can have.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: that it holds.
+        federation: the run's :class:`fedpgp.federation.Federation`.
+
+    Raises:
+        FedPGPError: naming a tensor that is missing, of another shape, or not finite.
+    """
+    shared = federation.models.initial_shared()
+    wanted = {f"shared/{name}": tensor.shape for name, tensor in shared.items()}
+    state = federation.server.initial_state()
+    kept = {f"memory/{name}": tensor.shape for name, tensor in state.items()}
+    wanted |= {name: shape for name, shape in kept.items() if name in tensors}
+    wanted["committed"] = (federation.num_clients,)
+    for name, shape in wanted.items():
+        short, tensor = name.partition("/")[2] or name, tensors.get(name)
+        if tensor is None:
+            what = f"has no {short}"
+        elif tensor.shape != shape:
+            what = f"has {short} of the shape {tensor.shape} and not {shape}"
+        elif not np.isfinite(tensor).all():
+            what = f"has {short} that is NaN or Inf"
+        else:
+            continue
+        raise FedPGPError(
+            f"the checkpoint in {folder} {what}: it is of another run, or was changed; restore "
+            "it, or start a new run"
+        )
+
+
 def same_model(info: Mapping[str, object], fingerprint: str) -> bool:
     """Return whether a model is the one that a checkpoint was made with; True where an older
     version did not record it."""

@@ -9,6 +9,10 @@ from fedpgp.errors import FedPGPError, RepeatingError
 NOT_FINITE = "NaN or Inf"
 """Stands in every message about a loss, an update or a private tensor that is not finite."""
 
+FIRST_STEP = "is NaN or Inf at round 1, step 1"
+"""Ends the message about a loss or an update that was not finite before anything was learned."""
+NEW_RUN = "a resume would meet the same numbers: start a new run"
+
 
 class Listener(Protocol):
     """Who is told: a warning for the terminal, a traceback for the run folder."""
@@ -66,8 +70,21 @@ def lost_round(text: str, failed: Mapping[int, str], exceptions: set[str]) -> Fe
         return FedPGPError(text)
     if any(of_code):
         return RepeatingError(text, "the traceback is in errors.log: mend the code first, then")
-    if reasons:
-        return RepeatingError(
-            text, "a resume would meet the same numbers: start a new run with a smaller lr", False
+    return RepeatingError(text, _of_numbers(reasons), False) if reasons else FedPGPError(text)
+
+
+def _of_numbers(reasons: Sequence[str]) -> str:
+    """Return what helps against numbers that are not finite, as far as it is known."""
+    if all(reason.endswith(f"loss {FIRST_STEP}") for reason in reasons):
+        return (
+            f"{NEW_RUN} when the cause is found. The loss was NaN or Inf before anything was "
+            "learned, so lr has no part in it: look at the method's loss and its settings, at "
+            "dtype, and at the starting prompts (context_init, init_from)"
         )
-    return FedPGPError(text)
+    if all(reason.endswith(FIRST_STEP) for reason in reasons):
+        return (
+            f"{NEW_RUN} when the cause is found. The first step from a finite loss gave NaN or "
+            "Inf: unless lr is huge, the gradient itself is (a root or a norm of zero in the "
+            "method's loss)"
+        )
+    return f"{NEW_RUN} with a smaller lr"

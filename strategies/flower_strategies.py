@@ -111,14 +111,47 @@ def _is_no_value(kind: object) -> bool:
 
 def clients_needed(strategy: flower.Strategy) -> int:
     """Return the fewest clients a strategy can aggregate, whatever is wrapped around it."""
-    while isinstance(inner := getattr(strategy, "strategy", None), flower.Strategy):
-        strategy = inner
+    strategy = _innermost(strategy)
     malicious = getattr(strategy, "num_malicious_nodes", 0)
     if isinstance(strategy, flower.Bulyan):
         return 4 * malicious + 3
     if isinstance(strategy, flower.MultiKrum):
         return max(getattr(strategy, "num_nodes_to_select", 1), malicious + 3)
     return 1
+
+
+def beyond_theorem(strategy: flower.Strategy, clients: int) -> str:
+    """Return what is to be said of a strategy that is to bear more malicious clients than its
+    theorem allows; empty: nothing.
+
+    Krum and Multi-Krum need 2 f + 3 clients a round (Blanchard et al., NeurIPS 2017, proposition
+    1), Bulyan 4 f + 3 (El Mhamdi et al., ICML 2018, theorem 2).
+
+    Args:
+        strategy: whatever is wrapped around it.
+        clients: that take part in a round.
+    """
+    strategy = _innermost(strategy)
+    if not isinstance(strategy, flower.MultiKrum | flower.Bulyan):
+        return ""
+    malicious, times = strategy.num_malicious_nodes, 4 if isinstance(strategy, flower.Bulyan) else 2
+    allowed = (clients - 3) // times
+    if malicious <= allowed:
+        return ""
+    least = times * malicious + 3
+    most = f"at most {allowed}" if allowed >= 0 else "none"
+    return (
+        f"strategy.num_malicious_nodes={malicious}: what its paper proves needs {times} f + 3 = "
+        f"{least} clients a round, and {clients} take part; with {clients} clients it holds for "
+        f"{most}"
+    )
+
+
+def _innermost(strategy: flower.Strategy) -> flower.Strategy:
+    """The strategy inside of its wrappers."""
+    while isinstance(inner := getattr(strategy, "strategy", None), flower.Strategy):
+        strategy = inner
+    return strategy
 
 
 def seed_libraries(seed: int, server_round: int) -> None:

@@ -1,5 +1,6 @@
 """The records of a round, as ``metrics.jsonl`` has them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,8 +29,8 @@ def train_record(
 
     Args:
         server_round: the round.
-        metrics: client -> the metrics of its training, of the clients that count; without a loss
-            where it tells none.
+        metrics: client -> the metrics of its training, of the clients that count; without a loss,
+            or with NaN, where it tells none.
         weights: client -> its weight in the round's loss.
         dropped: client -> why it does not count.
         filtered: clients that the strategy left out; they do not count either.
@@ -37,7 +38,8 @@ def train_record(
         traffic: bytes of the round.
     """
     metrics = {client: said for client, said in metrics.items() if client not in filtered}
-    losses = {client: said["loss"] for client, said in metrics.items() if "loss" in said}
+    losses = {client: said.get("loss", math.nan) for client, said in metrics.items()}
+    losses = {client: loss for client, loss in losses.items() if not math.isnan(loss)}
     weight = np.array([weights[client] for client in losses], dtype=np.float64)
     loss = float(np.average(list(losses.values()), weights=weight)) if losses else None
     return {

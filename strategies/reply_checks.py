@@ -27,8 +27,8 @@ from fedpgp.plain_text import one_line, printable
 from strategies.invalid_reply import MOST, InvalidReply, check_range, checked, shown
 from strategies.json_replies import CLIENT_BYTES, read_json
 
-UPDATE_METRICS = ("num-examples", "loss", "steps", "epochs")
-"""What every client says of its training."""
+UPDATE_METRICS = ("num-examples", "steps", "epochs")
+"""What every client says of its training; the loss too, where it has enough images."""
 
 WANTED = {
     MessageType.TRAIN: ("arrays", "metrics", "answer"),
@@ -153,6 +153,8 @@ def check_update(
     # In the order of the global tensors: some strategies pair tensors by position.
     content["arrays"] = ArrayRecord({name: arrays[name] for name in reference})
     untold = {} if told else {"num-examples": 1, "epochs": 0.0}
+    if told:  # a client with few images tells no loss
+        untold["loss"] = metrics.get("loss", math.nan)
     content["metrics"] = MetricRecord(untold | {name: metrics[name] for name in wanted_metrics})
     for name in set(content) - {"arrays", "metrics"}:
         del content[name]
@@ -167,7 +169,8 @@ def _check_told(metrics: MetricRecord, images: int | None, epochs: float) -> Non
             raise InvalidReply(f"says it trained on {shown(count)} images")
     elif count != images:
         raise InvalidReply(f"says it trained on {count} images, but it has {images}")
-    check_range("loss", metrics["loss"], -MOST, MOST)
+    if "loss" in metrics:
+        check_range("loss", metrics["loss"], -MOST, MOST)
     check_range("steps", metrics["steps"], 0, MOST)
     check_range("epochs", metrics["epochs"], 0, epochs)
 

@@ -12,7 +12,7 @@ from experiments.auditing.canaries import canaries
 from experiments.auditing.membership import clients, images
 from experiments.auditing.updates import classes, features
 from experiments.auditing.victim import NotTried, Victim
-from experiments.run_folder import RunFolder
+from experiments.run_checks import open_checked
 from experiments.settings import composed
 from fedpgp.build import split_configured
 from fedpgp.data_record import check_same_data, data_record
@@ -80,7 +80,7 @@ def audit(
 
 def _of_run(run: Path) -> tuple[dict, dict, FederatedSplit]:
     """The configuration as it is attacked, the run's summary, and who owns what."""
-    folder, config = RunFolder.open(run)
+    folder, config = open_checked(run)
     if config["runtime"]["name"] == "flower" or config["partition"]["scheme"] == "own":
         raise FedPGPError(
             "an audit trains the federation again, many times, and this run's clients are on "

@@ -24,7 +24,7 @@ from experiments.reporting.formatting import (
 )
 from experiments.reporting.runs import block_figure, number
 from fedpgp.evaluation.figures import COLUMNS, MODELS
-from fedpgp.plain_text import called, indented
+from fedpgp.plain_text import called, indented, written_out
 
 _COLUMNS = {name: figure for name, figure in COLUMNS.items() if figure.phrase}
 _ROUNDS_REMEMBERED = 10  # the time left is judged by the newest rounds
@@ -189,9 +189,9 @@ class Console(Callback):
             encode = number((summary.get("seconds") or {}).get("encode")) - encoded_before
             encoding = f" ({format_seconds(encode)} encoding images)" if encode >= 1 else ""
             self._line(f"done in {format_seconds(seconds)}{encoding}{cost}")
-        self._line(f"run folder: {run_dir}")
+        self._line(f"run folder: {written_out(run_dir)}")
         if (run_dir / "report.html").exists():
-            self._line(f"report:     {run_dir / 'report.html'}")
+            self._line(f"report:     {written_out(run_dir / 'report.html')}")
         if summary.get("status") == "interrupted":
             self._line(f"resume with: {again or resume_command('', run_dir)}")
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from experiments.reporting.drawing import (
     PAGE_WIDTH,
     WIDTH,
     axes,
     dot,
+    escape,
     margin,
     nice_ticks,
     plain,

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+from markupsafe import escape as escape_markup
+
+from fedpgp.plain_text import one_line
 
 WIDTH = 348
 """Of a chart that stands beside others."""
 PAGE_WIDTH = 1030
 """Of a chart as wide as the page."""
+
+
+def escape(text: object) -> Markup:
+    """Return a text as it can stand in a drawing: no markup, and no characters that are not seen
+    or turn the direction of others."""
+    return escape_markup(text if isinstance(text, Markup) else one_line(str(text)))
 
 
 def nice_ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:

@@ -13,13 +13,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from experiments.spreadsheet import csv_text
+from fedpgp.plain_text import printable
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table ready to print: texts, each with its mark. `breaks` are the rows that
-    begin a new block, `numbers` what the cells sort by (NaN: by their text), `heading`
-    stands above the table."""
+    """A table ready to print: texts, each with its mark, without characters that are not seen.
+    `breaks` are the rows that begin a new block, `numbers` what the cells sort by (NaN: by their
+    text), `heading` stands above the table."""
 
     header: list[str]
     rows: list[list[tuple[str, str]]]
@@ -27,6 +28,14 @@ class Grid:
     breaks: frozenset[int] = frozenset()
     numbers: tuple[tuple[float, ...], ...] = ()
     heading: str = ""
+
+    def __post_init__(self):
+        def clean(text: str) -> str:
+            return printable(text).replace("\n", " ")
+
+        rows = [[(clean(text), mark) for text, mark in row] for row in self.rows]
+        cleaned = {"header": list(map(clean, self.header)), "rows": rows}
+        vars(self).update(cleaned, heading=clean(self.heading))
 
 
 _BEST = "*"  # beside the best of a column, also where there is no bold

@@ -39,7 +39,7 @@ from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.atomic_files import write_atomically
 from fedpgp.evaluation.figures import ACCURACIES, FIGURES
-from fedpgp.plain_text import called
+from fedpgp.plain_text import called, printable
 
 _CLIENTS_AS_BUBBLES = 120
 _TILES_A_DOMAIN = 12
@@ -65,11 +65,18 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(list(package_folders("experiments", "reporting"))),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_without_unseen,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.globals["swatch"] = swatch
     return templates
+
+
+def _without_unseen(value: object) -> object:
+    """Return what a page shows of a value: a text that somebody else wrote without characters that
+    are not seen."""
+    return printable(value) if type(value) is str else value
 
 
 def render_run(run: Run) -> str:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from experiments.reporting.drawing import (
     PAGE_WIDTH,
     WIDTH,
     axes,
     dot,
+    escape,
     margin,
     nice_ticks,
     scale,

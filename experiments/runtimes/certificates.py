@@ -129,14 +129,26 @@ def _alternative(host: str) -> x509.GeneralName:
     Raises:
         FedPGPError: it is no name or address.
     """
+    address = None
     with contextlib.suppress(ValueError):
-        return x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
-    if why := _no_name(host):
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    if why := _no_name(host) if address is None else _no_machine(address):
         raise FedPGPError(
             f"--host {host!r} cannot work: {why}. It is a name or an address alone, as in "
             "fed.example.org"
         )
-    return x509.DNSName(host)
+    return x509.DNSName(host) if address is None else x509.IPAddress(address)
+
+
+def _no_machine(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Return why no node reaches a server by an address; empty where one may."""
+    if address.is_unspecified:
+        return "a server listens on it, and nobody reaches it by it: name what nodes connect to"
+    if address.is_multicast or str(address) == "255.255.255.255":
+        return "it is of many machines"
+    if getattr(address, "scope_id", None):
+        return "what follows % is of one machine"
+    return ""
 
 
 def _no_name(host: str) -> str:

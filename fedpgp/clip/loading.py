@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fedpgp.archives import check_members
 from fedpgp.assets_path import SHIPPED, asset
 from fedpgp.clip.model import FrozenCLIP, resolve_device
 from fedpgp.clip.torchvision_fix import import_open_clip
@@ -78,6 +79,9 @@ def load_clip(
         check_file(name, architecture, Path(tag))
         transform = _transform(name, architecture)
         archive = Path(tag) if is_archive(Path(tag)) else None
+    elif architecture.startswith("local-dir:"):
+        if found := find_weights(Path(architecture.removeprefix("local-dir:"))):
+            check_members(found)
     elif tag is not None:
         check_tag(architecture, tag)
     tokenizer = _tokenizer(name, architecture)

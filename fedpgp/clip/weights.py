@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fedpgp.archives import check_members
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError, unknown
 
@@ -119,9 +120,14 @@ def find_weights(folder: Path) -> Path | None:
 
 def is_archive(file: Path) -> bool:
     """Whether a file is a TorchScript archive, as OpenAI publishes its models and CoOp keeps
-    them."""
+    them.
+
+    Raises:
+        FedPGPError: a zip archive that would unpack to far more than it holds.
+    """
     if not zipfile.is_zipfile(file):
         return False
+    check_members(file)
     with zipfile.ZipFile(file) as opened:
         return any(name.endswith("/constants.pkl") for name in opened.namelist())
 

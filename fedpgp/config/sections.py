@@ -191,7 +191,7 @@ class Config(Section):
     """
 
     experiment_name: str = text(missing="default")
-    seed: int = whole(least=0)
+    seed: int = whole(least=0, most=2**128)
 
     clients: int = whole(least=1)
     rounds: int = whole(least=0)

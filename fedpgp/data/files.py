@@ -16,14 +16,12 @@ from PIL import Image
 
 from fedpgp.clip.torchvision_fix import fix_torchvision
 from fedpgp.data.base import DATA_VARIABLE
+from fedpgp.data.images import readable_formats
 from fedpgp.data.store import locked
 from fedpgp.errors import FedPGPError
 
 IGNORED = {"__MACOSX"}
 """Folders that unpacking leaves behind; they do not count, as hidden ones do not."""
-
-NO_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow knows by name and cannot decode by itself."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,7 @@ def is_image(name: str) -> bool:
 @cache
 def _endings() -> frozenset[str]:
     """The endings of all formats that this machine's Pillow can read."""
-    Image.init()
-    readable = Image.OPEN.keys() - NO_DECODER
+    readable = readable_formats()
     return frozenset(
         ending for ending, kind in Image.registered_extensions().items() if kind in readable
     )

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import stat
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +20,21 @@ from fedpgp.errors import FedPGPError, check_number, unknown
 
 log = logging.getLogger(__name__)
 
+_large_one = threading.Lock()
+
 VERSION = "2"
 """Part of the fingerprint of people's images: raise it when the same file gives other pixels
 than before, so that no cache serves features of the old ones. (1: as stored; 2: upright, on a
 ground, deep grey alike.)"""
+
+NO_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow knows by name and cannot decode by itself."""
+
+LARGE = 2**25
+"""Pixels of an image that is decoded alone."""
+
+STRIP = 2**22
+"""Pixels of an image that are computed at a time."""
 
 BACKGROUNDS = ("white", "none")
 DEEP = (0.0, 65535.0)
@@ -93,13 +106,28 @@ def read_image(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Imag
         mode = os.stat(source).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # would be waited for without end
             raise ValueError("it is no file, but a pipe, a socket or a device")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with Image.open(file, formats=readable_formats()) as image, _room(image):
         image.load()
         # Damaged metadata cost an image nothing: what fails is writing them anew, after
         # the pixels are turned.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return as_rgb(image, reading)
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """The formats that this machine's Pillow decodes by itself, whatever a file's name says: EPS
+    would be a program that Ghostscript runs."""
+    Image.init()
+    return tuple(name for name in Image.ID if name in Image.OPEN and name not in NO_DECODER)
+
+
+def _room(image: Image.Image) -> contextlib.AbstractContextManager:
+    """Let one large image of this process be decoded at a time: a small file may unpack to a
+    hundred million pixels."""
+    return _large_one if image.width * image.height > LARGE else contextlib.nullcontext()
 
 
 def as_rgb(image: Image.Image, reading: Reading) -> Image.Image:
@@ -111,31 +139,63 @@ def as_rgb(image: Image.Image, reading: Reading) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _eight_bits(image, reading.grey_range).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        if reading.background == "white":
-            ground = Image.new("RGBA", image.size, "white")
-            ground.alpha_composite(rgba)
-            return ground.convert("RGB")
-        return rgba.convert("RGB")
+        rgb = Image.new("RGB", image.size)
+        for box in _strips(image):
+            rgb.paste(_on_ground(image.crop(box), reading), box)
+        return rgb
     return image.convert("RGB")
+
+
+def _on_ground(image: Image.Image, reading: Reading) -> Image.Image:
+    """RGB of an image with transparent pixels."""
+    rgba = image.convert("RGBA")
+    if reading.background != "white":
+        return rgba.convert("RGB")
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(rgba)
+    return ground.convert("RGB")
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover an image from top to bottom: what is computed of one takes little memory."""
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def _eight_bits(image: Image.Image, limits: tuple[float, float] | None) -> Image.Image:
     """8-bit grey of an image of 16-bit, 32-bit or float values, which Pillow would cut off at
     255."""
-    values = np.asarray(image, dtype=np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise ValueError("none of its pixels is a finite number")
-    least, most = values[finite].min(), values[finite].max()
+    least, most = _finite_range(image)
     if limits is None:
         deep = image.mode != "F" and DEEP[0] <= least and most <= DEEP[1]
         limits = DEEP if deep else (least, most)
         if deep and 0 < most <= DEEP[1] / 15:
             _tell_dark()
     low, high = limits
-    scaled = np.where(finite, (values - low) / max(high - low, 1e-12), 0)
-    return Image.fromarray(np.uint8(np.round(255 * np.clip(scaled, 0, 1))))
+    grey = Image.new("L", image.size)
+    for box in _strips(image):
+        values = np.asarray(image.crop(box), dtype=np.float64)
+        scaled = np.where(np.isfinite(values), (values - low) / max(high - low, 1e-12), 0)
+        grey.paste(Image.fromarray(np.uint8(np.round(255 * np.clip(scaled, 0, 1)))), box)
+    return grey
+
+
+def _finite_range(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest finite value of an image.
+
+    Raises:
+        ValueError: it has none.
+    """
+    least, most = math.inf, -math.inf
+    for box in _strips(image):
+        values = np.asarray(image.crop(box), dtype=np.float64)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+    if least > most:
+        raise ValueError("none of its pixels is a finite number")
+    return least, most
 
 
 @cache

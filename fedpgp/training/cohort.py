@@ -115,6 +115,7 @@ def train_cohort(
         len(plans), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
     )
     failed = torch.zeros(len(plans), dtype=torch.int64, device=device)  # the first bad step, from 1
+    of_loss = torch.zeros(len(plans), dtype=torch.bool, device=device)  # whether its loss was bad
 
     for step in range(int(lengths.max(initial=0))):
         active = int((lengths > step).sum())
@@ -135,6 +136,7 @@ def train_cohort(
             train_step(optimizer, p, grads[name], slots, count, lr, rates.get(name))
         total[:active] += loss.to(total.dtype)
         bad = ~loss.isfinite()
+        of_loss[:active] |= (failed[:active] == 0) & bad
         for p in (now[name] for name in trained):
             bad |= ~p.reshape(active, -1).isfinite().all(1)
         failed[:active] = torch.where((failed[:active] == 0) & bad, step + 1, failed[:active])
@@ -143,8 +145,10 @@ def train_cohort(
     back[place] = torch.arange(len(place), device=device)
     steps = lengths[back.cpu().numpy()]
     failure = [
-        f"loss or update is NaN or Inf at round {server_round}, step {bad}" if bad else None
-        for bad in failed[back].tolist()
+        f"{'loss' if in_loss else 'update'} is NaN or Inf at round {server_round}, step {bad}"
+        if bad
+        else None
+        for bad, in_loss in zip(failed[back].tolist(), of_loss[back].tolist(), strict=True)
     ]
     params = {name: tensor[back] for name, tensor in params.items()}
     global_params = {name: tensor[back] for name, tensor in global_params.items()}

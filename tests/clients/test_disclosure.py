@@ -59,6 +59,11 @@ def test_a_loss_has_two_digits():
     assert two_digits(1.23456) == 1.2 and two_digits(0.0) == 0.0 and two_digits(204.7) == 200.0
 
 
+def test_a_loss_of_few_images_is_not_told(tmp_path):
+    disclosure = Disclosure(PrivateStore(tmp_path, "a", 1), Limits(10, 20.0))
+    assert disclosure.loss(1.23456, 10) == {"loss": 1.2} and disclosure.loss(1.23456, 9) == {}
+
+
 def test_numbers_of_update_steps_are_hundredths_of_their_range():
     ranges = {"a.share": (0.0, 1.0), "b.norm": (-10.0, 30.0)}
     told = in_hundredths({"a.share": 1 / 3, "b.norm": 29.9}, ranges)

@@ -409,6 +409,10 @@ def test_keys_for_separate_machines(tmp_path, capsys):
         ("fed..org", "letters, digits and hyphens"),
         ("-fed.org", "letters, digits and hyphens"),
         ("1.2.3.4:80", "it has a port"),
+        ("0.0.0.0", "a server listens on it, and nobody reaches it by it"),
+        ("[::]", "a server listens on it"),
+        ("224.0.0.1", "it is of many machines"),
+        ("fe80::1%eth0", "what follows % is of one machine"),
     ],
 )
 def test_a_host_that_is_none_is_refused_in_words(tmp_path, host, said, capsys):

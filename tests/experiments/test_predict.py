@@ -25,7 +25,9 @@ from fedpgp.build import build_federation
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from strategies.checkpoint import checkpoints
 from tests.docs.pages import block
+from tests.experiments.test_rubbish import forge
 from tests.helpers.nodes import Nodes
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +99,20 @@ def test_the_command_names_the_class(run, clients, images, capsys):
     assert predict.main(["--run", str(run), "--client", str(clients[0]), *map(str, files[:2])]) == 0
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 and out[0].startswith(f"{files[0]}: ") and "%" in out[0]
+
+
+def test_a_client_is_asked_by_the_name_of_its_site(run, clients, images, tmp_path, capsys):
+    """As nodes call themselves: no other run has names."""
+    named = shutil.copytree(run, tmp_path / "run")
+    table = json.loads((named / "partition.json").read_text())
+    for row in table["clients"]:
+        row["name"] = f"site {row['id']}"
+    (named / "partition.json").write_text(json.dumps(table))
+    answers = []
+    for client in (str(clients[0]), f"site {clients[0]}"):
+        assert predict.main(["--run", str(named), "--client", client, str(images[0][0])]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
 
 
 def test_a_new_client_starts_from_the_global_prompt(run, clients, images, capsys):
@@ -290,6 +306,18 @@ def test_the_global_prompt_is_exported(run, tmp_path):
     assert export.main(["--run", str(run), "--global", "--to", str(tmp_path)]) == 0
     about = json.loads((tmp_path / "classifier.json").read_text())
     assert about["client"] is None and not about["own_prompt"]
+
+
+@pytest.mark.parametrize("what", ["shape", "missing", "nan", "committed"])
+def test_forged_tensors_are_named(run, tmp_path, what, capsys):
+    forged = shutil.copytree(run, tmp_path / "run")
+    forge(checkpoints(forged / "checkpoint")[-1], what)
+    words = ["--run", str(forged)]
+    assert export.main([*words, "--client", "0", "--to", str(tmp_path / "to")]) == 2
+    assert evaluate.main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    said = f"error: the checkpoint in {forged / 'checkpoint'} has"
+    assert [line.startswith(said) for line in lines if "note" not in line] == [True, True]
 
 
 def test_a_lost_private_state_is_named(run, clients, tmp_path):

@@ -246,3 +246,68 @@ def test_a_checkpoint_of_another_type_is_passed_over(run, made, what):
     newest.write_bytes(save(tensors, {"fedpgp": text, "sha256": tensor_digest(text, tensors)}))
     resume(run, federation_of=small_federation)
     assert results(run) == results(made)
+
+
+def edit_config(run, change):
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config))
+
+
+def test_a_configuration_without_a_logger_is_that_of_an_older_run(run, made):
+    edit_config(run, lambda config: config.pop("logger"))
+    resume(run, federation_of=small_federation)
+    assert results(run) == results(made)
+
+
+@pytest.mark.parametrize("part", ["privacy", "attack", "logger"])
+def test_a_part_without_its_name_is_named(run, part, capsys):
+    edit_config(run, lambda config: config.update({part: {}}))
+    assert main([f"resume={run}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{run / 'config.yaml'} is not the configuration of a run: it lacks {part}.name" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rank", 0, "method.rank=0 cannot work"),
+        pytest.param("images_a_rank", 10**400, "method.images_a_rank=(a number of", id="long"),
+        ("colour", 1, "unknown setting of method fedpgp 'colour'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["resume", "evaluate", "export"])
+def test_a_setting_that_cannot_work_names_its_file(
+    run, tmp_path, command, key, value, said, capsys
+):
+    edit_config(run, lambda config: config["method"].update({key: value}))
+    assert COMMANDS[command](run, tmp_path / "to") == 2
+    assert f"error: {run / 'config.yaml'}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["shape", "missing", "nan", "committed"])
+def test_forged_tensors_are_named(run, tmp_path, what, capsys, small):
+    """Of a checkpoint whose checksum is right."""
+    forge(checkpoints(run / "checkpoint")[-1], what)
+    assert main([f"resume={run}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1
+    assert f"error: the checkpoint in {run / 'checkpoint'} has" in said
+
+
+def forge(path, what):
+    """Change the tensors of a checkpoint, and its checksum with them."""
+    tensors, info = read_checkpoint(path)
+    p_G, committed = tensors["shared/p_G"], tensors["committed"]
+    fewer = {name: tensors[name][:-1] for name in tensors if name.startswith("zero_shot")}
+    tensors |= {
+        "shape": {"shared/p_G": p_G[:-1]},
+        "missing": {},
+        "nan": {"shared/p_G": p_G * np.nan},
+        "committed": {"committed": committed[:-1], **fewer},
+    }[what]
+    if what == "missing":
+        del tensors["shared/p_G"]
+    text = json.dumps(info)
+    path.write_bytes(save(tensors, {"fedpgp": text, "sha256": tensor_digest(text, tensors)}))

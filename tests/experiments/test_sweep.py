@@ -4,6 +4,7 @@ has a name that stays."""
 import os
 
 import pytest
+import yaml
 
 from experiments.latest_link import LATEST, link_latest, resolve_latest
 from experiments.run import main
@@ -136,3 +137,24 @@ def test_the_latest_run_is_resumed_where_it_is(tmp_path, monkeypatch, capsys):
     assert f"run folder: {folder}" in capsys.readouterr().out and (folder / "summary.json").exists()
     assert main([*SMALL, "method=promptfl", "rounds=0", "n_ctx=4", f"init_from={latest}"]) == 2
     assert "zero_shot" in capsys.readouterr().err
+
+
+def test_a_setting_of_the_swept_choices_is_set_for_each_job(tmp_path, capsys):
+    """Hydra composes what is not swept first, with the group's default choice: attack=none has no
+    share."""
+    folder = tmp_path / "sweep"
+    words = [*SMALL, "method=promptfl", "attack=label_flip,free_rider", "attack.share=0.4"]
+    assert main(["-m", *words, f"run_dir={folder}"]) == 0
+    configs = [yaml.safe_load(path.read_text()) for path in folder.glob("*/config.yaml")]
+    assert sorted(c["attack"]["name"] for c in configs) == ["free_rider", "label_flip"]
+    assert {c["attack"]["share"] for c in configs} == {0.4}
+    assert all("attack.share=0.4" in path.name for path in folder.iterdir() if path.is_dir())
+    capsys.readouterr()
+    assert main(["-m", f"resume={folder}"]) == 0
+    assert capsys.readouterr().out.count("is finished") == 2
+
+
+def test_a_setting_that_some_choice_lacks_is_said_in_a_line(capsys):
+    assert main(["-m", "attack=none,label_flip", "attack.share=0.4"]) == 2
+    said = capsys.readouterr().err
+    assert "attack=none has no setting attack.share" in said and "in a sweep of its own" in said

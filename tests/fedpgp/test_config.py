@@ -55,6 +55,9 @@ def changed(key: str, value: object) -> dict:
         ("strategy.wrap", True, "strategy.wrap=True cannot work; it is a list of names"),
         ("updates", 5, "updates=5 cannot work; it is a list of names"),
         ("lr", 10**30, "lr=1000.* cannot work; write it with a decimal point or exponent"),
+        ("batch_size", 10**30, "batch_size=1000.* cannot work; it is at most 9223372036854775807"),
+        pytest.param("rounds", 10**5000, r"rounds=\(a number of .* at most", id="long"),
+        pytest.param("lr", 10**5000, r"lr=\(a number of .* write it with", id="lr"),
         ("method.weighting", "same", "unknown value of method.weighting 'same'"),
         ("partition.min_size", 0, "partition.min_size=0 cannot work"),
         ("context_init", "normal", "n_ctx=null takes the number"),
@@ -69,6 +72,10 @@ def test_what_cannot_work_is_named_with_what_can(key, value, said):
         config["local_epochs"] = 1
     with pytest.raises(FedPGPError, match=said):
         Config.of(config)
+
+
+def test_a_seed_may_have_thirty_digits():
+    assert Config.of({**CONFIG, "seed": 10**30}).seed == 10**30
 
 
 def test_values_are_read_as_they_stand():

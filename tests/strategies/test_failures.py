@@ -45,9 +45,28 @@ class SumsItsLoss(PromptFL):
         return super().loss(params, batch, classes, step).sum()
 
 
+class NoLoss(PromptFL):
+    """The logarithm of something negative."""
+
+    name = "no_loss"
+
+    def loss(self, params, batch, classes, step):
+        return super().loss(params, batch, classes, step) + (params["p_G"][:, 0, 0] * 0 - 1).log()
+
+
+class NoGradient(PromptFL):
+    """A finite loss whose gradient is not: the root of zero."""
+
+    name = "no_gradient"
+
+    def loss(self, params, batch, classes, step):
+        zero = params["p_G"].flatten(1).sum(1) * 0
+        return super().loss(params, batch, classes, step) + zero.square().sqrt()
+
+
 @pytest.fixture(autouse=True)
 def methods(monkeypatch):
-    for method in (WorksAlone, SumsItsLoss):
+    for method in (WorksAlone, SumsItsLoss, NoLoss, NoGradient):
         monkeypatch.setitem(METHODS, method.name, method)
 
 
@@ -94,7 +113,11 @@ def test_debug_advises_what_helps(tmp_path, capsys):
     ("reasons", "advice"),
     [
         (["KeyError: 'a' (m.py:3)", "loss is NaN or Inf at round 3"], "mend the code first, then"),
-        (["loss is NaN or Inf at round 3"], "a resume would meet the same numbers"),
+        (["loss is NaN or Inf at round 3"], "start a new run with a smaller lr"),
+        (["loss is NaN or Inf at round 1, step 1"] * 2, "lr has no part in it"),
+        (["loss is NaN or Inf at round 1, step 17"], "with a smaller lr"),
+        (["update is NaN or Inf at round 1, step 1"], "unless lr is huge, the gradient itself"),
+        (["loss is NaN or Inf at round 1, step 1", "update is NaN or Inf"], "with a smaller lr"),
         (["KeyError: 'a' (m.py:3)", "no reply in 5 s"], None),
         ([], None),
     ],
@@ -125,6 +148,17 @@ def test_a_run_that_can_only_fail_again_is_not_told_to_resume(tmp_path, capsys):
         run(tmp_path / "a", "promptfl", "lr=1e300")
     out = capsys.readouterr().out
     assert "start a new run with a smaller lr" in out and "resume=" not in out
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("no_loss", "lr has no part in it"), ("no_gradient", "the gradient itself")],
+)
+def test_a_smaller_lr_is_advised_where_it_can_help(tmp_path, method, said, capsys):
+    with pytest.raises(FedPGPError, match="is NaN or Inf at round 1, step 1"):
+        run(tmp_path / "a", method)
+    out = capsys.readouterr().out
+    assert said in out and "smaller lr" not in out and "resume=" not in out
 
 
 def test_a_fault_that_passes_is_told_to_resume(tmp_path, capsys):

@@ -1,20 +1,25 @@
 """Strategies: all by name, and the state of each survives a restart."""
 
+import re
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping, FedAvg
 
+from experiments.runner import start
 from experiments.runtimes.inline import InlineGrid
 from experiments.settings import choices, composed
 from fedpgp.errors import FedPGPError
 from strategies.aggregation.base import STRATEGIES, StrategyContext
 from strategies.flower_strategies import (
+    beyond_theorem,
     clients_needed,
     make_strategy,
     restore_strategy,
     strategy_state,
 )
+from tests.helpers.small import small_config, small_federation
 
 CLIENTS = 8
 
@@ -114,3 +119,28 @@ def test_clients_a_strategy_needs():
     assert clients_needed(make_strategy("fedavg", {})) == 1
     assert clients_needed(make_strategy("bulyan", {"num_malicious_nodes": 2})) == 11
     assert clients_needed(make_strategy("krum", {"num_malicious_nodes": 2})) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "malicious", "clients", "said"),
+    [
+        ("krum", 2, 7, ""),
+        ("krum", 2, 6, "needs 2 f .* 7 clients a round, and 6 take part; with 6 .* at most 1"),
+        ("multikrum", 3, 8, "needs 2 f .* 9 clients a round"),
+        ("bulyan", 1, 7, ""),
+        ("bulyan", 2, 10, "needs 4 f .* 11 clients a round, .* holds for at most 1"),
+        ("krum", 1, 2, "with 2 clients it holds for none"),
+        ("fedmedian", None, 2, ""),
+    ],
+)
+def test_more_malicious_clients_than_a_theorem_allows(name, malicious, clients, said):
+    options = {} if malicious is None else {"num_malicious_nodes": malicious}
+    found = beyond_theorem(make_strategy(name, options), clients)
+    assert re.search(said, found) and bool(found) == bool(said)
+
+
+def test_a_run_is_told_so(tmp_path, capsys):
+    config = small_config(tmp_path / "a", "strategy=krum", "rounds=1", "evaluate_every=0")
+    start(config, federation_of=small_federation)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: strategy.num_malicious_nodes=1: " in said and "5 clients a round" in said

@@ -245,6 +245,9 @@ def test_figures_are_rounded_and_few_images_tell_none(federation, tmp_path, caps
     run_rounds(tmp_path, nodes, "runtime.min_report=9", "rounds=1")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["accuracy"]["personal"] is None
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert losses == [None]  # eight training images are few too
     assert (
         "2 of 2 clients tell no figures: they have fewer than 9 test images"
         in capsys.readouterr().out

@@ -39,12 +39,12 @@ def same_tensors(one, other, **tolerance):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("nan", "loss or update is NaN or Inf at round 1, step 1"),
+        ("nan", "loss is NaN or Inf at round 1, step 1"),
         ("raise", "RuntimeError: client 2 fell over (tests/helpers/small.py:"),
         ("inf_update", "tensor p_G of its update is NaN or Inf"),
         ("wrong_shape", r"tensor p_G is float64[3, 32] instead of float64[4, 32]"),
         ("wrong_count", "says it trained on 1000000 images, but it has 5"),
-        ("no_steps", "did not send the metrics num-examples, loss, steps, epochs"),
+        ("no_steps", "did not send the metrics num-examples, steps, epochs"),
     ],
 )
 def test_a_bad_client_is_named_and_left_out(tmp_path, fault, said):

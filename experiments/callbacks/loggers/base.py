@@ -38,6 +38,9 @@ this folder needs no mention anywhere else."""
 
 register = LOGGERS.register
 
+NONE = "none"
+"""That of a run which is older than the choice."""
+
 
 class GuardedLogger(Logger):
     """A logger whose failures do not end the run: a full disk, a service that is away.
@@ -79,7 +82,7 @@ def make_logger(
     Raises:
         FedPGPError: unknown name, or its package is not there.
     """
-    name = config["logger"]["name"]
+    name = config.get("logger", {"name": NONE})["name"]
     if name not in LOGGERS:
         raise FedPGPError(unknown("logger", name, LOGGERS))
     return GuardedLogger(LOGGERS[name](folder, config, run), name, warn)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedpgp.archives import check_members
 from fedpgp.assets_path import asset
 from fedpgp.data.base import VALIDATION_FRACTION, Dataset, Split, register
 from fedpgp.data.images import read_image
@@ -204,6 +205,7 @@ def _contents(domain: str) -> tuple[Path, dict[str, zipfile.ZipInfo]]:
     """The archive of a domain and its members by code points."""
     path = asset("emoji", f"{domain}.zip")
     try:
+        check_members(path)
         with zipfile.ZipFile(path) as archive:
             return path, {Path(info.filename).stem: info for info in archive.infolist()}
     except (zipfile.BadZipFile, OSError) as error:

@@ -57,7 +57,7 @@ def load(
         )
     check_template(template)
     check_number("dataset.test_share", test_share, above=0, below=1)
-    check_number("dataset.split_seed", split_seed, whole=True)
+    check_number("dataset.split_seed", split_seed, most=2**128, whole=True)
     reading = Reading.of({"background": background, "grey_range": grey_range})
     found, notes = read_layout(root, layout)
     classes = sorted({nfc(image.folder) for image in found})

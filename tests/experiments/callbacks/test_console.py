@@ -142,6 +142,14 @@ def test_summary(tmp_path):
     ]
 
 
+def test_a_folder_s_name_forges_no_line(tmp_path):
+    stream = io.StringIO()
+    with Console(3, stream) as console:
+        console.summary(summary(), tmp_path / "a\ndone in 3s\x1b[2J\u202e\udcff", 95.2)
+    line = next(line for line in stream.getvalue().splitlines() if "run folder" in line)
+    assert line == rf"run folder: {tmp_path}/a\ndone in 3s\x1b[2J\u202e\xff"
+
+
 def test_a_resumed_run_tells_of_its_own_encoding():
     stream = io.StringIO()
     accuracy = {model: block(44.4) for model in ("zero_shot", "global", "personal")}

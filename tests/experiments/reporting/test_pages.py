@@ -15,7 +15,7 @@ from experiments.reporting.scatter import Mark, label_places, scatter
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row
 from experiments.reporting.titles import in_order, title
-from tests.helpers.written import page, write_run
+from tests.helpers.written import CLASSES, DOMAINS, page, write_run
 
 
 def edit(path, change):
@@ -390,3 +390,24 @@ def test_a_run_that_was_given_more_rounds_says_how_to_make_all_of_them(tmp_path)
     write_run(tmp_path / "run", command=command, extended=[3])
     write_report(tmp_path / "run")
     assert "experiments.run method=fedpgp rounds=6" in page(tmp_path / "run" / "report.html").text
+
+
+UNSEEN = "c\u202eat\x1b[31m"
+
+
+def test_names_turn_no_text_and_move_no_cursor(tmp_path, capsys):
+    """Of classes and of sites: in drawings, tables and words."""
+    for seed in (1, 2):
+        write_run(tmp_path / f"run{seed}", seed=seed)
+    for path in tmp_path.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".csv"):
+            name = UNSEEN if path.suffix == ".csv" else json.dumps(UNSEEN)[1:-1]
+            text = path.read_text()
+            for known in (CLASSES[0], DOMAINS[0]):
+                text = text.replace(known, name)
+            path.write_text(text)
+    assert report.main([str(tmp_path)]) == 0
+    texts = [html(tmp_path), write_report(tmp_path / "run1").read_text(), capsys.readouterr().out]
+    for text in texts:
+        assert "\u202e" not in text and "\x1b" not in text
+    assert " × cat" in texts[1]

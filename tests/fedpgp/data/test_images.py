@@ -2,14 +2,15 @@
 
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.predict import _opened
 from fedpgp.data import FileSplit, load_dataset
-from fedpgp.data.images import PUBLISHED, Reading, _silence_pillow, read_image
+from fedpgp.data.images import PUBLISHED, Reading, _silence_pillow, as_rgb, read_image
 from fedpgp.errors import FedPGPError
 
 SHOWN = np.zeros(
@@ -267,3 +268,41 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     for place in (tmp_path / "pipe.png", "/dev/zero"):
         with pytest.raises(ValueError, match="no file, but a pipe, a socket or a device"):
             read_image(place)
+
+
+@pytest.mark.parametrize("background", ["white", "none"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16", "F"])
+def test_an_image_in_strips_is_the_whole_one(mode, background, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 30, 4), dtype=np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 60_000, (40, 30), dtype=np.uint16))
+    elif mode == "F":
+        values = rng.normal(size=(40, 30)).astype(np.float32)
+        values[3, 4] = np.nan
+        image = Image.fromarray(values)
+    elif mode != "RGBA":
+        image = image.convert(mode)
+    if mode in ("P", "L"):
+        image.info["transparency"] = 5
+    reading = Reading(background=background)
+    whole = as_rgb(image, reading)
+    monkeypatch.setattr("fedpgp.data.images.STRIP", 100)
+    np.testing.assert_array_equal(as_rgb(image, reading), whole)
+
+
+def test_large_images_are_read_one_at_a_time(tmp_path, monkeypatch):
+    Image.fromarray(SHOWN).save(tmp_path / "a.png")
+    monkeypatch.setattr("fedpgp.data.images.LARGE", 10)
+    with ThreadPoolExecutor(4) as pool:
+        sizes = {image.size for image in pool.map(read_image, [tmp_path / "a.png"] * 8)}
+    assert sizes == {(40, 24)}
+
+
+def test_a_program_for_ghostscript_is_no_image(tmp_path):
+    """Pillow looks at the content, not at the name, and would run it."""
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(text)
+    assert Image.open(tmp_path / "a.png").format == "EPS"
+    with pytest.raises(UnidentifiedImageError):
+        read_image(tmp_path / "a.png")
