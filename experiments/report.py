@@ -131,7 +131,7 @@ def _report(options: argparse.Namespace, command: str) -> None:
     ]
     newcomers = [
         grid
-        for row in {row.runs: row for row in rows}.values()
+        for row in {tuple(run.path for run in row.runs): row for row in rows}.values()
         if (grid := newcomer_grid(row.runs, f"Newcomers, {row.name()}")) is not None
     ]
     comparisons = (
