@@ -21,6 +21,7 @@ import torch
 from experiments.bench.measure import block_products, in_turn, peak_memory
 from experiments.bench.step import IMAGES, random_batch, start, task_of
 from fedpgp.methods import METHODS, Batch, Method, Params, StepContext
+from fedpgp.methods.base import PHASE
 from fedpgp.seeding import generator
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet, Task
@@ -56,6 +57,8 @@ class Case:
         params = start(method, 1)
         for name, tensor in method.download_for(0, server_state).items():
             params[name] = tensor.to(task.device, task.dtype).unsqueeze(0)
+        if PHASE in method.buffers:
+            params[PHASE] = torch.zeros(1, dtype=torch.int64, device=task.device)
         with torch.no_grad():
             params |= method.precompute(params, lambda images=True: batch, classes)
         global_params = {name: params[name] for name in shared}

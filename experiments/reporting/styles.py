@@ -8,7 +8,7 @@ from experiments.reporting.tables import Row
 from experiments.reporting.titles import in_order
 
 COLOURS = 10
-_LINES = ("", " dashed", " dotted")  # each with a mark of its own: circle, square, triangle
+_LINES = ("", " dashed", " dotted", " dashdot")  # marks: circle, square, triangle, and it reversed
 
 
 def row_styles(rows: Sequence[Row]) -> list[str]:

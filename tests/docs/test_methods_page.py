@@ -42,6 +42,7 @@ def test_the_formula_counts_what_is_sent(name):
         "d": clip.width,
         "e": clip.embed,
         "W": clip.model.visual.conv1.out_channels,
+        "C": 2,
         "max": max,
     }
     sent = sum(tensor.numel() for tensor in method.init_shared(generator(0, "shared")).values())

@@ -40,7 +40,7 @@ def test_no_method_multiplies_much_more_than_its_equations_need():
         case = methods.Case.of(methods.method_of(name, task))
         case.run()  # what is frozen is computed in the first step
         executed, own = measure.gflop(case.run), case.work.gflop
-        assert own < executed < 1.1 * own, name  # attention
+        assert own <= executed < 1.1 * own, name  # attention
 
 
 @pytest.mark.parametrize("what", ["step", "methods", "cohort", "features"])

@@ -237,4 +237,5 @@ def test_the_comparison_has_every_method():
         text = (CONF / "experiment" / f"{file}.yaml").read_text()
         compared |= set(re.search(r"^ +method: (.*)$", text, re.MULTILINE)[1].split(","))
         assert composed([f"experiment={file}"])["evaluate_every"] == 0
-    assert compared == set(METHODS)
+    lifelong = {name for name in METHODS if METHODS[name].about.family == "lifelong"}
+    assert compared == set(METHODS) - lifelong  # compared where images change

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from fedpgp.methods import METHODS, Batch, Images, StepContext
+from fedpgp.methods.base import PHASE
 from fedpgp.seeding import generator
 from fedpgp.task import Task
 
@@ -46,6 +47,8 @@ def parameters(method, batch, classes):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
     client_only = [method.download_for(k, server_state) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in client_only]) for n in client_only[0]}
+    if PHASE in method.buffers:
+        params[PHASE] = torch.zeros(K, dtype=torch.int64)
     return params | method.precompute(params, lambda images=True: batch, classes), set(shared)
 
 
@@ -73,7 +76,7 @@ def check_gradients(
         )
         expected, gradients = answer if isinstance(answer, tuple) else (answer, {})
         assert_close(loss[k], expected.detach(), rtol=1e-9, atol=1e-11)
-        if not gradients:
+        if not gradients and grads:
             wanted = torch.autograd.grad(expected, [leaves[n] for n in grads], allow_unused=True)
             gradients = {
                 n: torch.zeros_like(leaves[n]) if g is None else g

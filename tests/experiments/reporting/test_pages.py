@@ -101,7 +101,7 @@ def test_a_method_has_one_style_on_every_page_and_no_two_are_alike():
     ]
     many += [row(f"own{k}") for k in range(1, 3)]
     styles = row_styles(many)
-    assert len(set(styles)) == len(many) == 31
+    assert len(set(styles)) == len(many) == len(in_order()) + 2
     by_method = {one.labels["method"]: style for one, style in zip(many, styles, strict=True)}
     assert row_styles(few) == [by_method[one.labels["method"]] for one in few]
     # one method's models have the colours of a run's page; its variants, and a global
