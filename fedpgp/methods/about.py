@@ -23,7 +23,8 @@ class About:
         shared, personal: its tensors, in words.
         sent: a Python expression: floating-point numbers that a client sends in a round. It may
             name m (``n_ctx``), d (width of the text tower), W (of the image tower), e (length of a
-            feature), C (classes of the data set), ``max`` and the method's settings.
+            feature), C (classes of the data set), T (tasks; 1 where images stay the same), ``max``
+            and the method's settings.
         passes: contexts of a client through the text tower in a step, in words.
         official: how it stands against the official code: ``exact (run)`` or ``exact (read)``,
             perhaps with options; ``declared difference: …``; each with repository and commit; or

@@ -27,9 +27,9 @@ def made_batch() -> Batch:
     return Batch(Images(images, patches, pixels, images.roll(1, 1), raw), labels, weights)
 
 
-def parameters(method, batch, classes):
-    """Every tensor of K clients, moved away from its start, with what the server sends and
-    the method precomputes."""
+def parameters(method, batch, classes, phase=0):
+    """Every tensor of K clients in a phase, moved away from its start, with what the server sends
+    and the method precomputes."""
     noise = torch.Generator().manual_seed(7)
     shared = method.init_shared(generator(0, "shared"))
     states = [method.init_personal(generator(0, "personal", k)) for k in range(K)]
@@ -48,19 +48,19 @@ def parameters(method, batch, classes):
     client_only = [method.download_for(k, server_state) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in client_only]) for n in client_only[0]}
     if PHASE in method.buffers:
-        params[PHASE] = torch.zeros(K, dtype=torch.int64)
+        params[PHASE] = torch.full((K,), phase)
     return params | method.precompute(params, lambda images=True: batch, classes), set(shared)
 
 
 def check_gradients(
-    name: str, options: dict, equations: Callable, task: Task, batch: Batch
+    name: str, options: dict, equations: Callable, task: Task, batch: Batch, phase: int = 0
 ) -> None:
     """A method's loss and gradients against its equations, client by client."""
     method, classes = (
         METHODS[name](METHODS[name].Settings(**options), task),
         task.class_set(range(C)),
     )
-    params, shared = parameters(method, batch, classes)
+    params, shared = parameters(method, batch, classes, phase)
     global_params = {n: params[n] + 0.1 for n in shared}
     before = {n: t.clone() for n, t in params.items()}
     step = StepContext(

@@ -22,7 +22,7 @@ OPTIONS = {
 }
 DECLARED = sorted(name for name, method in METHODS.items() if method.__dict__.get("per_image"))
 REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "prograd", "zero_shot"}
-REFUSED |= {"prototype", "ridge", "fedpgp_lifelong"}
+REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt"}
 
 
 def made(name, task, **options):
