@@ -19,6 +19,7 @@ from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.reporting.styles import row_styles
 from experiments.reporting.tables import Row, common_labels, words_of
+from experiments.reporting.task_charts import task_curve
 from fedpgp.evaluation.figures import ACCURACIES
 
 _MANY = 8  # rows more than fit a narrow chart with their names
@@ -145,6 +146,10 @@ def _section(rows: list[Row], models: Sequence[str], several: bool) -> Section:
         ]
         heading = f"{figure.capitalize()} accuracy, %"
         curves.append((heading, charts.line_chart(series, title=heading, unit=" %", wide=many)))
+    series = [charts.Series(name, style, *_mean_task_curve(row)) for name, style, row in named]
+    heading = "Mean accuracy on the tasks so far, %"
+    about = {"title": heading, "unit": " %", "wide": many, "x_label": "after task"}
+    curves.append((heading, charts.line_chart(series, **about)))
     other = next(
         (
             f
@@ -264,6 +269,10 @@ def _computing(row: Row) -> float:
 
 def _mean_curve(row: Row, figure: str) -> tuple[list[tuple[float, float]], list[float]]:
     return _over_seeds([(run.seed, dict(run.curve(row.model, figure))) for run in row.runs])
+
+
+def _mean_task_curve(row: Row) -> tuple[list[tuple[float, float]], list[float]]:
+    return _over_seeds([(run.seed, dict(task_curve(run.matrix(row.model)))) for run in row.runs])
 
 
 def _mean_loss(row: Row) -> tuple[list[tuple[float, float]], list[float]]:

@@ -30,10 +30,11 @@ def task_section(run: Run) -> dict[str, Any] | None:
     names = run.task_names or [str(s + 1) for s in range(len(run.matrix(models[0][1])[0]))]
     means = [charts.Series(name, key, task_curve(run.matrix(key))) for name, key in models]
     title = "Mean accuracy on the tasks so far, %"
-    drawn = [(title, charts.line_chart(means, title=title, unit=" %", x_label="task"))]
+    drawn = [(title, [], charts.line_chart(means, title=title, unit=" %", x_label="after task"))]
     for name, key in models:
-        drawn.append((f"{name}: accuracy on each task, %", matrix_chart(run, name, key, names)))
-        drawn.append((f"{name}: each task over time, %", _curves(run, name, key, names)))
+        drawn.append((f"{name}: each task, %", [], matrix_chart(run, name, key, names)))
+        legend, curves = _curves(run, name, key, names)
+        drawn.append((f"{name}: over time, %", legend, curves))
     return {
         "columns": [figure.title for figure in LIFELONG.values()],
         "rows": _table(run, models),
@@ -100,20 +101,23 @@ def matrix_chart(run: Run, name: str, key: str, names: Sequence[str]) -> Markup:
     return svg(WIDTH, top + tall * len(matrix) + 6, f"{name}: accuracy on each task", parts)
 
 
-def _curves(run: Run, name: str, key: str, names: Sequence[str]) -> Markup:
-    """Return a line a task, from the first evaluation to the last."""
+def _curves(
+    run: Run, name: str, key: str, names: Sequence[str]
+) -> tuple[list[tuple[str, str]], Markup]:
+    """Return a legend of the tasks, and a line each, from the first evaluation to the last."""
     matrix = run.matrix(key)
+    legend = [(names[s], f"c{s % 10}") for s in range(len(matrix[0]))]
     series = [
         charts.Series(
-            names[s],
-            f"c{s % 10}",
+            task,
+            style,
             [(t + 1, row[s]) for t, row in enumerate(matrix) if not math.isnan(row[s])],
         )
-        for s in range(len(matrix[0]))
+        for s, (task, style) in enumerate(legend)
     ]
-    return charts.line_chart(
-        series, title=f"{name}: each task over time", unit=" %", x_label="task"
-    )
+    title = f"{name}: each task over time"
+    drawn = charts.line_chart(series, title=title, unit=" %", x_label="after task")
+    return legend[:_MOST_NAMES], drawn
 
 
 def _table(run: Run, models: Sequence[tuple[str, str]]) -> list[dict]:
@@ -126,7 +130,7 @@ def _table(run: Run, models: Sequence[tuple[str, str]]) -> list[dict]:
         column = [row["cells"][k] for row in rows]
         signed = [_turned(text) for text in column] if figure.lower_is_better else column
         for index, row in enumerate(rows):
-            row["cells"][k] = (column[index], is_best(signed, index))
+            row["cells"][k] = (column[index].replace("-", "−"), is_best(signed, index))
     return rows
 
 
