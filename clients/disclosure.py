@@ -59,8 +59,9 @@ KEPT = "with privacy, this node tells nothing but its updates"
 
 UNTOLD = ("ece",)
 """Figures that are not told."""
-PLACE_AND_LENGTH = ("runtime", "rounds")
-"""Keys of a configuration that change no model, and may change when a run is resumed."""
+PLACE_AND_LENGTH = ("runtime", "rounds", "clients", "left")
+"""Keys of a configuration that change no model of a client's, and may change when a run is
+resumed."""
 MODELS_A_ROUND = 2
 NORMS = 16
 """Own updates, the newest, whose median is the measure."""

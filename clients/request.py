@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from clients.arrivals import with_images
 from clients.disclosure import (
     Disclosure,
     Limits,
@@ -134,6 +135,9 @@ class ClientRequest:
                     f"{min(others)}"
                 )
             text = self.node_config.configured(text)
+        if self._own_images:
+            kind = self.message.metadata.message_type
+            text = with_images(text, kind, self.job, self.node_config, self.store)
         return text
 
     def federation(self, text: str):

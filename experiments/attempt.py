@@ -4,6 +4,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from experiments.callbacks.console import Console
 from experiments.callbacks.loggers.base import make_logger
 from experiments.callbacks.run_folder import RunFolderCallback
 from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
+from experiments.membership import KEYS, check_members, record_members
 from experiments.overrides import typed, user_path
 from experiments.reporting.formatting import format_attackers, format_privacy
 from experiments.resume_rules import may_change_on_resume
@@ -27,7 +29,7 @@ from fedpgp.data_record import check_same_data, data_record
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.onboarding.check import check_private_tensors
-from fedpgp.protocols import make_protocol
+from fedpgp.protocols import FederatedSplit, make_protocol
 from fedpgp.protocols.onboarding_options import OnboardingOptions
 from fedpgp.updates.client_privacy import SEEDED_NOISE
 from strategies.checkpoint import (
@@ -40,6 +42,7 @@ from strategies.checkpoint import (
 )
 from strategies.flower_strategies import beyond_theorem
 from strategies.sampling import participants, trainers
+from strategies.membership import admitted
 from strategies.server import Server
 from strategies.wrappers import NOISE, configured_strategy
 
@@ -109,7 +112,7 @@ class Attempt:
         federation = self._federation_of(self._text)
         if self.checkpoint:
             recorded = self.checkpoint[1].get("data")
-            current = data_record(federation.federated_split)
+            current = data_record(_of_clients(federation, self.checkpoint[1]["config"]["clients"]))
             if said := check_same_data(self.folder.path, recorded, current):
                 self.console.note(said)
         elif self.config.get("init_from"):
@@ -120,7 +123,8 @@ class Attempt:
         if isinstance(protocol, OnboardingOptions):
             check_private_tensors(federation, protocol)
         if self.checkpoint:
-            check_fits(self.folder.path / "checkpoint", self.checkpoint[0], federation)
+            tensors = admitted(self.checkpoint[0], federation)
+            check_fits(self.folder.path / "checkpoint", tensors, federation)
             clip = federation.method.task.clip
             if not same_model(self.checkpoint[1], clip.fingerprint):
                 raise FedPGPError(
@@ -163,8 +167,11 @@ class Attempt:
             self.console.warn(said)
         if typed.privacy.options.get("seeded_noise"):
             self.console.warn(SEEDED_NOISE)
-        if self.checkpoint and self.checkpoint[1]["config"]["rounds"] < config["rounds"]:
-            begin_more_rounds(self.folder, config["rounds"])
+        if self.checkpoint:
+            before, done = self.checkpoint[1]["config"], self.checkpoint[1]["round"]
+            record_members(self.folder.path, before, config, done)
+            if before["rounds"] < config["rounds"]:
+                begin_more_rounds(self.folder, config["rounds"])
         return Server(
             config,
             federation,
@@ -203,17 +210,24 @@ def _same_configuration(saved: Mapping, config: Mapping) -> None:
     """Refuses a config.yaml that is not the one the checkpoint was made with; more
     rounds may be possible."""
     check_more_rounds(saved, saved["rounds"], config["rounds"])
+    check_members(saved, config)
     old, new = flatten(saved), flatten(config)
     differing = sorted(
         k
         for k in {**old, **new}
-        if not may_change_on_resume(k) and k != "rounds" and old.get(k) != new.get(k)
+        if not (may_change_on_resume(k) or k in ("rounds", *KEYS)) and old.get(k) != new.get(k)
     )
     if differing:
         shown = ", ".join(
             f"{key} ({old.get(key)} in the checkpoint, {new.get(key)} now)" for key in differing
         )
         raise FedPGPError(f"the checkpoint was made with another configuration: {shown}")
+
+
+def _of_clients(federation: Federation, clients: int) -> FederatedSplit:
+    """The split of the clients that a run had before others joined it."""
+    whole = federation.federated_split
+    return replace(whole, clients=whole.clients[:clients])
 
 
 def for_clients(config: Mapping) -> dict:

@@ -3,16 +3,18 @@ other (docs/deployment.md).
 
 python -m experiments.deploy local --clients 5 [--data FOLDER] [overrides]
 python -m experiments.deploy keys --host NAME --clients 5 --to FOLDER
+python -m experiments.deploy keys --add 5 --to FOLDER
 python -m experiments.deploy login --address NAME:PORT --token FILE
 python -m experiments.deploy check --data FOLDER --run RUN [--state FOLDER]
     [--superlink NAME:PORT …]
 """
 
 import argparse
+import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clients.node_config import LONGEST_NAME
@@ -33,7 +35,7 @@ from experiments.settings import composed
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.plain_text import one_line, written_out
 
 
@@ -60,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys.add_argument(
         "--host",
         action="append",
-        required=True,
         help="name or address of the server; may be repeated",
     )
-    keys.add_argument("--clients", type=int, required=True)
-    keys.add_argument("--to", type=user_path, required=True)
+    keys.add_argument("--clients", type=int, help="number of clients")
+    keys.add_argument(
+        "--add", type=int, metavar="CLIENT", help="a key for this client alone, from 0"
+    )
+    keys.add_argument("--to", type=user_path, required=True, help="folder to write")
     login = commands.add_parser(
         "login", help="has Flower's commands on this machine send the administrator's token"
     )
@@ -107,7 +111,9 @@ class _Asked(BaseException):
 
 
 def _local(options: argparse.Namespace) -> int:
-    sites = _sites(options)
+    overrides = [word for word in options.overrides if word.startswith("resume=")]
+    known = _names_of(Path(overrides[-1].partition("=")[2])) if overrides else {}
+    sites = _sites(options, known)
     # Any number of clients can be split by label; the default partition needs one for each art
     # style.
     partition = "partition=own" if options.data else "partition=dirichlet"
@@ -130,12 +136,14 @@ def _local(options: argparse.Namespace) -> int:
     if config["resume"]:
         changes = changes_on_resume(config, kept, run_dir)
         folder, config = RunFolder.open(run_dir)
+        left = changes.get("left", config.get("left", ()))
         rounds = changes.get("rounds", config["rounds"])
         if finished_already(folder, rounds):
             print(say_finished(run_dir, rounds, options.typed))
             return 0
         check_stored(run_dir, config)
     else:
+        left = ()
         RunFolder(run_dir).refuse_if_used()
         for site in sites if options.data else ():
             try:
@@ -165,8 +173,9 @@ def _local(options: argparse.Namespace) -> int:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        print(f"starting a SuperLink and {len(sites)} SuperNodes", flush=True)
-        with LocalProcesses(run_dir.with_name(f"{run_dir.name}_nodes"), sites) as federation:
+        print(f"starting a SuperLink and {len(sites) - len(left)} SuperNodes", flush=True)
+        where_nodes = run_dir.with_name(f"{run_dir.name}_nodes")
+        with LocalProcesses(where_nodes, sites, left) as federation:
             try:
                 federation.run([*kept, where], lambda line: print(line, flush=True), options.typed)
             except _Asked as asked:
@@ -194,14 +203,37 @@ def _local(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sites(options: argparse.Namespace) -> list[dict]:
-    """Return what each node is told of itself."""
+def _names_of(run_dir: Path) -> dict[str, int]:
+    """Return the clients' names in a run's folder -> their numbers."""
+    try:
+        rows = json.loads((run_dir / "partition.json").read_text())["clients"]
+        return {row["name"]: row["id"] for row in rows if row.get("name")}
+    except (OSError, *MALFORMED):
+        return {}
+
+
+def _sites(options: argparse.Namespace, known: Mapping[str, int]) -> list[dict]:
+    """Return what each node is told of itself.
+
+    Args:
+        options: of the command line.
+        known: name -> client of a run that is resumed, whose sites keep their numbers; a folder
+            that is new comes after them.
+    """
     if options.data is None:
         if options.clients is None or options.clients < 1:
             raise FedPGPError("say how many clients: --clients 5 (1 or more)")
         return [{"client-id": client} for client in range(options.clients)]
     names = subfolders(options.data) if options.data.is_dir() else []
-    folders = [options.data / name for name in names]
+    numbers = {name: known.get(one_line(name, LONGEST_NAME)) for name in names}
+    folders = {numbers[name]: options.data / name for name in names if numbers[name] is not None}
+    if gone := [name for name in known if known[name] not in folders]:
+        raise FedPGPError(
+            f"--data {options.data}: the folder of client {known[gone[0]]} ({gone[0]}) is not "
+            "there; restore it, or leave it empty and say left=[…] where the client has left"
+        )
+    later = [options.data / name for name in names if numbers[name] is None]
+    folders |= dict(enumerate(later, len(folders)))
     if not folders:
         raise FedPGPError(
             f"--data {options.data}: there is no folder in it; it holds one for each client"
@@ -216,11 +248,15 @@ def _sites(options: argparse.Namespace) -> list[dict]:
             "client-name": one_line(path.name, LONGEST_NAME),
             "data-dir": str(path.resolve()),
         }
-        for client, path in enumerate(folders)
+        for client, path in sorted(folders.items())
     ]
 
 
 def _keys(options: argparse.Namespace) -> int:
+    if options.add is not None:
+        return _one_key(options)
+    if options.host is None or options.clients is None:
+        raise FedPGPError("say --host NAME and --clients N, or --add CLIENT for one key more")
     if options.clients < 1:
         raise FedPGPError(
             f"--clients {options.clients} cannot work; it is the number of clients, 1 or more"
@@ -238,6 +274,20 @@ def _keys(options: argparse.Namespace) -> int:
         "admin.token for the server and whoever starts runs, client_I.key for the node of client I,"
     )
     print("client_I.key.pub to register it (docs/deployment.md)")
+    return 0
+
+
+def _one_key(options: argparse.Namespace) -> int:
+    """A key for a client that comes later, or has lost its own."""
+    client, path = options.add, options.to / f"client_{options.add}.key"
+    if client < 0 or options.host is not None or options.clients is not None:
+        raise FedPGPError("--add CLIENT is a client's number, from 0; it goes with --to alone")
+    if path.exists():
+        raise FedPGPError(f"{path} is there already; choose another folder for a new key")
+    private_folder(options.to)
+    make_node_key(path)
+    print(f"{path} for the node of client {client}, and {path.name}.pub to register it:")
+    print(f"flwr supernode register {path}.pub federation --name client-{client}")
     return 0
 
 

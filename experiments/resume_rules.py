@@ -9,7 +9,7 @@ RESUMABLE = ("verbose", "resume", "run_dir", "experiment_name", "runtime", "logg
 """Settings that do not change a run's numbers (but for rounding), and so may change when it is
 resumed."""
 
-TAKEN = (*RESUMABLE, "dataset", "rounds")
+TAKEN = (*RESUMABLE, "dataset", "rounds", "clients", "left")
 """Parts of the configuration that a resumed run takes from its command line."""
 
 MOVED = "dataset.root"

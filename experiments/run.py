@@ -276,14 +276,19 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
     """Return settings of this command line that a resumed run may take over; others are refused,
     and fewer rounds."""
     from experiments.finished_run import check_more_rounds
+    from experiments.membership import KEYS, check_members
     from experiments.parts import stored as stored_in
 
     stored = stored_in(folder)
     named = {override.key_or_group for override in parse(overrides)}
     differing = changed_on_resume(overrides, config, stored)
-    if "rounds" in named & set(differing):  # the one setting of the numbers that may change
+    if "rounds" in named & set(differing):
         check_more_rounds(stored, stored["rounds"], config["rounds"])
         differing.remove("rounds")
+    if joined := named & set(differing) & set(KEYS):
+        members = {key: config[key] if key in joined else stored.get(key, []) for key in KEYS}
+        check_members(stored, {**stored, **members})
+        differing = [key for key in differing if key not in joined]
     if differing:
         raise FedPGPError(
             f"{folder} was started with another configuration; other there: "

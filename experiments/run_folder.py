@@ -38,7 +38,9 @@ PACKAGES = (
 )
 EXTENDED = "extended"
 """Key of config.yaml: the numbers of rounds that the run was given before the one it has now."""
-ABOUT = ("versions", "git_commit", "command", EXTENDED)
+MEMBERS = "members"
+"""Key of config.yaml: who took part until which round, before others joined or left."""
+ABOUT = ("versions", "git_commit", "command", EXTENDED, MEMBERS)
 """Keys of config.yaml that are no settings."""
 
 LISTED = 4

@@ -14,6 +14,7 @@ from experiments.attempt import Attempt
 from experiments.callbacks.console import Console
 from experiments.finished_run import finished_already, say_finished
 from experiments.latest_link import link_latest, resolve_latest, unlink_latest
+from experiments.membership import check_new
 from experiments.memory import start_peak
 from experiments.newcomers import onboard_newcomers
 from experiments.overrides import resume_command, user_path
@@ -56,6 +57,7 @@ def start(
     began = time.perf_counter()
     quiet(config["verbose"])
     check_run(config, deployed=grid is not None)
+    check_new(config)
     if config.get("init_from"):  # before this run is the latest itself
         config = {**config, "init_from": str(resolve_latest(user_path(config["init_from"])))}
     own_name = not config["run_dir"]

@@ -33,7 +33,7 @@ from experiments.overrides import readable, user_path
 from experiments.run_checks import open_checked
 from experiments.settings import composed
 from fedpgp.atomic_files import private_folder
-from fedpgp.build import build_federation, check_config
+from fedpgp.build import build_federation, check_config, takes_arrivals
 from fedpgp.data import Split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
@@ -150,7 +150,8 @@ def _data(options: argparse.Namespace) -> Iterator[Finding]:
     for note in federation.dataset.notes:
         yield Finding(WARNING, "images", note)
     skip = (options.on_bad_image or config["dataset"].get("on_bad_image")) == "skip"
-    yield from _images(federation, options.client, skip)
+    arrive = takes_arrivals(config)
+    yield from _images(federation, options.client, skip, arrive)
     yield from _model(federation, options)
     if options.state is not None:
         yield from _space(options.state, federation)
@@ -182,8 +183,9 @@ def _configuration(options: argparse.Namespace) -> dict:
     return config
 
 
-def _images(federation: Federation, client: int, skip: bool) -> Iterator[Finding]:
-    """Whether all can be read, how many there are, and of which classes."""
+def _images(federation: Federation, client: int, skip: bool, arrive: bool) -> Iterator[Finding]:
+    """Whether all can be read, how many there are, and of which classes; with ``arrive`` there may
+    be more during the run."""
     broken, left = [], {}
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     try:
@@ -217,7 +219,8 @@ def _images(federation: Federation, client: int, skip: bool) -> Iterator[Finding
         f"{train} to train on, {test} to test on, of {len(has)} of {len(trained)} trained classes"
     )
     if not train and not test:
-        yield Finding(WRONG, "images", f"{text}: too few to take part")
+        why = "it takes part once some have come" if arrive else "too few to take part"
+        yield Finding(WARNING if arrive else WRONG, "images", f"{text}: {why}")
         return
     yield Finding(OK, "images", text)
     if not train:

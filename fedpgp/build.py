@@ -25,7 +25,8 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
 from fedpgp.methods import Method, method_class
 from fedpgp.onboarding.check import check_onboarding
-from fedpgp.private_data import split_private_data
+from fedpgp.private_data import images_arrive, split_private_data
+from fedpgp.private_data import look_for_images as _look_for_images
 from fedpgp.process import set_up_process
 from fedpgp.protocols import FederatedSplit, SplitRequest, make_protocol, split_clients
 from fedpgp.task import Task
@@ -82,6 +83,17 @@ def _load(chosen: DatasetSection, spec: Mapping | None = None) -> Dataset:
     if chosen.name == "folder" and "layout" not in chosen.options:
         older = {"site_in_split": True}
     return load_dataset(chosen.name, chosen.root, **common, **chosen.options, **older)
+
+
+def takes_arrivals(config: Mapping) -> bool:
+    """Whether the clients' own folders may grow during a run."""
+    return images_arrive(Config.of(config))
+
+
+def look_for_images(config: Mapping, server_round: int | None) -> list[str]:
+    """Look at a client's own folder for images that are new; see
+    :func:`fedpgp.private_data.look_for_images`."""
+    return _look_for_images(Config.of(config), _load, server_round)
 
 
 def split_configured(config: Mapping) -> FederatedSplit:

@@ -2,18 +2,25 @@
 its own.
 
 The class list is the federation's. A client sees its own folder; the server sees none, and knows of
-a client's images only how many there are.
+a client's images only how many there are. With ``partition.images_arrive`` a folder may grow during
+the run (:mod:`fedpgp.data.arrivals`).
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from fedpgp.config import Config, DatasetSection
-from fedpgp.data import Dataset
+from fedpgp.data import Dataset, Split
+from fedpgp.data.arrivals import arrived, look
+from fedpgp.data.base import FileSplit
 from fedpgp.data.class_names import as_names, check_template
-from fedpgp.data.subsets import base_novel, few_shot
+from fedpgp.data.images import Reading
+from fedpgp.data.joint import Concat
+from fedpgp.data.layouts import NoImages
+from fedpgp.data.subsets import base_novel, few_shot, few_shot_as_they_came
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit, make_protocol
 from fedpgp.protocols.base import indices_of
@@ -25,7 +32,32 @@ PROTOCOLS = ("base2novel", "personal")
 NOTHING = np.empty(0, dtype=np.int64)
 
 
-def split_private_data(config: Config, load: Callable[[DatasetSection], Dataset]) -> FederatedSplit:
+Load = Callable[[DatasetSection], Dataset]
+
+
+def images_arrive(config: Config) -> bool:
+    """Return whether the clients' own folders may grow during a run: it says so itself, or its
+    protocol does."""
+    if config.partition.scheme != "own":
+        return False
+    return config.partition.images_arrive or make_protocol(config.protocol).images_arrive
+
+
+def look_for_images(config: Config, load: Load, server_round: int | None) -> list[str]:
+    """Look at a client's folder, and add what is new to its list; see
+    :func:`fedpgp.data.arrivals.look`.
+
+    Args:
+        config: of the client's node, with ``partition.image_list``.
+        load: loads the configured data set.
+        server_round: the round that will train on the images; None: the next.
+    """
+    whole = replace(config.dataset, on_bad_image="error")  # what is new is opened one by one
+    path = Path(config.partition.image_list)
+    return look(path, lambda: load(_of_one_site(whole, skip=True)), server_round)
+
+
+def split_private_data(config: Config, load: Load) -> FederatedSplit:
     """The split as one participant knows it.
 
     Args:
@@ -70,12 +102,10 @@ def split_private_data(config: Config, load: Callable[[DatasetSection], Dataset]
     if client is None:
         dataset = Dataset("folder", names, template, None, None, None)
         return FederatedSplit(dataset, base, novel, client_splits, private_data=True)
-    layout = config.dataset.options.get("layout")  # of all sites; this is one of them
-    options = {**config.dataset.options, "layout": layout and layout.removeprefix("SITE/")}
-    dataset = load(replace(config.dataset, options=options))
+    dataset = _own_images(config, load, names)
     train = indices_of(dataset.train, base)
     if config.shots is not None and len(train):
-        train = train[few_shot(dataset.train.labels[train], config.shots, config.seed)]
+        train = train[_few_shot(dataset.train, train, config)]
     has = np.unique(dataset.train.labels[train])
     labels = tuple(label for label in base if label in has)
     eval_sets = {
@@ -95,3 +125,43 @@ def split_private_data(config: Config, load: Callable[[DatasetSection], Dataset]
         }
     client_splits[client] = ClientSplit(train, base, eval_sets)
     return FederatedSplit(dataset, base, novel, client_splits, private_data=True)
+
+
+def _own_images(config: Config, load: Load, names: list[str]) -> Dataset:
+    """Return a client's images; where its folder grows, those of its list, or all where nobody
+    keeps a list."""
+    chosen, partition = config.dataset, config.partition
+    if not images_arrive(config):
+        return load(_of_one_site(chosen))
+    if chosen.evaluate_on == "validation":
+        raise FedPGPError(
+            "dataset.evaluate_on=validation takes images out of training, and which would change "
+            "when images arrive; use test"
+        )
+    root, template = Path(chosen.root), chosen.options["template"]
+    if partition.image_list is not None:
+        about = (names, template, Reading.of(chosen.options))
+        return arrived(Path(partition.image_list), root, *about, partition.image_round)
+    try:
+        return load(_of_one_site(chosen, skip=True))
+    except NoImages as error:
+        nothing = FileSplit(root, [], [])
+        return Dataset("folder", names, template, nothing, None, nothing, notes=(str(error),))
+
+
+def _of_one_site(chosen: DatasetSection, *, skip: bool = False) -> DatasetSection:
+    """The data set of one site: the configured layout is that of all sites."""
+    layout = chosen.options.get("layout")
+    options = {**chosen.options, "layout": layout and layout.removeprefix("SITE/")}
+    return replace(chosen, options=options | ({"unknown_classes": "skip"} if skip else {}))
+
+
+def _few_shot(split: Split, rows: np.ndarray, config: Config) -> np.ndarray:
+    """Positions among the rows of a split that are kept."""
+    labels = split.labels[rows]
+    if not images_arrive(config):
+        return few_shot(labels, config.shots, config.seed)
+    starts = split.starts if isinstance(split, Concat) else [0, len(split)]
+    return few_shot_as_they_came(
+        labels, np.searchsorted(rows, starts).tolist(), config.shots, config.seed
+    )

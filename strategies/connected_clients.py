@@ -1,6 +1,5 @@
 """The clients of a run as the server sees them: their table, and how they are asked."""
 
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,15 +10,20 @@ from clients.disclosure import NO_FIGURES, updates_only
 from clients.messages import Job
 from clients.node_config import compatibility
 from fedpgp.client_table import client_table, train_images_at
-from fedpgp.config import PrivacySection, RuntimeSection
+from fedpgp.config import Config
+from fedpgp.private_data import images_arrive
 from strategies import queries
 from strategies.client_keys import ClientKeys
 from strategies.exchange import Exchange
 from strategies.grid import CohortGrid
+from strategies.membership import not_yet_there
 from strategies.node_registry import NodeRegistry
 from strategies.observer import Observer, Rows
 from strategies.requests import Replies, Request, Requester
 from strategies.run_state import RunState
+
+NOBODY = {"test_images": 0}
+"""The row of a client that shows no samples."""
 
 
 class ConnectedClients:
@@ -29,7 +33,7 @@ class ConnectedClients:
         inner: Flower's own grid.
         federation: the server's :class:`fedpgp.federation.Federation`.
         job: what every message carries.
-        runtime: of the configuration.
+        config: of the run.
         observer: who is told.
         stop: set when the person wants to stop.
         configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
@@ -39,6 +43,7 @@ class ConnectedClients:
     Attributes:
         grid: a grid whose nodes are the clients.
         table: the clients' rows.
+        members: number of clients that have not left.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class ConnectedClients:
         inner: Grid,
         federation,
         job: Job,
-        runtime: RuntimeSection,
+        config: Config,
         observer: Observer,
         *,
         stop: threading.Event,
@@ -54,12 +59,15 @@ class ConnectedClients:
         nodes: int,
         saved: Mapping,
     ):
+        runtime = config.runtime
         self._runtime, self._observer, self._stop = runtime, observer, stop
+        self._left = frozenset(config.left)
         self._number = federation.num_clients
+        self.members = self._number - len(self._left)
         self._private_data = federation.federated_split.private_data
         deployed = configuration is not None
-        privacy = PrivacySection.of(json.loads(configuration or "{}").get("privacy", {}))
-        self._updates_only = updates_only(privacy, deployed=deployed)
+        self._images_arrive = deployed and images_arrive(config)
+        self._updates_only = updates_only(config.privacy, deployed=deployed)
         self._registry: NodeRegistry | None = None
         self.table: Rows = saved.get("table", [])
         if configuration is not None:
@@ -74,6 +82,7 @@ class ConnectedClients:
                 observer.warn,
                 ClientKeys(runtime.seats, keys),
                 updates_only=self._updates_only,
+                left=self._left,
             )
         self.grid = CohortGrid(
             inner,
@@ -108,7 +117,12 @@ class ConnectedClients:
                 self._runtime.round_timeout,
                 self._stop,
                 self._observer.progress,
+                self._left,
             )
+            for client in self._absent():
+                self._observer.warn(
+                    f"client {client} is not there yet; it takes part once its node comes"
+                )
         self.grid.work = [max(1, row["train_images"] or 1) for row in self.table]
         self._observer.clients(self.table)
         return exchange
@@ -128,14 +142,49 @@ class ConnectedClients:
             queries.wait_for_returning(self._registry, self._stop)
         return self._requester.ask(request, state)
 
+    def ask_updates(self, request: Request, state: RunState) -> Replies:
+        """Ask clients to train; where their images arrive, note how many they have now."""
+        replies = self.ask(request, state)
+        if self._images_arrive and not self._updates_only:
+            for client, reply in replies.good.items():
+                images = int(reply.content["metrics"]["num-examples"])
+                self.table[client]["train_images"] = images
+        return replies
+
+    def current_table(self) -> Rows:
+        """Return the clients' rows, also of those that were admitted and have come by now. Where
+        images arrive, those that had none to train on are asked again: nobody else would draw
+        them."""
+        without = self._absent()
+        if self._images_arrive:
+            without = [c for c, row in enumerate(self.table) if row["train_images"] == 0]
+            for client in without:
+                self._registry.recheck(client)
+        if not without:
+            return self.table
+        queries.wait_for_returning(self._registry, self._stop)
+        for client in without:
+            self.table[client] |= self._registry.rows.get(client, {})
+        return self.table
+
+    def _absent(self) -> list[int]:
+        """Clients that were admitted and whose node has not come yet."""
+        if self._registry is None:
+            return []
+        never = [c for c, row in enumerate(self.table) if row == not_yet_there(c)]
+        return [c for c in never if c not in self._registry.rows and c not in self._left]
+
     def ask_samples(self, state: RunState) -> tuple[Rows, Exchange]:
         """Ask for images with answers; nobody, where clients tell nothing but their updates."""
-        table = [] if self._updates_only else self.table
+        table = [row if row["id"] not in self._left else NOBODY for row in self.table]
+        table = [] if self._updates_only else table
         return queries.ask_samples(self.ask, state, table)
 
     def train_images(self, client: int, server_round: int) -> int | None:
         """Return how many images a client trains on in a round; where they are private, what its
-        node said when it last came, None where that is nothing."""
+        node said when it last came, None where that is nothing, or where more may have come."""
+        if self._images_arrive:
+            return None
         if self._registry is not None and self._private_data:
             self.table[client] = self._registry.rows.get(client, self.table[client])
         return train_images_at(self.table[client], server_round)

@@ -13,7 +13,7 @@ one where something went wrong is sent another handshake after a while.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -81,6 +81,7 @@ class NodeRegistry:
             before.
         keys: which node may be which client.
         updates_only: nodes tell nothing of their images (:func:`clients.disclosure.updates_only`).
+        left: clients that have left for good.
 
     Attributes:
         rows: client -> its row of the table; without its counts where nobody knows them.
@@ -98,6 +99,7 @@ class NodeRegistry:
         keys: ClientKeys | None = None,
         *,
         updates_only: bool = False,
+        left: Collection[int] = (),
     ):
         self._grid, self._clients, self._job, self._warn = grid, clients, job, warn
         self._table = (
@@ -107,7 +109,7 @@ class NodeRegistry:
             "configuration": ConfigRecord({"json": configuration}),
             "compatibility": ConfigRecord({**compatibility}),
         }
-        self.updates_only = updates_only
+        self.updates_only, self._left = updates_only, left
         self.keys = keys or ClientKeys()
         self.rows: dict[int, dict] = {}
         self._infos: dict[int, NodeInfo] = {}
@@ -238,6 +240,12 @@ class NodeRegistry:
                 self._reject(
                     entry, f"a node says it is client {client}; there are {self._clients}, from 0"
                 )
+            elif client in self._left:
+                reason = (
+                    f"the node of client {client} cannot take part: the client has left this run "
+                    "for good; a site that comes back is a new client, with a key of its own"
+                )
+                self._reject(entry, reason, client)
             elif objection := self.keys.objection(client, self._infos[node]):
                 reason = f"a node cannot take part: {objection}"
                 if holder not in (None, node):

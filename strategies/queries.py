@@ -4,13 +4,14 @@ deployment the first is waited for until their nodes are there."""
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedpgp.errors import FedPGPError
 from strategies.exchange import Exchange, Interrupted
 from strategies.json_replies import ROW_BYTES, SAMPLES_BYTES, json_reply, read_row, read_samples
+from strategies.membership import not_yet_there
 from strategies.node_registry import NodeRegistry
 from strategies.observer import Rows
 from strategies.requests import Replies, Request
@@ -102,12 +103,13 @@ def wait_for_clients(
     timeout: float | None,
     stop: threading.Event,
     progress: Callable[[int, int, str], None],
+    left: Collection[int] = (),
 ) -> Rows:
     """Wait for the clients' nodes; return every client's row of the table.
 
     A new run needs all of them; it is refused early when only those are missing whose nodes cannot
     take part. A resumed one needs no more than a round does: who is missing has its row from the
-    checkpoint.
+    checkpoint, and who was admitted since has that of a client without images.
 
     Args:
         registry: of the nodes.
@@ -116,17 +118,20 @@ def wait_for_clients(
         timeout: seconds to wait at most; None waits without end.
         stop: ends the wait.
         progress: called with (clients that are there, clients, what is counted).
+        left: clients that nobody waits for.
 
     Raises:
-        FedPGPError: clients are missing of which there is no row.
+        FedPGPError: clients of a new run are missing.
         Interrupted: ``stop`` was set.
     """
-    rows = {row["id"]: row for row in table}
+    known = {row["id"]: row for row in table}
+    rows = {c: known.get(c) or not_yet_there(c) for c in range(clients) if known}
     patience = RETURN_PATIENCE if rows else math.inf
     end = time.monotonic() + min(patience, timeout or math.inf)
     here = 0
     registry.refresh()
-    while missing := [client for client in range(clients) if client not in registry.rows]:
+    wanted = [client for client in range(clients) if client not in left]
+    while missing := [client for client in wanted if client not in registry.rows]:
         if stop.is_set():
             raise Interrupted
         if len(registry.rows) > here:
@@ -134,8 +139,8 @@ def wait_for_clients(
             progress(here, clients, "clients that are there")
         hopeless = not registry.waiting and registry.rejected_for_good.issuperset(missing)
         if time.monotonic() > end or hopeless:
-            if unknown := [client for client in missing if client not in rows]:
-                reasons = [_not_there(unknown, registry.waiting), *registry.rejected.values()]
+            if not rows:
+                reasons = [_not_there(missing, registry.waiting), *registry.rejected.values()]
                 raise FedPGPError("; ".join(reasons))
             registry.stop_waiting()
             break

@@ -15,6 +15,7 @@ from fedpgp.updates.base import State
 from strategies.checkpoint import save_checkpoint
 from strategies.exchange import Traffic
 from strategies.flower_strategies import restore_strategy, strategy_state
+from strategies.membership import admitted
 
 SECONDS = ("total", "encode", "train", "evaluate")
 
@@ -206,14 +207,15 @@ def save_run(folder: Path, state: RunState, strategy: Strategy, about: Mapping) 
 
 
 def restore_run(
-    tensors: Mapping[str, np.ndarray], info: Mapping, unused: Strategy
+    tensors: Mapping[str, np.ndarray], info: Mapping, unused: Strategy, federation
 ) -> tuple[RunState, Strategy]:
     """Return a run's state and strategy from a checkpoint.
 
     Args:
         tensors, info: the checkpoint.
         unused: the strategy as it is before the first round; it is copied.
+        federation: the server's; it may have more clients than the checkpoint.
     """
-    strategy = copy.deepcopy(unused)
+    strategy, tensors = copy.deepcopy(unused), admitted(tensors, federation)
     restore_strategy(strategy, strip_prefix("rule/", tensors), info["rule"])
     return RunState.restored(tensors, info), strategy

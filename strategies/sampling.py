@@ -13,18 +13,23 @@ from fedpgp.protocols import FederatedSplit
 from fedpgp.seeding import generator
 
 
-def able_clients(table: Sequence[Mapping], server_round: int) -> list[int]:
+def able_clients(
+    table: Sequence[Mapping], server_round: int, left: Collection[int] = ()
+) -> list[int]:
     """Return the clients that can train: they have images to train on in this round, and are not of
     those that never do.
 
     Args:
         table: the clients' rows.
         server_round: the round.
+        left: clients that have left for good.
     """
     return [
         client
         for client, row in enumerate(table)
-        if train_images_at(row, server_round) != 0 and row.get("trains", True)
+        if train_images_at(row, server_round) != 0
+        and row.get("trains", True)
+        and client not in left
     ]
 
 
@@ -47,7 +52,8 @@ def check_enough(config: Config, table: Sequence[Mapping], needed: int) -> None:
     least = config.runtime.min_clients
     changes = {phase["since"] for row in table for phase in row.get("phases", ())}
     for server_round in sorted({1, *changes} & set(range(1, config.rounds + 1))):
-        taking_part = participants(config, len(able_clients(table, server_round)))
+        able = able_clients(table, server_round, config.left)
+        taking_part = participants(config, len(able))
         which = f"round {server_round}" if changes else "a round"
         if least > taking_part:
             raise FedPGPError(
@@ -85,7 +91,7 @@ def choose_clients(
         steps: the run's :class:`fedpgp.updates.pipeline.UpdatePipeline`; one of them may draw.
         states: of the steps.
     """
-    able = steps.able(able_clients(table, server_round), server_round, states)
+    able = steps.able(able_clients(table, server_round, config.left), server_round, states)
     drawn = steps.draw(able, server_round, states)
     if drawn is None:
         need = max(config.runtime.min_clients, needed)
@@ -131,7 +137,7 @@ def draw_evaluated(
         server_round: the round; 0 is before training.
         attackers: are not drawn, since their figures do not count.
     """
-    clients = list(range(len(split.clients)))
+    clients = [client for client in range(len(split.clients)) if client not in config.left]
     if config.evaluate_clients is None:
         return clients
     honest = [c for c in clients if c not in attackers]

@@ -83,9 +83,9 @@ class Server:
         self._saved = checkpoint[1] if checkpoint else {}
         self.rounds = typed.rounds if federation.method.learns else 0
         self.failure: BaseException | None = None
-        self._unused_strategy = copy.deepcopy(strategy)
+        self._unused = (copy.deepcopy(strategy), federation)
         if checkpoint:
-            self.state, self.strategy = restore_run(*checkpoint, self._unused_strategy)
+            self.state, self.strategy = restore_run(*checkpoint, *self._unused)
         else:
             self.state = RunState.fresh(federation, initial)
         self.costs = Costs(self.state.seconds["total"], began)
@@ -135,7 +135,7 @@ class Server:
             inner,
             self.federation,
             self.job,
-            self.config.runtime,
+            self.config,
             self.observer,
             stop=self.stop,
             configuration=self.configuration,
@@ -143,7 +143,7 @@ class Server:
             saved=self._saved,
         )
         about = (self._reference, self._bounds, self.steps, self.attackers, clients.train_images)
-        self._ask_updates = updates_by(clients.ask, self.steps, self._aggregator)
+        self._ask_updates = updates_by(clients.ask_updates, self.steps, self._aggregator)
         self._requests = StrategyRequests(clients.grid, self.config, self._split, *about)
         self.costs.add(self.state, clients.set_up(self.state), "encode")
         if self.rounds:
@@ -163,7 +163,7 @@ class Server:
             except NoUsableReply as lost:
                 done, states = self.state.server_round, self.state.step_state
                 tensors, info = self._rollback.checkpoint(server_round, done, lost)
-                self.state, self.strategy = restore_run(tensors, info, self._unused_strategy)
+                self.state, self.strategy = restore_run(tensors, info, *self._unused)
                 self.state.step_state = self.steps.after_rollback(states, self.state.step_state)
                 self.observer.roll_back(info["observer"], info["round"])
         samples, exchange = clients.ask_samples(self.state)
@@ -177,7 +177,7 @@ class Server:
         state.step_state = self.steps.before_round(server_round, state.step_state)
 
         # Step 1: draw the clients that take part.
-        about = (self.config, self.clients.table, server_round, self._needed())
+        about = (self.config, self.clients.current_table(), server_round, self._needed())
         clients, gone, need = choose_clients(*about, self.steps, state.step_state)
 
         # Step 2: send them the global tensors; each trains and answers with its update.
@@ -235,7 +235,7 @@ class Server:
             who = called(self.clients.table[client])
             self.observer.warn(f"round {server_round}: {who} is not in the evaluation: {reason}")
         about = (time.perf_counter() - began, replies.exchange.traffic, self.attackers)
-        record = evaluation_record(evaluation, rows, len(self.clients.table), *about)
+        record = evaluation_record(evaluation, rows, self.clients.members, *about)
         self.observer.evaluated(record, rows)
 
     def _needed(self) -> int:

@@ -11,7 +11,6 @@ from clients.disclosure import updates_only
 from fedpgp.arrays import Arrays
 from fedpgp.attacks import Attackers
 from fedpgp.config import Config
-from fedpgp.protocols import PROTOCOLS
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.collusion import collude
 from strategies.flower_strategies import clients_needed
@@ -34,7 +33,7 @@ class StrategyRequests:
         bounds: of updates.
         steps: that updates go through.
         attackers: those of a simulation; None without an attack.
-        train_images: (client, round) -> how many images it trains on.
+        train_images: (client, round) -> how many images it trains on; None where it alone knows.
 
     Raises:
         FedPGPError: settings of the evaluation that do not go together.
@@ -49,7 +48,7 @@ class StrategyRequests:
         bounds: UpdateBounds,
         steps: UpdatePipeline,
         attackers: Attackers | None,
-        train_images: Callable[[int, int], int],
+        train_images: Callable[[int, int], int | None],
     ):
         self._grid, self._config, self._split = grid, config, split
         self._bounds, self._steps = bounds, steps
@@ -57,8 +56,6 @@ class StrategyRequests:
         if config.privacy.secure_sum:
             self._reference = {}
         self._train_images = train_images
-        arrive = PROTOCOLS[config.protocol["name"]].images_arrive
-        self._count_themselves = split.private_data and arrive
         self._attackers = attackers
         self._told = not updates_only(config.privacy, deployed=config.runtime.name == "flower")
 
@@ -80,8 +77,6 @@ class StrategyRequests:
 
         def check(client: int, content: RecordDict) -> None:
             images = self._train_images(client, server_round)
-            if self._count_themselves:
-                images = None
             check_update(content, images, self._reference, epochs, metrics, told=self._told)
 
         def steps(client: int, update: Arrays) -> Arrays:

@@ -17,6 +17,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEADER = ("key", "default", "valid values", "meaning")
 BEGIN = "<!-- settings: python -m tools.configuration_page -->"
 END = "<!-- end of settings -->"
+GLOBAL = "@package _global_"
+"""At the head of a choice that sets keys of other groups too: its keys have their whole names."""
 FEW = 3
 """Choices of a group whose defaults are all shown."""
 
@@ -43,7 +45,7 @@ def keys_of(section: type[Section]) -> dict[str, dict[str, tuple[str, str]]]:
         if name not in choosing and not each.metadata.get("of_a_node")
     }
     for choice, path in files_of(section.prefix).items():
-        own = section.prefix in choices() and choice
+        own = section.prefix in choices() and choice and GLOBAL not in path.read_text()
         for key, value, sentence in explained(path, f"{section.prefix}." if own else ""):
             if key in declared and value:
                 declared[key][choice] = (value, sentence)

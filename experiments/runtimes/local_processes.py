@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -45,10 +45,13 @@ class LocalProcesses:
         folder: certificates, keys, logs and the nodes' own folders (``client_0`` …: their
             state-dir).
         nodes: for each node what its ``--node-config`` says beside ``state-dir``.
+        left: clients that have left; their nodes are not started.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[Mapping[str, object]]):
-        self.folder, self.nodes = folder.resolve(), list(nodes)
+    def __init__(
+        self, folder: Path, nodes: Sequence[Mapping[str, object]], left: Collection[int] = ()
+    ):
+        self.folder, self.nodes, self.left = folder.resolve(), list(nodes), left
         self.superlink: subprocess.Popen | None = None
         self.supernodes: list[subprocess.Popen | None] = [None] * len(self.nodes)
         self._port, self._node_ports = free_port(), [free_port() for _ in self.nodes]
@@ -72,7 +75,8 @@ class LocalProcesses:
             self._start_superlink()
             self._register()
             for node in range(len(self.nodes)):
-                self.start_node(node)
+                if node not in self.left:
+                    self.start_node(node)
         except BaseException:
             self.stop()
             raise

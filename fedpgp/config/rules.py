@@ -166,6 +166,18 @@ class Entries(Rule):
         named_entries(name, value)
 
 
+class Clients(Rule):
+    """Numbers of clients."""
+
+    words = "a list of clients' numbers, each once, from 0"
+
+    def allows(self, value: object) -> bool:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            return False
+        whole_numbers = all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+        return whole_numbers and len(set(value)) == len(value) and min(value, default=0) >= 0
+
+
 class Group(Rule):
     """Settings of their own."""
 
@@ -217,6 +229,11 @@ def text(*, missing: Any = MISSING, null: bool = False, of_a_node: bool = False)
 def entries(*, missing: Any = MISSING) -> Any:
     """A list of things by name, with or without settings."""
     return setting(Entries(), missing)
+
+
+def client_numbers(*, missing: Any = MISSING) -> Any:
+    """A list of clients."""
+    return setting(Clients(), missing)
 
 
 def group(*, missing: Any = MISSING) -> Any:

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
-from fedpgp.config.rules import choice, entries, flag, group, number, numbers, text, whole
+from fedpgp.config.rules import (
+    choice,
+    client_numbers,
+    entries,
+    flag,
+    group,
+    number,
+    numbers,
+    text,
+    whole,
+)
 from fedpgp.config.section import Section, own_options, section
 from fedpgp.errors import FedPGPError
 
@@ -62,8 +72,9 @@ class DatasetSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionSection(Section):
-    """``partition``: what all schemes have, and the chosen one's own options. ``client``: the
-    number of a node's client, with ``scheme=own``."""
+    """``partition``: what all schemes have, and the chosen one's own options. With ``scheme=own``:
+    ``client``, the number of a node's client; ``image_list``, the file that lists its images
+    (:mod:`fedpgp.data.arrivals`); ``image_round``, the round whose images are read, None: all."""
 
     prefix: ClassVar[str] = "partition"
 
@@ -71,7 +82,10 @@ class PartitionSection(Section):
     min_size: int = whole(least=1, missing=1)
     min_test_size: int = whole(least=1, missing=1)
     pooled: bool = flag(missing=False)
+    images_arrive: bool = flag(missing=False)
     client: int | None = whole(least=0, missing=None, of_a_node=True)
+    image_list: str | None = text(null=True, missing=None, of_a_node=True)
+    image_round: int | None = whole(least=0, missing=None, of_a_node=True)
     options: Mapping = own_options()
 
 
@@ -194,6 +208,7 @@ class Config(Section):
     seed: int = whole(least=0, most=2**128)
 
     clients: int = whole(least=1)
+    left: Sequence[int] = client_numbers(missing=())
     rounds: int = whole(least=0)
     participation: float = number(above=0, most=1, missing=1.0)
     first_round: str = choice("sampled", "all", missing="sampled")

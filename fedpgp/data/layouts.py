@@ -25,6 +25,10 @@ Parts = tuple[str, ...]
 """Names of the folders from the root to one below it."""
 
 
+class NoImages(FedPGPError):
+    """A folder has no images where they are looked for."""
+
+
 class FoundImage(NamedTuple):
     """An image's place: ``part`` is None where files, not folders, are divided into train and
     test."""
@@ -112,8 +116,8 @@ def read_layout(root: Path, layout: str | None) -> tuple[list[FoundImage], tuple
         layout: one of :data:`LAYOUTS`; None finds out which it is.
 
     Raises:
-        FedPGPError: unknown layout; no images; a layout that could be another; two folders of one
-            split.
+        NoImages: there are none.
+        FedPGPError: unknown layout; a layout that could be another; two folders of one split.
     """
     if layout is not None and layout not in LAYOUTS:
         raise FedPGPError(unknown("dataset.layout", layout, LAYOUTS))
@@ -131,7 +135,7 @@ def read_layout(root: Path, layout: str | None) -> tuple[list[FoundImage], tuple
         found += [FoundImage(*place, "/".join((*parts, file))) for file in files]
     if not found:
         elsewhere = next((f"; there are some elsewhere: {paths[0]}" for paths in left.values()), "")
-        raise FedPGPError(
+        raise NoImages(
             f"data set folder: no images in {written_out(root)} where they are looked "
             f"for{written_out(elsewhere)}; it must hold {layout or ', or '.join(LAYOUTS)}, with "
             "images in each CLASS (SPLIT: train and test)"

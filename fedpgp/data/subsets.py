@@ -44,6 +44,31 @@ def few_shot(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> np.nd
     return np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
 
 
+def few_shot_as_they_came(
+    labels: np.ndarray, starts: Sequence[int], shots: int, seed: int
+) -> np.ndarray:
+    """``shots`` images of each label among images that came one batch after the other: what was
+    drawn from those before stays, and a label that had too few takes more from those that are new.
+
+    Args:
+        labels: (N,) labels.
+        starts: first row of each batch, ascending, and N.
+        shots: images a label.
+        seed: of the draws.
+
+    Returns:
+        Ascending rows, int64.
+    """
+    kept: dict[int, list[int]] = {}
+    for start, stop in zip(starts, starts[1:], strict=False):
+        for key in np.unique(labels[start:stop]).tolist():
+            mine = kept.setdefault(key, [])
+            rows = start + np.flatnonzero(labels[start:stop] == key)
+            drawn = generator(seed, "few-shot", key).permutation(rows)
+            mine += drawn[: shots - len(mine)].tolist()
+    return np.sort([row for mine in kept.values() for row in mine]).astype(np.int64)
+
+
 def base_novel(class_names: Sequence[str], order: str = "label") -> tuple[list[int], list[int]]:
     """The first half of the classes (rounded up) is base, the second half novel.
 

@@ -31,7 +31,7 @@ from safetensors.numpy import load_file
 from clients.disclosure import FIGURES, NO_FIGURES
 from clients.private_state import owner
 from experiments.admin_token import log_in, read_token
-from experiments.deploy import _sites, main
+from experiments.deploy import _names_of, _sites, main
 from experiments.runner import start
 from experiments.runtimes.certificates import make_certificates, make_node_key
 from experiments.runtimes.local_processes import ROOT, LocalProcesses
@@ -459,8 +459,40 @@ def test_folders_that_are_no_clients_do_not_count(tmp_path):
     for name in ("clinic_b", "clinic_a", ".git", "__MACOSX"):
         (tmp_path / name).mkdir()
     (tmp_path / "notes.txt").touch()
-    found = _sites(Namespace(data=tmp_path, clients=2))
+    found = _sites(Namespace(data=tmp_path, clients=2), {})
     assert [Path(site["data-dir"]).name for site in found] == ["clinic_a", "clinic_b"]
+
+
+def test_sites_of_a_run_that_is_resumed_keep_their_numbers(tmp_path):
+    (tmp_path / "run").mkdir()
+    rows = [{"id": 0, "name": "bern"}, {"id": 1, "name": "rome"}, {"id": 2}]
+    (tmp_path / "run" / "partition.json").write_text(json.dumps({"clients": rows}))
+    known = _names_of(tmp_path / "run")
+    assert known == {"bern": 0, "rome": 1} and _names_of(tmp_path / "nowhere") == {}
+    for name in ("rome", "bern", "athens", "oslo"):
+        (tmp_path / "sites" / name).mkdir(parents=True)
+    options = Namespace(data=tmp_path / "sites", clients=None)
+    found = [(site["client-id"], site["client-name"]) for site in _sites(options, known)]
+    assert found == [(0, "bern"), (1, "rome"), (2, "athens"), (3, "oslo")]
+    (tmp_path / "sites" / "rome").rmdir()
+    with pytest.raises(FedPGPError, match="the folder of client 1 .rome. is not there"):
+        _sites(options, known)
+
+
+def test_a_key_for_a_client_that_comes_later(tmp_path, capsys):
+    to = tmp_path / "later"
+    assert main(["keys", "--add", "3", "--to", str(to)]) == 0
+    assert {path.name for path in to.iterdir()} == {"client_3.key", "client_3.key.pub"}
+    assert (to / "client_3.key").stat().st_mode & 0o077 == 0
+    assert "--name client-3" in capsys.readouterr().out
+    for words, said in (
+        (["--add", "3"], "client_3.key is there already"),
+        (["--add", "-1"], "--add CLIENT is a client's number"),
+        (["--add", "4", "--clients", "2"], "it goes with --to alone"),
+        (["--host", "fed.example.org"], "say --host NAME and --clients N, or --add CLIENT"),
+    ):
+        assert main(["keys", *words, "--to", str(to)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_experiments_run_does_not_start_a_deployment(tmp_path):

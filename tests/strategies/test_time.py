@@ -21,6 +21,7 @@ from clients.messages import Job
 from experiments.runner import resume, start
 from experiments.settings import composed
 from fedpgp.build import build_federation
+from fedpgp.data import arrivals
 from fedpgp.data_record import data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import PROTOCOLS, Phase, SplitRequest, split_clients
@@ -256,34 +257,104 @@ def test_the_record_tells_another_schedule_from_this_one():
 # A client's own folder grows. ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("protocol", "accepted"), [("personal", False), ("growing_folder", True)])
-def test_a_folder_that_has_grown(tmp_path, monkeypatch, protocol, accepted):
-    """An image comes in round 2, and the node is not started again: the protocol says whether its
-    update counts, with the images it is made of."""
-    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
+ARRIVING = ["runtime=flower", "partition=own", "dataset=folder", "protocol=personal", "clients=2"]
+ARRIVING += ["runtime.min_report=1", "local_epochs=1", "batch_size=4", "n_ctx=2"]
+ARRIVING += [f"dataset.class_names=[{','.join(CLASSES)}]"]
 
-    def before(nodes, node, message):
-        grown = tmp_path / "site_1" / "train" / "mammal" / "new.png"
-        job, kind = Job.of(message.content), message.metadata.message_type
-        if kind == "train" and job.server_round == 2 and node == 1 and not grown.exists():
-            shutil.copy(next(grown.parent.glob("*.png")), grown)
 
-    words = ["runtime=flower", "partition=own", "dataset=folder", "protocol=personal", "clients=2"]
-    words += ["rounds=2", "local_epochs=1", "batch_size=4", "evaluate_every=0"]
-    names = f"dataset.class_names=[{','.join(CLASSES)}]"
-    config = composed([*words, names, f"run_dir={tmp_path / 'run'}"])
+def grown(folder, *words, before=None, protocol="personal", configs=None):
+    """A run of real nodes whose folders grow; the grid."""
+    config = composed(
+        [*ARRIVING, "rounds=2", "evaluate_every=0", *words, f"run_dir={folder / 'run'}"]
+    )
     config["protocol"]["name"] = protocol
     # A real node reads its folder in a new process for every message.
     app = client_app(lambda text: build_federation(json.loads(text)))
-    nodes = Nodes(app, sites(tmp_path), before=before)
+    nodes = Nodes(app, configs or sites(folder), before=before or (lambda *_: None))
     start(config, grid=nodes)
-    dropped = lines(tmp_path / "run", "train")[1]["dropped"]
-    if accepted:
-        counts = [c["1/metrics"]["num-examples"] for c in nodes.replies if "1/arrays" in c]
-        assert dropped == [] and counts[1] == counts[0] + 1
-    else:
-        assert [row["client"] for row in dropped] == [1]
-        assert "images, but it has" in dropped[0]["reason"]
+    return nodes
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Nobody waits: not for nodes, and not for files that were just written."""
+    monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
+    monkeypatch.setattr(arrivals, "SETTLED", 0.0)
+
+
+def in_round(server_round, message):
+    job, kind = Job.of(message.content), message.metadata.message_type
+    return kind == "train" and job.server_round == server_round
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol", "accepted"),
+    [
+        ([], "personal", False),
+        ([], "growing_folder", True),
+        (["partition.images_arrive=true"], "personal", True),
+    ],
+)
+def test_a_folder_that_has_grown(tmp_path, soon, words, protocol, accepted):
+    """An image comes in round 2, and the node is not started again: the run, or its protocol, says
+    whether its update counts, with the images it is made of."""
+
+    def before(nodes, node, message):
+        new = tmp_path / "site_1" / "train" / "mammal" / "new.png"
+        if in_round(2, message) and node == 1 and not new.exists():
+            shutil.copy(next(new.parent.glob("*.png")), new)
+
+    nodes = grown(tmp_path, *words, before=before, protocol=protocol)
+    dropped = [line["dropped"] for line in lines(tmp_path / "run", "train")]
+    if not accepted:
+        assert dropped[0] == [] and [row["client"] for row in dropped[1]] == [1]
+        assert "images, but it has" in dropped[1][0]["reason"]
+        return
+    counts = [c["1/metrics"]["num-examples"] for c in nodes.replies if "1/arrays" in c]
+    assert dropped == [[], []] and counts == [counts[0], counts[0] + 1]
+    rows = csv.DictReader((tmp_path / "run" / "clients.csv").open())
+    assert {int(row["train_images"]) for row in rows if row["id"] == "1"} == {counts[1]}
+    # What stays on the node: which images, since when. None of it is sent.
+    (kept,) = (tmp_path / "state_1").glob("*/images.json")
+    record = json.loads(kept.read_text())
+    assert [one["since"] for one in record["arrivals"]] == [0, 2]
+    assert b"new.png" not in b"".join(nodes.sent)
+
+
+def test_a_client_without_images_takes_part_once_some_have_come(tmp_path, soon):
+    """Its folder is empty at first; it is not drawn, and not started again."""
+    configs = sites(tmp_path)
+    full = tmp_path / "site_1"
+    full.rename(tmp_path / "later")
+    full.mkdir()
+
+    def before(nodes, node, message):
+        if in_round(2, message) and not any(full.iterdir()):
+            shutil.copytree(tmp_path / "later", full, dirs_exist_ok=True)
+
+    words = ["partition.images_arrive=true", "rounds=3"]
+    grown(tmp_path, *words, before=before, configs=configs)
+    assert [line["clients"] for line in lines(tmp_path / "run", "train")] == [1, 1, 2]
+    table = json.loads((tmp_path / "run" / "partition.json").read_text())["clients"]
+    assert table[1]["train_images"] == 0  # as it began
+
+
+def test_a_node_whose_image_was_removed_is_left_out_until_it_is_back(tmp_path, soon):
+    configs, away = sites(tmp_path), tmp_path / "away.png"
+    image = sorted((tmp_path / "site_1" / "train" / "mammal").glob("*.png"))[0]
+
+    def before(nodes, node, message):
+        if in_round(2, message) and node == 1 and image.exists():
+            image.rename(away)
+        elif Job.of(message.content).ask == "handshake" and away.exists():
+            away.rename(image)
+
+    words = ["partition.images_arrive=true", "rounds=3"]
+    grown(tmp_path, *words, before=before, configs=configs)
+    dropped = [line["dropped"] for line in lines(tmp_path / "run", "train")]
+    assert [[row["client"] for row in one] for one in dropped] == [[], [1], []]
+    assert "something is wrong with its data" in dropped[1][0]["reason"]
+    assert "removed: train/mammal" in (tmp_path / "state_1" / "errors.log").read_text()
 
 
 # Evaluations that ask some of the clients. --------------------------------------------------------

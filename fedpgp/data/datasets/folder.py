@@ -8,9 +8,12 @@ from fedpgp.data.base import Dataset, FileSplit, register
 from fedpgp.data.class_names import as_names, check_names, check_template, nfc, spoken
 from fedpgp.data.files import hold_out
 from fedpgp.data.images import Reading
-from fedpgp.data.layouts import FoundImage, lacking, read_layout
-from fedpgp.errors import FedPGPError, check_number
+from fedpgp.data.layouts import FoundImage, NoImages, lacking, read_layout
+from fedpgp.errors import FedPGPError, check_number, unknown
 from fedpgp.plain_text import written_out
+
+UNKNOWN_CLASSES = ("error", "skip")
+"""Values of ``dataset.unknown_classes``."""
 
 
 @register("folder")
@@ -20,6 +23,7 @@ def load(
     download: bool = False,
     layout: str | None = None,
     class_names: Sequence[str] | None = None,
+    unknown_classes: str = "error",
     template: str = "a photo of a {}.",
     test_share: float = 0.3,
     split_seed: int = 0,
@@ -37,6 +41,7 @@ def load(
             another; None finds out.
         class_names: in label order, where that must not hang on what this folder has (each site of
             a deployment has its own); None is the sorted names of the class folders.
+        unknown_classes: class folders that ``class_names`` lacks: one of :data:`UNKNOWN_CLASSES`.
         template: of a class's sentence, with one ``{}``.
         test_share: where a site has no ``train`` and ``test``: the part of each class's
             files that is for testing.
@@ -58,13 +63,22 @@ def load(
     check_template(template)
     check_number("dataset.test_share", test_share, above=0, below=1)
     check_number("dataset.split_seed", split_seed, most=2**128, whole=True)
+    if unknown_classes not in UNKNOWN_CLASSES:
+        raise FedPGPError(unknown("dataset.unknown_classes", unknown_classes, UNKNOWN_CLASSES))
     reading = Reading.of({"background": background, "grey_range": grey_range})
     found, notes = read_layout(root, layout)
     classes = sorted({nfc(image.folder) for image in found})
     check_names(classes)
     names = classes if class_names is None else as_names(class_names)
     strangers = [name for name in classes if name not in names]
-    if strangers:
+    if strangers and unknown_classes == "skip":
+        listed = ", ".join(strangers)
+        notes += (written_out(f"not read: classes that dataset.class_names lacks: {listed}"),)
+        classes = [name for name in classes if name in names]
+        found = [image for image in found if nfc(image.folder) in names]
+        if not found:
+            raise NoImages(f"data set folder: no images in {shown} of dataset.class_names")
+    elif strangers:
         written = {spoken(name): name for name in names}
         near = [
             f"{name} ({written[spoken(name)]} there)"

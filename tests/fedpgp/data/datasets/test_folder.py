@@ -37,6 +37,12 @@ def test_class_names_may_be_given_so_that_all_sites_agree(tmp_path, draw):
     assert dataset.class_names == names and set(dataset.train.labels) == {0, 2, 3}
     with pytest.raises(FedPGPError, match="class_names lacks: Zebra"):
         load_dataset("folder", tmp_path, class_names=["tea_cup", "apple"])
+    some = load_dataset("folder", tmp_path, class_names=names[:2], unknown_classes="skip")
+    assert set(some.train.labels) == {0} and len(some.test) == 2
+    assert any("dataset.class_names lacks: Zebra, apple" in note for note in some.notes)
+    for given, said in (("skip", "no images in"), ("drop", "unknown_classes 'drop'")):
+        with pytest.raises(FedPGPError, match=said):
+            load_dataset("folder", tmp_path, class_names=["lamp", "sofa"], unknown_classes=given)
 
 
 def write_domains(root, draw, many=20):
