@@ -41,8 +41,8 @@ from strategies.checkpoint import (
     same_model,
 )
 from strategies.flower_strategies import beyond_theorem
-from strategies.sampling import participants, trainers
 from strategies.membership import admitted
+from strategies.sampling import participants, trainers
 from strategies.server import Server
 from strategies.wrappers import NOISE, configured_strategy
 

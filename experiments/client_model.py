@@ -14,6 +14,7 @@ from rich.console import Console as RichConsole
 from clients.private_state import PrivateStore
 from experiments.asked_client import asked_client
 from experiments.callbacks.progress import ProgressLine
+from experiments.newcomer_site import given_to, with_newcomer
 from experiments.overrides import user_path
 from experiments.run_checks import open_checked
 from experiments.run_folder import asked_run
@@ -23,10 +24,12 @@ from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, Progress
 from fedpgp.methods import Classifier
+from fedpgp.onboarding.newcomers import Adjust
 from fedpgp.plain_text import indented
 from fedpgp.prefixes import strip_prefix
 from fedpgp.task import ClassSet
 from strategies.checkpoint import OTHER_WEIGHTS, check_fits, latest_checkpoint, same_model
+from strategies.membership import admitted
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class ClientModel:
         client: logical client; None where the global model was asked for.
         has_own_prompt: False where the client has no tensors of its own: its model is the global
             one.
+        adjust: what changes its logits, for a newcomer that was given no prompt alone
+            (:mod:`fedpgp.onboarding`); None: nothing does.
     """
 
     config: dict
@@ -51,6 +56,7 @@ class ClientModel:
     server_round: int
     client: int | None
     has_own_prompt: bool
+    adjust: Adjust | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -75,8 +81,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="shared",
         help="the global prompt: what a new client would start from",
     )
+    whose.add_argument(
+        "--newcomer",
+        action="store_true",
+        help="a site that was given a prompt afterwards (experiments.onboard), with its --state",
+    )
     parser.add_argument(
-        "--state", type=user_path, help="state-dir of the client's node, in a deployment"
+        "--state",
+        type=user_path,
+        help="state-dir of the client's node, in a deployment, or of a newcomer",
     )
     parser.add_argument(
         "--weights",
@@ -98,6 +111,7 @@ def from_arguments(options: argparse.Namespace) -> ClientModel:
         "weights": options.weights,
         "data_root": options.data_root,
         "all_classes": options.all_classes,
+        "newcomer": options.newcomer,
     }
     line = ProgressLine(RichConsole(stderr=True, highlight=False))
     run = asked_run(options.run)
@@ -106,9 +120,10 @@ def from_arguments(options: argparse.Namespace) -> ClientModel:
         model = load_client_model(run, client, options.state, progress=line.progress, **how)
     finally:
         line.stop()
-    if model.client is not None and not model.has_own_prompt:
+    if model.client is not None and not model.has_own_prompt and model.adjust is None:
+        who = "the newcomer" if options.newcomer else f"client {model.client}"
         print(
-            f"client {model.client} has no prompt of its own: the global one answers",
+            f"{who} has no prompt of its own: the global one answers",
             file=sys.stderr,
         )
     dataset = model.federation.dataset
@@ -131,6 +146,7 @@ def load_client_model(
     weights: Path | None = None,
     data_root: str | None = None,
     all_classes: bool = False,
+    newcomer: bool = False,
     progress: Progress = lambda done, total, what: None,
 ) -> ClientModel:
     """Load a client's model from a run's folder.
@@ -143,6 +159,7 @@ def load_client_model(
         weights: a file with the model's weights; None takes what the run's configuration says.
         data_root: the folder that holds the data sets; None takes the configuration's.
         all_classes: choose among all classes of the data set, not only those that were trained.
+        newcomer: the model of the site that ``experiments.onboard`` gave a prompt, in ``state``.
         progress: is told of images that are encoded, for a method whose models are made from a
             client's.
 
@@ -152,7 +169,7 @@ def load_client_model(
             method needs a client's images, or no global model where it would have to answer.
     """
     _, config = open_checked(run)
-    config["model"]["pretrained"] = _weights(config["model"], weights)
+    config["model"]["pretrained"] = weights_of(config["model"], weights)
     if data_root:
         config["dataset"]["root"] = data_root
     saved = latest_checkpoint(
@@ -161,8 +178,18 @@ def load_client_model(
     if saved is None:
         raise FedPGPError(f"{run} has no checkpoint: the run saved nothing yet")
     tensors, info = saved
-    shared, server_state = strip_prefix("shared/", tensors), strip_prefix("memory/", tensors)
-    committed = _committed(tensors["committed"], client)
+    shared = strip_prefix("shared/", tensors)
+    adjust = None
+    if newcomer:
+        if state is None:
+            raise FedPGPError("--newcomer has a prompt in its own folder alone: --state DIR")
+        if info.get("data") is None:
+            raise FedPGPError(f"{run} was made before a run recorded its classes")
+        client, committed, adjust = given_to(state / info["run"], info["run"])
+        if adjust is not None and all_classes:
+            raise FedPGPError("--all-classes: this newcomer remembers images of trained classes")
+    else:
+        committed = _committed(tensors["committed"], client)
     if committed and state is None and config["runtime"]["name"] == "flower":
         raise FedPGPError(
             f"what client {client} learned for itself is on its own machine alone: run this "
@@ -173,7 +200,7 @@ def load_client_model(
 
     def answering(federation: Federation) -> ClientModel:
         federation.progress = progress
-        check_fits(run / "checkpoint", tensors, federation)
+        check_fits(run / "checkpoint", admitted(tensors, federation), federation)
         if not same_model(info, federation.method.task.clip.fingerprint):
             if weights:
                 raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
@@ -184,11 +211,10 @@ def load_client_model(
             else federation.federated_split.base_classes
         )
         classes = federation.class_set(federation.dataset.without_repeats(names))
+        memory = strip_prefix("memory/", admitted(tensors, federation))
         if committed:
             client_only = (
-                {client: federation.server.download_for(client, server_state)}
-                if server_state
-                else None
+                {client: federation.server.download_for(client, memory)} if memory else None
             )
             (classifier,) = federation.models.personal_classifier(
                 shared,
@@ -208,15 +234,19 @@ def load_client_model(
                 )
                 raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
         return ClientModel(
-            config, federation, classifier, classes, info["round"], client, bool(committed)
+            config, federation, classifier, classes, info["round"], client, bool(committed), adjust
         )
 
     record = info.get("data")
     if record is not None:
         with contextlib.suppress(NeedsImages):
-            return answering(
-                build_federation(config, recorded_split(record, config["dataset"]["name"]))
-            )
+            split = recorded_split(record, config["dataset"]["name"])
+            return answering(build_federation(config, with_newcomer(split) if newcomer else split))
+    if newcomer:
+        raise FedPGPError(
+            f"--newcomer: method={config['method']['name']} makes a client's model from its images "
+            "each time, and a newcomer's are not kept"
+        )
     federation = build_federation(config)
     if note := check_same_data(run, record, data_record(federation.federated_split)):
         print(f"note: {indented(note)}", file=sys.stderr)
@@ -239,7 +269,7 @@ def _committed(rounds: np.ndarray, client: int | None) -> int:
     return int(rounds[client])
 
 
-def _weights(model: Mapping, given: Path | None) -> str | None:
+def weights_of(model: Mapping, given: Path | None) -> str | None:
     """Return where the model's weights come from.
 
     Raises:

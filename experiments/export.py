@@ -56,6 +56,11 @@ def export(model: ClientModel, to: Path) -> None:
         raise FedPGPError(
             f"method={method.name} answers by more than one feature a class: it cannot be exported"
         )
+    if model.adjust is not None:
+        raise FedPGPError(
+            "this newcomer answers by the features of its images beside the global prompt: it "
+            "cannot be exported; experiments.onboard --onboard finetune gives it a prompt"
+        )
     config, dataset = model.config, model.federation.dataset
     architecture, pretrained = resolve_name(
         config["model"]["name"], config["model"].get("pretrained")

@@ -4,6 +4,8 @@ python -m experiments.predict --run outputs/default/TIME --client 3 IMAGE...
 python -m experiments.predict --run RUN_DIR --global IMAGE...       with the global prompt
 python -m experiments.predict --run RUN_DIR --client 0 --state STATE_DIR IMAGE...
                                                                     where a deployed client lives
+python -m experiments.predict --run RUN_DIR --newcomer --state STATE_DIR IMAGE...
+                                                                    after experiments.onboard
 """
 
 import argparse
@@ -111,7 +113,7 @@ def predict(model: ClientModel, images: Iterable[Image.Image]) -> torch.Tensor:
     pixels = torch.stack(prepared)
     read = {
         what: pixels if what == "pixels" else clip.features_of(what, pixels)
-        for what in method.inputs
+        for what in {*method.inputs, *(("features",) if model.adjust else ())}
     }
     images = Images(
         **{
@@ -119,7 +121,10 @@ def predict(model: ClientModel, images: Iterable[Image.Image]) -> torch.Tensor:
             for what, x in read.items()
         }
     )
-    return method.logits(model.classifier, images, model.classes)[0].softmax(-1).cpu()
+    logits = method.logits(model.classifier, images, model.classes)[0]
+    if model.adjust is not None:
+        logits = model.adjust(logits, images.features[0])
+    return logits.softmax(-1).cpu()
 
 
 if __name__ == "__main__":

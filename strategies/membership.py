@@ -37,7 +37,7 @@ def admitted(tensors: Mapping[str, np.ndarray], federation) -> dict[str, np.ndar
             entry = NOTHING.get(name, np.nan)
             tensor = np.append(tensor, np.full(clients - before, entry, dtype=tensor.dtype))
         elif name.startswith(MEMORY):
-            tensor = _with_rows(tensor, fresh[name.removeprefix(MEMORY)], before)
+            tensor = _with_rows(tensor, fresh.get(name.removeprefix(MEMORY), tensor), before)
         found[name] = tensor
     return found
 

@@ -6,10 +6,32 @@ with one-hot labels L (n, C) that it may use, an image f gets
     logits = global(f) + alpha exp(-beta (1 - f F^T)) L
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fedpgp.onboarding.base import Newcomer, Onboarded, Onboarding, register
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What is added to the logits of a prompt.
+
+    Attributes:
+        keys: F, (n, e), unit norm.
+        values: L, (n, C), one-hot.
+        alpha, beta: weight and sharpness.
+    """
+
+    keys: Tensor
+    values: Tensor
+    alpha: float
+    beta: float
+
+    def __call__(self, logits: Tensor, features: Tensor) -> Tensor:
+        near = torch.exp(-self.beta * (1 - features @ self.keys.mT))
+        return logits + self.alpha * (near @ self.values).to(logits)
 
 
 @register("memory")
@@ -27,10 +49,4 @@ class Memory(Onboarding):
         keys = inputs.features("train")[index]
         labels = inputs.labels("train", newcomer.classes)[index]
         values = torch.nn.functional.one_hot(labels, len(newcomer.classes)).to(keys.dtype)
-        alpha, beta = self.options.alpha, self.options.beta
-
-        def adjust(logits: Tensor, features: Tensor) -> Tensor:
-            near = torch.exp(-beta * (1 - features @ keys.mT))
-            return logits + alpha * (near @ values).to(logits)
-
-        return Onboarded(adjust=adjust)
+        return Onboarded(adjust=Remembered(keys, values, self.options.alpha, self.options.beta))
