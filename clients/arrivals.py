@@ -11,6 +11,7 @@ import sys
 from clients.messages import Job
 from clients.node_config import NodeConfig
 from clients.private_state import PrivateStore
+from fedpgp.process import set_up_process
 
 IMAGES = "images.json"
 """In a run's folder of a node: its images, and since which round it has them."""
@@ -29,7 +30,11 @@ def with_images(text: str, kind: str, job: Job, node: NodeConfig, store: Private
     Raises:
         FedPGPError: an image that the run has trained on was changed or removed.
     """
-    from fedpgp.build import look_for_images, takes_arrivals  # torch, when there is work
+    set_up_process()
+    from fedpgp.build import (  # torch: when there is work, not before
+        look_for_images,
+        takes_arrivals,
+    )
 
     config = json.loads(text)
     if not takes_arrivals(config):

@@ -30,6 +30,7 @@ from clients.messages import CLIENT_ONLY, Job, Record, pack_reply, unpack
 from clients.node_config import ERRORS, IncompatibleNode, NodeConfig, compatibility, mismatch
 from clients.private_state import PrivateStore
 from clients.progress import CLIENTS, Progress
+from clients.sum_records import SUM_STEPS
 from clients.watchdog import watched
 from fedpgp.client_table import client_table
 from fedpgp.config import PrivacySection, RuntimeSection
@@ -135,7 +136,7 @@ class ClientRequest:
                     f"{min(others)}"
                 )
             text = self.node_config.configured(text)
-        if self._own_images:
+        if self._own_images and self.job.ask not in SUM_STEPS:  # which need no image
             kind = self.message.metadata.message_type
             text = with_images(text, kind, self.job, self.node_config, self.store)
         return text

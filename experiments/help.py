@@ -64,7 +64,8 @@ def explain(words: Sequence[str]) -> str:
         for name in (str(value) for value in _values(word)):
             if name not in choices()[group]:
                 raise FedPGPError(unknown(group, name, choices()[group]))
-            parts.append(_choice(CONF / group / f"{name}.yaml", f"{group}={name}", f"{group}."))
+            path = CONF / group / f"{name}.yaml"
+            parts.append(_choice(path, f"{group}={name}", prefix_of(path, group)))
     return "\n\n".join(parts)
 
 
@@ -95,8 +96,8 @@ def _key(word: str) -> str:
     for group, names in choices().items():
         for name in names:
             path = CONF / group / f"{name}.yaml"
-            if not path.read_text().startswith("# @package"):
-                files[f"{group}={name}"] = explained(path, f"{group}.")
+            keys = explained(path, prefix_of(path, group))
+            files[f"{group}={name}"] = [row for row in keys if _is_own(row[0], group)]
     found: dict[tuple[str, str], list[str]] = {}
     for choice, rows in files.items():
         for name, value, sentence in rows:
@@ -134,6 +135,17 @@ def _choice(path: Path, title: str, prefix: str, until: str = "") -> str:
         if not until or name.split(".")[0] != until
     ]
     return "\n".join([title + (f": {about}" if about else ""), *_rows(rows)])
+
+
+def prefix_of(path: Path, group: str) -> str:
+    """Return what stands before the keys of a choice's file: nothing where it sets keys of other
+    groups too, and has their whole names."""
+    return "" if path.read_text().startswith("# @package _global_") else f"{group}."
+
+
+def _is_own(key: str, group: str) -> bool:
+    """Whether a key is a group's own; not the one that names the choice."""
+    return key.startswith(f"{group}.") and key not in (f"{group}.name", f"{group}.scheme")
 
 
 def explained(path: Path, prefix: str = "") -> list[tuple[str, str, str]]:

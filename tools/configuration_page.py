@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments.help import explained
+from experiments.help import explained, prefix_of
 from experiments.settings import CONF, choices
 from fedpgp.config import Config, Section
 from tools.methods_page import table
@@ -17,8 +17,6 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEADER = ("key", "default", "valid values", "meaning")
 BEGIN = "<!-- settings: python -m tools.configuration_page -->"
 END = "<!-- end of settings -->"
-GLOBAL = "@package _global_"
-"""At the head of a choice that sets keys of other groups too: its keys have their whole names."""
 FEW = 3
 """Choices of a group whose defaults are all shown."""
 
@@ -45,8 +43,9 @@ def keys_of(section: type[Section]) -> dict[str, dict[str, tuple[str, str]]]:
         if name not in choosing and not each.metadata.get("of_a_node")
     }
     for choice, path in files_of(section.prefix).items():
-        own = section.prefix in choices() and choice and GLOBAL not in path.read_text()
-        for key, value, sentence in explained(path, f"{section.prefix}." if own else ""):
+        own = section.prefix in choices() and choice
+        prefix = prefix_of(path, section.prefix) if own else ""
+        for key, value, sentence in explained(path, prefix):
             if key in declared and value:
                 declared[key][choice] = (value, sentence)
     return declared

@@ -40,6 +40,7 @@ from experiments.superexec import flower
 from fedpgp.errors import FedPGPError
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.strategies.test_privacy import CLASSES
+from tests.strategies.test_privacy import sites as own_sites
 from tests.strategies.test_private_deployment import sites as private_sites
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores
@@ -477,6 +478,24 @@ def test_sites_of_a_run_that_is_resumed_keep_their_numbers(tmp_path):
     (tmp_path / "sites" / "rome").rmdir()
     with pytest.raises(FedPGPError, match="the folder of client 1 .rome. is not there"):
         _sites(options, known)
+
+
+@pytest.mark.slow
+def test_a_site_joins_and_another_leaves(tmp_path):
+    """With a SuperLink and nodes as processes of their own: a new folder is a new client."""
+    images, run_dir = tmp_path / "sites", tmp_path / "run"
+    for site in own_sites(tmp_path):
+        shutil.move(site["data-dir"], images / Path(site["data-dir"]).name)
+    words = ["dataset=folder", f"dataset.class_names=[{','.join(CLASSES)}]", "n_ctx=2"]
+    words += ["protocol=personal", "local_epochs=1", "rounds=1", "runtime.min_report=1"]
+    assert main(["local", "--data", str(images), *words, f"run_dir={run_dir}"]) == 0
+    shutil.copytree(images / "site_0", images / "a_later_site")
+    again = ["local", "--data", str(images), f"resume={run_dir}"]
+    assert main([*again, "rounds=2"]) == 0
+    assert main([*again, "rounds=3", "left=[1]"]) == 0
+    assert [line["clients"] for line in metrics(run_dir, "train")] == [2, 3, 2]
+    table = json.loads((run_dir / "partition.json").read_text())["clients"]
+    assert [row["name"] for row in table] == ["site_0", "site_1", "a_later_site"]
 
 
 def test_a_key_for_a_client_that_comes_later(tmp_path, capsys):
