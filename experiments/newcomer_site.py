@@ -11,7 +11,7 @@ import numpy as np
 from clients.private_state import PrivateStore, owner
 from fedpgp.atomic_files import write_atomically
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.base import FileSplit
+from fedpgp.data.base import FileSplit, Subset
 from fedpgp.data.files import subfolders
 from fedpgp.data.layouts import NoImages
 from fedpgp.data_record import Record, recorded_split
@@ -77,20 +77,32 @@ def read_site(data: Path, record: Record, config: Mapping) -> Site:
     """
     recorded = recorded_split(record, config["dataset"]["name"])
     names, base = recorded.dataset.class_names, recorded.base_classes
-    dataset = _images(data, names, config["dataset"])
-    dataset = replace(dataset, template=recorded.dataset.template, sources=recorded.dataset.sources)
-    has = {names[i] for part in (dataset.train, dataset.test) for i in np.unique(part.labels)}
+    found = _images(data, names, config["dataset"])
+    has = {names[i] for part in (found.train, found.test) for i in np.unique(part.labels)}
     has |= set(_folders(data)) & set(names)
-    base_names = [names[label] for label in base]
+    labels = tuple(label for label in base if names[label] in has)
+    if not labels:
+        raise FedPGPError(
+            f"--data {written_out(data)} has no class that this run trained: "
+            f"{_few([names[label] for label in base])}"
+        )
+    train, test = (Subset(part, indices_of(part, base)) for part in (found.train, found.test))
+    dataset = Dataset(
+        found.name,
+        names,
+        recorded.dataset.template,
+        train,
+        None,
+        test,
+        notes=found.notes,
+        sources=recorded.dataset.sources,
+    )
     newcomer = ClientSplit(
-        indices_of(dataset.train, base),
-        base,
-        {"unseen": EvalSet(indices_of(dataset.test, base), base)},
-        trains=False,
+        np.arange(len(train)), base, {"unseen": EvalSet(np.arange(len(test)), base)}, trains=False
     )
     whole = with_newcomer(replace(recorded, dataset=dataset, private_data=True), newcomer)
-    labels = tuple(label for label in base if names[label] in has)
-    return Site(whole, labels, tuple(name for name in names if name in has - set(base_names)))
+    others = has - {names[label] for label in base}
+    return Site(whole, labels, tuple(name for name in names if name in others))
 
 
 def _images(data: Path, names: Sequence[str], options: Mapping) -> Dataset:
@@ -105,11 +117,10 @@ def _images(data: Path, names: Sequence[str], options: Mapping) -> Dataset:
         nothing = FileSplit(data, [], [])
         return Dataset("folder", list(names), "a photo of a {}.", nothing, None, nothing)
     if strangers := [name for name in found.class_names if name not in names]:
-        known = ", ".join(names[:SHOWN]) + (f" … ({len(names)})" if len(names) > SHOWN else "")
         raise FedPGPError(
             f"--data {shown} has classes that the run does not know: "
-            f"{written_out(', '.join(strangers))}. It knows {known}. Give a folder the run's name "
-            "for its class, or move it away; other classes need another run (init_from=RUN)"
+            f"{_few(strangers)}. It knows {_few(names)}. Give a folder the run's name for its "
+            "class, or move it away; other classes need another run (init_from=RUN)"
         )
     sites = sorted(set(found.train.domains or ()) | set(found.test.domains or ()))
     if len(sites) > 1:
@@ -118,6 +129,11 @@ def _images(data: Path, names: Sequence[str], options: Mapping) -> Dataset:
             f"each gets a prompt of its own: name one, such as --data {shown}/{sites[0]}"
         )
     return load_dataset("folder", data, class_names=list(names), **reading)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" … ({len(names)})" if len(names) > SHOWN else ""
+    return written_out(", ".join(names[:SHOWN]) + more)
 
 
 def _folders(data: Path) -> list[str]:

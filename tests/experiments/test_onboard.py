@@ -110,7 +110,7 @@ def test_a_memory_answers_by_the_images_of_the_site(run, site, tmp_path, capsys)
     clip, memory = shared.federation.method.task.clip, ours.adjust
     assert len(memory.keys) == 4
     for row, image in enumerate(images):
-        feature = clip.encode_images(clip.preprocess(image)[None])[0]
+        feature = clip.features_of("features", clip.preprocess(image)[None])[0]
         logits = shared.federation.method.task.logit_scale * shared.classifier[0] @ feature
         for key, value in zip(memory.keys, memory.values, strict=True):
             logits = logits + torch.exp(-5.5 * (1 - feature @ key)) * value
