@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from clients.private_state import PrivateStore, owner
 from fedpgp.atomic_files import write_atomically
@@ -16,7 +17,7 @@ from fedpgp.data.files import subfolders
 from fedpgp.data.layouts import NoImages
 from fedpgp.data_record import Record, recorded_split
 from fedpgp.errors import MALFORMED, FedPGPError
-from fedpgp.onboarding.memory import Remembered
+from fedpgp.onboarding import ONBOARDINGS
 from fedpgp.onboarding.newcomers import Adjust, Onboarded
 from fedpgp.plain_text import written_out
 from fedpgp.prefixes import strip_prefix
@@ -26,8 +27,8 @@ from fedpgp.protocols.base import indices_of
 ONBOARDED = "onboarded.json"
 """In the run's folder of a newcomer's state-dir: what it was given."""
 
-MEMORY = "memory/"
-"""Before the names of a memory's tensors in a newcomer's private state."""
+ADJUST = "adjust/"
+"""Before the names of what adjusts a newcomer's logits, in its private state."""
 
 SHOWN = 20
 """Class names that a message lists."""
@@ -158,7 +159,10 @@ def read_onboarded(folder: Path) -> dict:
     try:
         about = json.loads(path.read_bytes())
         kept = {key: int(about[key]) for key in ("client", "round")}
-        return kept | {"own_prompt": bool(about["own_prompt"]), "memory": about["memory"]}
+        if about["adjusted"] and getattr(ONBOARDINGS.get(about["way"]), "adjustment", None) is None:
+            raise ValueError(f"its way {about['way']!r} is not known")
+        told = {key: bool(about[key]) for key in ("own_prompt", "adjusted")}
+        return kept | told | {"way": about["way"]}
     except FileNotFoundError:
         raise FedPGPError(
             f"{folder.parent} has no prompt of a newcomer to this run; give it one: python -m "
@@ -183,15 +187,14 @@ def keep_given(folder: Path, run: str, about: Mapping, model: Onboarded) -> None
     store = PrivateStore(folder, run, max(1, attempt))
     store.claim()
     state = dict(model.state or {})
-    adjust, memory = model.adjust, None
-    if isinstance(adjust, Remembered):
-        state |= {f"{MEMORY}keys": adjust.keys, f"{MEMORY}values": adjust.values}
-        memory = {"alpha": adjust.alpha, "beta": adjust.beta}
-    elif adjust is not None:
-        raise FedPGPError(f"--onboard {about['way']}: what it makes of images cannot be kept")
+    adjust = model.adjust
+    if adjust is not None:
+        if not isinstance(adjust, ONBOARDINGS[about["way"]].adjustment or ()):
+            raise FedPGPError(f"--onboard {about['way']}: what it makes of images cannot be kept")
+        state |= {ADJUST + name: torch.as_tensor(value) for name, value in vars(adjust).items()}
     if state:
         store.save(about["client"], about["round"], state, 0)
-    kept = {**about, "own_prompt": model.state is not None, "memory": memory}
+    kept = {**about, "own_prompt": model.state is not None, "adjusted": adjust is not None}
     text = json.dumps(kept, indent=1) + "\n"
     write_atomically(folder / ONBOARDED, text.encode(), private=True)
     store.flush()
@@ -210,7 +213,8 @@ def given_to(folder: Path, run: str) -> tuple[int, int, Adjust | None]:
     """
     about = read_onboarded(folder)
     client, kept = about["client"], about["round"]
-    if not about["memory"]:
-        return client, kept if about["own_prompt"] else 0, None
-    tensors = strip_prefix(MEMORY, PrivateStore(folder, run, 0).load(client, kept))
-    return client, kept if about["own_prompt"] else 0, Remembered(**tensors, **about["memory"])
+    own = kept if about["own_prompt"] else 0
+    if not about["adjusted"]:
+        return client, own, None
+    tensors = strip_prefix(ADJUST, PrivateStore(folder, run, 0).load(client, kept))
+    return client, own, ONBOARDINGS[about["way"]].adjustment(**tensors)

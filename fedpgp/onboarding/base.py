@@ -52,6 +52,9 @@ class Onboarding(ABC):
     """Whether its result depends on the newcomer's images."""
     fine_tunes: ClassVar[bool] = True
     """Whether the newcomer trains its private tensors for ``steps`` steps."""
+    adjustment: ClassVar[type | None] = None
+    """The dataclass of tensors and numbers that its ``adjust`` is an instance of, so that a
+    newcomer can keep it; None: it has no ``adjust``."""
 
     def __init__(self, options: OnboardingOptions, federation: Federation, trained: Trained):
         self.options, self.federation, self.trained = options, federation, trained

@@ -40,6 +40,7 @@ class Memory(Onboarding):
     exported as class embeddings."""
 
     fine_tunes = False
+    adjustment = Remembered
 
     def start(self, newcomer: Newcomer) -> Onboarded:
         if not len(newcomer.rows):
