@@ -123,7 +123,9 @@ class Attempt:
         if isinstance(protocol, OnboardingOptions):
             check_private_tensors(federation, protocol)
         if self.checkpoint:
-            tensors = admitted(self.checkpoint[0], federation)
+            tensors, info = self.checkpoint
+            if len(tensors["committed"]) == info["config"]["clients"]:  # others may have joined
+                tensors = admitted(tensors, federation)
             check_fits(self.folder.path / "checkpoint", tensors, federation)
             clip = federation.method.task.clip
             if not same_model(self.checkpoint[1], clip.fingerprint):

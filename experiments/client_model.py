@@ -200,7 +200,8 @@ def load_client_model(
 
     def answering(federation: Federation) -> ClientModel:
         federation.progress = progress
-        check_fits(run / "checkpoint", admitted(tensors, federation), federation)
+        fitted = admitted(tensors, federation) if newcomer else tensors
+        check_fits(run / "checkpoint", fitted, federation)
         if not same_model(info, federation.method.task.clip.fingerprint):
             if weights:
                 raise FedPGPError(f"--weights {weights}: the run was trained with other weights")
@@ -211,7 +212,7 @@ def load_client_model(
             else federation.federated_split.base_classes
         )
         classes = federation.class_set(federation.dataset.without_repeats(names))
-        memory = strip_prefix("memory/", admitted(tensors, federation))
+        memory = strip_prefix("memory/", fitted)
         if committed:
             client_only = (
                 {client: federation.server.download_for(client, memory)} if memory else None
