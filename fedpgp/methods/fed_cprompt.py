@@ -186,7 +186,7 @@ class FedCPrompt(Method):
         return {**params, "tasks": params["task"] + 1}
 
     def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
-        begun = (averaged["tasks"] - 1e-3).ceil()  # clients of one round may be in different tasks
+        begun = (averaged["tasks"] - 1e-5).ceil()  # clients of one round may be in different tasks
         tasks = torch.maximum(context.global_params["tasks"], begun)
         return {**averaged, "tasks": tasks}, {}
 

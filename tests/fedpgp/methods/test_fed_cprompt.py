@@ -15,7 +15,7 @@ OPTIONS = {"pool": POOL, "tokens": TOKENS, "depth": DEPTH}
 
 
 def seen_with(task, batch, k, b, pool, tasks):
-    """grbagwe/Fed-CPrompt at a19c98b90e28, models/vit_coda_p.py, ``CodaPrompt.forward``, lines 328
+    """grbagwe/Fed-CPrompt at a19c98b90e28, models/vit_coda_p.py, ``CodaPrompt.forward``, lines 332
     to 341: einsum 'bd,kd->bkd' of the query and softmax(A), its cosine with K, and the sum of the
     entries."""
     q, prompts = batch.images.features[k, b], []
@@ -31,8 +31,8 @@ def seen_with(task, batch, k, b, pool, tasks):
 
 def cprompt(phase):
     def equations(task, s, batch, k, p, global_params):
-        """The same repository, learners/prompt.py: ``TripletLoss``, ``positive_loss`` (lines 26 to
-        47), and logits of earlier classes at minus infinity (``update_model``)."""
+        """The same repository, learners/prompt.py: ``TripletLoss``, ``positive_loss`` (lines 27 to
+        46), and logits of earlier classes at minus infinity (``update_model``)."""
         own = {label for _, label, _ in real(batch, k)}
         counts = [c for c in classes(task) if not p["old"][c] or c in own]
         z = {b: seen_with(task, batch, k, b, p, phase + 1) for b, _, _ in real(batch, k)}
