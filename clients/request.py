@@ -49,9 +49,11 @@ class ClientRequest:
         self.job = Job.of(message.content)
         node_config = dict(context.node_config)
         self.inline = bool(node_config.pop("inline", False))
+        in_a_simulation = self.inline or "partition-id" in node_config
+        self.waited = float(node_config.pop("waited", 0.0)) if in_a_simulation else 0.0
         # A simulation's nodes are told where; a real one lets nobody else choose a folder of its
         # disk.
-        if self.job.private and not (self.inline or "partition-id" in node_config):
+        if self.job.private and not in_a_simulation:
             raise FedPGPError(
                 "a server may choose a folder on the nodes of a simulation only, and this is none"
             )
@@ -84,10 +86,7 @@ class ClientRequest:
         does not cost the others their round. (A client's numbers do not depend on its company.)
         ``without_federation``: the work is done without one, and it is not built.
         """
-        # Machines of a deployment need not have the same time: the clock starts when the message is
-        # here.
-        sent_at = self.message.metadata.created_at if self.node_config is None else time.time()
-        with nullcontext() if self.inline else watched(self.store, self.job, sent_at):
+        with nullcontext() if self.inline else watched(self.store, self.job, self.waited):
             self.store.claim()
             if self.job.threads and not self.inline:
                 import torch

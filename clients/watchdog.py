@@ -24,14 +24,15 @@ _watched_store: PrivateStore | None = None
 
 
 @contextmanager
-def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
+def watched(store: PrivateStore, job: Job, waited: float) -> Iterator[None]:
     """Watch over one message.
 
     Args:
         store: the process ends when a newer attempt claims it.
         job: its deadline ends the process, even when it hangs inside a library that
             never returns to Python.
-        sent_at: when the server sent the message, in seconds since the epoch.
+        waited: seconds for which the server had the message before this process: no clock of
+            day is asked, which may be set anew, or be another machine's.
 
     Raises:
         FedPGPError: the deadline has passed already (the message is a second try
@@ -39,7 +40,7 @@ def watched(store: PrivateStore, job: Job, sent_at: float) -> Iterator[None]:
     """
     global _watched_store
     if job.deadline:
-        left = job.deadline - (time.time() - sent_at)
+        left = job.deadline - waited
         if left <= 0:
             raise FedPGPError(f"took longer than runtime.round_timeout={job.deadline:g} seconds")
         told = sys.__stderr__ or open(os.devnull, "w")  # noqa: SIM115

@@ -61,7 +61,7 @@ class RayGrid(LocalGrid):
         self._probes = {each.ready.remote(): each for each in self._workers}
         self._to_make: list[tuple[float, bool]] = []  # when, and whether the last one had started
         self._running: dict = {}  # Ray's future -> (worker, message)
-        self._queue: deque[Message] = deque()
+        self._queue: deque[tuple[float, Message]] = deque()  # since when it waits, and what
         self._replies: dict[str, Message] = {}
         self._without_workers: float | None = None  # since when
         self._patience = START_PATIENCE
@@ -73,7 +73,7 @@ class RayGrid(LocalGrid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue the messages; return their ids, in order."""
         named = [with_id(message) for message in messages]
-        self._queue.extend(named)
+        self._queue.extend((time.monotonic(), message) for message in named)
         self._hand_out()
         return [message.metadata.message_id for message in named]
 
@@ -111,8 +111,9 @@ class RayGrid(LocalGrid):
 
     def _hand_out(self) -> None:
         while self._queue and self._free:
-            worker, message = self._free.popleft(), self._queue.popleft()
-            self._running[worker.run.remote(message)] = (worker, message)
+            worker, (since, message) = self._free.popleft(), self._queue.popleft()
+            future = worker.run.remote(message, time.monotonic() - since)
+            self._running[future] = (worker, message)
 
     def _collect(self, seconds: float) -> None:
         """Take what Ray has finished, waiting for the first of it that long."""
@@ -184,7 +185,8 @@ class RayGrid(LocalGrid):
             reason += f"the last one: {self._lost}" if self._lost else guess
             reason = self._lost if gone else reason
             while self._queue:
-                self._reply(Message(Error(WORKER_LOST, reason), reply_to=self._queue.popleft()))
+                _, waiting = self._queue.popleft()
+                self._reply(Message(Error(WORKER_LOST, reason), reply_to=waiting))
 
 
 def could_not_start(error: Exception) -> bool:

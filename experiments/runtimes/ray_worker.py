@@ -28,8 +28,9 @@ class RayWorker:
         """Return True: the process is up and has its app."""
         return True
 
-    def run(self, message: Message) -> Message:
-        """Run the app on a message; an exception of the app is raised as it is."""
+    def run(self, message: Message, waited: float) -> Message:
+        """Run the app on a message, which has waited so many seconds for a worker; an exception of
+        the app is raised as it is."""
         node = message.metadata.dst_node_id
-        config = {"partition-id": node, "num-partitions": self._nodes}
+        config = {"partition-id": node, "num-partitions": self._nodes, "waited": waited}
         return self._app(message, Context(self._run_id, node, config, RecordDict(), {}))

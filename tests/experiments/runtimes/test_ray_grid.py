@@ -36,6 +36,7 @@ def make_app() -> ClientApp:
             "what": what,
             "pid": os.getpid(),
             "node": dict(context.node_config)["partition-id"],
+            "waited": dict(context.node_config)["waited"],
         }
         return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
 
@@ -77,6 +78,8 @@ def test_work_goes_to_whoever_is_free(grid):
         pass
     busy, *rest = sorted(ask(grid, "1.5", *"bcdef"), key=lambda a: a["what"])
     assert {a["pid"] for a in rest} != {busy["pid"]} and len({a["pid"] for a in rest}) == 1
+    # What waits for a worker is told how long, by no clock of day.
+    assert sorted(a["waited"] for a in rest) == [a["waited"] for a in rest] and busy["waited"] >= 0
 
 
 def test_an_exception_of_the_app_and_a_death_cost_their_own_message(grid):
