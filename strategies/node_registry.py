@@ -188,7 +188,9 @@ class NodeRegistry:
         if asked:
             replies, broken = pull_replies(self._grid, list(asked))
             for reply in replies:
-                self._on_reply(asked[reply.metadata.reply_to_message_id], reply)
+                # A node writes what its reply says of itself.
+                if (about := reply.metadata.reply_to_message_id) in asked:
+                    self._on_reply(asked[about], reply)
             for id, reason in broken.items():
                 self._on_reply(asked[id], reason)
         return lost

@@ -6,6 +6,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from strategies.invalid_reply import InvalidReply, checked
+from strategies.patient_grid import PatientGrid
 
 
 def pull_replies(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]:
@@ -21,6 +22,8 @@ def pull_replies(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[st
     Raises:
         Exception: what Flower raised for all of several messages.
     """
+    if isinstance(grid, PatientGrid):
+        return grid.pull_each(ids)
     try:
         return list(grid.pull_messages(list(ids))), {}
     except Exception as error:
