@@ -22,6 +22,7 @@ class OnboardingOptions:
         top_k: K, how many trained clients a newcomer's term is made of.
         tau: temperature of their weights, softmax(cos / tau).
         alpha, beta: weight and sharpness of the memory.
+        others: chance that an image is of a class that the newcomer does not know to have.
     """
 
     onboard: str | Sequence[str] = "global"
@@ -31,8 +32,9 @@ class OnboardingOptions:
     description: str = "names"
     top_k: int = 4
     tau: float = 0.05
-    alpha: float = 1.0
-    beta: float = 5.5
+    alpha: float = 3.0
+    beta: float = 2.0
+    others: float = 0.05
 
     def check_onboarding(self) -> None:
         """Refuse values that cannot work.
@@ -55,6 +57,7 @@ class OnboardingOptions:
         check_number("protocol.tau", self.tau, above=0)
         check_number("protocol.alpha", self.alpha, least=0)
         check_number("protocol.beta", self.beta, above=0)
+        check_number("protocol.others", self.others, above=0, below=1)
 
     @property
     def ways(self) -> list[str]:

@@ -480,3 +480,70 @@ def test_labels_of_data_sets():
 def test_validation_leaves_a_client_something_to_train_on(fraction):
     """Two images of two classes: rounding class by class would take both."""
     assert len(_hold_out(np.array([0, 1]), fraction, 0, 0)) == 1
+
+
+def newcomers(given):
+    return [c for c, client_split in enumerate(given.clients) if not client_split.trains]
+
+
+def held(given, clients, part):
+    """Rows of a split that these clients have."""
+    own = [given.clients[c].train if part == "train" else given.clients[c].test for c in clients]
+    return np.sort(np.concatenate(own))
+
+
+def test_newcomers_with_a_label_shift_share_their_images_in_other_proportions():
+    about = {"scheme": {"scheme": "dirichlet", "beta": 0.1}, "share": 0.5, "clients": 8}
+    plain = split_data("unseen_clients", **about)
+    even = split_data("unseen_clients", shift="label", unseen_beta=1e4, **about)
+    late = newcomers(plain)
+    assert newcomers(even) == late and len(late) == 4
+    for part in ("train", "test"):
+        assert (held(plain, late, part) == held(even, late, part)).all()
+    for client in set(range(8)) - set(late):
+        assert (plain.clients[client].train == even.clients[client].train).all()
+    labels = plain.dataset.train.labels
+    whole = np.bincount(labels[held(plain, late, "train")], minlength=len(ANIMALS))
+    for client in late:  # a quarter of each class
+        counts = np.bincount(labels[even.clients[client].train], minlength=len(ANIMALS))
+        assert np.abs(counts - whole / 4).max() <= 2
+    assert any(
+        np.abs(np.bincount(labels[plain.clients[c].train], minlength=6) - whole / 4).max() > 2
+        for c in late
+    )
+
+
+@pytest.mark.parametrize("scheme", [BY_DOMAIN, {"scheme": "dirichlet", "beta": 0.5}])
+def test_newcomers_of_a_domain_that_nobody_else_has(scheme):
+    given = split_data("unseen_clients", scheme, shift="domain", unseen_domain="sketch", share=0.34)
+    late = newcomers(given)
+    for part in ("train", "test"):
+        domains = np.array(getattr(given.dataset, part).domains)
+        assert set(domains[held(given, late, part)]) == {"sketch"}
+        others = [c for c in range(6) if c not in late]
+        assert set(domains[held(given, others, part)]) == {"photo", "clipart"}
+        assert len(held(given, range(6), part)) == len(domains)
+    with pytest.raises(FedPGPError, match="needs protocol.unseen_domain, one of .*sketch"):
+        split_data("unseen_clients", shift="domain")
+    with pytest.raises(FedPGPError, match="unknown protocol.unseen_domain 'noto'"):
+        split_data("unseen_clients", shift="domain", unseen_domain="noto")
+
+
+def test_newcomers_of_classes_that_nobody_else_has():
+    scheme = {"scheme": "dirichlet", "beta": 0.5}
+    given = split_data("unseen_clients", scheme, shift="classes", unseen_classes=0.34, share=0.34)
+    late = newcomers(given)
+    new = set(given.clients[late[0]].classes)
+    assert len(new) == 2 and new | set(given.base_classes) == set(range(6))
+    assert not new & set(given.base_classes)
+    for client, client_split in enumerate(given.clients):
+        classes = new if client in late else set(given.base_classes)
+        assert set(client_split.classes) == classes
+        for eval_set in client_split.eval_sets.values():
+            assert set(eval_set.classes) == classes
+            assert set(given.dataset.test.labels[eval_set.indices]) <= classes
+        assert set(given.dataset.train.labels[client_split.train]) <= classes
+    found = {key for row in run(federation(given)) for key in row}
+    assert {"personal.local", "personal.unseen"} <= found
+    with pytest.raises(FedPGPError, match="unknown protocol.shift 'class'; did you mean classes"):
+        split_data("unseen_clients", shift="class")

@@ -20,7 +20,7 @@ from tests.helpers.equations import sentence
 from tests.helpers.newcomers import NEWCOMERS, trained_federation
 from tests.helpers.small import CLASSES
 
-EVERY = ["cluster", "finetune", "global", "memory", "nearest", "topk"]
+EVERY = ["cluster", "finetune", "global", "memory", "nearest", "prior", "topk"]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,26 @@ def test_memory_adds_what_near_images_are(trained):
     assert without == Onboarded()
 
 
+def test_the_prior_is_bayes_rule_for_the_classes_it_has(trained):
+    federation, _ = trained
+    way = way_of(trained, "prior", others=0.1)
+    mine = newcomer(trained, budget=0)
+    (model,) = way.onboard([mine])
+    eval_set = federation.federated_split.clients[mine.client].eval_sets["unseen"]
+    plain = torch.softmax(logits(way, mine, Onboarded(), eval_set), -1).numpy()
+    own = len(mine.labels)
+    assert 0 < own < len(CLASSES)
+    expected = plain.copy()
+    for c in range(len(CLASSES)):
+        expected[:, c] *= 0.9 / own if c in mine.labels else 0.1 / (len(CLASSES) - own)
+    expected /= expected.sum(1, keepdims=True)
+    found = torch.softmax(logits(way, mine, model, eval_set), -1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert model.state is None and (model.bytes_up, model.bytes_down) == (0, 0)
+    everything = replace(mine, labels=tuple(range(len(CLASSES))))
+    assert way.start(everything) == Onboarded()
+
+
 def test_finetune_is_sgd_on_the_private_tensors_alone(trained):
     federation, known = trained
     way = way_of(trained, "finetune", onboard_lr=0.2)
@@ -245,6 +265,7 @@ def test_every_way_is_measured_where_it_makes_a_difference(trained):
     pairs = {name: [(r.budget, r.steps) for r in rows if r.way == name] for name in EVERY}
     whole = [(0, 0), (1, 0), (1, 2), (None, 0), (None, 2)]
     assert rows[0].way == "global" and pairs["global"] == [(0, 0)]
+    assert pairs["prior"] == [(0, 0)]
     assert pairs["memory"] == [(0, 0), (1, 0), (None, 0)]
     assert all(pairs[name] == whole for name in ("finetune", "nearest", "topk", "cluster"))
     assert all(set(row.accuracies) == set(NEWCOMERS) for row in rows)
