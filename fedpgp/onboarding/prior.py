@@ -27,8 +27,8 @@ class Prior(Onboarding):
         others, count = self.options.others, int(own.sum())
         if count == len(own):
             return Onboarded()
-        known, unknown = (1 - others) / count, others / (len(own) - count)
-        log = torch.where(own, math.log(known), math.log(unknown))
+        log = torch.full(own.shape, math.log(others / (len(own) - count)), dtype=torch.float64)
+        log[own] = math.log((1 - others) / count)
 
         def adjust(logits: Tensor, features: Tensor) -> Tensor:
             return logits + log.to(logits)
