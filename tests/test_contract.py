@@ -129,7 +129,7 @@ KEYS_OF_CHOICES = [  # keys that another choice of a group has
     ["dataset=folder", "dataset.root=images", "dataset.background=none"],
     ["method=component", "method.component=my_package.MyMethod"],
     ["partition=pathological", "partition.dealing=reference"],
-    ["protocol=unseen_clients", "protocol.share=0.5"],
+    ["protocol=unseen_clients", "protocol.share=0.5", "protocol.onboard=finetune"],
     ["protocol=lifelong", "protocol.by=domain", "protocol.arrival=staggered"],
 ]
 
