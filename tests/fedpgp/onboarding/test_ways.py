@@ -1,6 +1,8 @@
 """Each way of onboarding against a slow reference of its equations, in numpy and loops."""
 
 import math
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +16,10 @@ from fedpgp.methods.base import StepContext
 from fedpgp.onboarding import ONBOARDINGS, Onboarded, blend, describe, make_onboarding
 from fedpgp.onboarding.budget import make_newcomer
 from fedpgp.onboarding.cluster import spectral_clusters
+from fedpgp.onboarding.fine_tune import plan
 from fedpgp.onboarding.measure import accuracies, cells, logits, measure
 from fedpgp.protocols.onboarding_options import OnboardingOptions
+from tests.docs.pages import block
 from tests.helpers.equations import sentence
 from tests.helpers.newcomers import NEWCOMERS, trained_federation
 from tests.helpers.small import CLASSES
@@ -166,8 +170,6 @@ def test_finetune_is_sgd_on_the_private_tensors_alone(trained):
     p_G = {"p_G": torch.from_numpy(known.shared["p_G"])[None]}
     velocity = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
     features, labels = federation.inputs.features("train"), federation.dataset.train.labels
-    from fedpgp.onboarding.fine_tune import plan
-
     for step, places in enumerate(plan(mine, federation.training.batch_size, federation.seed)):
         rows = mine.rows[places]
         batch = Batch(
@@ -298,3 +300,13 @@ def test_a_way_that_cannot_work_is_refused(trained):
         way_of(trained, "nearst")
     with pytest.raises(FedPGPError, match="newcomer 2: .*lower protocol.onboard_lr"):
         way_of(trained, "finetune", onboard_lr=1e300).onboard([newcomer(trained, steps=3)])
+
+
+def test_the_way_of_the_page_is_one(trained, monkeypatch):
+    monkeypatch.setitem(ONBOARDINGS, "mean", None)
+    module = types.ModuleType("mean_way")
+    monkeypatch.setitem(sys.modules, "mean_way", module)
+    exec(compile(block("onboarding.md", "python"), "mean_way.py", "exec"), vars(module))
+    found = module.Mean(OnboardingOptions(), *trained).start(newcomer(trained)).state
+    root = np.mean([term(state) for state in trained[1].terms.values()], axis=0)
+    np.testing.assert_allclose(term(found), cut(root, 2), atol=1e-12)
