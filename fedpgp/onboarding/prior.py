@@ -8,11 +8,22 @@ Computation 2002; the logit adjustment of Menon et al., ICLR 2021), from a unifo
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedpgp.onboarding.base import Newcomer, Onboarded, Onboarding, register
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPrior:
+    """The log of a prior over the classes, (C,)."""
+
+    log: Tensor
+
+    def __call__(self, logits: Tensor, features: Tensor) -> Tensor:
+        return logits + self.log.to(logits)
 
 
 @register("prior")
@@ -21,6 +32,7 @@ class Prior(Onboarding):
 
     uses_images = False
     fine_tunes = False
+    adjustment = ClassPrior
 
     def start(self, newcomer: Newcomer) -> Onboarded:
         own = torch.tensor([label in newcomer.labels for label in newcomer.classes])
@@ -30,7 +42,4 @@ class Prior(Onboarding):
         log = torch.full(own.shape, math.log(others / (len(own) - count)), dtype=torch.float64)
         log[own] = math.log((1 - others) / count)
 
-        def adjust(logits: Tensor, features: Tensor) -> Tensor:
-            return logits + log.to(logits)
-
-        return Onboarded(adjust=adjust)
+        return Onboarded(adjust=ClassPrior(log))
