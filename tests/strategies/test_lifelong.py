@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from experiments.runner import resume, start
+from fedpgp.attacks import poisoned
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation.lifelong import lifelong_figures
 from fedpgp.methods import PHASE
@@ -36,7 +37,7 @@ def federation(text: str, seen: dict | None = None, kill: int = 0):
     """
     config, made = json.loads(text), small_federation(text)
     request = SplitRequest(made.dataset, config["clients"], config["seed"], None, {"scheme": "iid"})
-    made.federated_split = split_clients(request, config["protocol"])
+    made.federated_split = poisoned(config, split_clients(request, config["protocol"]))
     made.federated_split.check_rounds(config["rounds"])
     plain = made.method
 
@@ -173,6 +174,30 @@ def test_all_tasks_at_once(tmp_path):
     assert set(seen.values()) == {0}
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["lifelong"]
     assert found["personal"] == found["global"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["privacy=client", "privacy.clip=0.1", "privacy.seeded_noise=true", "method=promptfl"],
+        ["attack=label_flip", "strategy=fedmedian"],
+    ],
+    ids=["privacy", "attack"],
+)
+def test_it_goes_with_privacy_and_with_attacks(tmp_path, words):
+    start(config_of(tmp_path / "run", *words), federation_of=federation)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert np.shape(summary["lifelong"]["global"]["matrix"]) == (3, 3)
+    if "privacy=client" in words:
+        assert summary["privacy"]["rounds"] == 6
+    else:
+        assert summary["attack"]["clients"]
+
+
+def test_a_target_that_comes_later_is_refused_with_the_reason(tmp_path):
+    words = ["attack=backdoor", "attack.target='swimming pool'"]
+    with pytest.raises(FedPGPError, match="does not train this class in every round"):
+        start(config_of(tmp_path / "run", *words), federation_of=federation)
 
 
 def test_rounds_that_do_not_fit_are_refused_before_anything_is_done(tmp_path):
