@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from clients.disclosure import KEPT
+from clients.private_rounds import keep_account
 from clients.private_rounds import train as train_round
 from clients.private_state import finite
 from clients.request import ClientOnly, ClientRequest, Shared, json_reply
@@ -68,6 +69,7 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                         f"a private tensor is NaN or Inf after round {request.job.server_round}"
                     )
                 if result.error is not None:
+                    keep_account(request, result)
                     yield result.client, result.error
                     continue
                 request.save_state(result.client, result.state)

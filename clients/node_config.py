@@ -17,7 +17,10 @@ data-dir='/srv/images'"``:
 * ``min-report``, ``max-step``: of its own images, the fewest test images that a figure is told
   of, and how far the shared tensors may move (:mod:`clients.disclosure`). The server's
   settings can only be stricter;
-* ``require-privacy``: takes part in runs with this ``privacy`` alone; ``any``: with one at all.
+* ``require-privacy``: takes part in runs with this ``privacy`` alone; ``any``: with one at all;
+  ``secure_sum``: with ``privacy.secure_sum``; ``client+secure_sum``: with both;
+* ``max-epsilon``: of its own images, the epsilon of ``privacy=image`` that all runs together may
+  have; it trains no more before a round that would exceed it.
 """
 
 import json
@@ -27,6 +30,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 import fedpgp
@@ -46,14 +50,14 @@ KEYS = (
         "weights",
         "cache-dir",
     ),
-    *("min-report", "max-step", "require-privacy"),
+    *("min-report", "max-step", "require-privacy", "max-epsilon"),
 )
 
 EXAMPLE = "--node-config \"client-id=0 state-dir='DIR'\""
 _PAIR = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")  # as Flower takes them apart
 
-PRIVACY = ("any", "client", "image")
-"""What ``require-privacy`` can be."""
+PRIVACY = ("any", "client", "image", "secure_sum")
+"""What ``require-privacy`` can be; several with ``+`` between them."""
 
 LONGEST_NAME = 64
 """Characters of a client's name."""
@@ -89,7 +93,8 @@ class NodeConfig:
         min_report: the fewest of its own test images that a figure is told of.
         max_step: times its own updates' norm that the shared tensors may move in a
             round, for it to answer.
-        require_privacy: one of :data:`PRIVACY`; None takes part in any run.
+        require_privacy: of :data:`PRIVACY`; None takes part in any run.
+        max_epsilon: that all runs with ``privacy=image`` together may have.
     """
 
     client: int
@@ -103,6 +108,7 @@ class NodeConfig:
     min_report: int = 10
     max_step: float = 20.0
     require_privacy: str | None = None
+    max_epsilon: float = inf
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> "NodeConfig":
@@ -139,8 +145,11 @@ class NodeConfig:
         check_number("min-report (--node-config)", least, least=1, whole=True)
         check_number("max-step (--node-config)", most, above=0)
         required = node_config.get("require-privacy")
-        if required not in (None, *PRIVACY):
-            raise FedPGPError(unknown("require-privacy in --node-config", required, PRIVACY))
+        for part in () if required is None else str(required).split("+"):
+            if part not in PRIVACY:
+                raise FedPGPError(unknown("require-privacy in --node-config", part, PRIVACY))
+        if (bound := node_config.get("max-epsilon")) is not None:
+            check_number("max-epsilon (--node-config)", bound, above=0)
         root, own, weights, cache = (
             node_config.get(key) for key in ("data-root", "data-dir", "weights", "cache-dir")
         )
@@ -156,6 +165,7 @@ class NodeConfig:
             least,
             float(most),
             required,
+            inf if bound is None else float(bound),
         )
 
     @classmethod
@@ -208,7 +218,7 @@ class NodeConfig:
         Raises:
             IncompatibleNode: the federation splits a data set and this node has its own images, or
                 the other way round; a client number that the federation does not have; an attack;
-                not the privacy that this node asks for.
+                less privacy than this node asks for.
             FedPGPError: its folder cannot be made.
         """
         config = json.loads(text)
@@ -221,14 +231,8 @@ class NodeConfig:
             raise IncompatibleNode(
                 f"attack={attack} is for a simulation: this node is real, and attacks nobody"
             )
-        privacy, required = config.get("privacy", {}).get("name", "none"), self.require_privacy
-        if required is not None and (
-            privacy == "none" if required == "any" else privacy != required
-        ):
-            raise IncompatibleNode(
-                f"this node takes part with require-privacy={required} alone, and the run has "
-                f"privacy={privacy}"
-            )
+        if lacking := self._lacking(config.get("privacy", {})):
+            raise IncompatibleNode(lacking)
         own = config["partition"]["scheme"] == "own"
         if own and self.data_dir is None:
             raise IncompatibleNode(
@@ -258,6 +262,30 @@ class NodeConfig:
         if self.weights is not None:
             config["model"]["pretrained"] = self.weights
         return json.dumps(config)
+
+    def _lacking(self, privacy: Mapping[str, object]) -> str:
+        """What of the privacy that the node asks for a run's does not have; empty: nothing."""
+        name, parts, has = privacy.get("name", "none"), (self.require_privacy or "").split("+"), ""
+        if "secure_sum" in parts and not privacy.get("secure_sum"):
+            has = "privacy.secure_sum=false"
+        for part in {"any", "client", "image"} & set(parts):
+            if name == "none" or part not in ("any", name):
+                has = f"privacy={name}"
+            elif privacy.get("noise") == 0 or privacy.get("epsilon") == inf:
+                has = "no noise (privacy.noise=0, privacy.epsilon=inf)"
+            elif privacy.get("seeded_noise"):
+                has = "noise that its seed takes off again (privacy.seeded_noise=true)"
+        if has:
+            return (
+                f"this node takes part with require-privacy={self.require_privacy} alone, and the "
+                f"run has {has}"
+            )
+        if self.max_epsilon < inf and name != "image":
+            return (
+                f"this node has max-epsilon={self.max_epsilon:g}, which only privacy=image keeps "
+                f"to, and the run has privacy={name}"
+            )
+        return ""
 
 
 def compatibility(federation) -> dict[str, str]:

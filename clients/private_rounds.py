@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clients.private_accounts import longest_account, spent_in_other_runs
 from clients.request import ClientOnly, ClientRequest, Shared
-from fedpgp.training.private_training import ACCOUNT
+from fedpgp.training.private_training import ACCOUNT, OwnersBound
 from fedpgp.training.trainer import TrainResult
 
 INPUTS, FIGURES, SENT = "privacy/inputs", "privacy/figures/", "privacy/sent/"
@@ -34,6 +35,9 @@ def train(
     if federation.private is None:
         yield from federation.train(shared, clients, server_round, request.load_state, client_only)
         return
+    if (node := request.node_config) is not None:
+        earlier = spent_in_other_runs(node.state_dir, request.job.run)
+        federation.private.owner = OwnersBound(node.max_epsilon, earlier)
     files = {client: request.store.states(client) for client in clients}
     states = {client: _state(request, federation, client, files[client]) for client in clients}
     inputs = {c: _digest(shared, client_only.get(c, {}), states[c]) for c in clients}
@@ -55,23 +59,26 @@ def train(
                 **{SENT + name: torch.from_numpy(a) for name, a in result.update.items()},
                 **{FIGURES + name: figure for name, figure in figures.items()},
             }
-        elif ACCOUNT in result.state:  # its noise was drawn, whatever came of it
-            kept = {ACCOUNT: result.state[ACCOUNT]}
-            request.store.save(result.client, server_round, kept, request.committed[result.client])
         yield result
+
+
+def keep_account(request: ClientRequest, result: TrainResult) -> None:
+    """Keep the account of a client whose round came to nothing: its noise was drawn."""
+    if ACCOUNT in result.state:
+        kept, about = {ACCOUNT: result.state[ACCOUNT]}, request.committed[result.client]
+        request.store.save(result.client, request.job.server_round, kept, about)
 
 
 def _state(
     request: ClientRequest, federation, client: int, files: Mapping[int, dict[str, Tensor]]
 ) -> dict[str, Tensor] | None:
     """The private tensors that count, with the longest account of all that there are."""
-    state = request.load_state(client)
-    accounts = [found[ACCOUNT] for found in files.values() if ACCOUNT in found]
-    if not accounts:
+    state, account = request.load_state(client), longest_account(files)
+    if account is None:
         return state
     if state is None:
         state = federation.models.initial_state(client)
-    return {**state, ACCOUNT: max(accounts, key=lambda account: account[:, 2].sum())}
+    return {**state, ACCOUNT: account}
 
 
 def _digest(shared: Shared, own: Shared, state: Mapping[str, Tensor] | None) -> Tensor:

@@ -212,16 +212,17 @@ class ClientRequest:
         """What a client's update goes through before it is sent: called with the client, its
         tensors, those it was sent and its number of images; see
         :meth:`fedpgp.updates.pipeline.UpdatePipeline.on_client`."""
+        from fedpgp.updates.configured import metrics_of
         from fedpgp.updates.pipeline import UpdatePipeline  # torch: when there is work, not before
 
         config = json.loads(self.store.configuration(self.job.config))
         pipeline = UpdatePipeline(config, federation.method, federation.num_clients)
         about = {"server_round": self.job.server_round, "broadcast": self.config()}
-        own_images = self.updates_only or self._own_images
+        own_images, ranges = self.updates_only or self._own_images, metrics_of(pipeline.steps)
 
         def steps(*update_of: object) -> tuple[Shared, dict[str, float]]:
             sent, said = pipeline.on_client(*update_of, **about)
-            return sent, in_hundredths(said, pipeline.client_metrics) if own_images else said
+            return sent, in_hundredths(said, ranges) if own_images else said
 
         return steps
 
@@ -252,7 +253,7 @@ class ClientRequest:
         if not PrivacySection.of(config.get("privacy", {})).secure_sum:
             return None
         about = (self.store, config, self.job.server_round)
-        return SumClient(*about, flush=self.node_config is not None)
+        return SumClient(*about, deployed=self.node_config is not None)
 
     def attackers(self, federation):
         """The :class:`fedpgp.attacks.Attackers` of a simulation; None without an attack, and on a

@@ -3,18 +3,25 @@ message of its own, and what it answers.
 
 It keeps its update, its keys and what it has answered in a file of its own, which its owner alone
 can read. The same question again gets the same answer (it was lost on the way); another one gets
-none: so nobody gets two sums of one round, nor both shares of one client.
+none: so nobody gets both shares of one client.
+
+A server that lost a sum (too few stayed to its end, or it was killed) has to ask for the round once
+more, or no run could go on. Then a client adds the same integers, noise included, under other
+masks, so that two sums of the same clients are the same sum. The difference of two sums of others
+would be single updates: so a deployed client that has given its shares of a sum, by which it may be
+unmasked already, gives them again for a sum of the very same survivors alone, and with noise it
+takes part in no other sum of a round, nor in one of an earlier round.
 """
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from clients.disclosure import Withheld
+from clients.kept_sum import NOTHING, Kept
 from clients.private_state import PrivateStore
 from clients.sum_records import (
     MASK,
@@ -39,7 +46,6 @@ from fedpgp.secure_sum import (
     Participant,
     Quantiser,
     Refused,
-    Shares,
     SumFailed,
     fewest_survivors,
 )
@@ -50,6 +56,8 @@ from fedpgp.updates.sum_check import LEAST_CLIENTS
 
 FOLDER = "secure_sum"
 """Below the private states."""
+INSTEAD = "the run cannot go on from here: start another from its prompts (init_from=RUN)"
+ONCE = f"it has given its shares of this sum, and gives no others: {INSTEAD}"
 
 
 class SumClient:
@@ -59,12 +67,13 @@ class SumClient:
         store: where they keep what they need.
         config: of the run.
         server_round: the round.
-        flush: whether what is kept survives a power cut; a simulation does without.
+        deployed: whether they are real: then what is kept survives a power cut, and no sum of a
+            round is given beside another. A simulation protects nobody from its owner.
     """
 
-    def __init__(self, store: PrivateStore, config: Mapping, server_round: int, *, flush: bool):
+    def __init__(self, store: PrivateStore, config: Mapping, server_round: int, *, deployed: bool):
         self._store, self._config, self._round = store, config, server_round
-        self._settings, self._flush = PrivacySection.of(config["privacy"]), flush
+        self._settings, self._deployed = PrivacySection.of(config["privacy"]), deployed
         self._agreements = Agreements()
 
     def joining(
@@ -78,21 +87,60 @@ class SumClient:
             facts: the message's configuration record
                 (:meth:`fedpgp.updates.pipeline.UpdatePipeline.sum_facts`).
         """
-        pipeline = UpdatePipeline(self._config, federation.method, federation.num_clients)
+        clients = federation.num_clients, federation.federated_split.trainers
+        pipeline = UpdatePipeline(self._config, federation.method, *clients)
         equal = federation.server.equal_weights or pipeline.equal_weights
         about = strip_prefix(f"{SECURE_SUM}.", facts)
         quantiser = Quantiser.of(about)
 
         def join(client: int, sent: Arrays, global_params: Arrays, images: int) -> ConfigRecord:
-            update = pipeline.in_sum(sent, global_params, about)
-            shapes = pipeline.sum_shapes(global_params)
-            layout = Layout(shapes, None if equal else self._settings.secure_sum_images)
-            vector = layout.encoded(update, images, quantiser)
-            kept = Kept(self._round, Participant(client), quantiser, vector)
+            try:
+                pipeline.check_sum(about, self._round)
+            except FedPGPError as weaker:  # it is of the configuration, and says nothing of images
+                raise Withheld(str(weaker)) from weaker
+            if quantiser.clients > federation.num_clients:
+                raise Withheld(f"the server says that {quantiser.clients} clients take part")
+            known, made_of = self._known(client), self._made_of(global_params, about)
+            if known is not None and self._deployed:
+                self._refuse_other_sums(known, made_of, noised=quantiser.noise > 0)
+            if known is not None and known.made_of == made_of:
+                vector, noise, given = known.vector, known.noise, known.given
+            else:
+                update = pipeline.in_sum(sent, global_params, about)
+                shapes = pipeline.sum_shapes(global_params)
+                layout = Layout(shapes, None if equal else self._settings.secure_sum_images)
+                vector, noise = layout.encoded(update, images, quantiser), 0.0
+                given = known.given if known is not None else {}
+            kept = Kept(self._round, Participant(client), quantiser, vector, made_of, noise)
+            kept.given = given
             self._save(kept)
             return keys_reply(kept.participant.keys())
 
         return join
+
+    def _made_of(self, global_params: Arrays, facts: Mapping[str, float]) -> str:
+        """Digest of what a client's vector of the round is made of, but for its own images."""
+        found = hashlib.sha256(repr((self._round, sorted(facts.items()))).encode())
+        for name in sorted(global_params):
+            found.update(name.encode() + np.ascontiguousarray(global_params[name]).tobytes())
+        return found.hexdigest()
+
+    def _refuse_other_sums(self, known: Kept, made_of: str, *, noised: bool) -> None:
+        """Refuse a sum beside one that a real client took part in.
+
+        Raises:
+            Withheld: saying why.
+        """
+        if known.made_of == made_of:
+            if made_of in known.given and not known.given[made_of]:
+                raise Withheld(ONCE)
+        elif made_of in known.given:
+            raise Withheld(ONCE)
+        elif noised and self._round <= known.server_round:
+            raise Withheld(
+                f"its noise of round {self._round} was for another sum, or for a round since; "
+                f"{INSTEAD}"
+            )
 
     def reply(self, step: str, client: int, question: Mapping) -> RecordDict:
         """Return a client's reply to one of :data:`clients.sum_records.SUM_STEPS`.
@@ -117,7 +165,7 @@ class SumClient:
             self._save(kept)
         return RecordDict({"answer": said})
 
-    def _shares(self, kept: "Kept", question: Mapping, again: bool) -> ConfigRecord:
+    def _shares(self, kept: Kept, question: Mapping, again: bool) -> ConfigRecord:
         peers, clients = read_share_question(question)
         if not again:
             if clients > (room := kept.quantiser.clients):
@@ -129,108 +177,70 @@ class SumClient:
             raise Refused("it was asked for its vector since")
         return shares_reply(kept.shares)
 
-    def _masked(self, kept: "Kept", question: Mapping, again: bool) -> ConfigRecord:
+    def _masked(self, kept: Kept, question: Mapping, again: bool) -> ConfigRecord:
         if again and UNMASK in kept.asked:
             raise Refused("it was asked for shares since")
         if not again:
             threshold, participant = self._settings.secure_sum_threshold, kept.participant
-            vector = kept.vector + self._noise(kept)
-            about = (read_mask_question(question), threshold, self._agreements)
-            kept.vector, kept.shares = participant.masked(vector, *about), None
-        return masked_reply(kept.vector)  # under its masks
+            inbox = read_mask_question(question)
+            self._add_noise(kept)
+            kept.masked = participant.masked(kept.vector, inbox, threshold, self._agreements)
+            kept.shares = None
+        return masked_reply(kept.masked)
 
-    def _noise(self, kept: "Kept") -> np.ndarray | np.uint32:
-        """The client's part of the noise on the sum."""
+    def _add_noise(self, kept: Kept) -> None:
+        """Add the client's part of the noise on the sum to its vector. A vector that has noise of
+        an earlier try gets what it lacks: with fewer clients each adds more."""
         quantiser, participant = kept.quantiser, kept.participant
         if quantiser.noise == 0:
-            return np.uint32(0)
+            return
+        fewest = fewest_survivors(participant.clients, self._settings.secure_sum_threshold)
+        wanted = quantiser.deviation_of_one(fewest)
+        if wanted <= kept.noise:
+            return
         step = next(step for step in configured_steps(self._config) if step.combines)
         about = (self._config["seed"], participant.client, self._round)
-        fewest = fewest_survivors(participant.clients, self._settings.secure_sum_threshold)
-        return quantiser.noise_of_one(step.noise_in_sum(len(kept.vector), *about), fewest)
+        normal = step.noise_in_sum(len(kept.vector), *about)
+        lacking = math.sqrt(wanted**2 - kept.noise**2)
+        kept.vector = kept.vector + quantiser.noise_of_one(normal, lacking)
+        kept.noise = wanted
 
-    def _unmask(self, kept: "Kept", question: Mapping, again: bool) -> ConfigRecord:
-        about = (*read_unmask_question(question), self._settings.secure_sum_threshold)
-        given = kept.participant.unmask(*about)
+    def _unmask(self, kept: Kept, question: Mapping, again: bool) -> ConfigRecord:
+        survivors, lost = read_unmask_question(question)
+        before, participant = kept.given.get(kept.made_of), kept.participant
+        knows_all = len(participant.peers) + 1 == participant.clients
+        other = before is not None and not (knows_all and sorted(survivors) == before)
+        if self._deployed and not again and other:
+            raise Refused(ONCE)
+        given = participant.unmask(survivors, lost, self._settings.secure_sum_threshold)
         if not again:
-            kept.participant.spend()
-            kept.vector = np.zeros(0, np.uint32)
+            participant.spend()
+            kept.masked = NOTHING
+            if self._deployed:
+                kept.given[kept.made_of] = sorted(survivors) if knows_all else []
         return unmask_reply(given)
 
-    def _save(self, kept: "Kept") -> None:
+    def _save(self, kept: Kept) -> None:
         path = self._store.folder / FOLDER / f"client_{kept.participant.client:05d}.bin"
-        write_atomically(path, *kept.parts(), flush=self._flush, private=True)
+        write_atomically(path, *kept.parts(), flush=self._deployed, private=True)
 
-    def _load(self, client: int) -> "Kept":
+    def _known(self, client: int) -> Kept | None:
+        """What the client keeps of its last sum; None: it took part in none."""
         path = self._store.folder / FOLDER / f"client_{client:05d}.bin"
         try:
-            kept = Kept.of(path.read_bytes())
+            return Kept.of(path.read_bytes())
         except FileNotFoundError:
-            raise Withheld(f"client {client} takes part in no secure sum") from None
+            return None
         except (OSError, *MALFORMED) as error:
             raise FedPGPError(f"{path} cannot be read ({error})") from error
+
+    def _load(self, client: int) -> Kept:
+        kept = self._known(client)
+        if kept is None:
+            raise Withheld(f"client {client} takes part in no secure sum")
         if kept.server_round != self._round:
             raise Withheld(
                 f"client {client} takes part in the secure sum of round {kept.server_round}, not "
                 f"{self._round}"
             )
         return kept
-
-
-@dataclass
-class Kept:
-    """What a client keeps between the steps of a sum.
-
-    Attributes:
-        server_round: of the sum.
-        participant: its keys and shares.
-        quantiser: of the sum.
-        vector: its update as integers; after the third step under masks, after the fourth none.
-        asked: step -> digest of what it was asked.
-        shares: its reply in the second step, until the third.
-    """
-
-    server_round: int
-    participant: Participant
-    quantiser: Quantiser
-    vector: np.ndarray
-    asked: dict[str, str] = field(default_factory=dict)
-    shares: Shares | None = None
-
-    def parts(self) -> tuple[bytes, ...]:
-        """Return it as the parts of a file: the length of the first, JSON, the vector."""
-        about = {
-            "server_round": self.server_round,
-            "participant": self.participant.saved(),
-            "quantiser": asdict(self.quantiser),
-            "asked": self.asked,
-        }
-        if self.shares is not None:
-            digests = {h: [one.hex(), two.hex()] for h, (one, two) in self.shares.digests.items()}
-            sealed = {peer: data.hex() for peer, data in self.shares.sealed.items()}
-            seed = self.shares.seed.hex()
-            about["shares"] = {"sealed": sealed, "digests": digests, "seed": seed}
-        header = json.dumps(about).encode()
-        return len(header).to_bytes(8), header, self.vector.astype("<u4").tobytes()
-
-    @classmethod
-    def of(cls, data: bytes) -> "Kept":
-        """From the joined :meth:`parts`."""
-        end = 8 + int.from_bytes(data[:8])
-        about = json.loads(data[8:end])
-        shares = about.get("shares")
-        if shares is not None:
-            sealed = {int(peer): bytes.fromhex(text) for peer, text in shares["sealed"].items()}
-            digests = {
-                int(holder): (bytes.fromhex(one), bytes.fromhex(two))
-                for holder, (one, two) in shares["digests"].items()
-            }
-            shares = Shares(sealed, digests, bytes.fromhex(shares["seed"]))
-        return cls(
-            about["server_round"],
-            Participant.restored(about["participant"]),
-            Quantiser(**about["quantiser"]),
-            np.frombuffer(data[end:], "<u4").astype(np.uint32),
-            about["asked"],
-            shares,
-        )

@@ -44,6 +44,7 @@ from strategies.flower_strategies import beyond_theorem
 from strategies.membership import admitted
 from strategies.sampling import participants, trainers
 from strategies.server import Server
+from strategies.spent_record import count_spent
 from strategies.wrappers import NOISE, configured_strategy
 
 
@@ -204,6 +205,11 @@ class Attempt:
                 f"{newest} is damaged, and privacy does not resume from the round before: its "
                 "noise would be drawn twice, which no epsilon accounts for; start anew with "
                 "another run_dir"
+            )
+        if lacking := count_spent(self.folder.path / "checkpoint", found[1]):
+            self.console.warn(
+                f"noise was drawn for {lacking} round(s) that no checkpoint has any more; they are "
+                "done again and count twice"
             )
         return found
 

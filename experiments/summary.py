@@ -16,6 +16,9 @@ from fedpgp.config import PrivacySection
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
 from fedpgp.evaluation.lifelong import lifelong_summary
+from fedpgp.updates.base import State
+from fedpgp.updates.image_privacy import ImagePrivacy
+from strategies.image_accounts import spent_by_clients, state_of
 from strategies.server import Server
 
 
@@ -54,7 +57,7 @@ def finish(
     if server is not None:
         summary["one_prompt"] = server.federation.method.shares_one_model
         done = server.state.server_round
-        of_steps = server.steps.privacy(server.state.step_state, done)
+        of_steps = server.steps.privacy(_step_state(server, folder), done)
         summary["privacy"] = of_steps or server.federation.method.privacy(done)
         if server.state.stopped:
             summary["stopped"] = server.state.stopped
@@ -71,6 +74,17 @@ def finish(
             f"{again}"
         )
     return summary
+
+
+def _step_state(server: Server, folder: RunFolder) -> Mapping[str, State]:
+    """What the update steps keep; with ``privacy=image`` in a simulation, what each client has
+    spent by its own account, which privacy.csv gets too."""
+    private, states = server.federation.private, server.state.step_state
+    if private is None or server.configuration is not None:
+        return states
+    spent = spent_by_clients(private, server.folder / "private", server.job)
+    folder.spent(spent)
+    return {**states, ImagePrivacy.name: state_of(spent, server.federation.num_clients)}
 
 
 def _attack(server: Server, folder: RunFolder, rounds: Sequence[int]) -> dict | None:

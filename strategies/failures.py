@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fedpgp.errors import FedPGPError, RepeatingError
+from fedpgp.updates import StopTraining
+from fedpgp.updates.image_privacy import TRAINS_NO_MORE
 
 NOT_FINITE = "NaN or Inf"
 """Stands in every message about a loss, an update or a private tensor that is not finite."""
@@ -65,6 +67,8 @@ def lost_round(text: str, failed: Mapping[int, str], exceptions: set[str]) -> Fe
         exceptions: the reasons that are exceptions of code.
     """
     reasons: Sequence[str] = list(failed.values())
+    if reasons and all(TRAINS_NO_MORE in reason for reason in reasons):
+        return StopTraining(f"of the {len(reasons)} clients asked each says that {TRAINS_NO_MORE}")
     of_code = [reason in exceptions for reason in reasons]
     if not all(code or NOT_FINITE in r for code, r in zip(of_code, reasons, strict=True)):
         return FedPGPError(text)

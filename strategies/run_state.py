@@ -16,6 +16,7 @@ from strategies.checkpoint import save_checkpoint
 from strategies.exchange import Traffic
 from strategies.flower_strategies import restore_strategy, strategy_state
 from strategies.membership import admitted
+from strategies.spent_record import record_spent
 
 SECONDS = ("total", "encode", "train", "evaluate")
 
@@ -35,6 +36,8 @@ class RunState:
         zero_shot_asked: for each client after which round it was last asked for them, -1 for never;
             None: after round 0 where there are some.
         unevaluated: it was saved before the round's evaluation, which is due.
+        sum_keys: digests of the public keys that clients have sent for secure sums, (n, 16) uint8,
+            and whose and of which round they are, (n, 2) int64.
         traffic: bytes so far.
         seconds: ``total``, and ``encode``/``train``/``evaluate``: the slowest node's
             time, summed over messages.
@@ -55,6 +58,7 @@ class RunState:
     stopped: str = ""
     zero_shot_asked: np.ndarray | None = None
     unevaluated: bool = False
+    sum_keys: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self):
         if self.zero_shot_asked is None:
@@ -91,6 +95,9 @@ class RunState:
             values.get("stopped", ""),
             tensors["zero_shot_asked"].copy() if "zero_shot_asked" in tensors else None,
             values.get("unevaluated", False),
+            (tensors["sum_keys/digests"].copy(), tensors["sum_keys/owners"].copy())
+            if "sum_keys/digests" in tensors
+            else None,
         )
 
     def arrays(self) -> ArrayRecord:
@@ -159,6 +166,7 @@ class RunState:
             },
             "committed": self.committed,
             "zero_shot_asked": self.zero_shot_asked,
+            **({} if self.sum_keys is None else _named("sum_keys", *self.sum_keys)),
         }
 
     def values(self) -> dict:
@@ -175,6 +183,10 @@ class RunState:
             "stopped": self.stopped,
             "unevaluated": self.unevaluated,
         }
+
+
+def _named(prefix: str, digests: np.ndarray, owners: np.ndarray) -> dict[str, np.ndarray]:
+    return {f"{prefix}/digests": digests, f"{prefix}/owners": owners}
 
 
 def _step_state(
@@ -204,6 +216,7 @@ def save_run(folder: Path, state: RunState, strategy: Strategy, about: Mapping) 
     tensors = {**state.tensors(), **{f"rule/{path}": array for path, array in of_strategy.items()}}
     info = {**about, "rule": values, **state.values()}
     save_checkpoint(folder, state.server_round, tensors, info)
+    record_spent(folder, state.step_state)
 
 
 def restore_run(

@@ -101,16 +101,6 @@ def choose_clients(
     return *drop_out(config, server_round, drawn, 0), 0
 
 
-def trainers(split: FederatedSplit) -> int:
-    """Return how many clients train in some round: all whose images nobody else knows."""
-    return sum(
-        split.private_data
-        or client.trains
-        and any(len(part.train) for part in (client, *client.phases))
-        for client in split.clients
-    )
-
-
 def check_evaluate_clients(config: Config) -> None:
     """Refuse evaluations of some clients where the best round is chosen among evaluations.
 

@@ -35,6 +35,7 @@ from strategies.aggregator import Aggregator
 from strategies.invalid_reply import InvalidReply
 from strategies.requests import Replies, Request, SummedUpdates
 from strategies.run_state import RunState
+from strategies.used_keys import UsedKeys
 
 Ask = Callable[[Request, RunState], Replies]
 
@@ -85,7 +86,7 @@ class SecureSums:
         self._threshold = settings.secure_sum_threshold
         shapes = steps.sum_shapes(reference)
         self._layout = Layout(shapes, None if equal_weights else settings.secure_sum_images)
-        self._used: dict[bytes, tuple[int, int]] = {}  # public key -> whose, in which round
+        self._used = UsedKeys()
 
     def ask(self, training: Request, state: RunState) -> Replies:
         """Ask clients to train, and for the sum of their updates.
@@ -116,7 +117,9 @@ class SecureSums:
             return replies
         server_round = training.server_round
         try:
-            self._check_new({client: keys[client] for client in replies.good}, server_round)
+            state.sum_keys = self._used.add(
+                {client: keys[client] for client in replies.good}, server_round, state.sum_keys
+            )
             tally = Tally(
                 {client: keys[client] for client in replies.good},
                 self._threshold,
@@ -215,18 +218,3 @@ class SecureSums:
         whole.exchange.accounts += [{**a, "clients": 0} for a in replies.exchange.accounts]
         if name != UNMASK:  # by then the update is in the sum
             whole.dropped |= replies.dropped
-
-    def _check_new(self, keys: Mapping[int, Keys], server_round: int) -> None:
-        """Refuse keys of an earlier round: who sends them again may have them from somebody else.
-
-        Raises:
-            SumFailed: naming who sent one.
-        """
-        for client, pair in keys.items():
-            for key in (pair.mask, pair.share):
-                whose, when = self._used.setdefault(key, (client, server_round))
-                if when != server_round:
-                    raise SumFailed(
-                        f"client {client} sent a key that client {whose} sent in round {when}",
-                        [client],
-                    )

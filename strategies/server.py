@@ -34,7 +34,7 @@ from strategies.observer import Observer
 from strategies.records import evaluation_record, evaluation_rows, extras, train_record
 from strategies.rollback import NoUsableReply, Rollback
 from strategies.run_state import RunState, restore_run, save_run
-from strategies.sampling import check_enough, choose_clients, trainers
+from strategies.sampling import check_enough, choose_clients
 from strategies.screening import UpdateBounds
 from strategies.secure_sum import updates_by
 from strategies.strategy_requests import StrategyRequests
@@ -92,7 +92,7 @@ class Server:
         self._split = federation.federated_split
         self._data = data_record(self._split)
         self._reference = dict(self.state.shared)  # names, shapes and types
-        method, clients = federation.method, (federation.num_clients, trainers(self._split))
+        method, clients = federation.method, (federation.num_clients, self._split.trainers)
         self.steps = UpdatePipeline(config, method, *clients)
         self.state.step_state = self.steps.prepared(self.state.step_state)
         self._aggregator = Aggregator(federation, self.steps, typed, self._reference)
@@ -202,7 +202,7 @@ class Server:
 
         # Step 5: evaluate, and save.
         if self._evaluated_after(server_round):
-            state.unevaluated = self.steps.combiner is not None
+            state.unevaluated = self.steps.sums
             if state.unevaluated:  # on disk before anybody is sent it
                 self._save()
             self._evaluate(server_round)

@@ -11,6 +11,7 @@ from clients.disclosure import updates_only
 from fedpgp.arrays import Arrays
 from fedpgp.attacks import Attackers
 from fedpgp.config import Config
+from fedpgp.updates.configured import metrics_of
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.collusion import collude
 from strategies.flower_strategies import clients_needed
@@ -65,7 +66,8 @@ class StrategyRequests:
         """Return the request to these clients to train; their updates are checked one by one, then
         beside each other."""
         arrays, broadcast = state.arrays(), self._steps.broadcast(state.step_state)
-        epochs, metrics = self._config.local_epochs, self._steps.client_metrics
+        epochs = self._config.local_epochs
+        metrics = metrics_of(self._steps.steps, updates_only=not self._told)
 
         def configure() -> list[Message]:
             facts = self._steps.sum_facts(state.step_state, len(clients))

@@ -64,6 +64,12 @@ def format_setting(value: Any) -> str:
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def kept_by_nodes(privacy: dict) -> bool:
+    """Whether the noise is accounted by the nodes of a deployment alone."""
+    accounted = privacy.get("kept_by") == "nodes" and privacy["noise_multiplier"] != 0
+    return accounted and not privacy["seeded"]
+
+
 def format_privacy(privacy: dict) -> str:
     """What noise is worth, by ``privacy`` of summary.json."""
     if privacy["unit"] == "client" and not privacy["seeded"] and privacy["epsilon"] is not None:
@@ -77,6 +83,13 @@ def format_privacy(privacy: dict) -> str:
             f"epsilon {privacy['epsilon']:.3g}, delta {privacy['delta']:.2g} of an image, at the "
             "client where it is largest, to those who see all that its training leaves "
             f"({privacy['accountant']}, {privacy['rounds']} rounds)"
+        )
+    if kept_by_nodes(privacy):
+        most = privacy["at_most"]
+        bound = "" if most is None else f"; none passes epsilon {most:g}"
+        return (
+            "of an image, to those who see all that its client's training leaves; the account of "
+            f"each client stays on its node{bound} ({privacy['rounds']} rounds)"
         )
     if privacy["seeded"]:
         return (

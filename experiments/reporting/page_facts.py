@@ -11,6 +11,7 @@ from experiments.reporting.formatting import (
     format_privacy,
     format_rates,
     format_seconds,
+    kept_by_nodes,
 )
 from experiments.reporting.runs import Run, number
 from fedpgp.evaluation.figures import FIGURES
@@ -86,6 +87,9 @@ def run_facts(run: Run) -> list[tuple[str, str, str]]:
     if privacy := summary.get("privacy"):
         accounted = privacy["epsilon"] is not None and not privacy["seeded"]
         value = f"epsilon {privacy['epsilon']:.3g}" if accounted else "no guarantee"
+        if kept_by_nodes(privacy):
+            most = privacy["at_most"]
+            value = "kept by the nodes" if most is None else f"epsilon {most:.3g} at most"
         facts.append(("Privacy", value, format_privacy(privacy)))
     error = run.figure("personal", "ece")
     if not math.isnan(error):

@@ -186,6 +186,16 @@ class FederatedSplit:
                 "protocol.rounds_per_task"
             )
 
+    @property
+    def trainers(self) -> int:
+        """How many clients train in some round: all whose images nobody else knows."""
+        return sum(
+            self.private_data
+            or client.trains
+            and any(len(part.train) for part in (client, *client.phases))
+            for client in self.clients
+        )
+
     def after(self, rounds: int) -> int | None:
         """The first round after these many in which a client's images change, or an eval set begins
         to count; None where there is none."""

@@ -77,9 +77,23 @@ class Quantiser:
                 f"{self.largest:.3g} (privacy.secure_sum_range)"
             )
 
-    def noise_of_one(self, normal: np.ndarray, fewest: int) -> np.ndarray:
-        """Return the noise that one client adds, so that as few as ``fewest`` clients together add
-        that of the sum: uint32.
+    def deviation_of_one(self, fewest: int) -> float:
+        """Return the deviation of the noise that one client adds, in steps, so that as few as
+        ``fewest`` clients together add that of the sum.
+
+        Raises:
+            FedPGPError: it is so small that rounding it would show.
+        """
+        deviation = self.noise / math.sqrt(fewest) / self.step
+        if deviation < LEAST_DEVIATION:
+            raise FedPGPError(
+                f"the noise of one client is {deviation:.2g} steps of a secure sum, and its "
+                f"rounding shows below {LEAST_DEVIATION}: take more privacy.noise, or none"
+            )
+        return deviation
+
+    def noise_of_one(self, normal: np.ndarray, deviation: float) -> np.ndarray:
+        """Return noise of one client, uint32.
 
         Whole steps are added to whole steps: rounding the noise is the same as rounding the two
         together, which is no more than a Gaussian mechanism seen with fewer digits. (Sums of
@@ -89,17 +103,8 @@ class Quantiser:
 
         Args:
             normal: standard normal numbers.
-            fewest: clients that stay at least.
-
-        Raises:
-            FedPGPError: the noise is too small for that.
+            deviation: in steps.
         """
-        deviation = self.noise / math.sqrt(fewest) / self.step
-        if deviation < LEAST_DEVIATION:
-            raise FedPGPError(
-                f"the noise of one client is {deviation:.2g} steps of a secure sum, and its "
-                f"rounding shows below {LEAST_DEVIATION}: take more privacy.noise, or none"
-            )
         return np.rint(normal * deviation).astype(np.int64).astype(np.uint32)
 
     def decoded(self, total: np.ndarray) -> np.ndarray:

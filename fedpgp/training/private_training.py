@@ -2,6 +2,7 @@
 sampling, images' gradients clipped one by one, noise on their sum, and each client's account.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from fedpgp.updates.gaussian import standard_normal
 from fedpgp.updates.image_privacy import (
     MOST_EPSILON,
     NO_BOUND,
+    TRAINS_NO_MORE,
     ImagePrivacySettings,
     image_privacy_of,
 )
@@ -37,6 +39,19 @@ noise multiplier, rate and number."""
 
 class BudgetSpent(FedPGPError):
     """A client that trained once more would pass the epsilon it may have."""
+
+
+@dataclass(frozen=True)
+class OwnersBound:
+    """What the owner of a deployed client's images allows.
+
+    Attributes:
+        most: epsilon of all runs together (``max-epsilon`` of its node).
+        earlier: noised sums of other runs on the same images.
+    """
+
+    most: float = math.inf
+    earlier: Spent = ()
 
 
 @dataclass
@@ -80,18 +95,12 @@ class PrivateWork:
 
     def figures(self) -> dict[str, float]:
         """Return ``client_metrics`` of :class:`fedpgp.updates.image_privacy.ImagePrivacy`."""
-        epsilon = NO_BOUND
-        if self.noise > 0:
-            found = composed_epsilon(self.spent, self.delta, self.settings.accountant)
-            epsilon = min(found, MOST_EPSILON)
         another = _with(self.spent, self.noise, self.rate, self.steps)
-        said = {
-            "epsilon": epsilon,
-            "delta": self.delta,
+        s = self.settings
+        said = account_figures(self.spent, self.delta, s.accountant) | {
             "noise": self.noise,
             "rate": self.rate,
-            "steps": float(sum(count for _, _, count in self.spent)),
-            "last": float(not within(another, self.delta, self.settings)),
+            "last": float(not within(another, self.delta, s.most, s.accountant)),
             "clipped": self.over / max(1, self.seen),
         }
         return {f"image.{name}": value for name, value in said.items()}
@@ -105,6 +114,9 @@ class PrivateTraining:
         federated_split: the clients' numbers of images, in all rounds.
         training: how a client trains in a round.
         seed: of batches and noise, where they are to be repeated.
+
+    Attributes:
+        owner: what a deployed client's owner allows; set before :meth:`work`.
     """
 
     def __init__(
@@ -116,6 +128,16 @@ class PrivateTraining:
     ):
         self.settings, self.federated_split = settings, federated_split
         self.training, self.seed = training, seed
+        self.owner = OwnersBound()
+
+    def delta(self, client: int) -> float:
+        """Return the delta of a client.
+
+        Raises:
+            FedPGPError: it guarantees nothing.
+        """
+        images = len(self.federated_split.clients[client].train_indices)
+        return resolve_delta(self.settings.delta, max(1, images), "image")
 
     def work(
         self, client: int, server_round: int, epochs: int, account: Tensor | None
@@ -133,15 +155,20 @@ class PrivateTraining:
         """
         split, s = self.federated_split.clients[client], self.settings
         images = len(split.train_at(server_round))
-        delta = resolve_delta(s.delta, max(1, len(split.train_indices)), "image")
+        delta = self.delta(client)
         rate = self._rate(images)
         steps = epochs * steps_of_epoch(images, self.training)
         noise = s.noise if s.epsilon is None else self._calibrated(client, delta)
         before = [] if account is None else account.tolist()
         spent = _with(before, noise, rate, steps)
-        if not within(spent, delta, s):
+        if not within(spent, delta, s.most, s.accountant):
             raise BudgetSpent(
-                f"it trains no more: another round would make its epsilon larger than {s.most:g}"
+                f"{TRAINS_NO_MORE}: another round would make its epsilon larger than {s.most:g}"
+            )
+        if not within([*self.owner.earlier, *spent], delta, self.owner.most, s.accountant):
+            raise BudgetSpent(
+                f"{TRAINS_NO_MORE}: with its other runs, another round would make its epsilon "
+                f"larger than max-epsilon={self.owner.most:g} of its node"
             )
         return PrivateWork(
             client, server_round, epochs, images, rate, steps, noise, delta, spent, s
@@ -276,13 +303,30 @@ class PrivateGradients:
         return {n: standard_normal(tuple(t.shape), rng).to(t) for n, t in sorted(like.items())}
 
 
-def within(spent: Spent, delta: float, settings: ImagePrivacySettings) -> bool:
-    """Return whether noised sums keep within the epsilon that a client may have. Either accountant
-    gives a bound; that of PLD is asked where the quick one is not enough."""
+def within(spent: Spent, delta: float, most: float, accountant: str) -> bool:
+    """Return whether noised sums keep within an epsilon. Either accountant gives a bound; that of
+    PLD is asked where the quick one is not enough."""
+    if most == math.inf:
+        return True
     quick = composed_epsilon(spent, delta, "rdp")
-    if quick <= settings.most or settings.accountant == "rdp":
-        return quick <= settings.most
-    return composed_epsilon(spent, delta, settings.accountant) <= settings.most
+    if quick <= most or accountant == "rdp":
+        return quick <= most
+    return composed_epsilon(spent, delta, accountant) <= most
+
+
+def account_figures(spent: Spent, delta: float, accountant: str) -> dict[str, float]:
+    """Return what an account amounts to: ``epsilon`` (:data:`NO_BOUND` without noise), ``delta``,
+    the least ``noise`` and the largest ``rate`` of its sums, and their number, ``steps``."""
+    found = NO_BOUND
+    if all(noise > 0 for noise, _, _ in spent):
+        found = min(composed_epsilon(spent, delta, accountant), MOST_EPSILON)
+    return {
+        "epsilon": found,
+        "delta": delta,
+        "noise": min((noise for noise, _, _ in spent), default=0.0),
+        "rate": max((rate for _, rate, _ in spent), default=0.0),
+        "steps": float(sum(count for _, _, count in spent)),
+    }
 
 
 def private_training(

@@ -211,6 +211,18 @@ class UpdateStep:
         the clients add in parts, and what :meth:`in_sum` takes."""
         raise NotImplementedError
 
+    def check_sum(self, limits: Mapping[str, float], context: RoundStart) -> None:
+        """Refuse a sum whose limits, as the server says them, protect less than the configuration
+        does; runs on the client, before anything of it is added up.
+
+        Args:
+            limits: what :meth:`sum_limits` gave.
+            context: of the round, without a state.
+
+        Raises:
+            FedPGPError: naming what is wrong.
+        """
+
     def in_sum(self, update: Update, limits: Mapping[str, float]) -> Update:
         """Return what of a client's update, with :meth:`extra_tensors`, is added up; runs on the
         client, after all else. ``limits``: what :meth:`sum_limits` gave."""

@@ -186,14 +186,8 @@ class ClientPrivacy(UpdateStep):
         s, state = self.settings, context.state
         if "spent" in state:  # the run is resumed
             return
-        rate = float(context.participation)
-        delta = resolve_delta(s.delta, context.num_trainers)
-        noise = s.noise
-        if s.epsilon == math.inf:
-            noise = 0.0
-        elif s.epsilon is not None:
-            noise = _calibrated(s.epsilon, rate, context.num_rounds, delta, s.accountant)
-        state |= {"noise": float(noise), "delta": delta, "rate": rate, "spent": 0}
+        rate, (noise, delta) = float(context.participation), self._noise(context)
+        state |= {"noise": noise, "delta": delta, "rate": rate, "spent": 0}
         if s.adaptive_clip:
             expected = rate * context.num_trainers
             usual = max(LEAST_COUNT_NOISE * expected, noise) if noise > 0 else 0.0
@@ -202,15 +196,26 @@ class ClientPrivacy(UpdateStep):
             state["sum_noise"] = sum_noise(noise, count_noise)
         self._draw(state, context.server_round, context.num_clients, context.seed)
 
+    def _noise(self, context: RoundStart) -> tuple[float, float]:
+        """z and delta of a run; z from epsilon, the clients that can train, rate and rounds."""
+        s, delta = self.settings, resolve_delta(self.settings.delta, context.num_trainers)
+        if s.epsilon is None:
+            return float(s.noise), delta
+        if s.epsilon == math.inf:
+            return 0.0, delta
+        about = float(context.participation), context.num_rounds, delta, s.accountant
+        return float(_calibrated(s.epsilon, *about)), delta
+
     def before_round(self, context: RoundStart) -> None:
-        most = self.settings.max_epsilon
-        if most is None:
-            return
-        after = self._epsilon(context.state, context.state["spent"] + 1)
-        if after > most:
-            raise StopTraining(
-                f"one more would make epsilon {after:.3g}, above privacy.max_epsilon={most:g}"
-            )
+        s, spent = self.settings, context.state["spent"]
+        bounds = {"max_epsilon": s.max_epsilon}
+        if spent >= context.server_round:  # sums that no checkpoint has any more
+            bounds["epsilon"] = s.epsilon
+        for name, most in bounds.items():
+            if most is not None and (after := self._epsilon(context.state, spent + 1)) > most:
+                raise StopTraining(
+                    f"one more would make epsilon {after:.3g}, above privacy.{name}={most:g}"
+                )
 
     def draw(self, able: Sequence[int], context: RoundStart) -> list[int]:
         state = context.state
@@ -290,7 +295,6 @@ class ClientPrivacy(UpdateStep):
         return limits
 
     def in_sum(self, update: Update, limits: Mapping[str, float]) -> Update:
-        self._check_limits(limits)
         extra = {name: update[name].clamp(-0.5, 0.5) for name in self.extra_tensors()}
         change = {name: t for name, t in update.items() if name not in extra}
         # Once more: rounding to the run's precision may have made it longer than C.
@@ -300,20 +304,23 @@ class ClientPrivacy(UpdateStep):
         bounded = {name: t[0] for name, t in bounded.items()}
         return bounded | {name: t * limits["count_unit"] for name, t in extra.items()}
 
-    def _check_limits(self, limits: Mapping[str, float]) -> None:
-        """Refuse a sum whose clip and noise, as the server says them, are not the configuration's.
-        A calibrated noise is not known here: it takes the server's word for that.
-
-        Raises:
-            FedPGPError: naming what is wrong.
-        """
+    def check_sum(self, limits: Mapping[str, float], context: RoundStart) -> None:
+        """See the base class: the clip, the noise, which is calibrated here once more, and a round
+        of those that the noise is for."""
         s, clip, noise = self.settings, limits["clip"], limits["noise"]
         if not s.adaptive_clip and clip != s.clip:
             raise FedPGPError(f"the server says a clip of {clip:g}; privacy.clip={s.clip:g}")
-        if s.epsilon is None and not noise >= s.noise * clip * (1 - 1e-9):
+        if not 1 <= context.server_round <= context.num_rounds:
             raise FedPGPError(
-                f"the server says noise of {noise:g} on the sum; privacy.noise={s.noise:g} and the "
-                f"clip of {clip:g} make {s.noise * clip:g}"
+                f"the server asks for round {context.server_round} of {context.num_rounds}"
+            )
+        wanted, found = self._noise(context)[0], noise / clip
+        if s.adaptive_clip and noise > 0:  # the sum's and the count's together
+            found = (found**-2 + (2 * noise / limits["count_unit"]) ** -2) ** -0.5
+        if not found >= wanted * (1 - 1e-9):
+            raise FedPGPError(
+                f"the server says noise of {found:.6g} times the clip on the sum; this run's "
+                f"privacy asks for {wanted:.6g}"
             )
 
     def noise_in_sum(self, size: int, seed: int, client: int, server_round: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from fedpgp.arrays import Arrays
 from fedpgp.config import PrivacySection
 from fedpgp.errors import FedPGPError, MethodError, unknown
 from fedpgp.registry import imported_class, named_entries
-from fedpgp.updates.base import UPDATE_STEPS, Metrics, Update, UpdateStep
+from fedpgp.updates.base import UPDATE_STEPS, Metrics, Range, Update, UpdateStep
 
 GROUPS = {"privacy": PrivacySection}
 """Groups of the configuration whose choice is a step, with its settings beside those of the group;
@@ -77,6 +77,27 @@ def check_names(steps: Sequence[UpdateStep]) -> None:
                     f"update step {step.name}: client_metrics gives {metric} no range: {least:g} "
                     f"to {most:g}"
                 )
+
+
+def metrics_of(steps: Sequence[UpdateStep], *, updates_only: bool = False) -> dict[str, Range]:
+    """Return the numbers that clients send with an update: ``<step>.<metric>`` -> the least and the
+    greatest of each.
+
+    Args:
+        steps: of the run.
+        updates_only: clients tell nothing but their updates: what their training says of itself
+            stays with them, and numbers that are made of the update itself are sent.
+    """
+    sent = [
+        step
+        for step in steps
+        if not updates_only or type(step).on_client is not UpdateStep.on_client
+    ]
+    return {
+        f"{step.name}.{metric}": limits
+        for step in sent
+        for metric, limits in step.client_metrics.items()
+    }
 
 
 def checked(

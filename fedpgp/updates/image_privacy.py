@@ -47,6 +47,8 @@ MOST_EPSILON = 1e12
 """A client says no larger one: it bounds nothing."""
 NO_BOUND = -1.0
 """How a client says that it has no epsilon, for want of noise."""
+TRAINS_NO_MORE = "it trains no more"
+"""How a client begins to say that its epsilon would pass its bound."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,16 @@ class ImagePrivacy(UpdateStep):
 
     def check(self, config: Mapping, method) -> None:
         attack = config.get("attack", {}).get("name", "none")
+        selection = config["protocol"].get("selection")
         why = None
         if not method.learns:
             why = f"method={method.name}: it learns nothing"
         elif (reason := why_not(method)) is not None:
             why = reason
-        elif config["runtime"]["name"] == "flower":
+        elif config["runtime"]["name"] == "flower" and selection == "validation":
             why = (
-                "a deployment so far: its nodes would keep their accounts to themselves, and no "
-                "run could say what was spent"
+                "protocol.selection=validation in a deployment: no accuracy leaves a client by "
+                "which a round could be chosen; take last"
             )
         elif config["protocol"].get("adapt_epochs"):
             why = "protocol.adapt_epochs: clients that adapt train without noise; take 0"
@@ -143,12 +146,13 @@ class ImagePrivacy(UpdateStep):
 
     def on_server(self, aggregate: Update, context: ServerContext) -> tuple[Update, Metrics]:
         accounts = self._accounts(context.state, context.num_clients)
-        for client, said in context.metrics.items():
+        known = {client: said for client, said in context.metrics.items() if said}
+        if not known:  # nobody counts, or nodes of a deployment, which keep their accounts
+            return aggregate, {}
+        for client, said in known.items():
             accounts[client] = [said[column] for column in self.COLUMNS]
         context.state["accounts"] = accounts
-        told = {}
-        if context.metrics:
-            told["clipped"] = float(np.mean([m["clipped"] for m in context.metrics.values()]))
+        told = {"clipped": float(np.mean([said["clipped"] for said in known.values()]))}
         worst = self._worst(accounts)
         if worst is not None and worst["epsilon"] != NO_BOUND:
             told["epsilon"] = worst["epsilon"]
@@ -165,21 +169,35 @@ class ImagePrivacy(UpdateStep):
         return {**restored, "accounts": np.where(more[:, None], earlier, accounts)}
 
     def privacy(self, state: State, rounds: int) -> dict | None:
-        """Of the client whose epsilon is largest."""
-        worst = self._worst(state["accounts"]) if "accounts" in state else None
-        if worst is None:
+        """Of the client whose epsilon is largest. The nodes of a deployment keep their accounts:
+        what the server knows is the configuration, and ``at_most``, the epsilon that none of them
+        passes (None: it sets none)."""
+        if not rounds:
             return None
+        s, worst = self.settings, self._worst(state["accounts"]) if "accounts" in state else None
+        about = {"clip": s.clip, "accountant": s.accountant, "seeded": s.seeded_noise}
+        if worst is None:
+            return {
+                "unit": "image",
+                "epsilon": None,
+                "delta": s.delta,
+                "noise_multiplier": s.noise if s.epsilon is None else None,
+                "sampling": "poisson",
+                "rate": None,
+                "rounds": rounds,
+                **about,
+                "kept_by": "nodes",
+                "at_most": s.most if math.isfinite(s.most) else None,
+            }
         return {
             "unit": "image",
             "epsilon": None if worst["epsilon"] == NO_BOUND else worst["epsilon"],
             "delta": worst["delta"],
             "noise_multiplier": worst["noise"],
-            "clip": self.settings.clip,
             "sampling": "poisson" if worst["rate"] < 1 else "full",
             "rate": worst["rate"],
             "rounds": rounds,
-            "accountant": self.settings.accountant,
-            "seeded": self.settings.seeded_noise,
+            **about,
         }
 
     def _accounts(self, state: State, clients: int) -> np.ndarray:

@@ -16,7 +16,6 @@ from fedpgp.prefixes import strip_prefix
 from fedpgp.updates.base import (
     ClientContext,
     Metrics,
-    Range,
     RoundStart,
     ServerContext,
     State,
@@ -80,16 +79,6 @@ class UpdatePipeline:
         return self.combiner is not None or self.settings.secure_sum
 
     @property
-    def client_metrics(self) -> dict[str, Range]:
-        """The numbers that clients send with an update: ``<step>.<metric>`` -> the least and the
-        greatest of each."""
-        return {
-            f"{step.name}.{metric}": limits
-            for step in self.steps
-            for metric, limits in step.client_metrics.items()
-        }
-
-    @property
     def extra_tensors(self) -> dict[str, np.ndarray]:
         """The tensors that travel with an update beside the shared ones, ``<step>.<name>`` ->
         zeros of their shape and type."""
@@ -132,6 +121,12 @@ class UpdatePipeline:
             facts = self.combiner.sum_limits(states[self.combiner.name])
         facts = facts | {"clients": clients}
         return {f"{SECURE_SUM}.{name}": value for name, value in facts.items()}
+
+    def check_sum(self, limits: Mapping[str, float], server_round: int) -> None:
+        """Refuse, on a client, a sum that protects less than the configuration does
+        (:meth:`fedpgp.updates.base.UpdateStep.check_sum`)."""
+        if self.combiner is not None:
+            self.combiner.check_sum(limits, self._start(server_round, {}))
 
     def in_sum(
         self, sent: Arrays, global_params: Arrays, limits: Mapping[str, float]

@@ -9,6 +9,7 @@ from fedpgp.attacks import ATTACKS
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.base import UpdateStep
 from fedpgp.updates.client_privacy import LINEAR
+from fedpgp.updates.configured import metrics_of
 
 LEAST_CLIENTS = 3
 """Of a sum without noise: each client knows its own update, and the sum of the others is of two."""
@@ -34,7 +35,10 @@ def check_secure_sum(config: Mapping, method, steps: Sequence[UpdateStep]) -> No
     telling = [
         step.name
         for step in steps
-        if deployed and step.client_metrics or step.extra_tensors() and not step.combines
+        if deployed
+        and metrics_of([step], updates_only=True)
+        or step.extra_tensors()
+        and not step.combines
     ]
     drawn = max(1, round(config["participation"] * config["clients"]))
     images = config["privacy"].get("secure_sum_images", 0)

@@ -1,6 +1,7 @@
 """``privacy=image`` from end to end: what goes with it, the account of a run that is killed, rolled
 back or out of budget."""
 
+import csv
 import json
 
 import numpy as np
@@ -100,3 +101,18 @@ def test_what_a_lost_round_spent_is_not_forgotten():
     np.testing.assert_array_equal(step.after_rollback(lost, before)["accounts"], lost["accounts"])
     np.testing.assert_array_equal(step.after_rollback({}, before)["accounts"], before["accounts"])
     assert step.privacy(lost, 2)["epsilon"] == 2
+
+
+def test_a_round_whose_reply_was_left_out_was_spent_all_the_same(tmp_path):
+    """Client 0, with the fewest images, counts in no average; its account is the largest."""
+    overrides = (*PRIVATE, "rounds=2", "evaluate_every=0", "clients=3", "method=promptfl")
+    whole = run(tmp_path / "whole", *overrides)
+    summary = run(tmp_path / "run", *overrides, faults={"inf_update": [0], "round": 2})
+    assert [entry["client"] for entry in trained(tmp_path / "run")[-1]["dropped"]] == [0]
+    assert summary["privacy"] == whole["privacy"]
+    tables = [(tmp_path / name / "privacy.csv").read_text() for name in ("whole", "run")]
+    assert tables[0] == tables[1]
+    with open(tmp_path / "run" / "privacy.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+    assert summary["privacy"]["epsilon"] == max(float(row["epsilon"]) for row in rows)
