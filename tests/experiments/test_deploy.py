@@ -559,7 +559,8 @@ sys.meta_path.insert(0, Recorder())
 
 
 @pytest.mark.slow
-def test_with_privacy_nothing_but_updates_leaves(tmp_path):
+@pytest.mark.parametrize("privacy", ["client", "image"])
+def test_with_privacy_nothing_but_updates_leaves(privacy, tmp_path):
     """The command of a person, over TLS: what the nodes sent has neither a figure that they kept
     nor its name."""
     private_sites(tmp_path / "data", 4)
@@ -569,7 +570,7 @@ def test_with_privacy_nothing_but_updates_leaves(tmp_path):
     command = [sys.executable, "-m", "experiments.deploy", "local"]
     command += ["--data", str(tmp_path / "data"), "partition=own", "dataset=folder", "rounds=2"]
     command += [f"dataset.class_names=[{','.join(CLASSES)}]", "n_ctx=4", "local_epochs=1"]
-    command += ["privacy=client", "privacy.clip=0.1", f"run_dir={tmp_path / 'run'}"]
+    command += [f"privacy={privacy}", "privacy.clip=0.1", f"run_dir={tmp_path / 'run'}"]
     path = os.pathsep.join([str(tmp_path / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
     around = {**os.environ, "PYTHONPATH": path, "RECORD": str(tmp_path / "record")}
     run = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True)
@@ -584,4 +585,6 @@ def test_with_privacy_nothing_but_updates_leaves(tmp_path):
     figures = {v for row in kept for name, v in row.items() if isinstance(v, float) and v > 0}
     for value in figures:
         assert struct.pack("<d", value) not in sent and repr(value).encode() not in sent
-    assert not [word for word in (b"loss", b"local", b"num-examples", b"images") if word in sent]
+    assert not [
+        word for word in (b"loss", b"local", b"num-examples", b"images", b"epsilon") if word in sent
+    ]

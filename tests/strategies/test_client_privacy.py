@@ -129,3 +129,30 @@ def test_a_damaged_last_checkpoint_is_not_passed_over(tmp_path):
     newest.write_bytes(b"nothing")
     with pytest.raises(FedPGPError, match="noise would be drawn twice"):
         resume(tmp_path / "run", {"rounds": 3}, federation_of=small_federation)
+
+
+@pytest.mark.parametrize("settings", [(), ("privacy.epsilon=8",)])
+def test_a_round_whose_checkpoint_is_gone_counts_all_the_same(
+    settings, tmp_path, monkeypatch, capsys
+):
+    """Its noise was drawn, and is drawn once more: two sums, and both are accounted."""
+    whole = Server._round
+
+    def killed(server, server_round):
+        if server_round == 3:
+            raise KeyboardInterrupt
+        whole(server, server_round)
+
+    monkeypatch.setattr(Server, "_round", killed)
+    overrides = (*PRIVATE, "rounds=3", "evaluate_every=0", "method=promptfl", *settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *overrides)
+    monkeypatch.undo()
+    (tmp_path / "run" / "checkpoint" / "round_00002.safetensors").unlink()
+    summary = resume(tmp_path / "run", federation_of=small_federation)
+    assert "noise was drawn for 1 round(s) that no checkpoint has" in capsys.readouterr().out
+    if settings:  # made for three sums
+        assert "above privacy.epsilon=8" in summary["stopped"]
+        assert summary["privacy"]["rounds"] == 3 and summary["privacy"]["epsilon"] <= 8
+    else:
+        assert summary["privacy"]["rounds"] == 4 and summary["rounds"] == 3

@@ -335,7 +335,7 @@ def test_a_node_gives_no_other_shares_than_those_of_its_first_sum(tmp_path):
     config = small_config(tmp_path / "run", *ONE)
     folder = tmp_path / "run" / "private"
     record = json.loads((folder / "attempt.json").read_text())
-    part = SumClient(PrivateStore(folder, **record), config, 1, flush=False)
+    part = SumClient(PrivateStore(folder, **record), config, 1, deployed=False)
     everybody = list(range(CLIENTS))
     assert part.reply(UNMASK, 0, dict(unmask_question(everybody, [])))["answer"]["seeds"]
     for survivors, lost in ((everybody, [3]), ([c for c in everybody if c != 3], [3])):
@@ -343,8 +343,8 @@ def test_a_node_gives_no_other_shares_than_those_of_its_first_sum(tmp_path):
             part.reply(UNMASK, 0, dict(unmask_question(survivors, lost)))
     with pytest.raises(Withheld, match="asked something else"):
         part.reply(MASK, 0, {})
-    other = SumClient(PrivateStore(folder, **record), config, 2, flush=False)
+    other = SumClient(PrivateStore(folder, **record), config, 2, deployed=False)
     with pytest.raises(Withheld, match="round 1, not 2"):
         other.reply(UNMASK, 0, {})
     kept = folder / "secure_sum" / "client_00000.bin"
-    assert kept.stat().st_mode & 0o077 == 0 and kept.stat().st_size < 4000  # no vector any more
+    assert kept.stat().st_mode & 0o077 == 0

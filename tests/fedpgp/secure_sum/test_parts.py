@@ -97,10 +97,11 @@ def test_what_there_is_no_room_for_is_an_error(value):
 
 def test_noise_of_as_few_as_stay_adds_up_to_that_of_the_sum():
     quantiser, rng = Quantiser(5, largest=1.0, noise=0.7), np.random.default_rng(0)
-    total = sum(quantiser.noise_of_one(rng.normal(size=20_000), 4) for _ in range(4))
+    one = quantiser.deviation_of_one(4)
+    total = sum(quantiser.noise_of_one(rng.normal(size=20_000), one) for _ in range(4))
     assert quantiser.decoded(total).std() == pytest.approx(0.7, rel=0.03)
     with pytest.raises(FedPGPError, match="take more privacy.noise"):
-        Quantiser(5, largest=1.0, noise=1e-9).noise_of_one(rng.normal(size=3), 4)
+        Quantiser(5, largest=1.0, noise=1e-9).deviation_of_one(4)
 
 
 def test_a_graph_gives_each_client_as_many_neighbours_both_ways():
