@@ -6,9 +6,9 @@ can read. The same question again gets the same answer (it was lost on the way);
 none: so nobody gets both shares of one client.
 
 A server that lost a sum (too few stayed to its end, or it was killed) has to ask for the round once
-more, or no run could go on. Then a client adds the same integers, noise included, under other
-masks, so that two sums of the same clients are the same sum. The difference of two sums of others
-would be single updates: so a deployed client that has given its shares of a sum, by which it may be
+more, or no run could go on. Then a deployed client adds the same integers, noise included, under
+other masks, so that two sums of the same clients are the same sum. The difference of two sums of
+others would be single updates: so one that has given its shares of a sum, by which it may be
 unmasked already, gives them again for a sum of the very same survivors alone, and with noise it
 takes part in no other sum of a round, nor in one of an earlier round.
 """
@@ -100,8 +100,8 @@ class SumClient:
                 raise Withheld(str(weaker)) from weaker
             if quantiser.clients > federation.num_clients:
                 raise Withheld(f"the server says that {quantiser.clients} clients take part")
-            known, made_of = self._known(client), self._made_of(global_params, about)
-            if known is not None and self._deployed:
+            known, made_of = None, self._made_of(global_params, about)
+            if self._deployed and (known := self._known(client)) is not None:
                 self._refuse_other_sums(known, made_of, noised=quantiser.noise > 0)
             if known is not None and known.made_of == made_of:
                 vector, noise, given = known.vector, known.noise, known.given
@@ -218,6 +218,8 @@ class SumClient:
             kept.masked = NOTHING
             if self._deployed:
                 kept.given[kept.made_of] = sorted(survivors) if knows_all else []
+            else:
+                kept.vector = NOTHING
         return unmask_reply(given)
 
     def _save(self, kept: Kept) -> None:

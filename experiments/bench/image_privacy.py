@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from experiments.bench.measure import in_turn, peak_memory, relative
+from experiments.bench.measure import gflop, in_turn, peak_memory, relative
 from experiments.bench.methods import Case, method_of
 from experiments.bench.step import task_of
 from fedpgp.methods import Params
@@ -61,6 +61,7 @@ def row(case: Case, repeats: int) -> dict:
         "ms": 1e3 * statistics.median(batched),
         "loop_ms": 1e3 * statistics.median(looped),
         "ratio": statistics.median(batched) / statistics.median(plain),
+        "products_ratio": gflop(private) / gflop(case.run),
         "loop_ratio": statistics.median(looped) / statistics.median(again),
         "peak_mb": peak_memory(private),
         "largest_difference": max(relative(ours[name], theirs[name]) for name in ours),

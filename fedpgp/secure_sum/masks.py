@@ -3,6 +3,7 @@
 
 import secrets
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
@@ -27,34 +28,51 @@ def public_key(private: bytes) -> bytes:
 
 @dataclass
 class Agreements:
-    """What pairs of clients have agreed on. Two clients of one process (a simulation) agree on the
-    same, so each pair costs one X25519 there.
+    """Keys that pairs of clients have agreed on. Two clients of one process (a simulation) agree on
+    the same, so each pair costs one X25519 and one HKDF there.
 
     Attributes:
-        known: both public keys, ascending -> the 32 bytes.
+        known: both public keys, ascending, and the purpose -> the key.
     """
 
-    known: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict)
+    known: dict[tuple[bytes, bytes, str], bytes] = field(default_factory=dict)
+    _public: dict[bytes, X25519PublicKey] = field(default_factory=dict, repr=False)
 
-    def of(self, private: X25519PrivateKey, own: bytes, other: bytes) -> bytes:
-        """Return the 32 bytes that the two agree on.
+    def of(
+        self,
+        private: X25519PrivateKey,
+        own: bytes,
+        other: bytes,
+        purpose: str,
+        size: int = KEY_BYTES,
+    ) -> bytes:
+        """Return the key of so many bytes that the two agree on for one purpose.
 
         Args:
             private: one's own.
             own, other: public keys.
+            purpose, size: of the key.
 
         Raises:
             ValueError: the other is no key.
         """
-        pair = (own, other) if own < other else (other, own)
+        pair = (own, other, purpose) if own < other else (other, own, purpose)
         if pair not in self.known:
-            self.known[pair] = private.exchange(X25519PublicKey.from_public_bytes(other))
+            if other not in self._public:
+                self._public[other] = X25519PublicKey.from_public_bytes(other)
+            agreed = private.exchange(self._public[other])
+            self.known[pair] = derived(agreed, purpose, size)
         return self.known[pair]
 
 
-def derived(agreed: bytes, purpose: str) -> bytes:
-    """Return a key for one purpose, by HKDF."""
-    return HKDF(hashes.SHA256(), KEY_BYTES, None, purpose.encode()).derive(agreed)
+def derived(agreed: bytes, purpose: str, size: int = KEY_BYTES) -> bytes:
+    """Return a key of so many bytes for one purpose, by HKDF."""
+    return HKDF(hashes.SHA256(), size, None, purpose.encode()).derive(agreed)
+
+
+@lru_cache(maxsize=2)
+def _zeros(size: int) -> bytes:
+    return bytes(size)
 
 
 def expanded(key: bytes, size: int) -> np.ndarray:
@@ -64,5 +82,5 @@ def expanded(key: bytes, size: int) -> np.ndarray:
         key: of :data:`KEY_BYTES`, used for this alone.
         size: how many.
     """
-    stream = Cipher(algorithms.ChaCha20(key, ONCE), None).encryptor().update(bytes(4 * size))
+    stream = Cipher(algorithms.ChaCha20(key, ONCE), None).encryptor().update(_zeros(4 * size))
     return np.frombuffer(stream, dtype="<u4")

@@ -14,12 +14,14 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedpgp.errors import FedPGPError
 from fedpgp.secure_sum.graph import degree, shares_needed
-from fedpgp.secure_sum.masks import KEY_BYTES, Agreements, derived, expanded, new_seed, public_key
+from fedpgp.secure_sum.masks import KEY_BYTES, Agreements, expanded, new_seed, public_key
 from fedpgp.secure_sum.shamir import SHARE_BYTES, split
 from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking, digest
 
 _SECRETS = ("mask_private", "share_private", "seed")
 
+MASK = "mask"
+"""The purpose of what two agree on by their keys of masks."""
 NONCE = bytes(12)
 """Of the shares' encryption: each key is for one direction, and encrypts one thing."""
 
@@ -38,7 +40,7 @@ class Participant:
         mask_private, share_private: X25519.
         seed: of its own mask.
         peers: peer -> its public key of masks; empty before the second step.
-        secrets: peer -> what the two agreed on for shares.
+        secrets: peer -> the keys that the two agreed on for their shares, one for each direction.
         clients: how many take part in the sum; 0 before the second step.
         own: its own shares of its seed and its key.
         held: peer -> shares of that peer's seed and key; empty before the third step.
@@ -90,17 +92,19 @@ class Participant:
                 f"it was given {len(keys)} peers; {degree(clients, threshold)} belong to a sum of "
                 f"{clients} clients"
             )
-        check_keys({**keys, self.client: self.keys()})
+        ours = self.keys()
+        check_keys({**keys, self.client: ours})
         agreements = agreements or Agreements()
         private = X25519PrivateKey.from_private_bytes(self.share_private)
         holders = sorted([*keys, self.client])
         needed = shares_needed(threshold, len(holders))
         of_seed = split(self.seed, holders, needed)
         of_key = split(self.mask_private, holders, needed)
-        own_key, sealed = self.keys().share, {}
+        sealed = {}
         for peer, theirs in keys.items():
+            about = _shares_of(self.client, peer), 2 * KEY_BYTES
             try:
-                self.secrets[peer] = agreements.of(private, own_key, theirs.share)
+                self.secrets[peer] = agreements.of(private, ours.share, theirs.share, *about)
             except ValueError as error:
                 raise SumFailed(f"client {peer} sent a key that is none", [peer]) from error
             sealed[peer] = _seal(
@@ -149,14 +153,14 @@ class Participant:
             held[peer] = _opened(self.secrets[peer], peer, self.client, sent)
         agreements = agreements or Agreements()
         private = X25519PrivateKey.from_private_bytes(self.mask_private)
-        own = public_key(self.mask_private)
+        own = private.public_key().public_bytes_raw()
         total = vector + expanded(self.seed, len(vector))
         for peer in inbox:
             try:
-                agreed = agreements.of(private, own, self.peers[peer])
+                key = agreements.of(private, own, self.peers[peer], MASK)
             except ValueError as error:
                 raise SumFailed(f"client {peer} sent a key that is none", [peer]) from error
-            add_mask(total, agreed, self.client, peer)
+            add_mask(total, key, self.client, peer)
         self.held = held
         return total
 
@@ -249,30 +253,38 @@ def check_keys(keys: Mapping[int, Keys]) -> None:
             seen[key] = client
 
 
-def add_mask(total: np.ndarray, agreed: bytes, client: int, peer: int) -> None:
+def add_mask(total: np.ndarray, key: bytes, client: int, peer: int) -> None:
     """Add the mask of a pair to one's vector, in place: the one with the lower number adds it, the
     other one subtracts it."""
-    mask = expanded(derived(agreed, "mask"), len(total))
+    mask = expanded(key, len(total))
     if client < peer:
         total += mask
     else:
         total -= mask
 
 
-def _seal(agreed: bytes, sender: int, receiver: int, data: bytes) -> bytes:
-    direction = f"shares of {sender} for {receiver}"
-    return ChaCha20Poly1305(derived(agreed, direction)).encrypt(NONCE, data, None)
+def _shares_of(one: int, other: int) -> str:
+    """The purpose of what two agree on by their keys of shares."""
+    return f"shares of {min(one, other)} and {max(one, other)}"
 
 
-def _opened(agreed: bytes, sender: int, receiver: int, sent: Inbox) -> tuple[bytes, bytes]:
+def _cipher(keys: bytes, sender: int, receiver: int) -> ChaCha20Poly1305:
+    """That of one direction."""
+    return ChaCha20Poly1305(keys[:KEY_BYTES] if sender < receiver else keys[KEY_BYTES:])
+
+
+def _seal(keys: bytes, sender: int, receiver: int, data: bytes) -> bytes:
+    return _cipher(keys, sender, receiver).encrypt(NONCE, data, None)
+
+
+def _opened(keys: bytes, sender: int, receiver: int, sent: Inbox) -> tuple[bytes, bytes]:
     """The shares of a peer, which are those that it told the server of.
 
     Raises:
         SumFailed: they are not.
     """
-    direction = f"shares of {sender} for {receiver}"
     try:
-        data = ChaCha20Poly1305(derived(agreed, direction)).decrypt(NONCE, sent.sealed, None)
+        data = _cipher(keys, sender, receiver).decrypt(NONCE, sent.sealed, None)
     except InvalidTag:
         data = b""
     pair = (data[:SHARE_BYTES], data[SHARE_BYTES:])

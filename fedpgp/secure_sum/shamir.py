@@ -8,6 +8,7 @@ Holder h has the value of a random polynomial at h + 1; the secret is the value 
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from math import prod
 from operator import mul
 
 PRIME = 2**256 + 297
@@ -29,15 +30,20 @@ def split(secret: bytes, holders: Sequence[int], threshold: int) -> dict[int, by
     """
     if not 1 <= threshold <= len(holders):
         raise ValueError(f"a threshold of {threshold} among {len(holders)} holders")
-    polynomial = [int.from_bytes(secret), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
-    polynomial.reverse()
+    polynomial = [*_random(threshold - 1), int.from_bytes(secret)]
     shares = {}
     for holder in holders:
-        value = 0
-        for coefficient in polynomial:  # Horner
-            value = (value * (holder + 1) + coefficient) % PRIME
-        shares[holder] = value.to_bytes(SHARE_BYTES)
+        value, x = 0, holder + 1
+        for coefficient in polynomial:  # Horner; x is small, so that one remainder at the end does
+            value = value * x + coefficient
+        shares[holder] = (value % PRIME).to_bytes(SHARE_BYTES)
     return shares
+
+
+def _random(count: int) -> list[int]:
+    """Numbers of the field: the remainders of 48 random bytes, uniform but for 2**-127."""
+    drawn = secrets.token_bytes(48 * count)
+    return [int.from_bytes(drawn[48 * i : 48 * i + 48]) % PRIME for i in range(count)]
 
 
 def join(shares: Mapping[int, bytes]) -> bytes | None:
@@ -48,17 +54,12 @@ def join(shares: Mapping[int, bytes]) -> bytes | None:
         shares: holder -> share, as many as the threshold.
     """
     points = [(holder + 1, int.from_bytes(share)) for holder, share in sorted(shares.items())]
-    tops, bottoms = [], []
-    for x, _ in points:  # Lagrange's polynomials at 0
-        top = bottom = 1
-        for other, _ in points:
-            if other != x:
-                top, bottom = top * other % PRIME, bottom * (other - x) % PRIME
-        tops.append(top)
-        bottoms.append(bottom)
-    total = sum(
-        y * top * inverse
-        for (_, y), top, inverse in zip(points, tops, _inverses(bottoms), strict=True)
+    places = [x for x, _ in points]
+    # Lagrange's polynomials at 0: the product of all places but x, over that of all (other - x).
+    bottoms = [prod(other - x for other in places if other != x) * x % PRIME for x in places]
+    top = prod(places)
+    total = top * sum(
+        y * inverse for (_, y), inverse in zip(points, _inverses(bottoms), strict=True)
     )
     secret = total % PRIME
     return secret.to_bytes(SECRET_BYTES) if secret < 2**256 else None

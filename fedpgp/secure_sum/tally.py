@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpgp.secure_sum.graph import Graph, shares_needed
 from fedpgp.secure_sum.masks import Agreements, expanded, public_key
-from fedpgp.secure_sum.participant import add_mask, check_keys
+from fedpgp.secure_sum.participant import MASK, add_mask, check_keys
 from fedpgp.secure_sum.shamir import join
 from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking, digest
 
@@ -129,7 +129,7 @@ class Tally:
             own, key = self._keys[client].mask, X25519PrivateKey.from_private_bytes(private)
             for peer in self._peers[client]:
                 if peer in self._masked:  # what the lost one would have added
-                    agreed = agreements.of(key, own, self._keys[peer].mask)
+                    agreed = agreements.of(key, own, self._keys[peer].mask, MASK)
                     add_mask(total, agreed, client, peer)
         return total
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpgp.arrays import Arrays, to_tensors
 from fedpgp.config import PrivacySection
-from fedpgp.errors import MethodError
+from fedpgp.errors import FedPGPError, MethodError
 from fedpgp.prefixes import strip_prefix
 from fedpgp.updates.base import (
     ClientContext,
@@ -127,6 +127,8 @@ class UpdatePipeline:
         (:meth:`fedpgp.updates.base.UpdateStep.check_sum`)."""
         if self.combiner is not None:
             self.combiner.check_sum(limits, self._start(server_round, {}))
+        elif limits["noise"] != 0:
+            raise FedPGPError("the server says that there is noise on the sum, and there is none")
 
     def in_sum(
         self, sent: Arrays, global_params: Arrays, limits: Mapping[str, float]

@@ -105,6 +105,8 @@ def test_without_noise_a_run_may_go_back_a_round(tmp_path):
     join = joined(tmp_path, "rounds=3")
     for server_round, more in ((2, 0.0), (2, 0.5), (1, 0.0)):
         join(server_round, more, noise=0.0)
+    with pytest.raises(Withheld, match="noise on the sum, and there is none"):
+        join(3)  # by which a sum of one client would do
 
 
 @pytest.mark.parametrize(

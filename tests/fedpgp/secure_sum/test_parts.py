@@ -39,9 +39,10 @@ def test_one_share_less_than_the_threshold_is_uniform():
 def test_two_clients_agree_and_masks_are_chacha20():
     """RFC 8439, appendix A.1, test vector 1."""
     one, other = new_seed(), new_seed()
-    ours = Agreements().of(_key(one), public_key(one), public_key(other))
-    theirs = Agreements().of(_key(other), public_key(other), public_key(one))
-    assert ours == theirs and derived(ours, "a") != derived(ours, "b")
+    ours = Agreements().of(_key(one), public_key(one), public_key(other), "a")
+    theirs = Agreements().of(_key(other), public_key(other), public_key(one), "a")
+    assert ours == theirs == derived(_key(one).exchange(_key(other).public_key()), "a")
+    assert ours != Agreements().of(_key(one), public_key(one), public_key(other), "b")
     stream = expanded(bytes(32), 16).tobytes().hex()
     assert stream.startswith("76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7")
 
@@ -49,9 +50,9 @@ def test_two_clients_agree_and_masks_are_chacha20():
 def test_what_two_clients_of_a_process_agree_on_is_computed_once():
     one, other = new_seed(), new_seed()
     known = Agreements()
-    known.of(_key(one), public_key(one), public_key(other))
+    known.of(_key(one), public_key(one), public_key(other), "a")
     assert len(known.known) == 1
-    known.of(_key(other), public_key(other), public_key(one))
+    known.of(_key(other), public_key(other), public_key(one), "a")
     assert len(known.known) == 1
 
 

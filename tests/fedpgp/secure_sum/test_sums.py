@@ -7,7 +7,7 @@ import pytest
 
 from fedpgp.secure_sum import Participant, Refused, SumFailed, Tally, Unmasking, degree
 from fedpgp.secure_sum.masks import Agreements, expanded
-from fedpgp.secure_sum.participant import add_mask
+from fedpgp.secure_sum.participant import MASK, add_mask
 from tests.fedpgp.secure_sum.sums import STEPS, THRESHOLD, Sum, plain, vectors
 
 SIX = vectors(6)
@@ -94,7 +94,7 @@ def agreed(client: Participant, key: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     private = X25519PrivateKey.from_private_bytes(client.mask_private)
-    return Agreements().of(private, client.keys().mask, key)
+    return Agreements().of(private, client.keys().mask, key, MASK)
 
 
 # Who lies. ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ OPTIONS = {
     "pfedmoap": {"experts": 3},
 }
 DECLARED = sorted(name for name, method in METHODS.items() if method.__dict__.get("per_image"))
-REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "prograd", "zero_shot"}
+REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "zero_shot"}
 REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt"}
 
 

@@ -155,3 +155,34 @@ def test_a_setting_that_cannot_work_is_named(settings):
 def test_noise_beside_an_epsilon_is_refused():
     with pytest.raises(FedPGPError, match="give one of them"):
         ImagePrivacySettings(noise=2.0, epsilon=4.0)
+
+
+def test_both_gradients_of_prograd_are_clipped_as_one_and_projected_behind_the_noise(task):
+    """Image by image, in plain torch; so little is clipped that the projection is the plain one."""
+    method, (params, batch, classes, step) = placed(task, "prograd", strength=0.7)
+    batch.weights[:] = 1 / batch.labels.shape[1]
+    whole_loss, plain = method.gradients(params, batch, classes, step)
+    for clip in (1e6, 0.5):
+        with at_work(training(noise=0.0, clip=clip), method):
+            loss, grads = method.gradients(params, batch, classes, step)
+        torch.testing.assert_close(loss, whole_loss)
+        for k in range(K):
+            a, b, count = 0.0, 0.0, batch.labels.shape[1]
+            p_G = params["p_G"][k : k + 1].clone().requires_grad_()
+            for i in range(count):
+                image = batch.images.features[k, i]
+                text = method.global_classifier({"p_G": p_G}, classes)[0]
+                y = task.logit_scale * (image @ text.T)
+                known = (task.logit_scale * (image @ classes.template_features.T)).softmax(-1)
+                terms = (-y.log_softmax(-1)[batch.labels[k, i]], -(known * y.log_softmax(-1)).sum())
+                one, two = (
+                    torch.autograd.grad(t, p_G, retain_graph=True)[0][0].numpy() for t in terms
+                )
+                bound = min(1.0, clip / np.sqrt((one**2).sum() + (two**2).sum()))
+                a, b = a + bound * one / 8, b + bound * two / 8  # 8: images of a step in the mean
+            along = (a * b).sum()
+            expected = a - 0.7 * min(0.0, along) / (b**2).sum() * b
+            np.testing.assert_allclose(grads["p_G"][k].numpy(), expected, rtol=1e-8, atol=1e-12)
+            if clip == 1e6:
+                whole = plain["p_G"][k].numpy() * count / 8
+                np.testing.assert_allclose(expected, whole, rtol=1e-8, atol=1e-12)

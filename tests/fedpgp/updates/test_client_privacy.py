@@ -209,14 +209,18 @@ def test_an_infinite_epsilon_is_no_noise():
 @pytest.mark.parametrize("settings", [{}, {"adaptive_clip": True}])
 def test_a_client_adds_nothing_to_a_sum_with_less_noise_or_another_clip(settings):
     step, state = prepared(noise=0.5, clip=2.0, **settings)
-    limits = step.sum_limits(state)
-    update = {n: t.double() for n, t in SHARED.items()}
+    limits, update = step.sum_limits(state), {n: t.double() for n, t in SHARED.items()}
     update |= {n: torch.zeros(s).double() for n, s in step.extra_tensors().items()}
     assert set(step.in_sum(update, limits)) == set(update)
-    with pytest.raises(FedPGPError, match=r"noise of 1e-08 .* privacy.noise=0.5"):
-        step.in_sum(update, limits | {"noise": 1e-8})
+    start = RoundStart(
+        server_round=1, num_rounds=3, num_clients=9, participation=1.0, num_trainers=9,
+        state={}, seed=0,
+    )  # fmt: skip
+    step.check_sum(limits, start)
+    with pytest.raises(FedPGPError, match=r"noise of 5e-09 times the clip .* asks for 0.5"):
+        step.check_sum(limits | {"noise": 1e-8}, start)
     with pytest.raises(FedPGPError, match=r"noise of nan"):
-        step.in_sum(update, limits | {"noise": math.nan})
+        step.check_sum(limits | {"noise": math.nan}, start)
     if not settings:
         with pytest.raises(FedPGPError, match=r"a clip of 9; privacy.clip=2"):
-            step.in_sum(update, limits | {"clip": 9.0, "noise": 9.0})
+            step.check_sum(limits | {"clip": 9.0, "noise": 9.0}, start)
