@@ -27,7 +27,7 @@ def record_spent(folder: Path, states: Mapping[str, State]) -> None:
     """
     counts = {step: state[SPENT] for step, state in states.items() if SPENT in state}
     if counts:
-        write_atomically(folder / RECORD, json.dumps(counts).encode())
+        write_atomically(folder / RECORD, json.dumps(counts).encode(), flush=False)
 
 
 def count_spent(folder: Path, info: dict) -> int:
