@@ -42,7 +42,7 @@ from strategies.checkpoint import (
 )
 from strategies.flower_strategies import beyond_theorem
 from strategies.membership import admitted
-from strategies.sampling import participants, trainers
+from strategies.sampling import participants
 from strategies.server import Server
 from strategies.spent_record import count_spent
 from strategies.wrappers import NOISE, configured_strategy
@@ -165,7 +165,7 @@ class Attempt:
         strategy = configured_strategy(typed, class_embeddings)
         if typed.strategy.wrap:
             self.console.warn(NOISE)
-        taking_part = participants(typed, trainers(federation.federated_split))
+        taking_part = participants(typed, federation.federated_split.trainers)
         if said := beyond_theorem(strategy, taking_part):
             self.console.warn(said)
         if typed.privacy.options.get("seeded_noise"):

@@ -270,19 +270,6 @@ class RunFolder:
                     lines.append([*about, *shown, *(own.get("name", "") for _ in named)])
         write_atomically(self.path / "clients.csv", csv_text(lines).encode())
 
-    def spent(self, accounts: Mapping[int, Mapping[str, float]]) -> None:
-        """privacy.csv: what each client spent with ``privacy=image``, a row a client.
-
-        Args:
-            accounts: client -> its figures; an epsilon below zero is none, for want of noise.
-        """
-        lines: list[list] = [["id", "epsilon", "delta", "noise_multiplier", "rate", "steps"]]
-        for client, said in sorted(accounts.items()):
-            epsilon = said["epsilon"] if said["epsilon"] >= 0 else ""
-            about = [said["delta"], said["noise"], said["rate"], int(said["steps"])]
-            lines.append([client, epsilon, *about])
-        write_atomically(self.path / "privacy.csv", csv_text(lines).encode())
-
     def summary(self) -> dict:
         """summary.json; empty when there is none, or a part of one."""
         try:

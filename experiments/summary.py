@@ -11,13 +11,15 @@ from experiments.callbacks.console import Console
 from experiments.newcomers import with_newcomers
 from experiments.reporting.page import write_report
 from experiments.run_folder import RunFolder
+from experiments.spreadsheet import csv_text
+from fedpgp.atomic_files import write_atomically
 from fedpgp.attacks.success import mean_rates
 from fedpgp.config import PrivacySection
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import select
 from fedpgp.evaluation.lifelong import lifelong_summary
 from fedpgp.updates.base import State
-from fedpgp.updates.image_privacy import ImagePrivacy
+from fedpgp.updates.image_privacy import NO_BOUND, ImagePrivacy
 from strategies.image_accounts import spent_by_clients, state_of
 from strategies.server import Server
 
@@ -83,7 +85,12 @@ def _step_state(server: Server, folder: RunFolder) -> Mapping[str, State]:
     if private is None or server.configuration is not None:
         return states
     spent = spent_by_clients(private, server.folder / "private", server.job)
-    folder.spent(spent)
+    lines: list[list] = [["id", "epsilon", "delta", "noise_multiplier", "rate", "steps"]]
+    for client, said in sorted(spent.items()):
+        epsilon = said["epsilon"] if said["epsilon"] != NO_BOUND else ""
+        about = [said["delta"], said["noise"], said["rate"], int(said["steps"])]
+        lines.append([client, epsilon, *about])
+    write_atomically(folder.path / "privacy.csv", csv_text(lines).encode())
     return {**states, ImagePrivacy.name: state_of(spent, server.federation.num_clients)}
 
 
