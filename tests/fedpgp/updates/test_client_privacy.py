@@ -217,7 +217,7 @@ def test_a_client_adds_nothing_to_a_sum_with_less_noise_or_another_clip(settings
         state={}, seed=0,
     )  # fmt: skip
     step.check_sum(limits, start)
-    with pytest.raises(FedPGPError, match=r"noise of 5e-09 times the clip .* asks for 0.5"):
+    with pytest.raises(FedPGPError, match=r"noise of .*e-09 times the clip .* asks for 0.5"):
         step.check_sum(limits | {"noise": 1e-8}, start)
     with pytest.raises(FedPGPError, match=r"noise of nan"):
         step.check_sum(limits | {"noise": math.nan}, start)
