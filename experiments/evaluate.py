@@ -164,7 +164,8 @@ def evaluate(
         print(f"warning: {OTHER_WEIGHTS}", file=sys.stderr)
     shared = strip_prefix("shared/", tensors)
     server_state = strip_prefix("memory/", tensors)
-    clients = range(federation.num_clients)
+    left = config.get("left", ())
+    clients = [client for client in range(federation.num_clients) if client not in left]
     client_only = (
         {client: federation.server.download_for(client, server_state) for client in clients}
         if server_state

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clients.private_state import PrivateStore
 from experiments.callbacks.console import Console
+from fedpgp.client_models import State
 from fedpgp.config import Config
 from fedpgp.onboarding.measure import Measured, measure
 from fedpgp.onboarding.share import bytes_shared, trained_of
@@ -45,13 +46,13 @@ def onboard_newcomers(
         return {}
     state, federation = server.state, server.federation
     store = PrivateStore(folder / "private", server.job.run, server.job.attempt)
-    trained = trained_of(
-        federation,
-        state.shared,
-        state.server_state,
-        (lambda client: store.load(client, int(state.committed[client]))) if share else None,
-        options.description,
-    )
+
+    def load_state(client: int) -> State | None:
+        gone = client in typed.left
+        return None if gone else store.load(client, int(state.committed[client]))
+
+    about = (state.shared, state.server_state, load_state if share else None)
+    trained = trained_of(federation, *about, options.description)
     found: dict = {}
     if share:
         found["shared_terms"] = {

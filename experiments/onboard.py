@@ -25,6 +25,7 @@ from experiments.run_checks import open_checked
 from experiments.run_folder import asked_run
 from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
+from fedpgp.client_models import State
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation.metrics import accuracy
 from fedpgp.federation import Federation
@@ -174,9 +175,12 @@ def _trained(
     if not (way.needs_terms and config["method"].get("share_terms", False)):
         return Trained(shared, server_state)
     store = PrivateStore(run / "private", info["run"], 0)
-    terms = shared_terms(
-        federation, lambda client: store.load(client, int(tensors["committed"][client]))
-    )
+    left = config.get("left", ())
+
+    def load_state(client: int) -> State | None:
+        return None if client in left else store.load(client, int(tensors["committed"][client]))
+
+    terms = shared_terms(federation, load_state)
     described = {}
     if way.needs_description:  # of what they trained on
         described = descriptions(build_federation(config), terms, options.description)

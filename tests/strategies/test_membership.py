@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from experiments.run import changes_on_resume
 from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
 from experiments.settings import composed
+from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
 from strategies import node_registry, queries
 from strategies.checkpoint import checkpoints, read_checkpoint
@@ -33,23 +35,41 @@ WORDS += ["runtime.min_report=1", "local_epochs=1", "batch_size=4", "n_ctx=2"]
 WORDS += [f"dataset.class_names=[{','.join(CLASSES)}]"]
 
 
-def three_sites(folder) -> list[dict]:
-    """Nodes of three clients, of which the last has the images of the first."""
-    configs = sites(folder)
+APP = client_app(cache(lambda text: build_federation(json.loads(text))))
+"""Its nodes read their folders, which stay as they are, once."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The folders of three clients, of which the last has the images of the first."""
+    folder = tmp_path_factory.mktemp("images")
+    sites(folder)
     shutil.copytree(folder / "site_0", folder / "site_2")
-    third = {"client-id": 2, "state-dir": str(folder / "state_2"), "min-report": 1}
-    return [*configs, {**third, "data-dir": str(folder / "site_2")}]
+    return folder
+
+
+def three_sites(folder, images) -> list[dict]:
+    """The nodes of three clients, with their states in a folder."""
+    return [
+        {
+            "client-id": client,
+            "state-dir": str(folder / f"state_{client}"),
+            "data-dir": str(images / f"site_{client}"),
+            "min-report": 1,
+        }
+        for client in range(3)
+    ]
 
 
 def begin(folder, configs, *words, before=None) -> Nodes:
     config = composed([*WORDS, f"clients={len(configs)}", *words, f"run_dir={folder / 'run'}"])
-    nodes = Nodes(client_app(), configs, before=before or (lambda *_: None))
+    nodes = Nodes(APP, configs, before=before or (lambda *_: None))
     start(config, grid=nodes)
     return nodes
 
 
 def again(folder, configs, **changes) -> Nodes:
-    nodes = Nodes(client_app(), configs)
+    nodes = Nodes(APP, configs)
     for node, config in enumerate(configs):
         nodes.names[node] = f"client-{config['client-id']}"
     resume(folder / "run", changes, grid=nodes)
@@ -69,7 +89,7 @@ def private(folder, client) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def story(tmp_path_factory, images):
     """A run of two clients; a third one joins after round 1, the second one leaves after round 2.
 
     Returns:
@@ -77,7 +97,7 @@ def story(tmp_path_factory):
     """
     folder, seen = tmp_path_factory.mktemp("members"), []
     interval, node_registry.INTERVAL = node_registry.INTERVAL, 0.0
-    configs = three_sites(folder)
+    configs = three_sites(folder, images)
 
     def look(nodes):
         tensors, info = read_checkpoint(checkpoints(folder / "run" / "checkpoint")[-1])
@@ -101,7 +121,7 @@ def story(tmp_path_factory):
     return folder, seen
 
 
-def test_the_others_lose_nothing_when_a_client_joins(story, tmp_path, monkeypatch):
+def test_the_others_lose_nothing_when_a_client_joins(story, images, tmp_path, monkeypatch):
     """The same numbers as a run of three in which the third one was away for a round, to the last
     bit: it starts as any client that never trained."""
     folder, (before, after, _) = story
@@ -116,7 +136,7 @@ def test_the_others_lose_nothing_when_a_client_joins(story, tmp_path, monkeypatc
         if message.metadata.message_type == "train" and node == 2 and job.server_round == 1:
             raise RuntimeError("not here yet")
 
-    begin(tmp_path, three_sites(tmp_path), "rounds=2", "evaluate_every=0", before=away)
+    begin(tmp_path, three_sites(tmp_path, images), "rounds=2", "evaluate_every=0", before=away)
     tensors, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
     assert set(tensors) == set(after.tensors)
     for name in ("shared/p_G", "committed"):
@@ -159,18 +179,18 @@ def test_a_client_that_has_left_is_neither_asked_nor_counted(story):
     assert any(refused in said for said in last.said.splitlines())
 
 
-def test_a_newcomer_that_is_not_there_yet_is_not_waited_for(tmp_path, monkeypatch, capsys):
+def test_a_newcomer_that_is_not_there_yet_is_not_waited_for(images, tmp_path, monkeypatch, capsys):
     """It takes part once its node comes."""
     monkeypatch.setattr(node_registry, "INTERVAL", 0.0)
     monkeypatch.setattr(queries, "RETURN_PATIENCE", 0.3)
-    configs = three_sites(tmp_path)
+    configs = three_sites(tmp_path, images)
     begin(tmp_path, configs[:2], "rounds=1", "evaluate_every=0")
 
     def before(nodes, node, message):
         if message.metadata.message_type == "train" and Job.of(message.content).server_round == 2:
             nodes.since.setdefault(2, 1)
 
-    nodes = Nodes(client_app(), configs, before=before)
+    nodes = Nodes(APP, configs, before=before)
     nodes.leave(2)
     resume(tmp_path / "run", {"rounds": 3, "clients": 3}, grid=nodes)
     assert "client 2 is not there yet; it takes part once its node comes" in capsys.readouterr().out
