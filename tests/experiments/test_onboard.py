@@ -16,6 +16,7 @@ from experiments.settings import composed
 from fedpgp.data import load_dataset
 from fedpgp.data.images import read_image
 from fedpgp.errors import FedPGPError
+from fedpgp.protocols.onboarding_options import OnboardingOptions
 
 CLASSES = ("mammal", "insect")
 """Of the classes that the run trained, those that the site has."""
@@ -113,7 +114,8 @@ def test_a_memory_answers_by_the_images_of_the_site(run, site, tmp_path, capsys)
         feature = clip.features_of("features", clip.preprocess(image)[None])[0]
         logits = shared.federation.method.task.logit_scale * shared.classifier[0] @ feature
         for key, value in zip(memory.keys, memory.values, strict=True):
-            logits = logits + torch.exp(-5.5 * (1 - feature @ key)) * value
+            near = torch.exp(-OnboardingOptions.beta * (1 - feature @ key))
+            logits = logits + OnboardingOptions.alpha * near * value
         torch.testing.assert_close(found[row], logits.softmax(-1), rtol=1e-4, atol=1e-5)
     who = ["--run", str(run), "--newcomer", "--state", str(tmp_path)]
     capsys.readouterr()
@@ -121,6 +123,21 @@ def test_a_memory_answers_by_the_images_of_the_site(run, site, tmp_path, capsys)
     assert "it cannot be exported" in capsys.readouterr().err
     with pytest.raises(FedPGPError, match="--all-classes: this newcomer remembers"):
         load_client_model(run, None, tmp_path, newcomer=True, all_classes=True)
+
+
+def test_a_prior_answers_by_the_classes_of_the_site(run, site, tmp_path):
+    """logits + log pi, pi = (1 - e) / n of the site's classes and e / (C - n) of others."""
+    assert onboarded(run, site, tmp_path, "--onboard", "prior") == 0
+    ours, shared = (
+        load_client_model(run, None, tmp_path, newcomer=True),
+        load_client_model(run, None),
+    )
+    image = read_image(next((site / "test").rglob("*.png")))
+    before, found = (predict.predict(model, [image])[0] for model in (shared, ours))
+    own = torch.tensor([name in CLASSES for name in ours.class_names])
+    others = OnboardingOptions.others
+    pi = torch.where(own, (1 - others) / own.sum(), others / (~own).sum())
+    torch.testing.assert_close(found, before * pi / (before * pi).sum(), rtol=1e-4, atol=1e-6)
 
 
 def test_terms_of_trained_clients_need_their_consent(run, site, tmp_path, capsys):
