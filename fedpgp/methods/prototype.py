@@ -8,8 +8,9 @@ Legate et al., NeurIPS 2023, arXiv 2302.03519).
              that nobody had images of stands there with its text, as zero-shot CLIP has it
 
 The sums are those of all images together, however these are split over clients, rounds and tasks:
-the head forgets nothing. Where other images take the place of a client's own, both count; where
-images are added to those it has, they are counted once.
+the head forgets nothing. Where other images take the place of a client's own
+(``ClientSplit.phases``), both count, an image of both phases twice; where images are added to those
+it has (a folder that grows), each counts once.
 """
 
 import numpy as np
