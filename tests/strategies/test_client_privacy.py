@@ -15,7 +15,8 @@ from tests.helpers.small import small_config, small_federation
 
 PRIVATE = ("privacy=client", "privacy.clip=0.1", "participation=0.5")
 SHORT = (*PRIVATE, "rounds=2", "evaluate_every=0")
-SHARE_NOTHING, READ_EACH = {"coop", "zero_shot"}, {"scaffold", "fedamp", "pfedmoap"}
+SHARE_NOTHING = {"coop", "zero_shot"}
+READ_EACH = {"scaffold", "fedamp", "pfedmoap", "pfedhn", "hyperfield"}
 
 
 def run(folder, *overrides: str, **faults) -> dict:

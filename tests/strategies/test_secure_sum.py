@@ -188,7 +188,10 @@ def test_an_update_that_there_is_no_room_for_is_left_out(tmp_path):
     ("overrides", "why"),
     [
         *(([f"strategy={s}"], f"strategy={s}") for s in choices()["strategy"] if s not in LINEAR),
-        *(([f"method={m}"], f"method={m}") for m in ("scaffold", "fedamp", "pfedmoap", "coop")),
+        *(
+            ([f"method={m}"], f"method={m}")
+            for m in ("scaffold", "fedamp", "pfedmoap", "pfedhn", "hyperfield", "coop")
+        ),
         *(([f"attack={a}"], f"attack={a}") for a in ("alie", "ipm", "min_max")),
         (["privacy=client", "privacy.noise=0"], "privacy.noise=0"),
         (["privacy=client", "privacy.epsilon=inf"], "privacy.epsilon=inf"),

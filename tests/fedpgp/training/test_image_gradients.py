@@ -22,7 +22,7 @@ OPTIONS = {
 }
 DECLARED = sorted(name for name, method in METHODS.items() if method.__dict__.get("per_image"))
 REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "zero_shot"}
-REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt"}
+REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt", "pfedhn", "hyperfield"}
 
 
 def made(name, task, **options):
