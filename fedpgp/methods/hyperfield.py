@@ -57,7 +57,7 @@ class HyperField(PFedHN):
         sent="m*d + rank*(m + d) + {'histogram': C, 'learned': 0}.get(description, e) + 1",
         passes="2; 1 with `method.mu=0`",
         official="no code exists of a federated one",
-        order=30,
+        order=34,
     )
     per_image = None
     delta_params = ("v", "steps")

@@ -100,7 +100,7 @@ class PFedHN(FedPGP):
             "declared difference: AvivSham/pFedHN at 07b53d6 writes all weights of small CNNs, for "
             "one client a step"
         ),
-        order=29,
+        order=33,
     )
     per_image = None
     small = {"rank": 2, "hidden": 8}
@@ -176,7 +176,7 @@ class PFedHN(FedPGP):
         s = self.settings
         size = s.embedding or 1 + clients // 4
         size = size if s.description == "learned" else self._described
-        zeros = {n: torch.zeros_like(t) for n, t in self._start(size, generator(0, "")).items()}
+        zeros = {n: torch.zeros(t.shape) for n, t in self._start(size, generator(0, "")).items()}
         return {"v": torch.zeros(clients, size), "known": torch.zeros(clients), **zeros}
 
     def _start(self, size: int, rng: np.random.Generator) -> Params:

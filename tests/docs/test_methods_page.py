@@ -41,7 +41,6 @@ def test_the_formula_counts_what_is_sent(name):
         "m": 4,
         "d": clip.width,
         "e": clip.embed,
-        "C": 2,
         "W": clip.model.visual.conv1.out_channels,
         "C": 2,
         "T": 1,
