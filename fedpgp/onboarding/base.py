@@ -14,6 +14,7 @@ import numpy as np
 
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation
+from fedpgp.methods import Method
 from fedpgp.onboarding.descriptions import describe
 from fedpgp.onboarding.fine_tune import fine_tune
 from fedpgp.onboarding.newcomers import Newcomer, Onboarded, Trained
@@ -55,6 +56,8 @@ class Onboarding(ABC):
     adjustment: ClassVar[type | None] = None
     """The dataclass of tensors and numbers that its ``adjust`` is an instance of, so that a
     newcomer can keep it; None: it has no ``adjust``."""
+    steps_without_images: ClassVar[bool] = False
+    """Whether ``steps`` says something although the newcomer trains nothing."""
 
     def __init__(self, options: OnboardingOptions, federation: Federation, trained: Trained):
         self.options, self.federation, self.trained = options, federation, trained
@@ -68,6 +71,11 @@ class Onboarding(ABC):
                 f"protocol.description={options.description} is made of images, and "
                 "protocol.budget=0 has none: take description=names, or another budget"
             )
+        return None
+
+    @classmethod
+    def why_not_method(cls, options: OnboardingOptions, method: Method) -> str | None:
+        """Return why this method does not go with it; None: it does."""
         return None
 
     @abstractmethod
@@ -109,9 +117,12 @@ def make_onboarding(
     """Return a way by its name.
 
     Raises:
-        FedPGPError: no such way; options that do not go with it; terms that nobody shared.
+        FedPGPError: no such way; options or a method that do not go with it; terms that nobody
+            shared.
     """
     way = onboarding_class(name, options)
+    if why := way.why_not_method(options, federation.method):
+        raise FedPGPError(f"protocol.onboard={name}: {why}")
     if way.needs_terms and not trained.terms:
         raise FedPGPError(
             f"protocol.onboard={name} is made of the private tensors of trained clients, and none "

@@ -38,13 +38,15 @@ def check_onboarding(config: Config, protocol: EvalProtocol) -> None:
 
 
 def check_private_tensors(federation: Federation, options: OnboardingOptions) -> None:
-    """Refuse ways that this method has no private tensors for.
+    """Refuse ways that do not go with this method, or that it has no private tensors for.
 
     Raises:
         FedPGPError: naming way and method.
     """
     for name in options.ways:
         way, method = onboarding_class(name, options), federation.method.name
+        if why := way.why_not_method(options, federation.method):
+            raise FedPGPError(f"protocol.onboard={name}: {why}")
         if not (way.fine_tunes or way.needs_terms):
             continue
         if not federation.models.personal_names:

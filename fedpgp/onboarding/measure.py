@@ -82,10 +82,13 @@ def measure(
 
 def cells(way: Onboarding, options: OnboardingOptions) -> list[tuple[int | None, int]]:
     """Return the pairs of budget and steps that make a difference to a way: without images there
-    are no steps."""
+    are no steps, but for a way that trains nothing by itself."""
+    alone = way.steps_without_images
     budgets = options.budgets if way.uses_images else [0]
-    steps = options.steps_of if way.fine_tunes else [0]
-    pairs = [(budget, 0 if budget == 0 else count) for budget in budgets for count in steps]
+    steps = options.steps_of if way.fine_tunes or alone else [0]
+    pairs = [
+        (budget, 0 if budget == 0 and not alone else count) for budget in budgets for count in steps
+    ]
     return list(dict.fromkeys(pairs))
 
 

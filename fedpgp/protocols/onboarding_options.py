@@ -21,6 +21,7 @@ class OnboardingOptions:
         description: what is told of a client: one of :data:`DESCRIPTIONS`.
         top_k: K, how many trained clients a newcomer's term is made of.
         tau: temperature of their weights, softmax(cos / tau).
+        decode: what becomes a term of the autoencoder: the ``mean`` of its latent, or a ``draw``.
         alpha, beta: weight and sharpness of the memory.
         others: chance that an image is of a class that the newcomer does not know to have.
     """
@@ -32,6 +33,7 @@ class OnboardingOptions:
     description: str = "names"
     top_k: int = 4
     tau: float = 0.05
+    decode: str = "mean"
     alpha: float = 3.0
     beta: float = 2.0
     others: float = 0.05
@@ -55,6 +57,7 @@ class OnboardingOptions:
         check_choice("protocol.description", self.description, DESCRIPTIONS)
         check_number("protocol.top_k", self.top_k, least=1, whole=True)
         check_number("protocol.tau", self.tau, above=0)
+        check_choice("protocol.decode", self.decode, ("mean", "draw"))
         check_number("protocol.alpha", self.alpha, least=0)
         check_number("protocol.beta", self.beta, above=0)
         check_number("protocol.others", self.others, above=0, below=1)
