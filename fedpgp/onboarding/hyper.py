@@ -13,6 +13,7 @@ The newcomer's own steps change the term, or v where it is learned.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,16 +57,16 @@ class Written(Onboarding):
             v = describe(kind, self.federation, newcomer.rows, newcomer.labels)
         return torch.from_numpy(v).to(method.task.dtype)[None]
 
-    @property
+    @cached_property
     def server_state(self) -> Params:
         """What the server keeps, as tensors."""
         return to_tensors(self.trained.server_state)
 
     def term(self, numbers: Tensor) -> Params:
         """Return the term (1, ...) of what the network adds to where terms begin, (1, n)."""
-        shared = self.trained.shared
+        start = to_tensors({name: self.trained.shared[name] for name in ("U_0", "V_0")})
         u, v = self.federation.method.factors(numbers)
-        return {"U": torch.from_numpy(shared["U_0"]) + u, "V": torch.from_numpy(shared["V_0"]) + v}
+        return {"U": start["U_0"] + u, "V": start["V_0"] + v}
 
     def answered(self, v: Tensor, numbers: Tensor) -> Onboarded:
         """Return the model of a newcomer that sent v and was sent its term."""
@@ -115,7 +116,8 @@ class Hyper(Written):
         federation, options, state = self.federation, self.options, self.server_state
         method, training, client = federation.method, federation.training, newcomer.client
         rate = training.lr if options.onboard_lr is None else options.onboard_lr
-        v = state["v"][state["known"] > 0].mean(0, keepdim=True)
+        v = state["known"] @ state["v"] / state["known"].sum().clamp(min=1)
+        v = v.unsqueeze(0)
         optimizer = training.make_optimizer()
         slots = fresh_state(optimizer, {"v": v})
         count, moving = slots["step/v"], {s: slots[f"{s}/v"] for s in optimizer.slots}
@@ -131,11 +133,11 @@ class Hyper(Written):
             with torch.enable_grad():
                 leaf = v.clone().requires_grad_()
                 term = self.term(method.written(state, leaf))
-            now = {**params, **{name: tensor.detach() for name, tensor in term.items()}}
+            now = {**params, **{n: tensor.detach().to(params[n]) for n, tensor in term.items()}}
             batch = gather(images, labels, [newcomer.rows[places]], method.task.dtype)
             where = StepContext(training.rounds, step, [client], start, rate, federation.seed)
             _, grads = method.gradients(now, batch, classes, where)
-            slopes = [grads[name] for name in term]
+            slopes = [grads[name].to(tensor) for name, tensor in term.items()]
             (slope,) = torch.autograd.grad(list(term.values()), leaf, slopes)
             train_step(optimizer, v, slope, moving, count, rate)
         return v

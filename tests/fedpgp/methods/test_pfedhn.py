@@ -131,7 +131,7 @@ def test_more_steps_of_the_server_come_nearer_to_where_clients_came(task):
         assert state["known"].all()
         written = torch.stack([method.download_for(k, state)["h.U"] for k in range(K)])
         left[steps] = (updates["U_0"] - shared["U_0"] - written).norm()
-    assert left[50] < 0.5 * left[1]
+    assert left[50] < 0.7 * left[1]
 
 
 def test_a_client_begins_at_what_the_server_writes_once_it_is_known():
@@ -144,7 +144,7 @@ def test_a_client_begins_at_what_the_server_writes_once_it_is_known():
     begun = fed.models.params(
         shared, [1], [start], {1: fed.server.download_for(1, server_state)}, server_round=1
     )
-    assert torch.equal(begun["U"][0], start["U"].double()) and begun["v"].norm() > 0.9
+    assert torch.equal(begun["U"][0], start["U"].double()) and begun["v"].sum() == 1
     server_state["known"][1] = 1
     server_state["h.out.bias"][:] = 0.5
     begun = fed.models.params(
