@@ -46,7 +46,7 @@ class PFedHNSettings:
         description: v_i is made of the ``names`` of the client's classes (the mean of their text
             features), of its image ``features`` (their mean), the ``histogram`` of its images over
             the classes, or ``learned``.
-        embedding: numbers of a learned v_i; 0: 1 + a quarter of the clients, as the public code.
+        embedding: numbers of a learned v_i (the public code: 1 + a quarter of the clients).
         hidden: width of the network's hidden layers.
         layers: how many there are.
         server_lr: rate of phi.
@@ -59,7 +59,7 @@ class PFedHNSettings:
     guidance: str = "plain"
     personal_init: str = "normal"
     description: str = "names"
-    embedding: int = 0
+    embedding: int = 8
     hidden: int = 100
     layers: int = 4
     server_lr: float = 0.01
@@ -76,7 +76,7 @@ class PFedHNSettings:
         check_choice("method.guidance", self.guidance, GUIDANCES)
         check_choice("method.personal_init", self.personal_init, ("zero", "normal"))
         check_choice("method.description", self.description, DESCRIPTIONS)
-        check_number("method.embedding", self.embedding, least=0, whole=True)
+        check_number("method.embedding", self.embedding, least=1, whole=True)
         check_number("method.hidden", self.hidden, least=1, whole=True)
         check_number("method.layers", self.layers, least=0, whole=True)
         check_number("method.server_lr", self.server_lr, above=0)
@@ -174,8 +174,7 @@ class PFedHN(FedPGP):
         """Return v (N, n), whether each client is known, and phi: zeros until the first round draws
         it, as h is then."""
         s = self.settings
-        size = s.embedding or 1 + clients // 4
-        size = size if s.description == "learned" else self._described
+        size = s.embedding if s.description == "learned" else self._described
         zeros = {n: torch.zeros(t.shape) for n, t in self._start(size, generator(0, "")).items()}
         return {"v": torch.zeros(clients, size), "known": torch.zeros(clients), **zeros}
 
