@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A process a core, and the tests of a file in the same one, which make its data once; in the order
-# of folders, since the files with the most tests are not those that take longest.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process more than cores, since tests wait for processes of their own; the tests of a file in the
+# same one, which make its data once; in the order of folders, since the files with the most tests
+# are not those that take longest.
+PROCESSES := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
+PARALLEL := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 NEWEST := $(CURDIR)/build/newest
 VERSION := 'import importlib.metadata as m; print(m.version("flwr"))'
