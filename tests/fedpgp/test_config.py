@@ -84,7 +84,7 @@ def test_values_are_read_as_they_stand():
     assert config.method.own == {
         key: value
         for key, value in CONFIG["method"].items()
-        if key not in ("name", "optimizer_state", "personal_start")
+        if key not in ("name", "optimizer_state", "personal_start", "share_terms")
     }
     assert config.partition.options == {"beta": 0.05, "balance": True}
     own = {"name": "component", "component": "a.B", "settings": {"rank": 4}}
