@@ -95,11 +95,14 @@ def images_needed(rows: Sequence[Mapping], way: str, trained: float | None) -> i
     """Return the fewest images a class with which newcomers have 95 % of a trained client's
     accuracy, after the most steps; ``all``; None: no budget was enough, or nobody trained."""
     mine = [row for row in rows if row["way"] == way]
-    most = max(row["steps"] for row in mine)
+
+    def most(budget: int | None) -> int:
+        return max(row["steps"] for row in mine if row["budget"] == budget)
+
     enough = [
         row["budget"]
         for row in mine
-        if row["steps"] == (0 if row["budget"] == 0 else most)
+        if row["steps"] == most(row["budget"])
         and trained is not None
         and row["unseen"] >= ENOUGH * trained
     ]

@@ -45,6 +45,11 @@ from strategies.membership import admitted
 WAY = "finetune"
 """What a newcomer gets where nobody says: a prompt of its own, for which it reveals nothing."""
 
+NO_NOISE = (
+    "its images were used without noise: what it keeps and exports is not covered by the run's "
+    "privacy=image"
+)
+
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +126,10 @@ def onboard(options: argparse.Namespace) -> list[str]:
     about = {"client": newcomer.client, "round": max(1, info["round"]), "way": options.onboard}
     about |= {"images": len(newcomer.rows), "steps": newcomer.steps}
     keep_given(folder, info["run"], about, model)
-    return _said(run, options, site, way, newcomer, model)
+    lines = _said(run, options, site, way, newcomer, model)
+    if config["privacy"]["name"] == "image" and (way.fine_tunes or way.uses_images):
+        lines.insert(1, NO_NOISE)
+    return lines
 
 
 def _options(config: Mapping, options: argparse.Namespace) -> OnboardingOptions:
@@ -184,6 +192,7 @@ def _trained(
     described = {}
     if way.needs_description:  # of what they trained on
         described = descriptions(build_federation(config), terms, options.description)
+        terms = {client: terms[client] for client in described}
     return Trained(shared, server_state, terms, described)
 
 

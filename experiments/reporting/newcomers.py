@@ -26,7 +26,7 @@ def newcomer_grid(runs: Sequence[Run], heading: str = "Newcomers") -> Grid | Non
     budgets = sorted({budget for _, budget, _ in cells}, key=_in_order)
     rows, numbers, breaks = [], [], []
     for way, steps in _lines(cells):
-        columns = [(way, budget, 0 if budget == "0" else steps) for budget in budgets]
+        columns = [_cell(cells, way, budget, steps) for budget in budgets]
         values = [_mean(found, cell, "unseen") for cell in columns]
         up = mean_std([_bytes(each, columns) for each in found])[0]
         if rows and rows[-1][0][0] != way:
@@ -54,7 +54,7 @@ def newcomer_chart(runs: Sequence[Run]) -> tuple[Any, list[tuple[str, str]]]:
     for slot, way in enumerate(dict.fromkeys(way for way, _, _ in cells if way != "global")):
         most = max(steps for name, _, steps in cells if name == way)
         points = [
-            (budget, *_mean(found, (way, str(budget), most if budget else 0), "unseen"))
+            (budget, *_mean(found, _cell(cells, way, str(budget), most), "unseen"))
             for budget in budgets
         ]
         points = [point for point in points if not math.isnan(point[1])]
@@ -105,9 +105,16 @@ def _lines(cells: Sequence[_Cell]) -> list[tuple[str, int]]:
     found = []
     for way in dict.fromkeys(way for way, _, _ in cells):
         mine = [(budget, steps) for name, budget, steps in cells if name == way]
-        with_images = {steps for budget, steps in mine if budget != "0"}
-        found += [(way, steps) for steps in sorted(with_images or {0})]
+        own = {steps for budget, steps in mine if budget != "0"}
+        own |= {steps for budget, steps in mine if budget == "0" and steps}
+        found += [(way, steps) for steps in sorted(own or {0})]
     return found
+
+
+def _cell(cells: Sequence[_Cell], way: str, budget: str, steps: int) -> _Cell:
+    """The cell of a way, a budget and a number of steps: without images most ways have no step."""
+    none = budget == "0" and (way, budget, steps) not in cells
+    return way, budget, 0 if none else steps
 
 
 def _mean(found: Sequence[dict], cell: _Cell, name: str) -> tuple[float, float]:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from experiments.reporting import charts
 from experiments.reporting.client_panels import distinct_models
-from experiments.reporting.drawing import WIDTH, svg
+from experiments.reporting.drawing import WIDTH, escape, svg
 from experiments.reporting.formatting import format_percent
 from experiments.reporting.page_tables import is_best
 from experiments.reporting.runs import Run

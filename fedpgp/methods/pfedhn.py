@@ -8,8 +8,9 @@
 
 d theta_i is the change of the term in the client's training; it is sent to the server with p_G. v_i
 describes the client (text features of its classes, its mean image feature, or its images of each
-class), or is learned with phi, by the same rule. h is a network of ReLU layers that starts at 0 and
-stays on the server. A client predicts with its term as it was after its own training.
+class), or is learned with phi, by the same rule, from N(0, 1/n) on. h is a network of ReLU layers
+that starts at 0 and stays on the server. A client predicts with its term as it was after its own
+training.
 
 A description comes with a client's first answer; until then the client begins at (U_0, V_0). The
 network reads descriptions at mean 0 and mean length 1 over the clients that the server knows. With
@@ -217,6 +218,9 @@ class PFedHN(FedPGP):
         state = {name: tensor.clone() for name, tensor in context.server_state.items()}
         if not state["known"].any():
             state |= self._drawn(state, context.seed)
+        begun = self.begun(state, clients)
+        # A client that was not known began at the start, whatever the network writes for it.
+        begun = torch.where(state["known"][clients].unsqueeze(-1) > 0, begun, 0)
         state["known"][clients] = 1
         learned = network(state)
         if s.description == "learned":
@@ -227,7 +231,7 @@ class PFedHN(FedPGP):
         state |= follow(
             learned,
             lambda phi: self.ended({**state, **phi}, clients, context.updates),
-            self.begun(state, clients) + torch.cat([each.flatten(1) for each in changes], dim=1),
+            begun + torch.cat([each.flatten(1) for each in changes], dim=1),
             rate=s.server_lr,
             steps=s.server_steps,
         )
@@ -238,7 +242,9 @@ class PFedHN(FedPGP):
         v, rng = state["v"], generator(seed, "hypernetwork")
         drawn = {n: t.to(v.dtype) for n, t in self._start(v.shape[1], rng).items()}
         if self.settings.description == "learned":
-            drawn["v"] = torch.from_numpy(rng.standard_normal(tuple(v.shape))).to(v.dtype)
+            # Mean length 1, as descriptions: longer ones diverge at the same rate.
+            own = rng.standard_normal(tuple(v.shape)) / np.sqrt(v.shape[1])
+            drawn["v"] = torch.from_numpy(own).to(v.dtype)
         return drawn
 
 

@@ -47,6 +47,8 @@ class Onboarding(ABC):
     """As in ``protocol.onboard``; :func:`register` sets it."""
     needs_terms: ClassVar[bool] = False
     """Whether trained clients share their private tensors for it."""
+    needs_factors: ClassVar[bool] = False
+    """Whether those have to be low-rank terms, ``U`` and ``V``."""
     needs_description: ClassVar[bool] = False
     """Whether clients and newcomers are described for it (``protocol.description``)."""
     uses_images: ClassVar[bool] = True

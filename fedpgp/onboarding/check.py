@@ -4,7 +4,7 @@ from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from fedpgp.onboarding.base import onboarding_class
-from fedpgp.onboarding.terms import blend
+from fedpgp.onboarding.terms import FACTORS, blend
 from fedpgp.protocols import EvalProtocol
 from fedpgp.protocols.onboarding_options import OnboardingOptions
 
@@ -30,7 +30,13 @@ def check_onboarding(config: Config, protocol: EvalProtocol) -> None:
     if config.runtime.name == "flower":
         raise FedPGPError(f"protocol.onboard={','.join(protocol.ways)} is measured in a simulation")
     for name in protocol.ways:
-        if onboarding_class(name, protocol).needs_terms and not config.method.share_terms:
+        way = onboarding_class(name, protocol)
+        if config.privacy.name == "image" and (way.fine_tunes or way.uses_images):
+            raise FedPGPError(
+                f"protocol.onboard={name} does not go with privacy=image: newcomers would use "
+                "their images without noise; take global or prior"
+            )
+        if way.needs_terms and not config.method.share_terms:
             raise FedPGPError(
                 f"protocol.onboard={name} is made of the private tensors of trained clients, which "
                 "is theirs to allow: method.share_terms=true (docs/privacy.md)"
@@ -49,10 +55,15 @@ def check_private_tensors(federation: Federation, options: OnboardingOptions) ->
             raise FedPGPError(f"protocol.onboard={name}: {why}")
         if not (way.fine_tunes or way.needs_terms):
             continue
-        if not federation.models.personal_names:
+        if not set(federation.models.personal_names) - set(federation.method.buffers):
             raise FedPGPError(
                 f"protocol.onboard={name}: method={method} has no private tensors that a newcomer "
                 "could have; take another method, such as fedpgp"
             )
         if way.needs_terms:
             blend([federation.models.initial_state(0)], [1.0])
+        if way.needs_factors and set(federation.models.personal_names) != FACTORS:
+            raise FedPGPError(
+                f"protocol.onboard={name} is made of the low-rank terms U V of clients; take "
+                "method.personal=low_rank"
+            )

@@ -21,11 +21,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from fedpgp.client_models import State
-from fedpgp.errors import FedPGPError
 from fedpgp.onboarding.base import Newcomer, Onboarded, Onboarding, register
 from fedpgp.onboarding.fine_tune import fine_tune
 from fedpgp.onboarding.newcomers import state_bytes
-from fedpgp.onboarding.terms import FACTORS, blend, product
+from fedpgp.onboarding.terms import blend, product
 
 
 @register("cluster")
@@ -33,6 +32,7 @@ class Cluster(Onboarding):
     """Trained clients share their terms; the newcomer reveals the subspace of its first steps."""
 
     needs_terms = True
+    needs_factors = True
 
     def start(self, newcomer: Newcomer) -> Onboarded:
         if not (newcomer.steps and len(newcomer.rows)):
@@ -72,11 +72,6 @@ class Cluster(Onboarding):
     @staticmethod
     def _basis(state: State) -> np.ndarray:
         """An orthonormal basis of the columns of a term, (m, b)."""
-        if set(state) != FACTORS:
-            raise FedPGPError(
-                "protocol.onboard=cluster compares the low-rank terms U V of clients; take "
-                "method.personal=low_rank"
-            )
         rank = state["U"].shape[-1]
         return torch.linalg.svd(product(state), full_matrices=False)[0][:, :rank].numpy()
 

@@ -52,7 +52,7 @@ def fine_tune(
     Args:
         federation: its method, inputs and training; the optimizer is the run's, the learning rate
             ``options.onboard_lr``, constant.
-        trained: the global tensors ; they do not change.
+        trained: the global tensors; they do not change.
         newcomers: they choose among the same classes.
         states: where each begins; None: as a client that never trained.
 
@@ -114,7 +114,7 @@ def plan(newcomer: Newcomer, batch_size: int, seed: int) -> list[np.ndarray]:
     """Return the batches of a newcomer's steps, positions among its images: one pass over them
     after the other, each in an order of its own. The first steps of more are those of fewer."""
     images, batches, epoch = len(newcomer.rows), [], 0
-    while len(batches) < newcomer.steps:
+    while images and len(batches) < newcomer.steps:
         order = generator(seed, "newcomer batches", newcomer.client, epoch).permutation(images)
         batches += [order[i : i + batch_size] for i in range(0, images, batch_size)]
         epoch += 1

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.arrays import to_tensors
+from fedpgp.errors import FedPGPError
 from fedpgp.methods import Method, StepContext
 from fedpgp.methods.base import Params
 from fedpgp.methods.hyperfield import HyperField
@@ -109,10 +110,15 @@ class Hyper(Written):
             return self.answered(v, method.written(state, v))
         fitted = self.term(method.written(state, self.fitted(newcomer)))
         model = {name: tensor[0] for name, tensor in fitted.items()}
-        return Onboarded(model, bytes_down=state_bytes(network(state)))
+        return Onboarded(model, bytes_down=state_bytes({**network(state), "v": state["v"][:1]}))
 
     def fitted(self, newcomer: Newcomer) -> Tensor:
         """Return v (1, n) after the newcomer's steps on its own images, by the run's optimizer."""
+        if not len(newcomer.rows):
+            raise FedPGPError(
+                "protocol.onboard=hyper with method.description=learned fits it to the newcomer's "
+                "images, and it has none: give some, or take another way"
+            )
         federation, options, state = self.federation, self.options, self.server_state
         method, training, client = federation.method, federation.training, newcomer.client
         rate = training.lr if options.onboard_lr is None else options.onboard_lr
@@ -136,7 +142,12 @@ class Hyper(Written):
             now = {**params, **{n: tensor.detach().to(params[n]) for n, tensor in term.items()}}
             batch = gather(images, labels, [newcomer.rows[places]], method.task.dtype)
             where = StepContext(training.rounds, step, [client], start, rate, federation.seed)
-            _, grads = method.gradients(now, batch, classes, where)
+            loss, grads = method.gradients(now, batch, classes, where)
+            if not loss.isfinite().all():
+                raise FedPGPError(
+                    f"newcomer {client}: the loss is not finite at step {step + 1} of its own "
+                    f"training; lower protocol.onboard_lr ({rate:g} now)"
+                )
             slopes = [grads[name].to(tensor) for name, tensor in term.items()]
             (slope,) = torch.autograd.grad(list(term.values()), leaf, slopes)
             train_step(optimizer, v, slope, moving, count, rate)

@@ -28,6 +28,11 @@ class Field(Written):
             return f"method={method.name} has no field of terms: take method=hyperfield"
         if method.settings.description == "learned":
             return "it needs a description, and method.description=learned has none"
+        if max(options.steps_of) > method.settings.horizon:
+            return (
+                f"protocol.steps={max(options.steps_of)} is beyond the steps that the field was "
+                f"trained on, method.horizon={method.settings.horizon}"
+            )
         return super().why_not_method(options, method)
 
     @property

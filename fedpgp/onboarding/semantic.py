@@ -34,6 +34,8 @@ STEPS, RATE = 400, 3e-3
 class Semantic(TopK):
     """The newcomer reveals its description; trained clients share terms and descriptions."""
 
+    needs_factors = True
+
     def start(self, newcomer: Newcomer) -> Onboarded:
         mine = self.describe(newcomer)
         state = self.state_of(self.generated(mine, newcomer.client))

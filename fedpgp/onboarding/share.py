@@ -31,10 +31,13 @@ def shared_terms(
 def descriptions(
     federation: Federation, clients: Iterable[int], kind: str
 ) -> dict[int, np.ndarray]:
-    """Return client -> its description (:func:`fedpgp.onboarding.descriptions.describe`)."""
+    """Return client -> its description (:func:`fedpgp.onboarding.descriptions.describe`), of those
+    that have images at the end."""
     found = {}
     for client in clients:
         rows = federation.federated_split.clients[client].train_at(federation.training.rounds)
+        if not len(rows):  # it has left (protocol.leaving)
+            continue
         labels = np.unique(federation.dataset.train.labels[rows]).tolist()
         found[client] = describe(kind, federation, rows, labels)
     return found
@@ -57,7 +60,8 @@ def trained_of(
         description: how clients that share are described.
     """
     terms = shared_terms(federation, load_state) if load_state else {}
-    return Trained(shared, server_state, terms, descriptions(federation, terms, description))
+    described = descriptions(federation, terms, description)
+    return Trained(shared, server_state, {c: terms[c] for c in described}, described)
 
 
 def bytes_shared(trained: Trained) -> int:

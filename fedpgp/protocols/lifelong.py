@@ -195,7 +195,7 @@ class Lifelong(EvalProtocol):
         self, entry: object, names: Sequence[str], units: Sequence[Unit]
     ) -> tuple[Unit, ...]:
         """Return the units of one entry of ``tasks``: names, or labels of classes."""
-        entries = [entry] if isinstance(entry, str | int) else list(entry or ())
+        entries = [entry] if isinstance(entry, str | int | float) else list(entry or ())
         for each in entries:
             if each not in names and (self.by == "domain" or each not in units):
                 what = "class" if self.by == "class" else "domain"

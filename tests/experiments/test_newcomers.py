@@ -92,6 +92,8 @@ def test_images_needed_are_the_fewest_that_are_enough():
     assert images_needed(rows, "w", 60) == 4 and images_needed(rows, "w", 62) == "all"
     assert images_needed(rows, "w", 70) is None and images_needed(rows, "w", None) is None
     assert images_needed(rows, "w", 31) == 0
+    rows = [row(0, 0, 99), row(0, 8, 40), row(4, 8, 57)]  # the field has steps without images
+    assert images_needed(rows, "w", 42) == 0 and images_needed(rows, "w", 60) == 4
 
 
 @pytest.mark.parametrize(
@@ -108,11 +110,38 @@ def test_images_needed_are_the_fewest_that_are_enough():
         (["runtime=flower", "method.share_terms=true"], "send no private tensors"),
         (["privacy=client", "method.share_terms=true"], "carry no noise"),
         (["privacy.secure_sum=true", "method.share_terms=true"], "carry no noise"),
+        (["privacy=image", "protocol.onboard=finetune"], "without noise"),
+        (["privacy=image", "protocol.onboard=memory"], "without noise"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_training(overrides, said):
     with pytest.raises(FedPGPError, match=said):
         check_config(composed(["protocol=unseen_clients", "runtime=inline", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("way", "overrides"),
+    [
+        ("hyper", ["method=pfedhn"]),
+        ("hyper", ["method=pfedhn", "method.description=learned", "protocol.budget=[1]"]),
+        ("hyperfield", ["method=hyperfield", "method.description=names"]),
+        ("semantic", ["method.share_terms=true"]),
+    ],
+)
+def test_ways_that_learn_from_all_clients(tmp_path, way, overrides):
+    asked = ["protocol.budget=[0,1]", "protocol.steps=2", *overrides, f"protocol.onboard={way}"]
+    summary = run(tmp_path / "a", *COMMON[:2], *asked)
+    assert not any(line.get("dropped") for line in records(tmp_path / "a"))  # nobody diverges
+    found = [row for row in summary["onboarding"]["results"] if row["way"] == way]
+    assert found and all(0 <= row["unseen"] <= 100 and row["bytes_down"] for row in found)
+    assert f"{way} " in (tmp_path / "a" / "report.html").read_text().replace("<", " ")
+
+
+def test_terms_that_are_no_low_rank_ones_are_refused_before_the_training(tmp_path):
+    for way in ("cluster", "semantic"):
+        with pytest.raises(FedPGPError, match=f"onboard={way} .*method.personal=low_rank"):
+            run(tmp_path / "a", *COMMON, "method.personal=full", f"protocol.onboard={way}")
+        assert not (tmp_path / "a").exists()
 
 
 def test_a_method_without_private_tensors_has_nothing_to_train(tmp_path):

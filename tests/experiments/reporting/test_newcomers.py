@@ -54,6 +54,15 @@ def test_the_table_has_a_row_a_way_and_steps_and_a_column_a_budget():
     assert grid.heading.endswith("trained clients have 60.00 ± 0.00")
 
 
+def test_a_way_with_steps_but_without_images_has_its_figures():
+    rows = [row("global", 0, 0, 40.0), row("hyperfield", 0, 8, 44.0), row("hyperfield", 4, 8, 45.0)]
+    table = texts(newcomer_grid([run(1, rows)]))
+    assert table[1][:4] == ["hyperfield", "8", "44.00", "45.00"]
+    assert "hyperfield: 44.0 %, images a class 0" in newcomer_chart([run(1, rows)])[0]
+    alone = texts(newcomer_grid([run(1, rows[:2])]))
+    assert alone[1][:3] == ["hyperfield", "8", "44.00"]
+
+
 def test_the_picture_has_a_line_a_way_after_the_most_steps():
     chart, legend = newcomer_chart(RUNS)
     names = ["topk", "memory", "global prompt", "trained clients"]

@@ -4,9 +4,10 @@ written out."""
 import torch
 from torch.testing import assert_close
 
-from fedpgp.methods import METHODS, RoundContext, StepContext
+from fedpgp.methods import METHODS, StepContext
 from tests.fedpgp.methods.test_pfedhn import loss_of, pfedhn, written_out
 from tests.helpers.gradients import C, K, check_gradients, parameters
+from tests.helpers.server_rounds import server_round
 
 
 def test_loss_and_gradients(task, batch):
@@ -39,19 +40,7 @@ def test_the_field_is_pulled_to_where_one_training_step_leads(task, batch):
     trained = params | {n: params[n] - lr * grads[n] for n in ("U", "V")}
     answers = method.finish_client(trained, step)
     sent = {n: torch.zeros_like(params[n][0]) if n == "steps" else params[n][0] for n in shared}
-    context = RoundContext(
-        server_round=1,
-        num_rounds=9,
-        clients=list(range(K)),
-        num_clients=K,
-        weights=torch.full((K,), 1 / K),
-        global_params=sent,
-        updates={n: answers[n] for n in shared},
-        server_state=state,
-        lr=lr,
-        seed=0,
-    )
-    _, new = method.update_server({n: answers[n].mean(0) for n in shared}, context)
+    _, new = server_round(method, sent, {n: answers[n] for n in shared}, state, lr=lr)
 
     leaves = {n: t.clone().requires_grad_() for n, t in state.items() if n.startswith("h.")}
     x = (v - v.mean(0)) / (v - v.mean(0)).square().sum(1).mean().sqrt()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedpgp.methods import METHODS, RoundContext, StepContext
+from fedpgp.methods import METHODS, StepContext
 from fedpgp.seeding import generator
 from tests.helpers.equations import classes, cosine_cross_entropy, feature, photo, prompted
 from tests.helpers.gradients import C, K, check_gradients, parameters
+from tests.helpers.server_rounds import server_round
 from tests.helpers.small import small_config, small_federation
 
 
@@ -70,19 +71,7 @@ def test_the_server_descends_the_clients_own_losses(task, batch, description):
     answers = method.finish_client(trained, step)
     sent = {n: params[n][0] for n in shared} | {"v": torch.zeros_like(v[0])}
     sent = {n: sent[n] for n in shared}
-    context = RoundContext(
-        server_round=1,
-        num_rounds=9,
-        clients=list(range(K)),
-        num_clients=K,
-        weights=torch.full((K,), 1 / K),
-        global_params=sent,
-        updates={n: answers[n] for n in shared},
-        server_state=state,
-        lr=lr,
-        seed=0,
-    )
-    after, new = method.update_server({n: answers[n].mean(0) for n in shared}, context)
+    after, new = server_round(method, sent, {n: answers[n] for n in shared}, state, lr=lr)
     assert_close(after["p_G"], params["p_G"].mean(0))
     assert all(torch.equal(after[n], sent[n]) for n in ("U_0", "V_0"))
 
@@ -115,23 +104,35 @@ def test_more_steps_of_the_server_come_nearer_to_where_clients_came(task):
             n: t + 0.1 * torch.randn((K, *t.shape), generator=rng).double()
             for n, t in shared.items()
         }
-        context = RoundContext(
-            server_round=1,
-            num_rounds=9,
-            clients=range(K),
-            num_clients=K,
-            weights=torch.full((K,), 1 / K),
-            global_params=shared,
-            updates=updates,
-            server_state={n: t.double() for n, t in method.init_server_state(K).items()},
-            lr=0.1,
-            seed=5,
-        )
-        state = method.update_server(shared, context)[1]
+        empty = {n: t.double() for n, t in method.init_server_state(K).items()}
+        _, state = server_round(method, shared, updates, empty, lr=0.1, seed=5)
         assert state["known"].all()
         written = torch.stack([method.download_for(k, state)["h.U"] for k in range(K)])
         left[steps] = (updates["U_0"] - shared["U_0"] - written).norm()
     assert left[50] < 0.7 * left[1]
+
+
+def test_where_a_client_came_is_counted_from_where_it_began(task):
+    """In its first round a client begins at (U_0, V_0), whatever the network writes for it."""
+    method = method_of(task, layers=0, server_lr=1.0, server_steps=400)
+    shared = {n: t.double() for n, t in method.init_shared(generator(0, "shared")).items()}
+    rng = torch.Generator().manual_seed(0)
+    state = {n: t.double() for n, t in method.init_server_state(K).items()}
+    state["v"] = torch.eye(*state["v"].shape).double()
+    state["known"] = torch.tensor([1.0, 0.0, *[0.0] * (K - 2)]).double()
+    state["h.out.bias"] = 0.5 + 0 * state["h.out.bias"]  # what it writes for everybody
+    changes = {
+        n: 0.1 * torch.randn((2, *shared[n].shape), generator=rng).double() for n in ("U_0", "V_0")
+    }
+    updates = {n: t.repeat(2, *[1] * t.dim()) for n, t in shared.items()}
+    updates |= {n: shared[n] + change for n, change in changes.items()} | {"v": state["v"][:2]}
+    _, new = server_round(method, shared, updates, state, lr=0.1, num_clients=K)
+    for client, begun in ((0, 0.5), (1, 0.0)):
+        found = method.download_for(client, new)
+        for name, change in changes.items():
+            near = begun + change[client]
+            written = found[f"h.{name[0]}"]
+            assert (written - near).abs().max() < 0.05, (client, name)
 
 
 def test_a_client_begins_at_what_the_server_writes_once_it_is_known():

@@ -24,6 +24,9 @@ from tests.helpers.equations import sentence
 from tests.helpers.newcomers import NEWCOMERS, trained_federation
 from tests.helpers.small import CLASSES
 
+WRITTEN = ["hyper", "hyperfield", "semantic"]
+"""Ways of test_written.py and test_semantic.py."""
+
 EVERY = ["cluster", "finetune", "global", "memory", "nearest", "prior", "topk"]
 
 
@@ -196,7 +199,7 @@ def test_a_newcomers_own_steps_begin_at_the_blended_term(trained):
     start = way.start(mine).state
     assert all(torch.equal(begun.state[name], start[name]) for name in start)
     moved = np.abs(term(gone_on.state) - term(start)).max()
-    assert 0 < moved < 0.1 * np.abs(term(start)).max() or moved < 0.1
+    assert 0 < moved < 0.1
     assert gone_on.bytes_down == begun.bytes_down > 0
 
 
@@ -259,7 +262,7 @@ def test_budgets_are_nested_and_of_every_own_class(trained):
 
 def test_every_way_is_measured_where_it_makes_a_difference(trained):
     options = OnboardingOptions(onboard=EVERY, budget=[0, 1, None], steps=[0, 2])
-    assert sorted(ONBOARDINGS) == EVERY or set(EVERY) < set(ONBOARDINGS)
+    assert set(ONBOARDINGS) == {*EVERY, *WRITTEN}
     before = {
         client: {n: t.clone() for n, t in s.items()} for client, s in trained[1].terms.items()
     }

@@ -149,8 +149,18 @@ def test_a_learned_description_is_fitted_with_the_network_frozen():
     (found,) = way_of(trained, "hyper", onboard_lr=0.2).onboard([mine])
     for name, expected in zip(("U", "V"), term(v), strict=True):
         assert_close(found.state[name], expected[0], rtol=1e-9, atol=1e-12)
-    size = sum(t.nbytes for n, t in known.server_state.items() if n.startswith("h."))
+    size = sum(t.nbytes for n, t in known.server_state.items() if n.startswith("h.")) + v.nbytes
     assert found.bytes_up == 0 and found.bytes_down == size
+
+
+def test_nothing_is_fitted_to_no_images_or_to_a_loss_that_is_not_finite():
+    trained = trained_with("pfedhn", description="learned")
+    without = make_newcomer(trained[0], NEWCOMERS[0], 0, 3)
+    with pytest.raises(FedPGPError, match="newcomer's images, and it has none"):
+        way_of(trained, "hyper").onboard([without])
+    mine = make_newcomer(trained[0], NEWCOMERS[0], None, 9)
+    with pytest.raises(FedPGPError, match=r"newcomer 2: the loss is not finite .*onboard_lr"):
+        way_of(trained, "hyper", onboard_lr=1e300).onboard([mine])
 
 
 def test_hyperfield_is_the_field_after_so_many_steps():
@@ -170,7 +180,8 @@ def test_hyperfield_is_the_field_after_so_many_steps():
         ("global", 0),
         *(("hyperfield", t) for t in (0, 3, 8)),
     ]
-    assert rows[1].accuracies == rows[0].accuracies or trained[1].shared["U_0"].any()
+    assert not trained[1].shared["U_0"].any()  # after no step: the global prompt
+    assert rows[1].accuracies == rows[0].accuracies
 
 
 @pytest.mark.parametrize(
