@@ -22,7 +22,9 @@ from experiments.reporting.formatting import (
     format_rates,
     format_seconds,
 )
-from experiments.reporting.runs import block_figure, number
+from experiments.reporting.grids import rich_table
+from experiments.reporting.newcomers import newcomer_grid
+from experiments.reporting.runs import Run, block_figure, number
 from fedpgp.evaluation.figures import COLUMNS, MODELS
 from fedpgp.plain_text import called, indented, written_out
 
@@ -176,6 +178,10 @@ class Console(Callback):
             self._line(Text(f"percent, mean over {of}{best_note(table)}", style="dim"))
             if rates := (summary.get("attack") or {}).get("success_rate"):
                 self._line(f"the attack succeeds with {format_rates(rates)}")
+            if grid := newcomer_grid([Run(run_dir, {}, summary, [], [])]):
+                self._line("")
+                self._line(Text(grid.heading, style="dim"))
+                self._out.print(rich_table(grid))
             self._line("")
         sent, received = number(summary.get("bytes_up")), number(summary.get("bytes_down"))
         cost = (

@@ -113,12 +113,15 @@ class Run:
         """Return R[t, s], a row after each task; NaN where nothing was measured."""
         block = self.lifelong.get(model)
         rows = block.get("matrix") if isinstance(block, dict) else None
-        return [[number(value) for value in row] for row in rows or ()]
+        rows = rows if isinstance(rows, list) else []
+        return [[number(value) for value in row] for row in rows if isinstance(row, list)]
 
     @property
     def task_names(self) -> list[str]:
         """The names of the tasks, in their order; empty where `partition.json` has none."""
-        return [str(task["name"]) for task in self.partition.get("tasks") or ()]
+        tasks = self.partition.get("tasks")
+        tasks = tasks if isinstance(tasks, list) else []
+        return [str(task.get("name")) for task in tasks if isinstance(task, dict)]
 
     def curve(self, model: str, name: str) -> list[tuple[int, float]]:
         """(round, figure) at each evaluation that has it."""

@@ -128,12 +128,13 @@ def test_what_cannot_work_is_refused_before_the_training(overrides, said):
         ("semantic", ["method.share_terms=true"]),
     ],
 )
-def test_ways_that_learn_from_all_clients(tmp_path, way, overrides):
+def test_ways_that_learn_from_all_clients(tmp_path, capsys, way, overrides):
     asked = ["protocol.budget=[0,1]", "protocol.steps=2", *overrides, f"protocol.onboard={way}"]
     summary = run(tmp_path / "a", *COMMON[:2], *asked)
     assert not any(line.get("dropped") for line in records(tmp_path / "a"))  # nobody diverges
     found = [row for row in summary["onboarding"]["results"] if row["way"] == way]
     assert found and all(0 <= row["unseen"] <= 100 and row["bytes_down"] for row in found)
+    assert "Newcomers: accuracy in %" in capsys.readouterr().out
     assert f"{way} " in (tmp_path / "a" / "report.html").read_text().replace("<", " ")
 
 
