@@ -46,6 +46,8 @@ from fedpgp.errors import MALFORMED, FedPGPError
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed", "privacy")
 """Keys of a configuration that decide which images count, and what is told of them."""
+OF_NOISE = ("rounds", "participation", "clients")
+"""Keys from which the noise of ``privacy.epsilon`` follows."""
 NO_PRIVACY = {"name": "none"}
 
 FIGURES = "figures.jsonl"
@@ -107,6 +109,8 @@ def pin(store: PrivateStore, text: str) -> None:
     """
     config = json.loads(text)
     chosen = {"privacy": NO_PRIVACY} | {key: config.get(key) for key in PINNED if key in config}
+    if chosen["privacy"].get("epsilon") is not None:
+        chosen |= {key: config.get(key) for key in OF_NOISE}
     path = store.folder / "data_choice.json"
     try:
         known = {"privacy": NO_PRIVACY} | json.loads(path.read_bytes())
@@ -119,6 +123,13 @@ def pin(store: PrivateStore, text: str) -> None:
             raise IncompatibleNode(
                 f"the run came with other settings of {', '.join(PINNED)} before, which this "
                 "node keeps to"
+            )
+        # An earlier version kept none of these.
+        if changed := [key for key in OF_NOISE if key in known and known[key] != chosen.get(key)]:
+            was = ", ".join(f"{key}={known[key]}" for key in changed)
+            raise IncompatibleNode(
+                f"the run came with {was} before, from which the noise of privacy.epsilon follows; "
+                "this node keeps to that"
             )
 
 

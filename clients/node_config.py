@@ -271,10 +271,8 @@ class NodeConfig:
         for part in {"any", "client", "image"} & set(parts):
             if name == "none" or part not in ("any", name):
                 has = f"privacy={name}"
-            elif privacy.get("noise") == 0 or privacy.get("epsilon") == inf:
-                has = "no noise (privacy.noise=0, privacy.epsilon=inf)"
-            elif privacy.get("seeded_noise"):
-                has = "noise that its seed takes off again (privacy.seeded_noise=true)"
+            else:
+                has = _no_noise(privacy) or has
         if has:
             return (
                 f"this node takes part with require-privacy={self.require_privacy} alone, and the "
@@ -285,7 +283,18 @@ class NodeConfig:
                 f"this node has max-epsilon={self.max_epsilon:g}, which only privacy=image keeps "
                 f"to, and the run has privacy={name}"
             )
+        if self.max_epsilon < inf and (has := _no_noise(privacy)):
+            return f"this node has max-epsilon={self.max_epsilon:g}, and the run has {has}"
         return ""
+
+
+def _no_noise(privacy: Mapping[str, object]) -> str:
+    """Return why a run's noise hides nothing; empty: it does."""
+    if privacy.get("noise") == 0 or privacy.get("epsilon") == inf:
+        return "no noise (privacy.noise=0, privacy.epsilon=inf)"
+    if privacy.get("seeded_noise"):
+        return "noise that its seed takes off again (privacy.seeded_noise=true)"
+    return ""
 
 
 def compatibility(federation) -> dict[str, str]:

@@ -30,7 +30,7 @@ from experiments.settings import composed
 from experiments.stopping import Stopped
 from fedpgp.errors import FedPGPError
 from fedpgp.plain_text import indented
-from strategies.patient_grid import PatientGrid
+from strategies.concurrent_grid import ConcurrentGrid
 
 DEPLOYED = "runtime=flower"
 
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             return
         for text in expiring():
             print(f"warning: {text}", flush=True)
-        _run(PatientGrid(grid), _split(words), str(context.run_config.get("command", "")))
+        _run(ConcurrentGrid(grid), _split(words), str(context.run_config.get("command", "")))
     except Stopped:  # saved, and said so
         return
     except Failed:

@@ -5,28 +5,26 @@ from collections.abc import Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from strategies.concurrent_grid import ConcurrentGrid
 from strategies.invalid_reply import InvalidReply, checked
-from strategies.patient_grid import PatientGrid
 
 
 def pull_replies(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[str, str]]:
     """Pull the replies to these messages that have come.
 
-    Where Flower raises on one of them, they are pulled one by one. When each of several
-    raises, it is not the nodes'
-    fault: the connection is gone.
+    Where Flower raises on one of them, they are pulled one by one.
 
     Returns:
         (the replies, id -> why its reply cannot be read).
 
     Raises:
-        Exception: what Flower raised for all of several messages.
+        Exception: what Flower raises where the connection is gone.
     """
-    if isinstance(grid, PatientGrid):
+    if isinstance(grid, ConcurrentGrid):
         return grid.pull_each(ids)
     try:
         return list(grid.pull_messages(list(ids))), {}
-    except Exception as error:
+    except Exception:
         replies: list[Message] = []
         broken: dict[str, str] = {}
         for id in ids:
@@ -34,6 +32,6 @@ def pull_replies(grid: Grid, ids: Sequence[str]) -> tuple[list[Message], dict[st
                 replies += checked(lambda id=id: list(grid.pull_messages([id])))
             except InvalidReply as reason:
                 broken[id] = str(reason)
-        if len(broken) == len(ids) > 1:
-            raise error
+        if broken and not replies:
+            grid.get_node_ids()  # raises where it is the connection, and no node's fault
         return replies, broken

@@ -176,6 +176,28 @@ def test_a_run_has_one_choice_of_data(tmp_path):
             pin(store, json.dumps({**config, "shots": None, **other}))
 
 
+@pytest.mark.parametrize("name", ["client", "image"])
+@pytest.mark.parametrize("change", [{"rounds": 2}, {"participation": 0.1}, {"clients": 900}])
+def test_what_the_noise_of_an_epsilon_follows_from_stays(change, name, tmp_path):
+    """Said to be of fewer rounds, rarer draws or more clients, a round would need less noise."""
+    config = {"seed": 0, "rounds": 20, "participation": 0.5, "clients": 9}
+    config |= {"privacy": {"name": name, "epsilon": 3.0}}
+    store = PrivateStore(tmp_path / "a", "run", 1)
+    pin(store, json.dumps(config))
+    pin(store, json.dumps({**config, "left": []}))
+    ((key, _),) = change.items()
+    with pytest.raises(IncompatibleNode, match=f"{key}={config[key]} before.* privacy.epsilon"):
+        pin(store, json.dumps({**config, **change}))
+    # An earlier version kept none of these; without an epsilon nothing follows from them.
+    known = json.loads((tmp_path / "a" / "data_choice.json").read_bytes())
+    del known[key]
+    (tmp_path / "a" / "data_choice.json").write_text(json.dumps(known))
+    pin(store, json.dumps({**config, **change}))
+    other, free = PrivateStore(tmp_path / "b", "run", 1), {"name": name, "epsilon": None}
+    pin(other, json.dumps({**config, "privacy": free}))
+    pin(other, json.dumps({**config, "privacy": free, **change}))
+
+
 def test_a_damaged_account_is_named(tmp_path):
     one = disclosure(tmp_path)
     one.count(tensors(0), 0)

@@ -154,6 +154,8 @@ def test_an_owner_s_bound_is_of_all_runs_together(tmp_path):
         ({"require-privacy": "any"}, {"name": "client", "epsilon": float("inf")}, "no noise"),
         ({"require-privacy": "image"}, {"name": "image", "seeded_noise": True}, "its seed"),
         ({"max-epsilon": 3}, {"name": "client"}, "max-epsilon=3, which only privacy=image"),
+        ({"max-epsilon": 3}, {"name": "image", "seeded_noise": True}, "max-epsilon=3, .* its seed"),
+        ({"max-epsilon": 3}, {"name": "image", "noise": 0}, "max-epsilon=3, .* no noise"),
         ({"require-privacy": "image+secure_sum"}, {"name": "image", "secure_sum": True}, None),
         ({"require-privacy": "secure_sum"}, {"secure_sum": True}, None),
         ({"max-epsilon": 3.5}, {"name": "image"}, None),
