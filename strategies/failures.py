@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fedpgp.errors import FedPGPError, RepeatingError
-from fedpgp.updates import StopTraining
-from fedpgp.updates.image_privacy import TRAINS_NO_MORE
 
 NOT_FINITE = "NaN or Inf"
 """Stands in every message about a loss, an update or a private tensor that is not finite."""
@@ -14,6 +12,11 @@ NOT_FINITE = "NaN or Inf"
 FIRST_STEP = "is NaN or Inf at round 1, step 1"
 """Ends the message about a loss or an update that was not finite before anything was learned."""
 NEW_RUN = "a resume would meet the same numbers: start a new run"
+
+
+class Redraw(FedPGPError):
+    """Too few clients of a round answered, and some of them will train no more: it is drawn anew
+    among the others."""
 
 
 class Listener(Protocol):
@@ -67,8 +70,6 @@ def lost_round(text: str, failed: Mapping[int, str], exceptions: set[str]) -> Fe
         exceptions: the reasons that are exceptions of code.
     """
     reasons: Sequence[str] = list(failed.values())
-    if reasons and all(TRAINS_NO_MORE in reason for reason in reasons):
-        return StopTraining(f"of the {len(reasons)} clients asked each says that {TRAINS_NO_MORE}")
     of_code = [reason in exceptions for reason in reasons]
     if not all(code or NOT_FINITE in r for code, r in zip(of_code, reasons, strict=True)):
         return FedPGPError(text)

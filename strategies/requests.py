@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from clients.messages import CLIENT_ONLY, Job
 from fedpgp.config import RuntimeSection
 from strategies.exchange import NO_REPLY, Exchange
-from strategies.failures import lost_round, tell
+from strategies.failures import Redraw, lost_round, tell
 from strategies.grid import CohortGrid
 from strategies.invalid_reply import InvalidReply, checked
 from strategies.observer import Observer
@@ -37,6 +37,8 @@ class Request:
         need: the fewest usable replies.
         ask: what a query or an evaluation wants beside the usual (:class:`clients.messages.Job`).
         screen: usable replies -> why some are not, beside the others.
+        left_out: called with why clients gave no usable reply; returns whether some of them are not
+            to be drawn any more.
         of_code: it fails where everybody fails by exceptions in the code of a method, however few
             answers are needed.
     """
@@ -48,6 +50,7 @@ class Request:
     need: int
     ask: str = ""
     screen: Callable[[Mapping[int, Message]], dict[int, str]] = lambda good: {}
+    left_out: Callable[[Mapping[int, str]], bool] = lambda dropped: False
     of_code: bool = False
 
 
@@ -121,6 +124,7 @@ class Requester:
 
         Raises:
             FedPGPError: fewer than ``need`` again.
+            Redraw: fewer than ``need``, and some are not to be drawn any more.
             NoUsableReply: most of those asked answered, and no reply can be used.
         """
         what, grid = f"round {request.server_round}", self._grid
@@ -141,8 +145,11 @@ class Requester:
             replies.exceptions |= tell(what, accounts[told:], self._observer, debug=self._debug)
             told = len(accounts)
             _sort(arrived, request, replies)
+            redraw = request.left_out(replies.dropped)
             if len(replies.good) >= request.need:
                 break
+            if redraw:
+                raise Redraw(f"{what}: {self._few(request, replies)}; drawing clients anew")
             if attempt < TRIES:
                 again = "asking the others again" if replies.good else "asking all again"
                 self._observer.warn(f"{what}: {self._few(request, replies)}; {again}")

@@ -11,6 +11,8 @@ from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.protocols import FederatedSplit
 from fedpgp.seeding import generator
+from fedpgp.updates import StopTraining
+from fedpgp.updates.sum_check import LEAST_CLIENTS
 
 
 def able_clients(
@@ -90,11 +92,21 @@ def choose_clients(
         needed: the fewest clients that the strategy can aggregate.
         steps: the run's :class:`fedpgp.updates.pipeline.UpdatePipeline`; one of them may draw.
         states: of the steps.
+
+    Raises:
+        StopTraining: so many train no more that the others are too few.
     """
-    able = steps.able(able_clients(table, server_round, config.left), server_round, states)
+    members = able_clients(table, server_round, config.left)
+    able = steps.able(members, server_round, states)
     drawn = steps.draw(able, server_round, states)
     if drawn is None:
         need = max(config.runtime.min_clients, needed)
+        fewest = max(need, LEAST_CLIENTS if steps.settings.secure_sum else 0)
+        if len(able) < len(members) and (rest := participants(config, len(able))) < fewest:
+            raise StopTraining(
+                f"{len(members) - len(able)} of the {len(members)} clients train no more; of the "
+                f"others {rest} would take part in a round, and {fewest} are needed"
+            )
         drawn = draw_clients(config, able, server_round)
         return *drop_out(config, server_round, drawn, need), need
     # Who stays must not depend on who else was drawn; nobody may be left, and nobody may answer.

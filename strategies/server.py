@@ -29,6 +29,7 @@ from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.aggregator import Aggregator
 from strategies.connected_clients import ConnectedClients
 from strategies.costs import Costs
+from strategies.failures import Redraw
 from strategies.flower_strategies import clients_needed, seed_libraries
 from strategies.observer import Observer
 from strategies.records import evaluation_record, evaluation_rows, extras, train_record
@@ -56,8 +57,7 @@ class Server:
         initial: shared tensors to start anew from; None are the method's own.
         configuration: what the nodes of a deployment are sent (JSON text); None in a simulation.
         nodes: number of nodes, in a simulation.
-        began: when the run began (``time.perf_counter``); what was before the server counts as
-            overhead.
+        began: when the run began (``time.perf_counter``); overhead is counted from there.
     """
 
     def __init__(
@@ -114,8 +114,7 @@ class Server:
         return app
 
     def try_run(self, grid: Grid) -> None:
-        """Run, and never raise: what went wrong is in ``failure``. Flower's runtimes would print a
-        traceback and go on waiting."""
+        """Run, and never raise (Flower would go on waiting): what went wrong is in ``failure``."""
         try:
             self.run(grid)
         except BaseException as failure:  # also Interrupted
@@ -127,8 +126,7 @@ class Server:
         """Run all rounds, from where the state is to the last.
 
         Raises:
-            FedPGPError: a round had too few usable replies, twice; or something could not be
-                written.
+            FedPGPError: too few usable replies, twice, or something that cannot be written.
             Interrupted: the person asked to stop. The state of the last finished round is saved.
         """
         self.clients = clients = ConnectedClients(
@@ -160,6 +158,8 @@ class Server:
             except StopTraining as reason:
                 self._end_early(str(reason))
                 break
+            except Redraw as spent:
+                self.observer.warn(str(spent))
             except NoUsableReply as lost:
                 done, states = self.state.server_round, self.state.step_state
                 tensors, info = self._rollback.checkpoint(server_round, done, lost)

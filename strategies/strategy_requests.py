@@ -91,7 +91,11 @@ class StrategyRequests:
             collude(self._attackers, good, state.shared, server_round, steps)
             return self._bounds.screen(good, state.shared, clients_needed(strategy))
 
-        return Request(server_round, clients, configure, check, need, screen=screen, of_code=True)
+        def left_out(reasons: Mapping[int, str]) -> bool:
+            return self._steps.left_out(reasons, server_round, state.step_state)
+
+        about = {"screen": screen, "left_out": left_out, "of_code": True}
+        return Request(server_round, clients, configure, check, need, **about)
 
     def evaluation(self, strategy: Strategy, state: RunState, server_round: int) -> Request:
         """Return the request to all clients, or those drawn, for the figures of their models; of

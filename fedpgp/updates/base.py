@@ -259,6 +259,18 @@ class UpdateStep:
         """Return those of the clients that may still train."""
         return list(clients)
 
+    def left_out(self, reasons: Mapping[int, str], context: RoundStart) -> bool:
+        """Note in the state which clients may train no more.
+
+        Args:
+            reasons: client -> why it gave no usable update in this round.
+            context: of the round.
+
+        Returns:
+            whether there are some that :meth:`able` had not left out before.
+        """
+        return False
+
     def after_rollback(self, lost: State, restored: State) -> State:
         """Return the state of a run that goes back to an earlier round: what was restored, or
         what must not be forgotten of the one that is lost."""

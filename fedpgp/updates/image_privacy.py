@@ -138,11 +138,28 @@ class ImagePrivacy(UpdateStep):
         return [client for client in clients if last[client] != 1]
 
     def before_round(self, context: RoundStart) -> None:
-        last = self._accounts(context.state, context.num_clients)[:, self.COLUMNS.index("last")]
-        if (last == 1).sum() >= context.num_trainers:
-            raise StopTraining(
-                f"one more would make epsilon of every client larger than {self.settings.most:g}"
-            )
+        accounts = self._accounts(context.state, context.num_clients)
+        spent = accounts[accounts[:, self.COLUMNS.index("last")] == 1]
+        if len(spent) < context.num_trainers:
+            return
+        if np.isnan(spent).any():  # nodes, which say no more than that
+            raise StopTraining(f"each of the {len(spent)} clients says that {TRAINS_NO_MORE}")
+        raise StopTraining(
+            f"one more would make epsilon of every client larger than {self.settings.most:g}"
+        )
+
+    def left_out(self, reasons: Mapping[int, str], context: RoundStart) -> bool:
+        """A client's word is of itself alone."""
+        accounts, last = (
+            self._accounts(context.state, context.num_clients),
+            self.COLUMNS.index("last"),
+        )
+        spent = [c for c, reason in reasons.items() if reason.startswith(TRAINS_NO_MORE)]
+        new = [client for client in spent if accounts[client, last] != 1]
+        if new:
+            accounts[new, last] = 1
+            context.state["accounts"] = accounts
+        return bool(new)
 
     def on_server(self, aggregate: Update, context: ServerContext) -> tuple[Update, Metrics]:
         accounts = self._accounts(context.state, context.num_clients)

@@ -239,13 +239,16 @@ class UpdatePipeline:
                 states[step.name] = state
         return states
 
-    def able(
-        self, clients: Sequence[int], server_round: int, states: Mapping[str, State]
-    ) -> list[int]:
+    def able(self, clients: Sequence[int], server_round: int, states: Mapping) -> list[int]:
         """Return those of the clients that may train in a round, as all steps see it."""
-        for step in self.steps:
-            clients = step.able(clients, self._start(server_round, states.get(step.name, {})))
+        for s in self.steps:
+            clients = s.able(clients, self._start(server_round, states.get(s.name, {})))
         return list(clients)
+
+    def left_out(self, reasons: Mapping[int, str], server_round: int, states: dict) -> bool:
+        """See :meth:`fedpgp.updates.base.UpdateStep.left_out`; the steps' states are changed."""
+        starts = [self._start(server_round, states.setdefault(s.name, {})) for s in self.steps]
+        return any([s.left_out(reasons, each) for s, each in zip(self.steps, starts, strict=True)])
 
     def after_rollback(
         self, lost: Mapping[str, State], restored: Mapping[str, State]

@@ -11,6 +11,7 @@ from fedpgp.errors import FedPGPError, RepeatingError
 from fedpgp.methods import METHODS
 from fedpgp.methods.base import cosine_logits
 from fedpgp.methods.promptfl import PromptFL
+from fedpgp.updates import StopTraining
 from strategies.failures import lost_round
 from tests.helpers.small import small_config, small_federation
 
@@ -119,12 +120,14 @@ def test_debug_advises_what_helps(tmp_path, capsys):
         (["update is NaN or Inf at round 1, step 1"], "unless lr is huge, the gradient itself"),
         (["loss is NaN or Inf at round 1, step 1", "update is NaN or Inf"], "with a smaller lr"),
         (["KeyError: 'a' (m.py:3)", "no reply in 5 s"], None),
+        (["it trains no more: a node's word, where nobody has a budget"], None),
         ([], None),
     ],
 )
 def test_what_can_only_fail_again_is_known_by_its_reasons(reasons, advice):
     error = lost_round("round 3", dict(enumerate(reasons)), {"KeyError: 'a' (m.py:3)"})
     assert isinstance(error, RepeatingError) == (advice is not None)
+    assert not isinstance(error, StopTraining)
     assert advice is None or advice in error.advice
 
 

@@ -136,12 +136,55 @@ def test_an_owner_s_bound_is_of_all_runs_together(tmp_path):
     for client, node in enumerate(nodes.configs):  # enough for three rounds, not for four
         node["max-epsilon"] = 1.35 * kept(tmp_path / "one", client)[-1]["image.epsilon"]
     summary, _ = deployed(tmp_path / "two", *overrides, nodes=nodes)
-    assert "of the 3 clients asked each says that it trains no more" in summary["stopped"]
+    assert "each of the 3 clients says that it trains no more" in summary["stopped"]
     assert summary["status"] == "finished" and summary["privacy"]["rounds"] == 1
     run, _ = owner(tmp_path / "two" / "private")
     other, _ = owner(tmp_path / "one" / "private")
     assert spent_in_other_runs(tmp_path / "node_0", run) == account(tmp_path / "one", 0)
     assert spent_in_other_runs(tmp_path / "node_0", other) == account(tmp_path / "two", 0)
+
+
+def bounded(folder: Path, *bounds: float | None) -> Nodes:
+    """Nodes in a folder, of which those with a bound have it as max-epsilon."""
+    configs = [
+        {"client-id": client, "state-dir": str(folder / f"node_{client}")}
+        | ({} if bound is None else {"max-epsilon": bound})
+        for client, bound in enumerate(bounds)
+    ]
+    return Nodes(client_app(small_federation), configs)
+
+
+NOTHING = 1e-3
+"""Of epsilon, which the first round would pass."""
+
+
+def test_a_client_that_trains_no_more_ends_its_own_training_alone(tmp_path):
+    """Of two clients one is drawn a round; who says that it trains no more is drawn no more."""
+    half = ("clients=2", "participation=0.5", "privacy.noise=3", "rounds=4")
+    summary, nodes = deployed(tmp_path / "run", *half, nodes=bounded(tmp_path, NOTHING, None))
+    assert summary["status"] == "finished" and "stopped" not in summary
+    said = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["clients"] for line in said if line["kind"] == "train"] == [1] * 4
+    assert len(kept(tmp_path / "run", 1)) == 4 and account(tmp_path / "run", 0) == []
+    asked = [content for content in nodes.replies if "0" in content.get("errors", {})]
+    assert len(asked) == 1 and summary["privacy"]["rounds"] == 4
+
+
+@pytest.mark.parametrize(
+    ("bounds", "overrides", "said"),
+    [
+        (
+            [NOTHING] * 2,
+            ("participation=0.5",),
+            "each of the 2 clients says that it trains no more",
+        ),
+        ([NOTHING, None, None], ("privacy.secure_sum=true",), "1 of the 3 clients train no more"),
+    ],
+)
+def test_a_run_ends_when_too_few_are_left(bounds, overrides, said, tmp_path):
+    overrides = (f"clients={len(bounds)}", "privacy.noise=3", "rounds=2", *overrides)
+    summary, _ = deployed(tmp_path / "run", *overrides, nodes=bounded(tmp_path, *bounds))
+    assert summary["status"] == "finished" and said in summary["stopped"]
 
 
 @pytest.mark.parametrize(
