@@ -9,6 +9,7 @@ whichever round the server goes back to.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from math import inf
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def train(
         yield from federation.train(shared, clients, server_round, request.load_state, client_only)
         return
     if (node := request.node_config) is not None:
-        earlier = spent_in_other_runs(node.state_dir, request.job.run)
+        bounded = node.max_epsilon < inf
+        earlier = spent_in_other_runs(node.state_dir, request.job.run) if bounded else ()
         federation.private.owner = OwnersBound(node.max_epsilon, earlier)
     files = {client: request.store.states(client) for client in clients}
     states = {client: _state(request, federation, client, files[client]) for client in clients}

@@ -59,7 +59,7 @@ def finish(
     if server is not None:
         summary["one_prompt"] = server.federation.method.shares_one_model
         done = server.state.server_round
-        of_steps = server.steps.privacy(_step_state(server, folder), done)
+        of_steps = server.steps.privacy(_step_state(server, folder, console), done)
         summary["privacy"] = of_steps or server.federation.method.privacy(done)
         if server.state.stopped:
             summary["stopped"] = server.state.stopped
@@ -78,13 +78,21 @@ def finish(
     return summary
 
 
-def _step_state(server: Server, folder: RunFolder) -> Mapping[str, State]:
+def _step_state(server: Server, folder: RunFolder, console: Console) -> Mapping[str, State]:
     """What the update steps keep; with ``privacy=image`` in a simulation, what each client has
-    spent by its own account, which privacy.csv gets too."""
+    spent by its own account, which privacy.csv gets too. Where an account cannot be read, what the
+    clients said with their updates has to do."""
     private, states = server.federation.private, server.state.step_state
     if private is None or server.configuration is not None:
         return states
-    spent = spent_by_clients(private, server.folder / "private", server.job)
+    try:
+        spent = spent_by_clients(private, server.folder / "private", server.job)
+    except FedPGPError as error:
+        console.warn(
+            f"{error}. Without it, the epsilon of summary.json is what the clients said with the "
+            "updates that counted, and there is no privacy.csv"
+        )
+        return states
     lines: list[list] = [["id", "epsilon", "delta", "noise_multiplier", "rate", "steps"]]
     for client, said in sorted(spent.items()):
         epsilon = said["epsilon"] if said["epsilon"] != NO_BOUND else ""

@@ -69,7 +69,12 @@ class ClientModels:
     @cached_property
     def personal_names(self) -> tuple[str, ...]:
         """Names of a client's private tensors."""
-        return tuple(self.initial_state(0))
+        return tuple(self._shapes)
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        """Of a client's private tensors."""
+        return {name: tensor.shape for name, tensor in self.initial_state(0).items()}
 
     def params(
         self,
@@ -82,7 +87,11 @@ class ClientModels:
         server_round: int,
     ) -> Params:
         """Return all tensors of these clients: shared, client-only, personal, and what the method
-        precomputes of the images and classes that they have in a round."""
+        precomputes of the images and classes that they have in a round.
+
+        Raises:
+            FedPGPError: a private state is not one of this method's.
+        """
         task, method = self.method.task, self.method
 
         def tensor(array: np.ndarray | Tensor) -> Tensor:
@@ -100,7 +109,14 @@ class ClientModels:
         }
         for name in client_only.get(clients[0], ()):
             params[name] = torch.stack([tensor(client_only[client][name]) for client in clients])
-        for name in self.personal_names:
+        for name, shape in self._shapes.items():
+            for client, state in zip(clients, states, strict=True):
+                if name not in state or state[name].shape != shape:
+                    found = list(state[name].shape) if name in state else "missing"
+                    raise FedPGPError(
+                        f"the private state of client {client} is not one of method={method.name} "
+                        f"with these settings: {name} is {found} and must be {list(shape)}"
+                    )
             params[name] = torch.stack([tensor(state[name]) for state in states])
         if PHASE in method.buffers:
             client_splits = [self.federated_split.clients[client] for client in clients]

@@ -215,8 +215,8 @@ def save_run(folder: Path, state: RunState, strategy: Strategy, about: Mapping) 
     # "rule" is a name in the file: checkpoints of earlier versions have it.
     tensors = {**state.tensors(), **{f"rule/{path}": array for path, array in of_strategy.items()}}
     info = {**about, "rule": values, **state.values()}
+    record_spent(folder, state.step_state)  # first: no checkpoint has a sum that is not counted
     save_checkpoint(folder, state.server_round, tensors, info)
-    record_spent(folder, state.step_state)
 
 
 def restore_run(

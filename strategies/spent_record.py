@@ -20,14 +20,14 @@ def record_spent(folder: Path, states: Mapping[str, State]) -> None:
 
     Args:
         folder: of the checkpoints.
-        states: of the update steps, as the newest checkpoint has them.
+        states: of the update steps, as the next checkpoint will have them.
 
     Raises:
         FedPGPError: it cannot be written.
     """
     counts = {step: state[SPENT] for step, state in states.items() if SPENT in state}
     if counts:
-        write_atomically(folder / RECORD, json.dumps(counts).encode(), flush=False)
+        write_atomically(folder / RECORD, json.dumps(counts).encode())
 
 
 def count_spent(folder: Path, info: dict) -> int:

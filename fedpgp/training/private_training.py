@@ -165,7 +165,9 @@ class PrivateTraining:
             raise BudgetSpent(
                 f"{TRAINS_NO_MORE}: another round would make its epsilon larger than {s.most:g}"
             )
-        if not within([*self.owner.earlier, *spent], delta, self.owner.most, s.accountant):
+        # The server chooses the delta: a larger one than is usual would make epsilon small.
+        strict = min(delta, resolve_delta(None, max(1, len(split.train_indices)), "image"))
+        if not within([*self.owner.earlier, *spent], strict, self.owner.most, s.accountant):
             raise BudgetSpent(
                 f"{TRAINS_NO_MORE}: with its other runs, another round would make its epsilon "
                 f"larger than max-epsilon={self.owner.most:g} of its node"

@@ -422,3 +422,14 @@ def test_live_views_are_the_cached_ones_encoded_anew(tmp_path):
             not np.array_equal(r.update["p_G"], before["p_G"])
             for r in fed.train(before, [0, 1], 1, {}.get)
         )
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({"U": torch.zeros(3, 3)}, "3, 3"), ({}, "missing")])
+def test_a_private_state_of_another_shape_is_named(wrong, said):
+    fed = federation()
+    shared = fed.models.initial_shared()
+    state = {**{n: t for n, t in fed.models.initial_state(2).items() if n != "U"}, **wrong}
+    with pytest.raises(FedPGPError, match=f"state of client 2 is not one of .*: U is .*{said}"):
+        list(fed.train(shared, [2], 1, {2: state}.get))
+    with pytest.raises(FedPGPError, match="state of client 2 is not one of method=fedpgp"):
+        list(fed.evaluate(shared, [2], {2: state}.get))

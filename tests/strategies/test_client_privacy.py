@@ -10,7 +10,9 @@ from experiments.settings import choices
 from fedpgp.attacks import ATTACKS
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.client_privacy import ALONE, LINEAR, SEEDED_NOISE
+from strategies import run_state
 from strategies.server import Server
+from strategies.spent_record import RECORD
 from tests.helpers.small import small_config, small_federation
 
 PRIVATE = ("privacy=client", "privacy.clip=0.1", "participation=0.5")
@@ -130,6 +132,25 @@ def test_a_damaged_last_checkpoint_is_not_passed_over(tmp_path):
     newest.write_bytes(b"nothing")
     with pytest.raises(FedPGPError, match="noise would be drawn twice"):
         resume(tmp_path / "run", {"rounds": 3}, federation_of=small_federation)
+
+
+def test_no_checkpoint_has_a_sum_that_is_not_counted(tmp_path, monkeypatch):
+    """A server that dies between the two writes has counted one too many, not one too few."""
+    save, counts = run_state.save_checkpoint, []
+
+    def killed(folder, server_round, *about):
+        counts.append(json.loads((folder / RECORD).read_text())["client"])
+        if server_round == 2:
+            raise KeyboardInterrupt
+        return save(folder, server_round, *about)
+
+    monkeypatch.setattr(run_state, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *SHORT, "method=promptfl")
+    assert counts == [0, 1, 2]
+    monkeypatch.undo()
+    summary = resume(tmp_path / "run", federation_of=small_federation)
+    assert summary["rounds"] == 2 and summary["privacy"]["rounds"] == 3
 
 
 @pytest.mark.parametrize("settings", [(), ("privacy.epsilon=8",)])

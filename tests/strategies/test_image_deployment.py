@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from clients.client_app import client_app
 from clients.disclosure import FIGURES, NO_FIGURES
 from clients.messages import Job, pack
-from clients.node_config import IncompatibleNode, NodeConfig
-from clients.private_accounts import spent_in, spent_in_other_runs
+from clients.node_config import ERRORS, IncompatibleNode, NodeConfig
+from clients.private_accounts import longest_account, spent_in, spent_in_other_runs
 from clients.private_state import PrivateStore, owner
 from experiments.reporting.formatting import format_privacy
 from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
+from fedpgp.training.private_training import ACCOUNT
 from strategies import node_registry
 from strategies.aggregator import Aggregator
 from tests.helpers.nodes import Nodes
@@ -187,6 +189,24 @@ def test_a_run_ends_when_too_few_are_left(bounds, overrides, said, tmp_path):
     assert summary["status"] == "finished" and said in summary["stopped"]
 
 
+def test_a_damaged_state_of_another_run_is_named_where_it_counts(tmp_path):
+    deployed(tmp_path / "one", "privacy.noise=3", "rounds=1", nodes=nodes_in(tmp_path))
+    run, _ = owner(tmp_path / "one" / "private")
+    (path,) = (tmp_path / "node_0" / run).glob("client_00000/*.safetensors")
+    path.write_bytes(b"damaged")
+    summary, _ = deployed(tmp_path / "two", "privacy.noise=3", "rounds=1", nodes=nodes_in(tmp_path))
+    assert summary["status"] == "finished"
+    said = f"cannot be read: {path}.*of another run, which max-epsilon counts"
+    with pytest.raises(FedPGPError, match=f"(?s){said}"):
+        spent_in_other_runs(tmp_path / "node_0", "0" * 16)
+    nodes = bounded(tmp_path, 50, 50, 50)
+    with pytest.raises(FedPGPError, match="Client 0: something is wrong with its data"):
+        deployed(
+            tmp_path / "three", "privacy.noise=3", "runtime.min_clients=3", "rounds=1", nodes=nodes
+        )
+    assert "which max-epsilon counts" in (tmp_path / "node_0" / ERRORS).read_text()
+
+
 @pytest.mark.parametrize(
     ("node", "privacy", "why"),
     [
@@ -233,3 +253,8 @@ def test_a_secure_sum_beside_it_shows_no_single_update(tmp_path):
 def test_no_round_can_be_chosen_by_figures_that_stay(tmp_path):
     with pytest.raises(FedPGPError, match="selection=validation in a deployment"):
         deployed(tmp_path / "run", "protocol.selection=validation")
+
+
+def test_an_account_of_another_shape_is_named():
+    with pytest.raises(FedPGPError, match=r"account in a private state is \[4\]"):
+        longest_account({1: {ACCOUNT: torch.zeros(4)}})

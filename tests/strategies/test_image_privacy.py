@@ -11,6 +11,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.image_privacy import ImagePrivacy, ImagePrivacySettings
 from strategies.aggregator import Aggregator
+from strategies.connected_clients import ConnectedClients
 from tests.helpers.small import small_config, small_federation
 
 PRIVATE = ("privacy=image", "privacy.clip=0.5", "participation=1.0")
@@ -72,6 +73,25 @@ def test_a_run_killed_behind_its_clients_spends_a_round_once(method, tmp_path, m
     again = resume(tmp_path / "killed", federation_of=small_federation)
     assert losses[0] == losses[1]  # noise of its own would have given others
     assert again["privacy"] == whole["privacy"]
+
+
+def test_an_account_that_cannot_be_read_leaves_the_summary(tmp_path, monkeypatch, capsys):
+    overrides = (*SHORT, "method=fedpgp")
+    whole = run(tmp_path / "whole", *overrides)
+    ask = ConnectedClients.ask_samples
+
+    def damaged(self, state):
+        path = next((tmp_path / "run" / "private").glob("client_00001/*.safetensors"))
+        path.write_bytes(b"damaged")
+        return ask(self, state)
+
+    monkeypatch.setattr(ConnectedClients, "ask_samples", damaged)
+    summary = run(tmp_path / "run", *overrides)
+    assert summary["status"] == "finished" and summary["privacy"] == whole["privacy"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    said = " ".join(capsys.readouterr().out.split())
+    assert "private state of client 1 cannot be read" in said and "there is no privacy.csv" in said
+    assert not (tmp_path / "run" / "privacy.csv").exists()
 
 
 def test_a_seeded_run_is_the_same_again_and_says_so(tmp_path, capsys):

@@ -11,7 +11,8 @@ from fedpgp.methods.batch_gradients import batch_gradients
 from fedpgp.protocols import ClientSplit, FederatedSplit
 from fedpgp.protocols.splits import Phase
 from fedpgp.training import TrainingSettings
-from fedpgp.training.private_training import BudgetSpent, PrivateTraining
+from fedpgp.training.private_training import BudgetSpent, OwnersBound, PrivateTraining
+from fedpgp.updates.accounting import composed_epsilon
 from fedpgp.updates.image_privacy import ImagePrivacySettings
 from tests.helpers.gradients import C, K, made_batch, parameters
 
@@ -139,6 +140,23 @@ def test_noise_for_an_epsilon_is_enough_for_all_rounds(phases):
     assert work.figures()["image.last"] == 1
     with pytest.raises(BudgetSpent, match="trains no more"):
         private.work(0, ROUNDS, 2, account)
+
+
+def test_an_owner_s_bound_holds_at_the_owner_s_delta():
+    """The server may choose a delta ten times the usual one, at which epsilon is smaller."""
+    spent, usual = training(noise=2.0).work(0, 1, 2, None).spent, 1 / (10 * IMAGES)
+    most = composed_epsilon(spent, usual, "rdp")
+    for delta in (None, 0.9 / IMAGES):
+        private = training(noise=2.0, delta=delta)
+        private.owner = OwnersBound(1.001 * most)
+        assert private.work(0, 1, 2, None).spent == spent
+        private.owner = OwnersBound(0.999 * most)
+        with pytest.raises(BudgetSpent, match="max-epsilon"):
+            private.work(0, 1, 2, None)
+    private = training(noise=2.0, delta=usual / 10)  # a smaller one holds too
+    private.owner = OwnersBound(1.001 * most)
+    with pytest.raises(BudgetSpent, match="max-epsilon"):
+        private.work(0, 1, 2, None)
 
 
 def test_a_delta_that_guarantees_nothing_is_refused():
