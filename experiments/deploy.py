@@ -25,7 +25,14 @@ from experiments.finished_run import finished_already, say_finished
 from experiments.help import unknown_words
 from experiments.latest_link import link_latest
 from experiments.override_checks import check_overrides
-from experiments.overrides import LOCAL, override_of, readable, resume_command, user_path
+from experiments.overrides import (
+    LOCAL,
+    given_path,
+    override_of,
+    readable,
+    resume_command,
+    user_path,
+)
 from experiments.run import changes_on_resume
 from experiments.run_checks import check_run, check_stored
 from experiments.run_folder import RunFolder, default_folder
@@ -36,7 +43,8 @@ from fedpgp.atomic_files import private_folder
 from fedpgp.build import build_federation
 from fedpgp.data.files import subfolders
 from fedpgp.errors import MALFORMED, FedPGPError
-from fedpgp.plain_text import one_line, written_out
+from fedpgp.plain_text import one_line, printable, written_out
+from strategies.checkpoint import checkpoints
 
 
 @command
@@ -111,8 +119,8 @@ class _Asked(BaseException):
 
 
 def _local(options: argparse.Namespace) -> int:
-    overrides = [word for word in options.overrides if word.startswith("resume=")]
-    known = _names_of(Path(overrides[-1].partition("=")[2])) if overrides else {}
+    resumed = given_path(options.overrides, "resume") if options.data else None
+    known = {} if resumed is None else _names_of(resumed)
     sites = _sites(options, known)
     # Any number of clients can be split by label; the default partition needs one for each art
     # style.
@@ -204,12 +212,22 @@ def _local(options: argparse.Namespace) -> int:
 
 
 def _names_of(run_dir: Path) -> dict[str, int]:
-    """Return the clients' names in a run's folder -> their numbers."""
+    """Return the clients' names in a run's folder -> their numbers.
+
+    Raises:
+        FedPGPError: they cannot be read, and clients have trained: none may be taken for another.
+    """
+    path = run_dir / "partition.json"
     try:
-        rows = json.loads((run_dir / "partition.json").read_text())["clients"]
+        rows = json.loads(path.read_text())["clients"]
         return {row["name"]: row["id"] for row in rows if row.get("name")}
-    except (OSError, *MALFORMED):
-        return {}
+    except (OSError, *MALFORMED) as error:
+        if isinstance(error, FileNotFoundError) and not checkpoints(run_dir / "checkpoint"):
+            return {}
+        raise FedPGPError(
+            f"{path} cannot be read ({error}): it says which folder is which client, whose private "
+            "state no other may have; restore it"
+        ) from error
 
 
 def _sites(options: argparse.Namespace, known: Mapping[str, int]) -> list[dict]:
@@ -225,6 +243,13 @@ def _sites(options: argparse.Namespace, known: Mapping[str, int]) -> list[dict]:
             raise FedPGPError("say how many clients: --clients 5 (1 or more)")
         return [{"client-id": client} for client in range(options.clients)]
     names = subfolders(options.data) if options.data.is_dir() else []
+    said: dict[str, str] = {}
+    for name in names:
+        if (first := said.setdefault(one_line(name, LONGEST_NAME), name)) != name:
+            raise FedPGPError(
+                f"--data {options.data}: {printable(first)} and {printable(name)} are the same "
+                f"client's name, which has {LONGEST_NAME} bytes at most; rename one"
+            )
     numbers = {name: known.get(one_line(name, LONGEST_NAME)) for name in names}
     folders = {numbers[name]: options.data / name for name in names if numbers[name] is not None}
     if gone := [name for name in known if known[name] not in folders]:

@@ -57,6 +57,14 @@ def readable(arguments: Sequence[str], *, absolute: bool = False) -> list[str]:
     return [_readable(argument, absolute) for argument in arguments]
 
 
+def given_path(arguments: Sequence[str], key: str) -> Path | None:
+    """Return the path that a setting is given by arguments of :func:`readable`; None: it is given
+    none."""
+    overrides = [_parsed(word) for word in arguments if word.startswith(f"{key}=")]
+    text = overrides[-1].value() if overrides and overrides[-1] else None
+    return Path(text) if text else None
+
+
 def user_path(text: str) -> Path:
     """Return a path of an option, with its ``~`` expanded."""
     return Path(text).expanduser()

@@ -480,6 +480,34 @@ def test_sites_of_a_run_that_is_resumed_keep_their_numbers(tmp_path):
         _sites(options, known)
 
 
+def test_the_names_of_a_resumed_run_are_found_whatever_its_path_holds(tmp_path, capsys):
+    """Read with Hydra's quotes the path is none, and each site would get another's number."""
+    run_dir = tmp_path / "seed=1, the (second) run"
+    (tmp_path / "sites" / "bern").mkdir(parents=True)
+    run_dir.mkdir()
+    rows = [{"id": 0, "name": "rome"}, {"id": 1, "name": "bern"}]
+    (run_dir / "partition.json").write_text(json.dumps({"clients": rows}))
+    words = ["local", "--data", str(tmp_path / "sites"), f"resume={run_dir}"]
+    assert main(words) == 2
+    assert "the folder of client 0 (rome) is not there" in capsys.readouterr().err
+    (run_dir / "partition.json").write_text("{")
+    assert main(words) == 2
+    assert "partition.json cannot be read" in capsys.readouterr().err
+    (run_dir / "partition.json").unlink()
+    assert _names_of(run_dir) == {}  # nobody has trained
+    (run_dir / "checkpoint").mkdir()
+    (run_dir / "checkpoint" / "round_00001.safetensors").touch()
+    with pytest.raises(FedPGPError, match=r"partition.json cannot be read .*restore it"):
+        _names_of(run_dir)
+
+
+def test_two_folders_with_one_name_are_refused(tmp_path):
+    for last in "ab":
+        (tmp_path / f"{'long' * 20}{last}").mkdir()
+    with pytest.raises(FedPGPError, match="are the same client's name, which has 64 bytes"):
+        _sites(Namespace(data=tmp_path, clients=None), {})
+
+
 @pytest.mark.slow
 def test_a_site_joins_and_another_leaves(tmp_path):
     """With a SuperLink and nodes as processes of their own: a new folder is a new client."""
