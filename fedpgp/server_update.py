@@ -46,6 +46,14 @@ class ServerUpdate:
             self.method.init_server_state(len(self.federated_split.clients)), self.method.task.dtype
         )
 
+    def client_rows(self) -> list[str]:
+        """Return the names of the server state's tensors that have a row for each client: with one
+        client more they have one row more."""
+        clients = len(self.federated_split.clients)
+        now, more = (self.method.init_server_state(n) for n in (clients, clients + 1))
+        shapes = {name: tuple(tensor.shape) for name, tensor in now.items()}
+        return [n for n, t in more.items() if (clients, *t.shape[1:]) == shapes[n] != t.shape]
+
     def download_for(self, client: int, server_state: Arrays) -> dict[str, np.ndarray]:
         """Return what the server sends to this client alone."""
         return to_arrays(

@@ -1,7 +1,7 @@
-"""Clients that are admitted to a running federation: what the server keeps of each client has room
-for them, and nothing of the others changes."""
+"""Clients that are admitted to a running federation, or have left it: what the server keeps of each
+client has room for the first and forgets the others, and nothing else changes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -39,6 +39,27 @@ def admitted(tensors: Mapping[str, np.ndarray], federation) -> dict[str, np.ndar
         elif name.startswith(MEMORY):
             tensor = _with_rows(tensor, fresh.get(name.removeprefix(MEMORY), tensor), before)
         found[name] = tensor
+    return found
+
+
+def without_left(
+    tensors: Mapping[str, np.ndarray], federation, left: Collection[int]
+) -> dict[str, np.ndarray]:
+    """Return a checkpoint's tensors in which the method's server state has of clients that have
+    left what it has of those that never took part: nothing of them is sent to others any more.
+
+    Args:
+        tensors: of the checkpoint, with room for all clients.
+        federation: as in :func:`admitted`.
+        left: the clients that have left.
+    """
+    found, rows = dict(tensors), sorted(left)
+    if rows:
+        fresh = federation.server.initial_state()
+        for name in federation.server.client_rows():
+            if (kept := found.get(MEMORY + name)) is not None:
+                found[MEMORY + name] = kept = kept.copy()
+                kept[rows] = fresh[name][rows]
     return found
 
 

@@ -2,7 +2,7 @@
 put into a checkpoint."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fedpgp.updates.base import State
 from strategies.checkpoint import save_checkpoint
 from strategies.exchange import Traffic
 from strategies.flower_strategies import restore_strategy, strategy_state
-from strategies.membership import admitted
+from strategies.membership import admitted, without_left
 from strategies.spent_record import record_spent
 
 SECONDS = ("total", "encode", "train", "evaluate")
@@ -220,7 +220,11 @@ def save_run(folder: Path, state: RunState, strategy: Strategy, about: Mapping) 
 
 
 def restore_run(
-    tensors: Mapping[str, np.ndarray], info: Mapping, unused: Strategy, federation
+    tensors: Mapping[str, np.ndarray],
+    info: Mapping,
+    unused: Strategy,
+    federation,
+    left: Collection[int] = (),
 ) -> tuple[RunState, Strategy]:
     """Return a run's state and strategy from a checkpoint.
 
@@ -228,7 +232,9 @@ def restore_run(
         tensors, info: the checkpoint.
         unused: the strategy as it is before the first round; it is copied.
         federation: the server's; it may have more clients than the checkpoint.
+        left: clients that have left for good.
     """
     strategy, tensors = copy.deepcopy(unused), admitted(tensors, federation)
+    tensors = without_left(tensors, federation, left)
     restore_strategy(strategy, strip_prefix("rule/", tensors), info["rule"])
     return RunState.restored(tensors, info), strategy

@@ -83,7 +83,7 @@ class Server:
         self._saved = checkpoint[1] if checkpoint else {}
         self.rounds = typed.rounds if federation.method.learns else 0
         self.failure: BaseException | None = None
-        self._unused = (copy.deepcopy(strategy), federation)
+        self._unused = (copy.deepcopy(strategy), federation, typed.left)
         if checkpoint:
             self.state, self.strategy = restore_run(*checkpoint, *self._unused)
         else:

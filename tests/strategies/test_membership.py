@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
@@ -23,6 +24,7 @@ from experiments.runner import resume, start
 from experiments.settings import composed
 from fedpgp.build import build_federation
 from fedpgp.errors import FedPGPError
+from fedpgp.server_update import ServerUpdate
 from strategies import node_registry, queries
 from strategies.checkpoint import checkpoints, read_checkpoint
 from strategies.membership import admitted
@@ -265,6 +267,40 @@ def test_a_client_leaves_a_simulation(tmp_path):
     with pytest.raises(FedPGPError, match="runtime.min_clients=3 is more than the 2 clients"):
         config = small_config(tmp_path / "x", "runtime.min_clients=3")
         resume(tmp_path / "run", {"rounds": 3, "runtime": config["runtime"]}, **small)
+
+
+@pytest.mark.parametrize("method", ["fedamp", "pfedmoap"])
+def test_nothing_of_a_client_that_has_left_is_sent_to_others(method, tmp_path):
+    """Both methods' servers send clients each other's prompts."""
+    words, small = (
+        ("clients=3", "participation=1", f"method={method}", "evaluate_every=0"),
+        {"federation_of": small_federation},
+    )
+
+    def memory() -> dict[str, np.ndarray]:
+        tensors, _ = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoint")[-1])
+        return {name: t for name, t in tensors.items() if name.startswith("memory/")}
+
+    start(small_config(tmp_path / "run", *words, "rounds=1"), **small)
+    before = memory()
+    assert before["memory/known"].tolist() == [1, 1, 1] and all(t[1].any() for t in before.values())
+    resume(tmp_path / "run", {"rounds": 2, "left": [1]}, **small)
+    assert memory()["memory/known"].tolist() == [1, 0, 1]
+    assert not any(tensor[1].any() for tensor in memory().values())
+    assert all(tensor[2].any() for tensor in memory().values())
+
+
+def test_rows_of_clients_are_those_that_grow_with_their_number():
+    """Not those that have as many by chance."""
+    method = SimpleNamespace(
+        init_server_state=lambda n: (
+            {"v": torch.zeros(n, 3), "square": torch.zeros(4, 4)}
+            | {"known": torch.zeros(n), "count": torch.zeros(())}
+        )
+    )
+    split = SimpleNamespace(clients=range(4))
+    server = ServerUpdate(method, split, training=None, seed=0, weighting=None)
+    assert server.client_rows() == ["v", "known"]
 
 
 def test_a_checkpoint_gets_room_for_newcomers():
