@@ -15,7 +15,7 @@ from strategies.failures import Redraw, lost_round, tell
 from strategies.grid import CohortGrid
 from strategies.invalid_reply import InvalidReply, checked
 from strategies.observer import Observer
-from strategies.rollback import NoUsableReply, about_numbers
+from strategies.rollback import NoUsableReply, may_be_spoiled
 from strategies.run_state import RunState
 from strategies.watch import Watch
 
@@ -125,7 +125,7 @@ class Requester:
         Raises:
             FedPGPError: fewer than ``need`` again.
             Redraw: fewer than ``need``, and some are not to be drawn any more.
-            NoUsableReply: most of those asked answered, and no reply can be used.
+            NoUsableReply: half of those asked answered or more, and no reply can be used.
         """
         what, grid = f"round {request.server_round}", self._grid
         grid.available, grid.exchange = list(request.clients), Exchange()
@@ -190,12 +190,8 @@ class Requester:
             failed,
             replies.exceptions,
         )
-        # An exception of code has nothing to do with the round before.
-        of_code = replies.exceptions.issuperset(failed.values())
-        spoiled = not of_code and about_numbers(failed.values())
-        if not replies.good and len(replies.silent) < len(failed) / 2 and spoiled:
-            return NoUsableReply(failure)
-        return failure
+        suspect = not replies.good and may_be_spoiled(failed, replies.silent, replies.exceptions)
+        return NoUsableReply(failure) if suspect else failure
 
     def _few(self, request: Request, replies: Replies) -> str:
         """Say how many clients answered, and why the first of the others did not."""

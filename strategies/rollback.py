@@ -2,7 +2,7 @@
 may be the cause."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,23 @@ def about_numbers(reasons: Iterable[str]) -> bool:
     """Return whether some client was left out for its numbers: only then may the state before be
     spoiled. A full disk or a broken image says nothing of it."""
     return any(_NUMBERS.search(reason) for reason in reasons)
+
+
+def may_be_spoiled(
+    failed: Mapping[int, str], silent: Collection[int], exceptions: Collection[str]
+) -> bool:
+    """Return whether the state before a round may be why no client gave a usable reply.
+
+    Where more than half did not answer at all, the network is the likelier reason. At just half it
+    is not: all that answered say so, and the run would end otherwise.
+
+    Args:
+        failed: client -> why its reply cannot be used.
+        silent: those of them that did not answer.
+        exceptions: reasons that are exceptions of code, which have nothing to do with the state.
+    """
+    of_code = set(exceptions).issuperset(failed.values())
+    return 2 * len(silent) <= len(failed) and not of_code and about_numbers(failed.values())
 
 
 def checkpoint_before(

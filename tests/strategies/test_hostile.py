@@ -15,7 +15,7 @@ from experiments.runner import resume, start
 from fedpgp.errors import FedPGPError
 from strategies import node_registry
 from strategies.checkpoint import checkpoints, read_checkpoint
-from strategies.rollback import about_numbers
+from strategies.rollback import about_numbers, may_be_spoiled
 from tests.helpers.nodes import Nodes
 from tests.helpers.small import small_config, small_federation
 
@@ -404,6 +404,16 @@ def test_only_numbers_are_a_reason_to_go_back():
     assert not about_numbers(
         ["no space left on the disk while writing info/round_2", "image a.jpg cannot be read"]
     )
+
+
+@pytest.mark.parametrize(
+    ("silent", "reason", "suspect"),
+    [(1, "loss is NaN or Inf", True), (2, "loss is NaN or Inf", True)]
+    + [(3, "loss is NaN or Inf", False), (2, "no space left", False), (0, "NaN in m.py:3", False)],
+)
+def test_a_state_is_suspected_where_half_answer_or_more(silent, reason, suspect):
+    failed = {client: "no reply in 5 s" if client < silent else reason for client in range(4)}
+    assert may_be_spoiled(failed, range(silent), {"NaN in m.py:3"}) == suspect
 
 
 def test_clients_that_are_away_are_no_reason_to_go_back(tmp_path, capsys):
