@@ -26,6 +26,8 @@ class Kept:
         masked: the vector under masks, from the third step to the fourth.
         asked: step -> digest of what it was asked.
         shares: its reply in the second step, until the third.
+        company: the others of the first sum in which the vector was, with noise and under masks,
+            where it knows them all; None: it was in none.
         given: :attr:`made_of` of each sum whose fourth step it answered -> the survivors, where it
             knows them all; else none.
     """
@@ -39,6 +41,7 @@ class Kept:
     masked: np.ndarray = field(default_factory=lambda: NOTHING)
     asked: dict[str, str] = field(default_factory=dict)
     shares: Shares | None = None
+    company: list[int] | None = None
     given: dict[str, list[int]] = field(default_factory=dict)
 
     def parts(self) -> tuple[bytes, ...]:
@@ -51,6 +54,7 @@ class Kept:
             "noise": self.noise,
             "numbers": len(self.vector),
             "asked": self.asked,
+            "company": self.company,
             "given": self.given,
         }
         if self.shares is not None:

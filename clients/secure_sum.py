@@ -9,13 +9,14 @@ A server that lost a sum (too few stayed to its end, or it was killed) has to as
 more, or no run could go on. Then a deployed client adds the same integers, noise included, under
 other masks, so that two sums of the same clients are the same sum. The difference of two sums of
 others would be single updates: so one that has given its shares of a sum, by which it may be
-unmasked already, gives them again for a sum of the very same survivors alone, and with noise it
-takes part in no other sum of a round, nor in one of an earlier round.
+unmasked already, gives them again for a sum of the very same survivors alone. With noise it takes
+part in no sum of a round from other tensors, nor in one of an earlier round, nor in one with
+clients that were not in the first that its vector was in.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
@@ -113,6 +114,8 @@ class SumClient:
                 given = known.given if known is not None else {}
             kept = Kept(self._round, Participant(client), quantiser, vector, made_of, noise)
             kept.given = given
+            if known is not None and known.made_of == made_of:
+                kept.company = known.company
             self._save(kept)
             return keys_reply(kept.participant.keys())
 
@@ -170,12 +173,29 @@ class SumClient:
         if not again:
             if clients > (room := kept.quantiser.clients):
                 raise Refused(f"{clients} clients take part, and there is room for {room}")
+            self._refuse_strangers(kept, peers, clients)
             least = 1 if kept.quantiser.noise > 0 else LEAST_CLIENTS
             about = (peers, clients, self._settings.secure_sum_threshold, least)
             kept.shares = kept.participant.shares(*about, self._agreements)
         if kept.shares is None:
             raise Refused("it was asked for its vector since")
         return shares_reply(kept.shares)
+
+    def _refuse_strangers(self, kept: Kept, peers: Collection[int], clients: int) -> None:
+        """Refuse a sum with clients that were not in the first that this vector was in.
+
+        Raises:
+            Refused: naming one.
+        """
+        if kept.company is None:
+            return
+        strangers = set(peers) - set(kept.company)
+        if strangers or clients > len(kept.company) + 1:
+            who = f"client {min(strangers)}" if strangers else "a client"
+            raise Refused(
+                f"{who} was not in the first try of this round's sum, and cannot come to it: leave "
+                "it away until the round is done"
+            )
 
     def _masked(self, kept: Kept, question: Mapping, again: bool) -> ConfigRecord:
         if again and UNMASK in kept.asked:
@@ -186,6 +206,9 @@ class SumClient:
             self._add_noise(kept)
             kept.masked = participant.masked(kept.vector, inbox, threshold, self._agreements)
             kept.shares = None
+            noised = self._deployed and kept.noise > 0
+            if noised and kept.company is None and _knows_all(participant):
+                kept.company = sorted(participant.peers)
         return masked_reply(kept.masked)
 
     def _add_noise(self, kept: Kept) -> None:
@@ -208,7 +231,7 @@ class SumClient:
     def _unmask(self, kept: Kept, question: Mapping, again: bool) -> ConfigRecord:
         survivors, lost = read_unmask_question(question)
         before, participant = kept.given.get(kept.made_of), kept.participant
-        knows_all = len(participant.peers) + 1 == participant.clients
+        knows_all = _knows_all(participant)
         other = before is not None and not (knows_all and sorted(survivors) == before)
         if self._deployed and not again and other:
             raise Refused(ONCE)
@@ -246,3 +269,8 @@ class SumClient:
                 f"{self._round}"
             )
         return kept
+
+
+def _knows_all(participant: Participant) -> bool:
+    """Whether all clients of a sum are a client's peers."""
+    return len(participant.peers) + 1 == participant.clients

@@ -12,9 +12,10 @@ import pytest
 from clients.disclosure import Withheld
 from clients.private_state import PrivateStore
 from clients.secure_sum import SumClient
-from clients.sum_records import MASK
+from clients.sum_records import MASK, SHARE, mask_question, read_keys, share_question
 from experiments.runner import resume
 from fedpgp.errors import FedPGPError
+from fedpgp.secure_sum import Inbox, Participant
 from fedpgp.updates.base import RoundStart
 from fedpgp.updates.client_privacy import ClientPrivacy, ClientPrivacySettings
 from strategies.aggregator import Aggregator
@@ -70,6 +71,51 @@ def test_who_has_given_shares_gives_none_for_a_sum_of_others(tmp_path, quick, su
     nodes = Lying(tmp_path / "run_nodes")
     resume(tmp_path / "run", federation_of=small_federation, grid=nodes)
     assert len(sums) == 2 and np.array_equal(*sums)
+
+
+def test_who_was_not_in_a_sum_s_first_try_does_not_come_to_the_next(tmp_path, quick):
+    """The two would differ by a client. Without it the sum is made again."""
+
+    def first(step, client, server_round, reply):
+        lost = (step == "train" and client == 5) or (step == MASK and client < 3)
+        return None if lost else reply
+
+    def without(step, client, server_round, reply):
+        return None if (step, client) == ("train", 5) else reply
+
+    with pytest.raises(FedPGPError, match="its sum is not unmasked"):
+        deployed(tmp_path / "run", *ONE, *NOISED, lie=first)
+    again = {"federation_of": small_federation}
+    with pytest.raises(FedPGPError, match=r"client 5 was not in the first try .* leave it away"):
+        resume(tmp_path / "run", grid=Lying(tmp_path / "run_nodes"), **again)
+    nodes = Lying(tmp_path / "run_nodes", lie=without)
+    assert resume(tmp_path / "run", grid=nodes, **again)["status"] == "finished"
+
+
+def test_a_sum_s_next_try_has_no_other_clients(tmp_path):
+    """Nor more, of which a node is told its neighbours alone."""
+    overrides = (*NOISED, "clients=40")
+    config = small_config(tmp_path, "runtime=flower", *ONE, *overrides)
+    join = joined(tmp_path, *overrides)
+    part = SumClient(PrivateStore(tmp_path, "run", 1), config, 1, deployed=True)
+
+    def ask(peers, clients: int):
+        """The first two steps of a sum; returns what the peers know."""
+        mine, others = read_keys(join(1, clients=40)), {peer: Participant(peer) for peer in peers}
+        keys = {peer: other.keys() for peer, other in others.items()}
+        part.reply(SHARE, 0, share_question(keys, clients))
+        return others, {**keys, 0: mine}
+
+    others, keys = ask((1, 2, 3), 4)
+    inbox = {}
+    for peer, other in others.items():
+        given = other.shares({p: k for p, k in keys.items() if p != peer}, 4, 0.667, 1)
+        inbox[peer] = Inbox(given.sealed[0], given.digests[0])
+    part.reply(MASK, 0, mask_question(inbox))
+    for peers, clients, who in (((1, 2, 4), 4, "client 4"), ((1, 2, 3), 40, "a client")):
+        with pytest.raises(Withheld, match=f"{who} was not in the first try"):
+            ask(peers, clients)
+    ask((1, 2), 3)
 
 
 def joined(folder: Path, *overrides: str):
