@@ -57,7 +57,7 @@ class ConcurrentGrid(Grid):
         Raises:
             Exception: what Flower raises where the connection is gone.
         """
-        wanted = dict.fromkeys(message_ids)
+        wanted = list(dict.fromkeys(message_ids))
         end = time.monotonic() + self._patience
         with self._lock:
             self._enqueue(wanted, time.monotonic())
@@ -74,7 +74,7 @@ class ConcurrentGrid(Grid):
 
     # Each of these is called by who holds the lock. -----------------------------------------------
 
-    def _enqueue(self, wanted: Iterable[str], now: float) -> None:
+    def _enqueue(self, wanted: Sequence[str], now: float) -> None:
         """Put those ids into the queue that are neither known nor were looked for just now."""
         self._asked |= dict.fromkeys(wanted, now)
         for id in [id for id, when in self._asked.items() if now - when > FORGOTTEN]:
@@ -82,7 +82,7 @@ class ConcurrentGrid(Grid):
         for kept in (self._queue, self._replies, self._broken, self._not_there):
             for id in [id for id in kept if id not in self._asked]:
                 del kept[id]
-        pause = len(self._asked) / PULLS_A_SECOND
+        pause = len(wanted) / PULLS_A_SECOND
         for id in wanted:
             known = id in self._under_way or id in self._replies or id in self._broken
             if not known and now - self._not_there.get(id, -pause) >= pause:

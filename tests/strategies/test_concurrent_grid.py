@@ -157,6 +157,17 @@ def test_of_many_that_have_not_come_not_all_are_looked_for_at_once(monkeypatch):
     assert sorted(links.pulled) == ["a", "b"]
 
 
+def test_replies_of_rounds_before_slow_nobody_down(monkeypatch):
+    monkeypatch.setattr(concurrent_grid, "PULLS_A_SECOND", 1.0)
+    links = Links(**{f"m{i}": answer(f"m{i}") for i in range(100)})
+    grid = ConcurrentGrid(links, patience=30)
+    assert len(pull_replies(grid, [f"m{i}" for i in range(100)])[0]) == 100
+    assert pull_replies(grid, ["a"]) == ([], {})
+    grid._not_there["a"] -= 1.0  # a second later it is looked for again
+    pull_replies(grid, ["a"])
+    assert links.pulled.count("a") == 2
+
+
 def test_a_reply_that_nobody_asks_for_any_more_is_dropped(monkeypatch):
     monkeypatch.setattr(concurrent_grid, "FORGOTTEN", -1.0)
     stuck = threading.Event()
