@@ -23,7 +23,7 @@ from fedpgp.client_models import NeedsImages
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, Progress
-from fedpgp.methods import Classifier
+from fedpgp.methods import Classifier, Params
 from fedpgp.onboarding.newcomers import Adjust
 from fedpgp.plain_text import indented
 from fedpgp.prefixes import strip_prefix
@@ -45,6 +45,7 @@ class ClientModel:
         client: logical client; None where the global model was asked for.
         has_own_prompt: False where the client has no tensors of its own: its model is the global
             one.
+        params: all tensors of the model, each with a client axis of one.
         adjust: what changes its logits, for a newcomer that was given no prompt alone
             (:mod:`fedpgp.onboarding`); None: nothing does.
     """
@@ -56,6 +57,7 @@ class ClientModel:
     server_round: int
     client: int | None
     has_own_prompt: bool
+    params: Params
     adjust: Adjust | None = None
 
     @property
@@ -217,16 +219,17 @@ def load_client_model(
             client_only = (
                 {client: federation.server.download_for(client, memory)} if memory else None
             )
-            (classifier,) = federation.models.personal_classifier(
+            params = federation.models.personal_params(
                 shared,
                 [client],
                 lambda wanted: store.load(wanted, committed),
-                [classes],
                 client_only,
                 server_round=info["round"],
             )
+            classifier = federation.method.personal_classifier(params, classes)
         else:  # a method without personal tensors, or a client that never took part
-            classifier = federation.models.global_classifier(shared, classes)
+            params = federation.models.global_params(shared)
+            classifier = federation.method.global_classifier(params, classes)
             if classifier is None:
                 who = (
                     "there is no global prompt"
@@ -234,9 +237,8 @@ def load_client_model(
                     else f"client {client} never trained"
                 )
                 raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
-        return ClientModel(
-            config, federation, classifier, classes, info["round"], client, bool(committed), adjust
-        )
+        own, about = bool(committed), (classifier, classes, info["round"], client)
+        return ClientModel(config, federation, *about, own, params, adjust)
 
     record = info.get("data")
     if record is not None:

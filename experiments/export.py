@@ -5,7 +5,8 @@ belongs to it.
 
 ``FOLDER/classifier.safetensors`` holds ``class_embeddings``, (classes, embed) float32, unit norm;
 ``FOLDER/classifier.json`` the model's name and weights as open_clip has them, classes, template,
-temperature, and how images were read.
+temperature, and how images were read. Of low-rank adapters in the text tower, peft's two files are
+beside them (:mod:`experiments.peft_files`).
 """
 
 import argparse
@@ -20,12 +21,16 @@ from safetensors.torch import save
 from experiments.client_model import ClientModel, add_options, from_arguments
 from experiments.command import command
 from experiments.overrides import user_path
+from experiments.peft_files import FILES as PEFT_FILES
+from experiments.peft_files import write_peft
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.clip.loading import resolve_name
 from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
-from fedpgp.methods import Method
+from fedpgp.methods.lora import LoRA, of_tower
 from fedpgp.plain_text import written_out
+
+FILES = ("classifier.safetensors", "classifier.json")
 
 
 @command
@@ -38,21 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=user_path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     check_target(options.to / "classifier.json")
-    export(from_arguments(options), options.to)
+    files = export(from_arguments(options), options.to)
     to = written_out(options.to)
-    print(f"wrote {to}/classifier.safetensors and {to}/classifier.json")
+    print("wrote " + " and ".join(f"{to}/{name}" for name in files))
     return 0
 
 
-def export(model: ClientModel, to: Path) -> None:
-    """Write the two files.
+def export(model: ClientModel, to: Path) -> tuple[str, ...]:
+    """Write the files; return their names.
 
     Raises:
         FedPGPError: a method whose models answer by more than one feature a class; no room to
             write.
     """
     method, task = model.federation.method, model.federation.method.task
-    if type(method).logits is not Method.logits or not isinstance(model.classifier, torch.Tensor):
+    if not method.answers_by_cosine or not isinstance(model.classifier, torch.Tensor):
         raise FedPGPError(
             f"method={method.name} answers by more than one feature a class: it cannot be exported"
         )
@@ -83,6 +88,20 @@ def export(model: ClientModel, to: Path) -> None:
     embeddings = model.classifier[0].float().cpu().contiguous()
     write_atomically(to / "classifier.safetensors", save({"class_embeddings": embeddings}))
     write_atomically(to / "classifier.json", (json.dumps(about, indent=1) + "\n").encode())
+    if not isinstance(method, LoRA):
+        return FILES
+    adapters = method.adapters(model.params, *(method.private if model.has_own_prompt else ()))
+    tensors, dense = of_tower("text", adapters)
+    if dense:
+        print(
+            f"note: of method={method.name} no adapter is written for peft: what is added to the "
+            "weights is of full rank",
+            file=sys.stderr,
+        )
+        return FILES
+    first = method.placements["text"].first
+    write_peft({name: t[0] for name, t in tensors.items()}, first, (architecture, pretrained), to)
+    return FILES + PEFT_FILES
 
 
 if __name__ == "__main__":

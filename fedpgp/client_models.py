@@ -159,18 +159,35 @@ class ClientModels:
     ) -> list[Classifier]:
         """Return the classifiers of these clients' personal models after a round, (K, ...), for
         each set of classes."""
-        states = [load_state(client) or self.initial_state(client) for client in clients]
-        params = self.params(
-            shared, clients, states, client_only, training=False, server_round=server_round
+        params = self.personal_params(
+            shared, clients, load_state, client_only, server_round=server_round
         )
         return [self.method.personal_classifier(params, classes) for classes in class_sets]
+
+    def personal_params(
+        self,
+        shared: Arrays,
+        clients: Sequence[int],
+        load_state: LoadState,
+        client_only: Mapping[int, Arrays] | None = None,
+        *,
+        server_round: int,
+    ) -> Params:
+        """Return all tensors of these clients' personal models after a round, (K, ...)."""
+        states = [load_state(client) or self.initial_state(client) for client in clients]
+        return self.params(
+            shared, clients, states, client_only, training=False, server_round=server_round
+        )
 
     def global_classifier(self, shared: Arrays, classes: ClassSet) -> Classifier | None:
         """Return the global model's classifier, with a client axis of one; None
         where the method has none."""
+        return self.method.global_classifier(self.global_params(shared), classes)
+
+    def global_params(self, shared: Arrays) -> Params:
+        """Return the global model's tensors, with a client axis of one."""
         task = self.method.task
-        params = {
+        return {
             n: torch.as_tensor(a).to(task.device, task.dtype).unsqueeze(0)
             for n, a in shared.items()
         }
-        return self.method.global_classifier(params, classes)

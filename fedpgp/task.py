@@ -9,7 +9,7 @@ from torch import Tensor
 from fedpgp.clip import FrozenCLIP
 from fedpgp.errors import FedPGPError
 from fedpgp.prompts import context_length, fixed_words
-from fedpgp.text import PromptedTextEncoder
+from fedpgp.text import AdaptedTextEncoder, PromptedTextEncoder
 from fedpgp.text.templates import PLAIN
 
 
@@ -26,6 +26,7 @@ class ClassSet:
         self.task, self.ids = task, ids
         self.names = [task.class_names[i] for i in ids]
         self._encoders: dict[tuple[int, str], PromptedTextEncoder] = {}
+        self._adapted: dict[tuple[str, int], AdaptedTextEncoder] = {}
         self._text_features: dict[str | tuple[str, ...], Tensor] = {}
         self._refuse_same_tokens()
 
@@ -66,6 +67,17 @@ class ClassSet:
             )
         self._encoders[key].checkpointing = self.task.checkpointing
         return self._encoders[key]
+
+    def adapted_encoder(self, phrase: str, first: int) -> AdaptedTextEncoder:
+        """The text encoder of these classes behind a fixed phrase, with low-rank adapters in the
+        blocks from ``first`` on."""
+        task, key = self.task, (phrase, first)
+        if key not in self._adapted:
+            self._adapted[key] = AdaptedTextEncoder(
+                task.clip, self.names, phrase, first, dtype=task.dtype, compute=task.compute
+            )
+        self._adapted[key].checkpointing = task.checkpointing
+        return self._adapted[key]
 
     @property
     def sentences(self) -> list[str]:

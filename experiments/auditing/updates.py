@@ -10,7 +10,6 @@ from torch import Tensor
 from experiments.auditing.victim import NotTried, Victim
 from fedpgp.audit.membership import inference
 from fedpgp.audit.reconstruction import class_scores, invert_features
-from fedpgp.methods import Method
 from fedpgp.protocols import ClientSplit
 
 INVERTED = 6
@@ -85,7 +84,7 @@ def first_updates(victim: Victim) -> Iterator[tuple[ClientSplit, Mapping, Mappin
         raise NotTried("the method shares no model")
     if method.delta_params:
         raise NotTried("the method's updates are no models")
-    if type(method).logits is not Method.logits:
+    if not method.answers_by_cosine:
         raise NotTried("the method answers by more than one feature a class")
     if not victim.first.updates or not victim.first.updates[0]:
         raise NotTried("no update of a single client crosses the wire")

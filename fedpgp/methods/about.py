@@ -7,6 +7,7 @@ FAMILIES = {
     "federated": "Federated learning, with prompts",
     "federated_prompts": "Federated prompt learning",
     "prompt_learning": "Prompt learning of one owner, averaged",
+    "lora": "Low-rank adapters",
     "lifelong": "Lifelong federations",
 }
 """Family -> its heading, in the order of the tables."""
@@ -23,8 +24,8 @@ class About:
         shared, personal: its tensors, in words.
         sent: a Python expression: floating-point numbers that a client sends in a round. It may
             name m (``n_ctx``), d (width of the text tower), W (of the image tower), e (length of a
-            feature), C (classes of the data set), T (tasks; 1 where images stay the same), ``max``
-            and the method's settings.
+            feature), C (classes of the data set), L (blocks with low-rank adapters), T (tasks; 1
+            where images stay the same), ``max``, ``len`` and the method's settings.
         passes: contexts of a client through the text tower in a step, in words.
         official: how it stands against the official code: ``exact (run)`` or ``exact (read)``,
             perhaps with options; ``declared difference: …``; each with repository and commit; or

@@ -276,6 +276,11 @@ class Method(ABC):
         )
         return cosine_logits(classifier, images.features, self.task.logit_scale)
 
+    @property
+    def answers_by_cosine(self) -> bool:
+        """Whether :meth:`logits` is CLIP's cosine with one feature a class."""
+        return type(self).logits is Method.logits
+
     # What it promises. ----------------------------------------------------------------------------
 
     def privacy(self, rounds: int) -> dict | None:

@@ -294,12 +294,7 @@ class PromptedTextEncoder:
     ) -> Tensor:
         """(n, m, d) -> (n, C, e) by the shared prefix, of unit norm or as the text tower makes
         them; the rest as :meth:`encode_deep` has it."""
-        tower = self.tower
-        context, n = context.to(tower.dtype), len(context)
-        prefix = torch.cat(
-            [self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1
-        )
-        x = torch.cat([prefix, self._suffix.expand(n, -1, -1)], dim=1)
+        tower, x = self.tower, self._packed(context)
         blocks = [self._first, *[self._middle] * (len(tower.blocks) - 2), self._last]
         if len(tower.blocks) == 1:
             blocks = [self._last]
@@ -318,6 +313,19 @@ class PromptedTextEncoder:
                     i, before if run != self._last else before.index_select(1, self._ends)
                 )
                 x = x if added is None else x + added
+        return self._read(x, unit)
+
+    def _packed(self, context: Tensor) -> Tensor:
+        """(n, m, d) -> the packed sequences, (n, tokens, d)."""
+        tower, context, n = self.tower, context.to(self.tower.dtype), len(context)
+        prefix = torch.cat(
+            [self._sos.expand(n, 1, -1), context + tower.positions[1 : 1 + self.n_ctx]], dim=1
+        )
+        return torch.cat([prefix, self._suffix.expand(n, -1, -1)], dim=1)
+
+    def _read(self, x: Tensor, unit: bool) -> Tensor:
+        """End tokens behind the last block (n, C, d), in packed order -> features (n, C, e)."""
+        tower = self.tower
         features = linear(tower.normalize(x), tower.projection, tower.projection_bias)
         features = features.to(tower.dtype).index_select(1, self._inverse)
         return F.normalize(features, dim=-1) if unit else features

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpgp.towers.adapters import Adapters
+
 QUICK_GELU = 1.702
 """QuickGELU(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 
@@ -70,6 +72,18 @@ class FoldedTower:
         """The second half of a block: (..., d) -> (..., d)."""
         hidden = self.activation(linear(self.normalize(x), block.fc_weight, block.fc_bias))
         return x + linear(hidden, block.proj_weight, block.proj_bias)
+
+    def behind_attention(self, i: int, x: Tensor, attended: Tensor, adapters: Adapters) -> Tensor:
+        """The output of the attention of block i and its MLP with low-rank adapters, each added to
+        what it reads: x and attended (..., d) -> (..., d)."""
+        block = self.blocks[i]
+        out = linear(attended, block.out_weight, block.out_bias)
+        x = x + adapters.add(i, ("out",), out, attended)
+        normal = self.normalize(x)
+        hidden = linear(normal, block.fc_weight, block.fc_bias)
+        hidden = self.activation(adapters.add(i, ("fc",), hidden, normal))
+        y = linear(hidden, block.proj_weight, block.proj_bias)
+        return x + adapters.add(i, ("proj",), y, hidden)
 
 
 def fold_block(block: nn.Module, activation_factor: float) -> dict[str, Tensor]:

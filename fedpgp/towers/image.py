@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedpgp.clip.model import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
+from fedpgp.towers.adapters import Adapters, Folds
 from fedpgp.towers.folded import QUICK_GELU, Block, FoldedTower, fold_block, linear
 
 
@@ -48,6 +49,7 @@ class ImageTower(FoldedTower):
         self.dtype, self.heads, self.eps = dtype, blocks[0].attn.num_heads, blocks[0].ln_1.eps
         quick = isinstance(blocks[0].mlp.gelu, import_open_clip().transformer.QuickGELU)
         self.activation = F.silu if quick else blocks[0].mlp.gelu
+        self.activation_factor = QUICK_GELU if quick else 1.0
         self.blocks = []
         for block in blocks:
             folded = fold_block(block, QUICK_GELU if quick else 1.0)
@@ -68,6 +70,7 @@ class ImageTower(FoldedTower):
         pixels: Tensor,
         prompts: Tensor | None = None,
         adapter: Callable[[int, Tensor], Tensor | None] | None = None,
+        adapters: Adapters | None = None,
     ) -> Tensor:
         """Image features.
 
@@ -78,11 +81,12 @@ class ImageTower(FoldedTower):
             adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (K, B *
                 tokens, W) is its input (in the last block the class tokens alone), each token by
                 itself. None adds nothing.
+            adapters: low-rank ones, of the K clients.
 
         Returns:
             unit norm, (K, B, e).
         """
-        return self.encode(self.embed(pixels), prompts, adapter)
+        return self.encode(self.embed(pixels), prompts, adapter, adapters)
 
     def values(self, images: int) -> int:
         """Return tokens x W x blocks of so many images."""
@@ -105,6 +109,7 @@ class ImageTower(FoldedTower):
         x: Tensor,
         prompts: Tensor | None = None,
         adapter: Callable[[int, Tensor], Tensor | None] | None = None,
+        adapters: Adapters | None = None,
     ) -> Tensor:
         """Return image features from what :meth:`embed` gives, as the call does; on a
         CPU in chunks of images."""
@@ -113,9 +118,10 @@ class ImageTower(FoldedTower):
             images, clients * (tokens + (0 if prompts is None else prompts.shape[2]))
         )
         if images <= size:
-            return self._encode(x, prompts, adapter)
+            return self._encode(x, prompts, adapter, adapters)
         return torch.cat(
-            [self._encode(chunk, prompts, adapter) for chunk in x.split(size, dim=1)], dim=1
+            [self._encode(chunk, prompts, adapter, adapters) for chunk in x.split(size, dim=1)],
+            dim=1,
         )
 
     def _encode(
@@ -123,6 +129,7 @@ class ImageTower(FoldedTower):
         x: Tensor,
         prompts: Tensor | None,
         adapter: Callable[[int, Tensor], Tensor | None] | None,
+        adapters: Adapters | None,
     ) -> Tensor:
         clients, images = x.shape[:2]
         x = x.flatten(0, 1)
@@ -141,7 +148,10 @@ class ImageTower(FoldedTower):
                 x = torch.cat([x, of_block(block)], dim=1)
             read = 1 if block + 1 == self.depth else x.shape[1] - count * (block + 1 < depth)
             before = x[:, :read]
-            x = self._block(self.blocks[block], x, read)
+            if adapters is None or block < adapters.first:
+                x = self._block(self.blocks[block], x, read)
+            else:
+                x = self._adapted_block(block, x, read, adapters)
             added = (
                 None if adapter is None else adapter(block, before.reshape(clients, -1, self.width))
             )
@@ -161,10 +171,39 @@ class ImageTower(FoldedTower):
         others are keys and values alone."""
         width, normal = self.width, self.normalize(x)
         q = linear(normal[:, :read], block.in_weight[:width], block.in_bias[:width])
-        k, v = linear(normal, block.in_weight[width:], block.in_bias[width:]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+        kv = linear(normal, block.in_weight[width:], block.in_bias[width:])
+        mixed = self._attend(q, kv)
         return self.mlp(block, x[:, :read] + linear(mixed, block.out_weight, block.out_bias))
+
+    def _adapted_block(self, i: int, x: Tensor, read: int, adapters: Adapters) -> Tensor:
+        """As :meth:`_block`, with low-rank adapters."""
+        block, width, normal = self.blocks[i], self.width, self.normalize(x)
+        asking = normal[:, :read]
+        q = linear(asking, block.in_weight[:width], block.in_bias[:width])
+        kv = linear(normal, block.in_weight[width:], block.in_bias[width:])
+        q, kv = adapters.add(i, ("q",), q, asking), adapters.add(i, ("k", "v"), kv, normal)
+        return self.behind_attention(i, x[:, :read], self._attend(q, kv), adapters)
+
+    def _attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Queries (n, read, W), keys and values (n, tokens, 2 W) -> (n, read, W)."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (q, *kv.chunk(2, dim=-1))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def folds(self) -> Folds:
+        """What this tower has in its weights beside the model's own."""
+        pairs = [
+            [self.weights[f"transformer.resblocks.{i}.ln_{n}.{part}"] for n in (1, 2)]
+            for part in ("weight", "bias")
+            for i in range(self.depth)
+        ]
+        stacked = torch.stack([torch.stack(pair) for pair in pairs])
+        gains, shifts = stacked.view(2, self.depth, 2, self.width)
+        head_scale = (self.width // self.heads) ** -0.5
+        return Folds(gains, shifts, head_scale, self.activation_factor)
 
 
 def check_depth(name: str, depth: int, blocks: int, tower: str) -> None:

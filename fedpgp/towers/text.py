@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedpgp.clip.model import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
+from fedpgp.towers.adapters import Folds
 from fedpgp.towers.cuda_graphs import Graphs
 from fedpgp.towers.folded import QUICK_GELU, Block, FoldedTower, double, fold_block, fold_norm
 
@@ -26,6 +27,7 @@ class TextTower(FoldedTower):
         about = clip.cached("text tower", lambda: _about(clip.text_model))
         self.heads, self.eps = about["heads"], about["eps"]
         self.activation = F.silu if about["quick"] else F.gelu
+        self.activation_factor = QUICK_GELU if about["quick"] else 1.0
         folded = clip.cached(
             f"text tower in {dtype} and {compute}",
             lambda: _fold(clip.text_model, dtype, compute, about["quick"]),
@@ -52,12 +54,28 @@ class TextTower(FoldedTower):
             towers[key] = cls(clip, *key)
         return towers[key]
 
+    def folds(self, clip: FrozenCLIP) -> Folds:
+        """What this tower of a model has in its weights beside the model's own."""
+        norms = clip.cached("text norms", lambda: _norms(clip.text_model))
+        gains, shifts = (norms[name].to(self.device, self.dtype) for name in ("gains", "shifts"))
+        head_scale = (self.width // self.heads) ** -0.5
+        return Folds(gains, shifts, head_scale, self.activation_factor)
+
 
 def _about(text: nn.Module) -> dict:
     """A tower's settings that no weight shows."""
     block = text.transformer.resblocks[0]
     quick = not isinstance(block.mlp.gelu, nn.GELU)
     return {"heads": block.attn.num_heads, "eps": block.ln_1.eps, "quick": quick}
+
+
+def _norms(text: nn.Module) -> dict[str, Tensor]:
+    """Scales and shifts of each block's two norms, (blocks, 2, d) float64 on the CPU."""
+    pairs = [(block.ln_1, block.ln_2) for block in text.transformer.resblocks]
+    return {
+        "gains": torch.stack([torch.stack([double(n.weight) for n in pair]) for pair in pairs]),
+        "shifts": torch.stack([torch.stack([double(n.bias) for n in pair]) for pair in pairs]),
+    }
 
 
 def _fold(

@@ -43,6 +43,7 @@ def test_the_formula_counts_what_is_sent(name):
         "e": clip.embed,
         "W": clip.model.visual.conv1.out_channels,
         "C": 2,
+        "L": clip.text_blocks,
         "T": 1,
         "max": max,
     }

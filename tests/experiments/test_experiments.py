@@ -75,7 +75,7 @@ def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedd
     tested = {data.test.describe(i) for i in range(len(data.test))}
     assert not tested & {plain.test.describe(i) for i in range(len(plain.test))}
     embedded = [name for name in NAMES if name.endswith("_embedded")]
-    for name in [*embedded, "compare_all", "compare_all_vit", "protocols"]:
+    for name in [*embedded, "compare_all", "compare_all_vit", "compare_lora", "protocols"]:
         assert composed([f"experiment={name}"])["dataset"]["evaluate_on"] == "test"
         assert str(config["seed"]) not in sweep(name)["seed"], name
 

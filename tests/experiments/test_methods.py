@@ -234,7 +234,7 @@ def answers(fed, shared, state, client_only) -> torch.Tensor:
 
 def test_the_comparison_has_every_method():
     compared = set()
-    for file in ("compare_all", "compare_all_vit"):
+    for file in ("compare_all", "compare_all_vit", "compare_lora"):
         text = (CONF / "experiment" / f"{file}.yaml").read_text()
         compared |= set(re.search(r"^ +method: (.*)$", text, re.MULTILINE)[1].split(","))
         assert composed([f"experiment={file}"])["evaluate_every"] == 0

@@ -169,3 +169,65 @@ def both_towers(task, batch, k, texts, prompts):
         return [task.logit_scale * (x @ t) for t in texts]
 
     return cross_entropy_of(batch, k, logits)
+
+
+def merged_weights(transformer, adapters):
+    """The weights of open_clip's blocks with low-rank adapters merged into them.
+
+    ``adapters``: (factor, tensors ``LAYER.A`` (L, b, in) and ``LAYER.B`` (L, out, b) of the last L
+    blocks), one or several, which are added up.
+    """
+    weights = dict(transformer.named_parameters())
+    width = transformer.width
+    rows = {"q": slice(0, width), "k": slice(width, 2 * width), "v": slice(2 * width, 3 * width)}
+    matrix = {"out": "attn.out_proj", "fc": "mlp.c_fc", "proj": "mlp.c_proj"}
+    for factor, tensors in adapters:
+        for layer in {name.split(".")[0] for name in tensors}:
+            downs, ups = tensors[f"{layer}.A"], tensors[f"{layer}.B"]
+            first = len(transformer.resblocks) - len(downs)
+            for i, (down, up) in enumerate(zip(downs, ups, strict=True)):
+                at = f"resblocks.{first + i}."
+                at += "attn.in_proj_weight" if layer in rows else f"{matrix[layer]}.weight"
+                whole = torch.zeros_like(weights[at])
+                whole[rows.get(layer, slice(None))] = factor * up @ down
+                weights[at] = weights[at] + whole
+    return weights
+
+
+def merged_feature(task, c, adapters):
+    """Feature of "a photo of a NAME." through open_clip's own blocks with merged weights."""
+    model = task.clip.text_model
+    weights = merged_weights(model.transformer, adapters)
+    tokens = task.clip.tokenizer([f"a photo of a {task.class_names[c]}."])
+    x = model.token_embedding(tokens) + model.positional_embedding
+    x = torch.func.functional_call(model.transformer, weights, (x,), {"attn_mask": model.attn_mask})
+    x = model.ln_final(x)[0, tokens[0].argmax()] @ model.text_projection
+    return F.normalize(x, dim=0)
+
+
+def merged_picture(task, pixels, adapters):
+    """Image feature through open_clip's own blocks with merged weights."""
+    tower = task.clip.model.visual
+    x = tower.conv1(pixels[None])[0].flatten(1).T
+    x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
+    weights = merged_weights(tower.transformer, adapters)
+    x = torch.func.functional_call(tower.transformer, weights, (tower.ln_pre(x)[None],))
+    return F.normalize(tower.ln_post(x[0, 0]) @ tower.proj, dim=0)
+
+
+def adapters_of(p, s, prefix="", rank=None, tower="text"):
+    """A method's adapters in a tower, for :func:`merged_weights`."""
+    start = f"{prefix}{tower}."
+    tensors = {n.removeprefix(start): t for n, t in p.items() if n.startswith(start)}
+    return s.alpha / (rank or s.rank), tensors
+
+
+def adapted_cross_entropy(task, batch, k, texts, images):
+    """``texts`` and ``images``: adapters of either tower, perhaps none."""
+    z = [merged_feature(task, c, texts) for c in classes(task)]
+
+    def logits(b):
+        x = merged_picture(task, batch.images.pixels[k, b], images)
+        return [task.logit_scale * (x @ t) for t in z]
+
+    return cross_entropy_of(batch, k, logits)

@@ -1,0 +1,81 @@
+"""Low-rank adapters whose rank differs from client to client.
+
+All have the shape of the largest rank. What is beyond a client's own rank is zero in A and in B
+when a round starts, so that neither has a gradient there and both stay zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedpgp.errors import FedPGPError, check_number, shown
+from fedpgp.methods.base import LoadClientBatch, Params
+from fedpgp.methods.lora import LoRA, LoRASettings
+from fedpgp.task import ClassSet
+
+KEPT = "kept"
+"""What the server tells a client of its rank: (b,), ones and then zeros."""
+
+
+@dataclass(frozen=True)
+class RankedLoRASettings(LoRASettings):
+    """Settings of adapters whose rank differs.
+
+    Attributes:
+        ranks: of clients 0, 1, … in turn, at most ``rank``; empty: all have ``rank``.
+    """
+
+    ranks: Sequence[int] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.ranks, str) or not isinstance(self.ranks, Sequence):
+            given = None
+        else:
+            given = tuple(self.ranks)
+        if given is None or len(given) == 1:
+            raise FedPGPError(
+                f"method.ranks={shown(self.ranks)} cannot work; it is a list of two ranks or more "
+                "such as [8,4,2], or [] for method.rank on all clients"
+            )
+        for rank in given:
+            check_number("method.ranks", rank, least=1, most=self.rank, whole=True)
+        object.__setattr__(self, "ranks", given)
+
+
+class RankedLoRA(LoRA):
+    """Shared: A (L, b, in) and B (L, out, b) of each layer, b the largest rank."""
+
+    Settings = RankedLoRASettings
+    settings: RankedLoRASettings
+    buffers = (KEPT,)
+
+    def init_shared(self, rng: np.random.Generator) -> Params:
+        return {**self.start_A(rng), **self.start_B()}
+
+    def rank_of(self, client: int) -> int:
+        """Return a client's rank."""
+        ranks = self.settings.ranks
+        return ranks[client % len(ranks)] if ranks else self.settings.rank
+
+    def init_server_state(self, clients: int) -> Params:
+        if not self.settings.ranks:
+            return {}
+        return {"ranks": torch.tensor([float(self.rank_of(client)) for client in range(clients)])}
+
+    def download_for(self, client: int, server_state: Params) -> Params:
+        if not self.settings.ranks:
+            return {}
+        return {KEPT: (torch.arange(self.settings.rank) < self.rank_of(client)).double()}
+
+    def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
+        if KEPT not in params:
+            return {}
+        rows = params[KEPT].unsqueeze(1)
+        start: Params = {}
+        for place in self.places:
+            start[f"{place}.A"] = params[f"{place}.A"] * rows.unsqueeze(-1)
+            start[f"{place}.B"] = params[f"{place}.B"] * rows.unsqueeze(-2)
+        return start
