@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from experiments.run_folder import asked_run
 from fedpgp.build import build_federation
 from fedpgp.client_models import NeedsImages
 from fedpgp.data_record import check_same_data, data_record, recorded_split
+from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation, Progress
 from fedpgp.methods import Classifier, Params
@@ -37,6 +39,7 @@ class ClientModel:
     """What a client answers with.
 
     Attributes:
+        run: its id.
         config: of the run.
         federation: of the run; without images, unless the method makes a client's model from them.
         classifier: of the client's model, with a client axis of one.
@@ -50,6 +53,7 @@ class ClientModel:
             (:mod:`fedpgp.onboarding`); None: nothing does.
     """
 
+    run: str
     config: dict
     federation: Federation
     classifier: Classifier
@@ -65,6 +69,17 @@ class ClientModel:
         """What each class is called, in the order of :attr:`classes`; no two of several data sets
         alike."""
         return [self.federation.dataset.shown_names[i] for i in self.classes.ids]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all tensors that it answers by: the same prompt has the same."""
+        parts = {"params": self.params, "adjust": vars(self.adjust) if self.adjust else {}}
+        tensors = {
+            f"{part}/{name}": torch.as_tensor(tensor).detach().cpu().contiguous()
+            for part, found in parts.items()
+            for name, tensor in found.items()
+        }
+        return tensor_digest("", tensors)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +253,7 @@ def load_client_model(
                 )
                 raise FedPGPError(f"{who}: method={config['method']['name']} has no global model")
         own, about = bool(committed), (classifier, classes, info["round"], client)
-        return ClientModel(config, federation, *about, own, params, adjust)
+        return ClientModel(info["run"], config, federation, *about, own, params, adjust)
 
     record = info.get("data")
     if record is not None:

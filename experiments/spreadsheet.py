@@ -17,20 +17,22 @@ _NUMBER = re.compile(
 )
 
 
-def csv_text(rows: Iterable[Iterable[object]]) -> str:
+def csv_text(rows: Iterable[Iterable[object]], longest: int = LONGEST) -> str:
     """Return rows as CSV, each cell made safe by :func:`cell`."""
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
+    csv.writer(file, lineterminator="\n").writerows(
+        [cell(value, longest) for value in row] for row in rows
+    )
     return file.getvalue()
 
 
-def cell(value: object) -> object:
-    """Return a cell's value: a text in one line of at most :data:`LONGEST` bytes, after an
+def cell(value: object, longest: int = LONGEST) -> object:
+    """Return a cell's value: a text in one line of at most ``longest`` bytes, after an
     apostrophe where a spreadsheet would take it for a formula.
     """
     if not isinstance(value, str):
         return value
-    text = one_line(value, LONGEST)
+    text = one_line(value, longest)
     return f"'{text}" if text.startswith(_STARTS_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 

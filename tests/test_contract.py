@@ -30,9 +30,10 @@ COMMANDS = {  # module: what its help names
     "experiments.report": ["DIR"],
     "experiments.bench": ["--json"],
     "experiments.evaluate": ["--run"],
-    "experiments.predict": ["--run", "--client", "--state", "images"],
+    "experiments.predict": ["--run", "--client", "--state", "--json", "--csv", "images"],
     "experiments.export": ["--run", "--client", "--to"],
     "experiments.deploy": ["local"],
+    "experiments.serve": ["--run", "--client", "--state", "--host", "--port"],
 }
 BENCHMARKS = ["cohort", "features", "federation", "growth", "methods", "step"]
 TARGETS = ["setup", "run", "test"]

@@ -91,14 +91,22 @@ PUBLISHED = Reading(background="none")
 """Published data sets are read as the code of their papers reads them."""
 
 
-def read_image(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Image.Image:
+class TooManyPixels(ValueError):
+    """An image with more pixels than are decoded."""
+
+
+def read_image(
+    source: Path | str | bytes, reading: Reading = PUBLISHED, most_pixels: int | None = None
+) -> Image.Image:
     """An image as RGB, upright: turned and mirrored as its EXIF orientation says.
 
     Args:
         source: a file, or its content.
         reading: what becomes of transparent pixels and of deep grey.
+        most_pixels: that are decoded; None leaves it to Pillow, which takes 179 million.
 
     Raises:
+        TooManyPixels: it says that it has more; none of them is decoded.
         Exception: whatever Pillow's decoders raise for a broken image, each in its own way.
     """
     _silence_pillow()
@@ -108,6 +116,10 @@ def read_image(source: Path | str | bytes, reading: Reading = PUBLISHED) -> Imag
             raise ValueError("it is no file, but a pipe, a socket or a device")
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     with Image.open(file, formats=readable_formats()) as image, _room(image):
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise TooManyPixels(
+                f"it has {image.width}x{image.height} pixels, more than {most_pixels:,}"
+            )
         image.load()
         # Damaged metadata cost an image nothing: what fails is writing them anew, after
         # the pixels are turned.

@@ -101,6 +101,41 @@ def test_the_command_names_the_class(run, clients, images, capsys):
     assert len(out) == 2 and out[0].startswith(f"{files[0]}: ") and "%" in out[0]
 
 
+def test_a_folder_is_answered_as_json_and_as_csv(run, clients, images, tmp_path, capsys):
+    """Every class's probability, hidden and other files left out, a broken image by its reason."""
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    (tmp_path / "in" / ".hidden").mkdir()
+    for name in ("=b.png", "deeper/a.png", ".c.png", ".hidden/d.png"):
+        shutil.copy(images[0][0], tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("words")
+    (tmp_path / "in" / "z.png").write_bytes(b"words")
+    command = ["--run", str(run), "--client", str(clients[0])]
+    folder, to = str(tmp_path / "in"), tmp_path / "out.json"
+    assert predict.main([*command, "--json", str(to), folder]) == 2
+    said = capsys.readouterr()
+    assert not said.out and f"wrote {to}" in said.err and "z.png cannot be read" in said.err
+    told, model = json.loads(to.read_text()), load_client_model(run, clients[0])
+    assert told["prompt"] == model.digest and told["classes"] == model.class_names
+    first, second, third = told["predictions"]
+    shown = [row["image"].removeprefix(folder) for row in (first, second, third)]
+    assert shown == ["/=b.png", "/z.png", "/deeper/a.png"] and "error" in second
+    expected = predict.predict(model, [Image.open(images[0][0]).convert("RGB")])[0]
+    np.testing.assert_allclose(list(first["probabilities"].values()), expected, atol=2e-6)
+    assert first["probabilities"] == third["probabilities"]
+    assert predict.main([*command, "--csv", "-", folder]) == 2
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["image"] for row in rows] == [row["image"] for row in told["predictions"]]
+    assert float(rows[0][first["class"]]) == first["probability"] == float(rows[0]["probability"])
+    assert rows[1]["error"] and not rows[1]["class"]
+    (tmp_path / "empty").mkdir()
+    for words, why in (
+        ([str(tmp_path / "empty")], "has no image"),
+        (["--json", str(tmp_path), folder], "it is a folder"),
+    ):
+        assert predict.main([*command, *words]) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_a_client_is_asked_by_the_name_of_its_site(run, clients, images, tmp_path, capsys):
     """As nodes call themselves: no other run has names."""
     named = shutil.copytree(run, tmp_path / "run")

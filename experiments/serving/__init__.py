@@ -1,0 +1,1 @@
+"""Predictions over HTTP: what ``experiments.serve`` is made of."""
