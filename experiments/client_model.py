@@ -230,21 +230,27 @@ def load_client_model(
         )
         classes = federation.class_set(federation.dataset.without_repeats(names))
         memory = strip_prefix("memory/", fitted)
-        if committed:
+
+        def personal() -> tuple[Params, Classifier]:
             client_only = (
                 {client: federation.server.download_for(client, memory)} if memory else None
             )
             params = federation.models.personal_params(
                 shared,
                 [client],
-                lambda wanted: store.load(wanted, committed),
+                lambda wanted: store.load(wanted, committed) if committed else {},
                 client_only,
                 server_round=info["round"],
             )
-            classifier = federation.method.personal_classifier(params, classes)
+            return params, federation.method.personal_classifier(params, classes)
+
+        if committed:
+            params, classifier = personal()
         else:  # a method without personal tensors, or a client that never took part
             params = federation.models.global_params(shared)
             classifier = federation.method.global_classifier(params, classes)
+            if classifier is None and client is not None and not federation.models.personal_names:
+                params, classifier = personal()  # of what the server sends beside the shared ones
             if classifier is None:
                 who = (
                     "there is no global prompt"

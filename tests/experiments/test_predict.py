@@ -343,6 +343,17 @@ def test_the_global_prompt_is_exported(run, tmp_path):
     assert about["client"] is None and not about["own_prompt"]
 
 
+def test_a_model_that_is_partly_on_the_server_is_exported(tmp_path, capsys):
+    """FedEx-LoRA's residual is no shared tensor, and no client's own."""
+    small = ["runtime=inline", "rounds=1", "shots=2", "evaluate_every=0", "model=tiny"]
+    start(composed([*SETTINGS, *small, "method=fedex_lora", f"run_dir={tmp_path / 'run'}"]))
+    words = ["--run", str(tmp_path / "run"), "--to", str(tmp_path / "to")]
+    for client in ("0", "1"):  # one of them took no part
+        assert export.main([*words, "--client", client]) == 0
+    assert export.main([*words, "--global"]) == 2
+    assert "there is no global prompt: method=fedex_lora" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["shape", "missing", "nan", "committed"])
 def test_forged_tensors_are_named(run, tmp_path, what, capsys):
     forged = shutil.copytree(run, tmp_path / "run")
