@@ -13,7 +13,7 @@ NEWEST := $(CURDIR)/build/newest
 VERSION := 'import importlib.metadata as m; print(m.version("flwr"))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick test slow lint newest docs clean
+.PHONY: help setup run quick test slow lint newest docs site clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ newest: $(STAMP) ## the newest Flower beside the pinned one (build/newest), and 
 docs: $(STAMP) ## the pages of docs/ as a site, into build/site
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "wrote build/site/index.html"
+	@$(BIN)/python -m experiments.report --site build/site/measured
+
+site: $(STAMP) ## the results site of the published runs, into build/results
+	@$(BIN)/python -m experiments.report --site build/results
 
 clean: ## removes the environment and Python's caches, not your runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

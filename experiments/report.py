@@ -20,10 +20,12 @@ from experiments.reporting import significance, tables
 from experiments.reporting.across import across_grids
 from experiments.reporting.comparison import render_comparison
 from experiments.reporting.groups import group_runs
+from experiments.reporting.measured import measured_runs
 from experiments.reporting.newcomers import newcomer_grid
 from experiments.reporting.page import render_run
 from experiments.reporting.published_figures import published_grid
 from experiments.reporting.runs import Run, find_runs, read_run
+from experiments.reporting.site import write_site
 from experiments.reporting.table_csv import as_csv
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError
@@ -56,6 +58,8 @@ examples:
       all three prompts, and one more column
   python -m experiments.report outputs/robustness --across strategy
       a table of local accuracy, and of each --columns: a column each strategy
+  python -m experiments.report outputs --site build/results
+      a site: a page a protocol and data set, and a method; without folders, of the kept runs
 
 columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, last, average, forgetting,
 backward and transfer (of several tasks), bytes, seconds and peak_rss_mb (peak memory) are always
@@ -85,6 +89,9 @@ def _report(options: argparse.Namespace, command: str) -> None:
             raise FedPGPError(f"no model {model!r}; there are: {', '.join(MODELS)}")
     if options.published and not options.folders:
         _nothing_run(options)
+        return
+    if options.site:
+        _site(options, command)
         return
     if options.out:
         check_target(options.out)
@@ -178,6 +185,26 @@ def _report(options: argparse.Namespace, command: str) -> None:
         print(text, end="")
     for line in remarks:
         print(line, file=sys.stderr)
+
+
+def _site(options: argparse.Namespace, command: str) -> None:
+    """Write the results site of the folders' runs; without folders, of those that are published."""
+    runs, left_out = [], []
+    for folder in find_runs(options.folders):
+        try:
+            run = read_run(folder)
+        except FedPGPError as error:
+            left_out.append(f"unreadable: {error}")
+            continue
+        if run.status == "finished":
+            runs.append(run)
+        else:
+            left_out.append(_unfinished(run))
+    runs = runs if options.folders else list(measured_runs())
+    if not runs:
+        raise FedPGPError("no finished run to make a site of:\n  " + "\n  ".join(left_out))
+    pages = write_site(runs, options.site, command, left_out)
+    print(f"wrote {written_out(pages[0])} and {len(pages) - 1} more pages")
 
 
 def _across(
@@ -340,6 +367,12 @@ def _parser() -> argparse.ArgumentParser:
         "--across",
         metavar="LABEL",
         help="a column for each value of a setting, a table for each figure (local, or --columns)",
+    )
+    parser.add_argument(
+        "--site",
+        type=user_path,
+        metavar="DIR",
+        help="write the results site there, all pages of it",
     )
     parser.add_argument("--columns", default="", metavar="LIST", help="further columns, see below")
     return parser

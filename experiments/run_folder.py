@@ -1,9 +1,7 @@
 """A run's folder: made once, owned by one process, written as the run goes."""
 
-import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +12,7 @@ import yaml
 
 from experiments.latest_link import resolve_latest
 from experiments.overrides import typed
+from experiments.provenance import PROVENANCE, provenance
 from experiments.recorded_figures import check_summary, read_row, whole_number
 from experiments.spreadsheet import csv_text
 from fedpgp.atomic_files import cannot_write, remove_leftovers, write_atomically
@@ -25,22 +24,11 @@ from fedpgp.plain_text import written_out
 from fedpgp.protocols import LifelongTask
 from strategies.checkpoint import remove_after
 
-PACKAGES = (
-    "fedpgp",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "flwr",
-    "ray",
-    "hydra-core",
-    "numpy",
-    "safetensors",
-)
 EXTENDED = "extended"
 """Key of config.yaml: the numbers of rounds that the run was given before the one it has now."""
 MEMBERS = "members"
 """Key of config.yaml: who took part until which round, before others joined or left."""
-ABOUT = ("versions", "git_commit", "command", EXTENDED, MEMBERS)
+ABOUT = (*PROVENANCE, "command", EXTENDED, MEMBERS)
 """Keys of config.yaml that are no settings."""
 
 LISTED = 4
@@ -82,7 +70,7 @@ class RunFolder:
             FedPGPError: it exists already and is not empty, or cannot be made; another
                 process is just making it.
         """
-        about = {"versions": _versions(), "git_commit": _git_commit(), "command": command}
+        about = {**provenance(), "command": command}
         text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
         folder = cls(path)
         folder.command = command
@@ -355,37 +343,3 @@ def sweep_folder(run_dir: str | None, resume: str | None, name: str) -> str:
     """Return where a sweep's runs go: ``run_dir`` or ``resume`` when given, else a new
     outputs/<name>/<time>."""
     return str(resume or run_dir or default_folder(name))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_commit() -> str | None:
-    """Return the commit of this code, with "+changes" when files differ from it; None outside a git
-    checkout."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        status = ["git", "status", "--porcelain", "--untracked-files=no"]
-        changes = subprocess.run(
-            status, cwd=root, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

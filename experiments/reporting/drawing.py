@@ -90,6 +90,7 @@ def axes(
     bottom: float,
     x_label: str,
     y_text: Callable[[float], str] = plain,
+    x_text: Callable[[float], str] = plain,
 ) -> list[str]:
     parts = []
     for tick in y_ticks:
@@ -102,7 +103,7 @@ def axes(
     for tick in x_ticks:
         parts.append(
             f'<text class="tick" x="{x_at(tick):.1f}" y="{height - bottom + 15}" '
-            f'text-anchor="middle">{plain(tick)}</text>'
+            f'text-anchor="middle">{escape(x_text(tick))}</text>'
         )
     parts.append(
         f'<text class="label" x="{(left + right) / 2:.0f}" y="{height - 4}" '

@@ -15,7 +15,7 @@ from experiments.settings import flatten
 #: Settings that say where and how a run was carried out, not what it computed.
 _NOT_A_DIFFERENCE = {
     *("seed", "run_dir", "resume", "verbose", "device", "experiment_name", "evaluate_every"),
-    *("dataset.download", "versions", "git_commit", "command", "extended", "logger"),
+    *("dataset.download", "versions", "git_commit", "machine", "command", "extended", "logger"),
 }
 #: Settings whose value "none", or an empty list, is that of a run from before there was such a one.
 _NONE = ("attack.name", "privacy.name", "updates", "strategy.wrap")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -16,6 +16,7 @@ from experiments.reporting.drawing import (
     escape,
     margin,
     nice_ticks,
+    plain,
     scale,
     svg,
 )
@@ -44,10 +45,19 @@ class Mark:
 
 
 def scatter(
-    marks: Sequence[Mark], *, title: str, x_label: str, y_label: str, wide: bool = False
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    wide: bool = False,
+    front: int = 0,
+    x_text: Callable[[float], str] | None = None,
 ) -> Markup:
     """Means with whiskers of one standard deviation, and each seed as a small dot; the top right
-    corner is best. `wide` takes the page's whole width."""
+    corner is best. `wide` takes the page's whole width. `front` draws the line of the means that no
+    other beats in both: 1 where a larger x is better, -1 where a smaller one is. `x_text` words an
+    x, whose ticks are then whole numbers."""
     marks = [mark for mark in marks if not any(map(math.isnan, mark.mean))]
     if not marks:
         return Markup("")
@@ -59,12 +69,18 @@ def scatter(
         for m, s in zip(marks, spreads, strict=True)
         for k in (-1, 1)
     ]
-    x_ticks = nice_ticks(min(x for x, _ in every), max(x for x, _ in every), 5)
+    x_ends = min(x for x, _ in every), max(x for x, _ in every)
+    x_ticks = nice_ticks(*x_ends, 5, whole=x_text is not None)
+    said = x_text or (lambda x: f"{x:.2f}")
     y_ticks = nice_ticks(min(y for _, y in every), max(y for _, y in every), 5)
     left = margin(y_ticks, 28) + 14  # beside the axis' name
     x_at = scale(x_ticks[0], x_ticks[-1], left, width - right)
     y_at = scale(y_ticks[0], y_ticks[-1], height - bottom, top)
-    parts = axes(x_ticks, y_ticks, x_at, y_at, left, width - right, height, bottom, x_label)
+    frame = (left, width - right, height, bottom, x_label)
+    parts = axes(x_ticks, y_ticks, x_at, y_at, *frame, x_text=x_text or plain)
+    if front:
+        line = [f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in _front(marks, front)]
+        parts.append(f'<polyline class="line zero_shot" points="{" ".join(line)}"/>')
     parts.append(
         f'<text class="label" transform="translate(11 {(top + height - bottom) / 2:.0f}) '
         f'rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
@@ -89,7 +105,8 @@ def scatter(
                     f'<line class="whisker {mark.style}" x1="{x1:.1f}" x2="{x2:.1f}" '
                     f'y1="{y1:.1f}" y2="{y2:.1f}"/>'
                 )
-        hint = escape(f"{mark.name}: {x_label} {x:.2f} ± {sx:.2f}, {y_label} {y:.2f} ± {sy:.2f}")
+        around = "" if x_text else f" ± {sx:.2f}"
+        hint = escape(f"{mark.name}: {x_label} {said(x)}{around}, {y_label} {y:.2f} ± {sy:.2f}")
         parts.append(dot(mark.style, cx, cy, 5, hint))
     room = (left + 2, top - 4, width - 2, height - bottom - 2)
     places = label_places(centres, taken, [_LETTER * len(mark.name) for mark in marks], room)
@@ -105,6 +122,15 @@ def scatter(
             f'<text class="end {mark.style}" x="{x:.1f}" y="{y:.1f}">{escape(mark.name)}</text>'
         )
     return svg(width, height, title, parts, fixed=wide)
+
+
+def _front(marks: Sequence[Mark], sign: int) -> list[tuple[float, float]]:
+    """Return the means that no other beats in both, from the best x to the worst."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted((mark.mean for mark in marks), key=lambda m: (-sign * m[0], -m[1])):
+        if not found or y > found[-1][1]:
+            found.append((x, y))
+    return found
 
 
 def label_places(

@@ -12,6 +12,9 @@ FAMILIES = {
 }
 """Family -> its heading, in the order of the tables."""
 
+LEARNED = ("text prompts", "image prompts", "adapters", "LoRA", "heads")
+"""What a method may learn, in the order of the results site's filter."""
+
 
 @dataclass(frozen=True)
 class About:
@@ -21,6 +24,7 @@ class About:
         title: its name as its paper writes it.
         paper: authors, where and when.
         family: one of :data:`FAMILIES`.
+        learns: some of :data:`LEARNED`.
         shared, personal: its tensors, in words.
         sent: a Python expression: floating-point numbers that a client sends in a round. It may
             name m (``n_ctx``), d (width of the text tower), W (of the image tower), e (length of a
@@ -37,6 +41,7 @@ class About:
     title: str
     paper: str
     family: str
+    learns: tuple[str, ...] = ("text prompts",)
     shared: str = "nothing"
     personal: str = "nothing"
     sent: str = "0"
@@ -48,3 +53,5 @@ class About:
     def __post_init__(self):
         if self.family not in FAMILIES:
             raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+        if other := set(self.learns) - set(LEARNED):
+            raise ValueError(f"{', '.join(sorted(other))} is none of {', '.join(LEARNED)}")

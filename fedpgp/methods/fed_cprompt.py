@@ -87,6 +87,7 @@ class FedCPrompt(Method):
         title="Fed-CPrompt",
         paper="Bagwe et al., 2023",
         family="lifelong",
+        learns=("image prompts",),
         shared="pool of image prompts, some for each task",
         personal="nothing private",
         sent="T*depth*pool*(tokens*W + 2*e) + 1",

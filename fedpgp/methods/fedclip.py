@@ -57,6 +57,7 @@ class FedCLIP(Method):
         title="FedCLIP",
         paper="Lu et al., IEEE DEB 2023",
         family="federated_prompts",
+        learns=("adapters",),
         shared="image-feature adapter",
         sent="2*e*e + 2*e",
         passes="none",

@@ -88,6 +88,7 @@ class FedMGP(Method):
         title="FedMGP",
         paper="Bo et al., NeurIPS 2025",
         family="federated_prompts",
+        learns=("text prompts", "image prompts"),
         shared="some groups of text and image prompts",
         personal="the other groups",
         sent="sent*(m*d + tokens*W)",

@@ -100,6 +100,7 @@ class FedMVP(Method):
         title="FedMVP",
         paper="Singha et al., ICCV 2025",
         family="federated_prompts",
+        learns=("image prompts",),
         shared="image-prompt generator",
         personal="whether it has gone over to the low-rank part",
         sent="16*W*W + e*W + 20*W + 6*rank*W",

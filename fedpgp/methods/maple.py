@@ -47,6 +47,7 @@ class MaPLe(VPT):
         title="MaPLe",
         paper="Khattak et al., CVPR 2023",
         family="prompt_learning",
+        learns=("text prompts", "image prompts"),
         shared="deep text prompts, couplings",
         sent="depth*(m*d + d*W + W)",
         official="exact (run): muzairkhattak/multimodal-prompt-learning at 69bce21",

@@ -59,6 +59,7 @@ class PFedMMA(Method):
         title="pFedMMA",
         paper="Ghiasvand et al., ICLR 2026",
         family="federated_prompts",
+        learns=("adapters",),
         shared="middle of the adapters",
         personal="the rest of them, in both towers",
         sent="(last - first + 1)*(size*size + size)",

@@ -63,6 +63,7 @@ class PromptSRC(VPT):
         title="PromptSRC",
         paper="Khattak et al., ICCV 2023",
         family="prompt_learning",
+        learns=("text prompts", "image prompts"),
         shared="deep prompts of both towers",
         sent="depth*m*(d + W)",
         official="exact (run): muzairkhattak/PromptSRC at bb95c77",

@@ -44,6 +44,7 @@ class Prototype(Method):
         title="Prototype head",
         paper="FedNCM, Legate et al., NeurIPS 2023",
         family="lifelong",
+        learns=("heads",),
         shared="sums and counts of features, by class",
         personal="nothing private",
         sent="C*(e + 1)",

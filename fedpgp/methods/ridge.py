@@ -45,6 +45,7 @@ class Ridge(Prototype):
         title="Ridge head",
         paper="AFL, He et al., CVPR 2025",
         family="lifelong",
+        learns=("heads",),
         shared="Gram matrix of features, their sums and counts by class",
         personal="nothing private",
         sent="C*(e + 1) + e*e",

@@ -53,6 +53,7 @@ class VPT(Method):
         title="VPT",
         paper="Jia et al., ECCV 2022",
         family="prompt_learning",
+        learns=("image prompts",),
         shared="image prompts, shallow or deep",
         sent="depth*tokens*W",
         passes="none",

@@ -16,6 +16,7 @@ class ZeroShot(Method):
         title="Zero-shot CLIP",
         paper="Radford et al., ICML 2021",
         family="prompts",
+        learns=(),
         passes="none",
         official="exact (read): KaiyangZhou/CoOp at ff61507, the same templates",
         order=0,

@@ -285,7 +285,7 @@ def write_run(
     return accuracy
 
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input", "br"}
 
 
 class Page(html.parser.HTMLParser):

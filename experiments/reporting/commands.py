@@ -1,0 +1,78 @@
+"""The command that makes one run again, also where a sweep made it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from experiments.overrides import FOLDERS, RUN, again_command, override_of
+from experiments.settings import choices, flatten, parse, swept_by
+from fedpgp.errors import FedPGPError
+
+_MANY = ("-m", "--multirun")
+
+
+def single_command(config: Mapping) -> str:
+    """Return the command of one run, without a folder; empty where its configuration names none.
+
+    Of a run that a sweep made, every setting that was swept gets the value that this run has.
+
+    Args:
+        config: of the run, with its ``command``.
+    """
+    started = str(config.get("command") or "")
+    words = _words(started)
+    if not started.startswith(RUN) or not set(_MANY) & set(words):
+        extended = config.get("extended")
+        return again_command(started, config.get("rounds") if extended else None)
+    kept = [word for word in words if word not in _MANY and _key(word) not in FOLDERS]
+    swept = {_key(word): None for word in kept if _sweeps(word)}
+    for word in kept:
+        if _key(word) == "experiment":
+            swept |= dict.fromkeys(_swept_by(word.partition("=")[2]))
+    fixed = [word for word in kept if _key(word) not in swept]
+    return shlex.join([*fixed, *(override_of(key, _value(config, key)) for key in swept)])
+
+
+def overrides_of(command: str) -> list[str] | None:
+    """Return the overrides of a command of ``experiments.run``; None of any other."""
+    if not command.startswith(RUN):
+        return None
+    return _words(command)[len(RUN.split()) :]
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an older version's
+        return command.split()
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+") if "=" in word else ""
+
+
+@lru_cache(maxsize=4096)
+def _sweeps(word: str) -> bool:
+    """Return whether an override has several values."""
+    if "," not in word and "(" not in word:
+        return False
+    try:
+        return any(override.is_sweep_override() for override in parse([word]))
+    except FedPGPError:  # no override
+        return False
+
+
+@lru_cache(maxsize=256)
+def _swept_by(experiment: str) -> tuple[str, ...]:
+    return tuple(swept_by(experiment))
+
+
+def _value(config: Mapping, key: str) -> Any:
+    """Return the value that a run has of a setting; of a group, its choice."""
+    chosen = config.get(key)
+    if key in choices() and isinstance(chosen, Mapping):
+        return chosen.get("name", chosen.get("scheme"))
+    return flatten(config).get(key)

@@ -1,0 +1,1 @@
+"""Whether published figures hold: runs made again and compared, and folders that others submit."""

@@ -1,0 +1,202 @@
+"""Compares the figures of a run with those of the same run made again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.reporting.groups import group_runs
+from experiments.reporting.runs import Run, number
+from experiments.reporting.statistics import mean_std
+from experiments.settings import flatten
+from fedpgp.evaluation.figures import FIGURES, LIFELONG, MODELS
+
+EQUAL, INSIDE, OUTSIDE, NOT_COMPARABLE = "equal", "inside", "outside", "not comparable"
+ROUNDING = 0.5
+"""Points by which a mean over the clients may differ on another processor: it rounds otherwise, and
+training amplifies that."""
+_OF_FEW = {"worst10": 3.0}
+"""Figures of a tenth of the clients: their rounding is about the square root of ten as large."""
+_COSTS = ("bytes_up", "bytes_down")
+_COST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, as recorded and made again.
+
+    Attributes:
+        name: ``personal.local``, ``bytes_up``.
+        recorded, again: its values; NaN where there is none.
+        allowed: by how much they may differ.
+    """
+
+    name: str
+    recorded: float
+    again: float
+    allowed: float
+
+    @property
+    def difference(self) -> float:
+        """Again minus recorded; NaN where one of them is missing."""
+        return self.again - self.recorded
+
+    @property
+    def equal(self) -> bool:
+        """Whether both are the same number, or both are missing."""
+        missing = math.isnan(self.recorded) and math.isnan(self.again)
+        return missing or self.recorded == self.again
+
+    @property
+    def inside(self) -> bool:
+        """Whether the difference is allowed; a figure that only one of them has is outside."""
+        return self.equal or abs(self.difference) <= self.allowed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one run.
+
+    Attributes:
+        name: of the run or cell.
+        status: one of the four words of this module.
+        reason: in a sentence.
+        figures: those that were compared, in the order of tables.
+        details: how many numbers of ``summary.json`` beside them were compared, and how many of
+            these are equal to the bit.
+        settings: ``(key, recorded, by its command)`` where the two differ.
+        environment: ``(what, recorded, here)`` where versions, commit or processor differ.
+        seconds: that the run took this time.
+    """
+
+    name: str
+    status: str
+    reason: str
+    figures: Sequence[Figure] = ()
+    details: tuple[int, int] = (0, 0)
+    settings: Sequence[tuple[str, Any, Any]] = ()
+    environment: Sequence[tuple[str, Any, Any]] = ()
+    seconds: float = 0.0
+    command: str = field(default="")
+
+
+def figures_of(summary: Mapping) -> dict[str, float]:
+    """Return the figures of a summary that are means over the clients, and what was sent.
+
+    Returns:
+        ``personal.local`` and so on (percent), ``onboarding.WAY.BUDGET.STEPS``,
+        ``attack.success_rate.MODEL``, ``bytes_up``, ``bytes_down`` -> value.
+    """
+    found: dict[str, float] = {}
+    for model in MODELS:
+        for names, blocks in ((FIGURES, summary["accuracy"]), (LIFELONG, summary.get("lifelong"))):
+            block = (blocks or {}).get(model) or {}
+            found |= {f"{model}.{name}": number(block.get(name)) for name in names}
+    rates = (summary.get("attack") or {}).get("success_rate") or {}
+    found |= {f"attack.success_rate.{model}": number(rate) for model, rate in rates.items()}
+    for row in (summary.get("onboarding") or {}).get("results", ()):
+        name = f"onboarding.{row['way']}.{row['budget']}.{row['steps']}"
+        found[name] = number(row.get("unseen"))
+    found |= {name: number(summary.get(name)) for name in _COSTS}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def spread_of(run: Run, others: Sequence[Run]) -> dict[str, float]:
+    """Return the sample standard deviation of each figure over the seeds of a run's cell: runs
+    that differ from it in their seed alone. Empty where there are none.
+
+    Args:
+        run: one of the cell.
+        others: runs among which the others of the cell are looked for.
+    """
+    experiment = run.config.get("experiment_name")
+    same = [other for other in others if other.config.get("experiment_name") == experiment]
+    among = {other.path: other for other in (*same, run) if other.summary}
+    groups, _ = group_runs(list(among.values()))
+    cell = next((g for g in groups if any(one.path == run.path for one in g.runs.values())), None)
+    if cell is None or len(cell.runs) < 2:
+        return {}
+    seeds = [figures_of(one.summary) for one in cell.runs.values()]
+    names = set.intersection(*map(set, seeds))
+    return {name: mean_std([seed[name] for seed in seeds])[1] for name in names}
+
+
+def compare(
+    recorded: Mapping, again: Mapping, spread: Mapping[str, float], rounding: float = ROUNDING
+) -> tuple[list[Figure], tuple[int, int]]:
+    """Return the figures of two summaries side by side, and how many of all other numbers of their
+    accuracies are equal to the bit (how many there are, how many are equal).
+
+    Args:
+        recorded, again: two ``summary.json``.
+        spread: figure -> standard deviation over the seeds.
+        rounding: points that a mean over the clients may differ by.
+    """
+    one, other = figures_of(recorded), figures_of(again)
+    figures = []
+    for name in dict.fromkeys([*one, *other]):
+        first, second = one.get(name, math.nan), other.get(name, math.nan)
+        if name in _COSTS:
+            allowed = _COST_SHARE * abs(number(first))
+        else:
+            few = _OF_FEW.get(name.partition(".")[2], 1.0)
+            allowed = max(rounding * few, spread.get(name, 0.0))
+        figures.append(Figure(name, first, second, allowed))
+    before, after = _numbers(recorded), _numbers(again)
+    same = sum(before[key] == after.get(key) for key in before)
+    return figures, (len(before), same)
+
+
+def status_of(figures: Sequence[Figure], details: tuple[int, int]) -> str:
+    """Return ``equal``, ``inside`` or ``outside``."""
+    if not all(figure.inside for figure in figures):
+        return OUTSIDE
+    exact = all(figure.equal for figure in figures) and details[0] == details[1]
+    return EQUAL if exact else INSIDE
+
+
+def reason_of(
+    status: str,
+    figures: Sequence[Figure],
+    spread: Mapping[str, float],
+    rounding: float,
+    same_environment: bool,
+) -> str:
+    """Return the verdict on a run that was made again, in a sentence."""
+    if status == EQUAL:
+        return f"equal to the bit ({len(figures)} figures)"
+    points = [f for f in figures if f.name not in _COSTS and not math.isnan(f.difference)]
+    most = max(points, key=lambda f: abs(f.difference), default=None)
+    if status == INSIDE:
+        far = 0.0 if most is None else abs(most.difference)
+        within = [f for f in points if abs(f.difference) > rounding * _few(f)]
+        why = "within the spread of its seeds" if within and spread else "within rounding"
+        where = ", though versions and processor are the same" if same_environment else ""
+        return f"{why}: at most {far:.2g} points{where}"
+    wrong = [figure for figure in figures if not figure.inside]
+    missing = [figure.name for figure in wrong if math.isnan(figure.difference)]
+    if missing:
+        return f"only one of the two has {', '.join(missing[:4])}"
+    worst = max(wrong, key=lambda f: abs(f.difference) / max(f.allowed, 1e-12))
+    beside = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return (
+        f"{worst.name} is {worst.recorded:.2f} there and {worst.again:.2f} here, "
+        f"{abs(worst.difference):.2f} apart where {worst.allowed:.2f} is allowed{beside}"
+    )
+
+
+def _few(figure: Figure) -> float:
+    return _OF_FEW.get(figure.name.partition(".")[2], 1.0)
+
+
+def _numbers(summary: Mapping) -> dict[str, float]:
+    """Return every number of the accuracies, also those of domains and of single tasks."""
+    blocks = {"accuracy": summary["accuracy"], "lifelong": summary.get("lifelong") or {}}
+    flat: dict[str, float] = {}
+    for key, value in flatten(blocks).items():
+        for index, row in enumerate(value if isinstance(value, list) else [value]):
+            for place, entry in enumerate(row if isinstance(row, list) else [row]):
+                flat[f"{key}.{index}.{place}"] = number(entry)
+    return {key: value for key, value in flat.items() if not math.isnan(value)}

@@ -1,0 +1,152 @@
+"""Makes a run again from what its folder says, and judges it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import runner
+from experiments.override_checks import check_overrides
+from experiments.provenance import PROVENANCE, provenance
+from experiments.reporting.commands import overrides_of, single_command
+from experiments.reporting.runs import Run, read_run
+from experiments.resume_rules import FIXED, may_change_on_resume
+from experiments.run_folder import ABOUT, MEMBERS, check_whole
+from experiments.settings import composed, flatten
+from experiments.verification.comparison import (
+    NOT_COMPARABLE,
+    OUTSIDE,
+    ROUNDING,
+    Verdict,
+    compare,
+    figures_of,
+    reason_of,
+    spread_of,
+    status_of,
+)
+from fedpgp.errors import FedPGPError
+
+_PLACES = ("dataset.root", "runtime.cache_dir", "model.memory")
+"""Settings that are folders of the machine of a run; where they are not here, the default is."""
+_WHERE = ("device", "evaluate_every", "dataset.download", "dataset.memory")
+"""Settings beside those of a resume that say how, not what."""
+
+
+def verify(
+    run: Run,
+    name: str,
+    folder: Path,
+    *,
+    others: Sequence[Run] = (),
+    rounding: float = ROUNDING,
+    inline: bool = False,
+) -> Verdict:
+    """Make a run again and say whether its figures hold.
+
+    Args:
+        run: as recorded.
+        name: what it is called.
+        folder: for the new run; it must not exist.
+        others: runs among which those of its other seeds are looked for.
+        rounding: points that a mean over the clients may differ by.
+        inline: run it in this process, whatever runtime it had.
+    """
+    command = single_command(run.config)
+    settings = differing_settings(run.config, command)
+    about = {"command": command, "settings": settings}
+    if why := why_not_comparable(run):
+        return Verdict(name, NOT_COMPARABLE, why, **about)
+    began = time.perf_counter()
+    try:
+        config = config_again(run, folder, inline=inline)
+        runner.start(config, command)
+        again = read_run(folder)
+    except FedPGPError as error:
+        return Verdict(name, NOT_COMPARABLE, f"it cannot be run here: {error}", **about)
+    spread = spread_of(run, others)
+    figures, details = compare(run.summary, again.summary, spread, rounding)
+    status = status_of(figures, details)
+    environment = differing_environment(run.config, again.config)
+    reason = reason_of(status, figures, spread, rounding, not environment)
+    if status == OUTSIDE and settings:
+        keys = ", ".join(key for key, _, _ in settings)
+        reason += f"; settings are not those that its command makes: {keys}"
+    about |= {"figures": figures, "details": details, "environment": environment}
+    return Verdict(name, status, reason, seconds=time.perf_counter() - began, **about)
+
+
+def why_not_comparable(run: Run) -> str:
+    """Return why a run cannot be made again; empty where it can."""
+    summary, config = run.summary or {}, run.config
+    if run.status != "finished":
+        return f"it is {run.status}, at round {run.rounds_done} of {run.rounds}"
+    if summary.get("no_figures"):
+        return f"it has no figures: {summary['no_figures']}"
+    if not figures_of(summary):
+        return "it has no figures"
+    if run.choice("runtime") == "flower" or run.choice("partition") == "own":
+        return "its clients were nodes with images of their own"
+    if config.get(MEMBERS):
+        return "clients joined or left between its rounds"
+    privacy = summary.get("privacy") or {}
+    if privacy.get("noise_multiplier") and not privacy.get("seeded", True):
+        return (
+            "its noise is secret, so that no two runs are alike; with privacy.seeded_noise=true "
+            "they are, and nothing is private"
+        )
+    return ""
+
+
+def config_again(run: Run, folder: Path, *, inline: bool = False) -> dict:
+    """Return the configuration that makes a run again: its own, in another folder. Settings
+    that are newer than it have their defaults.
+
+    Raises:
+        FedPGPError: it is not the configuration of a run.
+    """
+    check_whole(run.path / "config.yaml", run.config)
+    config = {key: value for key, value in run.config.items() if key not in ABOUT}
+    for key in _PLACES:
+        group, name = key.split(".")
+        if (place := config[group].get(name)) and not Path(place).exists():
+            config[group] = {**config[group], name: None}
+    if inline:
+        kept = {key.split(".")[1]: flatten(config).get(key) for key in FIXED}
+        fixed = {key: value for key, value in kept.items() if value is not None}
+        config["runtime"] = {**composed(["runtime=inline"])["runtime"], **fixed}
+    elif config["runtime"]["name"] == "inline":
+        config["runtime"] = {**config["runtime"], "round_timeout": None}
+    quiet = {"resume": None, "logger": {"name": "none"}, "verbose": False}
+    return {**config, **quiet, "run_dir": str(folder)}
+
+
+def differing_settings(config: Mapping, command: str) -> list[tuple[str, Any, Any]]:
+    """Return settings of a run that its command gives another value: ``(key, recorded, by its
+    command)``. A setting that only one of them has is left out: it is older or newer than the run.
+    """
+    overrides = overrides_of(command)
+    if overrides is None:
+        return []
+    try:
+        check_overrides(overrides)
+        told = flatten(composed(overrides))
+    except FedPGPError:  # a setting that is gone
+        return []
+    own = flatten({key: value for key, value in config.items() if key not in ABOUT})
+    return [
+        (key, value, told[key])
+        for key, value in own.items()
+        if key in told and told[key] != value and not may_change_on_resume(key)
+        if key not in _WHERE and key not in _PLACES
+    ]
+
+
+def differing_environment(config: Mapping, other: Mapping | None = None) -> list[tuple]:
+    """Return where the versions, the commit or the processor of a run are not those of another (or
+    of this process): ``(what, recorded, there)``; what only one of them recorded counts."""
+    here = provenance() if other is None else other
+    one, two = (flatten({key: said.get(key) for key in PROVENANCE}) for said in (config, here))
+    keys = dict.fromkeys([*one, *two])
+    return [(key, one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)]

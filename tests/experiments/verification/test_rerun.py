@@ -1,0 +1,148 @@
+"""Runs made again: a run holds to the bit, and what was changed by hand is found."""
+
+import json
+import math
+import shlex
+import shutil
+
+import pytest
+import yaml
+
+from experiments import runner
+from experiments.reporting import read_run
+from experiments.reporting.commands import single_command
+from experiments.verification.comparison import (
+    EQUAL,
+    INSIDE,
+    NOT_COMPARABLE,
+    OUTSIDE,
+    compare,
+    figures_of,
+    spread_of,
+    status_of,
+)
+from experiments.verification.rerun import differing_settings, verify
+from tests.helpers.small import small_config, small_federation
+
+WORDS = [
+    *("runtime=inline", "protocol=personal", "partition=iid", "clients=6", "rounds=2"),
+    *("participation=0.67", "local_epochs=1", "batch_size=4", "device=cpu", "dtype=float64"),
+    *("method=promptfl", "lr=0.05"),
+]
+
+
+def small_run(folder, *overrides):
+    """A run of the small federation, with the command that makes it."""
+    words = [word for word in WORDS if word.partition("=")[0] not in _keys(overrides)]
+    config = small_config(folder, *words, *overrides)
+    command = shlex.join(["python", "-m", "experiments.run", *words, *overrides])
+    runner.start(config, command, federation_of=small_federation)
+    return folder
+
+
+def _keys(overrides):
+    return {override.partition("=")[0] for override in overrides}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("verify") / "run")
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edited(path, change):
+    """A JSON or YAML file after a change by hand."""
+    loads, dumps = (
+        (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    )
+    value = loads(path.read_text())
+    change(value)
+    path.write_text(dumps(value))
+
+
+def test_a_run_made_again_is_equal_to_the_bit(made, tmp_path, small):
+    found = verify(read_run(made), "run", tmp_path / "again")
+    assert found.status == EQUAL and not found.settings and not found.environment
+    assert found.details[0] == found.details[1] > 0
+    assert {figure.name for figure in found.figures} >= {"personal.local", "bytes_up"}
+    assert read_run(tmp_path / "again").summary["accuracy"] == read_run(made).summary["accuracy"]
+
+
+def test_a_changed_figure_is_outside(copy, tmp_path, small):
+    def change(summary):
+        summary["accuracy"]["personal"]["local"] += 2.5
+
+    edited(copy / "summary.json", change)
+    found = verify(read_run(copy), "run", tmp_path / "again")
+    (wrong,) = [figure for figure in found.figures if not figure.inside]
+    assert found.status == OUTSIDE and wrong.name == "personal.local"
+    assert wrong.difference == pytest.approx(-2.5) and "personal.local" in found.reason
+
+
+def test_a_changed_setting_is_named(copy, tmp_path, small):
+    edited(copy / "config.yaml", lambda config: config.update(lr=5.0, seed=3))
+    found = verify(read_run(copy), "run", tmp_path / "again")
+    assert found.status == OUTSIDE
+    assert set(found.settings) == {("lr", 5.0, 0.05), ("seed", 3, 0)}
+    assert "settings are not those that its command makes: " in found.reason
+
+
+def test_a_removed_client_is_outside(copy, tmp_path, small):
+    edited(copy / "config.yaml", lambda config: config.update(clients=5))
+    found = verify(read_run(copy), "run", tmp_path / "again")
+    assert found.status == OUTSIDE and found.settings == [("clients", 5, 6)]
+
+
+def test_another_machine_may_round_and_seeds_may_spread(made, tmp_path):
+    recorded = read_run(made).summary
+    again = json.loads(json.dumps(recorded))
+    again["accuracy"]["personal"]["local"] += 0.4
+    figures, details = compare(recorded, again, {})
+    assert status_of(figures, details) == INSIDE
+    again["accuracy"]["personal"]["local"] += 1.0
+    assert status_of(*compare(recorded, again, {})) == OUTSIDE
+    assert status_of(*compare(recorded, again, {"personal.local": 1.5})) == INSIDE
+    del again["accuracy"]["personal"]["local"]
+    assert status_of(*compare(recorded, again, {"personal.local": 1.5})) == OUTSIDE
+
+
+def test_the_spread_is_that_of_the_seeds_alone(made, tmp_path):
+    first = read_run(made)
+    others = [read_run(small_run(tmp_path / str(seed), f"seed={seed}")) for seed in (1, 2)]
+    other_setting = read_run(small_run(tmp_path / "lr", "lr=0.5", "seed=4"))
+    values = [figures_of(run.summary)["personal.local"] for run in (first, *others)]
+    mean = sum(values) / 3
+    expected = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+    found = spread_of(first, [*others, other_setting])
+    assert found["personal.local"] == pytest.approx(expected)
+    assert spread_of(first, [other_setting]) == {}
+
+
+def test_what_cannot_be_made_again_is_not_comparable(copy, tmp_path):
+    edited(copy / "config.yaml", lambda config: config["runtime"].update(name="flower"))
+    found = verify(read_run(copy), "run", tmp_path / "again")
+    assert found.status == NOT_COMPARABLE and "nodes" in found.reason
+    edited(copy / "config.yaml", lambda config: config["runtime"].update(name="inline"))
+    edited(copy / "config.yaml", lambda config: config["dataset"].update(name="no_such"))
+    found = verify(read_run(copy), "run", tmp_path / "again")
+    assert found.status == NOT_COMPARABLE and "no_such" in found.reason
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_command_of_a_job_of_a_sweep():
+    config = small_config("runs/x", "method=promptfl", "seed=2", "lr=0.5")
+    started = "python -m experiments.run -m method=promptfl,coop seed=0,1,2 lr=0.5 run_dir=runs"
+    command = single_command({**config, "command": started})
+    assert command == "python -m experiments.run lr=0.5 method=promptfl seed=2"
+    assert ("rounds", 3, 10) in differing_settings(config, command)
+    swept = "python -m experiments.run -m experiment=compare_all_vit protocol=base2novel"
+    config |= {"protocol": {"name": "base2novel"}, "command": swept}
+    words = single_command(config).split()[3:]
+    assert words == [
+        *("experiment=compare_all_vit", "protocol=base2novel", "method=promptfl", "seed=2")
+    ]
