@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.command import BAD_INPUT, command
+from experiments.latest_link import resolve_latest
 from experiments.naming import unique_name
 from experiments.overrides import user_path
 from experiments.reporting.formatting import format_seconds
@@ -141,7 +142,7 @@ def _targets(words: Sequence[str]) -> list[tuple[Run, str]]:
     """Return the runs that the command line names: folders that exist, else cells."""
     found: dict[Path, tuple[Run, str]] = {}
     for word in words:
-        path = user_path(word)
+        path = resolve_latest(user_path(word))
         if path.is_dir():
             folders = find_runs([path])
             if not folders:

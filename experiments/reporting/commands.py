@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from experiments.overrides import FOLDERS, RUN, again_command, override_of
+from experiments.overrides import FOLDERS, RUN, again_command, override_of, typed
+from experiments.reporting.tables import PARTS
 from experiments.settings import choices, flatten, parse, swept_by
 from fedpgp.errors import FedPGPError
 
@@ -23,21 +24,32 @@ def single_command(config: Mapping) -> str:
         config: of the run, with its ``command``.
     """
     started = str(config.get("command") or "")
-    words = _words(started)
-    if not started.startswith(RUN) or not set(_MANY) & set(words):
+    words = overrides_of(started)
+    if words is None or not set(_MANY) & set(words):
         extended = config.get("extended")
-        return again_command(started, config.get("rounds") if extended else None)
+        again = again_command(started, config.get("rounds") if extended else None)
+        return " ".join([again, *(_part(config, words) if words is not None else ())])
     kept = [word for word in words if word not in _MANY and _key(word) not in FOLDERS]
     swept = {_key(word): None for word in kept if _sweeps(word)}
     for word in kept:
         if _key(word) == "experiment":
             swept |= dict.fromkeys(_swept_by(word.partition("=")[2]))
     fixed = [word for word in kept if _key(word) not in swept]
-    return shlex.join([*fixed, *(override_of(key, _value(config, key)) for key in swept)])
+    made = [*fixed, *(override_of(key, _value(config, key)) for key in swept)]
+    return " ".join([shlex.join([*RUN.split(), *made]), *_part(config, made)])
+
+
+def _part(config: Mapping, words: Sequence[str]) -> list[str]:
+    """Return the setting that makes one part of a protocol of several runs, where the command is
+    that of all of them."""
+    named, flat = {_key(word) for word in words}, flatten(config)
+    return [
+        typed(key, flat[key]) for key in PARTS if flat.get(key) is not None and key not in named
+    ]
 
 
 def overrides_of(command: str) -> list[str] | None:
-    """Return the overrides of a command of ``experiments.run``; None of any other."""
+    """Return what a command gives to ``experiments.run``; None of another command."""
     if not command.startswith(RUN):
         return None
     return _words(command)[len(RUN.split()) :]

@@ -25,7 +25,8 @@ from fedpgp.evaluation.figures import CLIENT_FIGURES, COLUMNS, GROUPED, MODELS
 
 COSTS = ("bytes", "seconds", "peak_rss_mb")
 Key = TypeVar("Key")
-_PARTS = ("protocol.held_out",)  # options that a protocol runs through, a run each
+PARTS = ("protocol.held_out",)
+"""Options that a protocol runs through, a run each."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def text_grids(rows: Sequence[Row], columns: Sequence[str], models: Sequence[str
     """
     blocks: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
-        blocks[tuple((key, v) for key, v in row.task if key not in _PARTS)].append(row)
+        blocks[tuple((key, v) for key, v in row.task if key not in PARTS)].append(row)
     if len(blocks) == 1:
         return [result_grid(rows, columns, models)]
     grids = []
@@ -268,14 +269,14 @@ def words_of(labels: Mapping[str, str]) -> str:
 def is_part(row: Row) -> bool:
     """Return whether the row is one part of a protocol that runs several in turn (a domain held
     out)."""
-    return any(row.labels.get(key, "–") != "–" for key in _PARTS)
+    return any(row.labels.get(key, "–") != "–" for key in PARTS)
 
 
 def over_parts(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[Row], str]:
     """Return the means over the parts of protocols that run several in turn, and words for it; no
     rows where nothing was run in parts."""
     parts = [row for row in rows if is_part(row)]
-    label = next((key for key in _PARTS if parts and key in parts[0].labels), "")
+    label = next((key for key in PARTS if parts and key in parts[0].labels), "")
     different = {row.labels[label] for row in parts}
     if len(different) < 2:
         return [], ""

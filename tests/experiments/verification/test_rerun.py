@@ -146,3 +146,12 @@ def test_the_command_of_a_job_of_a_sweep():
     assert words == [
         *("experiment=compare_all_vit", "protocol=base2novel", "method=promptfl", "seed=2")
     ]
+
+
+def test_the_command_of_a_part_of_a_protocol():
+    config = small_config("runs/x", "protocol=leave_one_domain_out")
+    started = "python -m experiments.run protocol=leave_one_domain_out"
+    config["protocol"]["held_out"] = "noto"
+    command = single_command({**config, "command": started})
+    assert command == f"{started} protocol.held_out=noto"
+    assert single_command({**config, "command": command}) == command
