@@ -28,6 +28,7 @@ class FedExLoRA(LoRA):
         title="FedEx-LoRA",
         paper="Singhal et al., ACL 2025",
         family="lora",
+        learns=("LoRA",),
         shared="A and B, dense residuals",
         sent="2*L*len(targets)*rank*d",
         official=(

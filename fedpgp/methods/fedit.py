@@ -22,6 +22,7 @@ class FedIT(LoRA):
         title="FedIT",
         paper="Zhang et al., ICASSP 2024",
         family="lora",
+        learns=("LoRA",),
         shared="A and B",
         sent="2*L*len(targets)*rank*d",
         official=(

@@ -62,6 +62,7 @@ class FedPGPLoRA(LoRA):
         title="FedPGP-LoRA",
         paper="this project, after Cui et al., ICML 2024",
         family="lora",
+        learns=("LoRA",),
         shared="A and B",
         personal="A and B of a low-rank term",
         sent="2*L*len(targets)*rank*d",

@@ -23,6 +23,7 @@ class FedSALoRA(LoRA):
         title="FedSA-LoRA",
         paper="Guo et al., ICLR 2025",
         family="lora",
+        learns=("LoRA",),
         shared="A",
         personal="B",
         sent="L*len(targets)*rank*d",

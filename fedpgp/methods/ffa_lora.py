@@ -44,6 +44,7 @@ class FFALoRA(LoRA):
         title="FFA-LoRA",
         paper="Sun et al., ICLR 2024",
         family="lora",
+        learns=("LoRA",),
         shared="B",
         sent="L*len(targets)*rank*d",
         official="no code exists by the authors",

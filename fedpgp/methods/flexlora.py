@@ -22,6 +22,7 @@ class FlexLoRA(RankedLoRA):
         title="FlexLoRA",
         paper="Bai et al., NeurIPS 2024",
         family="lora",
+        learns=("LoRA",),
         shared="A and B",
         sent="2*L*len(targets)*rank*d",
         official="no code exists that was found",
