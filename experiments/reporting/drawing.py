@@ -50,13 +50,14 @@ def plain(value: float) -> str:
 
 def dot(style: str, x: float, y: float, radius: float, hint: str = "") -> str:
     """Return a filled mark: its shape is one more thing that tells lines apart (dashed: square,
-    dotted: triangle, dashdot: triangle on its point, a global prompt beside its method's personal
-    one: diamond)."""
+    dotted: triangle, dashdot: triangle on its point, longdash: bar, a global prompt beside its
+    method's personal one: diamond)."""
     inside = f"<title>{hint}</title>" if hint else ""
     shapes = {
         "dashed": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
         "dotted": ((0, -1.3), (1.3, 1), (-1.3, 1)),
         "dashdot": ((0, 1.3), (-1.3, -1), (1.3, -1)),
+        "longdash": ((-1.5, -0.6), (1.5, -0.6), (1.5, 0.6), (-1.5, 0.6)),
     }
     shapes["shared"] = ((0, -1.5), (1.5, 0), (0, 1.5), (-1.5, 0))
     corners = next((shapes[word] for word in reversed(style.split()) if word in shapes), None)

@@ -18,7 +18,7 @@ _NOT_A_DIFFERENCE = {
     *("dataset.download", "versions", "git_commit", "machine", "command", "extended", "logger"),
 }
 #: Settings whose value "none", or an empty list, is that of a run from before there was such a one.
-_NONE = ("attack.name", "privacy.name", "updates", "strategy.wrap")
+_NONE = ("attack.name", "privacy.name", "updates", "strategy.wrap", "left")
 #: Rows are compared with each other (best, second, significance) where all of these are the same.
 _TASK = ("dataset", "model", "partition", "protocol", "clients", "shots")
 

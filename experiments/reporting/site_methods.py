@@ -4,7 +4,9 @@ place in every table."""
 from __future__ import annotations
 
 import math
+import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,10 @@ from fedpgp.evaluation.figures import MODELS
 from fedpgp.methods import METHODS
 from fedpgp.methods.about import FAMILIES
 
+_FEW = 2
+"""A place among so few rows is neither the best nor the worst."""
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")
+"""A reference of a docstring."""
 _JUDGED = ("unseen", "last", "hm3", "local")
 """Figures by the first of which, that a table has, a method gets its place there."""
 
@@ -27,7 +33,7 @@ def method_text(
     summary, _, rest = module.strip().partition("\n\n")
     places = [place for section in sections for place in _places(name, section)]
     ranked = sorted(
-        (place for place in places if place["of"] > 1),
+        (place for place in places if place["of"] > _FEW),
         key=lambda place: (place["place"] / place["of"], -place["of"]),
     )
     return (
@@ -35,8 +41,8 @@ def method_text(
         .get_template("site_method.html.j2")
         .render(
             about=method.about,
-            summary=" ".join(summary.split()),
-            equations=rest,
+            summary=_ROLE.sub(r"\1", " ".join(summary.split())),
+            equations=_ROLE.sub(r"\1", textwrap.dedent(rest)),
             family=FAMILIES[method.about.family],
             command=f"python -m experiments.run method={name}"
             + (f" model={method.about.model}" if method.about.model else ""),

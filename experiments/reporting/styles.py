@@ -8,7 +8,8 @@ from experiments.reporting.tables import Row
 from experiments.reporting.titles import in_order
 
 COLOURS = 10
-_LINES = ("", " dashed", " dotted", " dashdot")  # marks: circle, square, triangle, and it reversed
+_LINES = ("", " dashed", " dotted", " dashdot", " longdash")
+"""Lines; their marks: circle, square, triangle, triangle reversed, bar."""
 
 
 def row_styles(rows: Sequence[Row]) -> list[str]:

@@ -166,7 +166,7 @@ def reason_of(
 ) -> str:
     """Return the verdict on a run that was made again, in a sentence."""
     if status == EQUAL:
-        return f"equal to the bit ({len(figures)} figures)"
+        return f"to the bit in all {len(figures)} figures"
     points = [f for f in figures if f.name not in _COSTS and not math.isnan(f.difference)]
     most = max(points, key=lambda f: abs(f.difference), default=None)
     if status == INSIDE:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def verify(
     began = time.perf_counter()
     try:
         config = config_again(run, folder, inline=inline)
-        runner.start(config, command)
+        with redirect_stdout(sys.stderr):  # standard output has the verdicts alone
+            runner.start(config, command)
         again = read_run(folder)
     except FedPGPError as error:
         return Verdict(name, NOT_COMPARABLE, f"it cannot be run here: {error}", **about)
