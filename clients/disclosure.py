@@ -11,8 +11,10 @@ its labels. A node cannot know what a model was made for, and does alone what on
   images: where a model answers one class for every image, it counts those of the others;
 * a run has one choice of data: with another class list, order of classes or number of shots, the
   counts that a node tells would be of other classes, and several of them its labels;
-* an error of calibration is not told: it is |accuracy - confidence| where all answers are alike,
-  and a server that chooses the confidence finds where the rounding turns, that is, the accuracy;
+* accuracies alone are told. An error of calibration is |accuracy - confidence| where all answers
+  are alike, and a server that chooses the confidence finds where the rounding turns, that is, the
+  accuracy; F1 and balanced accuracy tell how many classes there are; a score that is high for one
+  class makes AUROC and FPR95 count its images;
 * of a round, two models are scored at most (the second where a run was rolled back); the same
   tensors under other settings, of another method, are another model;
 * tensors that are farther from the last ones than ``max-step`` times the median of the
@@ -43,6 +45,7 @@ from fedpgp.atomic_files import cannot_write, owner_only, write_atomically
 from fedpgp.config import PrivacySection, RuntimeSection
 from fedpgp.digests import tensor_digest
 from fedpgp.errors import MALFORMED, FedPGPError
+from fedpgp.evaluation.figures import BESIDE
 
 PINNED = ("dataset", "partition", "protocol", "shots", "seed", "privacy")
 """Keys of a configuration that decide which images count, and what is told of them."""
@@ -59,7 +62,7 @@ NO_FIGURES = (
 """Why a run has no figures."""
 KEPT = "with privacy, this node tells nothing but its updates"
 
-UNTOLD = ("ece",)
+UNTOLD = BESIDE
 """Figures that are not told."""
 PLACE_AND_LENGTH = ("runtime", "rounds", "clients", "left")
 """Keys of a configuration that change no model of a client's, and may change when a run is

@@ -63,11 +63,11 @@ examples:
 
 columns: local, base, novel, hm3 (HM), hm2 (of base and novel), unseen, last, average, forgetting,
 backward and transfer (of several tasks), bytes, seconds and peak_rss_mb (peak memory) are always
-there where the runs have them. Others to ask for: cm, ece,
-worst10, std_clients.local, domains, domains_base, domains_novel, datasets (one a domain or data
-set), any number in summary.json such as bytes_up, wire_bytes_up, seconds.train,
-images_per_second, peak_gpu_mb, and of a run with an audit.json (python -m experiments.audit)
-any number in it: audit.canaries.epsilon, audit.clients.global.auc."""
+there where the runs have them. Others to ask for: cm, f1_macro, balanced, ece, auroc, fpr95,
+auroc_energy, fpr95_energy, worst10, std_clients.local, domains, domains_base, domains_novel,
+datasets (one a domain or data set), any number in summary.json such as bytes_up, wire_bytes_up,
+seconds.train, images_per_second, peak_gpu_mb, and of a run with an audit.json
+(python -m experiments.audit) any number in it: audit.canaries.epsilon, audit.clients.global.auc."""
 
 
 @command

@@ -22,7 +22,7 @@ from fedpgp.data.joint import Concat
 from fedpgp.data.layouts import NoImages
 from fedpgp.data.subsets import base_novel, few_shot, few_shot_as_they_came
 from fedpgp.errors import FedPGPError, unknown
-from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit, make_protocol
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit, UnknownImages, make_protocol
 from fedpgp.protocols.base import indices_of
 from fedpgp.protocols.base2novel import Base2Novel
 
@@ -115,6 +115,7 @@ def split_private_data(config: Config, load: Load) -> FederatedSplit:
             labels if protocol.local_labels == "own" else None,
         )
     }
+    others = None
     if novel:
         wanted = {
             "base": EvalSet(indices_of(dataset.test, base), base),
@@ -123,7 +124,9 @@ def split_private_data(config: Config, load: Load) -> FederatedSplit:
         eval_sets |= {
             figure: eval_set for figure, eval_set in wanted.items() if len(eval_set.indices)
         }
-    client_splits[client] = ClientSplit(train, base, eval_sets)
+        if {"base", "novel"} <= set(eval_sets):
+            others = UnknownImages("base", eval_sets["novel"].indices)
+    client_splits[client] = ClientSplit(train, base, eval_sets, unknown=others)
     return FederatedSplit(dataset, base, novel, client_splits, private_data=True)
 
 

@@ -11,6 +11,7 @@ from clients.disclosure import updates_only
 from fedpgp.arrays import Arrays
 from fedpgp.attacks import Attackers
 from fedpgp.config import Config
+from fedpgp.evaluation.figures import BESIDE
 from fedpgp.updates.configured import metrics_of
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.collusion import collude
@@ -104,7 +105,7 @@ class StrategyRequests:
         clients = draw_evaluated(self._config, self._split, server_round, attackers)
         arrays = state.arrays()
         eval_sets = {c: self._split.clients[c].eval_sets_at(server_round) for c in clients}
-        beside = {"ece", "base", "novel"} if self._split.private_data else {"ece"}
+        beside = {*BESIDE, *(("base", "novel") if self._split.private_data else ())}
 
         def configure() -> list[Message]:
             configured = strategy.configure_evaluate

@@ -148,7 +148,9 @@ SUMMARY = words(
 )
 SECONDS = words("total train evaluate overhead encode")
 MODELS = words("zero_shot global personal")
-FIGURES = words("local base novel hm3 hm2 cm ece worst10 domains std_clients")
+FIGURES = words(
+    "local base novel hm3 hm2 cm ece worst10 domains std_clients f1_macro balanced auroc fpr95"
+)
 STD_CLIENTS = words("local base novel hm3 hm2")
 
 

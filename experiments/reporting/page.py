@@ -38,7 +38,7 @@ from experiments.run_folder import ABOUT, EXTENDED
 from experiments.settings import flatten
 from fedpgp.assets_path import package_folders
 from fedpgp.atomic_files import write_atomically
-from fedpgp.evaluation.figures import ACCURACIES, FIGURES
+from fedpgp.evaluation.figures import FIGURES
 from fedpgp.plain_text import called, printable
 
 _CLIENTS_AS_BUBBLES = 120
@@ -169,16 +169,15 @@ def _badge(run: Run) -> str:
 def _curves(run: Run) -> list[tuple[str, Any]]:
     drawn = []
     partial = set(run.partial)
-    drawn_figures = [*ACCURACIES]
-    if math.isnan(run.figure("personal", "base")):
-        drawn_figures += ["worst10", "ece"]
-    for figure in drawn_figures:
-        name = f"{FIGURES[figure].caption}, {FIGURES[figure].unit}"
+    for figure in FIGURES.values():
+        if not figure.caption:
+            continue
+        name = f"{figure.caption}, {figure.unit}"
         series = [
-            charts.Series(of, key, run.curve(key, figure), partial=partial)
+            charts.Series(of, key, run.curve(key, figure.name), partial=partial)
             for of, key in distinct_models(run)
         ]
-        drawn.append((name, charts.line_chart(series, title=name, unit=f" {FIGURES[figure].unit}")))
+        drawn.append((name, charts.line_chart(series, title=name, unit=f" {figure.unit}")))
     return [(name, svg) for name, svg in drawn if svg]
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedpgp.arrays import Arrays
 from fedpgp.client_models import ClientModels, LoadState
-from fedpgp.evaluation.metrics import accuracy, calibration_error
+from fedpgp.evaluation.detection import detection_figures
+from fedpgp.evaluation.metrics import accuracy, answer_figures
 from fedpgp.inputs import Inputs
 from fedpgp.methods import Classifier, Method, cosine_logits
-from fedpgp.protocols import EvalSet, FederatedSplit
+from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.training.cohort_size import Cohorts
 from fedpgp.training.trainer import Trainer
 
@@ -24,6 +25,8 @@ EvalKey = tuple[str, tuple[int, ...]]
 """Split and classes of an eval set: eval sets alike in both are scored by the same classifier."""
 Answer = Callable[[np.ndarray], Tensor]
 """A model at work on such a split and classes: indices (n,) -> logits (n, C)."""
+Asked = tuple[EvalKey, bool]
+"""An eval key, and whether the images are of other classes than the key's."""
 
 
 @dataclass
@@ -79,18 +82,22 @@ class Evaluator:
             if not eval_sets[client]:
                 yield EvalResult(client, len(client_splits[client].test), {})
         clients = [client for client in clients if eval_sets[client]]
-        needed: dict[EvalKey, list[np.ndarray]] = {}
+        needed: dict[Asked, list[np.ndarray]] = {}
         for client in clients:
-            for eval_set in eval_sets[client].values():
-                needed.setdefault(eval_key(eval_set), []).append(eval_set.indices)
-        common: dict[str, dict[EvalKey, Answer]] = {"zero_shot": {}, "global": {}}
-        for key, lists in needed.items():
-            classes, rows = self.method.task.class_set(key[1]), np.unique(np.concatenate(lists))
+            for name, eval_set in eval_sets[client].items():
+                needed.setdefault((eval_key(eval_set), False), []).append(eval_set.indices)
+                unknown = client_splits[client].unknown
+                if unknown is not None and unknown.known == name:
+                    needed.setdefault((eval_key(eval_set), True), []).append(unknown.indices)
+        common: dict[str, dict[Asked, Answer]] = {"zero_shot": {}, "global": {}}
+        for asked, lists in needed.items():
+            key, rows = asked[0], np.unique(np.concatenate(lists))
             if zero_shot:
-                common["zero_shot"][key] = _looked_up(rows, partial(self._zero_shot, key))
+                common["zero_shot"][asked] = _looked_up(rows, partial(self._zero_shot, key))
+            classes = self.method.task.class_set(key[1])
             classifier = self.models.global_classifier(shared, classes)
             if classifier is not None:
-                common["global"][key] = _looked_up(rows, partial(self.answer, key, classifier))
+                common["global"][asked] = _looked_up(rows, partial(self.answer, key, classifier))
         common = {model: answers for model, answers in common.items() if answers}
         adapts = [
             c for c in clients if self.federated_split.adapt_epochs and not client_splits[c].trains
@@ -109,24 +116,52 @@ class Evaluator:
                 shared, cohort, load_state, client_only, lists, "global" in common, server_round
             )
             for k, client in enumerate(cohort):
-                figures: dict[str, float] = {}
+                client_split, figures = client_splits[client], {}
                 for name, eval_set in eval_sets[client].items():
-                    key, labels = (
-                        eval_key(eval_set),
-                        self.inputs.labels(eval_set.split, eval_set.classes)[eval_set.indices],
-                    )
-                    answers = {model: answers[key] for model, answers in common.items()}
-                    answers["personal"] = answers.get("global")
-                    if classifiers:
-                        answers["personal"] = partial(
-                            self.answer, key, of_client(classifiers[eval_set.classes], k)
-                        )
-                    for model, answer in answers.items() if len(labels) else ():
-                        logits = allowed(eval_set, answer(eval_set.indices))
-                        figures[f"{model}.{name}"] = accuracy(logits, labels)
-                        if eval_set is client_splits[client].local_eval_set:
-                            figures[f"{model}.ece"] = calibration_error(logits, labels)
-                yield EvalResult(client, len(client_splits[client].test), figures)
+                    classifier = classifiers.get(eval_set.classes)
+                    own = None if classifier is None else of_client(classifier, k)
+                    figures |= self._figures(client_split, name, common, own)
+                yield EvalResult(client, len(client_split.test), figures)
+
+    def _figures(
+        self,
+        client_split: ClientSplit,
+        name: str,
+        common: Mapping[str, Mapping[Asked, Answer]],
+        own: Classifier | None,
+    ) -> dict[str, float]:
+        """Return what an eval set of a client says of each model, flat.
+
+        Args:
+            client_split: the client.
+            name: of the eval set.
+            common: model of all clients -> its answers.
+            own: the client's own classifier; None where the global model is its own.
+        """
+        eval_set, unknown = client_split.eval_sets[name], client_split.unknown
+        key = eval_key(eval_set)
+        labels = self.inputs.labels(eval_set.split, eval_set.classes)[eval_set.indices]
+        if not len(labels):
+            return {}
+
+        def answers(of_unknown: bool) -> dict[str, Answer]:
+            found = {model: answers[key, of_unknown] for model, answers in common.items()}
+            return {
+                **found,
+                "personal": found["global"] if own is None else partial(self.answer, key, own),
+            }
+
+        figures: dict[str, float] = {}
+        for model, answer in answers(False).items():
+            logits = allowed(eval_set, answer(eval_set.indices))
+            said = {name: accuracy(logits, labels)}
+            if eval_set is client_split.local_eval_set:
+                said |= answer_figures(logits, labels)
+            if unknown is not None and unknown.known == name:
+                others = allowed(eval_set, answers(True)[model](unknown.indices))
+                said |= detection_figures(logits, others)
+            figures |= {f"{model}.{figure}": value for figure, value in said.items()}
+        return figures
 
     def _client_classifiers(
         self,

@@ -3,7 +3,7 @@ and docs/protocols.md read.
 
 A figure is measured for each of three models: zero-shot CLIP, the global prompt, each client's own.
 A protocol that does not have a figure leaves it None. A new figure is a line of :data:`FIGURES` and
-its computation in :mod:`fedpgp.evaluation.metrics`.
+its computation in :mod:`fedpgp.evaluation.metrics` or :mod:`fedpgp.evaluation.detection`.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Figure:
         caption: name of its chart.
         phrase: name inside a sentence; empty: headlines and the terminal leave it out.
         unit: of its values.
-        measured: accuracy on a set of images, as a client's reply has it; the others
-            are computed of replies.
+        measured: accuracy on a set of images, as a client's reply has it.
+        beside: a client's reply has it too, beside its accuracies; the rest is computed of replies.
         per_client: a single client has it too (a column of ``clients.csv``).
         lower_is_better: a smaller value is the better one.
     """
@@ -36,6 +36,7 @@ class Figure:
     phrase: str = ""
     unit: str = "%"
     measured: bool = False
+    beside: bool = False
     per_client: bool = False
     lower_is_better: bool = False
 
@@ -81,10 +82,46 @@ _ALL = (
     ),
     Figure("cm", "CM", "the mean of local and HM2 (FedMGP)"),
     Figure(
+        "f1_macro",
+        "F1",
+        "macro F1 on local’s images: mean over the classes that images or answers have",
+        caption="Macro F1",
+        beside=True,
+    ),
+    Figure(
+        "balanced",
+        "balanced",
+        "accuracy on local’s images, each of their classes counting alike",
+        beside=True,
+    ),
+    Figure(
         "ece",
         "ECE",
         "expected calibration error (Guo et al., ICML 2017)",
         caption="Calibration error",
+        beside=True,
+        lower_is_better=True,
+    ),
+    Figure(
+        "auroc",
+        "AUROC",
+        "known images among those of unknown classes, by maximum softmax",
+        caption="Known among unknown (AUROC)",
+        beside=True,
+    ),
+    Figure(
+        "fpr95",
+        "FPR95",
+        "unknown taken for known where 95 % of the known are, by maximum softmax",
+        beside=True,
+        lower_is_better=True,
+    ),
+    Figure("auroc_energy", "AUROC energy", "AUROC by energy (Liu et al., 2020)", beside=True),
+    Figure(
+        "fpr95_energy",
+        "FPR95 energy",
+        "FPR95 by energy",
+        beside=True,
         lower_is_better=True,
     ),
     Figure(
@@ -129,6 +166,9 @@ COLUMNS = {**FIGURES, **LIFELONG}
 
 ACCURACIES = tuple(figure.name for figure in _ALL if figure.measured)
 """Figures that are measured on a set of images of their own."""
+
+BESIDE = tuple(figure.name for figure in _ALL if figure.beside)
+"""Figures that a client's reply has beside its accuracies."""
 
 CLIENT_FIGURES = tuple(figure.name for figure in _ALL if figure.per_client)
 """Figures that a single client has."""

@@ -1,5 +1,5 @@
-"""What is measured: local, base and novel accuracy of a client, calibration, harmonic means, and
-the summary over clients.
+"""What is measured: local, base and novel accuracy of a client, F1, calibration, harmonic means,
+and the summary over clients.
 
 All figures are in percent. A figure that a protocol does not have is None (and absent from
 a client's own figures).
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation.figures import ACCURACIES, MODELS
+from fedpgp.evaluation.figures import ACCURACIES, BESIDE, MODELS
 from fedpgp.prefixes import strip_prefix
 
 LAST_FEW = 5
@@ -29,13 +29,53 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> f
     """Expected calibration error in percent: the mean gap of confidence and accuracy over
     equal-width confidence bins (Guo et al., ICML 2017), weighted by the images in a bin; logits (n,
     C), labels (n,), n > 0."""
-    if logits.isnan().any():
-        raise FedPGPError("the model's logits are NaN: its prompt is not usable")
+    check_numbers(logits)
     probability, predicted = logits.cpu().double().softmax(-1).max(-1)
     confidence, correct = probability.numpy(), (predicted == labels.cpu()).double().numpy()
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(which, confidence - correct, minlength=bins)
     return 100.0 * float(np.abs(gaps).sum() / len(confidence))
+
+
+def macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """Mean over classes of F1 = 2 hits / (images + answers) in percent, over the classes that some
+    image or some answer has; logits (n, C), labels (n,), n > 0."""
+    hits, images, answers = _counts(logits, labels)
+    there = images + answers > 0
+    return 100.0 * float((2.0 * hits[there] / (images + answers)[there]).mean())
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean over the images' classes of the fraction of their images that are answered right, in
+    percent; logits (n, C), labels (n,), n > 0."""
+    hits, images, _ = _counts(logits, labels)
+    return 100.0 * float((hits[images > 0] / images[images > 0]).mean())
+
+
+def answer_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return ``f1_macro``, ``balanced`` and ``ece`` of answers; logits (n, C), labels (n,),
+    n > 0."""
+    return {
+        "f1_macro": macro_f1(logits, labels),
+        "balanced": balanced_accuracy(logits, labels),
+        "ece": calibration_error(logits, labels),
+    }
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Refuse logits that are NaN."""
+    if logits.isnan().any():
+        raise FedPGPError("the model's logits are NaN: its prompt is not usable")
+
+
+def _counts(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right answers, images and answers of each class, (C,) each."""
+    answers, labels, classes = logits.argmax(-1).cpu(), labels.cpu(), logits.shape[-1]
+    right = labels[answers == labels]
+    hits, images, said = (
+        np.bincount(each.numpy(), minlength=classes) for each in (right, labels, answers)
+    )
+    return hits, images, said
 
 
 def harmonic_mean(*values: float | None) -> float | None:
@@ -75,11 +115,12 @@ def summarize(rows: Sequence[Mapping]) -> dict[str, dict | None]:
     Returns:
         model -> None where no client has a figure of it, else ``local, base, novel, unseen`` (means
         over the clients that have it), ``hm3, hm2`` (harmonic means of those means), ``cm`` =
-        (local + hm2) / 2 (FedMGP), ``ece``, ``worst10`` (mean local accuracy of the worst tenth of
-        the clients, at least one), ``domains`` (what was measured on that domain, else the mean
-        local accuracy of its clients), ``domains_base`` and ``domains_novel`` (of its clients),
-        ``datasets`` (accuracy on each target), ``val`` (on validation images) and ``std_clients``
-        (sample standard deviation over clients).
+        (local + hm2) / 2 (FedMGP), the means of what replies have beside accuracies
+        (:data:`fedpgp.evaluation.figures.BESIDE`), ``worst10`` (mean local accuracy of the worst
+        tenth of the clients, at least one), ``domains`` (what was measured on that domain, else the
+        mean local accuracy of its clients), ``domains_base`` and ``domains_novel`` (of its
+        clients), ``datasets`` (accuracy on each target), ``val`` (on validation images) and
+        ``std_clients`` (sample standard deviation over clients).
     """
     return {model: _summarize(rows, model) for model in MODELS}
 
@@ -105,7 +146,7 @@ def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
 
     return {
         **_with_means(means),
-        "ece": _mean(row.get(f"{model}.ece") for row in rows),
+        **{name: _mean(row.get(f"{model}.{name}") for row in rows) for name in BESIDE},
         "worst10": _mean(local[: math.ceil(len(local) / 10)]),
         "domains": {**of_domains("local"), **measured("domains")} or None,
         "domains_base": of_domains("base") or None,

@@ -7,7 +7,14 @@ from fedpgp.errors import FedPGPError, unknown
 from fedpgp.evaluation.figures import BY_NAME, EVAL_SETS
 from fedpgp.protocols.base import PROTOCOLS, EvalProtocol, SplitRequest
 from fedpgp.protocols.cross_dataset import as_spec, label_of, transfer
-from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, LifelongTask, Phase
+from fedpgp.protocols.splits import (
+    ClientSplit,
+    EvalSet,
+    FederatedSplit,
+    LifelongTask,
+    Phase,
+    UnknownImages,
+)
 
 
 def make_protocol(config: Mapping) -> EvalProtocol:
@@ -63,6 +70,7 @@ __all__ = [
     "LifelongTask",
     "Phase",
     "SplitRequest",
+    "UnknownImages",
     "as_spec",
     "label_of",
     "make_protocol",

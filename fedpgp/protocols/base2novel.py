@@ -3,7 +3,9 @@ half (novel) nobody sees.
 
 A client's prompt is scored on its own test images (local), on the base classes and on the novel
 ones. With a partition by domain, base and novel are taken from the client's own domain. The FedPGP
-paper's main table (there with classes split without overlap).
+paper's main table (there with classes split without overlap). Novel images are also told from those
+of base accuracy (of local accuracy with ``base=others``), by a model that chooses among base
+classes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from fedpgp.protocols.base import (
     register,
 )
 from fedpgp.protocols.personal import base_eval_set, not_empty
-from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, UnknownImages
 
 
 @register("base2novel")
@@ -53,5 +55,8 @@ class Base2Novel(EvalProtocol):
                     not_empty(rows, "novel", len(client_splits), self.base, scheme), novel
                 ),
             }
-            client_splits.append(ClientSplit(assigned.train, base, eval_sets, assigned.domain))
+            unknown = UnknownImages("base" if self.base == "all" else "local", rows)
+            client_splits.append(
+                ClientSplit(assigned.train, base, eval_sets, assigned.domain, unknown=unknown)
+            )
         return FederatedSplit(dataset, base, novel, client_splits)

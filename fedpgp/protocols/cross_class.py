@@ -27,7 +27,7 @@ from fedpgp.protocols.base import (
     splits,
 )
 from fedpgp.protocols.cross_dataset import Spec, as_specs, label_of
-from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, UnknownImages
 
 NINE = (
     *(
@@ -90,6 +90,7 @@ class CrossClass(EvalProtocol):
                 "base": EvalSet(np.flatnonzero(np.isin(test.labels, mine)), mine),
                 "novel": EvalSet(np.flatnonzero(np.isin(test.labels, new)), new),
             }
+            unknown = UnknownImages("base", eval_sets["novel"].indices)
             for block in np.array_split(np.array(mine), many):
                 classes = tuple(int(c) for c in block)
                 rows = np.flatnonzero(np.isin(train.labels, classes))
@@ -97,9 +98,8 @@ class CrossClass(EvalProtocol):
                     rows = rows[few_shot(train.labels[rows], request.shots, request.seed)]
                 own = np.flatnonzero(np.isin(test.labels, classes))
                 asked = classes if self.local_labels == "own" else mine
-                client_splits.append(
-                    ClientSplit(rows, classes, {"local": EvalSet(own, asked), **eval_sets}, label)
-                )
+                wanted = {"local": EvalSet(own, asked), **eval_sets}
+                client_splits.append(ClientSplit(rows, classes, wanted, label, unknown=unknown))
         for client, client_split in enumerate(client_splits):
             for what, rows in (
                 ("training", client_split.train),

@@ -24,7 +24,7 @@ from fedpgp.protocols.base import (
     one_of,
     register,
 )
-from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
+from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit, UnknownImages
 
 
 @register("personal")
@@ -32,7 +32,8 @@ from fedpgp.protocols.splits import ClientSplit, EvalSet, FederatedSplit
 class Personal(EvalProtocol):
     """Options: ``base``, a second eval set of all test images (``all``), or on those of other
     classes than the client's own (``others``); None has none. With a partition by domain the images
-    are of the client's own domain."""
+    are of the client's own domain. With ``local_labels=own``, those of classes that the client does
+    not have are also told from its own."""
 
     base: str | None = None
 
@@ -65,11 +66,15 @@ class Personal(EvalProtocol):
         """
         mine, scheme = assigned[client], request.scheme
         eval_sets = {"local": local_eval_set(mine, classes, self.local_labels)}
+        unknown = None
         if self.base is not None:
-            eval_sets["base"] = base_eval_set(
-                request.dataset, mine, classes, self.base, client, scheme
-            )
-        return ClientSplit(mine.train, classes, eval_sets, mine.domain)
+            base = base_eval_set(request.dataset, mine, classes, self.base, client, scheme)
+            eval_sets["base"] = base
+            labels = request.dataset.test.labels[base.indices]
+            others = base.indices[~np.isin(labels, mine.labels)]
+            if self.local_labels == "own" and len(others):
+                unknown = UnknownImages("local", others)
+        return ClientSplit(mine.train, classes, eval_sets, mine.domain, unknown=unknown)
 
 
 def base_eval_set(

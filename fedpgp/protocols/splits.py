@@ -35,6 +35,19 @@ class EvalSet:
 
 
 @dataclass(frozen=True)
+class UnknownImages:
+    """Test images of classes that a client does not know, to be told from those that it knows.
+
+    Attributes:
+        known: name of the eval set that holds images it knows, and the classes to choose among.
+        indices: of the unknown images in the test split, (n,) int64, n > 0.
+    """
+
+    known: str
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
 class Phase:
     """What a client trains on from a round on, in the place of what it had before.
 
@@ -63,6 +76,7 @@ class ClientSplit:
         domain: its domain, where images are split by domain.
         trains: False for a client that never trains.
         phases: how ``train`` and ``classes`` change, in the order of their rounds; empty: never.
+        unknown: images of classes that it does not know; None where the protocol has none.
 
     Example:
         >>> late = Phase(3, np.arange(8), (0, 1))
@@ -77,6 +91,7 @@ class ClientSplit:
     domain: str | None = None
     trains: bool = True
     phases: tuple[Phase, ...] = ()
+    unknown: UnknownImages | None = None
 
     def train_at(self, server_round: int) -> np.ndarray:
         """Return the indices in the train split that the client trains on in a round."""

@@ -19,6 +19,7 @@ from clients.node_config import IncompatibleNode, NodeConfig
 from clients.private_state import PrivateStore
 from fedpgp.config import RuntimeSection
 from fedpgp.errors import FedPGPError
+from fedpgp.evaluation.figures import ACCURACIES, BESIDE
 
 
 def disclosure(folder, images: int = 10, step: float = 20.0) -> Disclosure:
@@ -87,6 +88,15 @@ def test_an_error_of_calibration_is_not_told(tmp_path):
         {"global.local": 50.0, "global.ece": 20.0}, {"local": 64, "ece": 64}
     )
     assert set(told) == {"global.local"}
+
+
+def test_what_is_said_beside_accuracies_is_not_told(tmp_path):
+    """Balanced accuracy of a model that answers one class is 1 over the number of classes; FPR95 of
+    one whose score is high for one class is that class's share of the images."""
+    metrics = {f"personal.{name}": 50.0 for name in (*ACCURACIES, *BESIDE)}
+    assert {"personal.f1_macro", "personal.balanced", "personal.auroc"} < set(metrics)
+    told = disclosure(tmp_path).figures(metrics, dict.fromkeys((*ACCURACIES, *BESIDE), 64))
+    assert set(told) == {f"personal.{name}" for name in ACCURACIES}
 
 
 def test_the_same_tensors_under_other_settings_are_another_model(tmp_path):

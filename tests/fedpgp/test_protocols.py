@@ -13,7 +13,8 @@ from fedpgp.data import ArraySplit, Dataset, load_dataset
 from fedpgp.data.datasets.emoji import GROUPS
 from fedpgp.data.joint import join
 from fedpgp.errors import FedPGPError
-from fedpgp.evaluation import select, summarize
+from fedpgp.evaluation import auroc, select, summarize
+from fedpgp.evaluation.figures import BESIDE
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
 from fedpgp.protocols import PROTOCOLS, SplitRequest, label_of, split_clients
@@ -132,6 +133,9 @@ FIGURES = {
     "unseen_clients": {"local", "unseen"},
 }
 
+HELD_OUT = ("base2novel", "cross_class")
+"""Protocols with images of unknown classes by their default options."""
+
 
 def test_names_of_conf_are_those_of_the_code():
     assert set(choices()["protocol"]) == set(PROTOCOLS) == set(SETTINGS)
@@ -150,7 +154,10 @@ def test_names_of_conf_are_those_of_the_code():
 def test_every_protocol_measures_its_figures_the_same_twice(name):
     first, second = (run(federation(split_data(name, **SETTINGS[name]))) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
-    found = {key.split(".", 1)[1] for row in first for key in row if "." in key} - {"ece"}
+    found = {key.split(".", 1)[1] for row in first for key in row if "." in key}
+    detected = {figure for figure in BESIDE if figure.startswith(("auroc", "fpr95"))}
+    assert found & {*BESIDE} == {*BESIDE} - (set() if name in HELD_OUT else detected)
+    found -= {*BESIDE}
     assert found == FIGURES[name]
     summary = summarize(first)
     for model in ("zero_shot", "global", "personal"):
@@ -326,6 +333,40 @@ def test_cross_class_trains_and_answers_among_the_clients_own_block():
     assert PROTOCOLS["cross_class"]._clients(halves, 30) == [2, 1, 5, 3, 3, 2, 10, 1, 3]
     summary = summarize(run(federation(given)))["global"]
     assert set(summary["domains_base"]) == set(summary["domains_novel"]) == {"animals", "things"}
+
+
+@pytest.mark.parametrize(("base", "known"), [("all", "base"), ("others", "local")])
+def test_novel_images_are_told_from_known_ones_among_base_classes(base, known):
+    """Against the logits of all test images under the base classes."""
+    scheme = {"scheme": "pathological"}
+    given = split_data("base2novel", scheme, 3, base=base)
+    fed = federation(given)
+    (row, *_) = run(fed, rounds=0)
+    test, classes = given.dataset.test, fed.class_set(given.base_classes)
+    logits = fed.method.task.logit_scale * fed.inputs.features("test") @ classes.zero_shot.mT
+    client_split = given.clients[0]
+    novel = np.flatnonzero(np.isin(test.labels, given.novel_classes))
+    mine = client_split.eval_sets[known].indices
+    assert client_split.unknown.indices.tolist() == novel.tolist()
+    softmax, energy = logits.softmax(-1).amax(-1).numpy(), logits.exp().sum(-1).log().numpy()
+    assert row["zero_shot.auroc"] == pytest.approx(auroc(softmax[mine], softmax[novel]))
+    assert row["zero_shot.auroc_energy"] == pytest.approx(auroc(energy[mine], energy[novel]))
+
+
+def test_unknown_to_a_client_are_the_classes_that_it_does_not_have():
+    scheme = {"scheme": "pathological"}
+    for base in ("others", "all"):
+        given = split_data("personal", scheme, 3, local_labels="own", base=base)
+        labels = given.dataset.test.labels
+        for client_split in given.clients:
+            own = client_split.eval_sets["local"].allowed_labels
+            unknown = client_split.unknown
+            assert unknown.known == "local"
+            others = np.flatnonzero(~np.isin(labels, own))
+            assert unknown.indices.tolist() == others.tolist()
+    assert all(f"{model}.fpr95" in run(federation(given))[0] for model in ("global", "personal"))
+    for options in ({"base": "all"}, {"local_labels": "own"}):
+        assert split_data("personal", scheme, 3, **options).clients[0].unknown is None
 
 
 def test_local_labels_own_are_the_clients_classes():

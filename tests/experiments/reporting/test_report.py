@@ -341,7 +341,8 @@ def test_page_of_a_run(tmp_path):
         and "python -m experiments.run method=fedpgp seed=1" in shown.text
     )
     assert shown.tags.count("img") == 32 and shown.text.count("✗") + shown.text.count("✓") == 32
-    assert shown.charts == 4 + 4 + 1 + 2  # curves and loss, domains, bubbles, bytes and time
+    # local, base, novel, calibration, worst tenth, loss; domains; bubbles; bytes and time
+    assert shown.charts == 6 + 4 + 1 + 2
     assert path.stat().st_size < 400_000
 
 

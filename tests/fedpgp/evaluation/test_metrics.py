@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import (
     accuracy,
+    auroc,
+    balanced_accuracy,
     calibration_error,
     client_figures,
+    detection_figures,
+    false_positive_rate,
     harmonic_mean,
     is_evaluated,
+    macro_f1,
     summarize,
 )
 
@@ -23,6 +29,85 @@ def test_accuracy_and_calibration_error():
     # Bins of width 1/15: 0.9 -> 13, 0.6 -> 9, 0.8 -> 12, 0.55 -> 8; each holds one image.
     expected = 100 * (abs(0.9 - 1) + abs(0.6 - 0) + abs(0.8 - 1) + abs(0.55 - 1)) / 4
     assert calibration_error(logits, labels) == pytest.approx(expected)
+
+
+def one_hot(answers: list[int], classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(answers), classes).double()
+
+
+def test_f1_and_balanced_accuracy_by_hand():
+    labels, answers = [0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 1, 4, 0]
+    logits = one_hot(answers, 6)
+    # Class 0: 3 of 4 right, 4 answers; 1: 1 of 2, 2 answers; 2: 0 of 1; 4: one answer, no image.
+    # 3 and 5 have neither and do not count.
+    of_classes = [2 * 3 / (4 + 4), 2 * 1 / (2 + 2), 0.0, 0.0]
+    assert macro_f1(logits, torch.tensor(labels)) == pytest.approx(100 * sum(of_classes) / 4)
+    recalls = [3 / 4, 1 / 2, 0.0]
+    balanced = balanced_accuracy(logits, torch.tensor(labels))
+    assert balanced == pytest.approx(100 * sum(recalls) / 3)
+
+
+def test_f1_is_the_harmonic_mean_of_precision_and_recall():
+    rng = np.random.default_rng(0)
+    labels, answers = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    found = []
+    for c in range(4):
+        hits = sum(1 for a, b in zip(labels, answers, strict=True) if a == b == c)
+        precision, recall = hits / (answers == c).sum(), hits / (labels == c).sum()
+        found.append(harmonic_mean(precision, recall))
+    logits = one_hot(answers.tolist(), 4)
+    assert macro_f1(logits, torch.from_numpy(labels)) == pytest.approx(100 * np.mean(found))
+
+
+def test_auroc_counts_pairs():
+    rng = np.random.default_rng(1)
+    known, unknown = rng.integers(3, 9, 17) / 4, rng.integers(0, 7, 11) / 4  # with ties
+    pairs = [(a > b) + (a == b) / 2 for a in known for b in unknown]
+    assert auroc(known, unknown) == pytest.approx(100 * np.mean(pairs))
+    assert auroc(np.array([1.0]), np.array([0.0])) == 100.0
+    assert auroc(np.array([0.0]), np.array([1.0])) == 0.0
+
+
+@pytest.mark.parametrize("images", [1, 19, 20, 40, 57])
+def test_fpr_is_at_the_highest_threshold_that_keeps_95_percent(images):
+    rng = np.random.default_rng(images)
+    known, unknown = rng.normal(1, 1, images), rng.normal(0, 1, 30)
+    passing = [t for t in known if (known >= t).mean() >= 0.95]
+    expected = 100 * (unknown >= max(passing)).mean()
+    assert false_positive_rate(known, unknown) == pytest.approx(expected)
+
+
+def test_unknown_images_are_scored_by_softmax_and_by_energy():
+    known = torch.tensor([[5.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    unknown = torch.tensor([[9.0, 8.0], [0.5, -3.0]], dtype=torch.float64)
+
+    def softmax(row):
+        return max(np.exp(row)) / sum(np.exp(row))
+
+    def energy(row):
+        return np.log(sum(np.exp(row)))
+
+    found = detection_figures(known, unknown)
+    for score, name in ((softmax, ""), (energy, "_energy")):
+        scores = [[score(row) for row in rows.numpy()] for rows in (known, unknown)]
+        pairs = [(a > b) + (a == b) / 2 for a in scores[0] for b in scores[1]]
+        assert found[f"auroc{name}"] == pytest.approx(100 * np.mean(pairs))
+        passed = [b >= min(scores[0]) for b in scores[1]]
+        assert found[f"fpr95{name}"] == pytest.approx(100 * np.mean(passed))
+    assert found["auroc"] != found["auroc_energy"]
+
+
+def test_a_class_that_may_not_be_answered_does_not_change_a_score():
+    logits = torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 9.0]], dtype=torch.float64)
+    shut = logits.clone()
+    shut[:, 2] = -torch.inf
+    assert detection_figures(shut, shut[:1]) == detection_figures(logits[:, :2], logits[:1, :2])
+
+
+def test_nan_logits_are_named():
+    logits = torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])
+    with pytest.raises(FedPGPError, match="logits are NaN"):
+        detection_figures(logits[:1], logits)
 
 
 def test_harmonic_mean():
