@@ -58,7 +58,8 @@ NAMES = {  # name: parameters in order; "name=default", and after "*" by keyword
 ALL_DATASETS = words(
     "emoji oxford_pets flowers102 dtd caltech101 food101 cifar10 cifar100 domainnet domainnet10 "
     "office_caltech10 eurosat fgvc_aircraft stanford_cars ucf101 sun397 imagenet imagenetv2 "
-    "imagenet_sketch imagenet_a imagenet_r tiny_imagenet office_home pacs folder hub"
+    "imagenet_sketch imagenet_a imagenet_r tiny_imagenet office_home pacs folder hub "
+    "fed_isic2019 camelyon17 flair"
 )
 ALL_METHODS = words(
     "zero_shot coop promptfl promptfl_ft fedprox fedper ditto scaffold fedpgp fedotp pfedprompt "

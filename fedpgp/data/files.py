@@ -1,6 +1,7 @@
 """What readers of public data sets share: finding and listing folders, fetching archives,
 opening files safely."""
 
+import csv
 import hashlib
 import json
 import os
@@ -235,6 +236,27 @@ def read_columns(path: Path, columns: int) -> list[list[str]]:
                 f"{path}, line {number}: {' '.join(row)!r} has {len(row)} columns, not {columns}"
             )
     return [[*row[:-1], row[-1].rstrip()] for row in rows]
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a head line.
+
+    Args:
+        path: of the file.
+        columns: that it must have.
+
+    Raises:
+        FedPGPError: it cannot be read, lacks a column, or a row is too short.
+    """
+    reader = csv.DictReader(read_lines(path))
+    lacks = [column for column in columns if column not in (reader.fieldnames or ())]
+    if lacks:
+        raise FedPGPError(f"{path} has no column {lacks[0]!r}; fetch the data set again")
+    rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if any(row[column] is None for column in columns):
+            raise FedPGPError(f"{path}, row {number} has too few columns; fetch the data set again")
+    return rows
 
 
 def read_json(path: Path) -> Any:

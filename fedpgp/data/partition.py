@@ -106,9 +106,12 @@ def partition(
         if not chosen.evened_by:
             break
     if scheme == "natural":
+        many = options.get("clients_per_site", 1)
+        site = f"site {pool.domain_names[smallest[1] // many]}"
+        if many > 1:
+            site = f"a client of {site}"
         raise FedPGPError(
-            f"partition natural: site {pool.domain_names[smallest[1]]} has {_images(smallest)}; "
-            "give it more, or leave it out"
+            f"partition natural: {site} has {_images(smallest)}; give it more, or leave it out"
         )
     raise FedPGPError(
         _refusal(scheme, clients, {"training": min_size, "test": min_test_size}, smallest, options)

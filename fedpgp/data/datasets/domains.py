@@ -43,6 +43,7 @@ def build(
     val: Sequence[Row] | None,
     test: Sequence[Row],
     note: str,
+    template: str = TEMPLATE,
 ) -> Dataset:
     """The data set of these images, whose paths start at ``folder``.
 
@@ -63,7 +64,7 @@ def build(
         )
 
     return Dataset(
-        name, list(class_names), TEMPLATE, split(train), split(val), split(test), notes=(note,)
+        name, list(class_names), template, split(train), split(val), split(test), notes=(note,)
     )
 
 

@@ -459,6 +459,23 @@ def test_natural_makes_every_site_a_client_with_all_that_it_has():
         partition(labels, 3, "natural", 0)
 
 
+def test_clients_of_a_site_share_its_images_evenly():
+    rng = np.random.default_rng(0)
+    labels, sites = rng.integers(0, 3, 90), ["bern"] * 30 + ["oslo"] * 60
+    parts = partition(labels, 6, "natural", 5, domains=sites, clients_per_site=3)
+    assert [len(part) for part in parts] == [10, 10, 10, 20, 20, 20]
+    assert sorted(np.concatenate(parts[:3]).tolist()) == list(range(30))
+    whole = np.bincount(labels[30:], minlength=3) / 3
+    for part in parts[3:]:
+        assert np.abs(np.bincount(labels[part], minlength=3) - whole).max() <= 1
+    with pytest.raises(FedPGPError, match=r"has 3 clients a site: set clients=6 \(bern, oslo\)"):
+        partition(labels, 2, "natural", 0, domains=sites, clients_per_site=3)
+    with pytest.raises(FedPGPError, match="a client of site bern has 10 training images"):
+        partition(labels, 6, "natural", 0, domains=sites, clients_per_site=3, min_size=11)
+    with pytest.raises(FedPGPError, match="partition.clients_per_site=0 cannot work"):
+        partition(labels, 2, "natural", 0, domains=sites, clients_per_site=0)
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
