@@ -1,5 +1,5 @@
 """pFedMMA: adapters at the blocks of both towers, with a small layer in the middle that is shared
-(Ghiasvand et al., arXiv 2507.05394). No prompt: the text is "a photo of a {class}.".
+(Ghiasvand et al., ICLR 2026, arXiv 2507.05394). No prompt: the text is "a photo of a {class}.".
 
     x <- block(x) + alpha * up(relu(S relu(down(LN1(x)))))
          down (32, W), up (W, 32): of a tower and a block, personal

@@ -113,6 +113,21 @@ PUBLISHED = {
         "method.optimizer_state": "keep",
         "dataset.views": 1,  # dataloader/dm_federated.py, line 144
     },
+    "fedmap": {  # YipanWei/FedMAP, commit 12e05f1, Scripts/configs/datasets/fedisic.yaml
+        "model.name": "ViT-B-16-quickgelu",
+        "partition.scheme": "natural",
+        "rounds": 50,
+        "local_epochs": 1,
+        "shots": None,
+        "batch_size": 32,
+        "lr": 0.001,
+        "n_ctx": 16,
+        "context_init": "normal",
+        "training.optimizer": "sgd",
+        "training.schedule": "constant",  # single_step with gamma 1
+        "method.optimizer_state": "keep",
+        "dataset.views": "live",
+    },
 }
 
 
@@ -144,6 +159,16 @@ def test_a_recipe_made_of_another_has_its_methods_settings():
                 key for key in ours if key.startswith("method.") or key in ("n_ctx", "context_init")
             }
             assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}, method
+
+
+def test_fedmaps_medical_table():
+    """YipanWei/FedMAP, commit 12e05f1, Scripts/federated_main.py and Scripts/utils/utils.py."""
+    config = flat("experiment=fedmap_medical", "method=fedmap")
+    holds(config, clients=6, rounds=50, method__depth=12, method__tokens=1, method__weight=10.0)
+    holds(config, method__momentum=0.9, dataset__name="fed_isic2019")
+    holds(flat("experiment=fedmap_medical", "method=vpt"), method__tokens=1, method__depth=12)
+    more = ("dataset=camelyon17", "dataset.share=0.01", "clients=5")
+    holds(flat("experiment=fedmap_medical", "method=kgcoop", *more), method__weight=8.0)
 
 
 @pytest.mark.parametrize("name", OF_METHODS)

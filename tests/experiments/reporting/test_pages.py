@@ -55,8 +55,8 @@ def test_a_mean_over_fewer_clients_is_an_open_dot_with_a_note(tmp_path):
     text = write_report(tmp_path / "run").read_text()
     shown = page(tmp_path / "run" / "report.html").text
     assert (
-        text.count('class="open personal"') == 2 * 3 == text.count('class="open zero_shot"')
-    )  # local, base, novel
+        text.count('class="open personal"') == 2 * 5 == text.count('class="open zero_shot"')
+    )  # local, base, novel, calibration, worst tenth
     assert "not all clients answered (7 of 8 in round 2, 7 of 8 in round 4)" in shown
     assert "Of 7 of 8 clients" not in shown  # the last evaluation is of all
     edit(tmp_path / "run", absent([]))
@@ -74,7 +74,7 @@ def test_clients_that_were_not_drawn_are_no_missing_ones(tmp_path):
 
     edit(tmp_path / "run", drawn)
     text = write_report(tmp_path / "run").read_text()
-    assert text.count('class="open personal"') == 3  # local, base, novel
+    assert text.count('class="open personal"') == 5  # local, base, novel, calibration, worst tenth
     assert "not all clients answered (2 of 3 in round 2)" in text
 
 

@@ -526,15 +526,14 @@ def test_published_figures_stand_beside_ours(tmp_path, capsys, monkeypatch):
 def test_every_published_figure_can_be_read():
     from experiments.reporting.published_figures import PUBLISHED, published
     from experiments.settings import choices
+    from fedpgp.evaluation.figures import FIGURES
     from fedpgp.methods import METHODS
 
     files = [path.stem for path in PUBLISHED.glob("*.csv")]
     assert files and set(files) <= set(choices()["experiment"])
     for name in files:
         for row in published(name):
-            assert (
-                row.figure in ("local", "base", "novel", "hm3", "unseen") and 0 < row.value <= 100
-            )
+            assert row.figure in FIGURES and 0 < row.value <= 100
             assert row.where["method"] in METHODS
             assert set(row.mean_of) | {row.where["dataset"] or "emoji"} <= set(choices()["dataset"])
 

@@ -78,8 +78,8 @@ def test_fpr_is_at_the_highest_threshold_that_keeps_95_percent(images):
 
 
 def test_unknown_images_are_scored_by_softmax_and_by_energy():
-    known = torch.tensor([[5.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
-    unknown = torch.tensor([[9.0, 8.0], [0.5, -3.0]], dtype=torch.float64)
+    known = torch.tensor([[5.0, 1.0], [2.0, 0.5]], dtype=torch.float64)
+    unknown = torch.tensor([[9.0, 8.5], [0.5, -3.0]], dtype=torch.float64)
 
     def softmax(row):
         return max(np.exp(row)) / sum(np.exp(row))
