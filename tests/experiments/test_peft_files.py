@@ -42,7 +42,15 @@ def exported(to, method: str, *overrides: str, own: bool):
         params |= {n: t.unsqueeze(0) for n, t in fed.method.download_for(0, state).items()}
     classify = fed.method.personal_classifier if own else fed.method.global_classifier
     model = ClientModel(
-        config, fed, classify(params, fed.base), fed.base, 1, 0 if own else None, own, params
+        run="",
+        config=config,
+        federation=fed,
+        classifier=classify(params, fed.base),
+        classes=fed.base,
+        server_round=1,
+        client=0 if own else None,
+        has_own_prompt=own,
+        params=params,
     )
     return fed, export(model, to)
 
