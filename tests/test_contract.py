@@ -27,12 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 COMMANDS = {  # module: what its help names
     "experiments.run": ["resume=", "-m", "--cfg"],
-    "experiments.report": ["DIR"],
+    "experiments.report": ["DIR", "--site"],
     "experiments.bench": ["--json"],
     "experiments.evaluate": ["--run"],
     "experiments.predict": ["--run", "--client", "--state", "--json", "--csv", "images"],
     "experiments.export": ["--run", "--client", "--to"],
     "experiments.deploy": ["local"],
+    "experiments.verify": ["CELL|RUN_DIR|TABLE", "--all", "--budget", "--submission"],
     "experiments.serve": ["--run", "--client", "--state", "--host", "--port"],
 }
 BENCHMARKS = ["cohort", "features", "federation", "growth", "methods", "step"]

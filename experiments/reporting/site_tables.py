@@ -197,19 +197,30 @@ def _drawn(section: Section, folder: Path) -> dict[str, Any]:
     return {
         "anchor": section.anchor,
         "name": section.experiment,
-        "headline": comparison_headline([row for *_, row in named], False),
+        "headline": _headline([row for *_, row in named], common),
         "common": words_of(common),
         "labels": labels,
         "columns": columns,
         "rows": [
-            _row(row, style, section, labels, ranges) | {"beside": id(row) not in own}
-            for row, style in zip(rows, styles, strict=True)
+            _row(row, style, section, labels, ranges)
+            | {"beside": id(row) not in own, "first": k > 0 and row.task != rows[k - 1].task}
+            for k, (row, style) in enumerate(zip(rows, styles, strict=True))
         ],
         "trade_off": trade_off_chart(named),
         "cost": cost_chart(named),
         "published": as_html(published) if published else "",
         "runs": [_runs_of(row, name, folder) for name, _, row in named if _made_it(row)],
     }
+
+
+def _headline(rows: Sequence[Row], common: Mapping[str, str]) -> str:
+    """Return what the rows say that can be compared; of several such blocks, the largest."""
+    tasks = [row.task for row in rows]
+    task = max(dict.fromkeys(tasks), key=tasks.count)
+    block = [row for row in rows if row.task == task]
+    same = {key: v for key, v in common_labels(block).items() if key not in common}
+    where = f"With {words_of(same)}: " if same and len(block) < len(rows) else ""
+    return where + comparison_headline(block, False)
 
 
 def _made_it(row: Row) -> bool:
