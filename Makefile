@@ -13,10 +13,10 @@ NEWEST := $(CURDIR)/build/newest
 VERSION := 'import importlib.metadata as m; print(m.version("flwr"))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick test slow lint newest docs site clean
+.PHONY: help setup run quick test slow paper-smoke lint newest docs site clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  ARGS=\"…\"      overrides for make run, arguments for make test; PYTHON=…  the interpreter (3.11 or later)"
 
 setup: $(STAMP) ## the environment, in .venv
@@ -34,6 +34,9 @@ test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests
 
 slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+paper-smoke: $(STAMP) ## the first cell of every published table, in miniature; under 15 minutes on two idle cores
+	@$(BIN)/python -m tests.helpers.paper_smoke $(ARGS)
 
 lint: $(STAMP) ## ruff: style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

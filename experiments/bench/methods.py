@@ -44,11 +44,18 @@ class Case:
     step: StepContext
 
     @classmethod
-    def of(cls, method: Method) -> "Case":
+    def of(cls, method: Method, images: int | None = None) -> "Case":
         """Return a client in its second round, with what the server sends it and the method
-        precomputes."""
+        precomputes.
+
+        Args:
+            method: what it trains.
+            images: of its batch; None takes the benchmark's number.
+        """
         task, shared = method.task, method.init_shared(generator(0, "shared"))
-        batch = random_batch(method, 1, IN_TOWER if "pixels" in method.inputs else IMAGES)
+        if images is None:
+            images = IN_TOWER if "pixels" in method.inputs else IMAGES
+        batch = random_batch(method, 1, images)
         classes = task.class_set(range(len(task.class_names)))
         server_state = {
             name: torch.ones_like(tensor) if name == "known" else torch.randn_like(tensor)

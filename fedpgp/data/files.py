@@ -57,6 +57,22 @@ class Source:
     archives: tuple[Archive, ...] = ()
 
 
+class MissingData(FedPGPError):
+    """A data set is not there.
+
+    Attributes:
+        source: where it comes from.
+        folder: the one that it is looked for in first.
+    """
+
+    def __init__(self, text: str, source: Source, folder: Path):
+        super().__init__(text)
+        self.source, self.folder = source, folder
+
+    def __reduce__(self):
+        return type(self), (str(self), self.source, self.folder)
+
+
 Marker = str | tuple[str, ...]
 """A file or folder that must be there, or several of which one must."""
 
@@ -73,7 +89,8 @@ def locate(
     ``markers``; fetched first if asked.
 
     Raises:
-        FedPGPError: there is none; says what to fetch, from where, how large, and where to put it.
+        MissingData: there is none; says what to fetch, from where, how large, and where to put it.
+        FedPGPError: it was not unpacked to the end, or cannot be fetched.
     """
     unfinished = root / f".{name}.unfinished"  # there while archives are unpacked
     found = _find(root, folders, markers)
@@ -96,11 +113,12 @@ def locate(
     )
     others = f" (or in {' or '.join(folders[1:])})" if len(folders) > 1 else ""
     by_itself = ", or set dataset.download=true," if source.archives else ""
-    raise FedPGPError(
+    text = (
         f"data set {name} is not in {root}: fetch {source.page} ({source.size}){by_itself} so "
         f"that {wanted} exist{others}; another place is dataset.root=FOLDER or the environment "
         f"variable {DATA_VARIABLE}"
     )
+    raise MissingData(text, source, root / folders[0])
 
 
 def _find(root: Path, folders: Sequence[str], markers: Sequence[Marker]) -> Path | None:

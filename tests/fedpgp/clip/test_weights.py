@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from fedpgp.clip import load_clip
+from fedpgp.clip import FrozenCLIP, load_clip
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
+from tests.helpers.weights import save_archive, save_folder
 
 open_clip = import_open_clip()
-convert_weights_to_fp16 = import_open_clip().model.convert_weights_to_fp16
 
 TEXTS = ["a photo of a cat.", "a photo of a tree."]
 SIZES = {
@@ -59,52 +59,37 @@ def expected(model):
         return model.encode_text(open_clip.tokenize(TEXTS), normalize=True)
 
 
-class AsOpenAI(nn.Module):
-    """A module with the tensors, names and half precision of OpenAI's archives: openai/CLIP
-    ea41722, clip/model.py, ``convert_weights`` (half of it is half precision) and ``build_model``
-    (input_resolution, context_length and vocab_size stand among the weights)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        half = copy.deepcopy(model)
-        convert_weights_to_fp16(half)
-        for name, tensor in half.state_dict().items():
-            self._put(name, tensor)
-        for name, number in (
-            ("input_resolution", 16),
-            ("context_length", 77),
-            ("vocab_size", 49408),
-        ):
-            self.register_buffer(name, torch.tensor(number))
-
-    def _put(self, name: str, tensor: torch.Tensor) -> None:
-        at: nn.Module = self
-        *path, last = name.split(".")
-        for part in path:
-            if not hasattr(at, part):
-                at.add_module(part, nn.Module())
-            at = getattr(at, part)
-        at.register_parameter(last, nn.Parameter(tensor.clone(), requires_grad=False))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.logit_scale
-
-
 @pytest.fixture(scope="module")
 def archive(model, tmp_path_factory):
-    file = tmp_path_factory.mktemp("openai") / "Mini.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.trace(AsOpenAI(model), torch.ones(1)).save(str(file))
-    return file
+    return save_archive(model, tmp_path_factory.mktemp("openai") / "Mini.pt")
 
 
-def test_openais_archive_is_read_and_its_activation_known(archive, expected):
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def features(clip):
+    """Of texts and images."""
+    return clip.encode_texts(TEXTS), clip.encode_images(PIXELS)
+
+
+def same_to_the_bit(ours, theirs):
+    """Whether a loaded model and a model of open_clip's, frozen as ours is, are one."""
+    state, frozen = ours.model.state_dict(), FrozenCLIP(copy.deepcopy(theirs))
+    equal = [torch.equal(state[key], tensor) for key, tensor in theirs.state_dict().items()]
+    equal += [torch.equal(*pair) for pair in zip(features(ours), features(frozen), strict=True)]
+    return all(equal) and len(state) == len(theirs.state_dict())
+
+
+def test_openais_archive_is_read_and_its_activation_known(archive, model, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is left to say
         clip = load_clip("Mini-quickgelu", str(archive))
     assert clip.dtype == torch.float32
     assert_close(clip.encode_texts(TEXTS), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        theirs = open_clip.load_openai_model(str(archive), precision="fp32", device="cpu")
+    assert same_to_the_bit(clip, theirs) and same_to_the_bit(clip, model)
     with pytest.raises(
         FedPGPError, match="archive of OpenAI's, whose models have QuickGELU.*=Mini-quickgelu"
     ):
@@ -127,7 +112,13 @@ def test_the_same_weights_in_every_form(form, model, expected, tmp_path):
     else:
         torch.save({"epoch": 3, "state_dict": state} if "wrapped" in form else state, file)
     tolerance = {"atol": 0.02, "rtol": 0} if form == "bfloat16" else {}
-    assert_close(load_clip("Mini-quickgelu", str(file)).encode_texts(TEXTS), expected, **tolerance)
+    clip = load_clip("Mini-quickgelu", str(file))
+    assert_close(clip.encode_texts(TEXTS), expected, **tolerance)
+    theirs = open_clip.create_model("Mini-quickgelu", pretrained=str(file))
+    assert same_to_the_bit(clip, theirs)
+    assert same_to_the_bit(clip, model) == (form != "bfloat16")
+    other = load_clip("Mini", str(file))  # the other activation: other features, hence the warning
+    assert not torch.equal(features(other)[1], features(clip)[1])
 
 
 @pytest.mark.parametrize(
@@ -151,6 +142,21 @@ def test_a_folder_with_weights_of_any_kind(file, model, expected, tmp_path):
         FedPGPError, match=f"the weights in {tmp_path} cannot be loaded: it cannot be read"
     ):
         load_clip(f"local-dir:{tmp_path}")
+
+
+def test_a_repository_of_the_hub_in_its_cache(model, tmp_path, monkeypatch):
+    """As ``hf download`` leaves it (LAION's and DFN's weights are such repositories); nothing is
+    asked of the network."""
+    import huggingface_hub.constants as hub
+
+    repository = tmp_path / "models--somebody--Mini"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    config = open_clip.get_model_config("Mini-quickgelu")
+    save_folder(model, config, repository / "snapshots" / "abc")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    assert same_to_the_bit(load_clip("hf-hub:somebody/Mini"), model)
 
 
 def test_weights_in_several_parts_are_said_to_be(model, tmp_path):
