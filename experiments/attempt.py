@@ -13,10 +13,13 @@ from clients.private_state import PrivateStore, owner
 from experiments.callbacks.base import Callbacks
 from experiments.callbacks.checkpoint import CheckpointMark, marked_length
 from experiments.callbacks.console import Console
+from experiments.callbacks.live_report import LiveReport
 from experiments.callbacks.loggers.base import make_logger
 from experiments.callbacks.run_folder import RunFolderCallback
 from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
 from experiments.membership import KEYS, check_members, record_members
+from experiments.monitoring.folders import RunMetrics
+from experiments.monitoring.server import MetricsServer
 from experiments.overrides import typed, user_path
 from experiments.reporting.formatting import format_attackers, format_privacy
 from experiments.resume_rules import may_change_on_resume
@@ -100,7 +103,25 @@ class Attempt:
         self.job = Job(run, store.attempt, store.give_configuration(self._text), place, 0)
         self.record = RunFolderCallback(folder, config["partition"])
         self.logger = make_logger(folder.path, config, run, console.warn)
-        self._callbacks = Callbacks([self.record, console, self.logger, CheckpointMark(folder)])
+        runtime = Config.of(config).runtime
+        live = [LiveReport(folder.path, console.warn)] if runtime.live else []
+        self._callbacks = Callbacks(
+            [self.record, console, self.logger, *live, CheckpointMark(folder)]
+        )
+        self._metrics: MetricsServer | None = None
+        if runtime.metrics_port is not None:
+            of_run = RunMetrics(folder.path, config["rounds"])
+            self._metrics = MetricsServer(runtime.metrics_host, runtime.metrics_port, of_run)
+
+    def close(self, summary: Mapping | None) -> None:
+        """End what watches the run.
+
+        Args:
+            summary: of the run, for its logger; None where it has none.
+        """
+        if self._metrics is not None:
+            self._metrics.close()
+        self.logger.close(summary)
 
     @property
     def encoded_before(self) -> float:

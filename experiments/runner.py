@@ -156,7 +156,7 @@ def _run(
         summary = save_what_there_is(folder, config, server, console)
     finally:
         if attempt is not None:
-            attempt.logger.close(summary)
+            attempt.close(summary)
         console.close()
     before = attempt.encoded_before if attempt else 0.0
     console.summary(summary, folder.path, time.perf_counter() - began, again, before)

@@ -34,6 +34,8 @@ COMMANDS = {  # module: what its help names
     "experiments.export": ["--run", "--client", "--to"],
     "experiments.deploy": ["local"],
     "experiments.verify": ["CELL|RUN_DIR|TABLE", "--all", "--budget", "--submission"],
+    "experiments.doctor": ["--experiment", "--json"],
+    "experiments.metrics": ["--state", "--run", "--port"],
     "experiments.serve": ["--run", "--client", "--state", "--host", "--port"],
 }
 BENCHMARKS = ["cohort", "features", "federation", "growth", "methods", "step"]
@@ -127,6 +129,8 @@ KEYS = [  # groups as choices, then values; the later ones need the earlier choi
     "runtime.round_timeout=60",
     "runtime.min_clients=2",
     "runtime.debug=true",
+    "runtime.live=true",
+    "runtime.metrics_port=9100",
 ]
 KEYS_OF_CHOICES = [  # keys that another choice of a group has
     ["attack=backdoor", "attack.share=0.1", "attack.scale=2"],

@@ -45,14 +45,15 @@ _CLIENTS_AS_BUBBLES = 120
 _TILES_A_DOMAIN = 12
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, refresh: int | None = None) -> Path:
     """Write `run_dir/report.html` from the files of the run folder and return its path.
 
     A run that did not finish gets a page of what there is. Raises FedPGPError naming a file that is
-    damaged, or that cannot be written.
+    damaged, or that cannot be written. `refresh`: seconds after which the page loads itself again,
+    while the run is at work.
     """
     path = Path(run_dir) / "report.html"
-    write_atomically(path, render_run(read_run(run_dir)).encode())
+    write_atomically(path, render_run(read_run(run_dir), refresh).encode())
     return path
 
 
@@ -79,8 +80,8 @@ def _without_unseen(value: object) -> object:
     return printable(value) if type(value) is str else value
 
 
-def render_run(run: Run) -> str:
-    """Return the page of one run as HTML text."""
+def render_run(run: Run, refresh: int | None = None) -> str:
+    """Return the page of one run as HTML text; `refresh` as in `write_report`."""
     tables = [
         ("Domain by domain", domain_table(run)),
         ("Other data sets", table_of(run, "datasets")),
@@ -91,6 +92,7 @@ def render_run(run: Run) -> str:
         environment()
         .get_template("template.html.j2")
         .render(
+            refresh=refresh,
             method=title(run.choice("method")),
             dataset=run.choice("dataset"),
             model=run.choice("model"),

@@ -179,6 +179,9 @@ class RuntimeSection(Section):
     min_report: int = whole(least=1, missing=1)
     max_step: float = number(above=0, missing=inf)
     debug: bool = flag(missing=False)
+    live: bool = flag(missing=False)
+    metrics_port: int | None = whole(least=1, most=65535, null="for none", missing=None)
+    metrics_host: str = text(missing="127.0.0.1")
 
 
 @dataclass(frozen=True, kw_only=True)
