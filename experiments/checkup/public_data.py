@@ -50,10 +50,14 @@ FACTS = {
     "imagenet_r": Facts(200, 0, 30_000),
     "tiny_imagenet": Facts(200, 100_000, 10_000, RESEARCH),
     "office_home": Facts(65, 12_470, 3_118),
+    "fed_isic2019": Facts(8, 18_597, 4_650, "CC BY-NC 4.0"),
+    "camelyon17": Facts(2, 410_359, 45_595, "CC0"),
+    "flair": Facts(17, 343_262, 85_816, "CC BY-NC 4.0"),
     "pacs": Facts(7, 8_977, 9_991),
 }
-"""By the name of the reader. domainnet10: what ten of 345 classes have on average; office_caltech10
-and office_home: four fifths and one fifth of all."""
+"""By the name of the reader. domainnet10: what ten of 345 classes have on average;
+office_caltech10, office_home and flair: four fifths and one fifth of all; camelyon17: nine tenths
+and one."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from PIL import Image
 
 from fedpgp.data.datasets.cifar import SUPERCLASSES
 from fedpgp.data.datasets.domainnet import DOMAINS, TEN
+from fedpgp.data.datasets.fed_isic2019 import CLASSES as ISIC_CLASSES
+from fedpgp.data.datasets.fed_isic2019 import IMAGES as ISIC_IMAGES
 from fedpgp.data.datasets.office_caltech10 import CLASSES as OFFICE_CLASSES
 from fedpgp.data.datasets.office_caltech10 import DOMAINS as OFFICE_DOMAINS
 
@@ -54,6 +56,7 @@ def public_data(root: Path) -> Path:
     _cifar(root)
     _domainnet(root / "domainnet")
     _fedbn(root / "office_caltech_10")
+    _isic(root / "fed_isic2019")
     return root
 
 
@@ -174,3 +177,13 @@ def _fedbn(folder: Path) -> None:
     for (domain, part), rows in lists.items():
         content = tuple(np.array(column) for column in zip(*rows, strict=True))
         (folder / f"{domain}_{part}.pkl").write_bytes(pickle.dumps(content, protocol=2))
+
+
+def _isic(folder: Path) -> None:
+    lines = ["image,target,center,fold\n"]
+    kinds = [str(label) for label in range(len(ISIC_CLASSES))]
+    for part, centre, name, label, number in _in_domains(list(map(str, range(6))), kinds):
+        image = f"ISIC_{number:04d}{centre}{name}"
+        picture(folder / ISIC_IMAGES[0] / f"{image}.jpg", label, number)
+        lines.append(f"{image},{label},{centre},{part}\n")
+    (folder / "train_test_split").write_text("".join(lines))
