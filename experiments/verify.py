@@ -212,17 +212,19 @@ def _print(found: Verdict) -> None:
 
 
 def _record(found: Verdict) -> dict:
-    """Return a verdict as JSON has it: what is missing is null."""
-
-    def plain(value: object) -> object:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    figures = [
-        {key: plain(value) for key, value in asdict(figure).items()} | {"inside": figure.inside}
-        for figure in found.figures
-    ]
+    """Return a verdict as JSON has it."""
+    figures = [asdict(figure) | {"inside": figure.inside} for figure in found.figures]
     numbers = dict(zip(("compared", "equal"), found.details, strict=True))
-    return {**asdict(found), "figures": figures, "details": numbers}
+    return _plain({**asdict(found), "figures": figures, "details": numbers})
+
+
+def _plain(value: object) -> object:
+    """Return a value with null for each number that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, value: object) -> None:

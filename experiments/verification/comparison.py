@@ -20,7 +20,6 @@ training amplifies that."""
 _OF_FEW = {"worst10": 3.0}
 """Figures of a tenth of the clients: their rounding is about the square root of ten as large."""
 _COSTS = ("bytes_up", "bytes_down")
-_COST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Figure:
     """One figure, as recorded and made again.
 
     Attributes:
-        name: ``personal.local``, ``bytes_up``.
+        name: ``personal.local``.
         recorded, again: its values; NaN where there is none.
         allowed: by how much they may differ.
     """
@@ -51,7 +50,7 @@ class Figure:
 
     @property
     def inside(self) -> bool:
-        """Whether the difference is allowed; a figure that only one of them has is outside."""
+        """Whether the difference is allowed; a figure that is gone is outside."""
         return self.equal or abs(self.difference) <= self.allowed
 
 
@@ -67,7 +66,7 @@ class Verdict:
         details: how many numbers of ``summary.json`` beside them were compared, and how many of
             these are equal to the bit.
         settings: ``(key, recorded, by its command)`` where the two differ.
-        environment: ``(what, recorded, here)`` where versions, commit or processor differ.
+        environment: ``(what, recorded, here)`` where versions, commit, processor or bytes differ.
         seconds: that the run took this time.
     """
 
@@ -83,11 +82,11 @@ class Verdict:
 
 
 def figures_of(summary: Mapping) -> dict[str, float]:
-    """Return the figures of a summary that are means over the clients, and what was sent.
+    """Return the figures of a summary that are means over the clients.
 
     Returns:
         ``personal.local`` and so on (percent), ``onboarding.WAY.BUDGET.STEPS``,
-        ``attack.success_rate.MODEL``, ``bytes_up``, ``bytes_down`` -> value.
+        ``attack.success_rate.MODEL`` -> value.
     """
     found: dict[str, float] = {}
     for model in MODELS:
@@ -99,7 +98,6 @@ def figures_of(summary: Mapping) -> dict[str, float]:
     for row in (summary.get("onboarding") or {}).get("results", ()):
         name = f"onboarding.{row['way']}.{row['budget']}.{row['steps']}"
         found[name] = number(row.get("unseen"))
-    found |= {name: number(summary.get(name)) for name in _COSTS}
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
@@ -126,24 +124,25 @@ def spread_of(run: Run, others: Sequence[Run]) -> dict[str, float]:
 def compare(
     recorded: Mapping, again: Mapping, spread: Mapping[str, float], rounding: float = ROUNDING
 ) -> tuple[list[Figure], tuple[int, int]]:
-    """Return the figures of two summaries side by side, and how many of all other numbers of their
-    accuracies are equal to the bit (how many there are, how many are equal).
+    """Return the figures of two summaries side by side, and how many of all numbers of their
+    accuracies are equal to the bit (how many there are, how many are equal). What only the second
+    has is newer than the first.
 
     Args:
         recorded, again: two ``summary.json``.
         spread: figure -> standard deviation over the seeds.
         rounding: points that a mean over the clients may differ by.
     """
-    one, other = figures_of(recorded), figures_of(again)
-    figures = []
-    for name in dict.fromkeys([*one, *other]):
-        first, second = one.get(name, math.nan), other.get(name, math.nan)
-        if name in _COSTS:
-            allowed = _COST_SHARE * abs(number(first))
-        else:
-            few = _OF_FEW.get(name.partition(".")[2], 1.0)
-            allowed = max(rounding * few, spread.get(name, 0.0))
-        figures.append(Figure(name, first, second, allowed))
+    other = figures_of(again)
+    figures = [
+        Figure(
+            name,
+            value,
+            other.get(name, math.nan),
+            max(rounding * _few(name), spread.get(name, 0.0)),
+        )
+        for name, value in figures_of(recorded).items()
+    ]
     before, after = _numbers(recorded), _numbers(again)
     same = sum(before[key] == after.get(key) for key in before)
     return figures, (len(before), same)
@@ -167,18 +166,18 @@ def reason_of(
     """Return the verdict on a run that was made again, in a sentence."""
     if status == EQUAL:
         return f"to the bit in all {len(figures)} figures"
-    points = [f for f in figures if f.name not in _COSTS and not math.isnan(f.difference)]
+    points = [figure for figure in figures if not math.isnan(figure.difference)]
     most = max(points, key=lambda f: abs(f.difference), default=None)
     if status == INSIDE:
         far = 0.0 if most is None else abs(most.difference)
-        within = [f for f in points if abs(f.difference) > rounding * _few(f)]
+        within = [f for f in points if abs(f.difference) > rounding * _few(f.name)]
         why = "within the spread of its seeds" if within and spread else "within rounding"
         where = ", though versions and processor are the same" if same_environment else ""
         return f"{why}: at most {far:.2g} points{where}"
     wrong = [figure for figure in figures if not figure.inside]
     missing = [figure.name for figure in wrong if math.isnan(figure.difference)]
     if missing:
-        return f"only one of the two has {', '.join(missing[:4])}"
+        return f"the new run has no {', '.join(missing[:4])}"
     worst = max(wrong, key=lambda f: abs(f.difference) / max(f.allowed, 1e-12))
     beside = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (
@@ -187,8 +186,15 @@ def reason_of(
     )
 
 
-def _few(figure: Figure) -> float:
-    return _OF_FEW.get(figure.name.partition(".")[2], 1.0)
+def different_costs(recorded: Mapping, again: Mapping) -> list[tuple[str, Any, Any]]:
+    """Return ``(what, recorded, again)`` of the bytes that are not the same: an evaluation of
+    another version may send more figures."""
+    both = [(name, recorded.get(name), again.get(name)) for name in _COSTS]
+    return [entry for entry in both if entry[1] != entry[2]]
+
+
+def _few(name: str) -> float:
+    return _OF_FEW.get(name.partition(".")[2], 1.0)
 
 
 def _numbers(summary: Mapping) -> dict[str, float]:

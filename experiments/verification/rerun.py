@@ -23,6 +23,7 @@ from experiments.verification.comparison import (
     ROUNDING,
     Verdict,
     compare,
+    different_costs,
     figures_of,
     reason_of,
     spread_of,
@@ -73,6 +74,7 @@ def verify(
     status = status_of(figures, details)
     environment = differing_environment(run.config, again.config)
     reason = reason_of(status, figures, spread, rounding, not environment)
+    environment += different_costs(run.summary, again.summary)
     if status == OUTSIDE and settings:
         keys = ", ".join(key for key, _, _ in settings)
         reason += f"; settings are not those that its command makes: {keys}"
