@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from clients.node_config import ERRORS
+from experiments import metrics
 from experiments.callbacks.checkpoint import CheckpointMark
 from experiments.callbacks.live_report import LiveReport
 from experiments.monitoring.exposition import Metric, exposition
@@ -108,17 +109,17 @@ def test_a_live_report_loads_itself_again_until_the_run_has_ended(watched):
 
 
 def test_what_is_half_written_or_rolled_back_is_no_figure(tmp_path):
-    metrics, path = RunMetrics(tmp_path, 3), tmp_path / "metrics.jsonl"
-    assert scraped(exposition(metrics()))["fedpgp_rounds", ""] == 3
+    of_run, path = RunMetrics(tmp_path, 3), tmp_path / "metrics.jsonl"
+    assert scraped(exposition(of_run()))["fedpgp_rounds", ""] == 3
     one = json.dumps({"kind": "train", "round": 1, "loss": 2.0, "dropped": [{"client": 1}]})
     two = json.dumps({"kind": "train", "round": 2, "loss": 1.0, "dropped": []})
     path.write_text(f"{one}\n{two[:10]}")
-    assert scraped(exposition(metrics()))["fedpgp_round", ""] == 1
+    assert scraped(exposition(of_run()))["fedpgp_round", ""] == 1
     path.write_text(f"{one}\n{two}\nnonsense\n")
-    found = scraped(exposition(metrics()))
+    found = scraped(exposition(of_run()))
     assert (found["fedpgp_round", ""], found["fedpgp_dropped_total", ""]) == (2, 1)
     path.write_text(f"{one}\n")
-    found = scraped(exposition(metrics()))
+    found = scraped(exposition(of_run()))
     assert (found["fedpgp_round", ""], found["fedpgp_dropped_total", ""]) == (1, 1)
 
 
@@ -144,6 +145,15 @@ def test_a_node_tells_of_its_state_dir_alone(tmp_path):
             MetricsServer("127.0.0.1", server.port, NodeMetrics(tmp_path))
     finally:
         server.close()
+
+
+def test_the_command_names_a_folder_that_is_none(tmp_path, capsys):
+    for words, said in (
+        (["--state", str(tmp_path / "nowhere")], "nowhere is no folder"),
+        (["--run", str(tmp_path)], "is no run's folder"),
+    ):
+        assert metrics.main(words) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_live_report_that_cannot_be_written_is_told_once(tmp_path):

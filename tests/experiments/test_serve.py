@@ -5,9 +5,12 @@ import io
 import json
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 import zlib
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 
 pytest.importorskip("fastapi")
@@ -295,7 +299,50 @@ def test_requests_that_wait_are_answered_together():
     assert after.tolist() == [3]
 
 
-def test_the_command_serves_a_run(run, model, pictures):
+def check_served(address: str, model, pictures: list[bytes]) -> None:
+    """What a client of the server sees."""
+
+    def get(path, data=None):
+        with urllib.request.urlopen(f"{address}{path}", data, timeout=60) as reply:
+            assert "server" not in reply.headers
+            return json.loads(reply.read())
+
+    assert get("/health") == {"status": "ok"}
+    assert get("/version")["prompt"] == model.digest
+    answer = get("/predict", pictures[0])["predictions"][0]
+    (expected,) = predict.predict(model, [Image.open(io.BytesIO(pictures[0])).convert("RGB")])
+    np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-5)
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        get("/predict", b"words")
+
+
+def test_the_command_serves_a_run(run, model, pictures, monkeypatch):
+    servers = []
+
+    class Server(uvicorn.Server):
+        def __init__(self, config):
+            super().__init__(config)
+            servers.append(self)
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["--run", str(run), "--client", "0", "--port", str(port)]
+    thread = threading.Thread(target=serve.main, args=(words,), daemon=True)
+    thread.start()
+    while not (servers and servers[0].started) and thread.is_alive():
+        time.sleep(0.02)
+    try:
+        check_served(f"http://127.0.0.1:{port}", model, pictures)
+    finally:
+        servers[0].should_exit = True
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command(run, model, pictures):
+    """In a process of its own, on a port that the system chooses."""
     command = [sys.executable, "-m", "experiments.serve", "--run", str(run), "--client", "0"]
     server = subprocess.Popen(
         [*command, "--port", "0"],
@@ -306,19 +353,7 @@ def test_the_command_serves_a_run(run, model, pictures):
     )
     try:
         address = re.search(r"http://[\d.:]+", server.stdout.readline())[0]
-
-        def get(path, data=None):
-            with urllib.request.urlopen(f"{address}{path}", data, timeout=60) as reply:
-                assert "server" not in reply.headers
-                return json.loads(reply.read())
-
-        assert get("/health") == {"status": "ok"}
-        assert get("/version")["prompt"] == model.digest
-        answer = get("/predict", pictures[0])["predictions"][0]
-        (expected,) = predict.predict(model, [Image.open(io.BytesIO(pictures[0])).convert("RGB")])
-        np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-5)
-        with pytest.raises(urllib.error.HTTPError, match="422"):
-            get("/predict", b"words")
+        check_served(address, model, pictures)
         server.send_signal(signal.SIGINT)
         said = server.communicate(timeout=60)
         assert server.returncode == 0, said
