@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from experiments.reporting.formatting import format_setting
 from experiments.reporting.runs import Run
 from experiments.resume_rules import FIXED
 from experiments.settings import flatten
+from fedpgp.config import Config
 
 #: Settings that say where and how a run was carried out, not what it computed.
 _NOT_A_DIFFERENCE = {
@@ -98,12 +100,23 @@ def _settings(run: Run) -> dict[str, Any]:
         if not isinstance(config.get(group), dict) and group in config:
             config[group] = {"name": config[group]}  # a configuration that only names its choice
     flat = flatten(config)
+    flat |= {key: value for key, value in _defaults().items() if key not in flat}
     if "partition.scheme" in flat and "partition.name" not in flat:
         flat["partition.name"] = flat.pop("partition.scheme")
     return {  # nobody drops out, nobody attacks: no setting, as in a run from before there was one
         key: value
         for key, value in flat.items()
         if (value or key not in FIXED) and (value not in ("none", []) or key not in _NONE)
+    }
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """What stands for each setting that a run is too old to have, inside a group."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in Config.missing_values().items()
+        if "." in key
     }
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +219,11 @@ def _headline(rows: Sequence[Row], common: Mapping[str, str]) -> str:
     task = max(dict.fromkeys(tasks), key=tasks.count)
     block = [row for row in rows if row.task == task]
     same = {key: v for key, v in common_labels(block).items() if key not in common}
+    bare = [
+        replace(row, labels={k: v for k, v in row.labels.items() if k not in same}) for row in block
+    ]
     where = f"With {words_of(same)}: " if same and len(block) < len(rows) else ""
-    return where + comparison_headline(block, False)
+    return where + comparison_headline(bare, False)
 
 
 def _made_it(row: Row) -> bool:
