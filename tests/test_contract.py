@@ -68,7 +68,7 @@ ALL_METHODS = words(
     "zero_shot coop promptfl promptfl_ft fedprox fedper ditto scaffold fedpgp fedotp pfedprompt "
     "fedtpg dp_fpl pfedmoap fedpha pfedmma fedmgp promptfolio fedmvp fedclip fedamp cocoop plot "
     "proda prograd kgcoop promptsrc maple vpt prototype ridge fedpgp_lifelong "
-    "fed_cprompt fedmap "
+    "fed_cprompt pilora fedmap "
     "fedit ffa_lora fedsa_lora flexlora fedex_lora fedpgp_lora"
 )
 ALL_SCHEMES = words("iid dirichlet pathological shards domain domain_dirichlet pachinko natural")

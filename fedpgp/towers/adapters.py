@@ -103,7 +103,7 @@ class Adapters:
     Args:
         tensors: ``"LAYER.A"`` (n, L, b, in) and ``"LAYER.B"`` (n, L, out, b) of the L blocks with
             adapters.
-        first: the first of these blocks.
+        first: the first of these blocks; the others follow it.
         folds: of the tower.
         dense: layer -> (L, out, in), what is added to its weights for all sequences alike.
     """
@@ -139,7 +139,11 @@ class Adapters:
             flat_y, flat_x = (tensor.reshape(len(self), -1, tensor.shape[-1]) for tensor in (y, x))
             return self.add(block, layers, flat_y, flat_x).view_as(y)
         at = block - self.first
-        present = [layer for layer in layers if f"{layer}.A" in self.tensors]
+        present = [
+            layer
+            for layer in layers
+            if f"{layer}.A" in self.tensors and at < self.tensors[f"{layer}.A"].shape[1]
+        ]
         if not present:
             return y
         out = y.shape[-1] // len(layers)

@@ -21,8 +21,8 @@ OPTIONS = {
     "pfedmoap": {"experts": 3},
 }
 DECLARED = sorted(name for name, method in METHODS.items() if method.__dict__.get("per_image"))
-REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "zero_shot"}
-REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt", "pfedhn", "hyperfield"}
+REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "zero_shot", "pfedhn", "hyperfield"}
+REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt", "pilora"}
 
 
 def made(name, task, **options):
