@@ -1,10 +1,10 @@
 """Makes published runs again and says whether their figures hold.
 
-python -m experiments.verify RUN_DIR                        a run folder, or all below a folder
-python -m experiments.verify fedpgp/base2novel/emoji/1      a cell of the published tables
-python -m experiments.verify compare_all_vit --budget 20m   a table, as far as 20 minutes go
-python -m experiments.verify --all --budget 20m             a random sample of all tables
-python -m experiments.verify --submission RUN_DIR           a run folder of others, not run again
+python -m experiments.verify RUN_DIR                          a run folder, or all below a folder
+python -m experiments.verify compare_all/fedpgp/base2novel/1  a cell of the published tables
+python -m experiments.verify compare_all_vit --budget 20m     a table, as far as 20 minutes go
+python -m experiments.verify --all --budget 20m               a random sample of all tables
+python -m experiments.verify --submission RUN_DIR             a run folder of others, not run again
 
 A figure is equal to the bit; inside: within rounding (--rounding, in points), or within the spread
 of the seeds of its cell; or outside. A run that cannot be made again here is not comparable.
@@ -242,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         "targets",
         nargs="*",
         metavar="CELL|RUN_DIR|TABLE",
-        help="METHOD/PROTOCOL/DATASET/SEED, a folder, or an experiment",
+        help="EXPERIMENT/METHOD/PROTOCOL/SEED, a folder, or an experiment",
     )
     parser.add_argument("--all", action="store_true", help="a random sample of all kept runs")
     parser.add_argument("--budget", metavar="TIME", help="of all runs together: 90s, 20m, 1h")

@@ -44,7 +44,7 @@ def selected(cell: str) -> list[Run]:
         FedPGPError: no run has all of them.
 
     Example:
-        ``fedpgp/base2novel/emoji/1``, ``compare_all_vit``, ``privacy/promptfl/privacy.epsilon=8``
+        ``compare_all/fedpgp/base2novel/1``, ``compare_all_vit``, ``privacy/promptfl/privacy.epsilon=8``
     """
     words = [word for word in cell.split("/") if word]
     found = [run for run in measured_runs() if words and all(_is(run, word) for word in words)]
@@ -54,7 +54,7 @@ def selected(cell: str) -> list[Run]:
     which = f"no run that is kept has {', '.join(unknown)}" if unknown else "no run has all of them"
     tables = ", ".join(sorted({name_of(run) for run in measured_runs()}))
     raise FedPGPError(
-        f"{cell!r} is no folder and no cell: {which}. A cell is METHOD/PROTOCOL/DATASET/SEED, "
+        f"{cell!r} is no folder and no cell: {which}. A cell is EXPERIMENT/METHOD/PROTOCOL/SEED, "
         f"KEY=VALUE for other settings; tables are {tables or 'none'}"
     )
 
