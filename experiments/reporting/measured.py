@@ -44,7 +44,7 @@ def selected(cell: str) -> list[Run]:
         FedPGPError: no run has all of them.
 
     Example:
-        ``compare_all/fedpgp/base2novel/1``, ``compare_all_vit``, ``privacy/promptfl/privacy.epsilon=8``
+        ``compare_all/fedpgp/base2novel/1``, ``compare_all_vit``, ``privacy/privacy.epsilon=8``
     """
     words = [word for word in cell.split("/") if word]
     found = [run for run in measured_runs() if words and all(_is(run, word) for word in words)]
