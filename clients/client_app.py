@@ -179,9 +179,8 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                 ) as error:  # the same for each of them: they are not tried one by one
                     yield from ((client, request.reason(error)) for client in clients)
                     return
-                table = {row["id"]: row for row in client_table(federation.federated_split)}
-                for client in clients:
-                    yield client, json_reply(table[client])
+                for row in client_table(federation.federated_split, clients):
+                    yield row["id"], json_reply(row)
 
         return request.run(work)
 

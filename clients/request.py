@@ -172,7 +172,7 @@ class ClientRequest:
             if self.node_config.data_dir is not None:  # of its own images its own log speaks
                 for note in federation.dataset.notes:
                     print(f"note: {note}", file=sys.stderr, flush=True)
-            row = client_table(federation.federated_split)[self.node_config.client]
+            (row,) = client_table(federation.federated_split, [self.node_config.client])
             if not self.updates_only:
                 reply["row"] = row
             elif self.node_config.data_dir is not None and not row["train_images"]:

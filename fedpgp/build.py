@@ -23,6 +23,7 @@ from fedpgp.data.partitions.base import check_options
 from fedpgp.data.store import cache_folder
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.federation import Federation, Progress
+from fedpgp.inputs import FeatureSource
 from fedpgp.methods import Method, method_class
 from fedpgp.onboarding.check import check_onboarding
 from fedpgp.private_data import images_arrive, split_private_data
@@ -110,12 +111,17 @@ def _split(config: Config, given: Mapping) -> FederatedSplit:
     return poisoned(given, split_clients(request, config.protocol))
 
 
-def build_federation(config: Mapping, federated_split: FederatedSplit | None = None) -> Federation:
+def build_federation(
+    config: Mapping,
+    federated_split: FederatedSplit | None = None,
+    features: FeatureSource | None = None,
+) -> Federation:
     """Build the federation of a configuration.
 
     Args:
         config: a plain nested mapping, resolved; the keys are conf/'s.
         federated_split: another split than the configuration's own.
+        features: where image features come from; None: from the images, or the cache.
 
     Raises:
         FedPGPError: anything in the configuration that cannot work, by name.
@@ -153,7 +159,7 @@ def build_federation(config: Mapping, federated_split: FederatedSplit | None = N
         lambda: make_method(clip(), federated_split),
         dataset,
         federated_split,
-        partial(encoded, "features"),
+        features or partial(encoded, "features"),
         training,
         **{what: partial(encoded, what) for what in ("patches", "mirrored", "features_raw")},
         seed=chosen.seed,

@@ -1,16 +1,19 @@
 """Who owns how many images of which class, a row a client."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from fedpgp.protocols import FederatedSplit
 
 
-def client_table(federated_split: FederatedSplit) -> list[dict]:
-    """A row a client: id, domain, numbers of train and test images, whether it trains, and how
-    many of which class (nobody else's business where the images are the clients' own).
+def client_table(
+    federated_split: FederatedSplit, clients: Iterable[int] | None = None
+) -> list[dict]:
+    """A row for each of these clients (None: all): id, domain, numbers of train and test images,
+    whether it trains, and how many of which class (nobody else's business where the images are the
+    clients' own).
 
     A client whose training images change has ``phases`` too: from which round on it trains on how
     many; ``train_images`` counts those of all rounds.
@@ -19,11 +22,15 @@ def client_table(federated_split: FederatedSplit) -> list[dict]:
     names = dataset.class_names
 
     def counts(labels: np.ndarray) -> dict[str, int]:
-        found = Counter()
-        for i, n in zip(*np.unique(labels, return_counts=True), strict=True):
-            found[names[i]] += int(n)  # a published list may have a name twice
-        return dict(found)
+        found: dict[str, int] = {}
+        for label, images in sorted(Counter(labels.tolist()).items()):
+            name = names[label]  # a published list may have a name twice
+            found[name] = found.get(name, 0) + images
+        return found
 
+    everyone = federated_split.clients
+    numbers = range(len(everyone)) if clients is None else clients
+    chosen = ((client, everyone[client]) for client in numbers)
     return [
         {
             "id": client,
@@ -50,7 +57,7 @@ def client_table(federated_split: FederatedSplit) -> list[dict]:
             if client_split.phases
             else {}
         )
-        for client, client_split in enumerate(federated_split.clients)
+        for client, client_split in chosen
     ]
 
 

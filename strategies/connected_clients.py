@@ -1,5 +1,6 @@
 """The clients of a run as the server sees them: their table, and how they are asked."""
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -62,9 +63,10 @@ class ConnectedClients:
         runtime = config.runtime
         self._runtime, self._observer, self._stop = runtime, observer, stop
         self._left = frozenset(config.left)
-        self._number = federation.num_clients
+        self._number, self._nodes = federation.num_clients, nodes
         self.members = self._number - len(self._left)
-        self._private_data = federation.federated_split.private_data
+        self._split = federation.federated_split
+        self._private_data = self._split.private_data
         deployed = configuration is not None
         self._images_arrive = deployed and images_arrive(config)
         self._updates_only = updates_only(config.privacy, deployed=deployed)
@@ -78,7 +80,7 @@ class ConnectedClients:
                 replace(job, ask="handshake"),
                 configuration,
                 compatibility(federation),
-                None if self._private_data else client_table(federation.federated_split),
+                None if self._private_data else client_table(self._split),
                 observer.warn,
                 ClientKeys(runtime.seats, keys),
                 updates_only=self._updates_only,
@@ -108,7 +110,8 @@ class ConnectedClients:
         self._observer.stage("setting up the clients, encoding their images")
         exchange = Exchange()
         if self._registry is None:
-            self.table, exchange = queries.ask_table(self.ask, state)
+            table = json.loads(json.dumps(client_table(self._split)))  # as a node tells it
+            self.table, exchange = queries.set_up_nodes(self.ask, state, table, self._nodes)
         else:
             self.table = queries.wait_for_clients(
                 self._registry,

@@ -51,9 +51,7 @@ def read_handshake(content: RecordDict) -> dict:
     return checked(read)
 
 
-def read_row(
-    value: object, client: int, table: Sequence[Mapping] | None = None, *, simulated: bool = False
-) -> dict:
+def read_row(value: object, client: int, table: Sequence[Mapping] | None = None) -> dict:
     """Return a client's row of the table.
 
     Args:
@@ -61,8 +59,6 @@ def read_row(
         client: whose it is.
         table: the rows of clients whose images the server splits; None where their images are their
             own, and what they say of them is believed.
-        simulated: the node is this run's own, and tells how many images of which class the client
-            has.
 
     Raises:
         InvalidReply: it is none, or not what the server assigned.
@@ -87,7 +83,7 @@ def read_row(
     }
     if table is not None:
         return {**table[client], **row}
-    return {**value, **row} if simulated else row
+    return row
 
 
 def unknown_row(client: int) -> dict:

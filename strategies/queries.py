@@ -23,25 +23,27 @@ RETURN_PATIENCE = 60.0
 Ask = Callable[[Request, RunState], Replies]
 
 
-def ask_table(ask: Ask, state: RunState) -> tuple[Rows, Exchange]:
-    """Ask every client for its row of the table: domain, numbers of images, classes.
+def set_up_nodes(ask: Ask, state: RunState, table: Rows, nodes: int) -> tuple[Rows, Exchange]:
+    """Have every node of a simulation load its data and encode its images: one client of each is
+    asked for its row of the table, which has to be the server's.
 
     Args:
         ask: sends a request.
         state: of the run.
+        table: the clients' rows, as JSON has them.
+        nodes: number of nodes.
 
     Returns:
-        (the rows, what it cost).
+        (the rows, safe to print; what it cost).
     """
-    rows: dict[int, dict] = {}
 
     def check(client: int, content: RecordDict) -> None:
-        rows[client] = read_row(json_reply(content, ROW_BYTES), client, simulated=True)
+        read_row(json_reply(content, ROW_BYTES), client, table)
 
-    clients = list(range(len(state.committed)))
+    clients = list(range(min(nodes, len(table))))
     content = RecordDict({"config": ConfigRecord()})
     replies = ask(_query(state, clients, content, check, len(clients), "clients"), state)
-    return [rows[client] for client in clients], replies.exchange
+    return [read_row(row, c, table) for c, row in enumerate(table)], replies.exchange
 
 
 def ask_samples(

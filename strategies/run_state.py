@@ -138,8 +138,9 @@ class RunState:
         for client, own in figures.items():
             for name in own:
                 if name.startswith("zero_shot."):
-                    nothing = np.full(len(self.committed), np.nan)
-                    values = kept.setdefault(name, nothing)
+                    if name not in kept:
+                        kept[name] = np.full(len(self.committed), np.nan)
+                    values = kept[name]
                     values[client] = own[name] if np.isnan(values[client]) else values[client]
         self.zero_shot = dict(sorted(kept.items()))
         self.zero_shot_asked[list(asked)] = server_round

@@ -10,6 +10,8 @@ reference in the same process.
     features    image features: encoded once and kept, against encoded in every epoch
     federation  a round of the embedded federation against a loop over its clients; a whole run on
                 Ray: overhead, memory
+    clients     what a whole run costs with 100, 1,000 … clients that share made-up features:
+                set-up, round, evaluation, resuming, memory, disk (--per-round: of each round)
     privacy     a round with privacy against one without, simulations in turn
     image_privacy
                 a client's step with privacy=image against one without, and a loop over images
@@ -26,6 +28,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.bench import (
+    clients,
     cohort,
     features,
     federation,
@@ -48,6 +51,7 @@ BENCHES = {
     "growth": growth.rows,
     "features": features.rows,
     "federation": federation.rows,
+    "clients": clients.rows,
     "privacy": privacy.rows,
     "image_privacy": image_privacy.rows,
 }
@@ -76,7 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[50, 100],
         help="numbers of classes (default 50 100)",
     )
-    parser.add_argument("--clients", type=int, help="clients (default: 10 of a cohort, else 24)")
+    parser.add_argument(
+        "--clients",
+        type=_numbers,
+        metavar="N[,N...]",
+        help="clients (default: 10 of a cohort, else 24; clients: 100,1000,10000)",
+    )
+    parser.add_argument(
+        "--per-round", type=int, default=100, help="clients: that train in a round (default 100)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="clients: of Ray (default 2); 0: runtime=inline"
+    )
     parser.add_argument(
         "--images", type=int, default=512, help="features: images (default 512, at most 4550)"
     )
@@ -84,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rounds",
         type=int,
         default=10,
-        help="federation, privacy: rounds of the whole run (default 10)",
+        help="federation, clients, privacy: rounds of the whole run (default 10)",
     )
     parser.add_argument(
         "--model",
-        help="model (default ViT-B-16 with random weights; features, federation, privacy: tiny)",
+        help="model (default ViT-B-16 with random weights; of whole runs, features: tiny)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument(
@@ -111,8 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--json", type=user_path, metavar="FILE", help="write the rows and the machine to FILE"
     )
     options = parser.parse_args(arguments)
+    if options.what != "clients" and options.clients is not None:
+        if len(options.clients) > 1:
+            parser.error("--clients takes several numbers with clients alone")
+        (options.clients,) = options.clients
     _bench(options)
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    return [int(number) for number in text.split(",")]
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -48,7 +48,8 @@ def apportion(fractions: np.ndarray, images: int, owed: np.ndarray) -> np.ndarra
 
 def cut(rows: np.ndarray, counts: np.ndarray) -> Parts:
     """Cut rows into pieces of so many."""
-    return np.split(rows, np.cumsum(counts)[:-1])
+    ends = [*np.cumsum(counts)[:-1].tolist(), len(rows)]
+    return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def merge(pieces: list[Parts], clients: int) -> Parts:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from experiments.bench import image_privacy, measure, methods, step
+from experiments.bench import clients, image_privacy, measure, methods, step
 from experiments.bench.__main__ import main
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
@@ -61,6 +61,25 @@ def test_a_plot_without_the_package_that_draws_is_refused_first(tmp_path, capsys
     assert capsys.readouterr().err == (
         "error: --plot needs the package matplotlib: pip install 'fedpgp[plots]'\n"
     )
+
+
+def test_a_run_of_clients_without_pictures_is_measured_and_resumed(tmp_path):
+    overrides = clients.run_overrides(6, per_round=2, rounds=2, workers=0, device="cpu")
+    row = clients.measured(overrides, tmp_path / "run")
+    assert (row["clients"], row["per_round"], row["evaluated"]) == (6, 2, 6)
+    assert row["resume_seconds"] > 0 and row["server_mb"] > 0 and row["workers_mb"] == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    trained = [line["clients"] for line in metrics if line["kind"] == "train"]
+    assert trained == [2, 2, 2]  # and one after the run was resumed
+    assert row["private_files"] > 4 and 0 < row["private_mb"] < row["disk_mb"]
+    total = row["set_up_seconds"] + row["round_seconds"] + row["evaluation_seconds"]
+    assert total < row["total_seconds"]
+
+
+def test_several_numbers_of_clients_are_for_one_bench(capsys):
+    with pytest.raises(SystemExit):
+        main(["step", "--clients", "2,3"])
+    assert "--clients takes several numbers with clients alone" in capsys.readouterr().err
 
 
 @pytest.mark.slow
