@@ -36,6 +36,7 @@ def finish(
     and the result stands. ``newcomers``: of :func:`experiments.newcomers.onboard_newcomers`."""
     selection = config["protocol"].get("selection", "last")
     accuracy, rounds = select(folder.evaluations, selection)
+    last = folder.evaluations[-1] if folder.evaluations else {}
     summary = {
         "method": config["method"]["name"],
         "dataset": config["dataset"]["name"],
@@ -47,8 +48,10 @@ def finish(
         "clients": len(folder.table) or config["clients"],
         "status": status,
         "accuracy": accuracy,
-        "evaluated_clients": folder.evaluations[-1].get("clients") if folder.evaluations else None,
+        "evaluated_clients": last.get("clients"),
     }
+    if "standard_error" in last:
+        summary["standard_error"] = last["standard_error"]
     privacy = PrivacySection.of(config.get("privacy", {}))
     if updates_only(privacy, deployed=config["runtime"]["name"] == "flower"):
         summary["no_figures"] = NO_FIGURES

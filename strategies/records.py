@@ -8,7 +8,7 @@ from flwr.app import MetricRecord
 
 from fedpgp.attacks import Attackers
 from fedpgp.attacks.success import success_rates
-from fedpgp.evaluation import summarize
+from fedpgp.evaluation import standard_errors, summarize
 from fedpgp.evaluation.lifelong import task_accuracies
 from strategies.exchange import Traffic
 from strategies.observer import Rows
@@ -102,7 +102,7 @@ def evaluation_record(
     attackers: Attackers | None = None,
 ) -> dict:
     """Return the record of an evaluation; ``drawn_clients`` says how many were asked, where it was
-    not all of them.
+    not all of them, and ``standard_error`` how far that may be from the mean of all.
 
     Args:
         request: to the clients.
@@ -114,12 +114,16 @@ def evaluation_record(
     """
     honest = [row for row in rows if attackers is None or row["id"] not in attackers.clients]
     measured = attackers is not None and attackers.attack.measured
+    drawn = {}
+    if len(request.clients) < clients:
+        errors = standard_errors(honest, clients)
+        drawn = {"drawn_clients": len(request.clients), "standard_error": errors}
     return {
         "kind": "eval",
         "round": request.server_round,
         "clients": len(honest),
         "all_clients": clients,
-        **({"drawn_clients": len(request.clients)} if len(request.clients) < clients else {}),
+        **drawn,
         **summarize(honest),
         **task_accuracies(honest),
         **({"success_rate": success_rates(honest)} if measured else {}),

@@ -40,6 +40,10 @@ def participants(config: Config, able: int) -> int:
     return min(able, max(1, round(config.participation * able)))
 
 
+MOST_EVALUATED = 1000
+"""Clients that an evaluation asks at most, where ``evaluate_clients`` does not say how many."""
+
+
 def check_enough(config: Config, table: Sequence[Mapping], needed: int) -> None:
     """Refuse a run whose rounds could never have enough clients.
 
@@ -130,8 +134,9 @@ def check_evaluate_clients(config: Config) -> None:
 def draw_evaluated(
     config: Config, split: FederatedSplit, server_round: int, attackers: Collection[int] = ()
 ) -> list[int]:
-    """Draw the clients that are evaluated after a round, from (seed, round) alone: as many
-    as ``evaluate_clients`` says of those that are tested on something by then; None: all clients.
+    """Draw the clients that are evaluated after a round, from (seed, round) alone: as many, or the
+    share that ``evaluate_clients`` says of those that are tested on something by then. None: all
+    clients, or :data:`MOST_EVALUATED` of more.
 
     Args:
         config: of the run.
@@ -140,12 +145,16 @@ def draw_evaluated(
         attackers: are not drawn, since their figures do not count.
     """
     clients = [client for client in range(len(split.clients)) if client not in config.left]
-    if config.evaluate_clients is None:
-        return clients
+    wanted, compared = config.evaluate_clients, config.protocol["selection"] == "validation"
+    if wanted is None:
+        if len(clients) <= MOST_EVALUATED or compared:
+            return clients
+        wanted = MOST_EVALUATED
     honest = [c for c in clients if c not in attackers]
     able = [c for c in honest if split.clients[c].eval_sets_at(server_round)] or honest
+    size = int(wanted) if wanted >= 1 else max(1, round(wanted * len(able)))
     drawn = generator(config.seed, "evaluate", server_round).choice(
-        able, size=min(config.evaluate_clients, len(able)), replace=False
+        able, size=min(size, len(able)), replace=False
     )
     return sorted(int(client) for client in drawn)
 

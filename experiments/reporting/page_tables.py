@@ -59,7 +59,9 @@ def reading(run: Run) -> str:
         if (run.summary or {}).get("attack"):
             why = "the others attack, or did not answer the last evaluation"
         if not run.evaluates_all:
-            why = f"each evaluation draws evaluate_clients={run.config['evaluate_clients']}"
+            drawn = run.config.get("evaluate_clients")
+            why = f"each evaluation draws evaluate_clients={drawn}"
+            why = "each evaluation draws as many (evaluate_clients)" if drawn is None else why
         words.append(f"Of {answered} of {clients} clients: {why}.")
     if run.choice("partition") == "own":
         words.append(

@@ -167,7 +167,8 @@ class Run:
     @property
     def evaluates_all(self) -> bool:
         """Whether an evaluation asks all clients, and does not draw some (``evaluate_clients``)."""
-        return self.config.get("evaluate_clients") is None
+        drawn = any("drawn_clients" in row for row in self.evals)
+        return self.config.get("evaluate_clients") is None and not drawn
 
     @property
     def dropped(self) -> list[dict]:

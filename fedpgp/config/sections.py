@@ -226,7 +226,7 @@ class Config(Section):
     context_init: str = text()
 
     evaluate_every: int = whole(least=0, missing=1)
-    evaluate_clients: int | None = whole(least=1, null="for all clients", missing=None)
+    evaluate_clients: float | None = number(above=0, null="for all, or 1,000 of more", missing=None)
 
     run_dir: str | None = text(null=True, missing=None)
     resume: str | None = text(null=True, missing=None)
@@ -259,6 +259,11 @@ class Config(Section):
             raise FedPGPError(
                 "runtime.slow_clients needs local_epochs=2 or more: a slow client does not finish "
                 "its epochs"
+            )
+        if (self.evaluate_clients or 0) > 1 and self.evaluate_clients != int(self.evaluate_clients):
+            raise FedPGPError(
+                f"evaluate_clients={self.evaluate_clients} cannot work; it is a whole number of "
+                "clients, or a share of them below 1"
             )
         if self.n_ctx is None and self.context_init == "normal":
             raise FedPGPError(

@@ -12,6 +12,7 @@ from fedpgp.evaluation.metrics import (
     macro_f1,
     mean_accuracy,
     select,
+    standard_errors,
     summarize,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "macro_f1",
     "mean_accuracy",
     "select",
+    "standard_errors",
     "summarize",
 ]

@@ -159,6 +159,33 @@ def _summarize(rows: Sequence[Mapping], model: str) -> dict | None:
     }
 
 
+def standard_errors(rows: Sequence[Mapping], clients: int) -> dict[str, dict | None]:
+    """Return the standard errors of :func:`summarize`'s means, for each model: of ``local,
+    base, novel, unseen``, in percent. None where a mean is of fewer than two clients.
+
+    Of a sample without replacement: s / sqrt(n) * sqrt(1 - n / N) (Cochran, Sampling Techniques,
+    1977, eq. 2.20), with the sample standard deviation s.
+
+    Args:
+        rows: as in :func:`summarize`, of the n clients that were drawn.
+        clients: N, of which they were drawn.
+    """
+
+    def error(values: Iterable[float | None]) -> float | None:
+        values = _present(values)
+        if len(values) < 2:
+            return None
+        rest = max(0.0, 1 - len(values) / clients)
+        return _std(values) * math.sqrt(rest / len(values))
+
+    found: dict[str, dict | None] = {}
+    for model in MODELS:
+        figures = [client_figures(row, model) for row in rows]
+        errors = {name: error(each[name] for each in figures) for name in ACCURACIES}
+        found[model] = errors if any(value is not None for value in errors.values()) else None
+    return found
+
+
 def _with_means(figures: Mapping[str, float | None]) -> dict[str, float | None]:
     """The figures, and the harmonic means and CM made of them."""
     local, base, novel = (figures[name] for name in ("local", "base", "novel"))

@@ -379,7 +379,12 @@ def test_some_clients_are_evaluated_and_nothing_else_is_different(tmp_path):
     assert {int(row["id"]) for row in tables["two"]} == set(drawn.tolist())
     assert tables["two"] == [row for row in tables["all"] if int(row["id"]) in drawn]
     assert all("drawn_clients" not in line for line in lines(tmp_path / "all", "eval"))
+    assert "standard_error" not in json.loads((tmp_path / "all" / "summary.json").read_text())
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    a, b = (float(row["local"]) for row in tables["two"] if row["model"] == "personal")
+    # s = |a - b| / sqrt(2), of n = 2 of N = 6.
+    error = abs(a - b) / 2**0.5 / 2**0.5 * (1 - 2 / 6) ** 0.5
+    assert summary["standard_error"]["personal"]["local"] == pytest.approx(error)
     assert summary["evaluated_clients"] == 2 and summary["clients"] == 6
     assert (
         "Of 2 of 6 clients: each evaluation draws evaluate_clients=2."

@@ -1,5 +1,7 @@
 """Figures against hand-computed ones."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from fedpgp.evaluation import (
     harmonic_mean,
     is_evaluated,
     macro_f1,
+    standard_errors,
     summarize,
 )
 
@@ -114,6 +117,21 @@ def test_harmonic_mean():
     assert harmonic_mean(50.0, 100.0) == pytest.approx(200 / 3)
     assert harmonic_mean(0.0, 80.0) == 0.0
     assert harmonic_mean(None, 80.0) is None
+
+
+def test_the_standard_error_is_right_over_all_samples():
+    """Its square has the variance of the sample's mean as its mean over all samples."""
+    accuracies = [10.0, 35.0, 50.0, 80.0, 95.0]
+    means, squares = [], []
+    for drawn in combinations(accuracies, 3):
+        rows = [{"id": i, "domain": None, "global.local": each} for i, each in enumerate(drawn)]
+        errors = standard_errors(rows, clients=5)
+        assert errors["zero_shot"] is None and errors["global"]["base"] is None
+        means.append(np.mean(drawn))
+        squares.append(errors["global"]["local"] ** 2)
+    assert np.mean(squares) == pytest.approx(np.var(means))
+    assert standard_errors(rows, clients=3)["global"]["local"] == 0
+    assert standard_errors(rows[:1], clients=5)["global"] is None
 
 
 def test_summary():
