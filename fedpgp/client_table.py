@@ -64,6 +64,7 @@ def client_table(
 def train_images_at(row: Mapping, server_round: int) -> int | None:
     """Return how many images the client of a row trains on in a round; None where nobody else
     knows."""
-    phases = row.get("phases", ())
-    begun = [phase["train_images"] for phase in phases if phase["since"] <= server_round]
+    if "phases" not in row:
+        return row["train_images"]
+    begun = [each["train_images"] for each in row["phases"] if each["since"] <= server_round]
     return begun[-1] if begun else row["train_images"]

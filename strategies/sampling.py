@@ -151,7 +151,7 @@ def draw_evaluated(
             return clients
         wanted = MOST_EVALUATED
     honest = [c for c in clients if c not in attackers]
-    able = [c for c in honest if split.clients[c].eval_sets_at(server_round)] or honest
+    able = [c for c in honest if split.clients[c].is_tested_after(server_round)] or honest
     size = int(wanted) if wanted >= 1 else max(1, round(wanted * len(able)))
     drawn = generator(config.seed, "evaluate", server_round).choice(
         able, size=min(size, len(able)), replace=False

@@ -111,6 +111,10 @@ class ClientSplit:
             if eval_set.counts_after(server_round)
         }
 
+    def is_tested_after(self, server_round: int) -> bool:
+        """Return whether some eval set counts in an evaluation after a round."""
+        return any(each.counts_after(server_round) for each in self.eval_sets.values())
+
     def phase_at(self, server_round: int) -> int:
         """Return how many of its phases have begun in a round: 0 before the first."""
         return sum(phase.since <= server_round for phase in self.phases)
