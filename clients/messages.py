@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedpgp.evaluation.figures import UNCOUNTED
+
 Record = ArrayRecord | ConfigRecord | MetricRecord
 
 CLIENT_ONLY = "own"
@@ -125,7 +127,7 @@ def pack_reply(
 
 def count_bytes(contents: Iterable[RecordDict]) -> int:
     """Return the bytes of the records in these contents: tensors, numbers, texts and their
-    names."""
+    names, without :data:`fedpgp.evaluation.figures.UNCOUNTED`."""
     return sum(
         len(name) + _record_bytes(record)
         for content in contents
@@ -157,8 +159,9 @@ def full(record: Record) -> Record:
 def _record_bytes(record: Record) -> int:
     if isinstance(record, ArrayRecord):
         return sum(len(name) + _array_bytes(array) for name, array in record.items())
-    if not isinstance(record, ConfigRecord):
-        return record.count_bytes()
+    if isinstance(record, MetricRecord):
+        counted = {n: v for n, v in record.items() if n.partition(".")[2] not in UNCOUNTED}
+        return MetricRecord(counted).count_bytes()
     total = 0
     for key, value in record.items():  # Flower's own count refuses empty texts and lists
         values = value if isinstance(value, list) else [value]

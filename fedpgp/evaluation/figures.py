@@ -170,6 +170,10 @@ ACCURACIES = tuple(figure.name for figure in _ALL if figure.measured)
 BESIDE = tuple(figure.name for figure in _ALL if figure.beside)
 """Figures that a client's reply has beside its accuracies."""
 
+UNCOUNTED = tuple(name for name in BESIDE if name != "ece")
+"""Figures whose bytes ``bytes_up`` leaves out. No node with images of its own tells them, and
+published bytes are of runs that are older than they."""
+
 CLIENT_FIGURES = tuple(figure.name for figure in _ALL if figure.per_client)
 """Figures that a single client has."""
 

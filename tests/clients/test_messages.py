@@ -1,5 +1,5 @@
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from clients.messages import Job, count_bytes, pack, unpack
 
@@ -40,3 +40,13 @@ def test_bytes_are_those_of_the_records():
         == sum(len(name) for name in base) + len("p") + 6 * 8 + len("server-roundscale") + 16
     )
     assert count_bytes([base, base]) == 2 * count_bytes([base])
+
+
+def test_bytes_of_figures_beside_accuracies_are_not_counted():
+    """Published bytes are of runs that are older than these figures."""
+    old = {"num-examples": 3, "personal.local": 50.0, "personal.ece": 4.0}
+    new = {"personal.f1_macro": 1.0, "zero_shot.auroc": 2.0, "global.fpr95_energy": 3.0}
+    counts = [
+        count_bytes([RecordDict({"metrics": MetricRecord(each)})]) for each in (old, old | new)
+    ]
+    assert counts[0] == counts[1] == len("metrics") + MetricRecord(old).count_bytes()
