@@ -16,8 +16,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property, lru_cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +54,27 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
         overrides = run_overrides(
             clients, arguments.per_round, arguments.rounds, arguments.workers, arguments.device
         )
-        spawn = multiprocessing.get_context("spawn")
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ProcessPoolExecutor(1, mp_context=spawn) as aside,
-        ):
-            yield aside.submit(measured, overrides, Path(folder) / "run").result()
+        with tempfile.TemporaryDirectory() as folder:
+            yield _measured_aside(overrides, Path(folder) / "run")
+
+
+def _measured_aside(overrides: Sequence[str], run: Path) -> dict:
+    """Return :func:`measured`'s row, of a process of its own, which ends with it."""
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    aside = spawn.Process(target=_send, args=(sender, overrides, run))
+    aside.start()
+    sender.close()  # the process has its own: when it ends, nobody waits for a row any more
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise FedPGPError("a run did not end; what went wrong is said above") from None
+    finally:
+        aside.join()
+
+
+def _send(sender: Connection, overrides: Sequence[str], run: Path) -> None:
+    sender.send(measured(overrides, run))
 
 
 def run_overrides(
