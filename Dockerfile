@@ -1,7 +1,7 @@
 # docker build --tag fedpgp .                               on processors
 # docker build --tag fedpgp:cuda --build-arg TORCH=cuda .   on NVIDIA GPUs: docker run --gpus all
 # docker run --rm fedpgp                                    what this machine can do
-# docker run --rm fedpgp experiments.run runtime=inline     the main job
+# docker run --rm --volume fedpgp-runs:/srv/runs fedpgp experiments.run runtime=inline run_dir=/srv/runs/first
 # docs/deployment/compose.yaml: a server and its sites
 ARG PYTHON=3.11-slim-bookworm
 
@@ -27,7 +27,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/fedpgp /opt/fedpgp
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 FLWR_TELEMETRY_ENABLED=0
 RUN useradd --create-home --uid 1000 fedpgp \
-    && install --directory --owner fedpgp /srv/fedpgp /srv/runs /srv/secrets
+    && install --directory --owner fedpgp /srv/fedpgp /srv/fedpgp/flwr /srv/runs /srv/secrets
 USER 1000
 WORKDIR /opt/fedpgp
 ENTRYPOINT ["python", "-m"]

@@ -21,6 +21,7 @@ from experiments.run_checks import open_checked
 from experiments.run_folder import asked_run
 from fedpgp.build import build_federation
 from fedpgp.client_models import NeedsImages
+from fedpgp.data.class_names import told_apart
 from fedpgp.data_record import check_same_data, data_record, recorded_split
 from fedpgp.digests import tensor_digest
 from fedpgp.errors import FedPGPError
@@ -66,9 +67,8 @@ class ClientModel:
 
     @property
     def class_names(self) -> list[str]:
-        """What each class is called, in the order of :attr:`classes`; no two of several data sets
-        alike."""
-        return [self.federation.dataset.shown_names[i] for i in self.classes.ids]
+        """What each class is called, in the order of :attr:`classes`; no two are alike."""
+        return told_apart([self.federation.dataset.shown_names[i] for i in self.classes.ids])
 
     @cached_property
     def digest(self) -> str:

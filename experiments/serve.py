@@ -24,7 +24,7 @@ CONNECTIONS = 128
 MOST = 10_000
 """Largest limit of a request that may be asked for."""
 KEEP_ALIVE = 15
-"""Seconds that a connection without a request stays open."""
+"""Seconds that a connection stays open after an answer."""
 GRACE = 10
 """Seconds that requests have to be answered when the server is stopped."""
 

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from clients.failures import describe
 from experiments.callbacks.base import Callback
 from experiments.reporting.page import write_report
-from fedpgp.errors import FedPGPError
 
 REFRESH = 10
 """Seconds after which a browser loads the page again."""
@@ -40,9 +40,9 @@ class LiveReport(Callback):
             return
         try:
             write_report(self._folder, refresh=REFRESH)
-        except FedPGPError as error:
+        except Exception as error:  # a page is never worth a run
             if not self._told:
-                self._warn(f"runtime.live: {error}")
+                self._warn(f"runtime.live: report.html could not be made ({describe(error)})")
             self._told = True
         took = time.monotonic() - began
         self._next = began + took / PART

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
 from clients.node_config import ERRORS
@@ -26,14 +27,19 @@ class RunMetrics:
 
     def __init__(self, folder: Path, rounds: int | None = None):
         self._path, self._rounds = folder / "metrics.jsonl", rounds
+        self._lock = threading.Lock()  # two may ask at once
         self._start()
 
     def _start(self) -> None:
-        self._read_to, self._trained, self._evaluated = 0, {}, {}
+        self._read_to, self._last, self._trained, self._evaluated = 0, b"", {}, {}
         self._totals = {"up": 0, "down": 0, "dropped": 0}
 
     def __call__(self) -> list[Metric]:
-        self._read()
+        with self._lock:
+            self._read()
+            return self._metrics()
+
+    def _metrics(self) -> list[Metric]:
         one = self._trained
         metrics = [
             Metric("fedpgp_rounds", "Rounds that the run is to have.").add(self._rounds),
@@ -62,10 +68,11 @@ class RunMetrics:
 
     def _read(self) -> None:
         try:
-            if self._path.stat().st_size < self._read_to:  # rolled back
-                self._start()
             with self._path.open("rb") as file:
-                file.seek(self._read_to)
+                file.seek(self._read_to - len(self._last))
+                if file.read(len(self._last)) != self._last:  # rolled back, and perhaps grown again
+                    self._start()
+                    file.seek(0)
                 content = file.read()
         except OSError:
             return
@@ -73,7 +80,9 @@ class RunMetrics:
         if not whole:
             return
         self._read_to += len(whole) + 1
-        for line in whole.splitlines():
+        lines = whole.splitlines()
+        self._last = lines[-1] + b"\n"
+        for line in lines:
             try:
                 self._take(json.loads(line))
             except MALFORMED:

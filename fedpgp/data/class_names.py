@@ -64,6 +64,20 @@ def check_names(names: Iterable[str]) -> None:
         seen[plain] = name
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, those after the first that are alike with a number: published lists have a name
+    for two classes (ImageNet's two missiles)."""
+    found: list[str] = []
+    taken = set(names)
+    for name in names:
+        new, number = name, 1
+        while new in found or (number > 1 and new in taken):
+            number += 1
+            new = f"{name} ({number})"
+        found.append(new)
+    return found
+
+
 def spoken(name: str) -> str:
     """A name as prompts have it: without underscores and characters that nobody sees, in lower
     case, in one Unicode form."""

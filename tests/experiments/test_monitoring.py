@@ -5,6 +5,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -121,6 +122,22 @@ def test_what_is_half_written_or_rolled_back_is_no_figure(tmp_path):
     path.write_text(f"{one}\n")
     found = scraped(exposition(of_run()))
     assert (found["fedpgp_round", ""], found["fedpgp_dropped_total", ""]) == (1, 1)
+    other = json.dumps({"kind": "train", "round": 1, "loss": 1.5, "dropped": []})
+    path.write_text(f"{other}\n{two}\n{two}\n")  # rolled back, and longer than before
+    found = scraped(exposition(of_run()))
+    assert (found["fedpgp_round", ""], found["fedpgp_dropped_total", ""]) == (2, 0)
+
+
+def test_two_that_ask_at_once_count_nothing_twice(tmp_path):
+    line = json.dumps({"kind": "train", "round": 1, "loss": 1.0, "bytes_up": 1, "dropped": []})
+    of_run, path = RunMetrics(tmp_path), tmp_path / "metrics.jsonl"
+    for number in range(1, 20):
+        with path.open("a") as file:
+            file.write(f"{line}\n" * 50)
+        with ThreadPoolExecutor(4) as asked:
+            list(asked.map(lambda _: of_run(), range(4)))
+        found = scraped(exposition(of_run()))
+        assert found["fedpgp_payload_bytes_total", 'direction="up"'] == 50 * number
 
 
 def test_a_node_tells_of_its_state_dir_alone(tmp_path):

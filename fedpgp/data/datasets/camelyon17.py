@@ -50,7 +50,7 @@ def load(
     groups: dict[tuple[str, int, str], list[str]] = {}
     for line in read_table(path, COLUMNS):
         centre, label, split = line["center"], line["tumor"], SPLITS.get(line["split"])
-        if centre not in "01234" or label not in ("0", "1") or split is None:
+        if centre not in tuple("01234") or label not in ("0", "1") or split is None:
             raise FedPGPError(
                 f"{path}: a patch of patient {line['patient']} has center {centre!r}, tumor "
                 f"{label!r} and split {line['split']!r}, which is no row of WILDS'; fetch it again"

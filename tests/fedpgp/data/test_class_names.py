@@ -9,7 +9,7 @@ from fedpgp.build import split_configured
 from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import Dataset, load_dataset
-from fedpgp.data.class_names import as_names, check_names, check_template
+from fedpgp.data.class_names import as_names, check_names, check_template, told_apart
 from fedpgp.errors import FedPGPError
 from fedpgp.task import Task
 from tests.helpers.small import _clip
@@ -154,6 +154,11 @@ def test_a_name_that_the_tokenizer_leaves_out_is_refused():
 
 def test_emoji_of_several_are_not_their_parts():
     as_names(["\U0001f469\u200d\U0001f373", "\U0001f469\U0001f373"])
+
+
+def test_answers_tell_classes_of_one_name_apart():
+    names = ["missile", "dog", "missile", "missile (2)", "missile"]
+    assert told_apart(names) == ["missile", "dog", "missile (3)", "missile (2)", "missile (4)"]
 
 
 def test_a_published_list_may_have_a_name_twice():
