@@ -12,7 +12,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.json:
         check_target(options.json)
-    logging.getLogger().setLevel(logging.ERROR)  # of open_clip, on random weights, which are meant
-    found = checkup(options.experiment, measure=not options.no_run)
+    with _errors_alone():  # open_clip warns of random weights, which are meant
+        found = checkup(options.experiment, measure=not options.no_run)
     from experiments.checkup.page import page
 
     print(page(found), flush=True)
@@ -54,6 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
         print(f"\nwrote {written_out(options.json)}")
     return MISSING if found["missing"] else 0
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    log = logging.getLogger()
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def checkup(experiment: str | None, *, measure: bool) -> dict:

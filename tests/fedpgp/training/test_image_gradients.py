@@ -22,7 +22,7 @@ OPTIONS = {
 }
 DECLARED = sorted(name for name, method in METHODS.items() if method.__dict__.get("per_image"))
 REFUSED = {"fedmvp", "fedtpg", "pfedprompt", "zero_shot", "pfedhn", "hyperfield"}
-REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt", "pilora"}
+REFUSED |= {"prototype", "ridge", "fedpgp_lifelong", "fed_cprompt", "fedmap", "pilora"}
 
 
 def made(name, task, **options):
