@@ -14,6 +14,7 @@ from fedpgp.build import configured_method
 from fedpgp.config import Config, MethodSection
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
+from fedpgp.methods import METHODS
 from fedpgp.plain_text import written_out
 from fedpgp.prefixes import strip_prefix
 from strategies.checkpoint import latest_checkpoint, same_model
@@ -116,7 +117,8 @@ def prompts_of(
         name -> tensor, in the new run's precision.
 
     Raises:
-        FedPGPError: no run, no checkpoint, or tensors that do not fit.
+        FedPGPError: no run, no checkpoint, tensors that do not fit, or that are only a part of the
+            other run's model.
     """
     _, theirs = RunFolder.open(run)
     saved = latest_checkpoint(run / "checkpoint", warn)
@@ -128,6 +130,11 @@ def prompts_of(
     if not ours:
         raise FedPGPError(
             f"init_from={run}: method={method} has no global prompt that could start from another"
+        )
+    if beside := METHODS[other].model_in_server_state if other in METHODS else "":
+        raise FedPGPError(
+            f"init_from={run}: method={other} of that run keeps a part of its model in the server "
+            f"state, {beside}, which a new run does not take; without it another model would start"
         )
     if missing := [name for name in ours if name not in found]:
         has = f"has {', '.join(found)}" if found else "has none"

@@ -42,12 +42,18 @@ def configured_strategy(
             is only checked.
 
     Raises:
-        FedPGPError: an unknown name or option, a value that is refused, a wrapper that cannot work
-            with this server or with the method.
+        FedPGPError: an unknown name or option, a value that is refused, a strategy or a wrapper
+            that cannot work with this server or with the method.
     """
     chosen, method = config.strategy, method_class(config.method.name, config.method.component)
     about = (method.name, method.delta_params, method.no_class_embeddings, class_embeddings)
     strategy: flower.Strategy = make_strategy(chosen.name, chosen.options, StrategyContext(*about))
+    if method.averages_itself and (chosen.name != "fedavg" or chosen.wrap):
+        given = f"strategy={chosen.name}" if chosen.name != "fedavg" else "strategy.wrap"
+        raise FedPGPError(
+            f"{given} would do nothing with method={method.name}: {method.averages_itself}. Leave "
+            "it out, or take method=fedit, whose server averages by the strategy"
+        )
     for options in named_entries("strategy.wrap", chosen.wrap):
         strategy = _wrapped(strategy, config, options)
     return strategy

@@ -136,6 +136,12 @@ class Method(ABC):
     ``method.weighting`` says otherwise where a method's configuration has it."""
     needs_each_update: ClassVar[bool] = False
     """True: :meth:`update_server` reads ``context.updates``; False: their average is enough."""
+    averages_itself: ClassVar[str] = ""
+    """How :meth:`update_server` averages, whatever the strategy does: every strategy but ``fedavg``
+    is refused; empty: the strategy averages."""
+    model_in_server_state: ClassVar[str] = ""
+    """What of the global model is in the server state, and so is not among the shared tensors that
+    ``init_from`` takes; empty: nothing."""
     delta_params: ClassVar[tuple[str, ...]] = ()
     """Shared tensors whose update is a difference, not a new value."""
     images_a_pass: ClassVar[int | None] = None

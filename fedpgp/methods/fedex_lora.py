@@ -38,6 +38,8 @@ class FedExLoRA(LoRA):
     )
     per_image = "shared"
     needs_each_update = True
+    averages_itself = "its server makes the mean of the products B A exact, whatever A and B become"
+    model_in_server_state = "the residuals R"
     no_class_embeddings = "its residual is part of the model and no part of what clients send"
 
     @property

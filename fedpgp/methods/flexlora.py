@@ -29,6 +29,7 @@ class FlexLoRA(RankedLoRA):
     )
     per_image = "shared"
     needs_each_update = True
+    averages_itself = "its server averages the products B A of the clients' adapters"
 
     def update_server(self, averaged: Params, context: RoundContext) -> tuple[Params, Params]:
         shared: Params = {}

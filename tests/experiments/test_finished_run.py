@@ -219,3 +219,12 @@ def test_what_has_no_place_and_other_weights_are_told(deep, tmp_path):
     (tmp_path / "other" / "config.yaml").write_bytes((deep / "config.yaml").read_bytes())
     prompts_of(tmp_path / "other", small_federation(json.dumps(config)), said.append)
     assert "trained with other weights of the model" in said[-1]
+
+
+def test_a_run_whose_model_is_partly_the_servers_starts_none(tmp_path):
+    folder = tmp_path / "run"
+    start(small_config(folder, "rounds=0", "method=fedex_lora"), federation_of=small_federation)
+    for method in ("fedex_lora", "fedit"):
+        config = {**small_config(tmp_path / "next", f"method={method}"), "run_dir": ""}
+        with pytest.raises(FedPGPError, match=f"init_from={folder}: .* the residuals R, which a"):
+            prompts_of(folder, small_federation(json.dumps(config)), print)

@@ -94,3 +94,13 @@ def test_a_method_that_sends_differences_is_refused():
         )
     with pytest.raises(FedPGPError, match="strategy.wrap='x' cannot work; it is a list"):
         configured_strategy(Config.of(composed(["strategy.wrap=x"])))
+
+
+@pytest.mark.parametrize("method", ["flexlora", "fedex_lora"])
+def test_a_strategy_that_would_do_nothing_is_refused(method):
+    given = {"strategy=krum": "strategy=krum", "strategy=fedadam": "strategy=fedadam"}
+    given[f"strategy.wrap=[{FIXED % (1, 1)}]"] = "strategy.wrap"
+    for words, named in given.items():
+        with pytest.raises(FedPGPError, match=f"{named} would do nothing with method={method}: "):
+            configured_strategy(Config.of(composed([f"method={method}", words])))
+    configured_strategy(Config.of(composed([f"method={method}"])))
