@@ -1,7 +1,8 @@
 """Low-rank adapters whose rank differs from client to client.
 
 All have the shape of the largest rank. What is beyond a client's own rank is zero in A and in B
-when a round starts, so that neither has a gradient there and both stay zero.
+when a round starts, so that neither has a gradient there and both stay zero. The noise of
+``privacy=image`` is taken off there.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedpgp.errors import FedPGPError, check_number, shown
-from fedpgp.methods.base import LoadClientBatch, Params
+from fedpgp.methods.base import Batch, LoadClientBatch, Params, StepContext
 from fedpgp.methods.lora import LoRA, LoRASettings
 from fedpgp.task import ClassSet
 
@@ -73,9 +75,21 @@ class RankedLoRA(LoRA):
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
         if KEPT not in params:
             return {}
-        rows = params[KEPT].unsqueeze(1)
-        start: Params = {}
+        return self._of_own_rank(params, params[KEPT])
+
+    def gradients(
+        self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
+    ) -> tuple[Tensor, Params]:
+        loss, grads = super().gradients(params, batch, classes, step)
+        if KEPT in params:
+            grads = grads | self._of_own_rank(grads, params[KEPT])
+        return loss, grads
+
+    def _of_own_rank(self, tensors: Params, kept: Tensor) -> Params:
+        """Every A and B, zero beyond each client's rank."""
+        rows = kept.unsqueeze(1)
+        own: Params = {}
         for place in self.places:
-            start[f"{place}.A"] = params[f"{place}.A"] * rows.unsqueeze(-1)
-            start[f"{place}.B"] = params[f"{place}.B"] * rows.unsqueeze(-2)
-        return start
+            own[f"{place}.A"] = tensors[f"{place}.A"] * rows.unsqueeze(-1)
+            own[f"{place}.B"] = tensors[f"{place}.B"] * rows.unsqueeze(-2)
+        return own

@@ -204,3 +204,15 @@ def test_both_gradients_of_prograd_are_clipped_as_one_and_projected_behind_the_n
             if clip == 1e6:
                 whole = plain["p_G"][k].numpy() * count / 8
                 np.testing.assert_allclose(expected, whole, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_there_is_no_noise_beyond_a_clients_rank(task, noise):
+    ranks = (4, 1, 2)
+    method, about = placed(task, "flexlora", rank=4, ranks=ranks)
+    with at_work(training(noise=noise), method):
+        _, grads = method.gradients(*about)
+    for k, rank in enumerate(ranks):
+        A, B = grads["text.q.A"][k], grads["text.q.B"][k].mT
+        for rows in (A, B):
+            assert (rows[:, :rank] != 0).all(-1).all() and (rows[:, rank:] == 0).all()
