@@ -59,10 +59,12 @@ def write_peft(
     numbers = "|".join(str(first + i) for i in range(count))
     names = "|".join(module.replace(".", r"\.") for module in modules)
     pattern = BLOCK.replace(".", r"\.").format(f"({numbers})")
+    architecture, pretrained = model
+    name = architecture.removesuffix("-quickgelu")  # transformers' have it too
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": SAME_WEIGHTS.get(model),
+        "base_model_name_or_path": SAME_WEIGHTS.get((name, pretrained)),
         "revision": None,
         "inference_mode": True,
         "r": rank,

@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from experiments.client_model import ClientModel
 from experiments.export import export
-from experiments.peft_files import FILES
+from experiments.peft_files import FILES, write_peft
+from experiments.settings import composed
+from fedpgp.clip.loading import resolve_name
 from tests.helpers.equations import merged_feature
 from tests.helpers.small import CLASSES, small_config, small_federation
 
@@ -104,3 +106,21 @@ def test_a_residual_of_full_rank_is_no_adapter(tmp_path, capsys):
     _, names = exported(tmp_path, "fedex_lora", own=True)
     assert not set(names) & set(FILES)
     assert "of method=fedex_lora no adapter is written for peft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "same"),
+    [
+        ("vit_b16", "openai/clip-vit-base-patch16"),
+        ("vit_b32", "openai/clip-vit-base-patch32"),
+        ("vit_l14", "openai/clip-vit-large-patch14"),
+        ("vit_b16_dfn", None),
+        ("vit_b16_laion", None),
+    ],
+)
+def test_the_model_has_its_name_in_transformers(tmp_path, model, same):
+    section = composed([f"model={model}"])["model"]
+    about = resolve_name(section["name"], section["pretrained"])
+    write_peft({"q.A": torch.ones(1, 2, 4), "q.B": torch.ones(1, 4, 2)}, 0, about, tmp_path)
+    config = json.loads((tmp_path / FILES[0]).read_text())
+    assert config["base_model_name_or_path"] == same
