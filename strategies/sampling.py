@@ -6,6 +6,8 @@ All draws come from (seed, purpose, round), so that a run that is resumed draws 
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from fedpgp.client_table import train_images_at
 from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
@@ -132,7 +134,11 @@ def check_evaluate_clients(config: Config) -> None:
 
 
 def draw_evaluated(
-    config: Config, split: FederatedSplit, server_round: int, attackers: Collection[int] = ()
+    config: Config,
+    split: FederatedSplit,
+    server_round: int,
+    attackers: Collection[int] = (),
+    asked: np.ndarray | None = None,
 ) -> list[int]:
     """Draw the clients that are evaluated after a round, from (seed, round) alone: as many, or the
     share that ``evaluate_clients`` says of those that are tested on something by then. None: all
@@ -143,11 +149,13 @@ def draw_evaluated(
         split: the server's.
         server_round: the round; 0 is before training.
         attackers: are not drawn, since their figures do not count.
+        asked: ``zero_shot_asked`` of the run's state: a run that asked all of more clients before
+            goes on to; None: it asked nobody.
     """
     clients = [client for client in range(len(split.clients)) if client not in config.left]
     wanted, compared = config.evaluate_clients, config.protocol["selection"] == "validation"
     if wanted is None:
-        if len(clients) <= MOST_EVALUATED or compared:
+        if len(clients) <= MOST_EVALUATED or compared or _asked_more(asked):
             return clients
         wanted = MOST_EVALUATED
     honest = [c for c in clients if c not in attackers]
@@ -157,6 +165,13 @@ def draw_evaluated(
         able, size=min(size, len(able)), replace=False
     )
     return sorted(int(client) for client in drawn)
+
+
+def _asked_more(asked: np.ndarray | None) -> bool:
+    """Whether one evaluation of the run asked more than :data:`MOST_EVALUATED` clients, as those of
+    earlier versions did."""
+    rounds = [] if asked is None else asked[asked >= 0]
+    return len(rounds) > 0 and np.unique(rounds, return_counts=True)[1].max() > MOST_EVALUATED
 
 
 def drop_out(

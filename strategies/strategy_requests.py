@@ -102,7 +102,8 @@ class StrategyRequests:
         """Return the request to all clients, or those drawn, for the figures of their models; of
         zero-shot CLIP too, where one of them was not asked for all of these yet."""
         attackers = () if self._attackers is None else self._attackers.clients
-        clients = draw_evaluated(self._config, self._split, server_round, attackers)
+        about = (server_round, attackers, state.zero_shot_asked)
+        clients = draw_evaluated(self._config, self._split, *about)
         arrays = state.arrays()
         eval_sets = {c: self._split.clients[c].eval_sets_at(server_round) for c in clients}
         beside = {*BESIDE, *(("base", "novel") if self._split.private_data else ())}

@@ -260,6 +260,11 @@ class Config(Section):
                 "runtime.slow_clients needs local_epochs=2 or more: a slow client does not finish "
                 "its epochs"
             )
+        if self.evaluate_clients == 1 and isinstance(self.evaluate_clients, float):
+            raise FedPGPError(
+                f"evaluate_clients={self.evaluate_clients} cannot work; write 1 for one client, "
+                "leave it out for all"
+            )
         if (self.evaluate_clients or 0) > 1 and self.evaluate_clients != int(self.evaluate_clients):
             raise FedPGPError(
                 f"evaluate_clients={self.evaluate_clients} cannot work; it is a whole number of "

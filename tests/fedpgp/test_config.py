@@ -27,6 +27,8 @@ def changed(key: str, value: object) -> dict:
         ("dataset.root", "???", "dataset.root has no value; give it one: dataset.root=..."),
         ("lr", "fast", "lr=fast cannot work; it is a number above 0"),
         ("lr", float("nan"), "lr=nan cannot work"),
+        ("evaluate_clients", 1.0, "evaluate_clients=1.0 cannot work; write 1 for one client, "),
+        ("evaluate_clients", 2.5, "evaluate_clients=2.5 cannot work; it is a whole number of "),
         ("lr", float("inf"), "lr=inf cannot work"),
         ("clients", True, "clients=true cannot work; it is a whole number, 1 or more"),
         ("clients", None, "clients=null cannot work"),
