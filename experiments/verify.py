@@ -7,7 +7,7 @@ python -m experiments.verify --all --budget 20m               a random sample of
 python -m experiments.verify --submission RUN_DIR             a run folder of others, not run again
 
 A figure is equal to the bit; inside: within rounding (--rounding, in points), or within the spread
-of the seeds of its cell; or outside. A run that cannot be made again here is not comparable.
+of the other seeds of its cell; or outside. A run that cannot be made again here is not comparable.
 Exit status: 0 inside, 1 outside, 2 not comparable or bad input.
 """
 
@@ -35,6 +35,7 @@ from experiments.reporting.measured import measured_runs, selected
 from experiments.reporting.runs import Run, find_runs, number, read_run
 from experiments.run_folder import RunFolder
 from experiments.stopping import Stopped
+from experiments.verification.checks import FAILED
 from experiments.verification.comparison import (
     EQUAL,
     INSIDE,
@@ -44,10 +45,10 @@ from experiments.verification.comparison import (
     Verdict,
 )
 from experiments.verification.rerun import verify, why_not_comparable
-from experiments.verification.submission import FAILED, check_submission, write_digests
+from experiments.verification.submission import check_submission, write_digests
 from fedpgp.atomic_files import check_target
 from fedpgp.errors import FedPGPError
-from fedpgp.plain_text import written_out
+from fedpgp.plain_text import one_line, written_out
 
 _STATUS = {EQUAL: 0, INSIDE: 0, NOT_COMPARABLE: BAD_INPUT, OUTSIDE: 1}
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -76,8 +77,7 @@ def _verify(options: argparse.Namespace) -> int:
     targets = _all() if options.all else _targets(options.targets)
     if options.all:
         random.Random(options.sample).shuffle(targets)
-    others = [read_run(path) for path in find_runs(options.seeds)]
-    others += [run for run, _ in targets] + list(measured_runs())
+    others = [*map(read_run, find_runs(options.seeds)), *measured_runs()]
     verdicts: list[Verdict] = []
     with _place(options.run_dir) as place:
         for run, name in within(targets, budget):
@@ -174,7 +174,7 @@ def _submission(options: argparse.Namespace) -> int:
     checks = check_submission(folder, options.rounding)
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in checks:
-        table.add_row(check.name, check.status, escape(check.said))
+        table.add_row(check.name, check.status, escape(one_line(check.said)))
     RichConsole(highlight=False).print(table)
     failed = sum(check.status == FAILED for check in checks)
     name = written_out(folder)
@@ -193,12 +193,14 @@ def _folder(path: Path) -> Path:
 def _print(found: Verdict) -> None:
     console = RichConsole(highlight=False, markup=False)
     took = f" ({format_seconds(found.seconds)})" if found.seconds else ""
-    console.print(f"{found.name}: {found.status}, {found.reason}{took}", soft_wrap=True)
-    for key, recorded, told in found.settings:
-        console.print(f"  {key}: {recorded} there, {told} by its command", soft_wrap=True)
-    for what, recorded, here in found.environment if found.status != EQUAL else ():
-        console.print(f"  {what}: {recorded} there, {here} here", soft_wrap=True)
-    if found.status != OUTSIDE:
+    name, reason = written_out(found.name), one_line(found.reason)
+    console.print(f"{name}: {found.status}, {reason}{took}", soft_wrap=True)
+    said = [(*entry, "by its command") for entry in found.settings]
+    said += [(*entry, "here") for entry in found.environment if found.status != EQUAL]
+    for what, recorded, other, where in said:
+        line = one_line(f"{what}: {recorded} there, {other} {where}")
+        console.print(f"  {line}", soft_wrap=True)
+    if found.status != OUTSIDE or not found.figures:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("figure")
@@ -207,7 +209,7 @@ def _print(found: Verdict) -> None:
     for figure in found.figures:
         if not figure.inside:
             values = (figure.recorded, figure.again, figure.difference, figure.allowed)
-            table.add_row(figure.name, *(f"{value:.2f}" for value in values))
+            table.add_row(one_line(figure.name), *map(figure.text, values))
     console.print(table)
 
 

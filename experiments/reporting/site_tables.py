@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from experiments.reporting.commands import single_command
 from experiments.reporting.grids import as_html
@@ -315,4 +316,7 @@ def made_with(run: Run) -> str:
 def _report_of(run: Run, folder: Path) -> str:
     """Return the link to a run's own report, from the site's folder; empty where there is none."""
     path = run.path / "report.html"
-    return Path(os.path.relpath(path, folder.resolve())).as_posix() if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    relative = Path(os.path.relpath(path, folder.resolve())).as_posix()
+    return "./" + quote(os.fsencode(relative))  # a name with a colon would be another scheme

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.reporting.groups import group_runs
 from experiments.reporting.runs import Run, number
 from experiments.reporting.statistics import mean_std
 from experiments.settings import flatten
+from experiments.verification.budget import budget_of
 from fedpgp.evaluation.figures import FIGURES, LIFELONG, MODELS
 
 EQUAL, INSIDE, OUTSIDE, NOT_COMPARABLE = "equal", "inside", "outside", "not comparable"
@@ -19,6 +20,7 @@ ROUNDING = 0.5
 training amplifies that."""
 _OF_FEW = {"worst10": 3.0}
 """Figures of a tenth of the clients: their rounding is about the square root of ten as large."""
+_BUDGET = "privacy."
 _COSTS = ("bytes_up", "bytes_down")
 
 
@@ -52,6 +54,10 @@ class Figure:
     def inside(self) -> bool:
         """Whether the difference is allowed; a figure that is gone is outside."""
         return self.equal or abs(self.difference) <= self.allowed
+
+    def text(self, value: float) -> str:
+        """Return a value as a person reads it."""
+        return f"{value:.6g}" if self.name.startswith(_BUDGET) else f"{value:.2f}"
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,9 @@ def figures_of(summary: Mapping) -> dict[str, float]:
 
 
 def spread_of(run: Run, others: Sequence[Run]) -> dict[str, float]:
-    """Return the sample standard deviation of each figure over the seeds of a run's cell: runs
-    that differ from it in their seed alone. Empty where there are none.
+    """Return the sample standard deviation of each figure over the other seeds of a run's cell:
+    runs that differ from it in their seed alone. The run itself does not count: its figures are in
+    question. Empty where there are fewer than two.
 
     Args:
         run: one of the cell.
@@ -111,12 +118,13 @@ def spread_of(run: Run, others: Sequence[Run]) -> dict[str, float]:
     """
     experiment = run.config.get("experiment_name")
     same = [other for other in others if other.config.get("experiment_name") == experiment]
-    among = {other.path: other for other in (*same, run) if other.summary}
-    groups, _ = group_runs(list(among.values()))
-    cell = next((g for g in groups if any(one.path == run.path for one in g.runs.values())), None)
-    if cell is None or len(cell.runs) < 2:
+    among = {other.path: other for other in same if other.summary and other.path != run.path}
+    judged = replace(run, config={**run.config, "seed": None})  # no other run takes its place
+    groups, _ = group_runs([*among.values(), judged])
+    cell = next(g for g in groups if None in g.runs)
+    seeds = [figures_of(one.summary) for seed, one in cell.runs.items() if seed is not None]
+    if len(seeds) < 2:
         return {}
-    seeds = [figures_of(one.summary) for one in cell.runs.values()]
     names = set.intersection(*map(set, seeds))
     return {name: mean_std([seed[name] for seed in seeds])[1] for name in names}
 
@@ -126,7 +134,7 @@ def compare(
 ) -> tuple[list[Figure], tuple[int, int]]:
     """Return the figures of two summaries side by side, and how many of all numbers of their
     accuracies are equal to the bit (how many there are, how many are equal). What only the second
-    has is newer than the first.
+    has is newer than the first. A privacy budget has to be the same.
 
     Args:
         recorded, again: two ``summary.json``.
@@ -139,9 +147,15 @@ def compare(
             name,
             value,
             other.get(name, math.nan),
-            max(rounding * _few(name), spread.get(name, 0.0)),
+            max(rounding * few(name), spread.get(name, 0.0)),
         )
         for name, value in figures_of(recorded).items()
+    ]
+    budget = budget_of(again)
+    figures += [
+        Figure(f"{_BUDGET}{key}", value, budget.get(key, math.nan), 0.0)
+        for key, value in budget_of(recorded).items()
+        if not math.isnan(value) or not math.isnan(budget.get(key, math.nan))
     ]
     before, after = _numbers(recorded), _numbers(again)
     same = sum(before[key] == after.get(key) for key in before)
@@ -170,19 +184,23 @@ def reason_of(
     most = max(points, key=lambda f: abs(f.difference), default=None)
     if status == INSIDE:
         far = 0.0 if most is None else abs(most.difference)
-        within = [f for f in points if abs(f.difference) > rounding * _few(f.name)]
+        within = [f for f in points if abs(f.difference) > rounding * few(f.name)]
         why = "within the spread of its seeds" if within and spread else "within rounding"
         where = ", though versions and processor are the same" if same_environment else ""
         return f"{why}: at most {far:.2g} points{where}"
     wrong = [figure for figure in figures if not figure.inside]
-    missing = [figure.name for figure in wrong if math.isnan(figure.difference)]
+    missing = [figure.name for figure in wrong if math.isnan(figure.again)]
+    new = [figure.name for figure in wrong if math.isnan(figure.recorded)]
+    if new:
+        return f"the recorded run has no {', '.join(new[:4])}"
     if missing:
         return f"the new run has no {', '.join(missing[:4])}"
     worst = max(wrong, key=lambda f: abs(f.difference) / max(f.allowed, 1e-12))
     beside = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (
-        f"{worst.name} is {worst.recorded:.2f} there and {worst.again:.2f} here, "
-        f"{abs(worst.difference):.2f} apart where {worst.allowed:.2f} is allowed{beside}"
+        f"{worst.name} is {worst.text(worst.recorded)} there and {worst.text(worst.again)} here, "
+        f"{worst.text(abs(worst.difference))} apart where {worst.text(worst.allowed)} is allowed"
+        f"{beside}"
     )
 
 
@@ -193,7 +211,8 @@ def different_costs(recorded: Mapping, again: Mapping) -> list[tuple[str, Any, A
     return [entry for entry in both if entry[1] != entry[2]]
 
 
-def _few(name: str) -> float:
+def few(name: str) -> float:
+    """Return how many times the rounding of a mean over all clients a figure may have."""
     return _OF_FEW.get(name.partition(".")[2], 1.0)
 
 

@@ -13,10 +13,12 @@ from experiments import runner
 from experiments.override_checks import check_overrides
 from experiments.provenance import PROVENANCE, provenance
 from experiments.reporting.commands import overrides_of, single_command
-from experiments.reporting.runs import Run, read_run
+from experiments.reporting.runs import Run, number, read_run
 from experiments.resume_rules import FIXED, may_change_on_resume
 from experiments.run_folder import ABOUT, MEMBERS, check_whole
 from experiments.settings import composed, flatten
+from experiments.verification.budget import budget_of, check_budget
+from experiments.verification.checks import NotChecked, selection_of
 from experiments.verification.comparison import (
     NOT_COMPARABLE,
     OUTSIDE,
@@ -29,7 +31,8 @@ from experiments.verification.comparison import (
     spread_of,
     status_of,
 )
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import MALFORMED, FedPGPError
+from strategies.sampling import MOST_EVALUATED
 
 _PLACES = ("dataset.root", "runtime.cache_dir", "model.memory")
 """Settings that are folders of the machine of a run; where they are not here, the default is."""
@@ -60,6 +63,8 @@ def verify(
     settings = differing_settings(run.config, command)
     about = {"command": command, "settings": settings}
     if why := why_not_comparable(run):
+        if wrong := wrong_budget(run):
+            return Verdict(name, OUTSIDE, f"its privacy budget: {wrong}", **about)
         return Verdict(name, NOT_COMPARABLE, why, **about)
     began = time.perf_counter()
     try:
@@ -101,7 +106,32 @@ def why_not_comparable(run: Run) -> str:
             "its noise is secret, so that no two runs are alike; with privacy.seeded_noise=true "
             "they are, and nothing is private"
         )
+    if _asked_all(run):
+        return (
+            f"its evaluations asked all {summary['clients']} clients; evaluate_clients=null now "
+            f"asks {MOST_EVALUATED} of more"
+        )
     return ""
+
+
+def wrong_budget(run: Run) -> str:
+    """Return where the privacy budget of a run that cannot be made again is not that of its
+    settings, by the accountant alone; empty where it is, or that is not known."""
+    try:
+        if run.status == "finished" and budget_of(run.summary):
+            check_budget(run)
+    except FedPGPError as error:
+        return str(error)
+    except (NotChecked, *MALFORMED):
+        return ""
+    return ""
+
+
+def _asked_all(run: Run) -> bool:
+    """Return whether a run of very many clients is so old that null meant all of them."""
+    drawn = not run.evaluates_all or "standard_error" in run.summary
+    many = number(run.summary.get("clients")) - len(run.config.get("left") or ()) > MOST_EVALUATED
+    return many and not drawn and selection_of(run) != "validation"
 
 
 def config_again(run: Run, folder: Path, *, inline: bool = False) -> dict:
@@ -113,10 +143,9 @@ def config_again(run: Run, folder: Path, *, inline: bool = False) -> dict:
     """
     check_whole(run.path / "config.yaml", run.config)
     config = {key: value for key, value in run.config.items() if key not in ABOUT}
-    for key in _PLACES:
+    for key in places_elsewhere(config):
         group, name = key.split(".")
-        if (place := config[group].get(name)) and not Path(place).exists():
-            config[group] = {**config[group], name: None}
+        config[group] = {**config[group], name: None}
     if inline:
         kept = {key.split(".")[1]: flatten(config).get(key) for key in FIXED}
         fixed = {key: value for key, value in kept.items() if value is not None}
@@ -125,6 +154,12 @@ def config_again(run: Run, folder: Path, *, inline: bool = False) -> dict:
         config["runtime"] = {**config["runtime"], "round_timeout": None}
     quiet = {"resume": None, "logger": {"name": "none"}, "verbose": False}
     return {**config, **quiet, "run_dir": str(folder)}
+
+
+def places_elsewhere(config: Mapping) -> list[str]:
+    """Return the settings that are folders of the machine of a run and are not here."""
+    said = flatten(config)
+    return [key for key in _PLACES if said.get(key) and not Path(str(said[key])).exists()]
 
 
 def differing_settings(config: Mapping, command: str) -> list[tuple[str, Any, Any]]:

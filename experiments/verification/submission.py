@@ -9,46 +9,41 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.evaluate import evaluate
 from experiments.recorded_figures import whole_number
 from experiments.reporting.commands import single_command
 from experiments.reporting.runs import Run, number, read_run
-from experiments.resume_rules import may_change_on_resume
-from experiments.run_folder import ABOUT, EXTENDED
-from experiments.settings import flatten
+from experiments.run_folder import EXTENDED
+from experiments.verification.budget import check_budget
+from experiments.verification.checks import (
+    FAILED,
+    Check,
+    NotChecked,
+    alike,
+    listed,
+    made,
+    refuse_differences,
+    selection_of,
+)
 from experiments.verification.comparison import ROUNDING
+from experiments.verification.drawn import refuse_other_draws
 from experiments.verification.rerun import differing_settings
+from experiments.verification.scoring import check_checkpoint, scored_again
 from fedpgp import digests
 from fedpgp.atomic_files import write_atomically
-from fedpgp.build import load_configured
-from fedpgp.errors import MALFORMED, FedPGPError
+from fedpgp.errors import FedPGPError
 from fedpgp.evaluation import harmonic_mean, select, summarize
 from fedpgp.evaluation.figures import ACCURACIES, MODELS
 from fedpgp.evaluation.lifelong import lifelong_summary
 from strategies.checkpoint import latest_checkpoint
 
-OK, FAILED, UNKNOWN = "ok", "failed", "not checked"
 FILES = ("config.yaml", "metrics.jsonl", "summary.json", "clients.csv", "partition.json")
 """What a submission has to have."""
 DIGESTS = "digests.json"
 """In a submission: file -> SHA-256 of each of its other files."""
-_SAME = 1e-9
-"""Two figures computed of the same numbers differ by no more, relative to their size."""
-_SHOWN = 4
 _OF_CLIENTS = (*ACCURACIES, "hm3", "hm2", "cm", "worst10")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: what was looked at, ``ok``, ``failed`` or ``not checked``, and why."""
-
-    name: str
-    status: str
-    said: str
 
 
 def check_submission(folder: Path, rounding: float = ROUNDING) -> list[Check]:
@@ -77,10 +72,11 @@ def check_submission(folder: Path, rounding: float = ROUNDING) -> list[Check]:
         ("figures of the clients", _recomputed),
         ("bytes", _bytes),
         ("command", _command),
-        ("checkpoint", _checkpoint),
-        ("scored again", lambda run: _scored(run, rounding)),
+        ("privacy budget", check_budget),
+        ("checkpoint", check_checkpoint),
+        ("scored again", lambda run: scored_again(run, rounding)),
     )
-    return [_made(name, check, run) for name, check in checks]
+    return [made(name, check, run) for name, check in checks]
 
 
 def write_digests(folder: Path) -> Path:
@@ -92,23 +88,6 @@ def write_digests(folder: Path) -> Path:
     path = folder / DIGESTS
     write_atomically(path, (json.dumps(_found_digests(folder), indent=1) + "\n").encode())
     return path
-
-
-class _NotChecked(Exception):
-    """Nothing can be said, and why."""
-
-
-def _made(name: str, check: Callable[[Run], str], run: Run) -> Check:
-    """Return what a check says: its words, those of the FedPGPError that it fails with, or why it
-    could not be made."""
-    try:
-        return Check(name, OK, check(run))
-    except _NotChecked as why:
-        return Check(name, UNKNOWN, str(why))
-    except FedPGPError as error:
-        return Check(name, FAILED, str(error))
-    except MALFORMED as error:
-        return Check(name, FAILED, f"its files do not have the form of a run's ({error!r})")
 
 
 def _complete(run: Run) -> str:
@@ -131,7 +110,7 @@ def _named_otherwise(run: Run, key: str) -> bool:
 def _digests(run: Run) -> str:
     path = run.path / DIGESTS
     if not path.exists():
-        raise _NotChecked(
+        raise NotChecked(
             f"there is no {DIGESTS}; python -m experiments.verify --digests FOLDER writes it"
         )
     recorded = json.loads(path.read_text(encoding="utf-8"), parse_int=whole_number)
@@ -139,8 +118,8 @@ def _digests(run: Run) -> str:
     changed = [name for name in recorded if recorded[name] != found.get(name)]
     added = [name for name in found if name not in recorded]
     if changed or added:
-        words = [f"changed or missing: {_listed(changed)}"] if changed else []
-        words += [f"added: {_listed(added)}"] if added else []
+        words = [f"changed or missing: {listed(changed)}"] if changed else []
+        words += [f"added: {listed(added)}"] if added else []
         raise FedPGPError("; ".join(words))
     return f"{len(found)} files are those of {DIGESTS}"
 
@@ -157,45 +136,62 @@ def _found_digests(folder: Path) -> dict[str, str]:
 def _rounds(run: Run) -> str:
     done = [row["round"] for row in run.trains]
     if done != list(range(1, len(done) + 1)):
-        raise FedPGPError(f"metrics.jsonl lacks rounds: it has {_listed(done)}")
-    stopped = (run.summary or {}).get("stopped")
-    if done and len(done) != run.rounds and not stopped:
-        raise FedPGPError(f"metrics.jsonl has {len(done)} rounds of {run.rounds}")
+        raise FedPGPError(f"metrics.jsonl lacks rounds: it has {listed(done)}")
     if not run.evals:
         raise FedPGPError("metrics.jsonl has no evaluation")
     last = run.evals[-1]["round"]
     if last != (done[-1] if done else 0):
         raise FedPGPError(f"the last evaluation is after round {last} of {len(done)}")
-    return (
-        f"{len(done)} rounds of training, evaluated after {_listed(r['round'] for r in run.evals)}"
-    )
+    evaluated = listed(row["round"] for row in run.evals)
+    return f"{len(done)} rounds of training, evaluated after {evaluated}{_why_stopped(run)}"
+
+
+def _why_stopped(run: Run) -> str:
+    """Return why a training ended early, in words that follow others; empty where it did not.
+
+    Raises:
+        FedPGPError: nothing ended it; the checkpoint gives another reason.
+        NotChecked: nobody but its summary says so.
+    """
+    done, said = len(run.trains), str(run.summary.get("stopped") or "")
+    if not done or done == run.rounds:
+        return ""
+    if not said:
+        raise FedPGPError(f"metrics.jsonl has {done} rounds of {run.rounds}")
+    words = f"the training ended after round {done} of {run.rounds}: {said}"
+    found = latest_checkpoint(run.path / "checkpoint", lambda text: None)
+    if found is None:
+        raise NotChecked(f"{words} (so its summary says, and there is no checkpoint)")
+    if found[1].get("stopped", "") != said:
+        raise FedPGPError(f"{words} (so its summary says, and its checkpoint does not)")
+    return f"; {words}"
 
 
 def _selection(run: Run) -> str:
-    selection = _rule(run)
+    selection = selection_of(run)
     _, chosen = select(run.evals, selection)
     recorded = run.summary.get("selected_rounds", chosen)
     if recorded != chosen:
         raise FedPGPError(
-            f"the figures are said to be of round {_listed(recorded)}; protocol.selection="
-            f"{selection} gives {_listed(chosen)}"
+            f"the figures are said to be of round {listed(recorded)}; protocol.selection="
+            f"{selection} gives {listed(chosen)}"
         )
     if run.config["dataset"].get("evaluate_on", "test") != "test":
         raise FedPGPError("the figures are of validation images (dataset.evaluate_on), not of test")
     if earlier := run.config.get(EXTENDED):
-        raise _NotChecked(
-            f"the run was given more rounds after it had finished ({_listed(earlier)}, then "
+        raise NotChecked(
+            f"the run was given more rounds after it had finished ({listed(earlier)}, then "
             f"{run.rounds}): how many may have been chosen by its test figures"
         )
-    return f"protocol.selection={selection}: round {_listed(chosen)}"
+    return f"protocol.selection={selection}: round {listed(chosen)}{_why_stopped(run)}"
 
 
 def _figures(run: Run) -> str:
     """summary.json is what the evaluations of metrics.jsonl give by the rule of selection."""
-    accuracy, _ = select(run.evals, _rule(run))
+    accuracy, _ = select(run.evals, selection_of(run))
     expected = {"accuracy": accuracy, "lifelong": lifelong_summary(run.evals)}
     recorded = {"accuracy": run.summary["accuracy"], "lifelong": run.summary.get("lifelong")}
-    _refuse_differences(expected, recorded, "summary.json", "metrics.jsonl")
+    refuse_differences(expected, recorded, "summary.json", "metrics.jsonl")
     return "summary.json is what metrics.jsonl gives"
 
 
@@ -209,9 +205,7 @@ def _clients(run: Run) -> str:
             f"summary.json has {run.summary.get('clients')} clients, partition.json {len(table)}"
         )
     if strangers := evaluated - set(table):
-        raise FedPGPError(
-            f"clients.csv has clients that partition.json lacks: {_listed(strangers)}"
-        )
+        raise FedPGPError(f"clients.csv has clients that partition.json lacks: {listed(strangers)}")
     count = run.evals[-1].get("clients")
     if count is not None and len(evaluated) != count:  # an older run does not say
         raise FedPGPError(
@@ -221,7 +215,7 @@ def _clients(run: Run) -> str:
     left = set(run.config.get("left") or ())
     absent = set(table) - evaluated - attackers - left
     if absent and run.evaluates_all and not run.partial:
-        raise FedPGPError(f"clients.csv lacks clients of partition.json: {_listed(absent)}")
+        raise FedPGPError(f"clients.csv lacks clients of partition.json: {listed(absent)}")
     for row in run.clients:
         for key in ("train_images", "test_images"):
             if table[row["id"]].get(key) is not None and row[key] != table[row["id"]][key]:
@@ -229,6 +223,7 @@ def _clients(run: Run) -> str:
                     f"client {row['id']} has {row[key]:g} {key} in clients.csv and "
                     f"{table[row['id']][key]} in partition.json"
                 )
+    refuse_other_draws(run, evaluated)
     return f"{len(evaluated)} of {len(table)} clients were evaluated"
 
 
@@ -242,7 +237,7 @@ def _recomputed(run: Run) -> str:
                 flat[f"{row['model']}.{name}"] = row[name]
         for name, of in (("hm3", ("local", "base", "novel")), ("hm2", ("base", "novel"))):
             values = [None if math.isnan(row[figure]) else row[figure] for figure in of]
-            if not _alike(number(harmonic_mean(*values)), row[name]):
+            if not alike(number(harmonic_mean(*values)), row[name]):
                 raise FedPGPError(f"{name} of client {row['id']} is not that of its figures")
     blocks, last = summarize(list(rows.values())), run.evals[-1]
     names = (*_OF_CLIENTS, "std_clients")
@@ -254,16 +249,16 @@ def _recomputed(run: Run) -> str:
         }
         for found in (blocks, last)
     )
-    _refuse_differences(expected, recorded, "metrics.jsonl", "clients.csv")
+    refuse_differences(expected, recorded, "metrics.jsonl", "clients.csv")
     return f"the means over {len(rows)} clients are those of the last evaluation"
 
 
 def _bytes(run: Run) -> str:
     if run.summary.get("onboarding"):
-        raise _NotChecked("those of newcomers are in no round")
+        raise NotChecked("those of newcomers are in no round")
     for key in ("bytes_up", "bytes_down"):
         total = sum(number(row.get(key)) for row in (*run.trains, *run.evals))
-        if not _alike(total, number(run.summary.get(key))):
+        if not alike(total, number(run.summary.get(key))):
             raise FedPGPError(
                 f"summary.json has {run.summary.get(key)} {key}, the rounds have {total:.0f}"
             )
@@ -273,107 +268,11 @@ def _bytes(run: Run) -> str:
 def _command(run: Run) -> str:
     command = single_command(run.config)
     if not command:
-        raise _NotChecked("config.yaml has none")
+        raise NotChecked("config.yaml has none")
     if differing := differing_settings(run.config, command):
         said = [f"{key} is {old}, by its command {new}" for key, old, new in differing]
         raise FedPGPError(
-            f"config.yaml does not have the settings of its command: {_listed(said)} (or conf/ "
+            f"config.yaml does not have the settings of its command: {listed(said)} (or conf/ "
             f"has changed since its commit, {run.config.get('git_commit')})"
         )
     return command
-
-
-def _checkpoint(run: Run) -> str:
-    """The checkpoint is intact and of this configuration."""
-    found = latest_checkpoint(run.path / "checkpoint", lambda text: None)
-    if found is None:
-        raise _NotChecked("there is none")
-    _, info = found
-    own = {key: value for key, value in run.config.items() if key not in ABOUT}
-    said, there = flatten(own), flatten(info.get("config", {}))
-    other = [
-        f"{key} is {said.get(key)}, in the checkpoint {there.get(key)}"
-        for key in dict.fromkeys([*said, *there])
-        if said.get(key) != there.get(key) and not may_change_on_resume(key)
-    ]
-    if other:
-        raise FedPGPError(f"config.yaml is not that of the checkpoint: {_listed(other)}")
-    table = {row["id"]: row for row in info.get("table", ())}
-    if table and table != {row["id"]: row for row in run.partition["clients"]}:
-        raise FedPGPError("partition.json is not that of the checkpoint")
-    done = len(run.trains) or info["round"]
-    if info["round"] != done:
-        raise FedPGPError(f"it is of round {info['round']}, the run has {done}")
-    return f"intact, of round {info['round']}, of this configuration and partition"
-
-
-def _scored(run: Run, rounding: float) -> str:
-    """The clients' models, as their files hold them, have the figures of the last evaluation."""
-    if not list((run.path / "checkpoint").glob("round_*.safetensors")):
-        raise _NotChecked("there is no checkpoint: the clients' models are not there to be scored")
-    if (run.summary.get("privacy") or {}).get("kept_by") or run.choice("runtime") == "flower":
-        raise _NotChecked("what its clients learned is on their own machines")
-    if _rule(run) != "last" or run.summary.get("lifelong"):
-        raise _NotChecked("its figures are not those of its last round alone")
-    if not run.evaluates_all:
-        raise _NotChecked("not all clients were evaluated (evaluate_clients)")
-    try:
-        load_configured(run.config)
-    except FedPGPError as error:
-        raise _NotChecked(f"its data are not here: {error}") from error
-    found = evaluate(run.path)
-    if found["round"] != run.evals[-1]["round"]:
-        raise _NotChecked(f"the checkpoint is of round {found['round']}")
-    most, where = 0.0, ""
-    for model in MODELS:
-        here, there = (found["accuracy"].get(model) or {}), (run.evals[-1].get(model) or {})
-        for name in ACCURACIES:
-            apart = abs(number(here.get(name)) - number(there.get(name)))
-            if apart > most:
-                most, where = apart, f"{model}.{name}"
-    if most > rounding:
-        raise FedPGPError(f"the clients' models give another {where}, {most:.2f} points away")
-    return "the clients' models have these figures" + (
-        f", within {most:.2g} points" if most else ""
-    )
-
-
-def _rule(run: Run) -> str:
-    return run.config["protocol"].get("selection", "last")
-
-
-def _refuse_differences(expected: Mapping, recorded: Mapping, where: str, source: str) -> None:
-    """Raise FedPGPError where two nested blocks of figures are not the same numbers."""
-    one, two = flatten(_no_lists(expected)), flatten(_no_lists(recorded))
-    for key in dict.fromkeys([*one, *two]):
-        first, second = number(one.get(key)), number(two.get(key))
-        if not _alike(first, second):
-            raise FedPGPError(
-                f"{key} is {_written(second)} in {where}, and {_written(first)} by {source}"
-            )
-
-
-def _no_lists(value: object) -> object:
-    """Return a block with its matrices as mappings."""
-    if isinstance(value, Mapping):
-        return {key: _no_lists(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return {str(index): _no_lists(entry) for index, entry in enumerate(value)}
-    return value
-
-
-def _alike(one: float, other: float) -> bool:
-    if math.isnan(one) or math.isnan(other):
-        return math.isnan(one) and math.isnan(other)
-    return abs(one - other) <= _SAME * max(1.0, abs(one))
-
-
-def _written(value: float) -> str:
-    return "missing" if math.isnan(value) else f"{value:.4f}"
-
-
-def _listed(values) -> str:
-    words = [str(value) for value in (sorted(values) if isinstance(values, set) else values)]
-    if len(words) > 2 * _SHOWN:
-        words = [*words[:_SHOWN], "…", *words[-_SHOWN:]]
-    return ", ".join(words) if words else "none"

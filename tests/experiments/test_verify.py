@@ -4,8 +4,8 @@ import json
 import math
 
 import pytest
+import yaml
 
-from experiments.overrides import PATHS
 from experiments.reporting.commands import single_command
 from experiments.reporting.measured import measured_runs, name_of, selected
 from experiments.settings import flatten
@@ -17,6 +17,8 @@ from experiments.verification.rerun import (
 from experiments.verify import main, seconds_of, within
 from fedpgp.build import check_config
 from fedpgp.errors import FedPGPError
+from tests.helpers.written import write_run
+from tools.keep_runs import without_paths
 
 
 def test_a_published_cell_holds(tmp_path):
@@ -42,7 +44,7 @@ def comparable():
 def test_no_kept_run_has_a_path_of_a_machine():
     for run in measured_runs():
         flat = flatten(run.config)
-        assert not [key for key in PATHS if flat.get(key)]
+        assert run.config == without_paths(run.config) and not flat.get("init_from")
         assert not [key for key, value in flat.items() if str(value).startswith("/")], run.path
         assert "/" not in single_command(run.config).replace("python -m", "")
 
@@ -88,3 +90,16 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     ):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_what_a_folder_says_is_printed_without_its_escapes(tmp_path, capsys):
+    folder = tmp_path / "run"
+    write_run(folder, "fedpgp", 1)
+    path = folder / "config.yaml"
+    hostile = {"lr": "\x1b[2Jhigh\nrun: equal", "command": "python -m experiments.run lr=3"}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | hostile))
+    main([str(folder)])
+    main(["--submission", str(folder)])
+    said = capsys.readouterr().out
+    assert "lr: high run: equal there, 3 by its command" in said
+    assert "\x1b[2J" not in said and "\nrun: equal" not in said

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from experiments.reporting import measured, read_run
+from fedpgp.errors import FedPGPError
 from tests.helpers.written import write_run
 from tools import keep_runs
 
@@ -28,3 +31,20 @@ def test_a_kept_run_has_its_figures_and_no_path(tmp_path, monkeypatch):
     assert rows[0]["summary"]["accuracy"]["personal"] == {
         key: value for key, value in recorded["accuracy"]["personal"].items() if value is not None
     }
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "kept"),
+    [("openai", "openai"), ("dfn2b", "dfn2b"), ("ViT-B-16.pt", None), ("~/weights/b16", None)],
+)
+def test_a_tag_of_weights_is_kept_and_a_file_is_not(pretrained, kept):
+    config = {"model": {"name": "ViT-B-16", "pretrained": pretrained}}
+    assert keep_runs.without_paths(config)["model"] == {"name": "ViT-B-16", "pretrained": kept}
+
+
+def test_a_run_that_began_with_another_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(keep_runs, "MEASURED", tmp_path / "measured")
+    write_run(tmp_path / "run", "fedpgp", 1, init_from="runs/other")
+    with pytest.raises(FedPGPError, match="init_from"):
+        keep_runs.keep([tmp_path / "run"])
+    assert not (tmp_path / "measured").exists()

@@ -83,7 +83,7 @@ def test_each_run_has_its_command_and_what_it_was_made_with(site):
             assert f"python -m experiments.run method={method} seed={seed}" in page.text
     assert "commit 0123456789, fedpgp 0.1.0, torch 2.13.0" in page.text
     assert [link for link in page.loads if link.endswith("report.html")] == [
-        "../runs/fedpgp/1/report.html"
+        "./../runs/fedpgp/1/report.html"
     ]
 
 
@@ -115,3 +115,13 @@ def test_the_site_of_the_kept_runs(tmp_path, capsys):
         assert f"{run.choice('protocol')}-{run.choice('dataset')}.html" in names
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert max(sizes.values()) < 4_000_000, json.dumps(sizes)
+
+
+def test_a_link_to_a_report_stays_on_the_site(tmp_path):
+    folder = tmp_path / "javascript:alert(1) #"
+    write_run(folder, "fedpgp", 1)
+    (folder / "report.html").write_text("its report")
+    assert report.main([str(folder), "--site", str(tmp_path)]) == 0
+    page = Page((tmp_path / "base2novel-emoji.html").read_text())
+    (link,) = [link for link in page.loads if link.endswith("report.html")]
+    assert link == "./javascript%3Aalert%281%29%20%23/report.html"

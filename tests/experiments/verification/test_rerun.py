@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from experiments import runner
 from experiments.reporting import read_run
 from experiments.reporting.commands import single_command
+from experiments.reporting.measured import selected
 from experiments.verification.comparison import (
     EQUAL,
     INSIDE,
@@ -18,10 +20,17 @@ from experiments.verification.comparison import (
     OUTSIDE,
     compare,
     figures_of,
+    reason_of,
     spread_of,
     status_of,
 )
-from experiments.verification.rerun import differing_settings, verify
+from experiments.verification.rerun import (
+    differing_settings,
+    places_elsewhere,
+    verify,
+    why_not_comparable,
+    wrong_budget,
+)
 from tests.helpers.small import small_config, small_federation
 
 WORDS = [
@@ -116,12 +125,13 @@ def test_the_spread_is_that_of_the_seeds_alone(made, tmp_path):
     first = read_run(made)
     others = [read_run(small_run(tmp_path / str(seed), f"seed={seed}")) for seed in (1, 2)]
     other_setting = read_run(small_run(tmp_path / "lr", "lr=0.5", "seed=4"))
-    values = [figures_of(run.summary)["personal.local"] for run in (first, *others)]
-    mean = sum(values) / 3
-    expected = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
-    found = spread_of(first, [*others, other_setting])
-    assert found["personal.local"] == pytest.approx(expected)
-    assert spread_of(first, [other_setting]) == {}
+    one, two = (figures_of(run.summary)["personal.local"] for run in others)
+    found = spread_of(first, [first, *others, other_setting])
+    assert found["personal.local"] == pytest.approx(abs(one - two) / math.sqrt(2))
+    wild = json.loads(json.dumps(first.summary))
+    wild["accuracy"]["personal"]["local"] = 0.0
+    assert spread_of(replace(first, summary=wild), [*others, other_setting]) == found
+    assert spread_of(first, [other_setting]) == spread_of(first, [first, others[0]]) == {}
 
 
 def test_what_cannot_be_made_again_is_not_comparable(copy, tmp_path):
@@ -133,6 +143,11 @@ def test_what_cannot_be_made_again_is_not_comparable(copy, tmp_path):
     found = verify(read_run(copy), "run", tmp_path / "again")
     assert found.status == NOT_COMPARABLE and "no_such" in found.reason
     assert not (tmp_path / "again").exists()
+
+
+def test_folders_of_another_machine_are_left_to_this_one(tmp_path):
+    config = small_config("runs/x", f"runtime.cache_dir={tmp_path}", "dataset.root=/nobody/has")
+    assert places_elsewhere(config) == ["dataset.root"]
 
 
 def test_the_command_of_a_job_of_a_sweep():
@@ -156,3 +171,42 @@ def test_the_command_of_a_part_of_a_protocol():
     command = single_command({**config, "command": started})
     assert command == f"{started} protocol.held_out=noto"
     assert single_command({**config, "command": command}) == command
+
+
+def test_a_run_of_very_many_clients_from_before_some_were_drawn(made):
+    run = read_run(made)
+    many = replace(run, summary={**run.summary, "clients": 1001})
+    assert "all 1001 clients" in why_not_comparable(many)
+    drawn = [{**row, "drawn_clients": 1000} for row in run.evals]
+    of_the_best = {**run.config["protocol"], "selection": "validation"}
+    for same in (
+        run,
+        replace(run, summary={**run.summary, "clients": 1000}),
+        replace(many, evals=drawn),
+        replace(many, summary={**many.summary, "standard_error": {}}, evals=[]),
+        replace(many, config={**run.config, "evaluate_clients": 5}),
+        replace(many, config={**run.config, "protocol": of_the_best}),
+    ):
+        assert not why_not_comparable(same)
+
+
+def test_a_changed_privacy_budget_is_outside(made):
+    claim = {"epsilon": 4.0, "delta": 1e-3, "noise_multiplier": 2.0}
+    recorded = {**read_run(made).summary, "privacy": claim}
+    assert status_of(*compare(recorded, recorded, {})) == EQUAL
+    for key, value in (("epsilon", 4.001), ("delta", 2e-3), ("noise_multiplier", None)):
+        again = {**recorded, "privacy": {**claim, key: value}}
+        figures, details = compare(recorded, again, {})
+        assert status_of(figures, details) == status_of(*compare(again, recorded, {})) == OUTSIDE
+        assert f"privacy.{key}" in reason_of(OUTSIDE, figures, {}, 0.5, True)
+
+
+def test_a_secret_noise_is_not_comparable_and_its_epsilon_is():
+    run = next(r for r in selected("privacy.epsilon=8") if why_not_comparable(r))
+    assert "secret" in why_not_comparable(run) and not wrong_budget(run)
+    for key, value in (("epsilon", 2.0), ("noise_multiplier", 9.0), ("rounds", 3)):
+        claim = {**run.summary["privacy"], key: value}
+        changed = replace(run, summary={**run.summary, "privacy": claim})
+        assert f"{key} is {value:g}," in wrong_budget(changed) or key == "rounds"
+    assert verify(changed, "run", run.path).status == OUTSIDE
+    assert verify(run, "run", run.path).status == NOT_COMPARABLE

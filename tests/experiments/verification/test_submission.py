@@ -3,18 +3,22 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
 
+from experiments.reporting import read_run
 from experiments.run import main as run
-from experiments.verification.submission import (
-    FAILED,
-    OK,
-    UNKNOWN,
-    check_submission,
-    write_digests,
-)
+from experiments.verification.budget import check_budget
+from experiments.verification.checks import FAILED, OK, UNKNOWN, NotChecked
+from experiments.verification.drawn import refuse_other_draws
+from experiments.verification.scoring import most_apart, scored_again
+from experiments.verification.submission import check_submission, write_digests
+from fedpgp.errors import FedPGPError
+from fedpgp.seeding import generator
+from fedpgp.updates.accounting import epsilon
+from strategies.checkpoint import latest_checkpoint, save_checkpoint
 
 SMALL = [
     *("runtime=inline", "device=cpu", "clients=3", "rounds=2", "local_epochs=1"),
@@ -144,3 +148,112 @@ def test_a_missing_or_damaged_file_is_named(copy):
     assert "clients.csv" in failed(copy)["complete"]
     (copy / "clients.csv").unlink()
     assert "clients.csv" in failed(copy)["complete"]
+
+
+def test_a_draw_that_no_setting_asks_for_is_found(copy):
+    path = copy / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    next(row for row in rows if row["kind"] == "eval")["drawn_clients"] = 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "evaluate_clients=null asks all 3" in failed(copy)["clients"]
+
+
+def test_the_clients_that_are_drawn_are_those_of_the_round(copy):
+    run = read_run(copy)
+    table = [{"id": client, "train_images": 1} for client in range(20)]
+    (copy / "partition.json").write_text(json.dumps({"class_names": [], "clients": table}))
+
+    def drawn(size, **settings):
+        row = {"round": 2, "clients": 5, "all_clients": 20, "drawn_clients": size, **settings}
+        config = {**run.config, "evaluate_clients": 5}
+        return replace(read_run(copy), config=config, evals=[row])
+
+    draw = generator(run.seed, "evaluate", 2)
+    asked = set(draw.choice(20, size=5, replace=False).tolist())
+    refuse_other_draws(drawn(5), asked)
+    with pytest.raises(FedPGPError, match="4 clients were drawn after round 2.* draws 5"):
+        refuse_other_draws(drawn(4), asked)
+    with pytest.raises(FedPGPError, match="does not draw"):
+        refuse_other_draws(drawn(5), set(range(20)) - asked)
+    with pytest.raises(FedPGPError, match="30 clients after round 2"):
+        refuse_other_draws(drawn(5, all_clients=30), asked)
+    lifelong = drawn(5)
+    lifelong.config["protocol"] = {"name": "lifelong"}
+    with pytest.raises(NotChecked, match="not all clients are tested"):
+        refuse_other_draws(lifelong, asked)
+
+
+def test_an_early_end_is_one_that_the_checkpoint_knows(finished, copy):
+    path = copy / "config.yaml"
+    longer = yaml.safe_load(path.read_text()) | {"rounds": 9}
+    path.write_text(yaml.safe_dump(longer))
+    path = copy / "summary.json"
+    summary = json.loads(path.read_text()) | {"rounds": 9}
+    path.write_text(json.dumps(summary | {"stopped": "enough"}))
+    checks = {check.name: check for check in check_submission(copy)}
+    for name in ("rounds", "no test selection"):
+        assert checks[name].status == UNKNOWN
+        assert "after round 2 of 9: enough" in checks[name].said
+    tensors, info = latest_checkpoint(finished / "checkpoint", print)
+    for known, status in (("", FAILED), ("enough", OK)):
+        save_checkpoint(copy / "checkpoint", 2, tensors, {**info, "stopped": known})
+        checks = {check.name: check for check in check_submission(copy)}
+        assert checks["rounds"].status == checks["no test selection"].status == status
+        assert "enough" in checks["rounds"].said
+
+
+def test_what_is_not_on_this_machine_is_not_checked(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("private"))
+    with pytest.raises(NotChecked, match="private state of client 0"):
+        scored_again(read_run(tmp_path / "run"), 0.5)
+    shutil.copytree(finished / "private", tmp_path / "run" / "private")
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text()) | {"device": "cuda"}
+    path.write_text(yaml.safe_dump(config))
+    assert "have these figures" in scored_again(read_run(tmp_path / "run"), 0.5)
+    config["dataset"] = {"name": "folder", "root": "/nobody/has/this", "download": False}
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(NotChecked, match="cannot be scored here: data set folder"):
+        scored_again(read_run(tmp_path / "run"), 0.5)
+
+
+@pytest.mark.parametrize("name", ["ece", "f1_macro", "worst10", "domains", "unseen"])
+def test_each_figure_of_the_last_evaluation_is_compared(finished, name):
+    scored = read_run(finished).evals[-1]
+    recorded = read_run(finished).evals[-1]
+    block = recorded["personal"]
+    assert most_apart(recorded, scored, 0.5) == 0
+    values = {"domains": {"noto": 1.0}, "unseen": 50.0}
+    for value in (values.get(name, 1.0), None if block[name] is not None else 50.0):
+        block[name] = value
+        with pytest.raises(FedPGPError, match=f"personal.{name}"):
+            most_apart(recorded, scored, 0.5)
+    del block[name]  # as of a version that did not have it
+    assert most_apart(recorded, scored, 0.5) == 0
+
+
+def test_a_privacy_budget_is_that_of_its_settings(copy):
+    run = read_run(copy)
+    assert check_budget(run) == "none is claimed"
+    about = {"clip": 1.0, "noise": 3.0, "epsilon": None, "delta": 0.01, "max_epsilon": None}
+    privacy = {"name": "client", **about, "accountant": "rdp", "seeded_noise": False}
+    claim = {
+        "epsilon": epsilon(3.0, 1.0, 2, 0.01),
+        "delta": 0.01,
+        "noise_multiplier": 3.0,
+        "rounds": 2,
+    }
+
+    def private(**changed):
+        summary = {**run.summary, "privacy": {**claim, **changed}}
+        return replace(run, config={**run.config, "privacy": privacy}, summary=summary)
+
+    assert "accountant" in check_budget(private())
+    for key, value in (("epsilon", 0.5), ("delta", 1e-6), ("noise_multiplier", 9.0), ("rounds", 1)):
+        with pytest.raises(FedPGPError, match=key if key != "rounds" else "1 rounds"):
+            check_budget(private(**{key: value}))
+    with pytest.raises(FedPGPError, match="privacy=none"):
+        check_budget(replace(run, summary=private().summary))
+    image = replace(private(), config={**run.config, "privacy": {"name": "image"}})
+    with pytest.raises(NotChecked, match="only that of privacy=client"):
+        check_budget(image)
