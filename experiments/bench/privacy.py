@@ -23,6 +23,8 @@ CHOICES = {
     "client, secure sum": ["privacy=client", "privacy.clip=0.3", "privacy.secure_sum=true"],
 }
 """What is measured against ``privacy=none``: name -> overrides."""
+MANY = 100
+"""Clients that the embedded federation's own partition has images for."""
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict]:
@@ -31,6 +33,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     common = [f"clients={clients}", f"rounds={arguments.rounds}", "participation=1"]
     common += ["method=promptfl", "runtime=inline", "evaluate_every=0", "verbose=false"]
     common += [f"device={arguments.device}"]
+    if clients > MANY:
+        common += ["partition=iid", "protocol=personal"]  # skewed shares leave some without images
     common += [f"model={arguments.model}"] if arguments.model else []
     if arguments.rounds < 2:
         raise FedPGPError(
