@@ -9,11 +9,9 @@ python -m experiments.doctor --no-run --json found.json        without measuring
 
 import argparse
 import json
-import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -24,6 +22,7 @@ from experiments.settings import CONF, choices, composed
 from fedpgp.atomic_files import check_target, write_atomically
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.plain_text import written_out
+from fedpgp.quiet_log import errors_alone
 
 MISSING = 1
 """Exit status when something that the asked experiment needs is missing."""
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.json:
         check_target(options.json)
-    with _errors_alone():  # open_clip warns of random weights, which are meant
+    with errors_alone():  # open_clip warns of random weights, which are meant
         found = checkup(options.experiment, measure=not options.no_run)
     from experiments.checkup.page import page
 
@@ -55,17 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_atomically(options.json, (json.dumps(found, indent=1) + "\n").encode())
         print(f"\nwrote {written_out(options.json)}")
     return MISSING if found["missing"] else 0
-
-
-@contextmanager
-def _errors_alone() -> Iterator[None]:
-    log = logging.getLogger()
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def checkup(experiment: str | None, *, measure: bool) -> dict:

@@ -28,7 +28,7 @@ from experiments.verification.checks import (
     selection_of,
 )
 from experiments.verification.comparison import ROUNDING
-from experiments.verification.drawn import refuse_other_draws
+from experiments.verification.drawn import checked_attackers, refuse_other_draws
 from experiments.verification.rerun import differing_settings
 from experiments.verification.scoring import check_checkpoint, scored_again
 from fedpgp import digests
@@ -211,7 +211,7 @@ def _clients(run: Run) -> str:
         raise FedPGPError(
             f"the last evaluation was of {count} clients, clients.csv has {len(evaluated)}"
         )
-    attackers = set((run.summary.get("attack") or {}).get("clients") or ())
+    attackers = set(checked_attackers(run))
     left = set(run.config.get("left") or ())
     absent = set(table) - evaluated - attackers - left
     if absent and run.evaluates_all and not run.partial:

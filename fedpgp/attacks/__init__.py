@@ -4,7 +4,13 @@ YAML in ``conf/attack/``.
 Strategies are tried with them (docs/robustness.md). A deployment refuses all of them.
 """
 
-from fedpgp.attacks.attackers import Attackers, attackers_of, make_attack, poisoned
+from fedpgp.attacks.attackers import (
+    Attackers,
+    attackers_of,
+    drawn_attackers,
+    make_attack,
+    poisoned,
+)
 from fedpgp.attacks.base import ATTACKS, Attack, AttackContext
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "AttackContext",
     "Attackers",
     "attackers_of",
+    "drawn_attackers",
     "make_attack",
     "poisoned",
 ]

@@ -1,7 +1,7 @@
 """The clients that attack a run: who they are, and what they do to its data and its updates."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,9 +118,8 @@ def make_attack(config: Mapping) -> Attack | None:
 def attackers_of(
     config: Mapping, federated_split: FederatedSplit, delta_params: tuple[str, ...] = ()
 ) -> Attackers | None:
-    """The attackers of a configuration's run; None without an attack.
-
-    They are drawn from (seed, "attack") among the clients that train.
+    """The attackers of a configuration's run, drawn among the clients that train; None without an
+    attack.
 
     Raises:
         FedPGPError: as :func:`make_attack`; nobody honest would be left.
@@ -131,14 +130,28 @@ def attackers_of(
     able = [
         c for c, own in enumerate(federated_split.clients) if own.trains and len(own.train_indices)
     ]
+    clients = drawn_attackers(attack, able, config["seed"])
+    return Attackers(attack, clients, tuple(delta_params), config["seed"])
+
+
+def drawn_attackers(attack: Attack, able: Sequence[int], seed: int) -> tuple[int, ...]:
+    """Draw the clients that attack from (seed, "attack"), ascending.
+
+    Args:
+        attack: what they do; its share is of ``able``.
+        able: clients that train on images.
+        seed: of the run.
+
+    Raises:
+        FedPGPError: nobody honest would be left.
+    """
     number = max(1, round(attack.share * len(able)))
     if number >= len(able):
         raise FedPGPError(
             f"attack.share={attack.share:g} of {len(able)} training clients leaves nobody honest"
         )
-    drawn = generator(config["seed"], "attack").choice(able, size=number, replace=False)
-    clients = tuple(sorted(int(client) for client in drawn))
-    return Attackers(attack, clients, tuple(delta_params), config["seed"])
+    drawn = generator(seed, "attack").choice(able, size=number, replace=False)
+    return tuple(sorted(int(client) for client in drawn))
 
 
 def poisoned(config: Mapping, federated_split: FederatedSplit) -> FederatedSplit:

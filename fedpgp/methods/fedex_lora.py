@@ -1,5 +1,5 @@
 """FedEx-LoRA: A and B are averaged, and what their product lacks of the averaged products is added
-to the frozen weights (Singhal et al., ACL 2025, arXiv 2410.09432), here in CLIP's text tower.
+to the frozen weights (Singhal et al., ACL 2025, arXiv 2410.09432), here in CLIP's towers.
 
     W_i = W + R + (alpha / b) B_i A_i
     server: A <- sum_i w_i A_i,  B <- sum_i w_i B_i,

@@ -1,5 +1,5 @@
 """FedIT: federated averaging of low-rank adapters (Zhang et al., ICASSP 2024, arXiv 2305.05644),
-here in CLIP's text tower.
+here in CLIP's towers.
 
     W_i = W + (alpha / b) B_i A_i
     server: A <- sum_i w_i A_i,  B <- sum_i w_i B_i
@@ -26,7 +26,7 @@ class FedIT(LoRA):
         shared="A and B",
         sent="2*L*len(targets)*rank*d",
         official=(
-            "declared difference: adapters are in CLIP's text tower, without dropout, and averaged "
+            "declared difference: adapters are in CLIP's towers, without dropout, and averaged "
             "as in JayZhang42/FederatedGPT-Shepherd at 8c86fe9"
         ),
     )

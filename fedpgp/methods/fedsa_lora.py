@@ -1,5 +1,5 @@
 """FedSA-LoRA: A is shared, B stays with the client (Guo et al., ICLR 2025, arXiv 2410.01463), here
-in CLIP's text tower.
+in CLIP's towers.
 
     W_i = W + (alpha / b) B_i A_i
     server: A <- sum_i w_i A_i
@@ -28,7 +28,7 @@ class FedSALoRA(LoRA):
         personal="B",
         sent="L*len(targets)*rank*d",
         official=(
-            "declared difference: adapters are in CLIP's text tower and without dropout, shared "
+            "declared difference: adapters are in CLIP's towers and without dropout, shared "
             "and kept as in Pengxin-Guo/FedSA-LoRA at fc276b5"
         ),
     )

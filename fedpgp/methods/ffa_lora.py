@@ -1,5 +1,5 @@
 """FFA-LoRA: A is drawn once and stays, B is trained and averaged (Sun et al., ICLR 2024,
-arXiv 2403.12313), here in CLIP's text tower.
+arXiv 2403.12313), here in CLIP's towers.
 
     W_i = W + (alpha / b) B_i A
     server: B <- sum_i w_i B_i,  so that B A = sum_i w_i B_i A

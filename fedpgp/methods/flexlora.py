@@ -1,5 +1,5 @@
 """FlexLoRA: the server averages the products of low-rank adapters, and gives each client the best
-of its own rank (Bai et al., NeurIPS 2024, arXiv 2402.11505), here in CLIP's text tower.
+of its own rank (Bai et al., NeurIPS 2024, arXiv 2402.11505), here in CLIP's towers.
 
     W_i = W + (alpha / b) B_i A_i,   rank b_i <= b
     server: sum_i w_i B_i A_i = U Sigma V^T;  B <- U Sigma,  A <- V^T,  to rank b

@@ -11,15 +11,14 @@ arXiv 1908.10530) and PLD (Koskela et al., AISTATS 2020; Doroshenko et al., PoPE
 dp-accounting's, with its default orders and its default grid.
 """
 
-import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from fedpgp.errors import FedPGPError, check_choice, check_number
+from fedpgp.quiet_log import errors_alone
 
 ACCOUNTANTS = ("rdp", "pld")
 """``rdp``: Renyi differential privacy, fast; ``pld``: privacy loss distributions, tighter by some
@@ -120,7 +119,9 @@ def calibrate_composed(
             return high
     dp = _dp_accounting()
     accountants = {"rdp": dp.rdp.RdpAccountant, "pld": dp.pld.PLDAccountant}
-    with _quiet():
+    # It warns of orders that did not converge. They are left out of the minimum; what remains is
+    # still an upper bound.
+    with errors_alone("absl"):
         return float(
             dp.calibrate_dp_mechanism(
                 accountants[accountant],
@@ -187,7 +188,7 @@ def _event(noise_multiplier: float, rate: float):
 @lru_cache(maxsize=4096)
 def _rdp_of_a_round(noise_multiplier: float, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Orders, and the RDP of one round at each; that of several is as many times it."""
-    with _quiet():
+    with errors_alone("absl"):
         accountant = _dp_accounting().rdp.RdpAccountant()
         accountant.compose(_event(noise_multiplier, rate))
     return accountant.orders, accountant.rdp
@@ -210,16 +211,3 @@ def _dp_accounting():
             f"privacy needs the package dp-accounting ({error}): pip install 'fedpgp[privacy]'"
         ) from None
     return dp_accounting
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out the warnings of orders that did not converge; they are left out of the minimum, and
-    what remains is still an upper bound."""
-    log = logging.getLogger("absl")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)

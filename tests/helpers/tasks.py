@@ -33,6 +33,10 @@ def federation(name: str, tasks: Sequence[Sequence[Rows]], *overrides: str) -> F
     return made
 
 
+FIRST, SECOND = [[0, 1], [6, 7]], [[2, 3], [8]]
+"""Training rows of two clients in two tasks."""
+
+
 class Rounds:
     """A server and its clients, round by round.
 
@@ -68,3 +72,17 @@ class Rounds:
             weights=dict.fromkeys(clients, 1.0),
             server_state=self.server_state,
         )
+
+
+def after_two_tasks(method: str) -> tuple[Rounds, list[dict[str, np.ndarray]]]:
+    """Train a method for a round in each of two tasks.
+
+    Returns:
+        the rounds, and the shared tensors at the start, after the first task, after the second.
+    """
+    rounds = Rounds(federation(method, [FIRST, SECOND], "lr=0.01"))
+    kept = [rounds.shared]
+    for server_round in (1, 2):
+        rounds.play(server_round, [0, 1])
+        kept.append(rounds.shared)
+    return rounds, kept

@@ -150,6 +150,13 @@ def test_a_missing_or_damaged_file_is_named(copy):
     assert "clients.csv" in failed(copy)["complete"]
 
 
+def test_clients_are_not_excused_by_an_attack_that_was_not(copy):
+    path = copy / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "attack": {"clients": [2]}}))
+    assert "names as attackers 2, by its settings none" in failed(copy)["clients"]
+
+
 def test_a_draw_that_no_setting_asks_for_is_found(copy):
     path = copy / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from fedpgp.methods import METHODS
 from tests.helpers.equations import classes, cross_entropy_of, photo, pictured, real
 from tests.helpers.gradients import check_gradients
-from tests.helpers.tasks import Rounds, federation
+from tests.helpers.tasks import after_two_tasks
 
 POOL, TOKENS, DEPTH = 2, 2, 2
 OPTIONS = {"pool": POOL, "tokens": TOKENS, "depth": DEPTH}
@@ -72,17 +72,9 @@ def test_loss_and_gradients(task, batch, monkeypatch, phase):
     check_gradients("fed_cprompt", OPTIONS, cprompt(phase), task, batch, phase)
 
 
-FIRST, SECOND = [[0, 1], [6, 7]], [[2, 3], [8]]
-
-
 @pytest.fixture(scope="module")
 def after_tasks():
-    rounds = Rounds(federation("fed_cprompt", [FIRST, SECOND], "lr=0.01"))
-    kept = [rounds.shared]
-    for server_round in (1, 2):
-        rounds.play(server_round, [0, 1])
-        kept.append(rounds.shared)
-    return rounds, kept
+    return after_two_tasks("fed_cprompt")
 
 
 def test_only_the_entries_of_a_task_learn_in_it(after_tasks):

@@ -10,7 +10,7 @@ from fedpgp.methods import METHODS, RoundContext, StepContext
 from fedpgp.methods.pilora import TENSORS
 from tests.helpers.equations import classes, merged_picture, real
 from tests.helpers.gradients import K, check_gradients, parameters
-from tests.helpers.tasks import Rounds, federation
+from tests.helpers.tasks import after_two_tasks
 
 
 def feature(task, pixels, tensors):
@@ -159,17 +159,9 @@ def test_answers_are_those_of_the_nearest_prototype_with_the_adapters_of_tasks_b
             assert_close(logits[k, b], -torch.stack(d).detach())
 
 
-FIRST, SECOND = [[0, 1], [6, 7]], [[2, 3], [8]]
-
-
 @pytest.fixture(scope="module")
 def after_tasks():
-    rounds = Rounds(federation("pilora", [FIRST, SECOND], "lr=0.01"))
-    kept = [rounds.shared]
-    for server_round in (1, 2):
-        rounds.play(server_round, [0, 1])
-        kept.append(rounds.shared)
-    return rounds, kept
+    return after_two_tasks("pilora")
 
 
 def test_only_the_adapters_of_a_task_learn_in_it(after_tasks):
