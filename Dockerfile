@@ -1,7 +1,8 @@
 # docker build --tag fedpgp .                               on processors
 # docker build --tag fedpgp:cuda --build-arg TORCH=cuda .   on NVIDIA GPUs: docker run --gpus all
 # docker run --rm fedpgp                                    what this machine can do
-# docker run --rm --volume fedpgp-runs:/srv/runs fedpgp experiments.run runtime=inline run_dir=/srv/runs/first
+# docker run --rm --volume fedpgp-runs:/srv/runs fedpgp \
+#   experiments.run runtime=inline run_dir=/srv/runs/first
 # docs/deployment/compose.yaml: a server and its sites
 ARG PYTHON=3.11-slim-bookworm
 

@@ -35,7 +35,7 @@ test: $(STAMP) ## the test suite, under 10 minutes on two idle cores (fast tests
 slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-paper-smoke: $(STAMP) ## the first cell of every published table, in miniature; under 15 minutes on two idle cores
+paper-smoke: $(STAMP) ## the first cell of every published table, in miniature; under 15 minutes
 	@$(BIN)/python -m tests.helpers.paper_smoke $(ARGS)
 
 lint: $(STAMP) ## ruff: style and formatting
