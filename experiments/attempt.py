@@ -16,11 +16,16 @@ from experiments.callbacks.console import Console
 from experiments.callbacks.live_report import LiveReport
 from experiments.callbacks.loggers.base import make_logger
 from experiments.callbacks.run_folder import RunFolderCallback
-from experiments.finished_run import begin_more_rounds, check_more_rounds, prompts_of
+from experiments.finished_run import (
+    begin_more_rounds,
+    check_more_rounds,
+    from_its_prompts,
+    prompts_of,
+)
 from experiments.membership import KEYS, check_members, record_members
 from experiments.monitoring.folders import RunMetrics
 from experiments.monitoring.server import MetricsServer
-from experiments.overrides import typed, user_path
+from experiments.overrides import user_path
 from experiments.reporting.formatting import format_attackers, format_privacy
 from experiments.resume_rules import may_change_on_resume
 from experiments.run_folder import RunFolder
@@ -152,8 +157,8 @@ class Attempt:
             clip = federation.method.task.clip
             if not same_model(self.checkpoint[1], clip.fingerprint):
                 raise FedPGPError(
-                    f"{OTHER_WEIGHTS}: restore them, or start a new run from its prompts: "
-                    f"{typed('init_from', self.folder.path)}"
+                    f"{OTHER_WEIGHTS}: restore them, or start a new run"
+                    f"{from_its_prompts(self.config, self.folder.path)}"
                 )
         return federation
 

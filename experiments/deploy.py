@@ -147,7 +147,7 @@ def _local(options: argparse.Namespace) -> int:
         left = changes.get("left", config.get("left", ()))
         rounds = changes.get("rounds", config["rounds"])
         if finished_already(folder, rounds):
-            print(say_finished(run_dir, rounds, options.typed))
+            print(say_finished(run_dir, rounds, options.typed, config))
             return 0
         check_stored(run_dir, config)
     else:

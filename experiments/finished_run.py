@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from experiments.overrides import resume_command
+from experiments.overrides import resume_command, typed
 from experiments.run_folder import EXTENDED, RunFolder
 from fedpgp.atomic_files import write_atomically
 from fedpgp.build import configured_method
 from fedpgp.config import Config, MethodSection
 from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
-from fedpgp.methods import METHODS
+from fedpgp.methods.base import Method
 from fedpgp.plain_text import written_out
 from fedpgp.prefixes import strip_prefix
 from strategies.checkpoint import latest_checkpoint, same_model
@@ -64,26 +64,61 @@ def check_more_rounds(config: Mapping, done: int, asked: int) -> None:
     if asked > done and why:
         raise FedPGPError(
             f"rounds={asked}: {why}, so that a run of {asked} would have been another from its "
-            f"first round than this one of {done}; start a new one from its prompts: "
-            "init_from=RUN"
+            f"first round than this one of {done}; start a new one{from_its_prompts(config)}"
         )
 
 
-def say_finished(path: Path, rounds: int, command: str, *, of_parts: bool = False) -> str:
+def say_finished(path: Path, rounds: int, command: str, config: Mapping | None) -> str:
     """What is said of a run that has nothing left to do.
 
     Args:
         path: its folder.
         rounds: that it has.
         command: that started it.
-        of_parts: it consists of several, and so has no prompts of its own.
+        config: of the run; None of one that consists of several, and so has no prompts of its own.
     """
     lines = [
         f"finished already: {written_out(path)} ({rounds} round{'s' * (rounds != 1)})",
         f"more rounds: {resume_command(command, path, rounds=2 * rounds or 1)}",
-        f"another run from its prompts: {resume_command(command, path, 'init_from')}",
     ]
-    return "\n".join(lines[:2] if of_parts else lines)
+    if config is not None and from_its_prompts(config):
+        lines.append(f"another run from its prompts: {resume_command(command, path, 'init_from')}")
+    return "\n".join(lines)
+
+
+def why_no_start(config: Mapping) -> str:
+    """Why no new run can start from the shared tensors of a run, in words that follow its method's
+    name; empty: one can.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        FedPGPError: its method's class cannot be had.
+    """
+    method, _ = configured_method(MethodSection.of(config["method"]))
+    if method.init_shared is Method.init_shared:
+        return "shares nothing"
+    if beside := method.model_in_server_state:
+        return (
+            f"keeps a part of its model in the server state, {beside}, which a new run does not "
+            "take; without it another model would start"
+        )
+    return ""
+
+
+def from_its_prompts(config: Mapping, run: Path | str = "RUN") -> str:
+    """Words behind "a new run": how it starts from the prompts of one; empty where none can.
+
+    Args:
+        config: of that one.
+        run: its folder.
+    """
+    try:
+        why = why_no_start(config)
+    except FedPGPError:  # a class of one's own that is not here
+        return ""
+    return "" if why else f" (from its prompts: {typed('init_from', run)})"
 
 
 def begin_more_rounds(folder: RunFolder, rounds: int) -> None:
@@ -131,11 +166,8 @@ def prompts_of(
         raise FedPGPError(
             f"init_from={run}: method={method} has no global prompt that could start from another"
         )
-    if beside := METHODS[other].model_in_server_state if other in METHODS else "":
-        raise FedPGPError(
-            f"init_from={run}: method={other} of that run keeps a part of its model in the server "
-            f"state, {beside}, which a new run does not take; without it another model would start"
-        )
+    if why := why_no_start(theirs):
+        raise FedPGPError(f"init_from={run}: method={other} of that run {why}")
     if missing := [name for name in ours if name not in found]:
         has = f"has {', '.join(found)}" if found else "has none"
         raise FedPGPError(

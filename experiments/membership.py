@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from experiments.finished_run import from_its_prompts
 from experiments.run_folder import MEMBERS
 from fedpgp.atomic_files import write_atomically
 from fedpgp.config import Config
@@ -51,13 +52,14 @@ def check_members(before: Mapping, now: Mapping) -> None:
     if new > old and scheme != "own":
         raise FedPGPError(
             f"clients={new}: partition={scheme} splits the images over all clients at once, so "
-            f"that those of this run's {old} would be others'. Start a new run from its prompts: "
-            "init_from=RUN; clients with images of their own (partition=own) may join"
+            f"that those of this run's {old} would be others'. Start a new run"
+            f"{from_its_prompts(before)}; clients with images of their own (partition=own) may join"
         )
     if privacy != "none":
         raise FedPGPError(
             f"clients={new} left={sorted(going)}: the noise of privacy={privacy}, and its account, "
-            "were made for the clients that this run began with; start a new run: init_from=RUN"
+            "were made for the clients that this run began with; start a new run"
+            f"{from_its_prompts(before)}"
         )
     if back := sorted(gone - going):
         raise FedPGPError(

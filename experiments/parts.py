@@ -108,7 +108,7 @@ def _all(path: Path, changes: Mapping) -> None:
         finished(folder, rounds)
         for folder in (path, *(_part(path, option, value) for value in values))
     ):
-        print(say_finished(path, rounds, about.get("command", ""), of_parts=True))
+        print(say_finished(path, rounds, about.get("command", ""), None))
         return
     if rounds > whole["rounds"]:
         record_rounds(path / WHOLE, rounds)

@@ -275,7 +275,7 @@ def _sweep_again(arguments: list[str]) -> list[str]:
 def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> dict:
     """Return settings of this command line that a resumed run may take over; others are refused,
     and fewer rounds."""
-    from experiments.finished_run import check_more_rounds
+    from experiments.finished_run import check_more_rounds, from_its_prompts
     from experiments.membership import KEYS, check_members
     from experiments.parts import stored as stored_in
 
@@ -292,8 +292,8 @@ def changes_on_resume(config: dict, overrides: Sequence[str], folder: Path) -> d
     if differing:
         raise FedPGPError(
             f"{folder} was started with another configuration; other there: "
-            f"{', '.join(differing)}. Leave it out, or start a new run (from its prompts: "
-            f"{typed('init_from', folder)})"
+            f"{', '.join(differing)}. Leave it out, or start a new run"
+            f"{from_its_prompts(stored, folder)}"
         )
     changes: dict = {}
     for override in parse(overrides):  # a choice of a group brings its settings; a key only itself

@@ -100,7 +100,7 @@ def resume(
             "round_timeout": None,
         }  # an older version's, which nobody could keep
     if (summary := finished_already(folder, config["rounds"])) is not None:
-        print(say_finished(path, summary["rounds"], folder.command), flush=True)
+        print(say_finished(path, summary["rounds"], folder.command, stored), flush=True)
         return summary
     check_stored(path, stored)
     quiet(config["verbose"])

@@ -2,16 +2,25 @@
 prompts of a run start another."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import yaml
 
-from experiments.finished_run import prompts_of
+from experiments.finished_run import (
+    check_more_rounds,
+    from_its_prompts,
+    prompts_of,
+    say_finished,
+)
 from experiments.run import main
 from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
+from fedpgp.build import configured_method
+from fedpgp.config import MethodSection
 from fedpgp.errors import FedPGPError
+from fedpgp.methods.fedex_lora import FedExLoRA
 from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from tests.experiments.test_resume import results
 from tests.experiments.test_run import SMALL
@@ -221,10 +230,47 @@ def test_what_has_no_place_and_other_weights_are_told(deep, tmp_path):
     assert "trained with other weights of the model" in said[-1]
 
 
+class OwnExact(FedExLoRA):
+    """A method of one's own: the server of FedEx-LoRA."""
+
+
+def as_own(config):
+    """The configuration of a method, with the class of one's own in its place."""
+    _, settings = configured_method(MethodSection.of(config["method"]))
+    own = {"component": f"{__name__}.{OwnExact.__name__}", "settings": asdict(settings)}
+    return {**config, "method": {"name": "component", **own}}
+
+
 def test_a_run_whose_model_is_partly_the_servers_starts_none(tmp_path):
     folder = tmp_path / "run"
     start(small_config(folder, "rounds=0", "method=fedex_lora"), federation_of=small_federation)
-    for method in ("fedex_lora", "fedit"):
-        config = {**small_config(tmp_path / "next", f"method={method}"), "run_dir": ""}
-        with pytest.raises(FedPGPError, match=f"init_from={folder}: .* the residuals R, which a"):
-            prompts_of(folder, small_federation(json.dumps(config)), print)
+    started = yaml.safe_load((folder / "config.yaml").read_text())
+    for theirs in (started, as_own(started)):
+        (folder / "config.yaml").write_text(yaml.safe_dump(theirs))
+        for method in ("fedex_lora", "fedit"):
+            config = {**small_config(tmp_path / "next", f"method={method}"), "run_dir": ""}
+            with pytest.raises(FedPGPError, match=f"init_from={folder}: .* residuals R, which a"):
+                prompts_of(folder, small_federation(json.dumps(config)), print)
+
+
+@pytest.mark.parametrize(
+    ("method", "starts"),
+    [("promptfl", True), ("coop", False), ("fedex_lora", False), ("component", False)],
+)
+def test_what_is_said_of_a_run_suggests_no_start_that_is_refused(tmp_path, method, starts):
+    own = method == "component"
+    config = small_config(tmp_path / "run", f"method={'fedex_lora' if own else method}")
+    config = as_own(config) if own else config
+    said = say_finished(tmp_path / "run", 3, "python -m experiments.run", config)
+    assert ("init_from" in said) == bool(from_its_prompts(config)) == starts
+    assert f"more rounds: python -m experiments.run resume={tmp_path / 'run'} rounds=6" in said
+    cosine = {**config, "training": {**config["training"], "schedule": "cosine"}}
+    with pytest.raises(FedPGPError) as refused:
+        check_more_rounds(cosine, 1, 2)
+    assert ("init_from" in str(refused.value)) == starts
+
+
+def test_a_method_that_is_not_here_suggests_nothing(tmp_path):
+    config = small_config(tmp_path / "run")
+    config["method"] = {"name": "component", "component": "nobody.has.This"}
+    assert from_its_prompts(config) == ""

@@ -217,7 +217,7 @@ def test_the_command_line_of_a_resume_may_raise_the_clients(story):
         changes("clients=2")
 
 
-OWN = {"clients": 3, "partition": {"scheme": "own"}}
+OWN = {"clients": 3, "partition": {"scheme": "own"}, "method": {"name": "promptfl"}}
 
 
 @pytest.mark.parametrize(
