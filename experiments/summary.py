@@ -21,6 +21,7 @@ from fedpgp.evaluation.lifelong import lifelong_summary
 from fedpgp.updates.base import State
 from fedpgp.updates.image_privacy import NO_BOUND, ImagePrivacy
 from strategies.image_accounts import spent_by_clients, state_of
+from strategies.records import left_out_of
 from strategies.server import Server
 
 
@@ -113,7 +114,7 @@ def _attack(server: Server, folder: RunFolder, rounds: Sequence[int]) -> dict | 
     attack = server.attackers.attack
     counted = [record for record in folder.evaluations if record["round"] in rounds]
     rates = [record["success_rate"] for record in counted] if attack.measured else []
-    left_out = [client for record in folder.trained for client in _left_out(record)]
+    left_out = [client for record in folder.trained for client in left_out_of(record)]
     attackers = sum(client in server.attackers.clients for client in left_out)
     return {
         "name": attack.name,
@@ -122,11 +123,6 @@ def _attack(server: Server, folder: RunFolder, rounds: Sequence[int]) -> dict | 
         "success_rate": mean_rates(rates) if rates else None,
         "left_out": {"attackers": attackers, "honest": len(left_out) - attackers},
     }
-
-
-def _left_out(record: Mapping) -> list[int]:
-    """The clients whose update is not in a round's average, as metrics.jsonl has it."""
-    return [entry["client"] for entry in record["dropped"]] + record.get("filtered", [])
 
 
 def _cost(server: Server) -> dict:

@@ -93,6 +93,15 @@ def evaluation_rows(table: Rows, figures: Mapping[int, MetricRecord], state: Run
     return rows
 
 
+def left_out_of(record: Mapping) -> list[int]:
+    """Return the clients whose update is not in a round's average.
+
+    Args:
+        record: of the round's training, as metrics.jsonl has it.
+    """
+    return [entry["client"] for entry in record["dropped"]] + record.get("filtered", [])
+
+
 def evaluation_record(
     request: Request,
     rows: Sequence[Mapping],

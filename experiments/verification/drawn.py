@@ -1,13 +1,12 @@
-"""Whether the clients that a run evaluated, and those that attacked it, are those of its
-configuration."""
+"""Whether the clients that a run evaluated are those that its configuration draws."""
 
 from collections.abc import Collection
 from types import SimpleNamespace
 
 from experiments.reporting.runs import Run
 from experiments.run_folder import MEMBERS
+from experiments.verification.attack import attackers_by_settings
 from experiments.verification.checks import NotChecked, listed, selection_of
-from fedpgp.attacks import drawn_attackers, make_attack
 from fedpgp.errors import FedPGPError
 from strategies.sampling import MOST_EVALUATED, draw_evaluated
 
@@ -43,7 +42,7 @@ def refuse_other_draws(run: Run, evaluated: Collection[int]) -> None:
         seed=run.config["seed"],
         protocol={"selection": selection_of(run)},
     )
-    attackers = checked_attackers(run)
+    attackers = attackers_by_settings(run)
     split = SimpleNamespace(clients=[_TESTED] * len(table))
     for row in run.evals:
         last = row is run.evals[-1]
@@ -63,27 +62,6 @@ def refuse_other_draws(run: Run, evaluated: Collection[int]) -> None:
             )
     if rows and unsure:
         raise NotChecked(f"some clients were drawn, and who could be is not known: {unsure}")
-
-
-def checked_attackers(run: Run) -> tuple[int, ...]:
-    """Return the clients that attacked a run, which are not among its figures.
-
-    Raises:
-        FedPGPError: ``summary.json`` names others than its settings give.
-    """
-    told = tuple((run.summary.get("attack") or {}).get("clients") or ())
-    attack = make_attack(run.config)
-    if attack is None:
-        found: tuple[int, ...] = ()
-    else:
-        rows = run.partition["clients"]
-        able = [row["id"] for row in rows if row.get("trains", True) and row["train_images"] > 0]
-        found = drawn_attackers(attack, able, run.config["seed"])
-    if told != found:
-        raise FedPGPError(
-            f"summary.json names as attackers {listed(told)}, by its settings {listed(found)}"
-        )
-    return found
 
 
 def _why_unsure(run: Run) -> str:

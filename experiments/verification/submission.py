@@ -16,6 +16,7 @@ from experiments.recorded_figures import whole_number
 from experiments.reporting.commands import single_command
 from experiments.reporting.runs import Run, number, read_run
 from experiments.run_folder import EXTENDED
+from experiments.verification.attack import attackers_by_settings, check_attack
 from experiments.verification.budget import check_budget
 from experiments.verification.checks import (
     FAILED,
@@ -28,7 +29,7 @@ from experiments.verification.checks import (
     selection_of,
 )
 from experiments.verification.comparison import ROUNDING
-from experiments.verification.drawn import checked_attackers, refuse_other_draws
+from experiments.verification.drawn import refuse_other_draws
 from experiments.verification.rerun import differing_settings
 from experiments.verification.scoring import check_checkpoint, scored_again
 from fedpgp import digests
@@ -68,6 +69,7 @@ def check_submission(folder: Path, rounding: float = ROUNDING) -> list[Check]:
         ("rounds", _rounds),
         ("no test selection", _selection),
         ("figures of the rounds", _figures),
+        ("attack", check_attack),
         ("clients", _clients),
         ("figures of the clients", _recomputed),
         ("bytes", _bytes),
@@ -196,7 +198,8 @@ def _figures(run: Run) -> str:
 
 
 def _clients(run: Run) -> str:
-    """Each client of the partition was evaluated, or there is a reason why not."""
+    """Each client of the partition was evaluated, or there is a reason why not; attackers do not
+    count."""
     table = {row["id"]: row for row in run.partition["clients"]}
     evaluated = {row["id"] for row in run.clients}
     own = run.choice("partition") == "own" or run.choice("runtime") == "flower"
@@ -206,15 +209,16 @@ def _clients(run: Run) -> str:
         )
     if strangers := evaluated - set(table):
         raise FedPGPError(f"clients.csv has clients that partition.json lacks: {listed(strangers)}")
-    count = run.evals[-1].get("clients")
-    if count is not None and len(evaluated) != count:  # an older run does not say
+    attackers = set(attackers_by_settings(run))
+    count, honest = run.evals[-1].get("clients"), evaluated - attackers
+    if count is not None and len(honest) != count:  # an older run does not say
+        among = f", {listed(attackers & evaluated)} of them attackers" if attackers else ""
         raise FedPGPError(
-            f"the last evaluation was of {count} clients, clients.csv has {len(evaluated)}"
+            f"the last evaluation was of {count} clients, clients.csv has {len(evaluated)}{among}"
         )
-    attackers = set(checked_attackers(run))
     left = set(run.config.get("left") or ())
-    absent = set(table) - evaluated - attackers - left
-    if absent and run.evaluates_all and not run.partial:
+    absent = set(table) - honest - attackers - left
+    if absent and run.evaluates_all and not _silent(run, len(attackers)):
         raise FedPGPError(f"clients.csv lacks clients of partition.json: {listed(absent)}")
     for row in run.clients:
         for key in ("train_images", "test_images"):
@@ -224,13 +228,27 @@ def _clients(run: Run) -> str:
                     f"{table[row['id']][key]} in partition.json"
                 )
     refuse_other_draws(run, evaluated)
-    return f"{len(evaluated)} of {len(table)} clients were evaluated"
+    if absent and run.evaluates_all:
+        raise NotChecked(
+            f"clients.csv lacks clients of partition.json: {listed(absent)}. They did not answer, "
+            "metrics.jsonl says"
+        )
+    return f"{len(honest)} of {len(table) - len(attackers)} clients were evaluated"
+
+
+def _silent(run: Run, attackers: int) -> int:
+    """Return how many clients did not answer the last evaluation, by ``metrics.jsonl``."""
+    answered, asked = run.partial.get(run.evals[-1]["round"], (0, 0))
+    return max(0, asked - answered - attackers)
 
 
 def _recomputed(run: Run) -> str:
-    """The means of clients.csv are those of the last evaluation."""
+    """The means of clients.csv, of those that do not attack, are those of the last evaluation."""
     rows: dict[int, dict] = {}
+    attackers = attackers_by_settings(run)
     for row in run.clients:
+        if row["id"] in attackers:
+            continue
         flat = rows.setdefault(row["id"], {"id": row["id"], "domain": row["domain"] or None})
         for name in ACCURACIES:
             if not math.isnan(row[name]):

@@ -10,6 +10,7 @@ import yaml
 
 from experiments.reporting import read_run
 from experiments.run import main as run
+from experiments.verification.attack import check_attack
 from experiments.verification.budget import check_budget
 from experiments.verification.checks import FAILED, OK, UNKNOWN, NotChecked
 from experiments.verification.drawn import refuse_other_draws
@@ -154,7 +155,70 @@ def test_clients_are_not_excused_by_an_attack_that_was_not(copy):
     path = copy / "summary.json"
     summary = json.loads(path.read_text())
     path.write_text(json.dumps({**summary, "attack": {"clients": [2]}}))
-    assert "names as attackers 2, by its settings none" in failed(copy)["clients"]
+    rewritten(copy / "clients.csv", lambda rows: [row for row in rows if row["id"] != "2"])
+    found = failed(copy)
+    assert "names as attackers 2, by its settings none" in found["attack"]
+    assert "of 3 clients, clients.csv has 2" in found["clients"]
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacked") / "run"
+    words = ["attack=sign_flip", "attack.scale=1000", "evaluate_every=0"]
+    assert run([*SMALL, *words, f"run_dir={folder}"]) == 0
+    return folder
+
+
+def test_an_attacked_run_is_accepted(attacked):
+    """Its figures are of the others, and clients.csv has the attackers too."""
+    checks = {check.name: check for check in check_submission(attacked)}
+    assert not failed(attacked) and checks["clients"].said == "2 of 2 clients were evaluated"
+    assert checks["attack"].said.startswith("sign_flip by ")
+
+
+def test_other_attackers_and_other_effects_are_found(attacked):
+    run = read_run(attacked)
+    told = run.summary["attack"]
+    assert told["left_out"]["attackers"] == 2  # both rounds, by the bound on an update's norm
+
+    def with_attack(**changed):
+        return replace(run, summary={**run.summary, "attack": {**told, **changed}})
+
+    assert check_attack(with_attack()) == check_attack(run)
+    (attacker,) = told["clients"]
+    for changed, said in (
+        ({"clients": [(attacker + 1) % 3]}, "names as attackers"),
+        ({"clients": []}, "names as attackers none"),
+        ({"clients": [0, 1]}, "names as attackers 0, 1"),
+        ({"name": "noise"}, "attack.name noise, config.yaml sign_flip"),
+        ({"share": 0.1}, "attack.share 0.1"),
+        ({"left_out": {"attackers": 0, "honest": 0}}, "attack.left_out.attackers is 0"),
+        ({"success_rate": {"global": 50.0}}, "attack.success_rate.global is 50"),
+    ):
+        with pytest.raises(FedPGPError, match=said):
+            check_attack(with_attack(**changed))
+
+
+def test_the_rate_of_success_is_that_of_the_rounds(attacked):
+    run, rate = read_run(attacked), {"zero_shot": None, "global": 20.0, "personal": 40.0}
+    run.evals[-1]["success_rate"] = rate
+    told = {**run.summary["attack"], "success_rate": rate}
+    check_attack(replace(run, summary={**run.summary, "attack": told}))
+    told["success_rate"] = rate | {"personal": 60.0}
+    with pytest.raises(FedPGPError, match="success_rate.personal is 60.0000 .* and 40.0000 by"):
+        check_attack(replace(run, summary={**run.summary, "attack": told}))
+
+
+def test_a_client_that_is_said_not_to_have_answered_is_not_checked(copy):
+    """Nobody else knows."""
+    rewritten(copy / "clients.csv", lambda rows: [row for row in rows if row["id"] != "2"])
+    path = copy / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-1]["clients"] = 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checks = {check.name: check for check in check_submission(copy)}
+    assert checks["clients"].status == UNKNOWN
+    assert "lacks clients of partition.json: 2. They did not answer" in checks["clients"].said
 
 
 def test_a_draw_that_no_setting_asks_for_is_found(copy):
