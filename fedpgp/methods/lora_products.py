@@ -18,13 +18,27 @@ def best_factors(weights: Tensor, A: Tensor, B: Tensor, rank: int) -> tuple[Tens
     sum_i w_i B_i A_i (Eckart and Young): B = U Sigma, A = V^T of its singular value decomposition.
 
     Rows of A and columns of B stand in order of their singular values, so that the first b of them
-    are the nearest of rank b. The dense matrix is not made: the sum is one product of stacked
-    factors, and its singular vectors lie in their spans.
+    are the nearest of rank b.
     """
+    U, sigma, Vh = _decomposed(weights, A, B)
+    factors = U * sigma.unsqueeze(-2), Vh
+    return factors[1][:, :rank], factors[0][:, :, :rank]
+
+
+def best_basis(weights: Tensor, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the same product as :func:`best_factors` with the singular values in A, so that the
+    columns of B are orthonormal: B = U, A = Sigma V^T."""
+    U, sigma, Vh = _decomposed(weights, A, B)
+    return (sigma.unsqueeze(-1) * Vh)[:, :rank], U[:, :, :rank]
+
+
+def _decomposed(weights: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (L, out, n), Sigma (L, n) and V^T (L, n, in) of sum_i w_i B_i A_i, n = min(out, in, S b).
+    The dense matrix is not made: the sum is one product of stacked factors, and its singular
+    vectors lie in their spans."""
     left = (weights.double().view(-1, 1, 1, 1) * B.double()).permute(1, 2, 0, 3).flatten(2)
     right = A.double().transpose(0, 1).flatten(1, 2)
-    q_left, r_left = torch.linalg.qr(left)  # (L, out, n), n = min(out, S b)
+    q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right.mT)
     U, sigma, Vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
-    factors = q_left @ U * sigma.unsqueeze(-2), Vh @ q_right.mT
-    return factors[1][:, :rank], factors[0][:, :, :rank]
+    return q_left @ U, sigma, Vh @ q_right.mT

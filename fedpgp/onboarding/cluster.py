@@ -7,10 +7,9 @@ Of a client's term T_i = U_i V_i let Q_i (m, b) be an orthonormal basis of its c
     root   = mean of all T_i
     leaf_c = mean over the cluster of T_i - root,  the newcomer's term: root + leaf_c, cut to rank b
 
-The number of clusters, 2 or more, is where the eigenvalues of the normalised Laplacian of a have
-their largest gap (von Luxburg, Statistics and Computing 2007); the clusters are k-means of its
-eigenvectors (Ng et al., NIPS 2001). The newcomer trains its own term for its steps and sends Q; its
-cluster is the one with the largest mean a. Without images or steps it gets the root.
+The clusters are those of :mod:`fedpgp.spectral_clusters`. The newcomer trains its own term for its
+steps and sends Q; its cluster is the one with the largest mean a. Without images or steps it gets
+the root.
 """
 
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 
 from fedpgp.client_models import State
 from fedpgp.onboarding.base import Newcomer, Onboarded, Onboarding, register
 from fedpgp.onboarding.fine_tune import fine_tune
 from fedpgp.onboarding.newcomers import state_bytes
 from fedpgp.onboarding.terms import blend, product
+from fedpgp.spectral_clusters import spectral_clusters
 
 
 @register("cluster")
@@ -79,28 +78,3 @@ class Cluster(Onboarding):
 def likeness(one: np.ndarray, other: np.ndarray) -> float:
     """Return |Q_i^T Q_j|_F^2 / b of two orthonormal bases (m, b)."""
     return float(np.square(one.T @ other).sum() / one.shape[1])
-
-
-def spectral_clusters(alike: np.ndarray) -> np.ndarray:
-    """Return the cluster of each thing, (n,), from how alike any two are, (n, n): by the largest
-    gap behind the second of the first n/2 eigenvalues, 2 clusters or more: subspaces that have
-    little in common have the largest gap behind the first, which says nothing of clusters."""
-    count = len(alike)
-    if count < 3:
-        return np.zeros(count, dtype=np.int64)
-    root = 1 / np.sqrt(alike.sum(1))
-    values, vectors = np.linalg.eigh(np.eye(count) - root[:, None] * alike * root)
-    clusters = 2 + int(np.argmax(np.diff(values)[1 : max(2, count // 2)]))
-    rows = vectors[:, :clusters]
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    _, found = kmeans2(rows, _far_apart(rows, clusters), minit="matrix")
-    return np.unique(found, return_inverse=True)[1]  # an empty cluster has no number
-
-
-def _far_apart(rows: np.ndarray, count: int) -> np.ndarray:
-    """The first row, and then each time the one farthest from those taken, (count, …)."""
-    taken = [rows[0]]
-    while len(taken) < count:
-        away = np.min([np.square(rows - each).sum(1) for each in taken], axis=0)
-        taken.append(rows[np.argmax(away)])
-    return np.stack(taken)

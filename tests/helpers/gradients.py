@@ -27,9 +27,10 @@ def made_batch() -> Batch:
     return Batch(Images(images, patches, pixels, images.roll(1, 1), raw), labels, weights)
 
 
-def parameters(method, batch, classes, phase=0):
+def parameters(method, batch, classes, phase=0, state_of=None):
     """Every tensor of K clients in a phase, moved away from its start, with what the server sends
-    and the method precomputes."""
+    and the method precomputes. ``state_of``: method -> the server's state, in the place of noise
+    in the shape of its start."""
     noise = torch.Generator().manual_seed(7)
     shared = method.init_shared(generator(0, "shared"))
     states = [method.init_personal(generator(0, "personal", k)) for k in range(K)]
@@ -45,6 +46,8 @@ def parameters(method, batch, classes, phase=0):
         params["switched"][1] = 1
     for n in method.trainable(params):
         params[n] = params[n] + 0.01 * torch.randn(params[n].shape, generator=noise)
+    if state_of is not None:
+        server_state = state_of(method)
     client_only = [method.download_for(k, server_state) for k in range(K)]
     params |= {n: torch.stack([o[n] for o in client_only]) for n in client_only[0]}
     if PHASE in method.buffers:
@@ -53,14 +56,20 @@ def parameters(method, batch, classes, phase=0):
 
 
 def check_gradients(
-    name: str, options: dict, equations: Callable, task: Task, batch: Batch, phase: int = 0
+    name: str,
+    options: dict,
+    equations: Callable,
+    task: Task,
+    batch: Batch,
+    phase: int = 0,
+    state_of: Callable | None = None,
 ) -> None:
     """A method's loss and gradients against its equations, client by client."""
     method, classes = (
         METHODS[name](METHODS[name].Settings(**options), task),
         task.class_set(range(C)),
     )
-    params, shared = parameters(method, batch, classes, phase)
+    params, shared = parameters(method, batch, classes, phase, state_of)
     global_params = {n: params[n] + 0.1 for n in shared}
     before = {n: t.clone() for n, t in params.items()}
     step = StepContext(
