@@ -19,14 +19,8 @@ from experiments.command import command
 from fedpgp.errors import FedPGPError, check_number
 from fedpgp.plain_text import written_out
 
-CONNECTIONS = 128
-"""Connections at a time; a further one is answered with 503."""
 MOST = 10_000
 """Largest limit of a request that may be asked for."""
-KEEP_ALIVE = 15
-"""Seconds that a connection stays open after an answer."""
-GRACE = 10
-"""Seconds that requests have to be answered when the server is stopped."""
 
 
 @command
@@ -41,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import uvicorn
 
         from experiments.serving.app import make_app
+        from experiments.serving.connections import server_config
         from experiments.serving.pictures import Limits
     except ImportError as error:
         raise FedPGPError(
@@ -57,16 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"answering on http://{shown}:{port} (POST /predict); Ctrl-C ends it", flush=True)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=GRACE,
-        server_header=False,
-    )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has stopped
-        uvicorn.Server(config).run([listening])
+        uvicorn.Server(server_config(app)).run([listening])
     return 0
 
 
