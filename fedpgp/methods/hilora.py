@@ -124,8 +124,12 @@ class HiLoRA(LoRA):
         return [f"{place}.{part}" for place in self.places for part in "AB"]
 
     def trainable(self, params: Params) -> list[str]:
-        clusters = [f"{CLUSTER}{name}" for name in self._names if f"{CLUSTER}{name}" in params]
-        return super().trainable(params) + clusters
+        """Return the names of the adapter of the round's stage, one for the whole federation; all
+        that ever learn and are kept, where nobody has said the stage."""
+        if "stage" not in params:
+            return super().trainable(params)
+        prefix = ("", CLUSTER, LEAF)[int(params["stage"].flatten()[0].round())]
+        return [f"{prefix}{name}" for name in self._names]
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {**self.start_A(rng), **self.start_B()}
@@ -143,16 +147,6 @@ class HiLoRA(LoRA):
             begun = torch.zeros_like(params[name]) if given is None else given
             found |= {f"{CLUSTER}{name}": begun, f"{BEGUN}{name}": begun}
         return found
-
-    def rates(self, params: Params, step: StepContext) -> Params:
-        """One of the three adapters learns."""
-        stage = params["stage"].round().view(-1, 1, 1, 1)
-        prefixes = {ROOT_STAGE: "", CLUSTER_STAGE: CLUSTER, LEAF_STAGE: LEAF}
-        return {
-            f"{prefix}{name}": (stage == learns).to(stage)
-            for learns, prefix in prefixes.items()
-            for name in self._names
-        }
 
     def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
         s, total = self.settings, 0.0

@@ -37,16 +37,21 @@ def hilora(task, s, batch, k, p, global_params):
     return loss
 
 
-def clustered(method):
+def clustered(stage):
     """A server state in which clients 0 and 2 are in clusters, and 1 in none."""
-    rng, start = torch.Generator().manual_seed(3), method.init_shared(generator(0, "shared"))
-    state = {n: t.double() for n, t in method.init_server_state(K).items()}
-    state |= {"cluster": torch.tensor([2.0, 0, 1]), "stage": torch.tensor([1.0])}
-    for name, tensor in start.items():
-        state[f"clusters.{name}"] = 0.1 * torch.randn(3, *tensor.shape, generator=rng).double()
-    return state
+
+    def state_of(method):
+        rng, start = torch.Generator().manual_seed(3), method.init_shared(generator(0, "shared"))
+        state = {n: t.double() for n, t in method.init_server_state(K).items()}
+        state |= {"cluster": torch.tensor([2.0, 0, 1]), "stage": torch.tensor([float(stage)])}
+        for name, tensor in start.items():
+            state[f"clusters.{name}"] = 0.1 * torch.randn(3, *tensor.shape, generator=rng).double()
+        return state
+
+    return state_of
 
 
+@pytest.mark.parametrize("stage", ["root", "cluster", "leaf"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -55,8 +60,9 @@ def clustered(method):
     ],
     ids=str,
 )
-def test_loss_and_gradients(task, batch, options):
-    check_gradients("hilora", options, hilora, task, batch, state_of=clustered)
+def test_loss_and_gradients(task, batch, options, stage):
+    state_of = clustered(("root", "cluster", "leaf").index(stage))
+    check_gradients("hilora", options, hilora, task, batch, state_of=state_of)
 
 
 def made(task, **options):
