@@ -25,11 +25,11 @@ def single_command(config: Mapping) -> str:
     """
     started = str(config.get("command") or "")
     words = overrides_of(started)
-    if words is None or not set(_MANY) & set(words):
+    if words is None or not any(_many(word) for word in words):
         extended = config.get("extended")
         again = again_command(started, config.get("rounds") if extended else None)
         return " ".join([again, *(_part(config, words) if words is not None else ())])
-    kept = [word for word in words if word not in _MANY and _key(word) not in FOLDERS]
+    kept = [word for word in words if not (_many(word) or _of_this_machine(_key(word)))]
     swept = {_key(word): None for word in kept if _sweeps(word)}
     for word in kept:
         if _key(word) == "experiment":
@@ -37,6 +37,16 @@ def single_command(config: Mapping) -> str:
     fixed = [word for word in kept if _key(word) not in swept]
     made = [*fixed, *(override_of(key, _value(config, key)) for key in swept)]
     return " ".join([shlex.join([*RUN.split(), *made]), *_part(config, made)])
+
+
+def _many(word: str) -> bool:
+    key, _, value = word.partition("=")
+    return word in _MANY or (key == "hydra.mode" and value.upper() == "MULTIRUN")
+
+
+def _of_this_machine(key: str) -> bool:
+    """Return whether a setting says where and how a sweep is run, and nothing of a run."""
+    return key in FOLDERS or key.startswith("hydra.")
 
 
 def _part(config: Mapping, words: Sequence[str]) -> list[str]:

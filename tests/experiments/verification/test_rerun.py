@@ -157,11 +157,15 @@ def test_the_command_of_a_job_of_a_sweep():
     assert command == "python -m experiments.run lr=0.5 method=promptfl seed=2"
     assert ("rounds", 3, 10) in differing_settings(config, command)
     swept = "python -m experiments.run -m experiment=compare_all_vit protocol=base2novel"
-    config |= {"protocol": {"name": "base2novel"}, "command": swept}
-    words = single_command(config).split()[3:]
-    assert words == [
-        *("experiment=compare_all_vit", "protocol=base2novel", "method=promptfl", "seed=2")
-    ]
+    config |= {"protocol": {"name": "base2novel"}}
+    for how in ("", " hydra.sweep.dir=/home/me/runs"):
+        words = single_command({**config, "command": swept + how}).split()[3:]
+        assert words == [
+            *("experiment=compare_all_vit", "protocol=base2novel", "method=promptfl", "seed=2")
+        ]
+    by_mode = "python -m experiments.run seed=0,1,2 hydra.mode=MULTIRUN"
+    command = single_command({**config, "command": by_mode})
+    assert command == "python -m experiments.run seed=2"
 
 
 def test_the_command_of_a_part_of_a_protocol():
