@@ -165,7 +165,9 @@ def _record_bytes(record: Record) -> int:
     total = 0
     for key, value in record.items():  # Flower's own count refuses empty texts and lists
         values = value if isinstance(value, list) else [value]
-        total += len(key) + sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in values)
+        # The entries of a list are of one type.
+        texts = bool(values) and isinstance(values[0], (str, bytes))
+        total += len(key) + (sum(map(len, values)) if texts else 8 * len(values))
     return total
 
 

@@ -1,5 +1,5 @@
 """The steps of a secure sum as Flower's records, both ways. What is read came from somebody else:
-its kinds and lengths are checked."""
+its kinds and lengths are checked. Values of one length, as keys and shares are, are joined."""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,8 +38,8 @@ def share_question(peers: Mapping[int, Keys], clients: int) -> ConfigRecord:
         {
             "clients": clients,
             "peers": list(peers),
-            "mask": [keys.mask for keys in peers.values()],
-            "share": [keys.share for keys in peers.values()],
+            "mask": b"".join(keys.mask for keys in peers.values()),
+            "share": b"".join(keys.share for keys in peers.values()),
         }
     )
 
@@ -58,11 +58,12 @@ def read_share_question(record: Mapping) -> tuple[dict[int, Keys], int]:
 
 def shares_reply(shares: Shares) -> ConfigRecord:
     """Return a client's reply in the second step."""
+    holders = sorted(shares.digests)
     return ConfigRecord(
         {
-            "sealed": [shares.sealed[peer] for peer in sorted(shares.sealed)],
-            "of_seed": [shares.digests[holder][0] for holder in sorted(shares.digests)],
-            "of_key": [shares.digests[holder][1] for holder in sorted(shares.digests)],
+            "sealed": b"".join(shares.sealed[peer] for peer in sorted(shares.sealed)),
+            "of_seed": b"".join(shares.digests[h][0] for h in holders),
+            "of_key": b"".join(shares.digests[h][1] for h in holders),
             "seed": shares.seed,
         }
     )
@@ -94,9 +95,9 @@ def mask_question(inbox: Mapping[int, Inbox]) -> ConfigRecord:
     return ConfigRecord(
         {
             "peers": list(inbox),
-            "sealed": [sent.sealed for sent in inbox.values()],
-            "of_seed": [sent.digests[0] for sent in inbox.values()],
-            "of_key": [sent.digests[1] for sent in inbox.values()],
+            "sealed": b"".join(sent.sealed for sent in inbox.values()),
+            "of_seed": b"".join(sent.digests[0] for sent in inbox.values()),
+            "of_key": b"".join(sent.digests[1] for sent in inbox.values()),
         }
     )
 
@@ -148,8 +149,8 @@ def unmask_reply(given: Unmasking) -> ConfigRecord:
     """Return a client's reply in the fourth step."""
     return ConfigRecord(
         {
-            "seeds": [given.seeds[client] for client in sorted(given.seeds)],
-            "keys": [given.keys[client] for client in sorted(given.keys)],
+            "seeds": b"".join(given.seeds[client] for client in sorted(given.seeds)),
+            "keys": b"".join(given.keys[client] for client in sorted(given.keys)),
         }
     )
 
@@ -193,12 +194,9 @@ def _bytes(record: Mapping, name: str, length: int) -> bytes:
 
 
 def _list(record: Mapping, name: str, count: int, length: int) -> list[bytes]:
-    values = record.get(name)
-    if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"{name} is not of {count:,} entries")
-    if not all(isinstance(value, bytes) and len(value) == length for value in values):
-        raise ValueError(f"{name} has entries that are not of {length} bytes")
-    return values
+    """What was joined to one value: Flower looks at each entry of a list."""
+    joined = _bytes(record, name, count * length)
+    return [joined[at : at + length] for at in range(0, len(joined), length)]
 
 
 def _numbers(record: Mapping, name: str) -> list[int]:

@@ -1,5 +1,8 @@
 """What privacy adds to a round: the same simulation without it and with it, in turn, in one
-process. Sampling is full on both sides, so that both train the same clients."""
+process. Sampling is full on both sides, so that both train the same clients.
+
+More clients than the embedded federation has images for are those of ``bench clients``, whose
+images are features that were made up; their prompts hold 8,256 numbers."""
 
 import argparse
 import contextlib
@@ -10,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.bench.clients import made_up_federation
 from experiments.bench.measure import in_turn
 from experiments.runner import start
 from experiments.settings import composed
@@ -33,8 +37,12 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     common = [f"clients={clients}", f"rounds={arguments.rounds}", "participation=1"]
     common += ["method=promptfl", "runtime=inline", "evaluate_every=0", "verbose=false"]
     common += [f"device={arguments.device}"]
-    if clients > MANY:
-        common += ["partition=iid", "protocol=personal"]  # skewed shares leave some without images
+    many = clients > MANY
+    if many and arguments.model not in (None, "tiny"):
+        raise FedPGPError(f"--model {arguments.model}: more than {MANY} clients have model=tiny")
+    if many:
+        common += ["partition=iid", "protocol=personal", "local_epochs=1"]
+        common += ["n_ctx=43", "context_init=normal"]
     common += [f"model={arguments.model}"] if arguments.model else []
     if arguments.rounds < 2:
         raise FedPGPError(
@@ -42,7 +50,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
         )
     for name, overrides in CHOICES.items():
         with tempfile.TemporaryDirectory() as folder:
-            plain, private = _Rounds(folder, common), _Rounds(folder, [*common, *overrides])
+            plain, private = (
+                _Rounds(folder, [*common, *chosen], made_up=many) for chosen in ([], overrides)
+            )
             in_turn(plain, private, arguments.repeats)
         without, with_it = (statistics.median(each.seconds) for each in (plain, private))
         yield {
@@ -61,16 +71,18 @@ class _Rounds:
     Args:
         folder: below which they are.
         overrides: of the configuration.
+        made_up: whether the images are made up.
     """
 
-    def __init__(self, folder: str, overrides: list[str]):
+    def __init__(self, folder: str, overrides: list[str], *, made_up: bool):
         self._folder, self._overrides = Path(folder), overrides
+        self._about = {"federation_of": made_up_federation} if made_up else {}
         self.seconds: list[float] = []
 
     def __call__(self) -> None:
         run = Path(tempfile.mkdtemp(dir=self._folder))
         with contextlib.redirect_stdout(io.StringIO()):
-            start(composed([*self._overrides, f"run_dir={run}"]))
+            start(composed([*self._overrides, f"run_dir={run}"]), **self._about)
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         taken = [line["seconds"] for line in lines if line["kind"] == "train"]
         self.seconds += taken[1:]

@@ -83,7 +83,9 @@ def test_several_numbers_of_clients_are_for_one_bench(capsys):
 
 
 @pytest.mark.slow
-def test_privacy_is_measured_against_none(tmp_path):
+@pytest.mark.parametrize("many", [100, 5], ids=["of the embedded federation", "made up"])
+def test_privacy_is_measured_against_none(many, tmp_path, monkeypatch):
+    monkeypatch.setattr(privacy, "MANY", many)
     target = tmp_path / "bench.json"
     few = ["--clients", "6", "--rounds", "2", "--repeats", "1"]
     assert main(["privacy", *few, "--json", str(target)]) == 0

@@ -296,15 +296,15 @@ def replay(step, client, server_round, reply, kept={}):  # noqa: B006
 
 def wrong_share(step, client, server_round, reply):
     if step == UNMASK and client == 1:
-        seeds = list(reply.content["1/answer"]["seeds"])
-        return put(reply, 1, seeds=[bytes(33), *seeds[1:]])
+        seeds = reply.content["1/answer"]["seeds"]
+        return put(reply, 1, seeds=bytes(33) + seeds[33:])
     return reply
 
 
 def unreadable_share(step, client, server_round, reply):
     if step == SHARE and client == 1:
-        sealed = list(reply.content["1/answer"]["sealed"])
-        return put(reply, 1, sealed=[bytes(82), *sealed[1:]])
+        sealed = reply.content["1/answer"]["sealed"]
+        return put(reply, 1, sealed=bytes(82) + sealed[82:])
     return reply
 
 
