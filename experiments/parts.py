@@ -10,6 +10,7 @@ from experiments import report, runner
 from experiments.finished_run import finished_already, record_rounds, say_finished
 from experiments.latest_link import link_latest
 from experiments.naming import unique_name
+from experiments.run_checks import choose_dtype
 from experiments.run_folder import ABOUT, RunFolder, check_whole, default_folder
 from fedpgp.atomic_files import write_atomically
 from fedpgp.build import check_config, load_configured
@@ -41,6 +42,7 @@ def start(config: dict, command: str) -> None:
         Path(config["run_dir"]) if config["run_dir"] else default_folder(config["experiment_name"])
     )
     RunFolder(path).refuse_if_used()
+    config = choose_dtype(config)
     about = {"run_dir": str(path), "command": command, PARTS: values}
     text = yaml.safe_dump({**config, **about}, sort_keys=False, allow_unicode=True)
     write_atomically(path / WHOLE, text.encode())

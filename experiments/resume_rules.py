@@ -34,6 +34,8 @@ def changed_on_resume(arguments: Sequence[str], config: Mapping, stored: Mapping
     known = set(old)
     missing = {key: value for key, value in Config.missing_values().items() if key not in old}
     old |= {key: [] if value == () else value for key, value in missing.items()}
+    if new.get("dtype") == "auto":  # the run has decided
+        new["dtype"] = old.get("dtype")
     named: set[str] = set()
     for override in parse(arguments):
         key = override.key_or_group

@@ -6,8 +6,10 @@ from pathlib import Path
 from experiments.run_folder import RunFolder
 from experiments.runtimes.check import check_runtime
 from fedpgp.build import check_config
+from fedpgp.clip import resolve_device
 from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
+from fedpgp.precision import native_bfloat16, resolve_dtype
 from fedpgp.updates.configured import configured_steps
 from strategies.sampling import check_evaluate_clients
 from strategies.wrappers import configured_strategy
@@ -30,6 +32,24 @@ def check_run(config: Mapping, *, deployed: bool) -> None:
     typed = Config.of(config)
     configured_strategy(typed)
     check_evaluate_clients(typed)
+
+
+def choose_dtype(config: Mapping) -> dict:
+    """Return the configuration with ``dtype=auto`` decided, and say how: by this machine, once for
+    all processes of the run.
+
+    Args:
+        config: resolved and checked.
+
+    Raises:
+        FedPGPError: no such device on this machine.
+    """
+    chosen = resolve_dtype(config["dtype"], config["device"])
+    if chosen != config["dtype"]:
+        device = resolve_device(config["device"])
+        native = "native" if native_bfloat16(device) else "not native"
+        print(f"note: dtype=auto is {chosen}: bfloat16 is {native} on this machine's {device.type}")
+    return {**config, "dtype": chosen}
 
 
 def open_checked(path: Path) -> tuple[RunFolder, dict]:

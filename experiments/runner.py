@@ -20,7 +20,7 @@ from experiments.newcomers import onboard_newcomers
 from experiments.overrides import resume_command, user_path
 from experiments.quiet import quiet
 from experiments.resume_rules import TAKEN
-from experiments.run_checks import check_run, check_stored
+from experiments.run_checks import check_run, check_stored, choose_dtype
 from experiments.run_folder import RunFolder, default_folder
 from experiments.runtimes.run_server import run_server
 from experiments.stopping import Stopped, Stopper
@@ -58,6 +58,7 @@ def start(
     quiet(config["verbose"])
     check_run(config, deployed=grid is not None)
     check_new(config)
+    config = choose_dtype(config)
     if config.get("init_from"):  # before this run is the latest itself
         config = {**config, "init_from": str(resolve_latest(user_path(config["init_from"])))}
     own_name = not config["run_dir"]

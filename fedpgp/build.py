@@ -8,7 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fedpgp.attacks import make_attack, poisoned
 from fedpgp.clip import FrozenCLIP, resolve_device
@@ -26,6 +25,7 @@ from fedpgp.federation import Federation, Progress
 from fedpgp.inputs import FeatureSource
 from fedpgp.methods import Method, method_class
 from fedpgp.onboarding.check import check_onboarding
+from fedpgp.precision import DTYPES, resolve_dtype
 from fedpgp.private_data import images_arrive, split_private_data
 from fedpgp.private_data import look_for_images as _look_for_images
 from fedpgp.process import set_up_process
@@ -33,13 +33,6 @@ from fedpgp.protocols import FederatedSplit, SplitRequest, make_protocol, split_
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 from fedpgp.training.private_training import private_training
-
-DTYPES = {
-    "float32": (torch.float32, torch.float32),
-    "float64": (torch.float64, torch.float64),
-    "bfloat16": (torch.float32, torch.bfloat16),
-}
-"""Name -> precision of prompts, optimizer and losses, and of the text tower's matrix products."""
 
 
 def check_config(config: Mapping) -> Config:
@@ -179,7 +172,7 @@ def _method(config: Config) -> Callable[[FrozenCLIP, FederatedSplit], Method]:
         raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
     chosen, settings = configured_method(config.method)
     plain = make_protocol(config.protocol).template == "plain"
-    dtype, compute = DTYPES[config.dtype]
+    dtype, compute = DTYPES[resolve_dtype(config.dtype, config.device)]
 
     def make(clip: FrozenCLIP, federated_split: FederatedSplit) -> Method:
         dataset = federated_split.dataset

@@ -17,6 +17,7 @@ from experiments.checkup.public_data import FACTS, Facts
 from fedpgp.build import configured_method
 from fedpgp.clip import resolve_device
 from fedpgp.config import Config
+from fedpgp.precision import resolve_dtype
 from fedpgp.training.cohort_size import MEMORY_FRACTION
 
 HALVES = ("base2novel", "cross_class")
@@ -89,8 +90,9 @@ def estimate(config: Mapping, cells: int, memory: Mapping, accelerators: Sequenc
     facts = [FACTS[name] for name in data_of(config)]
     amount = Amount.of(typed, facts, facts[0])
     device = resolve_device(typed.device)
+    dtype = resolve_dtype(typed.dtype, typed.device)
     measured = min(amount.classes, MOST_CLASSES)
-    arguments = argparse.Namespace(model=typed.model.name, device=device.type, dtype=typed.dtype)
+    arguments = argparse.Namespace(model=typed.model.name, device=device.type, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         task = task_of(measured, arguments, typed.n_ctx or 4)

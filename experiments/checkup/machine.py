@@ -14,13 +14,12 @@ import torch
 
 from fedpgp.data.base import data_root
 from fedpgp.data.store import cache_folder
+from fedpgp.precision import native_bfloat16
 
 PACKAGES = (
     *("torch", "torchvision", "open_clip_torch", "flwr", "ray", "hydra-core"),
     *("numpy", "pillow", "safetensors"),
 )
-BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Of /proc/cpuinfo, on x86 and ARM."""
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells the limits of a container."""
 _EXTRA = re.compile(r"""extra == ['"]([\w-]+)['"]""")
@@ -32,14 +31,13 @@ def processor() -> dict:
     whether it computes in bfloat16 by itself."""
     lines = _cpuinfo()
     name = next((v for k, v in lines if k in ("model name", "Model")), platform.processor())
-    flags = set(next((v for k, v in lines if k in ("flags", "Features")), "").split())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "name": name or platform.machine(),
         "cores": psutil.cpu_count(logical=False),
         "usable": min(usable, _quota() or usable),
         "threads": torch.get_num_threads(),
-        "bfloat16": bool(flags & set(BFLOAT16_FLAGS)) if flags else None,
+        "bfloat16": native_bfloat16(torch.device("cpu")),
     }
 
 
@@ -66,10 +64,9 @@ def devices() -> list[dict]:
         found = []
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
-            major, _ = torch.cuda.get_device_capability(i)
             name = torch.cuda.get_device_name(i)
             about = {"device": f"cuda:{i}", "name": name, "total": total, "free": free}
-            found.append({**about, "bfloat16": major >= 8})  # Ampere is the first with it
+            found.append({**about, "bfloat16": native_bfloat16(torch.device("cuda", i))})
         return found
     if torch.backends.mps.is_available():
         total = psutil.virtual_memory().total

@@ -238,7 +238,7 @@ class Config(Section):
         "mps",
         advice="CUDA_VISIBLE_DEVICES says which GPUs a process may use",
     )
-    dtype: str = choice("float32", "float64", "bfloat16")
+    dtype: str = choice("float32", "float64", "bfloat16", "auto")
     verbose: bool = flag(missing=False)
 
     model: ModelSection = section(ModelSection)

@@ -110,7 +110,7 @@ class PromptedTextEncoder:
             if {dtype, compute} - {None, clip.dtype}:
                 raise FedPGPError(
                     f"dtype={compute or dtype}: this model takes full sequences, in its own "
-                    f"{clip.dtype} only ({reason})"
+                    f"{clip.dtype} only ({reason}); use dtype=float32"
                 )
             return
         self.tower = TextTower.of(clip, dtype, compute)

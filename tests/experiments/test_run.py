@@ -18,6 +18,7 @@ from experiments.resume_rules import changed_on_resume
 from experiments.run import main
 from experiments.runtimes.check import check_runtime
 from experiments.settings import CONF, choices, composed
+from fedpgp import precision
 from fedpgp.build import build_federation, check_config
 from fedpgp.clip import SHIPPED, SHORT_NAMES
 from fedpgp.errors import FedPGPError
@@ -287,6 +288,21 @@ def test_settings_that_do_not_change_numbers_may_change_on_resume():
     assert "clients" in changed_on_resume(
         ["experiment=smoke"], composed(["experiment=smoke"]), stored
     )
+
+
+def test_the_precision_is_decided_once(tmp_path, small, capsys, monkeypatch):
+    monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512_bf16\n")
+    folder, asked = tmp_path / "run", [*SMALL, "dtype=auto", "device=cpu"]
+    assert main([*asked, f"run_dir={folder}"]) == 0
+    said = "dtype=auto is bfloat16: bfloat16 is native on this machine's cpu"
+    assert capsys.readouterr().out.count(said) == 1
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu\n")  # another machine
+    (folder / "summary.json").unlink()
+    assert main([*asked, f"resume={folder}"]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["dtype"] == "bfloat16"
+    assert main([*SMALL, "dtype=float32", f"resume={folder}"]) == 2
+    assert "other there: dtype" in capsys.readouterr().err
 
 
 def test_a_sweep_and_going_on_with_it(tmp_path, small, capsys):

@@ -18,13 +18,14 @@ import torch
 
 from experiments.settings import composed, flatten, parse
 from fedpgp.attacks import poisoned
-from fedpgp.build import DTYPES, method_settings
+from fedpgp.build import method_settings
 from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import ArraySplit, Dataset
 from fedpgp.data.joint import Concat
 from fedpgp.federation import Federation
 from fedpgp.methods import METHODS
+from fedpgp.precision import DTYPES
 from fedpgp.protocols import ClientSplit, EvalSet, FederatedSplit
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
