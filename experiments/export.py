@@ -92,10 +92,15 @@ def export(model: ClientModel, to: Path) -> tuple[str, ...]:
         return FILES
     adapters = method.adapters(model.params, *(method.private if model.has_own_prompt else ()))
     tensors, dense = of_tower("text", adapters)
-    if dense:
+    gated = any(name.endswith(".G") for name in tensors)
+    if dense or gated:
+        why = (
+            "each token weighs its adapters"
+            if gated
+            else "what is added to the weights is of full rank"
+        )
         print(
-            f"note: of method={method.name} no adapter is written for peft: what is added to the "
-            "weights is of full rank",
+            f"note: of method={method.name} no adapter is written for peft: {why}",
             file=sys.stderr,
         )
         return FILES

@@ -13,7 +13,7 @@ import torch
 
 from fedpgp.methods.about import About
 from fedpgp.methods.base import Classifier, Params, RoundContext, register
-from fedpgp.methods.lora import PHRASE, LoRA, rows_read
+from fedpgp.methods.lora import LoRA
 from fedpgp.methods.lora_products import mean_product
 from fedpgp.step_work import StepSize, Work
 from fedpgp.task import ClassSet
@@ -85,12 +85,6 @@ class FedExLoRA(LoRA):
     def step_work(self, size: StepSize) -> Work:
         work = super().step_work(size)
         for tower, at in self.placements.items():
-            text = tower == "text"
-            tokens = (
-                size.classes.adapted_encoder(PHRASE, at.first).tokens if text else self.tower.tokens
-            )
-            read, copies = (len(size.classes.names), 1) if text else (1, size.images)
-            for layer in at.layers:
-                rows = copies * rows_read(layer, at.blocks - at.first, tokens, read)
+            for layer, rows in self.rows(size, tower).items():
                 work += size.layer(rows, *at.sizes(layer), times=2)
         return work

@@ -226,11 +226,23 @@ class LoRA(Method):
                 flop = tower_gflop(at.width, at.blocks, tokens, read=1) + size.embedding()
                 flop += tower_gflop(at.width, behind, tokens, read=1, constant=tokens)
             work += Work(copies * flop, copies * tokens, at.width)
-            for layer in at.layers:
-                rows = copies * rows_read(layer, behind, tokens, read)
+            for layer, rows in self.rows(size, tower).items():
                 numbers = 2 * (2 + trained) * rank * sum(at.sizes(layer))
                 work += Work(rows * numbers / 1e9, rows, at.width)
         return work
+
+    def rows(self, size: StepSize, tower: str) -> dict[str, int]:
+        """Return how many tokens each layer with adapters reads in a step, over all its blocks."""
+        at = self.placements[tower]
+        if tower == "text":
+            tokens = size.classes.adapted_encoder(PHRASE, at.first).tokens
+            copies, read = 1, len(size.classes.names)
+        else:
+            copies, read, tokens = size.images, 1, self.tower.tokens
+        return {
+            layer: copies * rows_read(layer, at.blocks - at.first, tokens, read)
+            for layer in at.layers
+        }
 
 
 def rows_read(layer: str, blocks: int, tokens: int, read: int) -> int:

@@ -3,6 +3,10 @@ arXiv 2106.09685).
 
     W' = W + B A          A (b, in), B (out, b); B holds LoRA's factor alpha / b
 
+Where a layer has a gate, its b directions are g adapters of b / g, and each token weighs them:
+
+    y = W x + sum_j softmax(G x)_j B_j A_j x            G (g, in)
+
 Every sequence has adapters of its own, so that those of K clients are batched products beside the
 frozen layers. An adapter acts on each token by itself: what sequences have in common without
 adapters, they have in common up to the first one.
@@ -102,7 +106,7 @@ class Adapters:
 
     Args:
         tensors: ``"LAYER.A"`` (n, L, b, in) and ``"LAYER.B"`` (n, L, out, b) of the L blocks with
-            adapters.
+            adapters; perhaps gates ``"LAYER.G"`` (n, L, g, in) of all these layers.
         first: the first of these blocks; the others follow it.
         folds: of the tower.
         dense: layer -> (L, out, in), what is added to its weights for all sequences alike.
@@ -151,7 +155,7 @@ class Adapters:
             y = y + self._dense(block, layers, out, x.to(y.dtype))
         downs, shifts, ups = [], [], []
         for layer in present:
-            A, shift = self.folds.down(layer, block, self.tensors[f"{layer}.A"][:, at])
+            A, shift = self._down(layer, block, "A")
             B = self.folds.up(layer, self.tensors[f"{layer}.B"][:, at])
             before = layers.index(layer)
             downs.append(A)
@@ -161,7 +165,24 @@ class Adapters:
         low = x.to(y.dtype).expand(len(A), -1, -1) @ A.mT
         if shifts:
             low = low + torch.cat(shifts, dim=1).unsqueeze(1).to(y.dtype)
+        if f"{present[0]}.G" in self.tensors:
+            low = self._gated(block, present, low, x.to(y.dtype))
         return torch.baddbmm(y, low, B.mT)
+
+    def _down(self, layer: str, block: int, part: str) -> tuple[Tensor, Tensor | None]:
+        """A or G of a block for what its folded layer reads, as :meth:`Folds.down`."""
+        return self.folds.down(layer, block, self.tensors[f"{layer}.{part}"][:, block - self.first])
+
+    def _gated(self, block: int, layers: Sequence[str], low: Tensor, x: Tensor) -> Tensor:
+        """What A gives, (n, tokens, layers * b), times what the gates say of x."""
+        gates = [self._down(layer, block, "G") for layer in layers]
+        logits = x.expand(len(low), -1, -1) @ torch.cat([G for G, _ in gates], dim=1).to(x.dtype).mT
+        shifts = [shift for _, shift in gates if shift is not None]
+        if shifts:
+            logits = logits + torch.cat(shifts, dim=1).unsqueeze(1).to(x.dtype)
+        weights = logits.unflatten(-1, (len(layers), -1)).softmax(-1)
+        parts = low.unflatten(-1, (*weights.shape[-2:], -1))
+        return (parts * weights.unsqueeze(-1)).flatten(-3)
 
     def _dense(self, block: int, layers: Sequence[str], out: int, x: Tensor) -> Tensor:
         """What the dense changes of these layers give."""

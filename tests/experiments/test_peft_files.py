@@ -39,7 +39,7 @@ def exported(to, method: str, *overrides: str, own: bool):
     if own:
         params |= {n: t.unsqueeze(0) for n, t in fed.models.initial_state(0).items()}
     params = {n: 0.3 * torch.randn(t.shape, generator=rng).double() for n, t in params.items()}
-    if method == "fedex_lora":
+    if method in ("fedex_lora", "fedalt"):
         state = fed.method.init_server_state(1)
         params |= {n: t.unsqueeze(0) for n, t in fed.method.download_for(0, state).items()}
     classify = fed.method.personal_classifier if own else fed.method.global_classifier
@@ -102,10 +102,11 @@ def test_what_peft_reads_is_what_the_client_answers_with(tmp_path, method, own, 
         assert_close(embeddings[c].double(), found, rtol=0, atol=1e-6)
 
 
-def test_a_residual_of_full_rank_is_no_adapter(tmp_path, capsys):
-    _, names = exported(tmp_path, "fedex_lora", own=True)
+@pytest.mark.parametrize("method", ["fedex_lora", "fedalt"])
+def test_what_is_more_than_an_adapter_is_not_written(tmp_path, capsys, method):
+    _, names = exported(tmp_path, method, own=True)
     assert not set(names) & set(FILES)
-    assert "of method=fedex_lora no adapter is written for peft" in capsys.readouterr().err
+    assert f"of method={method} no adapter is written for peft" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
