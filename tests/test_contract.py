@@ -69,7 +69,7 @@ ALL_METHODS = words(
     "fedtpg dp_fpl pfedmoap fedpha pfedmma fedmgp promptfolio fedmvp fedclip fedamp cocoop plot "
     "proda prograd kgcoop promptsrc maple vpt prototype ridge fedpgp_lifelong "
     "fed_cprompt pilora fedmap "
-    "fedit ffa_lora fedsa_lora flexlora fedex_lora fedpgp_lora hilora fedalt"
+    "fedit ffa_lora fedsa_lora flexlora fedex_lora fedpgp_lora hilora fedalt hetlora"
 )
 ALL_SCHEMES = words("iid dirichlet pathological shards domain domain_dirichlet pachinko natural")
 ALL_PROTOCOLS = words(

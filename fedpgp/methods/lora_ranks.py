@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.errors import FedPGPError, check_number, shown
+from fedpgp.errors import FedPGPError, check_choice, check_number, shown
 from fedpgp.methods.base import Batch, LoadClientBatch, Params, StepContext
 from fedpgp.methods.lora import LoRA, LoRASettings
 from fedpgp.task import ClassSet
 
 KEPT = "kept"
-"""What the server tells a client of its rank: (b,), ones and then zeros."""
+"""A client's rank, by what the server tells it and by its images: (b,), ones and then zeros."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,13 @@ class RankedLoRASettings(LoRASettings):
 
     Attributes:
         ranks: of clients 0, 1, … in turn, at most ``rank``; empty: all have ``rank``.
+        rank_by: ``client``: as ``ranks`` says; ``images``: by the number of a client's images.
+        images_a_rank: with ``images``, a client has one rank for so many images, at most ``rank``.
     """
 
     ranks: Sequence[int] = ()
+    rank_by: str = "client"
+    images_a_rank: int = 8
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,6 +49,13 @@ class RankedLoRASettings(LoRASettings):
         for rank in given:
             check_number("method.ranks", rank, least=1, most=self.rank, whole=True)
         object.__setattr__(self, "ranks", given)
+        check_choice("method.rank_by", self.rank_by, ("client", "images"))
+        check_number("method.images_a_rank", self.images_a_rank, least=1, whole=True)
+        if given and self.rank_by == "images":
+            raise FedPGPError(
+                "method.ranks and method.rank_by=images both say which rank a client has: leave "
+                "one of them out"
+            )
 
 
 class RankedLoRA(LoRA):
@@ -73,20 +84,33 @@ class RankedLoRA(LoRA):
         return {KEPT: (torch.arange(self.settings.rank) < self.rank_of(client)).double()}
 
     def precompute(self, params: Params, load_batch: LoadClientBatch, classes: ClassSet) -> Params:
-        if KEPT not in params:
-            return {}
-        return self._of_own_rank(params, params[KEPT])
+        kept = params.get(KEPT)
+        if self.settings.rank_by == "images":
+            images = (load_batch(images=False).weights > 0).sum(1, keepdim=True)
+            most = (images / self.settings.images_a_rank).ceil().clamp(min=1)
+            by_images = self.first(most).to(next(iter(params.values())))
+            kept = by_images if kept is None else kept * by_images
+        return {} if kept is None else {KEPT: kept, **self.of_rank(params, kept)}
+
+    def first(self, ranks: Tensor) -> Tensor:
+        """Return ones for so many ranks, then zeros: (K, 1) -> (K, b)."""
+        return torch.arange(self.settings.rank, device=ranks.device) < ranks
+
+    def why_not_per_image(self) -> str | None:
+        if self.settings.rank_by == "images":
+            return "method.rank_by=images: the rank of what a client sends tells how many it has"
+        return None
 
     def gradients(
         self, params: Params, batch: Batch, classes: ClassSet, step: StepContext
     ) -> tuple[Tensor, Params]:
         loss, grads = super().gradients(params, batch, classes, step)
         if KEPT in params:
-            grads = grads | self._of_own_rank(grads, params[KEPT])
+            grads = grads | self.of_rank(grads, params[KEPT])
         return loss, grads
 
-    def _of_own_rank(self, tensors: Params, kept: Tensor) -> Params:
-        """Every A and B, zero beyond each client's rank."""
+    def of_rank(self, tensors: Params, kept: Tensor) -> Params:
+        """Return every A and B, zero beyond each client's rank."""
         rows = kept.unsqueeze(1)
         own: Params = {}
         for place in self.places:

@@ -19,7 +19,7 @@ PRIVATE = ("privacy=client", "privacy.clip=0.1", "participation=0.5")
 SHORT = (*PRIVATE, "rounds=2", "evaluate_every=0")
 SHARE_NOTHING = {"coop", "zero_shot"}
 READ_EACH = {"scaffold", "fedamp", "pfedmoap", "pfedhn", "hyperfield"}
-READ_EACH |= {"fedalt", "fedex_lora", "flexlora", "hilora", "pilora"}
+READ_EACH |= {"fedalt", "fedex_lora", "flexlora", "hetlora", "hilora", "pilora"}
 
 
 def run(folder, *overrides: str, **faults) -> dict:

@@ -96,7 +96,7 @@ def test_a_method_that_sends_differences_is_refused():
         configured_strategy(Config.of(composed(["strategy.wrap=x"])))
 
 
-@pytest.mark.parametrize("method", ["flexlora", "fedex_lora", "hilora", "fedalt"])
+@pytest.mark.parametrize("method", ["flexlora", "fedex_lora", "hilora", "fedalt", "hetlora"])
 def test_a_strategy_that_would_do_nothing_is_refused(method):
     given = {"strategy=krum": "strategy=krum", "strategy=fedadam": "strategy=fedadam"}
     given[f"strategy.wrap=[{FIXED % (1, 1)}]"] = "strategy.wrap"

@@ -1,5 +1,7 @@
 """FlexLoRA: loss and gradients against its equations, written out; ranks by client."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -9,7 +11,7 @@ from fedpgp.methods import METHODS
 from fedpgp.methods.base import RoundContext
 from fedpgp.seeding import generator
 from tests.helpers.equations import adapters_of, classes, cosine_cross_entropy, merged_feature
-from tests.helpers.gradients import check_gradients
+from tests.helpers.gradients import check_gradients, parameters
 
 
 def flexlora(task, s, batch, k, p, global_params):
@@ -59,6 +61,22 @@ def test_a_round_of_clients_of_different_ranks(task):
                 product = mine[f"text.{layer}.B"][0, block] @ mine[f"text.{layer}.A"][0, block]
                 nearest = U[:, :rank] * sigma[:rank] @ Vh[:rank]
                 assert_close(product, nearest, rtol=0, atol=1e-9)
+
+
+def test_ranks_by_the_number_of_images(task, batch):
+    """One for every two images of 5, 5 and 3; at most as many as there are."""
+    settings = METHODS["flexlora"].Settings(rank=4, rank_by="images", images_a_rank=2)
+    params, _ = parameters(METHODS["flexlora"](settings, task), batch, task.class_set(range(5)))
+    assert params["kept"].sum(-1).tolist() == [3, 3, 2]
+    for k, rank in enumerate((3, 3, 2)):
+        A, B = params["text.v.A"][k], params["text.v.B"][k].mT
+        assert A[:, :rank].all() and not A[:, rank:].any() and not B[:, rank:].any()
+    most = METHODS["flexlora"](replace(settings, images_a_rank=1), task)
+    params, _ = parameters(most, batch, task.class_set(range(5)))
+    assert params["kept"].sum(-1).tolist() == [4, 4, 3]
+    assert "method.rank_by=images" in most.why_not_per_image()
+    with pytest.raises(FedPGPError, match="method.ranks and method.rank_by=images both say"):
+        METHODS["flexlora"].Settings(ranks=[8, 4], rank_by="images")
 
 
 @pytest.mark.parametrize(
