@@ -1,9 +1,11 @@
 """The private state of clients: tensors that never leave the machine they were learned on.
 
-A file for each (client, round), written atomically, with a checksum, readable by its owner alone.
-The server keeps count of the round a client's update last entered the average (its *committed*
-round) and tells the client; the client loads exactly that one. So an update that was lost on the
-way, came too late, or belongs to a round that a killed server never finished is never built upon.
+One for each (client, round), written atomically, with a checksum, readable by its owner alone: a
+file (:mod:`clients.state_files`), or a row of a shard where a simulation has very many clients
+(:mod:`clients.state_shards`). The server keeps count of the round a client's update last entered
+the average (its *committed* round) and tells the client; the client loads exactly that one. So an
+update that was lost on the way, came too late, or belongs to a round that a killed server never
+finished is never built upon.
 
 Only one attempt at a run owns a folder. An attempt has a number, one more each time the run is
 started or resumed; the highest one that was claimed owns the folder, and workers left over from an
@@ -12,18 +14,17 @@ system drops it when its holder dies, so it is never stale.
 """
 
 import json
-import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from clients.messages import Job
+from clients.state_files import StateFiles
+from clients.state_shards import SHARDS, StateShards
 from fedpgp.atomic_files import (
     cannot_write,
     flush_filesystem,
@@ -31,11 +32,9 @@ from fedpgp.atomic_files import (
     remove_leftovers,
     write_atomically,
 )
-from fedpgp.digests import digest, tensor_digest
+from fedpgp.digests import digest
 from fedpgp.errors import MALFORMED, FedPGPError
 from fedpgp.locks import file_lock
-
-_STATE = re.compile(r"round_(\d+)\.safetensors")
 
 
 class Superseded(FedPGPError):
@@ -54,9 +53,14 @@ class PrivateStore:
 
     def __init__(self, folder: Path | str, run: str, attempt: int):
         self.folder, self.run, self.attempt = Path(folder), run, attempt
+        self._files, self._shards = StateFiles(self.folder), StateShards(self.folder / SHARDS)
 
-    def claim(self) -> None:
+    def claim(self, in_shards: int = 0) -> None:
         """Take the folder for this attempt, unless a newer one owns it; close it to other users.
+
+        Args:
+            in_shards: number of clients whose states are kept in shards
+                (:func:`clients.state_shards.shards_for`); 0: nothing is changed in how they are.
 
         Raises:
             Superseded: a newer attempt owns it.
@@ -70,6 +74,8 @@ class PrivateStore:
                     self.folder / "attempt.json", json.dumps(record).encode(), private=True
                 )
                 remove_leftovers(self.folder, "**/.*.tmp")  # nobody writes now
+            if in_shards:
+                self._shards.make(in_shards)
 
     def owned(self) -> bool:
         """True as long as no newer attempt has claimed the folder."""
@@ -117,14 +123,9 @@ class PrivateStore:
                 newest before it: the last two checkpoints of the server need them.
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        data = save(tensors, metadata={"sha256": _checksum(tensors)})
         with self._locked(shared=True):
             self._owner()
-            write_atomically(self._path(client, server_round), data, flush=False, private=True)
-            older = sorted(r for r in self._rounds(client) if r < server_round)
-            before = [r for r in older if r < committed]
-            for old in set(older) - {committed, *before[-1:]}:
-                self._path(client, old).unlink(missing_ok=True)
+            self._states.save(client, server_round, tensors, committed)
 
     def flush(self) -> None:
         """Make all that was saved survive a power cut."""
@@ -137,27 +138,7 @@ class PrivateStore:
         Raises:
             FedPGPError: the state is not there or cannot be read.
         """
-        if server_round == 0:
-            return None
-        path = self._path(client, server_round)
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise FedPGPError(
-                f"the private state of client {client} after round {server_round} is not there: "
-                f"{path}"
-            ) from None
-        except (OSError, SafetensorError) as error:
-            raise FedPGPError(
-                f"the private state of client {client} cannot be read: {path} ({error})"
-            ) from error
-        if metadata.get("sha256") not in (None, _checksum(state)):  # an earlier version wrote none
-            raise FedPGPError(
-                f"the private state of client {client} is damaged: {path} (its checksum is wrong)"
-            )
-        return state
+        return self._states.load(client, server_round) if server_round else None
 
     def states(self, client: int) -> dict[int, dict[str, Tensor]]:
         """Return all states of a client that are there: round -> state.
@@ -165,18 +146,19 @@ class PrivateStore:
         Raises:
             FedPGPError: one of them cannot be read.
         """
-        if not self._path(client, 0).parent.is_dir():
-            return {}
-        return {r: self.load(client, r) for r in sorted(self._rounds(client))}
+        return {r: self.load(client, r) for r in sorted(self._states.rounds(client))}
 
-    def _path(self, client: int, server_round: int) -> Path:
-        return self.folder / f"client_{client:05d}" / f"round_{server_round:05d}.safetensors"
+    def tidy(self) -> None:
+        """Leave the states such that each file is whole by itself, for who copies them.
 
-    def _rounds(self, client: int) -> list[int]:
-        folder = self.folder / f"client_{client:05d}"
-        return [
-            int(match[1]) for path in folder.iterdir() if (match := _STATE.fullmatch(path.name))
-        ]
+        Raises:
+            FedPGPError: one of them is damaged, or cannot be written.
+        """
+        self._shards.fold()
+
+    @property
+    def _states(self) -> StateFiles | StateShards:
+        return self._shards if self._shards.exist() else self._files
 
     def _owner(self) -> int:
         run, attempt = _claimed(self.folder)
@@ -242,10 +224,6 @@ def _claimed(folder: Path) -> tuple[str | None, int]:
         raise FedPGPError(
             f"{path} is damaged ({error}); remove it and resume with resume=: nothing is lost"
         ) from error
-
-
-def _checksum(state: dict[str, Tensor]) -> str:
-    return tensor_digest(" ".join(f"{name} {state[name].dtype}" for name in sorted(state)), state)
 
 
 def finite(state: dict[str, Tensor]) -> bool:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,12 @@ Shared = dict[str, np.ndarray]
 ClientOnly = dict[int, Shared]
 
 
+@lru_cache(maxsize=1)
+def _store(folder: Path, run: str, attempt: int) -> PrivateStore:
+    """The private store of a job; what it has open stays open between the job's messages."""
+    return PrivateStore(folder, run, attempt)
+
+
 class ClientRequest:
     """One message at work: the job, the federation, the private store, and the
     replies as they come."""
@@ -59,7 +66,7 @@ class ClientRequest:
             )
         self.node_config = None if self.job.private else NodeConfig.of(node_config)
         folder = self.job.private or self.node_config.store_folder(self.job.run)
-        self.store = PrivateStore(folder, self.job.run, self.job.attempt)
+        self.store = _store(Path(folder), self.job.run, self.job.attempt)
         self.progress = Progress(Path(self.job.private) if self.job.private else None)
         self.committed = dict(zip(self.job.clients, self.job.committed, strict=True))
         self.replies: dict[int, RecordDict] = {}

@@ -1,5 +1,6 @@
 """One attempt at a run: what is there already of it, and what its server is made of."""
 
+import contextlib
 import json
 import threading
 import uuid
@@ -10,6 +11,7 @@ import numpy as np
 
 from clients.messages import Job
 from clients.private_state import PrivateStore, owner
+from clients.state_shards import shards_for
 from experiments.callbacks.base import Callbacks
 from experiments.callbacks.checkpoint import CheckpointMark, marked_length
 from experiments.callbacks.console import Console
@@ -101,14 +103,15 @@ class Attempt:
         private = folder.path / "private"
         run, attempt = owner(private)
         run = run or (info["run"] if info else uuid.uuid4().hex)
-        store = PrivateStore(private, run, attempt + 1)
-        store.claim()
+        self._store = store = PrivateStore(private, run, attempt + 1)
+        runtime = Config.of(config).runtime
+        of_run = {"new": not attempt, "one_machine": runtime.address is None}
+        store.claim(0 if deployed else shards_for(config["clients"], private, **of_run))
         self._text = json.dumps(for_clients(config))
         place = "" if deployed else str(private.resolve())
         self.job = Job(run, store.attempt, store.give_configuration(self._text), place, 0)
         self.record = RunFolderCallback(folder, config["partition"])
         self.logger = make_logger(folder.path, config, run, console.warn)
-        runtime = Config.of(config).runtime
         live = [LiveReport(folder.path, console.warn)] if runtime.live else []
         self._callbacks = Callbacks(
             [self.record, console, self.logger, *live, CheckpointMark(folder)]
@@ -127,6 +130,8 @@ class Attempt:
         if self._metrics is not None:
             self._metrics.close()
         self.logger.close(summary)
+        with contextlib.suppress(FedPGPError):  # of a disk that is full, say; nothing is lost
+            self._store.tidy()
 
     @property
     def encoded_before(self) -> float:

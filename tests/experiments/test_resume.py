@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from clients import state_shards
 from clients.private_state import PrivateStore, Superseded, owner
 from experiments.run_folder import RunFolder
 from experiments.runner import resume, start
@@ -127,6 +128,29 @@ def test_a_damaged_checkpoint_costs_a_round(tmp_path, whole, capsys):
     resume(tmp_path / "run", federation_of=small_federation)
     assert f"the checkpoint {newest} is damaged" in capsys.readouterr().out
     assert results(tmp_path / "run") == results(whole)
+
+
+def test_the_same_with_private_states_in_shards(tmp_path, whole, monkeypatch):
+    """Begun, and resumed from the round before the last, whose states are there too."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(state_shards, "SIZE", 4)
+    monkeypatch.setattr(state_shards, "file_system", lambda folder: "ext4")
+    start(small_config(run), federation_of=small_federation)
+    assert results(run) == results(whole)
+    checkpoints(run / "checkpoint")[-1].unlink()
+    (run / "summary.json").unlink()
+    resume(run, federation_of=small_federation)
+    assert results(run) == results(whole)
+    ours, theirs = (PrivateStore(folder / "private", "", 0) for folder in (run, whole))
+    for client in range(6):
+        states = ours.states(client), theirs.states(client)
+        assert states[0].keys() == states[1].keys()
+        for server_round, state in states[1].items():
+            for name, tensor in state.items():
+                assert states[0][server_round][name].equal(tensor)
+    shards = {path.name.partition("-")[0] for path in (run / "private" / "shards").iterdir()}
+    assert shards == {"clients_00000.sqlite", "clients_00004.sqlite"}
+    assert not list((run / "private").glob("client_*"))
 
 
 @pytest.mark.parametrize("also", [(), ("images",)])
