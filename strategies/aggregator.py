@@ -1,7 +1,7 @@
 """From the replies of a round to the next global tensors: the strategy's average, then what the
 method makes of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -11,9 +11,10 @@ from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.updates.pipeline import UpdatePipeline
 from strategies.aggregation.base import FILTERED
-from strategies.flower_strategies import strategy_state
+from strategies.flower_strategies import beyond_theorem, strategy_state
 from strategies.requests import Replies
 from strategies.run_state import RunState
+from strategies.sampling import participants
 
 
 class Aggregator:
@@ -25,6 +26,7 @@ class Aggregator:
         steps: what the aggregate goes through before the method has it.
         config: of the run.
         reference: the global tensors: their names, order and types.
+        warn: told of a round with fewer clients than the strategy's theorem needs.
 
     Attributes:
         filtered: clients that the strategy left out of the last round.
@@ -36,10 +38,12 @@ class Aggregator:
         steps: UpdatePipeline,
         config: Config,
         reference: Mapping[str, np.ndarray],
+        warn: Callable[[str], None],
     ):
         self._federation, self._steps, self.reference = federation, steps, reference
         self._name, self._num_rounds = config.strategy.name, config.rounds
         self.filtered: list[int] = []
+        self._warn, self._fewest = warn, participants(config, federation.federated_split.trainers)
 
     @property
     def equal_weights(self) -> bool:
@@ -84,6 +88,7 @@ class Aggregator:
             _, told, state.step_state = self._steps.on_server({}, {}, state.step_state, **about)
             return told
         messages = [good[client] for client in sorted(good)]
+        self._check_enough(strategy, server_round, len(messages))
         combined, step_state = {}, state.step_state
         if summed is not None:
             total = (summed.tensors, summed.weight, state.shared, step_state)
@@ -130,6 +135,12 @@ class Aggregator:
         state.shared = {name: shared[name] for name in self.reference}
         state.server_state, state.step_state = server_state, step_state
         return {**combined, **told}
+
+    def _check_enough(self, strategy: Strategy, server_round: int, clients: int) -> None:
+        """Warn of a round with fewer clients than any before, where a theorem needs more."""
+        if clients < self._fewest and (said := beyond_theorem(strategy, clients)):
+            self._warn(f"round {server_round}: {said}")
+        self._fewest = min(self._fewest, clients)
 
 
 def _one_reply(arrays: Mapping[str, np.ndarray]) -> Message:

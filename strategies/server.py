@@ -95,7 +95,7 @@ class Server:
         method, clients = federation.method, (federation.num_clients, self._split.trainers)
         self.steps = UpdatePipeline(config, method, *clients)
         self.state.step_state = self.steps.prepared(self.state.step_state)
-        self._aggregator = Aggregator(federation, self.steps, typed, self._reference)
+        self._aggregator = Aggregator(federation, self.steps, typed, self._reference, observer.warn)
         counted = not self._split.private_data or self._aggregator.equal_weights
         summed = self.steps.sums  # then updates are not compared with each other
         about = (method.delta_params, counted or summed, summed)

@@ -144,3 +144,14 @@ def test_a_run_is_told_so(tmp_path, capsys):
     start(config, federation_of=small_federation)
     said = " ".join(capsys.readouterr().out.split())
     assert "warning: strategy.num_malicious_nodes=1: " in said and "5 clients a round" in said
+
+
+def test_a_round_that_clients_drop_out_of_is_told_so(tmp_path, capsys):
+    """Once for each smaller number of clients."""
+    words = ["strategy=krum", "rounds=3", "evaluate_every=0", "participation=1"]
+    config = small_config(tmp_path / "a", *words, faults={"raise": [0, 4]})
+    start(config, federation_of=small_federation)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("strategy.num_malicious_nodes=1: ") == 1
+    assert "warning: round 1: strategy.num_malicious_nodes=1: " in said
+    assert "5 clients a round, and 4 take part" in said
