@@ -52,6 +52,10 @@ class Corrupted(FedPGPError):
     """The file is not what was written."""
 
 
+class Unfit(FedPGPError):
+    """A checkpoint whose tensors its run cannot have."""
+
+
 def save_checkpoint(
     folder: Path, server_round: int, tensors: Mapping[str, np.ndarray], info: Mapping[str, object]
 ) -> Path:
@@ -144,25 +148,27 @@ def check_fits(folder: Path, tensors: Mapping[str, np.ndarray], federation) -> N
         federation: the run's :class:`fedpgp.federation.Federation`.
 
     Raises:
-        FedPGPError: naming a tensor that is missing, of another shape, or not finite.
+        Unfit: naming a tensor that is missing, of another shape or kind, or not finite.
     """
     shared = federation.models.initial_shared()
-    wanted = {f"shared/{name}": tensor.shape for name, tensor in shared.items()}
+    wanted = {f"shared/{name}": (tensor.shape, tensor.dtype) for name, tensor in shared.items()}
     state = federation.server.initial_state()
-    kept = {f"memory/{name}": tensor.shape for name, tensor in state.items()}
-    wanted |= {name: shape for name, shape in kept.items() if name in tensors}
-    wanted["committed"] = (federation.num_clients,)
-    for name, shape in wanted.items():
+    kept = {f"memory/{name}": (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+    wanted |= {name: about for name, about in kept.items() if name in tensors}
+    wanted["committed"] = (federation.num_clients,), np.dtype(np.int64)
+    for name, (shape, dtype) in wanted.items():
         short, tensor = name.partition("/")[2] or name, tensors.get(name)
         if tensor is None:
             what = f"has no {short}"
         elif tensor.shape != shape:
             what = f"has {short} of the shape {tensor.shape} and not {shape}"
+        elif tensor.dtype.kind != dtype.kind:
+            what = f"has {short} of the type {tensor.dtype} and not {dtype}"
         elif not np.isfinite(tensor).all():
             what = f"has {short} that is NaN or Inf"
         else:
             continue
-        raise FedPGPError(
+        raise Unfit(
             f"the checkpoint in {folder} {what}: it is of another run, or was changed; restore "
             "it, or start a new run"
         )

@@ -84,7 +84,7 @@ def _of_numbers(reasons: Sequence[str]) -> str:
         return (
             f"{NEW_RUN} when the cause is found. The loss was NaN or Inf before anything was "
             "learned, so lr has no part in it: look at the method's loss and its settings, at "
-            "dtype, and at the starting prompts (context_init, init_from)"
+            "dtype, at the model's weights, and at the starting prompts (context_init, init_from)"
         )
     if all(reason.endswith(FIRST_STEP) for reason in reasons):
         return (

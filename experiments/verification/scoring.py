@@ -13,7 +13,7 @@ from experiments.verification.comparison import few
 from experiments.verification.rerun import places_elsewhere
 from fedpgp.errors import FedPGPError
 from fedpgp.evaluation.figures import FIGURES, GROUPED, MODELS
-from strategies.checkpoint import latest_checkpoint
+from strategies.checkpoint import Unfit, latest_checkpoint
 
 _PARTS = 3.0
 """How many times the rounding of a mean over all clients one of a domain or data set may have."""
@@ -57,7 +57,7 @@ def scored_again(run: Run, rounding: float) -> str:
         rounding: points that a mean over the clients may differ by.
 
     Raises:
-        FedPGPError: they have not.
+        FedPGPError: they have not, or the checkpoint is none of this run.
         NotChecked: models, data or weights are not here.
     """
     if not list((run.path / "checkpoint").glob("round_*.safetensors")):
@@ -71,6 +71,8 @@ def scored_again(run: Run, rounding: float) -> str:
     elsewhere = [key for key in places_elsewhere(run.config) if not key.startswith("model.")]
     try:
         found = evaluate(run.path, ["device=auto", *(f"{key}=null" for key in elsewhere)])
+    except Unfit:
+        raise
     except FedPGPError as error:  # whoever has something to hide leaves the tensors out
         raise NotChecked(f"it cannot be scored here: {error}") from error
     if found["round"] != run.evals[-1]["round"]:

@@ -27,7 +27,7 @@ from fedpgp.errors import FedPGPError
 from fedpgp.federation import Federation
 from strategies.checkpoint import checkpoints
 from tests.docs.pages import block
-from tests.experiments.test_rubbish import forge
+from tests.experiments.test_rubbish import FORGERIES, forge
 from tests.helpers.nodes import Nodes
 
 ROOT = Path(__file__).parents[2]
@@ -354,7 +354,7 @@ def test_a_model_that_is_partly_on_the_server_is_exported(tmp_path, capsys):
     assert "there is no global prompt: method=fedex_lora" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["shape", "missing", "nan", "committed"])
+@pytest.mark.parametrize("what", FORGERIES)
 def test_forged_tensors_are_named(run, tmp_path, what, capsys):
     forged = shutil.copytree(run, tmp_path / "run")
     forge(checkpoints(forged / "checkpoint")[-1], what)

@@ -286,7 +286,10 @@ def test_a_setting_that_cannot_work_names_its_file(
     assert f"error: {run / 'config.yaml'}: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["shape", "missing", "nan", "committed"])
+FORGERIES = ("shape", "missing", "type", "nan", "committed")
+
+
+@pytest.mark.parametrize("what", FORGERIES)
 def test_forged_tensors_are_named(run, tmp_path, what, capsys, small):
     """Of a checkpoint whose checksum is right."""
     forge(checkpoints(run / "checkpoint")[-1], what)
@@ -304,6 +307,7 @@ def forge(path, what):
     tensors |= {
         "shape": {"shared/p_G": p_G[:-1]},
         "missing": {},
+        "type": {"shared/p_G": p_G.astype(np.int64)},
         "nan": {"shared/p_G": p_G * np.nan},
         "committed": {"committed": committed[:-1], **fewer},
     }[what]

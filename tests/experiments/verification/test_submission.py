@@ -288,6 +288,14 @@ def test_what_is_not_on_this_machine_is_not_checked(finished, tmp_path):
         scored_again(read_run(tmp_path / "run"), 0.5)
 
 
+def test_a_checkpoint_that_its_run_cannot_have_is_found(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    tensors, info = latest_checkpoint(finished / "checkpoint", print)
+    tensors["shared/p_G"] = tensors["shared/p_G"][:-1]
+    save_checkpoint(tmp_path / "run" / "checkpoint", info["round"], tensors, info)
+    assert "p_G of the shape" in failed(tmp_path / "run")["scored again"]
+
+
 @pytest.mark.parametrize("name", ["ece", "f1_macro", "worst10", "domains", "unseen"])
 def test_each_figure_of_the_last_evaluation_is_compared(finished, name):
     scored = read_run(finished).evals[-1]
