@@ -11,7 +11,6 @@ from fedpgp.config import Config
 from fedpgp.errors import FedPGPError
 from fedpgp.precision import native_bfloat16, resolve_dtype
 from fedpgp.updates.configured import configured_steps
-from strategies.sampling import check_evaluate_clients
 from strategies.wrappers import configured_strategy
 
 
@@ -31,7 +30,6 @@ def check_run(config: Mapping, *, deployed: bool) -> None:
     configured_steps(config)
     typed = Config.of(config)
     configured_strategy(typed)
-    check_evaluate_clients(typed)
 
 
 def choose_dtype(config: Mapping) -> dict:

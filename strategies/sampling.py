@@ -1,7 +1,8 @@
 """Which clients take part in a round, and which are evaluated: who can, who is drawn, who drops
 out.
 
-All draws come from (seed, purpose, round), so that a run that is resumed draws the same clients.
+All draws come from (seed, purpose, round), and those of the evaluated from (seed, purpose), so that
+a run that is resumed draws the same clients.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -119,20 +120,6 @@ def choose_clients(
     return *drop_out(config, server_round, drawn, 0), 0
 
 
-def check_evaluate_clients(config: Config) -> None:
-    """Refuse evaluations of some clients where the best round is chosen among evaluations.
-
-    Raises:
-        FedPGPError: saying which settings do not go together.
-    """
-    if config.evaluate_clients and config.protocol["selection"] == "validation":
-        raise FedPGPError(
-            f"evaluate_clients={config.evaluate_clients} draws other clients in each round, and "
-            "protocol.selection=validation would compare their rounds; set evaluate_clients=null, "
-            "or selection to last or last_five"
-        )
-
-
 def draw_evaluated(
     config: Config,
     split: FederatedSplit,
@@ -140,9 +127,9 @@ def draw_evaluated(
     attackers: Collection[int] = (),
     asked: np.ndarray | None = None,
 ) -> list[int]:
-    """Draw the clients that are evaluated after a round, from (seed, round) alone: as many, or the
-    share that ``evaluate_clients`` says of those that are tested on something by then. None: all
-    clients, or :data:`MOST_EVALUATED` of more.
+    """Draw the clients that are evaluated after a round, from the seed alone, so that rounds are of
+    the same clients: as many, or the share that ``evaluate_clients`` says of those that are tested
+    on something by then. None: all clients, or :data:`MOST_EVALUATED` of more.
 
     Args:
         config: of the run.
@@ -161,10 +148,17 @@ def draw_evaluated(
     honest = [c for c in clients if c not in attackers]
     able = [c for c in honest if split.clients[c].is_tested_after(server_round)] or honest
     size = int(wanted) if wanted >= 1 else max(1, round(wanted * len(able)))
-    drawn = generator(config.seed, "evaluate", server_round).choice(
-        able, size=min(size, len(able)), replace=False
-    )
-    return sorted(int(client) for client in drawn)
+    return sample(config.seed, able, size)
+
+
+def sample(seed: int, able: Sequence[int], size: int) -> list[int]:
+    """Return so many of these clients, drawn from the seed, ascending.
+
+    Each client has a number of its own, and the lowest are drawn. So where clients join, leave, or
+    are tested from a later round on, the others of a sample stay.
+    """
+    numbers = generator(seed, "evaluate").random(max(able, default=-1) + 1)
+    return sorted(sorted(able, key=numbers.__getitem__)[:size])
 
 
 def _asked_more(asked: np.ndarray | None) -> bool:

@@ -60,8 +60,8 @@ def reading(run: Run) -> str:
             why = "the others attack, or did not answer the last evaluation"
         if not run.evaluates_all:
             drawn = run.config.get("evaluate_clients")
-            why = f"each evaluation draws evaluate_clients={drawn}"
-            why = "each evaluation draws as many (evaluate_clients)" if drawn is None else why
+            why = f"an evaluation asks evaluate_clients={drawn}, drawn from the seed"
+            why = "an evaluation asks as many (evaluate_clients)" if drawn is None else why
         words.append(f"Of {answered} of {clients} clients: {why}.")
     if run.choice("partition") == "own":
         words.append(

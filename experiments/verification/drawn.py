@@ -3,12 +3,13 @@
 from collections.abc import Collection
 from types import SimpleNamespace
 
-from experiments.reporting.runs import Run
+from experiments.reporting.runs import Run, number
 from experiments.run_folder import MEMBERS
 from experiments.verification.attack import attackers_by_settings
 from experiments.verification.checks import NotChecked, listed, selection_of
 from fedpgp.errors import FedPGPError
-from strategies.sampling import MOST_EVALUATED, draw_evaluated
+from fedpgp.seeding import generator
+from strategies.sampling import MOST_EVALUATED, draw_evaluated, sample
 
 _TESTED = SimpleNamespace(is_tested_after=lambda server_round: True)
 
@@ -55,6 +56,8 @@ def refuse_other_draws(run: Run, evaluated: Collection[int]) -> None:
                 f"{said} clients were drawn after round {row['round']}; evaluate_clients={wanted} "
                 f"draws {len(asked)}"
             )
+        if last and not unsure and drew_each_round(run, evaluated):
+            continue
         if last and not unsure and (others := set(evaluated) - set(asked)):
             raise FedPGPError(
                 f"clients.csv has clients that evaluate_clients={wanted} does not draw after round "
@@ -62,6 +65,25 @@ def refuse_other_draws(run: Run, evaluated: Collection[int]) -> None:
             )
     if rows and unsure:
         raise NotChecked(f"some clients were drawn, and who could be is not known: {unsure}")
+
+
+def drew_each_round(run: Run, evaluated: Collection[int]) -> bool:
+    """Return whether a run drew other clients for each evaluation, as those of before
+    ``evaluate_clients`` stayed with the same.
+
+    Args:
+        run: as recorded.
+        evaluated: clients of its last evaluation.
+    """
+    last = run.evals[-1] if run.evals else {}
+    if "drawn_clients" not in last or not evaluated:
+        return False
+    seed = run.config["seed"]
+    out = {*(run.config.get("left") or ()), *attackers_by_settings(run)}
+    able = [client for client in range(len(run.partition["clients"])) if client not in out]
+    size = min(int(number(last["drawn_clients"])), len(able))
+    once = generator(seed, "evaluate", last["round"]).choice(able, size=size, replace=False)
+    return {*evaluated} <= {*once.tolist()} and not {*evaluated} <= {*sample(seed, able, size)}
 
 
 def _why_unsure(run: Run) -> str:

@@ -31,6 +31,7 @@ from experiments.verification.comparison import (
     spread_of,
     status_of,
 )
+from experiments.verification.drawn import drew_each_round
 from fedpgp.errors import MALFORMED, FedPGPError
 from strategies.sampling import MOST_EVALUATED
 
@@ -111,6 +112,8 @@ def why_not_comparable(run: Run) -> str:
             f"its evaluations asked all {summary['clients']} clients; evaluate_clients=null now "
             f"asks {MOST_EVALUATED} of more"
         )
+    if drew_each_round(run, {row["id"] for row in run.clients}):
+        return "each of its evaluations drew other clients; now all are of the same"
     return ""
 
 

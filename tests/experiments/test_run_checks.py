@@ -8,7 +8,6 @@ from experiments.run import main as run
 WRONG = {
     "updates=[nope]": "unknown update step 'nope'",
     "strategy.wrap=[nope]": "unknown wrapper in strategy.wrap 'nope'",
-    "evaluate_clients=2 protocol.selection=validation": "evaluate_clients=2 draws other clients",
     "strategy=fedadam strategy.eta=fast": "strategy.eta=fast cannot work; it is a number",
     "strategy=krum strategy.num_malicious_nodes=1.5": "strategy.num_malicious_nodes=1.5 cannot",
     "strategy.wrap=[{name:server_side_fixed_clipping,noise_multiplier:much,clipping_norm:1}]": (

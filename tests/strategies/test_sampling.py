@@ -10,14 +10,26 @@ from strategies.sampling import MOST_EVALUATED, draw_evaluated
 
 
 def drawn(
-    clients: int, evaluate_clients: float | None, selection: str = "last", asked=None
+    clients: int,
+    evaluate_clients: float | None,
+    selection: str = "last",
+    asked=None,
+    *,
+    server_round: int = 1,
+    left: tuple[int, ...] = (),
+    attackers: tuple[int, ...] = (),
+    late: tuple[int, ...] = (),
 ) -> list[int]:
+    """Clients that are evaluated; those that are ``late`` are tested from round 5 on."""
     rows = np.arange(2)
-    each = ClientSplit(rows, (0, 1), {"local": EvalSet(rows, (0, 1))})
-    config = SimpleNamespace(
-        evaluate_clients=evaluate_clients, left=(), seed=0, protocol={"selection": selection}
+    each, later = (
+        ClientSplit(rows, (0, 1), {"local": EvalSet(rows, (0, 1), since=since)}) for since in (0, 5)
     )
-    return draw_evaluated(config, SimpleNamespace(clients=[each] * clients), 1, asked=asked)
+    config = SimpleNamespace(
+        evaluate_clients=evaluate_clients, left=left, seed=0, protocol={"selection": selection}
+    )
+    split = SimpleNamespace(clients=[later if c in late else each for c in range(clients)])
+    return draw_evaluated(config, split, server_round, attackers, asked)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +48,23 @@ def test_so_many_clients_are_asked(clients, evaluate_clients, asked):
     found = drawn(clients, evaluate_clients)
     assert len(set(found)) == len(found) == asked
     assert set(found) <= set(range(clients))
+
+
+@pytest.mark.parametrize("size", [8, 0.4])
+def test_each_round_is_of_the_same_clients(size):
+    first = drawn(20, size, server_round=0)
+    assert all(drawn(20, size, server_round=r) == first for r in (1, 2, 9))
+    assert len(first) == 8 and first != list(range(8))
+
+
+def test_who_joins_leaves_attacks_or_is_tested_later_moves_few_others():
+    first = {*drawn(20, 8)}
+    gone, late = min(first), max(first)
+    assert first - {gone} < {*drawn(20, 8, left=(gone,))}
+    assert first - {gone} < {*drawn(20, 8, attackers=(gone,))}
+    assert late not in drawn(20, 8, late=(late,), server_round=4)
+    assert {*drawn(20, 8, late=(late,), server_round=5)} == first
+    assert {client for client in drawn(23, 8) if client < 20} <= first
 
 
 def test_rounds_that_are_compared_are_of_the_same_clients():

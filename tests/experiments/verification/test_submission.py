@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -229,7 +230,7 @@ def test_a_draw_that_no_setting_asks_for_is_found(copy):
     assert "evaluate_clients=null asks all 3" in failed(copy)["clients"]
 
 
-def test_the_clients_that_are_drawn_are_those_of_the_round(copy):
+def test_the_clients_that_are_drawn_are_those_of_the_seed(copy):
     run = read_run(copy)
     table = [{"id": client, "train_images": 1} for client in range(20)]
     (copy / "partition.json").write_text(json.dumps({"class_names": [], "clients": table}))
@@ -239,9 +240,10 @@ def test_the_clients_that_are_drawn_are_those_of_the_round(copy):
         config = {**run.config, "evaluate_clients": 5}
         return replace(read_run(copy), config=config, evals=[row])
 
-    draw = generator(run.seed, "evaluate", 2)
-    asked = set(draw.choice(20, size=5, replace=False).tolist())
+    asked = set(np.argsort(generator(run.seed, "evaluate").random(20))[:5].tolist())
     refuse_other_draws(drawn(5), asked)
+    before = generator(run.seed, "evaluate", 2).choice(20, size=5, replace=False)
+    refuse_other_draws(drawn(5), set(before.tolist()))  # others each time, as once
     with pytest.raises(FedPGPError, match="4 clients were drawn after round 2.* draws 5"):
         refuse_other_draws(drawn(4), asked)
     with pytest.raises(FedPGPError, match="does not draw"):
