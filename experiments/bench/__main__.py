@@ -13,6 +13,8 @@ reference in the same process.
     clients     what a whole run costs with 100, 1,000 … clients that share made-up features:
                 set-up, round, evaluation, resuming, memory, disk (--per-round: of each round)
     privacy     a round with privacy against one without, simulations in turn
+    peers       PromptFL and FedPGP by this project, a plain Flower simulation and pfl-research: the
+                same batches and prompts; clients a second, start-up, memory (--methods: of these)
     image_privacy
                 a client's step with privacy=image against one without, and a loop over images
                 (--methods: of these)
@@ -39,6 +41,7 @@ from experiments.bench import (
     step,
 )
 from experiments.bench.measure import machine
+from experiments.bench.peers import compare
 from experiments.command import command
 from experiments.overrides import user_path
 from fedpgp.atomic_files import check_target, write_atomically
@@ -53,6 +56,7 @@ BENCHES = {
     "federation": federation.rows,
     "clients": clients.rows,
     "privacy": privacy.rows,
+    "peers": compare.rows,
     "image_privacy": image_privacy.rows,
 }
 
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         choices=methods.learning(),
         metavar="NAME",
-        help="methods: these, not all",
+        help="methods, peers: these, not all",
     )
     parser.add_argument(
         "--classes",
@@ -90,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--per-round", type=int, default=100, help="clients: that train in a round (default 100)"
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="clients: of Ray (default 2); 0: runtime=inline"
+        "--workers",
+        type=int,
+        default=2,
+        help="clients, peers: processes that train (default 2); 0: one, of this project inline",
     )
     parser.add_argument(
         "--images", type=int, default=512, help="features: images (default 512, at most 4550)"
@@ -99,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rounds",
         type=int,
         default=10,
-        help="federation, clients, privacy: rounds of the whole run (default 10)",
+        help="federation, clients, privacy, peers: rounds of the whole run (default 10)",
     )
     parser.add_argument(
         "--model",

@@ -9,11 +9,13 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from experiments.bench.measure import gemm_gflops, in_turn, peak_memory, relative
+from experiments.bench.textbook import encode_text, placeholder_texts
 from fedpgp.clip import load_clip, resolve_device
 from fedpgp.losses import cross_entropy, prompt_contrastive_loss
 from fedpgp.methods import METHODS, Batch, Images, Method, Params, StepContext
@@ -126,30 +128,12 @@ def textbook_loss(
 ) -> torch.Tensor:
     """FedPGP's loss of one client's batch (B,) as a textbook has it: three passes over full
     sequences."""
-    model, tokenizer = classes.task.clip.text_model, classes.task.clip.tokenizer
-    n_ctx = len(leaves["p_G"])
-    tokens = tokenizer(["X " * n_ctx + name.replace("_", " ") + "." for name in classes.names]).to(
-        labels.device
-    )
-    photo = tokenizer(classes.sentences).to(labels.device)
-
-    def encode(tokens: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        x = model.token_embedding(tokens)
-        if context is not None:
-            x = torch.cat([x[:, :1], context.expand(len(x), -1, -1), x[:, 1 + n_ctx :]], dim=1)
-        x = model.ln_final(
-            model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
-        )
-        return F.normalize(
-            x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection, dim=-1
-        )
-
-    z_G, z_i = (
-        encode(tokens, leaves["p_G"]),
-        encode(tokens, leaves["p_G"] + leaves["U"] @ leaves["V"]),
-    )
+    encode = partial(encode_text, classes.task.clip.text_model)
+    tokenizer, p_G = classes.task.clip.tokenizer, leaves["p_G"]
+    tokens = tokenizer(placeholder_texts(classes.names, len(p_G))).to(labels.device)
+    z_G, z_i = encode(tokens, p_G), encode(tokens, p_G + leaves["U"] @ leaves["V"])
     with torch.no_grad():
-        z_C = encode(photo, None)
+        z_C = encode(tokenizer(classes.sentences).to(labels.device))
     ce = cross_entropy(method.logits(z_i, images, classes), labels, weights)
     return ce + method.settings.mu * prompt_contrastive_loss(z_G, z_C, z_i, method.settings.tau)
 
