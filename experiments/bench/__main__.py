@@ -4,6 +4,7 @@ reference in the same process.
     step        one training step against the textbook step: full sequences, three passes, autograd
     methods     one training step of every method against what its own FLOPs say (--methods: of
                 these)
+    precision   one training step with bfloat16 products against the same in float32
     cohort      K clients in one tensor program against one alone
     growth      how a step's cost grows with classes, context length, clients and rank (--plot FILE
                 draws it)
@@ -37,6 +38,7 @@ from experiments.bench import (
     growth,
     image_privacy,
     methods,
+    precision,
     privacy,
     step,
 )
@@ -50,6 +52,7 @@ from fedpgp.towers.cuda_graphs import Graphs
 BENCHES = {
     "step": step.rows,
     "methods": methods.rows,
+    "precision": precision.rows,
     "cohort": cohort.rows,
     "growth": growth.rows,
     "features": features.rows,

@@ -69,15 +69,20 @@ class Packing:
 
 
 def _split(x: Tensor, count: int, length: int, parts: int, heads: int) -> Tensor:
-    """(n, count * length, parts * d) -> contiguous (parts, n * heads, count * length, d /
-    heads)."""
-    n, width = len(x), x.shape[-1]
-    x = x.reshape(n, count * length, parts, heads, width // (parts * heads))
-    return x.permute(2, 0, 3, 1, 4).contiguous().view(parts, n * heads, count * length, -1)
+    """(n, count * length, parts * d) -> contiguous (parts, n * heads, count * length, d / heads).
+
+    On a CPU bfloat16 becomes float32 on the way: products of a few tokens are faster in it.
+    """
+    n = len(x)
+    heads_first = x.reshape(n, count * length, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        heads_first = heads_first.to(torch.float32, memory_format=torch.contiguous_format)
+    return heads_first.contiguous().view(parts, n * heads, count * length, -1)
 
 
 def _join(x: Tensor, into: Tensor) -> None:
-    """Writes (parts, n * heads, tokens, d / heads) back to (n, tokens, parts * d)."""
+    """Writes (parts, n * heads, tokens, d / heads) back to (n, tokens, parts * d), in the precision
+    of the latter."""
     parts, _, tokens, size = x.shape
     n = len(into)
     into.unflatten(-1, (parts, -1, size)).copy_(
@@ -144,7 +149,7 @@ class _Attention(torch.autograd.Function):
         d_queries = torch.empty_like(grad) if ctx.alone else None
         if ctx.alone:
             # Made of the gradient: several of them may come at once (torch.func.vmap).
-            d_prefix = grad.new_zeros(2, *k_prefix.shape)
+            d_prefix = grad.new_zeros(2, *k_prefix.shape, dtype=k_prefix.dtype)
             groups = saved[2:]
         else:
             q, probs = saved[2:4]

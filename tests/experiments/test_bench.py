@@ -43,7 +43,7 @@ def test_no_method_multiplies_much_more_than_its_equations_need():
         assert own <= executed < 1.1 * own, name  # attention
 
 
-@pytest.mark.parametrize("what", ["step", "methods", "cohort", "features"])
+@pytest.mark.parametrize("what", ["step", "methods", "precision", "cohort", "features"])
 def test_the_command_writes_its_rows(tmp_path, what, capsys):
     target = tmp_path / "bench.json"
     command = [what, "--model", "tiny", "--classes", "5", "--clients", "2"]
@@ -52,7 +52,8 @@ def test_the_command_writes_its_rows(tmp_path, what, capsys):
     assert main([*command, "--repeats", "1", "--json", str(target)]) == 0
     (row,) = json.loads(target.read_text())["rows"]
     assert row["gflops"] > 0 and row["peak_mb"] > 0 and f"wrote {target}" in capsys.readouterr().out
-    assert row.get("loss_difference", 0) < 1e-5 and row.get("largest_difference", 0) < 1e-5
+    assert row.get("loss_difference", 0) < (1e-5 if what != "precision" else 1e-2)
+    assert row.get("largest_difference", 0) < 1e-5
 
 
 def test_a_plot_without_the_package_that_draws_is_refused_first(tmp_path, capsys, monkeypatch):

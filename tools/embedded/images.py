@@ -2,12 +2,12 @@
 plain."""
 
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from fedpgp.clip.torchvision_fix import import_open_clip
+from fedpgp.precision import native_bfloat16
 
 open_clip = import_open_clip()
 
@@ -16,12 +16,8 @@ MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 def autocast() -> torch.autocast:
     """bfloat16 where the processor multiplies it natively; elsewhere it is slower than float32."""
-    fast = (
-        "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-        if Path("/proc/cpuinfo").exists()
-        else False
-    )
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+    fast = native_bfloat16(torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(fast))
 
 
 def augment(

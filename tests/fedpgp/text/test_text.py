@@ -308,19 +308,17 @@ def test_checkpointing_changes_memory_only():
     assert torch.equal(plain, again)
 
 
-def test_bfloat16_products_keep_float32_contexts():
-    clip = random_clip(False)
-    context = torch.randn(5, 32, requires_grad=True)
-    exact = PromptedTextEncoder(clip, NAMES, 5, dtype=torch.float32)
+def test_bfloat16_products_are_near_the_full_computation():
+    """To the rounding of bfloat16, 2^-9 of each number, which adds up over 3 blocks."""
+    clip = random_clip(True, layers=3)
     fast = PromptedTextEncoder(clip, NAMES, 5, dtype=torch.float32, compute=torch.bfloat16)
-    assert (
-        fast(context).dtype == torch.float32
-        and fast.tower.blocks[0].fc_weight.dtype == torch.bfloat16
-    )
-    assert (fast(context) * exact(context)).sum(-1).min() > 0.99  # cosines
-    (grad,) = torch.autograd.grad(fast(context)[:, 0].sum(), context)
-    (true,) = torch.autograd.grad(exact(context)[:, 0].sum(), context)
-    assert (
-        grad.dtype == torch.float32
-        and F.cosine_similarity(grad.flatten(), true.flatten(), dim=0) > 0.95
-    )
+    assert fast.tower.blocks[0].fc_weight.dtype == torch.bfloat16
+    context = torch.randn(5, 32, requires_grad=True)
+    exact = context.detach().double().requires_grad_()
+    features, true = fast(context), slow_features(clip, NAMES, exact)
+    weights = torch.randn(true.shape)
+    (grad,) = torch.autograd.grad((features * weights).sum(), context)
+    (true_grad,) = torch.autograd.grad((true * weights).sum(), exact)
+    assert features.dtype == grad.dtype == torch.float32
+    assert (features - true).norm() < 1e-2 * true.norm()
+    assert (grad - true_grad).norm() < 2e-2 * true_grad.norm()

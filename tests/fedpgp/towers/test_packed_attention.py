@@ -65,3 +65,22 @@ def test_the_ends_alone(attend, n):
     (our_grad,) = torch.autograd.grad((ours * weights).sum(), qkv)
     (their_grad,) = torch.autograd.grad((theirs * weights).sum(), qkv)
     assert_close(our_grad, their_grad, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("ends", [None, [3, 5, 7, 11]], ids=["every token", "the ends alone"])
+def test_bfloat16_is_rounded_when_it_is_read_and_written_only(ends):
+    torch.manual_seed(0)
+    d, rows = HEADS * SIZE, slice(None) if ends is None else ends
+    qkv = torch.randn(8, TOKENS, 3 * d).bfloat16().requires_grad_()
+    exact = qkv.detach().double().requires_grad_()
+    if ends is None:
+        ours = PACKING.attend(qkv)
+    else:
+        ours = PACKING.attend_at_ends(qkv[:, ends, :d], qkv[..., d:])
+    theirs = slow(exact)[:, rows]
+    weights = torch.randn(theirs.shape).bfloat16()
+    (our_grad,) = torch.autograd.grad((ours * weights).sum(), qkv)
+    (their_grad,) = torch.autograd.grad((theirs * weights).sum(), exact)
+    assert ours.dtype == our_grad.dtype == torch.bfloat16
+    for near, true in ((ours, theirs), (our_grad, their_grad)):
+        assert (near - true).norm() < 3e-3 * true.norm()
