@@ -95,10 +95,12 @@ def _print(found: dict) -> None:
     claim = found["privacy"]
     if claim is None:
         console.print("The run claims no differential privacy.")
+    elif claim["epsilon"] is None:
+        console.print(f"The run claims no epsilon of a {claim['unit']}: it adds no noise.")
     else:
-        said = "none" if claim["epsilon"] is None else f"{claim['epsilon']:.3g}"
         console.print(
-            f"The run claims epsilon {said} at delta {claim['delta']:.3g}, of each {claim['unit']}."
+            f"The run claims epsilon {claim['epsilon']:.3g} at delta {claim['delta']:.3g}, of each "
+            f"{claim['unit']}."
         )
 
 
