@@ -2,10 +2,13 @@
 one after the other (Peng et al., CVPR 2026, arXiv 2603.02785), here in CLIP's towers.
 
     W_i = W + (alpha / b) (B_r A_r + B_c A_c + B_l A_l)        root, cluster c of client i, leaf
-    L   = CE + gamma_cluster (|B_r^T B_c|^2 + |B_r^T B_l|^2) + gamma_leaf |B_c^T B_l|^2
+    L_r = CE
+    L_c = CE + gamma_cluster |B_r^T B_c|^2
+    L_l = CE + gamma_cluster |B_r^T B_l|^2 + gamma_leaf |B_c^T B_l|^2
 
-Rounds are of the root, then of the cluster, then of the leaf: one adapter learns, the others stand
-still. Root and cluster are averaged as products, of all clients or of the cluster's own:
+Rounds are of the root, then of the cluster, then of the leaf: one adapter learns, with its own
+loss, and the others stand still. Root and cluster are averaged as products, of all clients or of
+the cluster's own:
 
     sum_i w_i B_i A_i = U Sigma V^T;   B <- U,  A <- Sigma V^T,   to rank b
 
@@ -53,6 +56,8 @@ CLUSTERS, SEEN = "clusters.", "seen."
 """In the server state: every cluster's adapter, (1 + clusters, ...), of which the first is that of
 clients in none; and M_i, (clients, L, out, b)."""
 ROOT_STAGE, CLUSTER_STAGE, LEAF_STAGE = range(3)
+PREFIXES = ("", CLUSTER, LEAF)
+"""Stage -> the prefix of the adapter that learns."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,7 @@ class HiLoRA(LoRA):
         that ever learn and are kept, where nobody has said the stage."""
         if "stage" not in params:
             return super().trainable(params)
-        prefix = ("", CLUSTER, LEAF)[int(params["stage"].flatten()[0].round())]
-        return [f"{prefix}{name}" for name in self._names]
+        return [f"{PREFIXES[stage_in(params)]}{name}" for name in self._names]
 
     def init_shared(self, rng: np.random.Generator) -> Params:
         return {**self.start_A(rng), **self.start_B()}
@@ -148,13 +152,17 @@ class HiLoRA(LoRA):
             found |= {f"{CLUSTER}{name}": begun, f"{BEGUN}{name}": begun}
         return found
 
-    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor:
-        s, total = self.settings, 0.0
-        for place in self.places:
-            root, cluster, leaf = (params[f"{p}{place}.B"] for p in ("", CLUSTER, LEAF))
-            total = total + s.gamma_cluster * (overlap(root, cluster) + overlap(root, leaf))
-            total = total + s.gamma_leaf * overlap(cluster, leaf)
-        return total
+    def free_term(self, params: Params, classes: ClassSet, step: StepContext) -> Tensor | None:
+        """The overlaps of the adapter that learns with those that stand still."""
+        s, stage = self.settings, stage_in(params)
+        if stage == ROOT_STAGE:
+            return None
+        B = {prefix: [params[f"{prefix}{p}.B"] for p in self.places] for prefix in PREFIXES}
+        if stage == CLUSTER_STAGE:
+            return s.gamma_cluster * overlap(B[""], B[CLUSTER])
+        return s.gamma_cluster * overlap(B[""], B[LEAF]) + s.gamma_leaf * overlap(
+            B[CLUSTER], B[LEAF]
+        )
 
     def finish_client(self, params: Params, step: StepContext) -> Params:
         changed = {
@@ -293,3 +301,8 @@ class HiLoRA(LoRA):
     def _directions(self, state: Params, clients: Tensor) -> list[Tensor]:
         """M_i of clients, of each layer."""
         return [state[f"{SEEN}{place}"][clients] for place in self.places]
+
+
+def stage_in(params: Params) -> int:
+    """Return the stage that all clients of a cohort are in."""
+    return int(params["stage"].flatten()[0].round())

@@ -38,6 +38,6 @@ def affinities(d: Tensor) -> Tensor:
     return a.fill_diagonal_(1.0)
 
 
-def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Return the sum over layers of |B_i^T B_j|^2, (...): (..., L, out, b) and (..., L, out, c)."""
-    return (one.mT @ other).square().sum((-3, -2, -1))
+def overlap(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Return the sum over layers of |B_i^T B_j|^2 of n clients' two adapters, (n,)."""
+    return sum((B.mT @ C).square().sum((-3, -2, -1)) for B, C in zip(one, other, strict=True))

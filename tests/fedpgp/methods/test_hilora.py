@@ -31,9 +31,11 @@ def hilora(task, s, batch, k, p, global_params):
     for name in root:
         if name.endswith(".B"):
             for B_r, B_c, B_l in zip(root[name], cluster[name], leaf[name], strict=True):
-                loss = loss + s.gamma_cluster * torch.linalg.norm(B_r.T @ B_c) ** 2
-                loss = loss + s.gamma_cluster * torch.linalg.norm(B_r.T @ B_l) ** 2
-                loss = loss + s.gamma_leaf * torch.linalg.norm(B_c.T @ B_l) ** 2
+                if p["stage"] == CLUSTER_STAGE:
+                    loss = loss + s.gamma_cluster * torch.linalg.norm(B_r.T @ B_c) ** 2
+                if p["stage"] == LEAF_STAGE:
+                    loss = loss + s.gamma_cluster * torch.linalg.norm(B_r.T @ B_l) ** 2
+                    loss = loss + s.gamma_leaf * torch.linalg.norm(B_c.T @ B_l) ** 2
     return loss
 
 
