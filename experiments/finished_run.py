@@ -107,6 +107,16 @@ def why_no_start(config: Mapping) -> str:
     return ""
 
 
+def _why_not(run: Path, config: Mapping) -> str:
+    try:
+        return why_no_start(config)
+    except FedPGPError as error:
+        raise FedPGPError(
+            f"init_from={run}: whether that run's model is all in its shared tensors is not known "
+            f"without its method's class: {error}"
+        ) from error
+
+
 def from_its_prompts(config: Mapping, run: Path | str = "RUN") -> str:
     """Words behind "a new run": how it starts from the prompts of one; empty where none can.
 
@@ -166,7 +176,7 @@ def prompts_of(
         raise FedPGPError(
             f"init_from={run}: method={method} has no global prompt that could start from another"
         )
-    if why := why_no_start(theirs):
+    if strip_prefix("memory/", tensors) and (why := _why_not(run, theirs)):
         raise FedPGPError(f"init_from={run}: method={other} of that run {why}")
     if missing := [name for name in ours if name not in found]:
         has = f"has {', '.join(found)}" if found else "has none"

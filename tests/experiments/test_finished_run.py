@@ -251,6 +251,11 @@ def test_a_run_whose_model_is_partly_the_servers_starts_none(tmp_path):
             config = {**small_config(tmp_path / "next", f"method={method}"), "run_dir": ""}
             with pytest.raises(FedPGPError, match=f"init_from={folder}: .* residuals R, which a"):
                 prompts_of(folder, small_federation(json.dumps(config)), print)
+    own = as_own(started)
+    own["method"]["component"] = "nobody.has.This"
+    (folder / "config.yaml").write_text(yaml.safe_dump(own))
+    with pytest.raises(FedPGPError, match=f"init_from={folder}: .*nobody.has.This: No module"):
+        prompts_of(folder, small_federation(json.dumps(config)), print)
 
 
 @pytest.mark.parametrize(
