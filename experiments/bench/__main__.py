@@ -5,6 +5,7 @@ reference in the same process.
     methods     one training step of every method against what its own FLOPs say (--methods: of
                 these)
     precision   one training step with bfloat16 products against the same in float32
+    neighbours  one training step beside busy processes, one for each core, against one alone
     cohort      K clients in one tensor program against one alone
     growth      how a step's cost grows with classes, context length, clients and rank (--plot FILE
                 draws it)
@@ -38,6 +39,7 @@ from experiments.bench import (
     growth,
     image_privacy,
     methods,
+    neighbours,
     precision,
     privacy,
     step,
@@ -53,6 +55,7 @@ BENCHES = {
     "step": step.rows,
     "methods": methods.rows,
     "precision": precision.rows,
+    "neighbours": neighbours.rows,
     "cohort": cohort.rows,
     "growth": growth.rows,
     "features": features.rows,

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
-from experiments.bench import clients, image_privacy, measure, methods, privacy, step
+from experiments.bench import clients, image_privacy, measure, methods, neighbours, privacy, step
 from experiments.bench.__main__ import main
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
@@ -54,6 +55,13 @@ def test_the_command_writes_its_rows(tmp_path, what, capsys):
     assert row["gflops"] > 0 and row["peak_mb"] > 0 and f"wrote {target}" in capsys.readouterr().out
     assert row.get("loss_difference", 0) < (1e-5 if what != "precision" else 1e-2)
     assert row.get("largest_difference", 0) < 1e-5
+
+
+def test_neighbours_end_with_the_step():
+    before = set(psutil.Process().children())
+    with neighbours.neighbours(2):
+        assert len(set(psutil.Process().children()) - before) == 2
+    assert not set(psutil.Process().children()) - before
 
 
 def test_a_plot_without_the_package_that_draws_is_refused_first(tmp_path, capsys, monkeypatch):
