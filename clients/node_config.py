@@ -300,7 +300,6 @@ def _no_noise(privacy: Mapping[str, object]) -> str:
 def compatibility(federation) -> dict[str, str]:
     """What server and node must have in common, each as a short text: package version, class list,
     model weights, and which client owns which images of a public data set."""
-    from fedpgp.data_record import split_digest  # torch, which a node's start does without
 
     names = digest(json.dumps(federation.dataset.class_names))
     found = {
@@ -311,7 +310,7 @@ def compatibility(federation) -> dict[str, str]:
     if (
         not federation.federated_split.private_data
     ):  # a copy of the data set with other images would give clients others than the server's
-        found["split of the data set"] = f"sha256 {split_digest(federation.federated_split)[:16]}"
+        found["split of the data set"] = f"sha256 {federation.federated_split.digest[:16]}"
     return found
 
 

@@ -266,7 +266,8 @@ def _same_configuration(saved: Mapping, config: Mapping) -> None:
 def _of_clients(federation: Federation, clients: int) -> FederatedSplit:
     """The split of the clients that a run had before others joined it."""
     whole = federation.federated_split
-    return replace(whole, clients=whole.clients[:clients])
+    everybody = clients >= len(whole.clients)
+    return whole if everybody else replace(whole, clients=whole.clients[:clients])
 
 
 def for_clients(config: Mapping) -> dict:

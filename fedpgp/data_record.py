@@ -55,39 +55,8 @@ def data_record(federated_split: FederatedSplit) -> Record:
             for part in PARTS
             if getattr(dataset, part) is not None
         },
-        "split": split_digest(federated_split),
+        "split": federated_split.digest,
     }
-
-
-def split_digest(federated_split: FederatedSplit) -> str:
-    """SHA-256 (hex) of which client owns and is tested on which images, and of their labels; the
-    same on every machine that has the same list of images, wherever they lie."""
-    digest, known = hashlib.sha256(), {}
-
-    def rows(array: np.ndarray) -> bytes:
-        if id(array) not in known:  # a test on all images is one array for all clients
-            known[id(array)] = hashlib.sha256(np.asarray(array, dtype="<i8").tobytes()).digest()
-        return known[id(array)]
-
-    for part in PARTS:
-        if (split := getattr(federated_split.dataset, part)) is not None:
-            digest.update(part.encode() + rows(split.labels))
-    for client_split in federated_split.clients:
-        digest.update(
-            f"{client_split.classes} {client_split.domain} {client_split.trains} ".encode()
-            + rows(client_split.train)
-        )
-        for phase in client_split.phases:
-            digest.update(f"{phase.since} {phase.classes} ".encode() + rows(phase.train))
-        for figure, eval_set in sorted(client_split.eval_sets.items()):
-            since = f"since {eval_set.since} " if eval_set.since else ""
-            since += "" if eval_set.until is None else f"until {eval_set.until} "
-            digest.update(
-                f"{figure} {eval_set.split} {eval_set.classes} {eval_set.allowed_labels} ".encode()
-                + since.encode()
-                + rows(eval_set.indices)
-            )
-    return digest.hexdigest()
 
 
 def recorded_split(record: Record, name: str) -> FederatedSplit:

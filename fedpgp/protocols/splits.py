@@ -1,7 +1,9 @@
 """A data set split over clients: what each client trains on, in which round, and what its models
 are tested on."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -205,7 +207,38 @@ class FederatedSplit:
                 "protocol.rounds_per_task"
             )
 
-    @property
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of which client owns and is tested on which images, and of their labels;
+        the same on every machine that has the same list of images, wherever they lie."""
+        digest, known = hashlib.sha256(), {}
+
+        def rows(array: np.ndarray) -> bytes:
+            if id(array) not in known:  # a test on all images is one array for all clients
+                known[id(array)] = hashlib.sha256(np.asarray(array, dtype="<i8").tobytes()).digest()
+            return known[id(array)]
+
+        for part in ("train", "val", "test"):
+            if (split := getattr(self.dataset, part)) is not None:
+                digest.update(part.encode() + rows(split.labels))
+        for client_split in self.clients:
+            digest.update(
+                f"{client_split.classes} {client_split.domain} {client_split.trains} ".encode()
+                + rows(client_split.train)
+            )
+            for phase in client_split.phases:
+                digest.update(f"{phase.since} {phase.classes} ".encode() + rows(phase.train))
+            for figure, eval_set in sorted(client_split.eval_sets.items()):
+                since = f"since {eval_set.since} " if eval_set.since else ""
+                since += "" if eval_set.until is None else f"until {eval_set.until} "
+                digest.update(
+                    f"{figure} {eval_set.split} {eval_set.classes} {eval_set.allowed_labels} "
+                    f"{since}".encode()
+                    + rows(eval_set.indices)
+                )
+        return digest.hexdigest()
+
+    @cached_property
     def trainers(self) -> int:
         """How many clients train in some round: all whose images nobody else knows."""
         return sum(
