@@ -125,6 +125,7 @@ def test_flwr_run_simulates_to_a_run_folder(tmp_path):
         **ports,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "FLWR_HOME": str(tmp_path / "flwr"),
+        "RAY_ADDRESS": "local",  # Ray would join the last cluster of this machine, gone or not
         # it would fetch the whole environment anew
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }
