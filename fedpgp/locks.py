@@ -13,6 +13,10 @@ POLL = 0.02
 """Seconds between two looks at a lock that another process holds."""
 
 
+class Busy(FedPGPError):
+    """Another process holds a lock, for longer than is waited."""
+
+
 @contextlib.contextmanager
 def file_lock(
     path: Path,
@@ -38,7 +42,8 @@ def file_lock(
         refusal: makes the error of a file that cannot be opened or locked.
 
     Raises:
-        FedPGPError: the file cannot be opened or locked, or another process holds it.
+        FedPGPError: the file cannot be opened or locked.
+        Busy: another process holds it.
     """
     try:
         file = open(path, "ab", opener=owner_only if private else None)  # noqa: SIM115  (closed below)
@@ -50,7 +55,7 @@ def file_lock(
             if wait is None:
                 fcntl.flock(file, mode)
             elif not _acquired(file.fileno(), mode, wait):
-                raise FedPGPError(busy)
+                raise Busy(busy)
         except OSError as error:
             if not optional:
                 raise refusal(path, error) from error

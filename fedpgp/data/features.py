@@ -16,6 +16,8 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ from fedpgp.data.base import Split
 from fedpgp.data.store import cache_folder, cannot_write, locked, write_cache
 from fedpgp.digests import digest
 from fedpgp.errors import MALFORMED, FedPGPError
+from fedpgp.locks import Busy
 
 if TYPE_CHECKING:  # the model is not needed to know what a data set is
     from fedpgp.clip import FrozenCLIP
@@ -38,6 +41,14 @@ log = logging.getLogger(__name__)
 
 FORMAT = "3"
 """Part of every key: raise it when the meaning of a cache file changes."""
+
+PART = 256
+"""Images that one process encodes at a time, where others may take the next ones."""
+
+MOST_PARTS = 64
+"""Of a split: parts of a very large one are larger."""
+
+PART_SUFFIX = ".part"
 
 
 def encode_split(
@@ -54,7 +65,8 @@ def encode_split(
     """Unit-norm features of a split's images, their patches or their mirror images, from the cache
     or, the first time, from the model.
 
-    Several processes may ask at once: one computes, the others wait for its file.
+    Several processes may ask at once: they share the work, part by part, and one writes the file.
+    Parts that a killed process finished are used again.
 
     Args:
         clip: the frozen model; images go through its own preprocessing.
@@ -78,26 +90,99 @@ def encode_split(
     found = _open_cached(path, key, len(split))
     if found is not None:
         return found
+    made = None
+    if what == "features":
+        places = {"cache_dir": cache_dir, "dataset_name": dataset_name}
+        raw = encoded_before(clip, split, **places, split_name=split_name, what="features_raw")
+        made = None if raw is None else _unit_norm(clip, raw, batch_size)
+    parts = _Parts(path, key, len(split), batch_size)
+    encode = partial(_encode, clip, split, what, path.parent, batch_size)
+    if made is None:
+        parts.take(encode, progress)
     with locked(path):
-        remove_leftovers(path.parent, f".{path.name}.*.tmp")
         found = _open_cached(path, key, len(split))  # made by another process while this one waited
         if found is None:
-            made = None
-            if what == "features":
-                places = {"cache_dir": cache_dir, "dataset_name": dataset_name}
-                raw = encoded_before(
-                    clip, split, **places, split_name=split_name, what="features_raw"
-                )
-                made = None if raw is None else _unit_norm(clip, raw, batch_size)
             if made is None:
-                made = _encode(clip, split, what, path.parent, batch_size, progress)
+                made = parts.joined(encode, progress)
+            remove_leftovers(path.parent, f".{path.name}.*.tmp")
             _write(path, key, made)
             found = _open_cached(path, key, len(split))
+        parts.remove()
     if found is None:
         raise FedPGPError(
             f"the feature cache {path} cannot be read back after it was written; is the disk sound?"
         )
     return found
+
+
+class _Parts:
+    """A split in parts that several processes encode at once, each a file of its own beside the
+    cache file. A part is whole batches, so that features are the same to the last bit.
+
+    Args:
+        path: the cache file.
+        key: of the cache file.
+        images: of the split.
+        batch_size: images in one pass.
+    """
+
+    def __init__(self, path: Path, key: str, images: int, batch_size: int):
+        size = max(PART, -(-images // MOST_PARTS))
+        size = -(-size // batch_size) * batch_size
+        self._path, self._key = path, key
+        starts = range(0, images, size)
+        self._rows = [range(start, min(start + size, images)) for start in starts]
+
+    def take(
+        self, encode: Callable[..., np.ndarray], progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Encode those parts that no other process has or had. Of one part nothing is done."""
+        if len(self._rows) < 2:
+            return
+        for rows in self._rows:
+            if self._path.exists():  # another process has joined all parts
+                return
+            with ExitStack() as held:
+                try:
+                    held.enter_context(locked(self._file(rows), wait=False))
+                except Busy:
+                    continue
+                self._part(rows, encode, progress)
+
+    def joined(
+        self, encode: Callable[..., np.ndarray], progress: Callable[[int, int], None] | None
+    ) -> np.ndarray:
+        """Return the features of all parts, after the processes that still have one."""
+        if len(self._rows) < 2:
+            return encode(self._rows[0] if self._rows else range(0), progress)
+        found = []
+        for rows in self._rows:
+            with locked(self._file(rows)):
+                found.append(self._part(rows, encode, progress))
+        return np.concatenate(found)
+
+    def remove(self) -> None:
+        """Remove the parts' files, and their locks: who holds one now does work twice at worst."""
+        if len(self._rows) > 1:
+            remove_leftovers(self._path.parent, f"{self._path.name}.*{PART_SUFFIX}")
+            remove_leftovers(self._path.parent, f".{self._path.name}.*{PART_SUFFIX}.lock")
+
+    def _part(
+        self,
+        rows: range,
+        encode: Callable[..., np.ndarray],
+        progress: Callable[[int, int], None] | None,
+    ) -> np.ndarray:
+        file, key = self._file(rows), f"{self._key} {rows.start}-{rows.stop}"
+        found = _open_cached(file, key, len(rows))
+        if found is None:
+            done = sum(len(part) for part in self._rows if self._file(part).exists())
+            found = encode(rows, progress, done)
+            _write(file, key, found)
+        return found
+
+    def _file(self, rows: range) -> Path:
+        return self._path.with_name(f"{self._path.name}.{rows.start}-{rows.stop}{PART_SUFFIX}")
 
 
 def images_per_chunk(device: torch.device) -> int:
@@ -152,26 +237,31 @@ def _encode(
     what: str,
     folder: Path,
     batch_size: int,
+    rows: range,
     progress: Callable[[int, int], None] | None,
+    before: int = 0,
 ) -> np.ndarray:
+    """Encode some rows of a split; ``before``: images that are encoded already, for the
+    progress."""
     features: np.ndarray | None = None
     done = 0
-    for pixels in _batches(clip, split, batch_size):
+    for pixels in _batches(clip, split, rows, batch_size):
         encoded = clip.features_of(what, pixels).float().cpu().numpy()
         if features is None:
-            features = np.empty((len(split), *encoded.shape[1:]), dtype=np.float32)
-            _check_space(folder, features.nbytes)  # now, rather than after an hour of encoding
+            features = np.empty((len(rows), *encoded.shape[1:]), dtype=np.float32)
+            whole = encoded[0].nbytes * len(split) * (1 if len(rows) == len(split) else 2)
+            _check_space(folder, whole)  # now, rather than after an hour of encoding
         features[done : done + len(encoded)] = encoded
         done += len(encoded)
         if progress is not None:
-            progress(done, len(split))
+            progress(min(before + done, len(split)), len(split))
     if features is None:
         raise FedPGPError("a split without images has no features")
     bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1))
     if len(bad):
         raise FedPGPError(
-            f"the model gives NaN or Inf for {len(bad)} of {len(split)} images, first for "
-            f"{split.describe(int(bad[0]))}; check its weights"
+            f"the model gives NaN or Inf for {len(bad)} of {len(rows)} images, first for "
+            f"{split.describe(rows[int(bad[0])])}; check its weights"
         )
     return features
 
@@ -187,17 +277,17 @@ def _unit_norm(clip: "FrozenCLIP", raw: np.ndarray, batch_size: int) -> np.ndarr
     return np.concatenate(found)
 
 
-def _batches(clip: "FrozenCLIP", split: Split, batch_size: int) -> Iterator[Tensor]:
-    """Preprocessed batches (B, 3, R, R) in order; for a GPU decoded by threads a few batches ahead
-    (on a CPU they would only take the image tower's cores from it)."""
+def _batches(clip: "FrozenCLIP", split: Split, rows: range, batch_size: int) -> Iterator[Tensor]:
+    """Preprocessed batches (B, 3, R, R) of some rows, in order; for a GPU decoded by threads a few
+    batches ahead (on a CPU they would only take the image tower's cores from it)."""
     preprocess = clip.preprocess
 
     def load(start: int) -> Tensor:
         return torch.stack(
-            [preprocess(split.image(i)) for i in range(start, min(start + batch_size, len(split)))]
+            [preprocess(split.image(i)) for i in range(start, min(start + batch_size, rows.stop))]
         )
 
-    starts = iter(range(0, len(split), batch_size))
+    starts = iter(range(rows.start, rows.stop, batch_size))
     if clip.device.type == "cpu":
         yield from map(load, starts)
         return

@@ -47,11 +47,14 @@ def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> Fed
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of ``path``, once no other process has it.
 
     Where the file system has no locks, go on without: writing is atomic anyway, and the work is
     only done twice.
+
+    Raises:
+        Busy: another process has it, and ``wait`` is False.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,10 @@ def locked(path: Path) -> Iterator[None]:
         raise cannot_write(path.parent, error) from error
     lock = path.with_name(f".{path.name}.lock")
     with file_lock(
-        lock, optional=True, refusal=lambda lock, error: cannot_write(lock.parent, error)
+        lock,
+        optional=True,
+        wait=None if wait else 0,
+        busy=f"another process holds {lock}",
+        refusal=lambda lock, error: cannot_write(lock.parent, error),
     ):
         yield

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.data import ArraySplit, Dataset, FileSplit, Subset
+from fedpgp.data import features as feature_cache
 from fedpgp.data.features import encode_split, feature_key
 from fedpgp.errors import FedPGPError
 from fedpgp.inputs import Inputs
@@ -22,9 +23,9 @@ from fedpgp.methods import METHODS
 from fedpgp.task import Task
 from fedpgp.training import TrainingSettings
 
-# What a process of its own runs: three children start together; each prints how many
-# batches it encoded, and a sum. They are forked before torch computes anything: it does not
-# survive a fork after that.
+# What a process of its own runs: three children start together; each prints how many batches of
+# each size of a split it encoded, and a sum. They are forked before torch computes anything: it
+# does not survive a fork after that.
 CHILDREN = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("test_features", sys.argv[1])
@@ -32,12 +33,18 @@ module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
 module.import_open_clip()
 if all(os.fork() for _ in range(3)):  # a child leaves the loop at once
     sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
-batches = []
-split, progress = module.make_split(), lambda *a: batches.append(a)
-features = module.encode(module.make_clip(), split, sys.argv[2], progress=progress)
-os.write(1, f"{len(batches)} {float(features.astype('f8').sum())!r}\\n".encode())
+clip = module.make_clip()
+for size in sys.argv[3:]:
+    batches = []
+    split, progress = module.make_split(int(size)), lambda *a: batches.append(a)
+    features = module.encode(clip, split, sys.argv[2], progress=progress)
+    os.write(1, f"{size} {len(batches)} {float(features.astype('f8').sum())!r}\\n".encode())
 os._exit(0)
 """
+
+
+LARGE = 3000
+"""Images of a split with several parts."""
 
 
 def make_clip(seed: int = 0) -> FrozenCLIP:
@@ -191,16 +198,46 @@ def test_a_damaged_file_is_made_anew(clip, tmp_path, counted, damage, caplog):
     assert counted.calls and "made anew" in caplog.text
 
 
-def test_several_processes_at_once_encode_once(tmp_path):
-    command = [sys.executable, "-c", CHILDREN, __file__, str(tmp_path / "cache")]
+def test_several_processes_at_once_encode_once_and_share_a_large_split(tmp_path):
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", CHILDREN, __file__, str(cache), "50", str(LARGE)]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=120
     ).stdout
     answers = [line.split() for line in output.splitlines()]
-    assert sorted(int(batches) > 0 for batches, _ in answers) == [False, False, True]
-    assert len({total for _, total in answers}) == 1
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    batches = {
+        size: sorted(int(done) for of, done, _ in answers if of == size)
+        for size in ("50", str(LARGE))
+    }
+    assert batches["50"] == [0, 0, 2]
+    assert sum(batches[str(LARGE)]) == -(-LARGE // 32) and batches[str(LARGE)][1] > 0
+    assert len({(size, total) for size, _, total in answers}) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
+    assert not [path for path in cache.iterdir() if ".part" in path.name]
+
+
+def test_parts_of_a_killed_process_are_used_and_change_nothing(
+    clip, tmp_path, counted, monkeypatch
+):
+    split = make_split(100)
+    whole = encode(clip, split, tmp_path / "whole", batch_size=7)
+    monkeypatch.setattr(feature_cache, "PART", 30)  # 35: whole batches
+
+    def killed(done: int, total: int) -> None:
+        counted.progress(done, total)
+        if done > 70:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(clip, split, tmp_path / "parts", batch_size=7, progress=killed)
+    assert [done for done, _ in counted.calls] == [*range(7, 71, 7), 77]
+    counted.calls.clear()
+    found = encode(clip, split, tmp_path / "parts", batch_size=7, progress=counted.progress)
+    assert [done for done, _ in counted.calls] == [77, 84, 91, 98, 100]
+    assert found.tobytes() == whole.tobytes()
+    assert only_file(tmp_path / "parts").name == only_file(tmp_path / "whole").name
+    assert not list((tmp_path / "parts").glob("*.part"))
 
 
 def test_leftovers_of_a_killed_process_are_removed(clip, tmp_path):
