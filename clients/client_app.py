@@ -74,7 +74,8 @@ def client_app(federation_of: Callable = federation_of) -> ClientApp:
                     continue
                 request.save_state(result.client, result.state)
                 if disclosure:
-                    disclosure.trained(shared, result.update)
+                    begun = federation.method.begun_with(shared, result.update)
+                    disclosure.trained(begun, result.update)
                     result.metrics |= disclosure.loss(
                         result.metrics.pop("loss"), result.num_examples
                     )

@@ -272,12 +272,19 @@ class Disclosure:
         """
         return {"loss": two_digits(value)} if images >= self._limits.images else {}
 
-    def trained(self, sent: Arrays, update: Arrays) -> None:
-        """Note the norm of an own update: the measure of what is far."""
-        names = [name for name in sent if name not in self._delta_params]
-        norm = math.sqrt(
-            sum(float(np.square(np.subtract(update[n], sent[n], dtype=float)).sum()) for n in names)
+    def trained(self, begun: Arrays, update: Arrays) -> None:
+        """Note the norm of an own update: the measure of what is far.
+
+        Args:
+            begun: the shared tensors that the client began with (``Method.begun_with``).
+            update: what it sends.
+        """
+        changes = (
+            np.subtract(update[name], begun[name], dtype=float)
+            for name in begun
+            if name not in self._delta_params
         )
+        norm = math.sqrt(sum(float(np.square(change).sum()) for change in changes))
         if 0 < norm < math.inf:
             self._norms = [*self._norms, norm][-NORMS:]
             self._write()

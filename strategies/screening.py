@@ -10,6 +10,8 @@ from flwr.app import Message, MetricRecord
 from fedpgp.config import StrategySection
 
 Arrays = Mapping[str, np.ndarray]
+BegunWith = Callable[[Arrays, Arrays], Arrays]
+"""(global tensors, update) -> what that client began with (``Method.begun_with``)."""
 
 
 def norm(tensors: Collection[np.ndarray]) -> float:
@@ -25,26 +27,24 @@ def norm(tensors: Collection[np.ndarray]) -> float:
 
 
 def update_norms(
-    update: Arrays, global_params: Arrays, delta_params: Collection[str]
+    update: Arrays, begun: Arrays, delta_params: Collection[str]
 ) -> tuple[float, float]:
-    """Return the norms of a client's change against what it was sent, and of what it sends
+    """Return the norms of a client's change against what it began with, and of what it sends
     as a difference already.
 
     They are of different scales (a prompt, a mean gradient) and are compared apart.
 
     Args:
-        update, global_params: tensors by name.
+        update, begun: tensors by name.
         delta_params: names of those whose update is a difference (``Method.delta_params``).
     """
     with np.errstate(over="ignore"):
         changes = [
-            np.subtract(update[n], global_params[n], dtype=np.float64)
-            for n in global_params
+            np.subtract(update[n], begun[n], dtype=np.float64)
+            for n in begun
             if n not in delta_params
         ]
-    return norm(changes), norm(
-        [update[n].astype(np.float64) for n in global_params if n in delta_params]
-    )
+    return norm(changes), norm([update[n].astype(np.float64) for n in begun if n in delta_params])
 
 
 def too_large(
@@ -53,6 +53,7 @@ def too_large(
     delta_params: Collection[str],
     most: float,
     spare: int,
+    begun_with: BegunWith = lambda global_params, update: global_params,
 ) -> dict[int, str]:
     """Return the clients whose update is out of proportion, and why.
 
@@ -68,9 +69,10 @@ def too_large(
         delta_params: see :func:`update_norms`.
         most: times the median that a norm may be (``strategy.max_update_norm``).
         spare: how many clients the strategy can do without; the largest updates go first.
+        begun_with: of the method; by default all clients began with what they were sent.
     """
     norms = {
-        client: update_norms(update, global_params, delta_params)
+        client: update_norms(update, begun_with(global_params, update), delta_params)
         for client, update in updates.items()
     }
     ratios = dict.fromkeys(norms, 0.0)
@@ -119,6 +121,7 @@ class UpdateBounds:
         combined: whether an update step sums the updates; then none is refused because of the
             others: who counts must not depend on them.
         warn: told of a client whose weight is capped, once.
+        begun_with: ``Method.begun_with``.
     """
 
     def __init__(
@@ -128,9 +131,10 @@ class UpdateBounds:
         counted: bool,
         combined: bool,
         warn: Callable[[str], None],
+        begun_with: BegunWith,
     ):
         self._max_norm = None if combined else settings.max_update_norm
-        self._max_weight = settings.max_weight
+        self._max_weight, self._begun_with = settings.max_weight, begun_with
         self._delta_params, self._counted, self._warn = delta_params, counted, warn
         self._capped: set[int] = set()  # clients whose weight was capped, and said so
 
@@ -150,8 +154,8 @@ class UpdateBounds:
             c: {n: a.numpy() for n, a in reply.content["arrays"].items()}
             for c, reply in good.items()
         }
-        spare = len(good) - needed
-        return too_large(updates, global_params, self._delta_params, self._max_norm, spare)
+        about = (self._delta_params, self._max_norm, len(good) - needed, self._begun_with)
+        return too_large(updates, global_params, *about)
 
     def cap(self, metrics: Mapping[int, MetricRecord], images: Mapping[int, int]) -> dict[int, int]:
         """Cap the weights of clients whose images nobody else has counted; return those that are.

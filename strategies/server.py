@@ -99,7 +99,7 @@ class Server:
         counted = not self._split.private_data or self._aggregator.equal_weights
         summed = self.steps.sums  # then updates are not compared with each other
         about = (method.delta_params, counted or summed, summed)
-        self._bounds = UpdateBounds(typed.strategy, *about, observer.warn)
+        self._bounds = UpdateBounds(typed.strategy, *about, observer.warn, method.begun_with)
         self._rollback = Rollback(folder / "checkpoint", observer.warn, not self.steps.combiner)
         self.attackers = attackers_of(config, self._split, method.delta_params)
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.arrays import Arrays
 from fedpgp.losses import cross_entropy
 from fedpgp.methods.about import About
 from fedpgp.methods.batch import Batch, Images, LoadClientBatch
@@ -256,6 +257,16 @@ class Method(ABC):
         """Return tokens x W x blocks of the image tower for one client's images in a step, where
         gradients go through it. The size of a cohort is computed from it too."""
         return 0
+
+    def begun_with(self, shared: Arrays, update: Arrays) -> Arrays:
+        """Return the shared tensors as the client that sends this update began with them. The
+        norm of its update is of the difference from these. By default, all as they were sent.
+
+        Args:
+            shared: as the server sent them.
+            update: what the client sends, finite and of the same shapes.
+        """
+        return shared
 
     # How it predicts. -----------------------------------------------------------------------------
 

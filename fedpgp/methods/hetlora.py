@@ -7,13 +7,12 @@ its last directions fade (Cho et al., EMNLP 2024, arXiv 2401.06432), here in CLI
     client: r_i <- max(least_rank, floor(decay r_i)) where T_i is less than what it was sent with
     server: A <- sum_i p_i A_i,  B <- sum_i p_i B_i,  p_i = |B_i A_i| / sum_j |B_j A_j|
 
-A client sends what is left of its adapters, and its rank. Directions that no client of a round has
-come out as zeros, and stay so.
+A client sends what is left of its adapters; the server sees its rank by the zeros. Directions that
+no client of a round has come out as zeros, and stay so.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,6 @@ from fedpgp.methods.about import About
 from fedpgp.methods.base import Params, RoundContext, StepContext, register
 from fedpgp.methods.lora_ranks import KEPT, RankedLoRA, RankedLoRASettings
 from fedpgp.task import ClassSet
-
-RANK = "rank"
-"""What a client says of its rank: (1,)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class HetLoRASettings(RankedLoRASettings):
 
 @register("hetlora")
 class HetLoRA(RankedLoRA):
-    """Shared: A (L, b, in) and B (L, out, b) of each layer, b the largest rank; r_i. Nothing
+    """Shared: A (L, b, in) and B (L, out, b) of each layer, b the largest rank. Nothing
     personal."""
 
     about = About(
@@ -58,8 +54,8 @@ class HetLoRA(RankedLoRA):
         paper="Cho et al., EMNLP 2024",
         family="lora",
         learns=("LoRA",),
-        shared="A and B, ranks",
-        sent="2*L*len(targets)*rank*d + 1",
+        shared="A and B",
+        sent="2*L*len(targets)*rank*d",
         official=(
             "no code exists by the authors; PabloE-KAIST/FedLoRA-public at 6628dea prunes and "
             "averages so"
@@ -68,12 +64,8 @@ class HetLoRA(RankedLoRA):
     per_image = "shared"
     needs_each_update = True
     averages_itself = "its server weighs clients by the size of their products B A"
-    buffers = (KEPT, RANK)
     Settings = HetLoRASettings
     settings: HetLoRASettings
-
-    def init_shared(self, rng: np.random.Generator) -> Params:
-        return {**super().init_shared(rng), RANK: torch.full((1,), float(self.settings.rank))}
 
     # The client. ----------------------------------------------------------------------------------
 
@@ -101,7 +93,7 @@ class HetLoRA(RankedLoRA):
         rank = kept.sum(-1, keepdim=True)
         lower = self._decayed(kept).clamp(min=self.settings.least_rank).minimum(rank)
         rank = torch.where(fades.unsqueeze(-1), lower, rank)
-        return {**params, **self.of_rank(params, self.first(rank)), RANK: rank}
+        return {**params, **self.of_rank(params, self.first(rank))}
 
     # The server. ----------------------------------------------------------------------------------
 
@@ -125,5 +117,17 @@ class HetLoRA(RankedLoRA):
             for name, sent in context.updates.items()
         }
         ranks = context.server_state["ranks"].clone()
-        ranks[list(context.clients)] = context.updates[RANK].squeeze(-1).to(ranks)
-        return {**shared, RANK: context.global_params[RANK]}, {"ranks": ranks}
+        clients = list(context.clients)
+        ranks[clients] = self._ranks_in(context, ranks[clients])
+        return shared, {"ranks": ranks}
+
+    def _ranks_in(self, context: RoundContext, before: Tensor) -> Tensor:
+        """Return the clients' ranks after a round, (S,): lower than before where one sends zeros
+        for a direction that it was sent."""
+        places = [f"{place}.A" for place in self.places]
+        was = torch.stack([(context.global_params[n] != 0).any(-1).any(0) for n in places]).any(0)
+        is_left = torch.stack([(context.updates[n] != 0).any(-1).any(1) for n in places]).any(0)
+        numbers = torch.arange(1, self.settings.rank + 1)
+        taken_off = (was & ~is_left & (numbers <= before.unsqueeze(-1))).any(-1)
+        left = (is_left * numbers).amax(-1).clamp(min=1).to(before)
+        return torch.where(taken_off, left.minimum(before), before)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpgp.arrays import Arrays
 from fedpgp.errors import FedPGPError, check_choice, check_number, shown
 from fedpgp.methods.base import Batch, LoadClientBatch, Params, StepContext
 from fedpgp.methods.lora import LoRA, LoRASettings
@@ -108,6 +109,16 @@ class RankedLoRA(LoRA):
         if KEPT in params:
             grads = grads | self.of_rank(grads, params[KEPT])
         return loss, grads
+
+    def begun_with(self, shared: Arrays, update: Arrays) -> Arrays:
+        """Return A and B without the ranks of a layer of which a client sends nothing."""
+        begun = dict(shared)
+        for place in self.places:
+            A, B = f"{place}.A", f"{place}.B"
+            has = update[A].any(-1) | update[B].any(-2)
+            begun[A] = shared[A] * has[..., None]
+            begun[B] = shared[B] * has[..., None, :]
+        return begun
 
     def of_rank(self, tensors: Params, kept: Tensor) -> Params:
         """Return every A and B, zero beyond each client's rank."""

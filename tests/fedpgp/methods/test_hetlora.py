@@ -60,24 +60,31 @@ def test_a_client_lowers_its_rank_when_its_tail_fades(task):
     assert kept.sum(-1).tolist() == list(RANKS)
     begun = {**sent, "kept": kept, **method.precompute({**sent, "kept": kept}, None, None)}
     factor = torch.tensor([0.9, 1.1, 0.9]).double().view(-1, 1, 1, 1)  # the second grows
-    params = begun | {n: begun[n] * factor for n in shared if n != "rank"}
+    params = begun | {n: begun[n] * factor for n in shared}
     step = StepContext(2, 3, range(K), sent, 0.1, 0)
     found = method.finish_client(params, step)
-    assert found["rank"].tolist() == [[2], [3], [1]]  # max(1, int(4 * 0.6)); ; max(1, int(0.6))
-    for k, rank in enumerate((2, 3, 1)):
+    left = (2, 3, 1)  # max(1, int(4 * 0.6)); ; max(1, int(0.6))
+    for k, rank in enumerate(left):
         for n in shared:
-            if n != "rank":
-                rows = found[n][k] if n.endswith("A") else found[n][k].mT
-                own = params[n][k] if n.endswith("A") else params[n][k].mT
-                assert torch.equal(rows[:, :rank], own[:, :rank]) and not rows[:, rank:].any()
+            rows = found[n][k] if n.endswith("A") else found[n][k].mT
+            own = params[n][k] if n.endswith("A") else params[n][k].mT
+            assert torch.equal(rows[:, :rank], own[:, :rank]) and not rows[:, rank:].any()
+    before = {n: t[0] for n, t in sent.items()}
+    about = (torch.full((K,), 1 / K).double(), before, {n: found[n] for n in shared})
+    state = method.update_server(
+        {}, RoundContext(2, 3, range(K), K, *about, ranked(method), 0.1, 0)
+    )[1]
+    assert state["ranks"].tolist() == list(left)
 
 
 def test_clients_count_by_the_size_of_their_products(task):
-    """hetlora_aggregator.py of the same code; the next ranks are what the clients say."""
+    """hetlora_aggregator.py of the same code; the next ranks are what is left of the
+    clients' adapters."""
     method = METHODS["hetlora"](METHODS["hetlora"].Settings(rank=2, ranks=[2, 1, 1, 2]), task)
     shared, rng = method.init_shared(generator(0, "shared")), torch.Generator().manual_seed(0)
     updates = {n: torch.randn(2, *t.shape, generator=rng).double() for n, t in shared.items()}
-    updates["rank"] = torch.tensor([[1.0], [1.0]]).double()
+    for name, tensor in updates.items():  # both have one direction left
+        (tensor if name.endswith("A") else tensor.mT)[:, :, 1:] = 0
     norms = []
     for k in range(2):
         square = 0.0
@@ -90,12 +97,26 @@ def test_clients_count_by_the_size_of_their_products(task):
     about = (weights, shared, updates, state, 0.1, 0)
     after, state = method.update_server({}, RoundContext(1, 2, [0, 2], 4, *about))
     for name in shared:
-        if name != "rank":
-            mean = sum(n * t for n, t in zip(norms, updates[name], strict=True)) / sum(norms)
-            assert_close(after[name], mean)
-    assert state["ranks"].tolist() == [1, 1, 1, 2] and after["rank"].tolist() == [2]
+        mean = sum(n * t for n, t in zip(norms, updates[name], strict=True)) / sum(norms)
+        assert_close(after[name], mean)
+    assert state["ranks"].tolist() == [1, 1, 1, 2] and after.keys() == shared.keys()
     still = {n: torch.zeros_like(t) if n.endswith("B") else t for n, t in updates.items()}
     about = (weights, shared, still, state, 0.1, 0)
     after, _ = method.update_server({}, RoundContext(1, 2, [0, 2], 4, *about))
     A = updates["text.q.A"]
     assert_close(after["text.q.A"], 0.9 * A[0] + 0.1 * A[1])
+
+
+def test_directions_that_no_client_has_lower_no_rank(task):
+    """Client 0 of rank 2 is sent one direction, and sends it back."""
+    method = METHODS["hetlora"](METHODS["hetlora"].Settings(rank=2, ranks=[2, 1]), task)
+    shared = method.init_shared(generator(0, "shared"))
+    sent = {
+        n: torch.randn(t.shape, generator=torch.Generator()).double() for n, t in shared.items()
+    }
+    for name, tensor in sent.items():
+        (tensor if name.endswith("A") else tensor.mT)[:, 1:] = 0
+    updates = {n: torch.stack([t, 2 * t]) for n, t in sent.items()}
+    about = (torch.tensor([0.5, 0.5]).double(), sent, updates, method.init_server_state(2), 0.1, 0)
+    state = method.update_server({}, RoundContext(1, 2, [0, 1], 2, *about))[1]
+    assert state["ranks"].tolist() == [2, 1]
