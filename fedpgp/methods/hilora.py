@@ -12,6 +12,7 @@ the cluster's own:
 
     sum_i w_i B_i A_i = U Sigma V^T;   B <- U,  A <- Sigma V^T,   to rank b
 
+The signs of U's columns, which are free, are those that are nearer to the B before.
 Clusters are found when the root's rounds are over, from the columns of the clients' own B in them:
 
     M_i  = decay M_i + (1 - decay) B_i / |B_i|                 each round in which i takes part
@@ -233,7 +234,8 @@ class HiLoRA(LoRA):
         moved = length = 0.0
         for place in self.places:
             names = f"{place}.A", f"{place}.B"
-            A, B = best_basis(weights, *(sent[name] for name in names), self.settings.rank)
+            newest = (sent[name] for name in names)
+            A, B = best_basis(weights, *newest, self.settings.rank, before[names[1]])
             old = before[names[1]].double() @ before[names[0]].double()
             moved += float((B @ A - old).square().sum())
             length += float(old.square().sum())

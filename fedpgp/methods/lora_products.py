@@ -25,11 +25,19 @@ def best_factors(weights: Tensor, A: Tensor, B: Tensor, rank: int) -> tuple[Tens
     return factors[1][:, :rank], factors[0][:, :, :rank]
 
 
-def best_basis(weights: Tensor, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def best_basis(
+    weights: Tensor, A: Tensor, B: Tensor, rank: int, before: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the same product as :func:`best_factors` with the singular values in A, so that the
-    columns of B are orthonormal: B = U, A = Sigma V^T."""
+    columns of B are orthonormal: B = U, A = Sigma V^T.
+
+    A decomposition leaves the sign of each column of U free; here none points away from the same
+    column of ``before`` (L, out, rank), so that a mean of B over rounds does not cancel.
+    """
     U, sigma, Vh = _decomposed(weights, A, B)
-    return (sigma.unsqueeze(-1) * Vh)[:, :rank], U[:, :, :rank]
+    A, B = (sigma.unsqueeze(-1) * Vh)[:, :rank], U[:, :, :rank]
+    signs = torch.where((B * before.double()).sum(-2) < 0, -1.0, 1.0).double()
+    return signs.unsqueeze(-1) * A, B * signs.unsqueeze(-2)
 
 
 def _decomposed(weights: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fedpgp.methods.lora_products import best_factors, mean_product
+from fedpgp.methods.lora_products import best_basis, best_factors, mean_product
 
 
 def adapters(clients, blocks, outputs, inputs, ranks):
@@ -55,3 +55,21 @@ def test_adapters_that_are_still_zero_stay_so():
     weights, A, B = adapters(3, 1, 8, 8, (2, 2, 2))
     found_A, found_B = best_factors(weights, A, torch.zeros_like(B), 2)
     assert found_A.isfinite().all() and not found_B.any()
+
+
+def test_the_signs_of_a_basis_are_those_of_the_one_before():
+    weights, A, B = adapters(3, 2, 24, 20, (4, 2, 1))
+    found_A, found_B = best_basis(weights, A, B, 4, torch.zeros(2, 24, 4))
+    signs = torch.tensor([[1.0, -1, -1, 1], [-1, 1, -1, -1]]).double()
+    noise = 0.01 * torch.randn(2, 24, 4, generator=torch.Generator().manual_seed(1))
+    before = found_B * signs.unsqueeze(-2) + noise
+    signed_A, signed_B = best_basis(weights, A, B, 4, before.float())
+    assert torch.equal(signed_B, found_B * signs.unsqueeze(-2))
+    assert torch.equal(signed_A, found_A * signs.unsqueeze(-1))
+    mean = mean_product(weights, A, B)
+    for block in range(2):
+        U, sigma, Vh = torch.linalg.svd(mean[block])
+        nearest = U[:, :4] * sigma[:4] @ Vh[:4]
+        assert_close(signed_B[block] @ signed_A[block], nearest, rtol=0, atol=1e-9)
+        eye = torch.eye(4).double()
+        assert_close(signed_B[block].T @ signed_B[block], eye, rtol=0, atol=1e-9)
