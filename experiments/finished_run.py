@@ -99,6 +99,8 @@ def why_no_start(config: Mapping) -> str:
     method, _ = configured_method(MethodSection.of(config["method"]))
     if method.init_shared is Method.init_shared:
         return "shares nothing"
+    if method.no_shared_start:
+        return method.no_shared_start
     if beside := method.model_in_server_state:
         return (
             f"keeps a part of its model in the server state, {beside}, which a new run does not "
@@ -176,6 +178,8 @@ def prompts_of(
         raise FedPGPError(
             f"init_from={run}: method={method} has no global prompt that could start from another"
         )
+    if why := federation.method.no_shared_start:
+        raise FedPGPError(f"init_from={run}: method={method} {why}")
     if strip_prefix("memory/", tensors) and (why := _why_not(run, theirs)):
         raise FedPGPError(f"init_from={run}: method={other} of that run {why}")
     if missing := [name for name in ours if name not in found]:

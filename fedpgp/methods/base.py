@@ -143,6 +143,9 @@ class Method(ABC):
     model_in_server_state: ClassVar[str] = ""
     """What of the global model is in the server state, and so is not among the shared tensors that
     ``init_from`` takes; empty: nothing."""
+    no_shared_start: ClassVar[str] = ""
+    """Why clients do not begin at the shared tensors, so that ``init_from`` is refused; empty: they
+    do."""
     delta_params: ClassVar[tuple[str, ...]] = ()
     """Shared tensors whose update is a difference, not a new value."""
     images_a_pass: ClassVar[int | None] = None

@@ -61,6 +61,9 @@ class FedALT(LoRA):
     equal_weights = True
     starts_as_shared = True
     averages_itself = "its server gives each client the mean of the others' adapters"
+    no_shared_start = (
+        "lets clients begin at adapters of their own, and no model reads the mean of all"
+    )
     no_class_embeddings = "a client's adapter says nothing without its gates"
     Settings = FedALTSettings
     settings: FedALTSettings

@@ -258,9 +258,25 @@ def test_a_run_whose_model_is_partly_the_servers_starts_none(tmp_path):
         prompts_of(folder, small_federation(json.dumps(config)), print)
 
 
+def test_what_no_client_begins_at_starts_no_run(tmp_path):
+    for theirs, ours in (("fedalt", "fedit"), ("fedit", "fedalt"), ("fedalt", "fedalt")):
+        folder = tmp_path / f"{theirs} {ours}"
+        chosen = small_config(folder, "rounds=0", f"method={theirs}")
+        start(chosen, federation_of=small_federation)
+        config = {**small_config(tmp_path / "next", f"method={ours}"), "run_dir": ""}
+        with pytest.raises(FedPGPError, match=f"init_from={folder}: method=fedalt .*their own"):
+            prompts_of(folder, small_federation(json.dumps(config)), print)
+
+
 @pytest.mark.parametrize(
     ("method", "starts"),
-    [("promptfl", True), ("coop", False), ("fedex_lora", False), ("component", False)],
+    [
+        ("promptfl", True),
+        ("coop", False),
+        ("fedex_lora", False),
+        ("fedalt", False),
+        ("component", False),
+    ],
 )
 def test_what_is_said_of_a_run_suggests_no_start_that_is_refused(tmp_path, method, starts):
     own = method == "component"
