@@ -19,7 +19,8 @@ its labels. A node cannot know what a model was made for, and does alone what on
   tensors under other settings, of another method, are another model;
 * tensors that are farther from the last ones than ``max-step`` times the median of the
   node's own updates, for each round between them, are not answered to, neither with
-  figures nor with an update.
+  figures nor with an update. What one client alone is sent (``Method.download_for``) is not
+  measured: honest rounds jump there.
 
 With ``privacy`` a node tells nothing of its images but the update that privacy protects
 (:func:`updates_only`): no count, loss or figure. They stay in :data:`FIGURES`, for its owner.
