@@ -7,7 +7,6 @@ request, and for somebody who does not read: a few such connections would refuse
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -26,100 +25,77 @@ GRACE = 10
 """Seconds that requests have to be answered when the server is stopped."""
 
 
-@dataclass
-class _Connection:
-    """One connection: closed when its timer ends, which does not run while it is ``answering``."""
+class _Timer:
+    """Aborts a connection some seconds after it was started, unless it is stopped."""
 
-    transport: asyncio.Transport
-    seconds: float
-    timer: asyncio.TimerHandle | None = None
-    answering: bool = False
+    def __init__(self, transport: asyncio.Transport, seconds: float):
+        self._transport, self._seconds = transport, seconds
+        self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        if self.timer is None:
+        if self._handle is None:
             loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(self.seconds, self.transport.abort)
+            self._handle = loop.call_later(self._seconds, self._transport.abort)
 
     def stop(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
 
 
-class Connections:
-    """An application whose connections have time limits.
+def timed_protocol(seconds: float = SECONDS, most: int = OPEN) -> type[asyncio.Protocol]:
+    """Return the protocol of connections with time limits, for uvicorn.
+
+    How long the application takes for an answer is its own matter. h11 bounds the bytes of a head.
 
     Args:
-        app: ASGI; how long it takes for an answer is its own matter.
         seconds: for the head of a request, and to take each part of an answer.
         most: connections at a time; a further one is closed at once.
     """
+    opened: set[asyncio.Protocol] = set()
 
-    def __init__(self, app: Any, seconds: float = SECONDS, most: int = OPEN):
-        self._app, self._seconds, self._most = app, seconds, most
-        self._open: dict[tuple, _Connection] = {}
+    class Timed(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.head, self.taking = _Timer(transport, seconds), _Timer(transport, seconds)
+            self.answering, self.application, self.app = 0, self.app, self.answer
+            if len(opened) >= most:
+                transport.abort()
+                return
+            opened.add(self)
+            # Writing is paused while anything is left, also of an answer that uvicorn has ended.
+            transport.set_write_buffer_limits(high=0)
+            self.head.start()
 
-    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        """Answer a request, whose head is there."""
-        connection = self._open.get(tuple(scope.get("client") or ()))
-        if connection is None:
-            await self._app(scope, receive, send)
-            return
+        async def answer(self, scope: dict, receive: Any, send: Any) -> None:
+            """Answer a request, whose head is there."""
+            self.answering += 1
+            self.head.stop()
+            try:
+                await self.application(scope, receive, send)
+            finally:
+                self.answering -= 1
 
-        async def timed(message: dict) -> None:
-            connection.start()
-            await send(message)
-            connection.stop()
+        def data_received(self, data: bytes) -> None:
+            if not self.answering:
+                self.head.start()
+            super().data_received(data)
 
-        connection.answering = True
-        connection.stop()
-        try:
-            await self._app(scope, receive, timed)
-        finally:
-            connection.answering = False
-            connection.stop()
+        def pause_writing(self) -> None:
+            self.taking.start()
+            super().pause_writing()
 
-    def protocol(self) -> type[asyncio.Protocol]:
-        """Return the protocol of these connections, for uvicorn. h11 bounds the bytes of a head."""
-        owner = self
+        def resume_writing(self) -> None:
+            self.taking.stop()
+            super().resume_writing()
 
-        class Timed(H11Protocol):
-            def connection_made(self, transport: asyncio.Transport) -> None:
-                super().connection_made(transport)
-                self.peer = _peer(transport)  # nobody knows it any more when it is closed
-                owner._opened(self.peer, transport)
+        def connection_lost(self, exc: Exception | None) -> None:
+            opened.discard(self)
+            self.head.stop()
+            self.taking.stop()
+            super().connection_lost(exc)
 
-            def data_received(self, data: bytes) -> None:
-                owner._heard(self.peer)
-                super().data_received(data)
-
-            def connection_lost(self, exc: Exception | None) -> None:
-                owner._closed(self.peer, self.transport)
-                super().connection_lost(exc)
-
-        return Timed
-
-    def _opened(self, peer: tuple, transport: asyncio.Transport) -> None:
-        if len(self._open) >= self._most:
-            transport.abort()
-            return
-        connection = self._open[peer] = _Connection(transport, self._seconds)
-        connection.start()
-
-    def _heard(self, peer: tuple) -> None:
-        connection = self._open.get(peer)
-        if connection is not None and not connection.answering:
-            connection.start()
-
-    def _closed(self, peer: tuple, transport: asyncio.Transport) -> None:
-        connection = self._open.get(peer)
-        if connection is not None and connection.transport is transport:
-            connection.stop()
-            del self._open[peer]
-
-
-def _peer(transport: asyncio.Transport) -> tuple:
-    return tuple((transport.get_extra_info("peername") or ())[:2])
+    return Timed
 
 
 def server_config(app: Any, seconds: float = SECONDS) -> uvicorn.Config:
@@ -127,14 +103,13 @@ def server_config(app: Any, seconds: float = SECONDS) -> uvicorn.Config:
 
     Args:
         app: ASGI.
-        seconds: as in :class:`Connections`.
+        seconds: as in :func:`timed_protocol`.
     """
-    connections = Connections(app, seconds)
     return uvicorn.Config(
-        connections,
-        http=connections.protocol(),
+        app,
+        http=timed_protocol(seconds),
         ws="none",
-        proxy_headers=False,  # they would change the address that a connection is known by
+        proxy_headers=False,  # nothing here asks for an address
         log_level="warning",
         limit_concurrency=ANSWERED,
         timeout_keep_alive=KEEP_ALIVE,

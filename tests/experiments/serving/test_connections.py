@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from experiments.serving.connections import ANSWERED, OPEN, server_config  # noq
 SECONDS = 0.3
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: here\r\n\r\n"
 LARGE = 1 << 20
+ONE = 32 << 20
+CLOSE = REQUEST.replace(b"here", b"here\r\nConnection: close")
 
 
 async def app(scope, receive, send):
@@ -25,14 +28,17 @@ async def app(scope, receive, send):
     if scope["path"] == "/slow":
         await asyncio.sleep(3 * SECONDS)
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/one":
+        await send({"type": "http.response.body", "body": bytes(ONE)})
+        return
     for _ in range(64 if scope["path"] == "/large" else 0):
         await send({"type": "http.response.body", "body": bytes(LARGE), "more_body": True})
     await send({"type": "http.response.body", "body": b"done"})
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+@contextlib.contextmanager
+def serving(host: str = "127.0.0.1") -> Iterator[int]:
+    with socket.create_server((host, 0)) as listening:
         server = uvicorn.Server(server_config(app, SECONDS))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
@@ -41,6 +47,12 @@ def port() -> Iterator[int]:
         yield listening.getsockname()[1]
         server.should_exit = True
         thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with serving() as found:
+        yield found
 
 
 @contextlib.contextmanager
@@ -115,5 +127,28 @@ def test_who_does_not_take_an_answer_is_closed(port):
         assert len(until_closed(connection)) < 64 * LARGE
 
 
+@pytest.mark.parametrize("asked", [REQUEST % b"one", CLOSE % b"one", 3 * (REQUEST % b"one")])
+def test_nor_is_an_answer_in_one_part_held(port, asked):
+    """uvicorn has ended it long before; also where it closes afterwards, or is asked for more."""
+    with connected(port) as connection:
+        connection.sendall(asked)
+        time.sleep(3 * SECONDS)
+        assert len(until_closed(connection)) < ONE
+
+
 def test_an_answer_may_take_longer_than_a_head(port):
     assert answered(port, b"slow") and answered(port, b"large")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a second address of this machine")
+def test_two_connections_from_one_port_are_two():
+    """To two addresses of the server: each has its own time."""
+    with serving("0.0.0.0") as port, socket.socket() as one, socket.socket() as other:
+        for connection, address in ((one, "127.0.0.1"), (other, "127.0.0.2")):
+            connection.settimeout(60)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            connection.bind(("127.0.0.1", one.getsockname()[1]))
+            connection.connect((address, port))
+        one.sendall(REQUEST % b"slow")
+        assert one.recv(LARGE).startswith(b"HTTP/1.1 200")
+        assert until_closed(other) == b""
