@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ANSWERED = 128
-"""Connections at a time; a request on a further one is answered with 503."""
+"""Connections at a time; while there are more, every request is answered with 503."""
 OPEN = 2 * ANSWERED
 """Connections at a time; a further one is closed at once."""
 SECONDS = 10.0
@@ -111,7 +111,7 @@ def server_config(app: Any, seconds: float = SECONDS) -> uvicorn.Config:
         ws="none",
         proxy_headers=False,  # nothing here asks for an address
         log_level="warning",
-        limit_concurrency=ANSWERED,
+        limit_concurrency=ANSWERED + 1,  # uvicorn refuses from this number on, who asks counted
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
         server_header=False,

@@ -95,6 +95,15 @@ def test_more_connections_than_may_be_open_are_closed_at_once(port):
         assert answered(port)
 
 
+def test_as_many_as_may_be_are_answered_and_of_more_nobody():
+    with serving() as port, contextlib.ExitStack() as held:
+        for number in range(ANSWERED + 1):
+            connection = held.enter_context(connected(port))
+            connection.sendall(REQUEST % b"")
+            status = b"HTTP/1.1 200" if number < ANSWERED else b"HTTP/1.1 503"
+            assert connection.recv(LARGE).startswith(status)
+
+
 def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(port):
     sent = 0
     closed = contextlib.suppress(ConnectionResetError, BrokenPipeError)
