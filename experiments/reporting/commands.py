@@ -13,17 +13,19 @@ from experiments.settings import choices, flatten, parse, swept_by
 from fedpgp.errors import FedPGPError
 
 _MANY = ("-m", "--multirun")
+_AUTO = ("dtype=auto", "+dtype=auto", "++dtype=auto")
 
 
 def single_command(config: Mapping) -> str:
     """Return the command of one run, without a folder; empty where its configuration names none.
 
-    Of a run that a sweep made, every setting that was swept gets the value that this run has.
+    Of a run that a sweep made, every setting that was swept gets the value that this run has; so
+    does ``dtype=auto``, which another machine may decide otherwise.
 
     Args:
         config: of the run, with its ``command``.
     """
-    started = str(config.get("command") or "")
+    started = _decided(config, str(config.get("command") or ""))
     words = overrides_of(started)
     if words is None or not any(_many(word) for word in words):
         extended = config.get("extended")
@@ -37,6 +39,15 @@ def single_command(config: Mapping) -> str:
     fixed = [word for word in kept if _key(word) not in swept]
     made = [*fixed, *(override_of(key, _value(config, key)) for key in swept)]
     return " ".join([shlex.join([*RUN.split(), *made]), *_part(config, made)])
+
+
+def _decided(config: Mapping, started: str) -> str:
+    words = overrides_of(started)
+    if words is None or not {*_AUTO} & {*words}:
+        return started
+    dtype = override_of("dtype", config.get("dtype"))
+    made = [dtype if word in _AUTO else word for word in words]
+    return shlex.join([*RUN.split(), *made])
 
 
 def _many(word: str) -> bool:

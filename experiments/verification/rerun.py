@@ -178,6 +178,8 @@ def differing_settings(config: Mapping, command: str) -> list[tuple[str, Any, An
     except FedPGPError:  # a setting that is gone
         return []
     own = flatten({key: value for key, value in config.items() if key not in ABOUT})
+    if told.get("dtype") == "auto":  # the run has decided
+        told["dtype"] = own.get("dtype")
     return [
         (key, value, told[key])
         for key, value in own.items()

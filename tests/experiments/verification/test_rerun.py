@@ -168,6 +168,21 @@ def test_the_command_of_a_job_of_a_sweep():
     assert command == "python -m experiments.run seed=2"
 
 
+def test_a_command_that_leaves_the_precision_to_the_machine_gets_what_it_decided():
+    """The report's command makes the same run on another machine."""
+    config = small_config("runs/x", "dtype=bfloat16")
+    started = "python -m experiments.run dtype=auto lr=0.5 run_dir=runs/x"
+    command = single_command({**config, "command": started})
+    assert command == "python -m experiments.run dtype=bfloat16 lr=0.5"
+    differing = [
+        [key for key, *_ in differing_settings(config, each) if key == "dtype"]
+        for each in (started, command, command.replace("bfloat16", "float64"))
+    ]
+    assert differing == [[], [], ["dtype"]]
+    swept = started.replace("lr=0.5", "-m seed=0,1")
+    assert "dtype=bfloat16" in single_command({**config, "command": swept}).split()
+
+
 def test_the_command_of_a_part_of_a_protocol():
     config = small_config("runs/x", "protocol=leave_one_domain_out")
     started = "python -m experiments.run protocol=leave_one_domain_out"
