@@ -92,16 +92,21 @@ def _print(found: dict) -> None:
     console.print(table)
     for part, reason in found["left_out"].items():
         console.print(f"{part}: not tried, {reason}")
-    claim = found["privacy"]
+    console.print(_claimed(found["privacy"]))
+
+
+def _claimed(claim: dict | None) -> str:
+    """A sentence on the ``privacy`` of summary.json."""
     if claim is None:
-        console.print("The run claims no differential privacy.")
-    elif claim["epsilon"] is None:
-        console.print(f"The run claims no epsilon of a {claim['unit']}: it adds no noise.")
-    else:
-        console.print(
+        return "The run claims no differential privacy."
+    if claim["epsilon"] is not None:
+        return (
             f"The run claims epsilon {claim['epsilon']:.3g} at delta {claim['delta']:.3g}, of each "
             f"{claim['unit']}."
         )
+    if claim["noise_multiplier"] == 0:
+        return "The run claims no epsilon: it adds no noise."
+    return "The run claims no epsilon: it adds noise whose epsilon is not accounted."
 
 
 def _rows(found: dict) -> list[tuple[str, str, str, str]]:

@@ -115,3 +115,20 @@ def test_the_command_audits_a_run_of_the_embedded_federation(tmp_path, capsys):
     assert found["privacy"]["epsilon"] == pytest.approx(8, abs=0.01)
     assert found["canaries"]["epsilon"] < 8 and not found["left_out"]
     assert {"images", "clients", "classes", "features"} <= set(found)
+
+
+CLAIMS = {
+    "claims no differential privacy": None,
+    "claims epsilon 4 at delta 0.001, of each image": ("image", 4.0, 1e-3, 2.0),
+    "adds no noise": ("client", None, 1e-3, 0.0),
+    "adds noise whose epsilon is not accounted": ("none", None, None, 1.5),  # dp_fpl's own
+}
+
+
+@pytest.mark.parametrize("said", CLAIMS)
+def test_what_a_run_claims_is_said(said, capsys):
+    """A run without an epsilon may add noise all the same."""
+    keys = ("unit", "epsilon", "delta", "noise_multiplier")
+    claim = CLAIMS[said] and dict(zip(keys, CLAIMS[said], strict=True))
+    command._print({"left_out": {}, "privacy": claim})
+    assert f"{said}." in " ".join(capsys.readouterr().out.split())
