@@ -83,6 +83,8 @@ class StateShards:
             with _named(path), contextlib.closing(_connected(path)) as connection:
                 connection.execute("pragma journal_mode = wal")
                 connection.execute(_TABLE)
+                # A killed process leaves what it removed in the log, where another one has it open.
+                connection.execute("pragma wal_checkpoint(truncate)")
         flush_filesystem(self.folder)
 
     def fold(self) -> None:
@@ -193,7 +195,8 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("pragma synchronous = normal")
         connection.execute(f"pragma wal_autocheckpoint = {LOG_PAGES}")
-        connection.execute("pragma secure_delete = on")  # a state that is removed is gone
+        # A state that is removed is gone from the file, and from its log when that is truncated.
+        connection.execute("pragma secure_delete = on")
     except sqlite3.Error:
         connection.close()
         raise

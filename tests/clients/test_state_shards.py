@@ -96,6 +96,19 @@ def test_a_state_that_is_removed_is_not_left_in_the_file(tmp_path):
     ]
 
 
+def test_nor_in_the_log_of_a_run_that_was_killed_when_it_is_resumed(tmp_path):
+    """An orphan still has the file open; SQLite keeps the log then."""
+    orphan = store(tmp_path, clients=1)
+    for server_round, letter in ((1, b"a"), (2, b"b"), (3, b"c"), (4, b"d")):
+        state = {"U": torch.frombuffer(bytearray(letter * 9000), dtype=torch.uint8)}
+        orphan.save(0, server_round, state, committed=server_round - 1)
+    log = tmp_path / "shards" / "clients_00000.sqlite-wal"
+    assert b"a" * 400 in log.read_bytes()
+    resumed = store(tmp_path, attempt=2, clients=1)
+    found = [path for path in log.parent.iterdir() if b"a" * 400 in path.read_bytes()]
+    assert not found and list(resumed.states(0)) == list(orphan.states(0))
+
+
 def test_a_flipped_bit_is_noticed(tmp_path):
     """A state comes back as it was, or an error names the file."""
     private = store(tmp_path, clients=3)
