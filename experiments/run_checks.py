@@ -42,11 +42,16 @@ def choose_dtype(config: Mapping) -> dict:
     Raises:
         FedPGPError: no such device on this machine.
     """
-    chosen = resolve_dtype(config["dtype"], config["device"])
+    model = config["model"]["name"]
+    chosen = resolve_dtype(config["dtype"], config["device"], model)
     if chosen != config["dtype"]:
         device = resolve_device(config["device"])
-        native = "native" if native_bfloat16(device) else "not native"
-        print(f"note: dtype=auto is {chosen}: bfloat16 is {native} on this machine's {device.type}")
+        native = native_bfloat16(device)
+        said = {True: "native", False: "not native", None: "not known to be native"}[native]
+        reason = f"bfloat16 is {said} on this machine's {device.type}"
+        if native and chosen != "bfloat16":
+            reason = f"model {model} is not known to share a prefix (docs/models.md)"
+        print(f"note: dtype=auto is {chosen}: {reason}")
     return {**config, "dtype": chosen}
 
 

@@ -172,7 +172,7 @@ def _method(config: Config) -> Callable[[FrozenCLIP, FederatedSplit], Method]:
         raise FedPGPError("dtype=float64: Apple's devices have no float64; use device=cpu")
     chosen, settings = configured_method(config.method)
     plain = make_protocol(config.protocol).template == "plain"
-    dtype, compute = DTYPES[resolve_dtype(config.dtype, config.device)]
+    dtype, compute = DTYPES[resolve_dtype(config.dtype, config.device, config.model.name)]
 
     def make(clip: FrozenCLIP, federated_split: FederatedSplit) -> Method:
         dataset = federated_split.dataset

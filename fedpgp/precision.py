@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from fedpgp.clip.model import resolve_device
+from fedpgp.clip import has_plain_text, resolve_device
 
 DTYPES = {
     "float32": (torch.float32, torch.float32),
@@ -39,17 +39,19 @@ def native_bfloat16(device: torch.device) -> bool | None:
     return bool(found & NATIVE) if found else None
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """``auto`` -> bfloat16 where it is native on the device, else float32; any other name is
-    itself.
+def resolve_dtype(dtype: str, device: str, model: str) -> str:
+    """``auto`` -> bfloat16 where it is native on the device and the model is known to share a
+    prefix, else float32; any other name is itself.
 
     Args:
         dtype: as a configuration names it.
         device: the same, of this machine.
+        model: the same; one that takes full sequences does so in its own precision alone.
     """
     if dtype != "auto":
         return dtype
-    return "bfloat16" if native_bfloat16(resolve_device(device)) else "float32"
+    native = native_bfloat16(resolve_device(device))
+    return "bfloat16" if native and has_plain_text(model) else "float32"
 
 
 def _instructions() -> set[str]:

@@ -90,7 +90,7 @@ def estimate(config: Mapping, cells: int, memory: Mapping, accelerators: Sequenc
     facts = [FACTS[name] for name in data_of(config)]
     amount = Amount.of(typed, facts, facts[0])
     device = resolve_device(typed.device)
-    dtype = resolve_dtype(typed.dtype, typed.device)
+    dtype = resolve_dtype(typed.dtype, typed.device, typed.model.name)
     measured = min(amount.classes, MOST_CLASSES)
     arguments = argparse.Namespace(model=typed.model.name, device=device.type, dtype=dtype)
     with warnings.catch_warnings():

@@ -29,8 +29,18 @@ from fedpgp.clip.weights import (
 )
 from fedpgp.errors import FedPGPError, unknown
 
-__all__ = ["SHIPPED", "SHORT_NAMES", "FrozenCLIP", "load_clip", "resolve_device"]
+__all__ = [
+    "SHIPPED",
+    "SHORT_NAMES",
+    "FrozenCLIP",
+    "has_plain_text",
+    "load_clip",
+    "resolve_device",
+]
 
+
+_SIZES = {"context_length", "vocab_size", "width", "heads", "layers"}
+"""All that open_clip's configuration of a text tower has when it is CLIP's own."""
 
 SHORT_NAMES = {
     "vit_b16": ("ViT-B-16-quickgelu", "openai"),
@@ -168,6 +178,31 @@ def resolve_name(name: str, pretrained: str | None) -> tuple[str, str | None]:
             "'random'"
         )
     return name, _expanded(pretrained)
+
+
+def has_plain_text(name: str) -> bool:
+    """Return whether a model's configuration asks for CLIP's own text tower and tokenizer, which
+    share a prefix; False too where nothing here has it (``hf-hub:``). No weights are read.
+
+    Args:
+        name: as in :func:`load_clip`.
+    """
+    open_clip = import_open_clip()
+
+    if name in SHIPPED:
+        name = resolve_name(name, None)[0]
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        try:
+            config = json.loads((folder / "open_clip_config.json").read_text())
+            text = config["model_cfg"]["text_cfg"]
+        except (OSError, ValueError, KeyError, TypeError):  # load_clip says what is wrong
+            return False
+    else:
+        architecture = SHORT_NAMES.get(name, (name, ""))[0]
+        known = architecture in open_clip.list_models()
+        text = open_clip.get_model_config(architecture)["text_cfg"] if known else None
+    return isinstance(text, dict) and {key for key, value in text.items() if value} <= _SIZES
 
 
 def _expanded(pretrained: str | None) -> str | None:

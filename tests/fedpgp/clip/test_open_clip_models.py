@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from experiments.runner import start
 from experiments.settings import composed
-from fedpgp.clip import load_clip
+from fedpgp.clip import has_plain_text, load_clip
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.text import PromptedTextEncoder
@@ -117,6 +117,8 @@ def test_a_prompt_with_a_phrases_tokens_is_the_sentence(name, tokenizer, tmp_pat
         "no_causal_mask"
     )
     assert (encoder.path == "shared prefix") == as_clip  # what docs/models.md says of each kind
+    assert has_plain_text(f"local-dir:{tmp_path}") == as_clip  # and dtype=auto goes by
+    assert has_plain_text(name) == as_clip
     encoder(context).sum().backward()
     assert context.grad.abs().sum(-1).gt(0).all() and encoder(context).shape == (len(NAMES), WIDTH)
     with pytest.raises(
