@@ -37,7 +37,7 @@ def test_no_client_is_left_out_for_its_lower_rank(tmp_path, method):
 def test_nor_for_lowering_it(tmp_path):
     """A penalty that outweighs the images lets every tail fade."""
     decaying = ("method=hetlora", RANKS, "method.decay=0.5", "method.penalty=10")
-    rounds = run(tmp_path / "run", "rounds=4", *decaying)
+    rounds = run(tmp_path / "run", "rounds=4", "lr=0.003", *decaying)
     assert len(rounds) == 4 and all(line["dropped"] == [] for line in rounds)
     tensors, _ = latest_checkpoint(tmp_path / "run" / "checkpoint", print)
     ranks = tensors["memory/ranks"]
