@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,7 +14,8 @@ from experiments.settings import choices, flatten, parse, swept_by
 from fedpgp.errors import FedPGPError
 
 _MANY = ("-m", "--multirun")
-_AUTO = ("dtype=auto", "+dtype=auto", "++dtype=auto")
+_AUTO = re.compile(r"(?<![\w./-])dtype=auto(?![\w,./-])")
+"""The setting in any command that starts a run; neither a part of a path, nor one of several."""
 
 
 def single_command(config: Mapping) -> str:
@@ -25,7 +27,7 @@ def single_command(config: Mapping) -> str:
     Args:
         config: of the run, with its ``command``.
     """
-    started = _decided(config, str(config.get("command") or ""))
+    started = _AUTO.sub(f"dtype={config.get('dtype')}", str(config.get("command") or ""))
     words = overrides_of(started)
     if words is None or not any(_many(word) for word in words):
         extended = config.get("extended")
@@ -39,15 +41,6 @@ def single_command(config: Mapping) -> str:
     fixed = [word for word in kept if _key(word) not in swept]
     made = [*fixed, *(override_of(key, _value(config, key)) for key in swept)]
     return " ".join([shlex.join([*RUN.split(), *made]), *_part(config, made)])
-
-
-def _decided(config: Mapping, started: str) -> str:
-    words = overrides_of(started)
-    if words is None or not {*_AUTO} & {*words}:
-        return started
-    dtype = override_of("dtype", config.get("dtype"))
-    made = [dtype if word in _AUTO else word for word in words]
-    return shlex.join([*RUN.split(), *made])
 
 
 def _many(word: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from experiments import runner
+from experiments.overrides import LOCAL, flower_command
 from experiments.reporting import read_run
 from experiments.reporting.commands import single_command
 from experiments.reporting.measured import selected
@@ -181,6 +182,11 @@ def test_a_command_that_leaves_the_precision_to_the_machine_gets_what_it_decided
     assert differing == [[], [], ["dtype"]]
     swept = started.replace("lr=0.5", "-m seed=0,1")
     assert "dtype=bfloat16" in single_command({**config, "command": swept}).split()
+    swept = "python -m experiments.run -m dtype=auto,float32"
+    assert single_command({**config, "command": swept}).split()[3:] == ["dtype=bfloat16"]
+    for make in (flower_command, lambda words: " ".join([LOCAL, "--clients", "2", *words])):
+        told = single_command({**config, "command": make(["dtype=auto", "lr=0.5"])})
+        assert told == make(["dtype=bfloat16", "lr=0.5"])
 
 
 def test_the_command_of_a_part_of_a_protocol():
