@@ -112,7 +112,9 @@ def why_not_comparable(run: Run) -> str:
             f"its evaluations asked all {summary['clients']} clients; evaluate_clients=null now "
             f"asks {MOST_EVALUATED} of more"
         )
-    if drew_each_round(run, {row["id"] for row in run.clients}):
+    drawn = bool(run.evals) and "drawn_clients" in run.evals[-1]
+    # Only then: a run that is kept has no clients.csv.
+    if drawn and drew_each_round(run, {row["id"] for row in run.clients}):
         return "each of its evaluations drew other clients; now all are of the same"
     return ""
 
