@@ -10,16 +10,18 @@ from fedpgp.methods import METHODS
 from strategies.checkpoint import checkpoints, read_checkpoint
 from tests.helpers.small import small_config, small_federation
 
-EQUAL = {"dp_fpl", "ditto", "scaffold", "fedtpg", "fedmvp", "fedclip", "fedalt"}
-EQUAL |= {"prototype", "ridge"}
+EQUAL = {"dp_fpl", "ditto", "scaffold", "fedtpg", "fedmvp", "fedclip", "fedalt"} | {
+    "prototype",
+    "ridge",
+}
 """Alike: linhhtran/DP-FPL, cce74b479525, federated_main.py 163; litian96/ditto, 26d9b29a62f3,
 flearn/trainers_MTL/ditto.py 165; boschresearch/FedTPG, f141c2994b5a, federated/server.py 160;
 mainaksingha01/FedMVP, 246800efae53, federated/server.py 146; microsoft/PersonalizedFL,
 441670edb574, fedclip/methods/fed_at_clip.py 159; jmbian/FedALT, ff9b4862a9b4, server.py 48;
-SCAFFOLD's paper, algorithm 1. By images: average_weights with datanumber_client of HongxiaLee/FedOTP, 9948611a2325; TianyuCuiOvO/FedPGP,
-d43045b33f42; CYFang6/FedPHA, 1ab33df39520; ljaiverson/pFedMoAP, a481de35edc7; sajjad-ucsb/pFedMMA,
-84197bb89b6d; and PanBikang/PromptFolio, 8f729aab78b2. Sums of features are the clients' own
-counts already."""
+SCAFFOLD's paper, algorithm 1. By images: average_weights with datanumber_client of
+HongxiaLee/FedOTP, 9948611a2325; TianyuCuiOvO/FedPGP, d43045b33f42; CYFang6/FedPHA, 1ab33df39520;
+ljaiverson/pFedMoAP, a481de35edc7; sajjad-ucsb/pFedMMA, 84197bb89b6d; and PanBikang/PromptFolio,
+8f729aab78b2. Sums of features are the clients' own counts already."""
 
 
 def test_methods_weigh_as_their_code_does():
