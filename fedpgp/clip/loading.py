@@ -14,7 +14,7 @@ from torch import nn
 
 from fedpgp.archives import check_members
 from fedpgp.assets_path import SHIPPED, asset
-from fedpgp.clip.model import FrozenCLIP, resolve_device
+from fedpgp.clip.model import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.clip.weights import (
     IN_A_FOLDER,
@@ -28,16 +28,6 @@ from fedpgp.clip.weights import (
     why_not,
 )
 from fedpgp.errors import FedPGPError, unknown
-
-__all__ = [
-    "SHIPPED",
-    "SHORT_NAMES",
-    "FrozenCLIP",
-    "has_plain_text",
-    "load_clip",
-    "resolve_device",
-]
-
 
 _SIZES = {"context_length", "vocab_size", "width", "heads", "layers"}
 """All that open_clip's configuration of a text tower has when it is CLIP's own."""
