@@ -49,7 +49,9 @@ from experiments.bench.peers import compare
 from experiments.command import command
 from experiments.overrides import user_path
 from fedpgp.atomic_files import check_target, write_atomically
+from fedpgp.towers.attention import KINDS
 from fedpgp.towers.cuda_graphs import Graphs
+from fedpgp.towers.text import TextTower
 
 BENCHES = {
     "step": step.rows,
@@ -122,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products"
     )
+    parser.add_argument(
+        "--attention", choices=KINDS, help="over a shared prefix (default: as the device has it)"
+    )
     parser.add_argument("--eager", action="store_true", help="on a GPU: without CUDA graphs")
     parser.add_argument(
         "--repeats", type=int, default=5, help="counted calls of each, in turn (default 5)"
@@ -157,7 +162,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         check_target(file)
     if arguments.plot:
         growth.check_plot()
-    Graphs.enabled = not arguments.eager
+    Graphs.enabled, TextTower.attention = not arguments.eager, arguments.attention
     found = []
     for row in BENCHES[arguments.what](arguments):
         found.append(row)

@@ -33,15 +33,12 @@ from torch.utils.checkpoint import checkpoint
 from fedpgp.clip.model import FrozenCLIP
 from fedpgp.errors import FedPGPError, unknown
 from fedpgp.text.full_sequence import FullSequences
+from fedpgp.towers.attention import attention_of
 from fedpgp.towers.folded import Block, linear
-from fedpgp.towers.packed_attention import Group, Packing
-from fedpgp.towers.padded_attention import PaddedAttention
+from fedpgp.towers.packed_attention import Group
 from fedpgp.towers.text import TextTower, why_not_shared
 
 log = logging.getLogger(__name__)
-
-PADS = ("cuda",)
-"""Kinds of devices on which classes are padded to one length inside attention."""
 
 
 def _why_not_shared(clip: FrozenCLIP) -> str | None:
@@ -148,16 +145,10 @@ class PromptedTextEncoder:
             tokens += suffixes[c]
             places += range(1 + self.n_ctx, 1 + self.n_ctx + length)
             ends.append(1 + self.n_ctx + len(tokens) - 1)
-        self._attention: Packing | PaddedAttention = Packing(
-            1 + self.n_ctx, tower.heads, tuple(groups)
+        self._attention = attention_of(
+            *(tower.attention, 1 + self.n_ctx, tower.heads, tower.width),
+            *(groups, tower.compute, device),
         )
-        if device.type in PADS:
-            lengths = [group.length for group in groups for _ in range(group.count)]
-            padded = PaddedAttention(1 + self.n_ctx, tower.heads, lengths, tower.compute, device)
-            if padded.padding <= 1 + self.n_ctx + len(
-                tokens
-            ):  # one long name among short ones would cost all of them
-                self._attention = padded
         rows = clip.embed_tokens(tokens).to(tower.dtype)
         self._suffix = (rows + tower.positions[torch.tensor(places, device=device)]).detach()
         self._ends = torch.tensor(ends, device=device)

@@ -19,7 +19,13 @@ class TextTower(FoldedTower):
 
     Matrix products run in ``compute`` precision; contexts, the residual stream, norms and features
     stay in ``dtype`` (the same, or float32 above bfloat16 products).
+
+    Attributes:
+        attention: of :data:`fedpgp.towers.attention.KINDS`, of encoders made from then on; None:
+            by device (a class attribute, for benchmarks and tests).
     """
+
+    attention: str | None = None
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype, compute: torch.dtype):
         self.dtype, self.compute, self.device = dtype, compute, clip.device

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from fedpgp.errors import FedPGPError
 from fedpgp.text import AdaptedTextEncoder, adapted, prefix_shared
+from fedpgp.towers import attention
 from fedpgp.towers.adapters import TARGETS, Placement
 from fedpgp.towers.folded import FoldedTower
 from fedpgp.towers.packed_attention import Packing
@@ -42,7 +43,7 @@ CASES += [(("k",), 1), (("q",), 1), (ALL, 1)]
 def test_features_and_gradients_of_merged_weights(task, monkeypatch, layers, first, device):
     """In both kinds of attention, K clients together against each alone and the model's own
     forward with W + B A."""
-    monkeypatch.setattr(prefix_shared, "PADS", ("cpu",) if device == "cuda" else ())
+    monkeypatch.setattr(attention, "PADS", ("cpu",) if device == "cuda" else ())
     encoder = AdaptedTextEncoder(
         task.clip, task.class_names, "a photo of a", first, dtype=torch.float64
     )

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import fedpgp.text.prefix_shared
+import fedpgp.towers.attention
 import fedpgp.towers.folded
 from fedpgp.clip import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
@@ -71,7 +71,7 @@ NAMES = [
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_equals_the_full_computation(quick_gelu, layers, pads, monkeypatch):
-    monkeypatch.setattr(fedpgp.text.prefix_shared, "PADS", pads)
+    monkeypatch.setattr(fedpgp.towers.attention, "PADS", pads)
     clip = random_clip(quick_gelu, layers)
     contexts = torch.randn(2, 3, 5, 32, dtype=torch.float64, requires_grad=True)
     fast = PromptedTextEncoder(clip, NAMES, 5)(contexts)
@@ -104,7 +104,7 @@ def test_any_names_lengths_and_axes(names, n_ctx, leading, pads):
     assume(all(ftfy.fix_text(f"X {name}.") == f"X {ftfy.fix_text(name)}." for name in names))
     clip = golden_clip()
     context = torch.randn(*leading, n_ctx, 32, dtype=torch.float64)
-    with mock.patch.object(fedpgp.text.prefix_shared, "PADS", pads):
+    with mock.patch.object(fedpgp.towers.attention, "PADS", pads):
         fast = PromptedTextEncoder(clip, names, n_ctx)(context)
     assert fast.shape == (*leading, len(names), 16)
     slow = slow_features(clip, names, context.reshape(-1, n_ctx, 32)[0])
@@ -112,7 +112,7 @@ def test_any_names_lengths_and_axes(names, n_ctx, leading, pads):
 
 
 def test_one_long_name_does_not_make_all_long(monkeypatch):
-    monkeypatch.setattr(fedpgp.text.prefix_shared, "PADS", ("cpu",))
+    monkeypatch.setattr(fedpgp.towers.attention, "PADS", ("cpu",))
     short = ["cat", "dog", "clover", "airplane"] * 5
     assert PromptedTextEncoder(golden_clip(), short, 4).padding > 0
     assert PromptedTextEncoder(golden_clip(), [*short, " ".join(["word"] * 20)], 4).padding == 0

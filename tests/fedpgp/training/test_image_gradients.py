@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from fedpgp.methods import METHODS, Batch, StepContext
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.text import prefix_shared
+from fedpgp.towers import attention
 from fedpgp.towers.padded_attention import PaddedAttention
 from fedpgp.training.image_gradients import image_gradients, why_not
 from tests.helpers.gradients import C, K, made_batch, parameters
@@ -133,7 +133,7 @@ def test_a_gpus_attention_gives_the_same(task, monkeypatch):
     params, batch, classes, step = placed(method, task)
     own, images, about = of_client(0, params, batch, step)
     (_, found), *_ = image_gradients(method, own, images, classes, about)
-    monkeypatch.setattr(prefix_shared, "PADS", ("cpu",))
+    monkeypatch.setattr(attention, "PADS", ("cpu",))
     monkeypatch.setattr(classes, "_encoders", {})
     (_, padded), *_ = image_gradients(method, own, images, classes, about)
     assert isinstance(classes.encoder(task.n_ctx)._attention, PaddedAttention)
