@@ -34,14 +34,27 @@ def test_peak_memory_sees_an_allocation_whatever_was_freed_before():
     assert measure.peak_memory(lambda: None) < 20
 
 
+FAST = ("promptfl", "fedpgp", "fedpgp_lora", "vpt")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return step.task_of(10, argparse.Namespace(model="tiny_vit", device="cpu", dtype="float32"))
+
+
 @pytest.mark.filterwarnings("ignore:.*RANDOM weights")
-def test_no_method_multiplies_much_more_than_its_equations_need():
-    task = step.task_of(10, argparse.Namespace(model="tiny_vit", device="cpu", dtype="float32"))
-    for name in methods.learning():
-        case = methods.Case.of(methods.method_of(name, task))
-        case.run()  # what is frozen is computed in the first step
-        executed, own = measure.gflop(case.run), case.work.gflop
-        assert own <= executed < 1.1 * own, name  # attention
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+        for name in methods.learning()
+    ],
+)
+def test_no_method_multiplies_much_more_than_its_equations_need(name, task):
+    case = methods.Case.of(methods.method_of(name, task))
+    case.run()  # what is frozen is computed in the first step
+    executed, own = measure.gflop(case.run), case.work.gflop
+    assert own <= executed < 1.1 * own  # attention
 
 
 @pytest.mark.parametrize("what", ["step", "methods", "precision", "cohort", "features"])

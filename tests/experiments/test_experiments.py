@@ -10,6 +10,10 @@ from fedpgp.build import check_config, load_configured
 from fedpgp.protocols import PROTOCOLS, SplitRequest, split_clients
 
 NAMES = sorted(set(choices()["experiment"]) - {"smoke"})
+TABLES = [name for name in NAMES if name.endswith("_embedded")]
+TABLES += ["compare_all", "compare_all_vit", "compare_lora", "protocols"]
+CHOSEN_ON = "0"
+"""The seed of ``experiment=choose_settings``."""
 
 
 def sweep(name: str) -> dict[str, list[str]]:
@@ -26,9 +30,12 @@ def test_its_sweep_names_settings_that_exist(name):
     for key, values in lists.items():
         assert set(values) <= set(groups.get(key, values)), key
     plain = [f"{key}={values[0]}" for key, values in lists.items()]
-    config = composed([f"experiment={name}", *plain])
-    check_config(config)
+    unswept, config = composed([f"experiment={name}"]), composed([f"experiment={name}", *plain])
+    for each in (unswept, config):
+        check_config(each)
     assert config["experiment_name"] == name
+    if name in TABLES:  # an image or a seed that chose lr and mu would flatter it
+        assert unswept["dataset"]["evaluate_on"] == "test" and CHOSEN_ON not in lists["seed"]
     for key, values in lists.items():
         group, dot, inner = key.partition(".")
         assert not dot or inner in config[group]
@@ -65,19 +72,13 @@ def test_its_embedded_variant_can_be_split(name):
         )
 
 
-def test_settings_are_chosen_on_validation_images_of_a_seed_that_is_in_no_embedded_table():
-    """A seed or an image that chose lr and mu would flatter the tables."""
+def test_settings_are_chosen_on_validation_images_of_a_seed_that_no_table_has():
     config = composed(["experiment=choose_settings"])
-    assert config["dataset"]["evaluate_on"] == "validation" and "seed" not in sweep(
-        "choose_settings"
-    )
+    assert config["dataset"]["evaluate_on"] == "validation" and str(config["seed"]) == CHOSEN_ON
+    assert "seed" not in sweep("choose_settings")
     data, plain = load_configured(config), load_configured(composed())
     tested = {data.test.describe(i) for i in range(len(data.test))}
     assert not tested & {plain.test.describe(i) for i in range(len(plain.test))}
-    embedded = [name for name in NAMES if name.endswith("_embedded")]
-    for name in [*embedded, "compare_all", "compare_all_vit", "compare_lora", "protocols"]:
-        assert composed([f"experiment={name}"])["dataset"]["evaluate_on"] == "test"
-        assert str(config["seed"]) not in sweep(name)["seed"], name
 
 
 def test_settings_are_chosen_in_the_setting_of_make_run():

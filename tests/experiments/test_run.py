@@ -540,10 +540,10 @@ def test_every_choice_begins_with_its_command():
         ), path
 
 
-def test_the_defaults_are_possible():
-    check_config(composed())
-    for name in choices()["experiment"]:
-        check_config(composed([f"experiment={name}"]))
+@pytest.mark.parametrize("words", [[], ["experiment=smoke"]], ids=["defaults", "smoke"])
+def test_the_defaults_are_possible(words):
+    """Those of the other experiments: test_experiments.py."""
+    check_config(composed(words))
 
 
 def test_a_value_of_the_wrong_kind_is_refused(tmp_path):

@@ -53,6 +53,7 @@ def processor_seconds(first: str, **environment: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow  # it compares processor times
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: OpenMP never spins for long")
 def test_the_order_of_imports_does_not_matter():
     spinning = processor_seconds("import torch, fedpgp")
