@@ -1,15 +1,21 @@
-"""What a client keeps between the steps of a secure sum, and of sums before: one file a client,
-which its owner alone can read."""
+"""What a client keeps between the steps of a secure sum, and of sums before: in a file of its own,
+which its owner alone can read, or in memory where the server is in the same process."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from fedpgp.secure_sum import Participant, Quantiser, Shares
+from fedpgp.atomic_files import write_atomically
+from fedpgp.errors import MALFORMED, FedPGPError
+from fedpgp.secure_sum import Participant, Quantiser
 
 NOTHING = np.zeros(0, np.uint32)
+FOLDER = "secure_sum"
+"""Below the private states."""
 
 
 @dataclass
@@ -23,9 +29,9 @@ class Kept:
         vector: its update as integers, from the third step on with its noise.
         made_of: digest of what the vector was made of.
         noise: deviation of the noise in the vector, in steps of the quantiser.
-        masked: the vector under masks, from the third step to the fourth.
+        masked: the vector under masks as it is sent, from the third step to the fourth.
         asked: step -> digest of what it was asked.
-        shares: its reply in the second step, until the third.
+        shares: its reply in the second step, until the third; empty: it was not asked.
         company: the others of the first sum in which the vector was, with noise and under masks,
             where it knows them all; None: it was in none.
         given: :attr:`made_of` of each sum whose fourth step it answered -> the survivors, where it
@@ -38,9 +44,9 @@ class Kept:
     vector: np.ndarray
     made_of: str = ""
     noise: float = 0.0
-    masked: np.ndarray = field(default_factory=lambda: NOTHING)
+    masked: bytes = b""
     asked: dict[str, str] = field(default_factory=dict)
-    shares: Shares | None = None
+    shares: dict[str, bytes] = field(default_factory=dict)
     company: list[int] | None = None
     given: dict[str, list[int]] = field(default_factory=dict)
 
@@ -57,37 +63,100 @@ class Kept:
             "company": self.company,
             "given": self.given,
         }
-        if self.shares is not None:
-            digests = {h: [one.hex(), two.hex()] for h, (one, two) in self.shares.digests.items()}
-            sealed = {peer: data.hex() for peer, data in self.shares.sealed.items()}
-            seed = self.shares.seed.hex()
-            about["shares"] = {"sealed": sealed, "digests": digests, "seed": seed}
+        if self.shares:
+            about["replied"] = {name: value.hex() for name, value in self.shares.items()}
         header = json.dumps(about).encode()
-        vectors = (each.astype("<u4").tobytes() for each in (self.vector, self.masked))
-        return len(header).to_bytes(8), header, *vectors
+        vector = self.vector.astype("<u4", copy=False).tobytes()
+        return len(header).to_bytes(8), header, vector, self.masked
 
     @classmethod
     def of(cls, data: bytes) -> "Kept":
         """From the joined :meth:`parts`."""
         end = 8 + int.from_bytes(data[:8])
         about = json.loads(data[8:end])
-        found = np.frombuffer(data[end:], "<u4").astype(np.uint32)
-        numbers = about.pop("numbers", len(found))  # an earlier version kept one vector
-        about |= {"vector": found[:numbers], "masked": found[numbers:]}
+        numbers = about.pop("numbers", (len(data) - end) // 4)  # an earlier version kept one vector
+        vector = np.frombuffer(data[end : end + 4 * numbers], "<u4").astype(np.uint32)
+        about |= {"vector": vector, "masked": data[end + 4 * numbers :]}
         about["participant"] = Participant.restored(about["participant"])
         about["quantiser"] = Quantiser(**about["quantiser"])
-        if "shares" in about:
-            about["shares"] = _shares(about["shares"])
+        about["shares"] = {n: bytes.fromhex(v) for n, v in about.get("replied", {}).items()}
         return cls(**{name: about[name] for name in _FIELDS if name in about})
 
 
+class KeptSums(Protocol):
+    """Where clients keep it."""
+
+    def load(self, client: int) -> Kept | None:
+        """Return what a client keeps of its last sum; None: it took part in none."""
+
+    def save(self, kept: Kept) -> None:
+        """Keep it, in the place of what its client had."""
+
+
+class KeptInFiles:
+    """A file a client.
+
+    Args:
+        folder: of the private states.
+        flush: whether a file survives a power cut.
+    """
+
+    def __init__(self, folder: Path, *, flush: bool):
+        self._folder, self._flush = folder / FOLDER, flush
+
+    def load(self, client: int) -> Kept | None:
+        """As :meth:`KeptSums.load`.
+
+        Raises:
+            FedPGPError: the file cannot be read.
+        """
+        path = self._path(client)
+        try:
+            return Kept.of(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, *MALFORMED) as error:
+            raise FedPGPError(f"{path} cannot be read ({error})") from error
+
+    def save(self, kept: Kept) -> None:
+        """As :meth:`KeptSums.save`.
+
+        Raises:
+            FedPGPError: the file cannot be written.
+        """
+        path = self._path(kept.participant.client)
+        write_atomically(path, *kept.parts(), flush=self._flush, private=True)
+
+    def _path(self, client: int) -> Path:
+        return self._folder / f"client_{client:05d}.bin"
+
+
+class KeptInMemory:
+    """Of the clients of one process, for a server that ends with it: whose sum is lost with it
+    asks for the round again, under other keys."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Kept] = {}
+
+    def load(self, client: int) -> Kept | None:
+        """As :meth:`KeptSums.load`."""
+        return self._kept.get(client)
+
+    def save(self, kept: Kept) -> None:
+        """As :meth:`KeptSums.save`."""
+        self._kept[kept.participant.client] = kept
+
+
+@lru_cache(maxsize=1)
+def kept_in_memory(folder: Path, run: str, attempt: int) -> KeptInMemory:
+    """Return that of one attempt at a run in this process.
+
+    Args:
+        folder: of the private states.
+        run: its id.
+        attempt: its number.
+    """
+    return KeptInMemory()
+
+
 _FIELDS = [each.name for each in fields(Kept)]
-
-
-def _shares(saved: Mapping) -> Shares:
-    sealed = {int(peer): bytes.fromhex(text) for peer, text in saved["sealed"].items()}
-    digests = {
-        int(holder): (bytes.fromhex(one), bytes.fromhex(two))
-        for holder, (one, two) in saved["digests"].items()
-    }
-    return Shares(sealed, digests, bytes.fromhex(saved["seed"]))

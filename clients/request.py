@@ -254,13 +254,18 @@ class ClientRequest:
                 yield client, self.reason(error)
 
     def _sum_client(self):
+        from clients.kept_sum import KeptInFiles, kept_in_memory
         from clients.secure_sum import SumClient  # torch: when there is work, not before
 
         config = json.loads(self.store.configuration(self.job.config))
         if not PrivacySection.of(config.get("privacy", {})).secure_sum:
             return None
-        about = (self.store, config, self.job.server_round)
-        return SumClient(*about, deployed=self.node_config is not None)
+        deployed = self.node_config is not None
+        if self.inline and not deployed:
+            sums = kept_in_memory(self.store.folder, self.job.run, self.job.attempt)
+        else:
+            sums = KeptInFiles(self.store.folder, flush=deployed)
+        return SumClient(sums, config, self.job.server_round, deployed=deployed)
 
     def attackers(self, federation):
         """The :class:`fedpgp.attacks.Attackers` of a simulation; None without an attack, and on a

@@ -1,9 +1,9 @@
 """A client's part in the secure sum of a round: what it keeps between the steps, each of which is a
 message of its own, and what it answers.
 
-It keeps its update, its keys and what it has answered in a file of its own, which its owner alone
-can read. The same question again gets the same answer (it was lost on the way); another one gets
-none: so nobody gets both shares of one client.
+It keeps its update, its keys and what it has answered (:mod:`clients.kept_sum`). The same question
+again gets the same answer (it was lost on the way); another one gets none: so nobody gets both
+shares of one client.
 
 A server that lost a sum (too few stayed to its end, or it was killed) has to ask for the round once
 more, or no run could go on. Then a deployed client adds the same integers, noise included, under
@@ -22,8 +22,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from clients.disclosure import Withheld
-from clients.kept_sum import NOTHING, Kept
-from clients.private_state import PrivateStore
+from clients.kept_sum import NOTHING, Kept, KeptSums
 from clients.sum_records import (
     MASK,
     SHARE,
@@ -38,9 +37,8 @@ from clients.sum_records import (
     unmask_reply,
 )
 from fedpgp.arrays import Arrays
-from fedpgp.atomic_files import write_atomically
 from fedpgp.config import PrivacySection
-from fedpgp.errors import MALFORMED, FedPGPError
+from fedpgp.errors import FedPGPError
 from fedpgp.prefixes import strip_prefix
 from fedpgp.secure_sum import (
     Layout,
@@ -55,8 +53,6 @@ from fedpgp.updates.configured import configured_steps
 from fedpgp.updates.pipeline import SECURE_SUM, UpdatePipeline
 from fedpgp.updates.sum_check import LEAST_CLIENTS
 
-FOLDER = "secure_sum"
-"""Below the private states."""
 INSTEAD = "the run cannot go on from here: start another from its prompts (init_from=RUN)"
 ONCE = f"it has given its shares of this sum, and gives no others: {INSTEAD}"
 
@@ -65,15 +61,15 @@ class SumClient:
     """The clients of one message, in the secure sum of a round.
 
     Args:
-        store: where they keep what they need.
+        sums: where they keep what they need.
         config: of the run.
         server_round: the round.
-        deployed: whether they are real: then what is kept survives a power cut, and no sum of a
-            round is given beside another. A simulation protects nobody from its owner.
+        deployed: whether they are real: then no sum of a round is given beside another. A
+            simulation protects nobody from its owner.
     """
 
-    def __init__(self, store: PrivateStore, config: Mapping, server_round: int, *, deployed: bool):
-        self._store, self._config, self._round = store, config, server_round
+    def __init__(self, sums: KeptSums, config: Mapping, server_round: int, *, deployed: bool):
+        self._sums, self._config, self._round = sums, config, server_round
         self._settings, self._deployed = PrivacySection.of(config["privacy"]), deployed
         self._agreements = Agreements()
 
@@ -102,7 +98,7 @@ class SumClient:
             if quantiser.clients > federation.num_clients:
                 raise Withheld(f"the server says that {quantiser.clients} clients take part")
             known, made_of = None, self._made_of(global_params, about)
-            if self._deployed and (known := self._known(client)) is not None:
+            if self._deployed and (known := self._sums.load(client)) is not None:
                 self._refuse_other_sums(known, made_of, noised=quantiser.noise > 0)
             if known is not None and known.made_of == made_of:
                 vector, noise, given = known.vector, known.noise, known.given
@@ -116,7 +112,7 @@ class SumClient:
             kept.given = given
             if known is not None and known.made_of == made_of:
                 kept.company = known.company
-            self._save(kept)
+            self._sums.save(kept)
             return keys_reply(kept.participant.keys())
 
         return join
@@ -153,7 +149,7 @@ class SumClient:
         """
         kept = self._load(client)
         work = {SHARE: self._shares, MASK: self._masked, UNMASK: self._unmask}[step]
-        digest = hashlib.sha256(repr(sorted(question.items())).encode()).hexdigest()
+        digest = _digest(question)
         again = kept.asked.get(step) == digest
         try:
             if step in kept.asked and not again:
@@ -165,7 +161,7 @@ class SumClient:
             raise Withheld(f"secure sum: {reason}") from reason
         if not again:
             kept.asked[step] = digest
-            self._save(kept)
+            self._sums.save(kept)
         return RecordDict({"answer": said})
 
     def _shares(self, kept: Kept, question: Mapping, again: bool) -> ConfigRecord:
@@ -176,10 +172,11 @@ class SumClient:
             self._refuse_strangers(kept, peers, clients)
             least = 1 if kept.quantiser.noise > 0 else LEAST_CLIENTS
             about = (peers, clients, self._settings.secure_sum_threshold, least)
-            kept.shares = kept.participant.shares(*about, self._agreements)
-        if kept.shares is None:
+            given = kept.participant.shares(*about, self._agreements)
+            kept.shares = dict(shares_reply(given))
+        if not kept.shares:
             raise Refused("it was asked for its vector since")
-        return shares_reply(kept.shares)
+        return ConfigRecord(kept.shares)
 
     def _refuse_strangers(self, kept: Kept, peers: Collection[int], clients: int) -> None:
         """Refuse a sum with clients that were not in the first that this vector was in.
@@ -204,8 +201,10 @@ class SumClient:
             threshold, participant = self._settings.secure_sum_threshold, kept.participant
             inbox = read_mask_question(question)
             self._add_noise(kept)
-            kept.masked = participant.masked(kept.vector, inbox, threshold, self._agreements)
-            kept.shares = None
+            masked = participant.masked(kept.vector, inbox, threshold, self._agreements)
+            kept.masked, kept.shares = masked.astype("<u4", copy=False).tobytes(), {}
+            if not self._deployed:
+                kept.vector = NOTHING
             noised = self._deployed and kept.noise > 0
             if noised and kept.company is None and _knows_all(participant):
                 kept.company = sorted(participant.peers)
@@ -238,29 +237,13 @@ class SumClient:
         given = participant.unmask(survivors, lost, self._settings.secure_sum_threshold)
         if not again:
             participant.spend()
-            kept.masked = NOTHING
+            kept.masked = b""
             if self._deployed:
                 kept.given[kept.made_of] = sorted(survivors) if knows_all else []
-            else:
-                kept.vector = NOTHING
         return unmask_reply(given)
 
-    def _save(self, kept: Kept) -> None:
-        path = self._store.folder / FOLDER / f"client_{kept.participant.client:05d}.bin"
-        write_atomically(path, *kept.parts(), flush=self._deployed, private=True)
-
-    def _known(self, client: int) -> Kept | None:
-        """What the client keeps of its last sum; None: it took part in none."""
-        path = self._store.folder / FOLDER / f"client_{client:05d}.bin"
-        try:
-            return Kept.of(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, *MALFORMED) as error:
-            raise FedPGPError(f"{path} cannot be read ({error})") from error
-
     def _load(self, client: int) -> Kept:
-        kept = self._known(client)
+        kept = self._sums.load(client)
         if kept is None:
             raise Withheld(f"client {client} takes part in no secure sum")
         if kept.server_round != self._round:
@@ -269,6 +252,16 @@ class SumClient:
                 f"{self._round}"
             )
         return kept
+
+
+def _digest(question: Mapping) -> str:
+    """SHA-256 of what a client is asked in a step."""
+    found = hashlib.sha256()
+    for name, value in sorted(question.items()):
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        found.update(f"{name} {type(value).__name__} {len(data)} ".encode())
+        found.update(data)
+    return found.hexdigest()
 
 
 def _knows_all(participant: Participant) -> bool:

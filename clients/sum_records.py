@@ -1,7 +1,7 @@
 """The steps of a secure sum as Flower's records, both ways. What is read came from somebody else:
 its kinds and lengths are checked. Values of one length, as keys and shares are, are joined."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ConfigRecord
@@ -37,7 +37,7 @@ def share_question(peers: Mapping[int, Keys], clients: int) -> ConfigRecord:
     return ConfigRecord(
         {
             "clients": clients,
-            "peers": list(peers),
+            "peers": _joined(peers),
             "mask": b"".join(keys.mask for keys in peers.values()),
             "share": b"".join(keys.share for keys in peers.values()),
         }
@@ -58,12 +58,12 @@ def read_share_question(record: Mapping) -> tuple[dict[int, Keys], int]:
 
 def shares_reply(shares: Shares) -> ConfigRecord:
     """Return a client's reply in the second step."""
-    holders = sorted(shares.digests)
+    peers, holders = sorted(shares.sealed), sorted(shares.of_seed)
     return ConfigRecord(
         {
-            "sealed": b"".join(shares.sealed[peer] for peer in sorted(shares.sealed)),
-            "of_seed": b"".join(shares.digests[h][0] for h in holders),
-            "of_key": b"".join(shares.digests[h][1] for h in holders),
+            "sealed": b"".join(map(shares.sealed.__getitem__, peers)),
+            "of_seed": b"".join(map(shares.of_seed.__getitem__, holders)),
+            "of_key": b"".join(map(shares.of_key.__getitem__, holders)),
             "seed": shares.seed,
         }
     )
@@ -83,10 +83,11 @@ def read_shares(record: Mapping, client: int, peers: Sequence[int]) -> Shares:
     peers, holders = sorted(peers), sorted([*peers, client])
     sealed = _list(record, "sealed", len(peers), SEALED_BYTES)
     seeds, keys = (_list(record, n, len(holders), DIGEST_BYTES) for n in ("of_seed", "of_key"))
-    digests = zip(seeds, keys, strict=True)
-    seed = _bytes(record, "seed", DIGEST_BYTES)
     return Shares(
-        dict(zip(peers, sealed, strict=True)), dict(zip(holders, digests, strict=True)), seed
+        dict(zip(peers, sealed, strict=True)),
+        dict(zip(holders, seeds, strict=True)),
+        dict(zip(holders, keys, strict=True)),
+        _bytes(record, "seed", DIGEST_BYTES),
     )
 
 
@@ -94,10 +95,10 @@ def mask_question(inbox: Mapping[int, Inbox]) -> ConfigRecord:
     """Return what a client is sent in the third step."""
     return ConfigRecord(
         {
-            "peers": list(inbox),
-            "sealed": b"".join(sent.sealed for sent in inbox.values()),
-            "of_seed": b"".join(sent.digests[0] for sent in inbox.values()),
-            "of_key": b"".join(sent.digests[1] for sent in inbox.values()),
+            "peers": _joined(inbox),
+            "sealed": b"".join([sent.sealed for sent in inbox.values()]),
+            "of_seed": b"".join([sent.of_seed for sent in inbox.values()]),
+            "of_key": b"".join([sent.of_key for sent in inbox.values()]),
         }
     )
 
@@ -111,15 +112,16 @@ def read_mask_question(record: Mapping) -> dict[int, Inbox]:
     peers = _numbers(record, "peers")
     lengths = {"sealed": SEALED_BYTES, "of_seed": DIGEST_BYTES, "of_key": DIGEST_BYTES}
     columns = [_list(record, name, len(peers), length) for name, length in lengths.items()]
-    return {
-        peer: Inbox(sealed, (seed, key))
-        for peer, sealed, seed, key in zip(peers, *columns, strict=True)
-    }
+    return dict(zip(peers, map(Inbox, *columns), strict=True))
 
 
-def masked_reply(vector: np.ndarray) -> ConfigRecord:
-    """Return a client's reply in the third step."""
-    return ConfigRecord({"masked": vector.astype("<u4").tobytes()})
+def masked_reply(vector: bytes) -> ConfigRecord:
+    """Return a client's reply in the third step.
+
+    Args:
+        vector: under masks, 4 bytes a number, little-endian.
+    """
+    return ConfigRecord({"masked": vector})
 
 
 def read_masked(record: Mapping, size: int) -> np.ndarray:
@@ -128,12 +130,12 @@ def read_masked(record: Mapping, size: int) -> np.ndarray:
     Raises:
         ValueError: the record holds something else.
     """
-    return np.frombuffer(_bytes(record, "masked", 4 * size), "<u4").astype(np.uint32)
+    return np.frombuffer(_bytes(record, "masked", 4 * size), "<u4").astype(np.uint32, copy=False)
 
 
 def unmask_question(survivors: Sequence[int], lost: Sequence[int]) -> ConfigRecord:
     """Return what a client is sent in the fourth step."""
-    return ConfigRecord({"survivors": list(survivors), "lost": list(lost)})
+    return ConfigRecord({"survivors": _joined(survivors), "lost": _joined(lost)})
 
 
 def read_unmask_question(record: Mapping) -> tuple[list[int], list[int]]:
@@ -174,7 +176,7 @@ def read_unmasking(record: Mapping, survivors: Sequence[int], lost: Sequence[int
 
 def accusation(liars: Sequence[int]) -> ConfigRecord:
     """Return the answer of a client that got what no honest client sends."""
-    return ConfigRecord({"accused": list(liars)})
+    return ConfigRecord({"accused": _joined(liars)})
 
 
 def read_accusation(record: Mapping) -> list[int]:
@@ -199,10 +201,16 @@ def _list(record: Mapping, name: str, count: int, length: int) -> list[bytes]:
     return [joined[at : at + length] for at in range(0, len(joined), length)]
 
 
+def _joined(numbers: Iterable[int]) -> bytes:
+    """Numbers of clients as one value."""
+    return np.fromiter(numbers, "<u4").tobytes()
+
+
 def _numbers(record: Mapping, name: str) -> list[int]:
-    values = record.get(name)
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
+    joined = record.get(name)
+    if not isinstance(joined, bytes) or len(joined) % 4:
         raise ValueError(f"{name} is no list of numbers")
-    if len(set(values)) < len(values) or min(values, default=0) < 0:
-        raise ValueError(f"{name} has a number twice, or one below zero")
-    return values
+    numbers = np.frombuffer(joined, "<u4").tolist()
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{name} has a number twice")
+    return numbers

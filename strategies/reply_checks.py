@@ -229,7 +229,6 @@ def _account(content: RecordDict, asked: Mapping[int, Message], failures: bool) 
 def _records(records: Mapping[str, object], message: Message) -> RecordDict:
     """Return a client's records, tensors unpacked; each is of its kind, and not larger than what
     was sent and what update steps may add."""
-    sent = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
     kinds = {"arrays": ArrayRecord, "metrics": MetricRecord, "answer": ConfigRecord}
     found = RecordDict()
     for name, record in records.items():
@@ -238,13 +237,21 @@ def _records(records: Mapping[str, object], message: Message) -> RecordDict:
         if isinstance(record, MetricRecord) and len(record) > METRICS:
             raise InvalidReply(f"sent {len(record):,} metrics")
         if isinstance(record, ArrayRecord):
-            size = sum(len(array.data) for array in record.values())
+            sent = sum(map(_tensor_bytes, message.content.values()))
+            size = _tensor_bytes(record)
             if size > sent + EXTRA_BYTES:
                 raise InvalidReply(f"sent tensors of {size:,} bytes; it was sent {sent:,}")
             for tensor, array in record.items():
                 _check_array(tensor, array)
         found[name] = full(record)
     return found
+
+
+def _tensor_bytes(record: object) -> int:
+    """Return the bytes of a record's tensors."""
+    if not isinstance(record, ArrayRecord):
+        return 0
+    return sum(len(array.data) for array in record.values())
 
 
 def _check_array(name: str, array: Array) -> None:

@@ -4,6 +4,7 @@
 import secrets
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
@@ -21,53 +22,64 @@ def new_seed() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
+class KeyPair(NamedTuple):
+    """A private key, and the bytes of its public one."""
+
+    private: X25519PrivateKey
+    public: bytes
+
+
+def key_pair(private: bytes) -> KeyPair:
+    """Return the pair of a private key's bytes."""
+    key = X25519PrivateKey.from_private_bytes(private)
+    return KeyPair(key, key.public_key().public_bytes_raw())
+
+
 def public_key(private: bytes) -> bytes:
     """Return the public key of a private one."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return key_pair(private).public
 
 
 @dataclass
 class Agreements:
-    """Keys that pairs of clients have agreed on. Two clients of one process (a simulation) agree on
-    the same, so each pair costs one X25519 and one HKDF there.
+    """Keys that one of two clients of a process (a simulation) has agreed on, until the other asks:
+    so each pair costs one X25519 and one HKDF there.
 
     Attributes:
-        known: both public keys, ascending, and the purpose -> the key.
+        known: both public keys, ascending, and the purpose, joined -> the key.
     """
 
-    known: dict[tuple[bytes, bytes, str], bytes] = field(default_factory=dict)
+    known: dict[bytes, bytes] = field(default_factory=dict, repr=False)
     _public: dict[bytes, X25519PublicKey] = field(default_factory=dict, repr=False)
 
-    def of(
-        self,
-        private: X25519PrivateKey,
-        own: bytes,
-        other: bytes,
-        purpose: str,
-        size: int = KEY_BYTES,
-    ) -> bytes:
+    def of(self, own: KeyPair, other: bytes, purpose: bytes, size: int = KEY_BYTES) -> bytes:
         """Return the key of so many bytes that the two agree on for one purpose.
 
         Args:
-            private: one's own.
-            own, other: public keys.
+            own: one's keys.
+            other: public key.
             purpose, size: of the key.
 
         Raises:
             ValueError: the other is no key.
         """
-        pair = (own, other, purpose) if own < other else (other, own, purpose)
-        if pair not in self.known:
-            if other not in self._public:
-                self._public[other] = X25519PublicKey.from_public_bytes(other)
-            agreed = private.exchange(self._public[other])
-            self.known[pair] = derived(agreed, purpose, size)
-        return self.known[pair]
+        pair = own.public + other if own.public < other else other + own.public
+        pair += purpose
+        if (known := self.known.pop(pair, None)) is not None:
+            return known
+        if other not in self._public:
+            self._public[other] = X25519PublicKey.from_public_bytes(other)
+        agreed = derived(own.private.exchange(self._public[other]), purpose, size)
+        self.known[pair] = agreed
+        return agreed
 
 
-def derived(agreed: bytes, purpose: str, size: int = KEY_BYTES) -> bytes:
+_SHA256 = hashes.SHA256()
+
+
+def derived(agreed: bytes, purpose: bytes, size: int = KEY_BYTES) -> bytes:
     """Return a key of so many bytes for one purpose, by HKDF."""
-    return HKDF(hashes.SHA256(), size, None, purpose.encode()).derive(agreed)
+    return HKDF(_SHA256, size, None, purpose).derive(agreed)
 
 
 @lru_cache(maxsize=2)

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedpgp.errors import FedPGPError
 from fedpgp.secure_sum.graph import degree, shares_needed
-from fedpgp.secure_sum.masks import KEY_BYTES, Agreements, expanded, new_seed, public_key
+from fedpgp.secure_sum.masks import KEY_BYTES, Agreements, KeyPair, expanded, key_pair, new_seed
 from fedpgp.secure_sum.shamir import SHARE_BYTES, split
 from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking, digest
 
 _SECRETS = ("mask_private", "share_private", "seed")
 
-MASK = "mask"
+MASK = b"mask"
 """The purpose of what two agree on by their keys of masks."""
 NONCE = bytes(12)
 """Of the shares' encryption: each key is for one direction, and encrypts one thing."""
@@ -43,7 +42,9 @@ class Participant:
         secrets: peer -> the keys that the two agreed on for their shares, one for each direction.
         clients: how many take part in the sum; 0 before the second step.
         own: its own shares of its seed and its key.
-        held: peer -> shares of that peer's seed and key; empty before the third step.
+        held_seeds: holder -> the share of its seed, of its peers and itself; empty before the third
+            step.
+        held_keys: holder -> the share of its key.
         unmasked: the survivors and the lost it was asked about in the fourth step; None before.
     """
 
@@ -55,12 +56,20 @@ class Participant:
     secrets: dict[int, bytes] = field(default_factory=dict, repr=False)
     clients: int = 0
     own: tuple[bytes, bytes] | None = field(default=None, repr=False)
-    held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    held_seeds: dict[int, bytes] = field(default_factory=dict, repr=False)
+    held_keys: dict[int, bytes] = field(default_factory=dict, repr=False)
     unmasked: tuple[list[int], list[int]] | None = None
+    _pairs: dict[bytes, KeyPair] = field(default_factory=dict, repr=False, compare=False)
 
     def keys(self) -> Keys:
         """Return the public keys: the first step."""
-        return Keys(public_key(self.mask_private), public_key(self.share_private))
+        return Keys(self._pair(self.mask_private).public, self._pair(self.share_private).public)
+
+    def _pair(self, private: bytes) -> KeyPair:
+        """Both keys of a private one, made once."""
+        if private not in self._pairs:
+            self._pairs[private] = key_pair(private)
+        return self._pairs[private]
 
     def shares(
         self,
@@ -95,32 +104,28 @@ class Participant:
         ours = self.keys()
         check_keys({**keys, self.client: ours})
         agreements = agreements or Agreements()
-        private = X25519PrivateKey.from_private_bytes(self.share_private)
+        own = self._pair(self.share_private)
         holders = sorted([*keys, self.client])
         needed = shares_needed(threshold, len(holders))
         of_seed = split(self.seed, holders, needed)
         of_key = split(self.mask_private, holders, needed)
-        sealed = {}
+        sealed, agreed = {}, {}
         for peer, theirs in keys.items():
             about = _shares_of(self.client, peer), 2 * KEY_BYTES
             try:
-                self.secrets[peer] = agreements.of(private, ours.share, theirs.share, *about)
+                agreed[peer] = agreements.of(own, theirs.share, *about)
             except ValueError as error:
                 raise SumFailed(f"client {peer} sent a key that is none", [peer]) from error
-            sealed[peer] = _seal(
-                self.secrets[peer], self.client, peer, of_seed[peer] + of_key[peer]
-            )
-        self.peers = {peer: theirs.mask for peer, theirs in keys.items()}
+            data = of_seed[peer] + of_key[peer]
+            sealed[peer] = _cipher(agreed[peer], self.client, peer).encrypt(NONCE, data, None)
+        self.secrets, self.peers = agreed, {peer: theirs.mask for peer, theirs in keys.items()}
         self.clients, self.own = clients, (of_seed[self.client], of_key[self.client])
-        digests = {
-            h: (
-                digest("seed", self.client, h, of_seed[h]),
-                digest("key", self.client, h, of_key[h]),
-            )
-            for h in holders
-        }
-        seed = digest("seed", self.client, self.client, self.seed)
-        return Shares(sealed, digests, seed)
+        return Shares(
+            sealed,
+            {holder: digest("seed", self.client, holder, s) for holder, s in of_seed.items()},
+            {holder: digest("key", self.client, holder, s) for holder, s in of_key.items()},
+            digest("seed", self.client, self.client, self.seed),
+        )
 
     def masked(
         self,
@@ -141,27 +146,26 @@ class Participant:
             Refused: too few peers are left, or it was called before.
             SumFailed: a peer's shares are none.
         """
-        if not self.clients or self.held:
+        if not self.clients or self.held_seeds:
             raise Refused("it was asked for its vector before, or too early")
         if unknown := set(inbox) - set(self.peers):
             raise Refused(f"client {min(unknown)} is none of its peers")
         needed = shares_needed(threshold, len(self.peers) + 1)
         if len(inbox) + 1 < needed:
             raise Refused(f"{len(inbox) + 1} of its holders are left; {needed} are needed")
-        held = {self.client: self.own}
+        seeds, keys = {self.client: self.own[0]}, {self.client: self.own[1]}
         for peer, sent in inbox.items():
-            held[peer] = _opened(self.secrets[peer], peer, self.client, sent)
+            seeds[peer], keys[peer] = _opened(self.secrets[peer], peer, self.client, sent)
         agreements = agreements or Agreements()
-        private = X25519PrivateKey.from_private_bytes(self.mask_private)
-        own = private.public_key().public_bytes_raw()
+        own = self._pair(self.mask_private)
         total = vector + expanded(self.seed, len(vector))
         for peer in inbox:
             try:
-                key = agreements.of(private, own, self.peers[peer], MASK)
+                key = agreements.of(own, self.peers[peer], MASK)
             except ValueError as error:
                 raise SumFailed(f"client {peer} sent a key that is none", [peer]) from error
             add_mask(total, key, self.client, peer)
-        self.held = held
+        self.held_seeds, self.held_keys = seeds, keys
         return total
 
     def unmask(
@@ -184,28 +188,27 @@ class Participant:
             raise Refused(
                 f"it was asked for both shares of client {min(both)}, which would unmask its vector"
             )
-        if not self.held or self.unmasked not in (None, asked):
+        if not self.held_seeds or self.unmasked not in (None, asked):
             raise Refused("it was asked for other shares of this sum before, or too early")
-        if self.client not in survivors or set(survivors) | set(lost) != set(self.held):
+        held = self.held_seeds.keys() | self.held_keys.keys()
+        if self.client not in survivors or {*survivors, *lost} != held:
             raise Refused("it was asked for shares of others than its peers")
         needed = shares_needed(threshold, len(self.peers) + 1)
         if len(survivors) < needed:
             raise Refused(f"{len(survivors)} of its holders are left; {needed} are needed")
         self.unmasked = asked
         return Unmasking(
-            {client: self.held[client][0] for client in survivors},
-            {client: self.held[client][1] for client in lost},
+            {client: self.held_seeds[client] for client in survivors},
+            {client: self.held_keys[client] for client in lost},
         )
 
     def spend(self) -> None:
         """Forget the secrets that are not needed any more, after the fourth step."""
         self.mask_private = self.share_private = self.seed = b""
-        self.secrets = {}
+        self.secrets, self._pairs = {}, {}
         survivors, lost = self.unmasked
-        self.held = {
-            **{client: (self.held[client][0], b"") for client in survivors},
-            **{client: (b"", self.held[client][1]) for client in lost},
-        }
+        self.held_seeds = {client: self.held_seeds[client] for client in survivors}
+        self.held_keys = {client: self.held_keys[client] for client in lost}
 
     def saved(self) -> dict:
         """Return it as JSON can hold it, to be kept by its owner alone."""
@@ -217,7 +220,10 @@ class Participant:
             "secrets": {peer: key.hex() for peer, key in self.secrets.items()},
             "clients": self.clients,
             "own": own,
-            "held": {peer: [one.hex(), two.hex()] for peer, (one, two) in self.held.items()},
+            "held": {
+                holder: [held.get(holder, b"").hex() for held in (self.held_seeds, self.held_keys)]
+                for holder in {**self.held_seeds, **self.held_keys}
+            },
             "unmasked": self.unmasked,
         }
 
@@ -229,8 +235,12 @@ class Participant:
             found[name] = bytes.fromhex(found[name])
         for name in ("peers", "secrets"):
             found[name] = {int(peer): bytes.fromhex(key) for peer, key in found[name].items()}
-        found["held"] = {int(peer): _pair(pair) for peer, pair in found["held"].items()}
-        found["own"] = None if found["own"] is None else _pair(found["own"])
+        for place, name in enumerate(("held_seeds", "held_keys")):
+            shares = {int(holder): pair[place] for holder, pair in saved["held"].items()}
+            found[name] = {holder: bytes.fromhex(s) for holder, s in shares.items() if s}
+        del found["held"]
+        if found["own"] is not None:
+            found["own"] = tuple(map(bytes.fromhex, found["own"]))
         found["unmasked"] = None if found["unmasked"] is None else tuple(found["unmasked"])
         return cls(**found)
 
@@ -263,18 +273,14 @@ def add_mask(total: np.ndarray, key: bytes, client: int, peer: int) -> None:
         total -= mask
 
 
-def _shares_of(one: int, other: int) -> str:
+def _shares_of(one: int, other: int) -> bytes:
     """The purpose of what two agree on by their keys of shares."""
-    return f"shares of {min(one, other)} and {max(one, other)}"
+    return b"shares of %d and %d" % ((one, other) if one < other else (other, one))
 
 
 def _cipher(keys: bytes, sender: int, receiver: int) -> ChaCha20Poly1305:
     """That of one direction."""
     return ChaCha20Poly1305(keys[:KEY_BYTES] if sender < receiver else keys[KEY_BYTES:])
-
-
-def _seal(keys: bytes, sender: int, receiver: int, data: bytes) -> bytes:
-    return _cipher(keys, sender, receiver).encrypt(NONCE, data, None)
 
 
 def _opened(keys: bytes, sender: int, receiver: int, sent: Inbox) -> tuple[bytes, bytes]:
@@ -287,17 +293,12 @@ def _opened(keys: bytes, sender: int, receiver: int, sent: Inbox) -> tuple[bytes
         data = _cipher(keys, sender, receiver).decrypt(NONCE, sent.sealed, None)
     except InvalidTag:
         data = b""
-    pair = (data[:SHARE_BYTES], data[SHARE_BYTES:])
-    expected = tuple(
-        digest(what, sender, receiver, part)
-        for what, part in zip(("seed", "key"), pair, strict=True)
-    )
-    if expected != tuple(sent.digests):
+    seed, key = data[:SHARE_BYTES], data[SHARE_BYTES:]
+    if (
+        digest("seed", sender, receiver, seed) != sent.of_seed
+        or digest("key", sender, receiver, key) != sent.of_key
+    ):
         raise SumFailed(
             f"client {receiver} says that the shares of client {sender} are none", [sender]
         )
-    return pair
-
-
-def _pair(pair: list[str]) -> tuple[bytes, bytes]:
-    return bytes.fromhex(pair[0]), bytes.fromhex(pair[1])
+    return seed, key

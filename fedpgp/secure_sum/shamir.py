@@ -56,7 +56,7 @@ def join(shares: Mapping[int, bytes]) -> bytes | None:
     points = [(holder + 1, int.from_bytes(share)) for holder, share in sorted(shares.items())]
     places = [x for x, _ in points]
     # Lagrange's polynomials at 0: the product of all places but x, over that of all (other - x).
-    bottoms = [prod(other - x for other in places if other != x) * x % PRIME for x in places]
+    bottoms = [prod([other - x for other in places if other != x]) * x % PRIME for x in places]
     top = prod(places)
     total = top * sum(
         y * inverse for (_, y), inverse in zip(points, _inverses(bottoms), strict=True)

@@ -35,13 +35,15 @@ class Shares:
 
     Attributes:
         sealed: peer -> both of its shares, encrypted.
-        digests: holder -> :func:`digest` of its share of the seed, and of the key; the client holds
-            shares of its own, too.
+        of_seed: holder -> :func:`digest` of its share of the seed; the client holds a share of its
+            own, too.
+        of_key: holder -> that of its share of the key.
         seed: :func:`digest` of the seed.
     """
 
     sealed: Mapping[int, bytes]
-    digests: Mapping[int, tuple[bytes, bytes]]
+    of_seed: Mapping[int, bytes]
+    of_key: Mapping[int, bytes]
     seed: bytes
 
 
@@ -50,7 +52,8 @@ class Inbox:
     """What a client is sent of one peer's shares: its own, encrypted, and their digests."""
 
     sealed: bytes
-    digests: tuple[bytes, bytes]
+    of_seed: bytes
+    of_key: bytes
 
 
 @dataclass(frozen=True)

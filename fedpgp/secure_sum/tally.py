@@ -4,10 +4,9 @@ vectors, and takes off the masks of the sum."""
 from collections.abc import Mapping
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpgp.secure_sum.graph import Graph, shares_needed
-from fedpgp.secure_sum.masks import Agreements, expanded, public_key
+from fedpgp.secure_sum.masks import Agreements, expanded, key_pair
 from fedpgp.secure_sum.participant import MASK, add_mask, check_keys
 from fedpgp.secure_sum.shamir import join
 from fedpgp.secure_sum.steps import Inbox, Keys, Shares, SumFailed, Unmasking, digest
@@ -56,16 +55,18 @@ class Tally:
             ValueError: it is not for its peers.
         """
         peers = self._peers[client]
-        if sorted(shares.sealed) != peers or sorted(shares.digests) != sorted([*peers, client]):
+        holders = {*peers, client}
+        digests = shares.of_seed.keys(), shares.of_key.keys()
+        if shares.sealed.keys() != set(peers) or any(names != holders for names in digests):
             raise ValueError("its shares are not for its peers")
         self._shares[client] = shares
 
     def inbox(self, client: int) -> dict[int, Inbox]:
         """Return what a client is sent in the third step."""
+        sent = {peer: self._shares[peer] for peer in self._peers[client] if peer in self._shares}
         return {
-            peer: Inbox(self._shares[peer].sealed[client], self._shares[peer].digests[client])
-            for peer in self._peers[client]
-            if peer in self._shares
+            peer: Inbox(shares.sealed[client], shares.of_seed[client], shares.of_key[client])
+            for peer, shares in sent.items()
         }
 
     def take_masked(self, client: int, vector: np.ndarray) -> None:
@@ -101,7 +102,7 @@ class Tally:
             raise ValueError("it gives shares of others than it was asked for")
         for what, shares in (("seed", given.seeds), ("key", given.keys)):
             for owner, share in shares.items():
-                told = self._shares[owner].digests[client][what == "key"]
+                told = getattr(self._shares[owner], f"of_{what}")[client]
                 if digest(what, owner, client, share) != told:
                     raise SumFailed(
                         f"client {client} gave a share of client {owner} that is wrong", [client]
@@ -124,12 +125,12 @@ class Tally:
             total -= expanded(seed, self._size)
         for client, shares in keys.items():
             private = join(shares)
-            if private is None or public_key(private) != self._keys[client].mask:
+            pair = None if private is None else key_pair(private)
+            if pair is None or pair.public != self._keys[client].mask:
                 raise SumFailed(f"client {client} shared a key that is not its own", [client])
-            own, key = self._keys[client].mask, X25519PrivateKey.from_private_bytes(private)
             for peer in self._peers[client]:
                 if peer in self._masked:  # what the lost one would have added
-                    agreed = agreements.of(key, own, self._keys[peer].mask, MASK)
+                    agreed = agreements.of(pair, self._keys[peer].mask, MASK)
                     add_mask(total, agreed, client, peer)
         return total
 

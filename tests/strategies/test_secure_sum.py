@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Error, Message
 
 from clients.client_app import client_app
 from clients.disclosure import Withheld
+from clients.kept_sum import FOLDER, KeptInFiles, KeptInMemory, kept_in_memory
 from clients.messages import Job
-from clients.private_state import PrivateStore
 from clients.secure_sum import SumClient
 from clients.sum_records import MASK, SHARE, SUM_STEPS, UNMASK, unmask_question
 from experiments.runner import resume, start
@@ -332,13 +332,21 @@ def test_an_answer_that_is_none_is_left_out_by_name(tmp_path, quick):
     assert entry["client"] == 1 and "masked is not of" in entry["reason"]
 
 
-def test_a_node_gives_no_other_shares_than_those_of_its_first_sum(tmp_path):
+@pytest.mark.parametrize("where", ["memory", "files"])
+def test_a_client_gives_no_other_shares_than_those_of_its_first_sum(where, tmp_path):
     """It is asked, after a round, for both shares of client 3, and for a sum without it."""
     run(tmp_path / "run", *ONE)
     config = small_config(tmp_path / "run", *ONE)
     folder = tmp_path / "run" / "private"
     record = json.loads((folder / "attempt.json").read_text())
-    part = SumClient(PrivateStore(folder, **record), config, 1, deployed=False)
+    sums = kept_in_memory(folder, record["run"], record["attempt"])
+    assert not (folder / FOLDER).exists() and not len(sums.load(0).vector)
+    if where == "files":
+        kept, sums = sums.load(0), KeptInFiles(folder, flush=False)
+        sums.save(kept)
+        (file,) = (folder / FOLDER).iterdir()
+        assert file.stat().st_mode & 0o077 == 0 and file.stat().st_size < 4000  # no vector any more
+    part = SumClient(sums, config, 1, deployed=False)
     everybody = list(range(CLIENTS))
     assert part.reply(UNMASK, 0, dict(unmask_question(everybody, [])))["answer"]["seeds"]
     for survivors, lost in ((everybody, [3]), ([c for c in everybody if c != 3], [3])):
@@ -346,8 +354,8 @@ def test_a_node_gives_no_other_shares_than_those_of_its_first_sum(tmp_path):
             part.reply(UNMASK, 0, dict(unmask_question(survivors, lost)))
     with pytest.raises(Withheld, match="asked something else"):
         part.reply(MASK, 0, {})
-    other = SumClient(PrivateStore(folder, **record), config, 2, deployed=False)
+    other = SumClient(sums, config, 2, deployed=False)
     with pytest.raises(Withheld, match="round 1, not 2"):
         other.reply(UNMASK, 0, {})
-    kept = folder / "secure_sum" / "client_00000.bin"
-    assert kept.stat().st_mode & 0o077 == 0 and kept.stat().st_size < 4000  # no vector any more
+    with pytest.raises(Withheld, match="takes part in no secure sum"):
+        SumClient(KeptInMemory(), config, 1, deployed=False).reply(UNMASK, 0, {})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clients.disclosure import Withheld
-from clients.private_state import PrivateStore
+from clients.kept_sum import KeptInFiles
 from clients.secure_sum import SumClient
 from clients.sum_records import MASK, SHARE, mask_question, read_keys, share_question
 from experiments.runner import resume
@@ -97,7 +97,7 @@ def test_a_sum_s_next_try_has_no_other_clients(tmp_path):
     overrides = (*NOISED, "clients=40")
     config = small_config(tmp_path, "runtime=flower", *ONE, *overrides)
     join = joined(tmp_path, *overrides)
-    part = SumClient(PrivateStore(tmp_path, "run", 1), config, 1, deployed=True)
+    part = SumClient(KeptInFiles(tmp_path, flush=True), config, 1, deployed=True)
 
     def ask(peers, clients: int):
         """The first two steps of a sum; returns what the peers know."""
@@ -110,7 +110,7 @@ def test_a_sum_s_next_try_has_no_other_clients(tmp_path):
     inbox = {}
     for peer, other in others.items():
         given = other.shares({p: k for p, k in keys.items() if p != peer}, 4, 0.667, 1)
-        inbox[peer] = Inbox(given.sealed[0], given.digests[0])
+        inbox[peer] = Inbox(given.sealed[0], given.of_seed[0], given.of_key[0])
     part.reply(MASK, 0, mask_question(inbox))
     for peers, clients, who in (((1, 2, 4), 4, "client 4"), ((1, 2, 3), 40, "a client")):
         with pytest.raises(Withheld, match=f"{who} was not in the first try"):
@@ -126,9 +126,7 @@ def joined(folder: Path, *overrides: str):
     shared = federation.models.initial_shared()
 
     def join(server_round: int, more: float = 0.0, **facts: float):
-        store = PrivateStore(folder, "run", 1)
-        store.claim()
-        part = SumClient(store, config, server_round, deployed=True)
+        part = SumClient(KeptInFiles(folder, flush=True), config, server_round, deployed=True)
         about = {"clients": CLIENTS, "largest": 0.1, "noise": 0.1, "clip": 0.1} | facts
         about = {f"secure_sum.{name}": value for name, value in about.items()}
         sent = {name: array + more for name, array in shared.items()}

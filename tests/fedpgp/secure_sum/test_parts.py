@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedpgp.errors import FedPGPError
 from fedpgp.secure_sum import Graph, Layout, Quantiser, degree, fewest_survivors
 from fedpgp.secure_sum.graph import shares_needed
-from fedpgp.secure_sum.masks import Agreements, derived, expanded, new_seed, public_key
+from fedpgp.secure_sum.masks import Agreements, derived, expanded, key_pair, new_seed, public_key
 from fedpgp.secure_sum.shamir import PRIME, join, split
 
 
@@ -39,10 +39,10 @@ def test_one_share_less_than_the_threshold_is_uniform():
 def test_two_clients_agree_and_masks_are_chacha20():
     """RFC 8439, appendix A.1, test vector 1."""
     one, other = new_seed(), new_seed()
-    ours = Agreements().of(_key(one), public_key(one), public_key(other), "a")
-    theirs = Agreements().of(_key(other), public_key(other), public_key(one), "a")
-    assert ours == theirs == derived(_key(one).exchange(_key(other).public_key()), "a")
-    assert ours != Agreements().of(_key(one), public_key(one), public_key(other), "b")
+    ours = Agreements().of(key_pair(one), public_key(other), b"a")
+    theirs = Agreements().of(key_pair(other), public_key(one), b"a")
+    assert ours == theirs == derived(_key(one).exchange(_key(other).public_key()), b"a")
+    assert ours != Agreements().of(key_pair(one), public_key(other), b"b")
     stream = expanded(bytes(32), 16).tobytes().hex()
     assert stream.startswith("76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7")
 
@@ -50,10 +50,13 @@ def test_two_clients_agree_and_masks_are_chacha20():
 def test_what_two_clients_of_a_process_agree_on_is_computed_once():
     one, other = new_seed(), new_seed()
     known = Agreements()
-    known.of(_key(one), public_key(one), public_key(other), "a")
-    assert len(known.known) == 1
-    known.of(_key(other), public_key(other), public_key(one), "a")
-    assert len(known.known) == 1
+    ours = known.of(key_pair(one), public_key(other), b"a")
+    assert list(known.known.values()) == [ours]
+    known.of(key_pair(other), public_key(one), b"b")  # for something else
+    assert len(known.known) == 2
+    known.known = dict.fromkeys(known.known, b"known")
+    assert known.of(key_pair(other), public_key(one), b"a") == b"known"
+    assert len(known.known) == 1  # nobody else asks
 
 
 def _key(private: bytes) -> X25519PrivateKey:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpgp.secure_sum import Participant, Refused, SumFailed, Tally, Unmasking, degree
-from fedpgp.secure_sum.masks import Agreements, expanded
+from fedpgp.secure_sum.masks import Agreements, expanded, key_pair
 from fedpgp.secure_sum.participant import MASK, add_mask
 from tests.fedpgp.secure_sum.sums import STEPS, THRESHOLD, Sum, plain, vectors
 
@@ -91,10 +91,7 @@ def test_a_lost_client_s_vector_is_uniform_to_who_knows_all_its_masks_with_other
 
 
 def agreed(client: Participant, key: bytes) -> bytes:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-    private = X25519PrivateKey.from_private_bytes(client.mask_private)
-    return Agreements().of(private, client.keys().mask, key, MASK)
+    return Agreements().of(key_pair(client.mask_private), key, MASK)
 
 
 # Who lies. ----------------------------------------------------------------------------------------
@@ -125,8 +122,12 @@ def test_shares_that_cannot_be_opened_are_named_by_who_got_them():
 
 
 def test_shares_that_are_not_those_the_server_was_told_of_are_named():
-    other = lambda said: replace(said, digests={**said.digests, 4: (bytes(32),) * 2})  # noqa: E731
-    assert failure(shares=lying(1, other)).liars == (1,)
+    for name in ("of_seed", "of_key"):
+
+        def other(said, name=name):
+            return replace(said, **{name: {**getattr(said, name), 4: bytes(32)}})
+
+        assert failure(shares=lying(1, other)).liars == (1,)
 
 
 def test_the_same_key_twice_is_named():
@@ -188,7 +189,7 @@ def masked() -> tuple[Participant, list[int]]:
     run.run()
     client = run.clients[0]
     client.unmasked = None
-    return client, sorted(client.held)
+    return client, sorted(client.held_seeds)
 
 
 def test_a_client_never_gives_both_shares_of_one_client(masked):
@@ -203,9 +204,7 @@ def test_a_client_never_gives_both_shares_of_one_client(masked):
     client.spend()
     client = Participant.restored(client.saved())
     assert len(client.unmask(holders, [], THRESHOLD).seeds) == 6
-    assert (
-        not client.seed and not client.mask_private and not any(k for _, k in client.held.values())
-    )
+    assert not client.seed and not client.mask_private and not client.held_keys
 
 
 @pytest.mark.parametrize(
