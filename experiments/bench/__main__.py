@@ -21,6 +21,8 @@ reference in the same process.
                 a client's step with privacy=image against one without, and a loop over images
                 (--methods: of these)
 
+On a GPU, ``python -m experiments.bench.gpu`` measures in a few minutes all that it has to show.
+
 Each row has the ratio of the medians, the achieved GFLOP/s, its fraction of this machine's measured
 GEMM speed at the same shapes, and the peak memory that a call adds. Run it on an idle machine: a
 busy core slows both sides, not always alike.

@@ -108,13 +108,19 @@ def setting(
     rank: int = RANK,
 ) -> tuple[Method, Params, Batch, ClassSet]:
     """FedPGP at its start with random images, for a number of clients."""
-    task = task_of(classes, arguments, n_ctx)
+    return setting_of(task_of(classes, arguments, n_ctx), clients, rank=rank)
+
+
+def setting_of(
+    task: Task, clients: int, *, rank: int = RANK
+) -> tuple[Method, Params, Batch, ClassSet]:
+    """FedPGP at its start with random images and all classes of a task, for a number of clients."""
     method = METHODS["fedpgp"](METHODS["fedpgp"].Settings(rank=rank, personal_init="normal"), task)
     return (
         method,
         start(method, clients),
         random_batch(method, clients),
-        task.class_set(range(classes)),
+        task.class_set(range(len(task.class_names))),
     )
 
 

@@ -19,6 +19,7 @@ from fedpgp.methods import METHODS, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
 from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs
+from fedpgp.towers.text import TextTower
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.fedpgp.training.test_cohort import SIZES, start, world
 from tests.helpers.golden import golden_clip
@@ -36,12 +37,17 @@ def on(device: str) -> FrozenCLIP:
 
 def grown(clip: FrozenCLIP, device: str, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and the gradient of a sum of them, on the CPU."""
+    encoder = PromptedTextEncoder(clip, NAMES, 4, **options)
+    return grown_by(encoder, device, options.get("dtype", torch.float64))
+
+
+def grown_by(
+    encoder: PromptedTextEncoder, device: str, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(2, 3, 4, 32, generator=generator, dtype=torch.float64).to(
-        options.get("dtype", torch.float64)
-    )
+    start = torch.randn(2, 3, 4, 32, generator=generator, dtype=torch.float64).to(dtype)
     context = start.to(device).requires_grad_()
-    features = PromptedTextEncoder(clip, NAMES, 4, **options)(context)
+    features = encoder(context)
     weights = torch.linspace(-1, 1, features.numel()).view(features.shape).to(features)
     (grad,) = torch.autograd.grad((features * weights).sum(), context)
     return features.detach().cpu(), grad.cpu()
@@ -58,6 +64,18 @@ def test_bfloat16_products_are_near():
     assert near[0].dtype == near[1].dtype == torch.float32
     for ours, theirs in zip(near, exact, strict=True):
         assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.99
+
+
+def test_tritons_attention_in_recorded_passes_gives_the_cpus_features(monkeypatch):
+    pytest.importorskip("triton")
+    exact = grown(on("cpu"), "cpu", dtype=torch.float32)
+    monkeypatch.setattr(TextTower, "attention", "triton")
+    encoder = PromptedTextEncoder(on("cuda"), NAMES, 4, dtype=torch.float32)
+    for _ in range(RUNS_FIRST + 2):
+        found = grown_by(encoder, "cuda", torch.float32)
+        for ours, theirs in zip(found, exact, strict=True):
+            assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert len(encoder.tower.graphs) == 1, "nothing was recorded"
 
 
 def asked(encoder: PromptedTextEncoder, seed: int, clients: int = 2):
