@@ -186,7 +186,7 @@ class LoRA(Method):
             return super().logits(classifier, images, classes)
         tensors, dense = of_tower("image", classifier)
         first = self.placements["image"].first
-        adapters = Adapters(tensors, first, self.tower.folds(), dense)
+        adapters = Adapters(tensors, first, self.tower.folds, dense)
         x = self.tower(images.pixels, adapters=adapters)
         return cosine_logits(classifier["texts"], x, self.task.logit_scale)
 

@@ -227,7 +227,7 @@ class PILoRA(Method):
 
     def _features(self, images: Images, tensors: Params) -> Tensor:
         """Image features with adapters in the first blocks, unit norm, (K, B, e)."""
-        return self.tower(images.pixels, adapters=Adapters(tensors, 0, self.tower.folds()))
+        return self.tower(images.pixels, adapters=Adapters(tensors, 0, self.tower.folds))
 
     def contexts(self, training: bool) -> int:
         return 1

@@ -78,6 +78,17 @@ class AdaptedTextEncoder(PromptedTextEncoder):
             tensors, dense: as :class:`fedpgp.towers.adapters.Adapters` has them.
         """
         adapters = Adapters(tensors, self.first, self.folds, dense)
+        if self.checkpointing:
+            return self._in_chunks_of(adapters)
+        return self.tower.graphs.record_more(
+            self,
+            lambda *flat: self._in_chunks_of(adapters.with_values(flat)),
+            *adapters.flat,
+            variant=adapters.names,
+        )
+
+    def _in_chunks_of(self, adapters: Adapters) -> Tensor:
+        """Run :meth:`_adapted` in chunks where one pass would be too large (on a CPU)."""
         size = self.tower.chunk_size(len(adapters), self.tokens)
         if len(adapters) <= size:
             return self._adapted(adapters)

@@ -223,7 +223,10 @@ class PromptedTextEncoder:
                 f"prompts and adapters inside the text tower need a shared prefix: {self.path}"
             )
         if adapter is None:
-            return self._in_chunks(contexts[:, 0], contexts[:, 1:])
+            args = contexts[:, 0], contexts[:, 1:]
+            if self.checkpointing:
+                return self._in_chunks(*args)
+            return self.tower.graphs.record_more(self, self._in_chunks, *args)
         return self._shared(contexts[:, 0], contexts[:, 1:], adapter)
 
     def _features(self, context: Tensor) -> Tensor:

@@ -124,6 +124,23 @@ class Adapters:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
+    @property
+    def names(self) -> tuple:
+        """What tells them from others, whatever their values: names and first block."""
+        return tuple(self.tensors), tuple(self.dense), self.first
+
+    @property
+    def flat(self) -> list[Tensor]:
+        """All their tensors, dense ones last."""
+        return [*self.tensors.values(), *self.dense.values()]
+
+    def with_values(self, flat: Sequence[Tensor]) -> "Adapters":
+        """Return others with the same names, of other tensors in the order of :attr:`flat`."""
+        count = len(self.tensors)
+        tensors = dict(zip(self.tensors, flat[:count], strict=True))
+        dense = dict(zip(self.dense, flat[count:], strict=True))
+        return Adapters(tensors, self.first, self.folds, dense)
+
     def of(self, sequences: slice) -> "Adapters":
         """Return those of some of the sequences."""
         some = {name: tensor[sequences] for name, tensor in self.tensors.items()}

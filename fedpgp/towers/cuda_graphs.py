@@ -1,5 +1,5 @@
-"""CUDA graphs: a pass through the text tower and its gradient, recorded once for each shape
-and replayed from then on.
+"""CUDA graphs: a pass through a tower and its gradient, recorded once for each shape and replayed
+from then on.
 
 A pass is hundreds of small kernels, and a GPU runs many of them faster than Python starts them. A
 recording keeps the memory of its activations; all recordings of a tower share it.
@@ -8,7 +8,7 @@ recording keeps the memory of its activations; all recordings of a tower share i
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -48,9 +48,10 @@ class Graphs:
 
     Attributes:
         enabled: False, everything runs as it is (a class attribute too, for benchmarks and tests).
+        more: True, :meth:`record_more` records (a class attribute, for benchmarks and tests).
     """
 
-    enabled = True
+    enabled, more = True, False
 
     def __init__(self):
         self._pool, self._too_large = None, math.inf
@@ -63,43 +64,62 @@ class Graphs:
     def __len__(self) -> int:
         return sum(len(kept) for kept in self._kept.values())
 
-    def __call__(self, owner: object, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``function(x)``, replayed where that helps: on a CUDA device, with a gradient.
+    def __call__(
+        self, owner: object, function: Callable[..., Tensor], *xs: Tensor, variant: Hashable = None
+    ) -> Tensor:
+        """``function(*xs)``, replayed where that helps: on a CUDA device, with a gradient.
 
         Args:
-            owner: whose function it is; its recordings go when it goes. Always with the same
-                function.
-            function: depends on x alone, and nothing in it waits for the GPU.
-            x: its shape and type, with the owner, are what a recording belongs to.
+            owner: whose function it is; its recordings go when it goes.
+            function: depends on these tensors alone, and nothing in it waits for the GPU. Always
+                the same one for the same owner and variant.
+            xs: their shapes and types, and which of them have a gradient, with the owner are what a
+                recording belongs to.
+            variant: of the owner's function.
         """
         if not (
             self.enabled
-            and x.device.type in DEVICES
-            and x.requires_grad
+            and xs[0].device.type in DEVICES
+            and any(x.requires_grad for x in xs)
             and torch.is_grad_enabled()
         ):
-            return function(x)
+            return function(*xs)
         if self._in_use() is not None:
-            return function(x)
-        key = (x.shape, x.dtype)
+            return function(*xs)
+        key = (variant, *((x.shape, x.dtype, x.requires_grad) for x in xs))
         kept = self._kept.setdefault(owner, {})
         if key not in kept:
             seen = self._seen.setdefault(owner, {})
             runs, size = seen.get(key, (0, 0))
             if runs < RUNS_FIRST:
-                before = torch.cuda.memory_allocated(x.device)
-                y = function(x)
-                seen[key] = (runs + 1, torch.cuda.memory_allocated(x.device) - before)
+                device = xs[0].device
+                before = torch.cuda.memory_allocated(device)
+                y = function(*xs)
+                seen[key] = (runs + 1, torch.cuda.memory_allocated(device) - before)
                 return y
-            if not self._record(owner, key, size, function, x):
-                return function(x)
+            if not self._record(owner, key, size, function, xs):
+                return function(*xs)
             kept = self._kept[owner]
         lease = _Lease()
         self._in_use = weakref.ref(lease)
-        return _Replay.apply(x, kept[key], lease)
+        return _Replay.apply(kept[key], lease, *xs)
+
+    def record_more(
+        self, owner: object, function: Callable[..., Tensor], *xs: Tensor, variant: Hashable = None
+    ) -> Tensor:
+        """As the call where :attr:`more` is set, else ``function(*xs)``: for passes whose
+        recordings have not been tried on a GPU yet."""
+        if not self.more:
+            return function(*xs)
+        return self(owner, function, *xs, variant=variant)
 
     def _record(
-        self, owner: object, key: tuple, size: int, function: Callable[[Tensor], Tensor], x: Tensor
+        self,
+        owner: object,
+        key: tuple,
+        size: int,
+        function: Callable[..., Tensor],
+        xs: Sequence[Tensor],
     ) -> bool:
         """Whether there is a recording now. ``size``: bytes that a forward pass keeps
         for the backward pass."""
@@ -109,14 +129,15 @@ class Graphs:
             self._forget()
         if len(self) >= MOST:
             return False
-        if not len(self) and _free(x.device) < 2 * size:
+        device = xs[0].device
+        if not len(self) and _free(device) < 2 * size:
             self._too_large = size  # or it would drop the others each time that it comes
             return False
-        stream = torch.cuda.current_stream(x.device)
+        stream = torch.cuda.current_stream(device)
         try:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            recording = _Recording(function, x, self._pool)
+            recording = _Recording(function, xs, self._pool)
         except RuntimeError as error:
             log.warning("CUDA graphs are not used any more: %s", str(error).splitlines()[0])
             torch.cuda.set_stream(stream)  # torch leaves its own behind
@@ -146,32 +167,40 @@ class _Lease:
 
 
 class _Recording:
-    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, pool: tuple[int, int]):
-        self.x = x.detach().clone().requires_grad_()
+    def __init__(
+        self, function: Callable[..., Tensor], xs: Sequence[Tensor], pool: tuple[int, int]
+    ):
+        self.xs = [x.detach().clone().requires_grad_(x.requires_grad) for x in xs]
+        learned = [x for x in self.xs if x.requires_grad]
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, pool=pool, capture_error_mode="thread_local"):
-            y = function(self.x)
+            y = function(*self.xs)
         self.grad = torch.empty_like(y)
         with torch.cuda.graph(self.backward, pool=pool, capture_error_mode="thread_local"):
-            (self.d_x,) = torch.autograd.grad(y, self.x, self.grad)
+            self.d_xs = torch.autograd.grad(
+                y, learned, self.grad, allow_unused=True, materialize_grads=True
+            )
         self.y = y.detach()
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, recording: _Recording, lease: _Lease) -> Tensor:
+    def forward(ctx, recording: _Recording, lease: _Lease, *xs: Tensor) -> Tensor:
         ctx.recording, ctx.lease, ctx.spent = recording, lease, False
-        recording.x.copy_(x)
+        for place, x in zip(recording.xs, xs, strict=True):
+            place.copy_(x)
         recording.forward.replay()
         return recording.y.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         recording = ctx.recording
         if ctx.spent:  # the backward pass takes the room of what the forward pass kept for it
             recording.forward.replay()
         ctx.spent = True
         recording.grad.copy_(grad)
         recording.backward.replay()
-        return recording.d_x.clone(), None, None
+        d_xs = iter(recording.d_xs)
+        given = [next(d_xs).clone() if x.requires_grad else None for x in recording.xs]
+        return None, None, *given

@@ -7,6 +7,7 @@ in one batch. Image features cannot be cached for such methods, and the tower is
 
 import re
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from fedpgp.clip.model import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
 from fedpgp.towers.adapters import Adapters, Folds
+from fedpgp.towers.cuda_graphs import Graphs
 from fedpgp.towers.folded import QUICK_GELU, Block, FoldedTower, fold_block, linear
 
 
@@ -62,7 +64,7 @@ class ImageTower(FoldedTower):
             if not re.search(r"\.(attn|mlp)\.", name)
         }
         self.stride = tower.conv1.stride
-        self.depth, self.width = len(blocks), tower.conv1.out_channels
+        self.depth, self.width, self.graphs = len(blocks), tower.conv1.out_channels, Graphs()
         self.tokens = 1 + tower.grid_size[0] * tower.grid_size[1]
 
     def __call__(
@@ -113,6 +115,26 @@ class ImageTower(FoldedTower):
     ) -> Tensor:
         """Return image features from what :meth:`embed` gives, as the call does; on a
         CPU in chunks of images."""
+        if adapter is not None:  # it may read what is not among its arguments
+            return self._in_chunks(x, prompts, adapter, adapters)
+        more = [] if prompts is None else [prompts]
+        flat = [] if adapters is None else adapters.flat
+
+        def of(x: Tensor, *rest: Tensor) -> Tensor:
+            ours = None if adapters is None else adapters.with_values(rest[len(more) :])
+            return self._in_chunks(x, rest[0] if more else None, None, ours)
+
+        variant = len(more), None if adapters is None else adapters.names
+        return self.graphs.record_more(self, of, x, *more, *flat, variant=variant)
+
+    def _in_chunks(
+        self,
+        x: Tensor,
+        prompts: Tensor | None,
+        adapter: Callable[[int, Tensor], Tensor | None] | None,
+        adapters: Adapters | None,
+    ) -> Tensor:
+        """Run :meth:`_encode` in chunks of images where one pass would be too large (on a CPU)."""
         clients, images, tokens, _ = x.shape
         size = self.chunk_size(
             images, clients * (tokens + (0 if prompts is None else prompts.shape[2]))
@@ -193,6 +215,7 @@ class ImageTower(FoldedTower):
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return mixed.transpose(1, 2).flatten(2)
 
+    @cached_property
     def folds(self) -> Folds:
         """What this tower has in its weights beside the model's own."""
         pairs = [

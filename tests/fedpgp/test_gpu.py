@@ -4,6 +4,7 @@ bfloat16 products stay near.
 make test ARGS="-m gpu"
 """
 
+import argparse
 import copy
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from experiments.bench.methods import Case, method_of
+from experiments.bench.step import task_of
 from fedpgp.clip import FrozenCLIP
 from fedpgp.methods import METHODS, Images
 from fedpgp.task import Task
 from fedpgp.text import PromptedTextEncoder
-from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs
+from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs, eager
 from fedpgp.towers.text import TextTower
 from fedpgp.training import TrainingSettings, train_cohort
 from tests.fedpgp.training.test_cohort import SIZES, start, world
@@ -119,6 +122,27 @@ def test_a_recording_is_not_used_again_before_its_gradient_is_there(backwards, m
         plain, plain_gradient = asked(encoder, seed)
         assert_close(pending[seed][0], plain, rtol=0, atol=1e-12)
         assert_close(gradient, plain_gradient(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*RANDOM weights")
+@pytest.mark.parametrize("name", ["maple", "promptsrc", "vpt", "fedmvp", "fedit", "fedalt"])
+def test_more_is_recorded_and_gives_what_running_gives(name, monkeypatch):
+    """Deep prompts, adapters and the image tower."""
+    arguments = argparse.Namespace(model="tiny_vit", device="cuda", dtype="float32")
+    case = Case.of(method_of(name, task_of(4, arguments)), 2)
+    with eager():
+        true_loss, true_grads = case.run()
+    monkeypatch.setattr(Graphs, "more", True)
+    used: list[Graphs] = []
+    monkeypatch.setattr(
+        Graphs, "record_more", lambda self, *a, **k: used.append(self) or self(*a, **k)
+    )
+    for _ in range(RUNS_FIRST + 2):
+        loss, grads = case.run()
+        assert_close(loss, true_loss, rtol=1e-5, atol=1e-6)
+        for tensor, grad in grads.items():
+            assert (grad - true_grads[tensor]).norm() <= 1e-4 * true_grads[tensor].norm(), tensor
+    assert used and all(len(graphs) for graphs in used), "nothing was recorded"
 
 
 def test_two_gradients_of_one_replay(monkeypatch):

@@ -8,7 +8,7 @@ minutes.
     attention  over a shared prefix alone, forward and backward: padded, packed and by Triton
     tests      those marked gpu
     tiles      Triton's attention with other tiles
-    methods    a step of other methods: with what is recorded today, and the part without a kernel
+    methods    a step of other methods: with what is recorded by default and with all that can be
 
 Rows go to FOLDER/gpu.json and FOLDER/gpu.md after each of them, so that a run that is cut off
 leaves what it has. It needs torch and open_clip alone (and pytest for the tests), so it runs where

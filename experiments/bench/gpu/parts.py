@@ -23,7 +23,7 @@ from experiments.bench.step import CONTEXT, STEP, class_names, plain_step, setti
 from fedpgp.clip import FrozenCLIP, load_clip
 from fedpgp.task import Task
 from fedpgp.towers.attention import attention_of
-from fedpgp.towers.cuda_graphs import Graphs
+from fedpgp.towers.cuda_graphs import Graphs, eager
 from fedpgp.towers.packed_attention import Packing
 from fedpgp.towers.text import TextTower
 from fedpgp.towers.triton_attention import TritonAttention
@@ -46,7 +46,8 @@ TEXTBOOK = 100
 
 TIMED = ["promptfl", "cocoop", "plot", "vpt", "maple", "promptsrc", "pfedmma", "fedmvp"]
 TIMED += ["fedit"]
-"""Methods whose step is timed: one that is recorded, and those of which all or part is not."""
+"""Methods whose step is timed: one that is recorded, and those of which all or part is not by
+default."""
 
 
 Cases = Iterator[tuple[dict, Callable[[], dict]]]
@@ -277,24 +278,39 @@ def busy(events: Iterable, calls: int, seconds: float) -> dict:
 
 
 def methods_steps(options: argparse.Namespace) -> Cases:
-    """A step of other methods, one client, at the first number of classes, in float32."""
+    """A step of other methods, one client, at the first number of classes, in float32: with what is
+    recorded by default, and with all that can be."""
     for name in options.methods:
+        for more in (False, True):
 
-        def run(name=name) -> dict:
-            task = task_of(options, options.classes[0], "float32")
-            case = methods.Case.of(methods.method_of(name, task))
-            seconds, _ = in_turn(case.run, lambda: None, options.repeats)
-            median = statistics.median(seconds)
-            return {
-                "images": case.images,
-                "ms": 1e3 * median,
-                "own_gflop": case.work.gflop,
-                "gflops": case.work.gflop / median,
-                **kernels(case.run, median),
-                "peak_mb": peak_memory(case.run),
-            }
+            def run(name=name, more=more) -> dict:
+                before, Graphs.more = Graphs.more, more
+                try:
+                    return method_row(options, name)
+                finally:
+                    Graphs.more = before
 
-        yield {"part": "methods", "method": name, "classes": options.classes[0]}, run
+            case = {"part": "methods", "method": name, "more": more}
+            yield case | {"classes": options.classes[0]}, run
+
+
+def method_row(options: argparse.Namespace, name: str) -> dict:
+    """Milliseconds of a step, and how far its gradients are from those of passes that run as they
+    are."""
+    case = methods.Case.of(methods.method_of(name, task_of(options, options.classes[0], "float32")))
+    seconds, _ = in_turn(case.run, lambda: None, options.repeats)
+    median, (_, grads) = statistics.median(seconds), case.run()
+    with eager():
+        _, plain = case.run()
+    return {
+        "images": case.images,
+        "ms": 1e3 * median,
+        "own_gflop": case.work.gflop,
+        "gflops": case.work.gflop / median,
+        "gradient_difference": max(relative(grads[n], plain[n]) for n in grads if plain[n].any()),
+        **kernels(case.run, median),
+        "peak_mb": peak_memory(case.run),
+    }
 
 
 PARTS = {

@@ -2,58 +2,18 @@
 their memory was still theirs. What a GPU makes of it is in test_gpu.py."""
 
 import gc
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fedpgp.towers import cuda_graphs
 from fedpgp.towers.cuda_graphs import RUNS_FIRST, Graphs
-
-
-class Recording:
-    """Does on a CPU what a recorded pass does on a GPU: from fixed places to fixed places, in a
-    memory that all share and that the backward pass spends."""
-
-    holder = None
-
-    def __init__(self, function, x, pool):
-        if x.numel() == 13:
-            raise RuntimeError("operation not permitted when stream is capturing\nand more")
-        self.function, self.x = function, x.detach().clone().requires_grad_()
-        self.y, self.d_x = torch.zeros_like(function(x)).detach(), torch.zeros_like(x)
-        self.grad = torch.zeros_like(self.y)
-        self.forward, self.backward = (
-            SimpleNamespace(replay=self._forward),
-            SimpleNamespace(replay=self._backward),
-        )
-        self.replays = 0
-
-    def _forward(self):
-        with torch.enable_grad():
-            self.kept = self.function(self.x)
-        self.y.copy_(self.kept.detach())
-        Recording.holder = self
-        self.replays += 1
-
-    def _backward(self):
-        assert Recording.holder is self, (
-            "another pass went over the memory, or the backward pass spent it"
-        )
-        self.d_x.copy_(torch.autograd.grad(self.kept, self.x, self.grad)[0])
-        Recording.holder = None
+from tests.helpers.recordings import Recording, record_on_the_cpu
 
 
 @pytest.fixture
 def graphs(monkeypatch) -> Graphs:
-    allocated = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(cuda_graphs, "_Recording", Recording)
-    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu",))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(allocated))
-    monkeypatch.setattr(cuda_graphs, "_free", lambda device: 10**6)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    record_on_the_cpu(monkeypatch)
     return Graphs()
 
 
@@ -123,6 +83,42 @@ def test_two_gradients_of_one_pass(graphs):
     y = graphs(owner, owner.cube, x)
     first, second = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second) and torch.equal(first, torch.full((3,), 12.0))
+
+
+def test_a_function_of_several_tensors(graphs):
+    """One without a gradient, one that is not used; each has the gradient of its own values."""
+    owner = Owner()
+    for i in range(RUNS_FIRST + 4):
+        a, b, unused = context(3, i), context(3, i + 1).detach(), context(2)
+        y = graphs(owner, lambda a, b, unused: a * a * b, a, b, unused)
+        assert torch.equal(y, a * a * b)
+        d_a, d_unused = torch.autograd.grad(
+            y.sum(), [a, unused], allow_unused=True, materialize_grads=True
+        )
+        assert torch.equal(d_a, 2 * a * b) and not d_unused.any()
+        del y  # its gradient could still be asked for
+    (recording,) = graphs._kept[owner].values()
+    assert recording.replays == 4
+
+
+def test_each_variant_of_a_function_has_a_recording(graphs):
+    owner = Owner()
+    for i in range(RUNS_FIRST + 2):
+        for power in (2, 3):
+            x = context(3, i)
+            y = graphs(owner, lambda x, power=power: x**power, x, variant=power)
+            assert torch.equal(torch.autograd.grad(y.sum(), x)[0], power * x ** (power - 1))
+            del y
+    assert len(graphs) == 2
+
+
+def test_what_was_not_tried_on_a_gpu_is_not_recorded_unless_asked_for(graphs, monkeypatch):
+    owner = Owner()
+    for more, recorded in ((False, 0), (True, 1)):
+        monkeypatch.setattr(Graphs, "more", more)
+        for _ in range(RUNS_FIRST + 2):
+            assert torch.equal(graphs.record_more(owner, owner.cube, context(3)), context(3) ** 3)
+        assert len(graphs) == recorded
 
 
 def test_recordings_go_with_their_owner(graphs):
