@@ -223,7 +223,7 @@ def step_row(options: argparse.Namespace, task: Task, clients: int) -> dict:
         "ms_least": 1e3 * min(seconds) / clients,
         "ms_most": 1e3 * max(seconds) / clients,
         **speed(classes, clients, median),
-        "recorded": len(classes.encoder(task.n_ctx).tower.graphs),
+        **recordings(classes.encoder(task.n_ctx).tower.graphs),
         **kernels(ours, median),
         "peak_mb": peak_memory(ours),
     }
@@ -239,6 +239,15 @@ def step_row(options: argparse.Namespace, task: Task, clients: int) -> dict:
         row["loss_difference"] = relative(loss, plain_loss)
         row["gradient_difference"] = max(relative(grads[n], plain_grads[n]) for n in grads)
     return row
+
+
+def recordings(*of: Graphs) -> dict:
+    """Return how many there are, and whether one failed: it is tried again from then on, so that
+    later cases are not measured without."""
+    failed = [graphs for graphs in of if not graphs.enabled]
+    for graphs in failed:
+        graphs.enabled = True
+    return {"recorded": sum(map(len, of)), "recording_failed": bool(failed)}
 
 
 def kernels(function: Callable, seconds: float) -> dict:
@@ -302,12 +311,16 @@ def method_row(options: argparse.Namespace, name: str) -> dict:
     median, (_, grads) = statistics.median(seconds), case.run()
     with eager():
         _, plain = case.run()
+    text_tower = TextTower.of(case.method.task.clip, torch.float32, None)
+    image_tower = getattr(case.method, "tower", None)
+    towers = [text_tower] if image_tower is None else [text_tower, image_tower]
     return {
         "images": case.images,
         "ms": 1e3 * median,
         "own_gflop": case.work.gflop,
         "gflops": case.work.gflop / median,
         "gradient_difference": max(relative(grads[n], plain[n]) for n in grads if plain[n].any()),
+        **recordings(*(tower.graphs for tower in towers)),
         **kernels(case.run, median),
         "peak_mb": peak_memory(case.run),
     }
