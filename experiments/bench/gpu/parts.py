@@ -58,7 +58,7 @@ def gpu_tests(options: argparse.Namespace) -> Cases:
     """The tests marked gpu, in several processes where pytest can."""
 
     def run() -> dict:
-        words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+        words = [sys.executable, "-m", "pytest", "-rfE", "-m", "gpu", "-p", "no:cacheprovider"]
         if importlib.util.find_spec("xdist"):
             words += ["-n", str(min(8, os.cpu_count() or 1))]
         if not importlib.util.find_spec("flwr"):  # a whole run is not to be had
