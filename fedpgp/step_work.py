@@ -78,13 +78,8 @@ class StepSize:
             )
 
         flop = once(0) + (groups - 1) * once(tokens) + groups * once(tokens)
-        return Work(
-            self.images * (flop + self.embedding()), self.images * (tokens + prompts), tower.width
-        )
-
-    def embedding(self) -> float:
-        """GFLOP that make one image's tokens of its pixels."""
-        return 2 * (self.tower.tokens - 1) * self.tower.weights["conv1.weight"].numel() / 1e9
+        one = flop + tower.embedding_gflop
+        return Work(self.images * one, self.images * (tokens + prompts), tower.width)
 
     def similarities(self, prompts: int) -> Work:
         """Cosines of every patch and every class under each prompt."""

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import logging
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from fedpgp.archives import check_members
 from fedpgp.assets_path import SHIPPED, asset
+from fedpgp.clip.conv_stem import put_stem, read_stem
 from fedpgp.clip.model import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.clip.weights import (
@@ -65,8 +67,6 @@ def load_clip(
             another architecture; an activation (GELU or QuickGELU) other than the one the
             weights were trained with.
     """
-    open_clip = import_open_clip()
-
     architecture, tag = resolve_name(name, pretrained)
     transform, archive = {}, None
     if pretrained == "random":
@@ -85,13 +85,10 @@ def load_clip(
     elif tag is not None:
         check_tag(architecture, tag)
     tokenizer = _tokenizer(name, architecture)
-    make = partial(
-        open_clip.create_model_and_transforms,
-        architecture,
-        device=device,
-        pretrained_text=False,  # a text tower's weights of another model are not this model's
-        **transform,
-    )
+    stem = None
+    if architecture.startswith("local-dir:"):
+        stem = read_stem(Path(architecture.removeprefix("local-dir:")))
+    make = partial(_make, stem, architecture, device=device, **transform)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights are the same in every worker
@@ -99,9 +96,9 @@ def load_clip(
                 "ignore", message=".*QuickGELU mismatch.*"
             )  # refused above, where it is one
             if pretrained == "random" or archive:
-                model, _, preprocess = make(load_weights=False)
+                model, preprocess = make(load_weights=False)
             else:
-                model, _, preprocess = make(pretrained=tag, require_pretrained=True)
+                model, preprocess = make(pretrained=tag, require_pretrained=True)
             if archive:
                 load_archive(model, archive)
     except (
@@ -193,6 +190,41 @@ def has_plain_text(name: str) -> bool:
         known = architecture in open_clip.list_models()
         text = open_clip.get_model_config(architecture)["text_cfg"] if known else None
     return isinstance(text, dict) and {key for key, value in text.items() if value} <= _SIZES
+
+
+def _make(
+    stem: dict | None, architecture: str, load_weights: bool = True, **options
+) -> tuple[nn.Module, Callable]:
+    """A model of open_clip's, with the stem that its folder asks for, and how it sees images."""
+    open_clip = import_open_clip()
+
+    # a text tower's weights of another model are not this model's
+    create = partial(open_clip.create_model_and_transforms, architecture, pretrained_text=False)
+    if stem is None:
+        model, _, preprocess = create(load_weights=load_weights, **options)
+    else:  # its weights fit when the stem is there
+        options.pop("require_pretrained", None)
+        with _silent_about_random_weights():
+            model, _, preprocess = create(load_weights=False, **options)
+        put_stem(model, stem)
+        if load_weights:
+            weights = find_weights(Path(architecture.removeprefix("local-dir:")))
+            model.load_state_dict(open_clip.factory.load_state_dict(str(weights)))
+    return model, preprocess
+
+
+@contextlib.contextmanager
+def _silent_about_random_weights() -> Iterator[None]:
+    """Without open_clip's warning that a model has random weights, where they come afterwards."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Model initialized randomly" not in record.getMessage()
+
+    logging.getLogger().addFilter(other)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(other)
 
 
 def _expanded(pretrained: str | None) -> str | None:

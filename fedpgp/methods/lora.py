@@ -223,7 +223,7 @@ class LoRA(Method):
                 flop = 2 * tower_gflop(at.width, behind, tokens, read=read, constant=known)
             else:
                 copies, read, tokens = size.images, 1, self.tower.tokens
-                flop = tower_gflop(at.width, at.blocks, tokens, read=1) + size.embedding()
+                flop = tower_gflop(at.width, at.blocks, tokens, read=1) + size.tower.embedding_gflop
                 flop += tower_gflop(at.width, behind, tokens, read=1, constant=tokens)
             work += Work(copies * flop, copies * tokens, at.width)
             for layer, rows in self.rows(size, tower).items():

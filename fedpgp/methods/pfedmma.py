@@ -135,7 +135,9 @@ class PFedMMA(Method):
 
         return {
             **params,
-            "texts": classes.encoder(len(phrase), words="").encode_deep(context, adapter),
+            "texts": classes.encoder(len(phrase), words="").encode_deep(
+                context, adapter, first=self.settings.first - 1
+            ),
         }
 
     def logits(self, classifier: Params, images: Images, classes: ClassSet) -> Tensor:
@@ -153,19 +155,29 @@ class PFedMMA(Method):
     def step_work(self, size: StepSize) -> Work:
         """Forward through both towers, of the text without the blocks before the first adapter,
         which have nothing to do with an image or a client; backward through the blocks behind
-        it."""
+        it. Nothing that is learned comes before the first adapter."""
         settings, tower, count = self.settings, self.tower, len(size.classes.names)
-        encoder, images = size.classes.encoder(4), size.images
-        adapters, behind = settings.last - settings.first, tower.depth - settings.first
-        text_blocks = len(encoder.tower.blocks) - settings.first + 1
-        work = Work(images * size.embedding(), images * tower.tokens, tower.width)
-        for copies, width, tokens, read, blocks in (
-            (images, tower.width, tower.tokens, 1, tower.depth),
-            (1, self.task.clip.width, encoder.tokens, count, text_blocks),
+        encoder, images, inner = size.classes.encoder(4), size.images, self.settings.size
+        text_blocks = len(encoder.tower.blocks)
+        work = Work(images * tower.embedding_gflop, images * tower.tokens, tower.width)
+        for copies, width, tokens, read, depth, blocks in (
+            (images, tower.width, tower.tokens, 1, tower.depth, tower.depth),
+            (
+                1,
+                self.task.clip.width,
+                encoder.tokens,
+                count,
+                text_blocks,
+                text_blocks - settings.first + 1,
+            ),
         ):
+            behind = depth - settings.first
             forward = tower_gflop(width, blocks, tokens, read=read)
             backward = tower_gflop(width, behind, tokens, read=read) if behind else 0.0
             work += Work(copies * (forward + backward), copies * tokens, width)
-            rows = copies * (adapters * tokens + read)
-            work += size.layer(rows, settings.size, 2 * width + settings.size)
+            rows = [tokens] * (settings.last - settings.first)
+            rows.append(read if settings.last == depth else tokens)
+            first, others = copies * rows[0], copies * sum(rows[1:])
+            work += size.layer(first, width, inner, 2) + size.layer(others, width, inner)
+            work += size.layer(first + others, inner, inner + width)
         return work

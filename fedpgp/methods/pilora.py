@@ -251,7 +251,7 @@ class PILoRA(Method):
 
     def step_work(self, size: StepSize) -> Work:
         s, tower, embed = self.settings, self.tower, self.task.clip.embed
-        flop = tower_gflop(tower.width, tower.depth, tower.tokens, read=1) + size.embedding()
+        flop = tower_gflop(tower.width, tower.depth, tower.tokens, read=1) + tower.embedding_gflop
         flop += tower_gflop(tower.width, tower.depth, tower.tokens, read=1, constant=tower.tokens)
         rows = size.images * tower.tokens
         work = Work(size.images * flop, rows, tower.width)

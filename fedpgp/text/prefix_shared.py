@@ -103,6 +103,7 @@ class PromptedTextEncoder:
         self._encode = FullSequences(clip, self.class_names, n_ctx, position) if reason else None
         self._options = (clip, n_ctx, dtype, compute, position, class_specific)
         self._parts: dict[tuple[int, ...], PromptedTextEncoder] = {}
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
         log.info("prompted text encoder: %d classes, %s", len(self.class_names), self.path)
         if reason:
             if {dtype, compute} - {None, clip.dtype}:
@@ -203,7 +204,10 @@ class PromptedTextEncoder:
         return features.reshape(*context.shape[:-2], len(self.class_names), -1)
 
     def encode_deep(
-        self, contexts: Tensor, adapter: Callable[[int, Tensor], Tensor | None] | None = None
+        self,
+        contexts: Tensor,
+        adapter: Callable[[int, Tensor], Tensor | None] | None = None,
+        first: int = 0,
     ) -> Tensor:
         """Return features under contexts of several blocks: (n, depth, m, d) -> (n, C, e).
 
@@ -214,6 +218,8 @@ class PromptedTextEncoder:
             adapter: ``adapter(l, x)`` is added to the output of block l (from 0); x (n, tokens,
                 d) is its input (in the last block the end tokens' rows alone), each token by
                 itself. None adds nothing.
+            first: the block (from 0) of the first adapter. Where it is not 0, the contexts are
+                one that is not learned, n times: the blocks before it run once.
 
         Raises:
             FedPGPError: a model that takes full sequences.
@@ -227,7 +233,7 @@ class PromptedTextEncoder:
             if self.checkpointing:
                 return self._in_chunks(*args)
             return self.tower.graphs.record_more(self, self._in_chunks, *args)
-        return self._shared(contexts[:, 0], contexts[:, 1:], adapter)
+        return self._shared(contexts[:, 0], contexts[:, 1:], adapter, first=first)
 
     def _features(self, context: Tensor) -> Tensor:
         if self._encode is not None:
@@ -287,14 +293,12 @@ class PromptedTextEncoder:
         deep_contexts: Tensor | None = None,
         adapter: Callable[[int, Tensor], Tensor | None] | None = None,
         unit: bool = True,
+        first: int = 0,
     ) -> Tensor:
         """(n, m, d) -> (n, C, e) by the shared prefix, of unit norm or as the text tower makes
         them; the rest as :meth:`encode_deep` has it."""
-        tower, x = self.tower, self._packed(context)
-        blocks = [self._first, *[self._middle] * (len(tower.blocks) - 2), self._last]
-        if len(tower.blocks) == 1:
-            blocks = [self._last]
-        for i, (run, block) in enumerate(zip(blocks, tower.blocks, strict=True)):
+        x = self._before(context, first) if first else self._packed(context)
+        for i, (run, block) in list(enumerate(self._runs()))[first:]:
             if deep_contexts is not None and 0 < i <= deep_contexts.shape[1]:
                 x = torch.cat(
                     [x[:, :1], deep_contexts[:, i - 1].to(x.dtype), x[:, 1 + self.n_ctx :]], dim=1
@@ -310,6 +314,23 @@ class PromptedTextEncoder:
                 )
                 x = x if added is None else x + added
         return self._read(x, unit)
+
+    def _runs(self) -> list[tuple[Callable[[Block, Tensor], Tensor], Block]]:
+        """The text tower's blocks, and how each is computed."""
+        blocks = self.tower.blocks
+        inner = [self._first, *[self._middle] * (len(blocks) - 2)][: len(blocks) - 1]
+        return list(zip([*inner, self._last], blocks, strict=True))
+
+    @torch.no_grad()
+    def _before(self, context: Tensor, first: int) -> Tensor:
+        """The input of block ``first`` under one context n times, (n, tokens, d): computed once."""
+        one = context[:1]
+        if first not in self._inputs or not torch.equal(self._inputs[first][0], one):
+            x = self._packed(one)
+            for run, block in self._runs()[:first]:
+                x = run(block, x)
+            self._inputs[first] = (one.clone(), x)
+        return self._inputs[first][1].expand(len(context), -1, -1)
 
     def _packed(self, context: Tensor) -> Tensor:
         """(n, m, d) -> the packed sequences, (n, tokens, d)."""

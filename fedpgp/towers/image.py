@@ -5,6 +5,7 @@ The weights are frozen; prompts and adapters carry the client axis. Every client
 in one batch. Image features cannot be cached for such methods, and the tower is most of their cost.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpgp.clip.conv_stem import convolution_gflop
 from fedpgp.clip.model import FrozenCLIP
 from fedpgp.clip.torchvision_fix import import_open_clip
 from fedpgp.errors import FedPGPError
@@ -61,11 +63,17 @@ class ImageTower(FoldedTower):
         self.weights = {
             name: tensor.detach().to(dtype)
             for name, tensor in tower.state_dict().items()
-            if not re.search(r"\.(attn|mlp)\.", name)
+            if not re.search(r"^conv1\.|\.(attn|mlp)\.", name)
         }
-        self.stride = tower.conv1.stride
+        self.patches = copy.deepcopy(tower.conv1).to(dtype=dtype)
+        self.side = clip.image_size
         self.depth, self.width, self.graphs = len(blocks), tower.conv1.out_channels, Graphs()
         self.tokens = 1 + tower.grid_size[0] * tower.grid_size[1]
+
+    @cached_property
+    def embedding_gflop(self) -> float:
+        """GFLOP that make one image's tokens of its pixels."""
+        return convolution_gflop(self.patches, self.side)
 
     def __call__(
         self,
@@ -98,8 +106,7 @@ class ImageTower(FoldedTower):
         """[CLS, patches] with their positions, before the first norm: (K, B, 3, R, R)
         -> (K, B, tokens, W)."""
         w = self.weights
-        x = F.conv2d(pixels.flatten(0, 1).to(self.dtype), w["conv1.weight"], stride=self.stride)
-        x = x.flatten(2).transpose(1, 2)
+        x = self.patches(pixels.flatten(0, 1).to(self.dtype)).flatten(2).transpose(1, 2)
         x = (
             torch.cat([w["class_embedding"].expand(len(x), 1, -1), x], dim=1)
             + w["positional_embedding"]

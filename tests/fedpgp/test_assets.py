@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fedpgp
+from fedpgp.clip import load_clip
 from fedpgp.clip.torchvision_fix import import_open_clip
 
 open_clip = import_open_clip()
@@ -121,11 +122,16 @@ def test_every_set_has_its_licence():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_model_loads_through_open_clip(name, caplog):
-    """With open_clip alone, silently, and every weight of the file used."""
+def test_a_model_loads(name, caplog):
+    """``tiny`` with open_clip alone, ``tiny_vit`` with what puts its stem there; silently, and
+    every weight of the file used."""
     folder = ASSETS / name
     with caplog.at_level(logging.WARNING):
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        if name == "tiny":
+            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        else:
+            clip = load_clip(name)
+            model, preprocess = clip.model, clip.preprocess
     assert not caplog.records
     stored = load_file(folder / "open_clip_model.safetensors")
     assert set(stored) == set(model.state_dict())
@@ -161,6 +167,22 @@ def test_image_towers_end_in_4x4_positions_or_more():
         "model_cfg"
     ]["vision_cfg"]
     assert vit["image_size"] // vit["patch_size"] >= 4
+
+
+def test_the_stem_is_tinys_own_first_blocks():
+    weights, whole = (
+        load_file(ASSETS / name / "open_clip_model.safetensors") for name in MODELS[::-1]
+    )
+    stem = {k: v for k, v in weights.items() if k.startswith("visual.conv1.network.")}
+    assert any(key.startswith("visual.conv1.network.s4.b1.") for key in stem)
+    for key, value in stem.items():
+        theirs = whole[key.replace("visual.conv1.network.", "visual.trunk.")]
+        assert torch.equal(value, theirs), key
+
+
+def test_tiny_vit_has_at_most_3_million_image_parameters():
+    visual = load_clip("tiny_vit").model.visual
+    assert sum(p.numel() for p in visual.parameters()) <= 3_000_000
 
 
 def test_models_share_their_text_tower():

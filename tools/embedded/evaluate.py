@@ -22,10 +22,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fedpgp.clip.torchvision_fix import import_open_clip
+from fedpgp.clip import load_clip
 from tools.embedded.build_data import ASSETS, DOMAINS
-
-open_clip = import_open_clip()
 
 TEMPLATE = "a photo of a {}."
 L2_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4)
@@ -131,11 +129,9 @@ def probe_right(
 
 def evaluate(folder: Path, on: str) -> dict[str, dict[str, float]]:
     """Rows "zero-shot" and "linear probe" → domain or "pooled" → accuracy in percent."""
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder.resolve()}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}")
-    model.eval()
-    images = encode_federation(model, preprocess)
-    zero_shot = zero_shot_logits(model, tokenizer, images).argmax(1) == images.labels
+    clip = load_clip(f"local-dir:{folder.resolve()}")
+    images = encode_federation(clip.model, clip.preprocess)
+    zero_shot = zero_shot_logits(clip.model, clip.tokenizer, images).argmax(1) == images.labels
     if on == "test":
         chosen = ~images.is_train
         probe, l2 = probe_right(images, images.is_train, chosen)

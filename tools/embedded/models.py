@@ -34,9 +34,10 @@ TINY_CFG = {
 TINY_VIT_CFG = {
     "embed_dim": EMBED_DIM,
     "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 6, "width": 192, "head_width": 64, "patch_size": 8},
+    "vision_cfg": {"image_size": 64, "layers": 5, "width": 192, "head_width": 64, "patch_size": 16},
     "text_cfg": TEXT_CFG,
 }
+CONV_STEM = {"network": "regnetx_002", "last": "s4.b1", "enlarge": 2}
 
 
 def new_clip(config: dict) -> torch.nn.Module:
@@ -86,9 +87,11 @@ def load_image_tower(work: Path, name: str, raw: bool) -> tuple[torch.nn.Module,
     return model.visual.to(memory_format=torch.channels_last).eval(), state
 
 
-def write_model(folder: Path, config: dict, model: torch.nn.Module) -> None:
+def write_model(
+    folder: Path, config: dict, model: torch.nn.Module, conv_stem: dict | None = None
+) -> None:
     """Writes open_clip's own format: `open_clip_config.json` and half-precision
-    `open_clip_model.safetensors`."""
+    `open_clip_model.safetensors`; with a stem, which only this project's loader puts there."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {
         "mean": list(MEAN),
@@ -96,7 +99,9 @@ def write_model(folder: Path, config: dict, model: torch.nn.Module) -> None:
         "interpolation": "bilinear",
         "resize_mode": "shortest",
     }
-    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
+    stem = {} if conv_stem is None else {"conv_stem": conv_stem}
+    whole = {"model_cfg": config, **stem, "preprocess_cfg": preprocess}
+    text = json.dumps(whole, indent=2)
     (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
     state = {
         key: (value.half() if value.dtype.is_floating_point else value).contiguous()

@@ -4,7 +4,7 @@ resumes where it stopped.
     python -m tools.embedded.pretrain image --minutes 60      # image tower of `tiny`, from labels
     python -m tools.embedded.pretrain image --minutes 60 --start FOLDER     # … from a finished one
     python -m tools.embedded.pretrain text --minutes 5        # text tower on it; writes tiny
-    python -m tools.embedded.pretrain distill --minutes 30    # a ViT it teaches; writes tiny_vit
+    python -m tools.embedded.pretrain distill --minutes 34    # a ViT it teaches; writes tiny_vit
 
 Why two stages for `tiny`: the image tower learns all that is known of an image (which emoji it is,
 its Unicode subgroup, the words of its names and tags), so that its features are strong. The text
@@ -68,12 +68,12 @@ def main() -> None:
         help="image stage: peak rate (default %(default)s)",
     )
     parser.add_argument(
-        "--start", type=Path, help="image, distill: folder of a finished model to begin from"
+        "--start", type=Path, help="image: folder of a finished model to begin from"
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="text, distill: the image tower's last weights, not their average",
+        help="text: the image tower's last weights, not their average",
     )
     parser.add_argument(
         "--to", type=Path, help="folder of the model (default: fedpgp/assets/tiny or tiny_vit)"
@@ -111,10 +111,8 @@ def main() -> None:
             arguments.minutes,
             arguments.seed,
             arguments.name,
-            arguments.raw,
             ASSETS / "tiny",
             target,
-            arguments.start,
         )
 
 
