@@ -132,10 +132,12 @@ class KeptInFiles:
 
 
 class KeptInMemory:
-    """Of the clients of one process, for a server that ends with it: whose sum is lost with it
-    asks for the round again, under other keys."""
+    """Of the clients of one process and one round, for a server that ends with it: whose sum is
+    lost with it asks for the round again, under other keys. What clients kept of a round before is
+    dropped with the first of the next: nothing of it is asked for any more."""
 
     def __init__(self) -> None:
+        self._round = 0
         self._kept: dict[int, Kept] = {}
 
     def load(self, client: int) -> Kept | None:
@@ -144,6 +146,8 @@ class KeptInMemory:
 
     def save(self, kept: Kept) -> None:
         """As :meth:`KeptSums.save`."""
+        if kept.server_round != self._round:
+            self._round, self._kept = kept.server_round, {}
         self._kept[kept.participant.client] = kept
 
 
