@@ -18,6 +18,9 @@ from fedpgp.clip.torchvision_fix import import_open_clip
 CHUNK = 64
 """Images in one pass: more of them leave the processor's cache."""
 
+KINDS = {"network": str, "last": str, "enlarge": int}
+"""What a folder says of its stem."""
+
 
 class ConvStem(nn.Module):
     """What stands in the place of a ViT's ``conv1``: (B, 3, R, R) pixels -> (B, width, r, r).
@@ -32,8 +35,7 @@ class ConvStem(nn.Module):
         out_channels: ``width``, as of the convolution that it replaces.
 
     Raises:
-        RuntimeError: timm has no such network.
-        ValueError: the network has no such block.
+        ValueError: timm has no such network, or the network no such block.
     """
 
     def __init__(self, network: str, last: str, enlarge: int, width: int):
@@ -41,6 +43,8 @@ class ConvStem(nn.Module):
         import_open_clip()  # before timm: it repairs torchvision where that is needed
         import timm
 
+        if not timm.is_model(network):  # timm would look for it on the Hugging Face hub
+            raise ValueError(f"conv_stem.network={network}: timm has no such network")
         self.network = _first_blocks(timm.create_model(network), last)
         with torch.no_grad():
             channels = self.network.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
@@ -93,12 +97,31 @@ def put_stem(model: nn.Module, stem: dict) -> None:
     """Puts a stem with random weights into the place of a CLIP ViT's patch embedding.
 
     Raises:
-        AttributeError: the image tower has no patch embedding.
-        TypeError: arguments that a stem does not have, or lacks.
+        ValueError: the image tower has no patch embedding, or the stem does not fit it; says why.
     """
-    old = model.visual.conv1
+    visual = model.visual
+    if not hasattr(visual, "class_embedding"):
+        raise ValueError(
+            f"conv_stem: the image tower {type(visual).__name__} has no patch embedding; a stem "
+            "goes before a CLIP ViT"
+        )
+    kinds = {key: type(value) for key, value in stem.items()} if isinstance(stem, dict) else None
+    if kinds != KINDS or stem["enlarge"] < 1:
+        raise ValueError(
+            f"conv_stem={json.dumps(stem)}: it takes network and last, which are names, and "
+            "enlarge, a whole number from 1 on"
+        )
+    old = visual.conv1
     new = ConvStem(**stem, width=old.out_channels)
-    model.visual.conv1 = new.to(old.weight.device, old.weight.dtype).train(model.training)
+    with torch.no_grad():
+        made = tuple(new.features(torch.zeros(1, 3, *visual.image_size)).shape[2:])
+    if made != tuple(visual.grid_size):
+        (rows, columns), (wanted, across) = made, visual.grid_size
+        raise ValueError(
+            f"conv_stem makes {rows}x{columns} tokens of an image; image_size and patch_size ask "
+            f"for {wanted}x{across}"
+        )
+    visual.conv1 = new.to(old.weight.device, old.weight.dtype).train(model.training)
 
 
 def _first_blocks(network: nn.Module, last: str) -> nn.Sequential:

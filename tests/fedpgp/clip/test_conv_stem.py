@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from fedpgp.clip import load_clip
-from fedpgp.clip.conv_stem import ConvStem, convolution_gflop
+from fedpgp.clip.conv_stem import ConvStem, convolution_gflop, put_stem
 from fedpgp.errors import FedPGPError
 from fedpgp.towers.image import ImageTower
 from tests.fedpgp.clip.test_loading import save_folder
 from tests.helpers.golden import golden_clip
 
-STEM = {"network": "regnetx_002", "last": "s1.b1", "enlarge": 2}
+STEM = {"network": "regnetx_002", "last": "s3.b1", "enlarge": 2}
 
 
 def test_the_stem_of_tiny_vit_sees_what_tiny_sees_at_that_block():
@@ -70,9 +70,13 @@ def test_a_folder_asks_for_its_stem(tmp_path, caplog):
     ("stem", "message"),
     [
         ({**STEM, "last": "s1.b9"}, "conv_stem.last=s1.b9: RegNet has no such block"),
-        ({**STEM, "network": "regnetz_000"}, "regnetz_000"),
-        ({"network": "regnetx_002"}, "last"),
-        ({**STEM, "last": "s2.b1"}, "another architecture"),
+        ({**STEM, "network": "regnetz_000"}, "conv_stem.network=regnetz_000: timm has no such"),
+        ({**STEM, "network": "hf_hub:someone/model"}, "conv_stem.network=hf_hub:.* no such"),
+        ({"network": "regnetx_002"}, "it takes network and last"),
+        ({**STEM, "enlarge": 0}, "a whole number from 1 on"),
+        ("regnetx_002", "it takes network and last"),
+        ({**STEM, "enlarge": 1}, "makes 1x1 tokens of an image; .* ask for 2x2"),
+        ({**STEM, "last": "s3.b2"}, "another architecture"),
         (None, "it has visual.conv1"),
     ],
 )
@@ -80,6 +84,11 @@ def test_a_stem_that_does_not_fit_is_named(tmp_path, stem, message):
     with_stem(tmp_path, stem)
     with pytest.raises(FedPGPError, match=f"the weights in {tmp_path} cannot be loaded.*{message}"):
         load_clip(f"local-dir:{tmp_path}")
+
+
+def test_a_stem_goes_before_a_vit_alone():
+    with pytest.raises(ValueError, match="TimmModel has no patch embedding"):
+        put_stem(load_clip("tiny").model, STEM)
 
 
 def test_convolutions_are_counted():
