@@ -24,6 +24,7 @@ from experiments.overrides import user_path
 from experiments.peft_files import FILES as PEFT_FILES
 from experiments.peft_files import write_peft
 from fedpgp.atomic_files import check_target, write_atomically
+from fedpgp.clip.conv_stem import read_stem
 from fedpgp.clip.loading import resolve_name
 from fedpgp.data.images import Reading
 from fedpgp.errors import FedPGPError
@@ -88,6 +89,13 @@ def export(model: ClientModel, to: Path) -> tuple[str, ...]:
     embeddings = model.classifier[0].float().cpu().contiguous()
     write_atomically(to / "classifier.safetensors", save({"class_embeddings": embeddings}))
     write_atomically(to / "classifier.json", (json.dumps(about, indent=1) + "\n").encode())
+    _, local, folder = architecture.partition("local-dir:")
+    if local and read_stem(Path(folder)) is not None:
+        print(
+            f"note: open_clip alone does not load model {config['model']['name']}, whose image "
+            "tower stands on a convolutional stem; fedpgp.clip.load_clip does",
+            file=sys.stderr,
+        )
     if not isinstance(method, LoRA):
         return FILES
     adapters = method.adapters(model.params, *(method.private if model.has_own_prompt else ()))

@@ -290,6 +290,15 @@ def test_any_open_clip_user_can_use_an_export(run, clients, images, tmp_path):
     assert name == load_client_model(run, clients[0]).classes.names[expected.argmax()]
 
 
+def test_an_export_says_which_model_open_clip_alone_does_not_load(run, clients, tmp_path, capsys):
+    model = load_client_model(run, clients[0])
+    export.export(model, tmp_path)
+    assert "open_clip alone" not in capsys.readouterr().err
+    model.config["model"] = {"name": "tiny_vit", "pretrained": None}
+    export.export(model, tmp_path)
+    assert "note: open_clip alone does not load model tiny_vit" in capsys.readouterr().err
+
+
 def test_the_snippet_of_the_docs_names_the_class(run, clients, images, tmp_path, capsys):
     """As printed, in a process of its own, with whatever builds of torch and
     torchvision are there."""

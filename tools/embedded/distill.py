@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fedpgp.clip import FrozenCLIP, load_clip
 from fedpgp.clip.conv_stem import put_stem
-from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded.captions import Captions
 from tools.embedded.corpus import Corpus, load_corpus
 from tools.embedded.images import augment, autocast, normalize, plain
@@ -24,8 +23,6 @@ from tools.embedded.models import (
     write_model,
 )
 from tools.embedded.sessions import Budget, save_atomic
-
-open_clip = import_open_clip()
 
 VIEWS = 48_000  # pictures that the teacher sees, drawn once and used many times
 DRAWN = 256  # at a time
