@@ -33,6 +33,7 @@ from experiments.verification.comparison import (
 )
 from experiments.verification.drawn import drew_each_round
 from fedpgp.errors import MALFORMED, FedPGPError
+from strategies.checkpoint import OTHER_WEIGHTS, latest_checkpoint
 from strategies.sampling import MOST_EVALUATED
 
 _PLACES = ("dataset.root", "runtime.cache_dir", "model.memory")
@@ -81,11 +82,26 @@ def verify(
     environment = differing_environment(run.config, again.config)
     reason = reason_of(status, figures, spread, rounding, not environment)
     environment += different_costs(run.summary, again.summary)
+    if status == OUTSIDE and _other_weights(run, again):
+        status, reason = NOT_COMPARABLE, f"it cannot be made again here: {OTHER_WEIGHTS}"
     if status == OUTSIDE and settings:
         keys = ", ".join(key for key, _, _ in settings)
         reason += f"; settings are not those that its command makes: {keys}"
     about |= {"figures": figures, "details": details, "environment": environment}
     return Verdict(name, status, reason, seconds=time.perf_counter() - began, **about)
+
+
+def _other_weights(run: Run, again: Run) -> bool:
+    """Return whether the checkpoints of two runs say that their models had other weights; False
+    where one has none."""
+    found = []
+    for each in (run, again):
+        try:
+            saved = latest_checkpoint(each.path / "checkpoint", lambda text: None)
+        except FedPGPError:
+            saved = None
+        found.append(saved and saved[1].get("model_sha256"))
+    return None not in found and found[0] != found[1]
 
 
 def why_not_comparable(run: Run) -> str:

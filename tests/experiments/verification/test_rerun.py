@@ -32,6 +32,7 @@ from experiments.verification.rerun import (
     why_not_comparable,
     wrong_budget,
 )
+from strategies.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from tests.helpers.small import small_config, small_federation
 
 WORDS = [
@@ -92,6 +93,17 @@ def test_a_changed_figure_is_outside(copy, tmp_path, small):
     (wrong,) = [figure for figure in found.figures if not figure.inside]
     assert found.status == OUTSIDE and wrong.name == "personal.local"
     assert wrong.difference == pytest.approx(-2.5) and "personal.local" in found.reason
+
+
+def test_a_run_of_other_weights_is_not_comparable(copy, tmp_path, small):
+    """As a run of the model that an earlier version shipped under the same name."""
+    edited(copy / "summary.json", lambda summary: summary["accuracy"]["personal"].update(local=1.0))
+    newest = checkpoints(copy / "checkpoint")[-1]
+    tensors, info = read_checkpoint(newest)
+    about = {key: value for key, value in info.items() if key not in ("round", "sha256")}
+    save_checkpoint(newest.parent, info["round"], tensors, about | {"model_sha256": "0" * 64})
+    found = verify(read_run(copy), "run", tmp_path / "again")
+    assert found.status == NOT_COMPARABLE and "weights are not those" in found.reason
 
 
 def test_a_changed_setting_is_named(copy, tmp_path, small):
