@@ -153,26 +153,19 @@ class PFedMMA(Method):
         return cls.Settings(first=min(5, blocks), last=min(12, blocks))
 
     def step_work(self, size: StepSize) -> Work:
-        """Forward through both towers, of the text without the blocks before the first adapter,
-        which have nothing to do with an image or a client; backward through the blocks behind
-        it. Nothing that is learned comes before the first adapter."""
+        """Forward through both towers, of the text without the blocks up to the first adapter's,
+        whose outputs have nothing to do with an image or a client; backward through the blocks
+        behind it. Nothing that is learned comes before the first adapter."""
         settings, tower, count = self.settings, self.tower, len(size.classes.names)
         encoder, images, inner = size.classes.encoder(4), size.images, self.settings.size
         text_blocks = len(encoder.tower.blocks)
         work = Work(images * tower.embedding_gflop, images * tower.tokens, tower.width)
-        for copies, width, tokens, read, depth, blocks in (
-            (images, tower.width, tower.tokens, 1, tower.depth, tower.depth),
-            (
-                1,
-                self.task.clip.width,
-                encoder.tokens,
-                count,
-                text_blocks,
-                text_blocks - settings.first + 1,
-            ),
+        for copies, width, tokens, read, depth, known in (
+            (images, tower.width, tower.tokens, 1, tower.depth, 0),
+            (1, self.task.clip.width, encoder.tokens, count, text_blocks, settings.first),
         ):
-            behind = depth - settings.first
-            forward = tower_gflop(width, blocks, tokens, read=read)
+            blocks, behind = depth - known, depth - settings.first
+            forward = tower_gflop(width, blocks, tokens, read=read) if blocks else 0.0
             backward = tower_gflop(width, behind, tokens, read=read) if behind else 0.0
             work += Work(copies * (forward + backward), copies * tokens, width)
             rows = [tokens] * (settings.last - settings.first)

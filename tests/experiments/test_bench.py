@@ -12,6 +12,7 @@ import torch
 
 from experiments.bench import clients, image_privacy, measure, methods, neighbours, privacy, step
 from experiments.bench.__main__ import main
+from fedpgp.methods import METHODS
 
 ARGUMENTS = argparse.Namespace(model="tiny", device="cpu", dtype="float32")
 
@@ -55,6 +56,18 @@ def test_no_method_multiplies_much_more_than_its_equations_need(name, task):
     case.run()  # what is frozen is computed in the first step
     executed, own = measure.gflop(case.run), case.work.gflop
     assert own <= executed < 1.1 * own  # attention
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*RANDOM weights")
+@pytest.mark.parametrize("blocks", [(1, 1), (1, 4), (3, 3)])
+def test_adapters_in_any_blocks_are_counted(blocks, task):
+    """What is before the first adapter, and its own block, is the same in every step."""
+    first, last = blocks
+    kind = METHODS["pfedmma"]
+    case = methods.Case.of(kind(kind.Settings(first=first, last=last), task))
+    case.run()
+    assert case.work.gflop <= measure.gflop(case.run) < 1.1 * case.work.gflop
 
 
 @pytest.mark.parametrize("what", ["step", "methods", "precision", "cohort", "features"])
