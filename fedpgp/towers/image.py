@@ -243,4 +243,7 @@ def check_depth(name: str, depth: int, blocks: int, tower: str) -> None:
         FedPGPError: naming the setting.
     """
     if depth > blocks:
-        raise FedPGPError(f"{name}={depth}: the {tower} tower of this model has {blocks} blocks")
+        raise FedPGPError(
+            f"{name}={depth}: the {tower} tower of this model has {blocks} blocks; take no more (a "
+            "run that did was made with another model of this name: it cannot be read here)"
+        )
