@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 
 import tools.embedded.image_tower as image_tower
+from fedpgp.clip import load_clip
+from fedpgp.clip.conv_stem import put_stem
 from fedpgp.clip.torchvision_fix import import_open_clip
 from tools.embedded.build_data import CLASSES
 from tools.embedded.captions import CompactText
+from tools.embedded.distill import Teacher, Views, start_linear
 from tools.embedded.images import augment
 from tools.embedded.models import (
     ASSETS,
+    CONV_STEM,
     TEXT_CFG,
     TINY_CFG,
     TINY_VIT_CFG,
@@ -91,6 +95,28 @@ def test_a_written_model_is_read_again_in_half_precision(tmp_path):
     features = encode(model.visual, image, size=64)
     assert features.shape == (2, TINY_VIT_CFG["embed_dim"])
     assert torch.allclose(features.norm(dim=-1), torch.ones(2), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_teacher_of_tiny_vit_is_tiny_in_two_parts_and_the_student_begins_near_it(tmp_path):
+    """So near here since there are fewer patches than numbers in a token."""
+    torch.manual_seed(0)
+    clip, model = load_clip("tiny"), new_clip(TINY_VIT_CFG)
+    put_stem(model, CONV_STEM)
+    visual, stem = model.visual, model.visual.conv1
+    trunk = clip.model.visual.trunk.state_dict()
+    stem.network.load_state_dict({key: trunk[key] for key in stem.network.state_dict()})
+    teacher, pixels = Teacher(clip, stem.network.eval()), torch.randn(8, 3, 128, 128)
+    views = Views(*teacher.see(pixels))
+    features, patches = teacher.features(views.grids)
+    assert (features * clip.encode_images(pixels)).sum(1).min() > 0.999
+    assert (patches * clip.encode_patches(pixels)).sum(-1).min() > 0.99
+    start_linear(visual, stem.projection, views, teacher)
+    tokens = stem.projection(views.maps.float()).flatten(2).transpose(1, 2)
+    assert (F.normalize(tokens @ visual.proj, dim=-1) * patches).sum(-1).mean() > 0.99
+    write_model(tmp_path, TINY_VIT_CFG, model, CONV_STEM)
+    again = load_clip(f"local-dir:{tmp_path}").model.visual.conv1.projection.weight
+    assert torch.equal(again, stem.projection.weight.half().float())
 
 
 def test_augmented_pictures_stay_in_range_and_hang_on_the_generator():
