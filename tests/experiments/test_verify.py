@@ -24,7 +24,7 @@ from tools.keep_runs import without_paths
 def test_a_published_cell_holds(tmp_path):
     """What is published is what this code computes: a cell that takes a second or two."""
     record = tmp_path / "found.json"
-    assert main(["lifelong_domain/prototype/1", "--json", str(record)]) == 0
+    assert main(["lifelong_domain/prototype/tiny/1", "--json", str(record)]) == 0
     (found,) = json.loads(record.read_text())
     assert found["status"] in ("equal", "inside") and len(found["figures"]) > 10
 
