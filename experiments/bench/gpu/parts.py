@@ -3,6 +3,7 @@ that measures it."""
 
 import argparse
 import importlib.util
+import itertools
 import os
 import statistics
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -115,19 +116,18 @@ def attention_is(kind: str | None) -> Iterator[None]:
         TextTower.attention = before
 
 
+def _each(options: argparse.Namespace, part: str, row: Callable[..., dict]) -> Cases:
+    """Cases of a part: each attention, precision, number of classes and of clients."""
+    lists = (options.attention, options.dtypes, options.classes, options.clients)
+    for kind, dtype, classes, clients in itertools.product(*lists):
+        case = {"part": part, "attention": kind, "dtype": dtype}
+        case |= {"classes": classes, "clients": clients}
+        yield case, partial(row, options, dtype, classes, clients, kind)
+
+
 def attentions(options: argparse.Namespace) -> Cases:
     """Attention alone, one block's, of both contexts of each client."""
-    for kind in options.attention:
-        for dtype in options.dtypes:
-            for classes in options.classes:
-                for clients in options.clients:
-                    case = {"part": "attention", "attention": kind, "dtype": dtype}
-                    case |= {"classes": classes, "clients": clients}
-
-                    def run(kind=kind, dtype=dtype, classes=classes, clients=clients) -> dict:
-                        return attention_row(options, dtype, classes, clients, kind)
-
-                    yield case, run
+    yield from _each(options, "attention", attention_row)
 
 
 def tiles(options: argparse.Namespace) -> Cases:
@@ -194,18 +194,12 @@ def attention_row(
 
 def steps(options: argparse.Namespace) -> Cases:
     """A step of FedPGP with each attention."""
-    for kind in options.attention:
-        for dtype in options.dtypes:
-            for classes in options.classes:
-                for clients in options.clients:
-                    case = {"part": "step", "attention": kind, "dtype": dtype}
-                    case |= {"classes": classes, "clients": clients}
 
-                    def run(kind=kind, dtype=dtype, classes=classes, clients=clients) -> dict:
-                        with attention_is(kind):
-                            return step_row(options, task_of(options, classes, dtype), clients)
+    def row(options: argparse.Namespace, dtype: str, classes: int, clients: int, kind: str) -> dict:
+        with attention_is(kind):
+            return step_row(options, task_of(options, classes, dtype), clients)
 
-                    yield case, run
+    yield from _each(options, "step", row)
 
 
 def step_row(options: argparse.Namespace, task: Task, clients: int) -> dict:
